@@ -6,7 +6,9 @@ names that are there 409, what is not there 404; a name is unique in its parent;
 replaces all properties where it names them; lists come in pages.
 """
 
+import base64
 import json
+import re
 import threading
 import time
 import urllib.parse
@@ -32,12 +34,18 @@ CREATE = {
     "model_versions": CHANGE["model_versions"] | {"name", "registeredModelId"},
     "artifacts": CHANGE["artifacts"] | {"name", "id"},
 }
+STATES = {
+    "registered_models": {"LIVE", "ARCHIVED"},
+    "model_versions": {"LIVE", "ARCHIVED"},
+    "artifacts": {"UNKNOWN", "PENDING", "LIVE", "MARKED_FOR_DELETION", "DELETED", "ABANDONED", "REFERENCE"},
+}
 VALUES = {  # of a property: its type's own field, and what it holds
     "MetadataStringValue": ("string_value", str),
     "MetadataDoubleValue": ("double_value", float),
     "MetadataIntValue": ("int_value", str),
     "MetadataBoolValue": ("bool_value", bool),
 }
+ID = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class Refused(Exception):  # noqa: N818
@@ -108,6 +116,12 @@ class ModelRegistryServer:
                 raise Refused(401, "Unauthorized")
             if not path.startswith(self.root):
                 raise Refused(404, "page not found")
+            if "\\u0000" in text:
+                raise Refused(400, "Request body contains null bytes which are not allowed")
+            if text and handler.headers.get("Content-Type") != "application/json":
+                raise Refused(415, "Unsupported Media Type")
+            if text and parsed(text) is None:
+                raise Refused(400, "unexpected EOF")
             parts = path.removeprefix(self.root).split("/")
             return getattr(self, handler.command.lower())(parts, query, json.loads(text) if text else None)
         except Refused as error:
@@ -141,8 +155,17 @@ class ModelRegistryServer:
             case ["registered_models"]:
                 return 201, self.add("registered_models", body, "")
             case ["model_versions"]:
-                return 201, self.add("model_versions", body, body["registeredModelId"])
+                self.check("model_versions", body, CREATE)
+                if not body.get("registeredModelId"):
+                    raise Refused(422, "required field 'registeredModelId' is zero value.")
+                return 201, self.add(
+                    "model_versions", body, body["registeredModelId"]
+                )  # it does not look for the model
+            case ["registered_models", number, "versions"]:
+                return 201, self.add("model_versions", body, self.row("registered_models", number)["id"])
             case ["model_versions", number, "artifacts"]:
+                if (body or {}).get("artifactType") != "model-artifact":
+                    raise Refused(400, "artifactType: only model-artifact is known here")
                 return 201, self.add("artifacts", body, self.row("model_versions", number)["id"])
         raise Refused(404, "page not found")
 
@@ -176,6 +199,8 @@ class ModelRegistryServer:
             raise Refused(400, "no JSON object")
         if unknown := body.keys() - known[kind]:
             raise Refused(400, f'json: unknown field "{min(unknown)}"')
+        if body.get("state", "LIVE") not in STATES[kind]:
+            raise Refused(400, f"{body['state']} is not a valid state")
         for name, value in (body.get("customProperties") or {}).items():
             field, type_ = VALUES.get(value.get("metadataType"), ("", object))
             number = type_ is float and type(value.get(field)) is int
@@ -183,22 +208,38 @@ class ModelRegistryServer:
                 raise Refused(400, f"customProperties.{name}: no metadata value")
 
     def row(self, kind, number):
+        if not ID.fullmatch(number):
+            raise Refused(400, f"invalid id {number}")
         found = next((row for row in self.rows[kind] if row["id"] == number), None)
         if found is None:
             raise Refused(404, f"no {kind} found for id {number}")
         return found
 
     def one(self, kind, name, parent=""):
+        if not name:
+            raise Refused(400, "invalid parameters call, supply either name or externalId")
         found = [row for row in self.rows[kind] if row["name"] == name and row["_parent"] == parent]
         if not found:
             raise Refused(404, f"no {kind} found for name={name}")
         return shown(found[0])
 
+    def after(self, rows, token):
+        """The place behind the row that a page's token names."""
+        try:
+            last = base64.b64decode(token, validate=True).decode().partition(":")[0]
+        except ValueError:
+            raise Refused(400, "invalid nextPageToken") from None
+        ids = [row["id"] for row in rows]
+        if last and last not in ids:
+            raise Refused(400, "invalid nextPageToken")
+        return 1 + ids.index(last) if last else 0
+
     def page(self, rows, query):
         size = min(int(query.get("pageSize", 100)), self.page_limit or 10**9)
-        start = int(query.get("nextPageToken") or 0)
-        items, more = [shown(row) for row in rows[start : start + size]], start + size < len(rows)
-        return {"items": items, "nextPageToken": str(start + size) if more else "", "pageSize": size}
+        rest = rows[self.after(rows, query.get("nextPageToken", "")) :]
+        items = [shown(row) for row in rest[:size]]
+        more = base64.b64encode("{0}:{0}".format(items[-1]["id"]).encode()).decode() if size < len(rest) else ""
+        return {"items": items, "nextPageToken": more, "pageSize": size, "size": len(items)}
 
 
 def shown(row):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz.targets import TARGETS, run
+from tests.fuzz.replay import inputs, spent
+from tests.fuzz.targets import TARGETS, Target, run
 
 FOUND = sorted((Path(__file__).parent / "fuzz" / "found").glob("*"))
 
@@ -28,3 +31,18 @@ def test_the_first_seed_is_what_the_parser_takes(name: str) -> None:
 def test_what_was_found_is_mended(path: Path) -> None:
     """A file is named TARGET-WHAT."""
     run(TARGETS[path.name.split("-")[0]], path.read_bytes())
+
+
+def test_a_replay_is_always_the_same_and_counts_memory_and_time() -> None:
+    assert list(inputs("tar")) == list(inputs("tar")) and len(list(inputs("tar"))) > 40
+    code = (  # in a process that has no memory of other tests to use again
+        "from tests.fuzz.replay import spent; from tests.fuzz.targets import Target\n"
+        "print(spent(Target(lambda data: len(b'x' * 60_000_000), list, memory=20_000_000), b'').why)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert "MB; 20 are allowed" in done.stdout
+    slow = Target(lambda data: sum(range(10**6)), list, seconds=0.001)
+    assert "of the processor; 0.0 are allowed" in spent(slow, b"").why
+    assert spent(Target(lambda data: int(data), list), b"1").why == ""

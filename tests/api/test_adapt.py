@@ -113,8 +113,10 @@ def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
     "changes, message",
     [
         ({"epochs": 3}, r"was made from other inputs \(epochs: 2 -> 3\); choose another output, or give --again"),
+        ({"classes": ["a", "b"]}, r"from other inputs \(other classes\)"),
         ({"pretrained": "x"}, r"\(pretrained: none -> x\)"),
         ({"images": "elsewhere"}, r"\(images: /.*/train -> /.*elsewhere\)"),
+        ({"test_images": ""}, r"\(test images: /.*/test -> none\)"),
     ],
 )
 def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, message):
@@ -129,14 +131,22 @@ def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, me
     "changes, message",
     [
         ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
         ({"shards": "x"}, "shards: is set by must.adapt itself"),
+        ({"preset": "digitz"}, "did you mean 'digits'"),
         ({"classes": "none.txt"}, "--classes none.txt: no such file"),
+        ({"classes": ["one"]}, "needs at least two classes"),
         ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
         ({"classes": ["a", object()]}, r"\(object\) is no name; names must be strings"),
+        ({"classes": ["a", None]}, r"'None' \(NoneType\) is no name"),
+        ({"classes": {"a": 5, "b": "a b"}}, "the prompts of 'a' must be a string or a list of strings"),
         ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of 'a' must be a string or a list of strings"),
         ({"images": []}, "images: there are none"),
+        ({"images": ["nowhere.png"]}, "nowhere.png: no such file"),
+        ({"images": 3}, "int is none of those known"),
         ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
         ({"images": "nowhere"}, "images nowhere: there is no such folder or file"),
+        ({"model": "ViT-Q"}, "no open_clip model"),
     ],
 )
 def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, changes, message):

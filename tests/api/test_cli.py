@@ -1,5 +1,6 @@
 """The command line as a user meets it: output and exit codes, in real processes where that makes a difference."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 
 import must as must_package
 from must.api import cli
-from must.api.stages import STAGES
+from must.api.stages import STAGES, call
+from must.base.parameters import parameters_of
 from tests import zoo
 
 
@@ -45,13 +47,24 @@ def test_help_of_every_stage_has_an_example(stage, capsys):
     assert f"must {stage}" in text and "example:" in text
 
 
+def test_shard_needs_no_torch(tmp_path):
+    """The sharding image has none: importing it must not be tried."""
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    (tmp_path / "images").mkdir()  # empty: the stage gets as far as looking into it
+    result = must("shard", "--source", tmp_path / "images", "--output", tmp_path / "out", env={"PYTHONPATH": tmp_path})
+    assert result.returncode == 2 and "no images" in result.stderr and "was imported" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["train", "--lr", "x", "--shards", "a", "--classifier", "c", "--output", "m"], "--lr: expected a number"),
         (["train", "--classifier", "c", "--output", "m"], "missing: --shards"),
+        (["train", "--learning-rate", "1", "--shards", "a"], "--learning-rate: unknown"),
         (["evaluate", "--modle=x", "--shards", "s"], "--modle: unknown; did you mean --model? (must evaluate --help"),
         (["train", "--config", "none.yaml"], "none.yaml: cannot be read"),
+        (["adapt", "photos", "--epoch", "4"], "--epoch: unknown; did you mean --epochs?"),
+        (["index", "show", "nowhere"], "nowhere holds no index.json"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -62,6 +75,24 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd
         cli.main(arguments)
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line and line.startswith(f"must {arguments[0]}: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (["VitB16"], "no open_clip model"),
+        (["ViT-B-16"], "needs --pretrained"),
+        (["ViT-B-16", "--pretrained", "opanai"], "no tag of ViT-B-16"),
+    ],
+)
+def test_a_wrong_model_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd, model, message):
+    """In this process, as open_clip takes seconds to import."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["classifier", "--classes", "imagenet", "--output", "c.safetensors", "--model", *model])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert end.value.code == 2 and message in line and line.startswith("must classifier: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -80,6 +111,36 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.api.test_cli:a_bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])
+
+
+def test_the_library_is_not_its_own_command_line():
+    root = Path(must_package.__file__).parent
+    text = {path: path.read_text() for place in (root, root.parent / "components") for path in place.rglob("*.py")}
+    assert [path.name for path, code in text.items() if "must.api.cli" in code] == ["__main__.py"]
+
+
+def test_a_stage_called_from_python_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"^nowhere holds no index\.json"):
+        call("train", shards="nowhere", classifier="c", output=str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+HEADED = [name for name, stage in STAGES.items() if len(parameters_of(stage.config)) > 12]
+
+
+@pytest.mark.parametrize("stage", HEADED)
+def test_a_long_help_has_headings_and_begins_with_what_matters_most(stage, capsys):
+    _, *groups = re.split(r"^(?=\w[^\n]*:\n)", help_of(stage, capsys), flags=re.MULTILINE)
+    titles = [group.partition(":")[0] for group in groups]
+    assert titles[0] == "most used" and titles[-2:] == ["general", "example"] and len(titles) > 4
+    required = [field.name for field in parameters_of(STAGES[stage].config) if field.default is field.default_factory]
+    assert all(f"  --{name.replace('_', '-')} " in groups[0] for name in required)
+    assert len(re.findall(r"^  --", groups[0], flags=re.MULTILINE)) <= 10
+    for field in parameters_of(STAGES[stage].config):
+        if field.metadata["positional"]:
+            continue
+        flag = rf"^  --{field.name.replace('_', '-')}[ ,]"
+        assert len([group for group in groups if re.search(flag, group, flags=re.MULTILINE)]) == 1, field.name
 
 
 def a_bug(_config):

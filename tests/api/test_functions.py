@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 
 import must
 from must.api.functions import BESIDE, ERRORS, as_python
+from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
 from must.base.parameters import parameters_of
@@ -62,8 +64,23 @@ def test_signature_and_docstring_are_the_parameters(name):
     assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
 
 
+def test_flags_in_a_help_text_are_parameters():
+    assert as_python("as --test-source; --no-resume starts over") == "as test_source; resume=False starts over"
+
+
 def test_the_stub_for_editors_is_current():
     assert STUB.read_text() == stub(), "run: python -m must.api.stub"
+
+
+def test_no_package_has_the_name_of_a_function():
+    packages = {path.stem for path in Path(must.__file__).parent.iterdir()}
+    assert not packages & {*must.__all__}
+
+
+def test_results_are_frozen_and_typed():
+    for name, kind in RESULTS.items():
+        assert is_dataclass(kind) and kind.__dataclass_params__.frozen
+        assert inspect.signature(getattr(must, name)).return_annotation is kind
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +126,9 @@ def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkey
     "values, message",
     [
         ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"preset": "digitz"}, "did you mean 'digits'"),
         ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
+        ({"epochs": "many"}, "expected a whole number"),
         ({"shards": None}, "missing: --shards"),
     ],
 )

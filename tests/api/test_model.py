@@ -1,5 +1,7 @@
 """`must.load`: one line from a model of any kind to the class of whatever looks like an image."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,8 @@ def test_a_name_and_classes_are_enough_for_the_command(digits, paths, tmp_path, 
     [
         ({"model": "ViT-B-16"}, "for the zero-shot answers of a CLIP model of that name say which classes"),
         ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "call it hf-hub:openai/clip-vit-b"),
+        ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
+        ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
         ({"model": asset_folder()}, "a CLIP model that was not adapted; say which classes there are"),
     ],
 )
@@ -115,3 +119,9 @@ def test_the_users_mistakes_are_one_line(values, message):
 def test_classes_of_a_model_that_has_its_own_are_refused(exported):
     with pytest.raises(ValueError, match="has classes of its own; leave --classes out"):
         must.load(exported[1], classes=["a", "b"])
+
+
+def test_an_onnx_model_needs_no_torch(exported, paths):
+    code = f"import must, sys; print(must.load({str(exported[1])!r})({paths[0]!r}).name, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "False"

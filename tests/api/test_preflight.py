@@ -35,10 +35,15 @@ LINES = [
     ("train --epochs some --shards nowhere --classifier c --output m", 2, "--epochs: expected a whole number"),
     (f"{TRAIN} --preset imagnet", 2, "--preset imagnet: unknown"),
     (f"{TRAIN} --preset imagenet", 2, "--preset imagenet: published for ViT-B/16 and ViT-L/14 only"),
+    ("train --shards nowhere --classifier c --output m", 2, "nowhere holds no index.json"),
+    ("refine --shards nowhere --classifier c --output refined", 2, "nowhere holds no index.json"),
+    ("select --model nowhere --baseline c --shards s --output m", 2, "--model nowhere: no model.json there"),
     ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
+    ("export --model nowhere --output onnx", 2, "--model nowhere: no model.json there"),
     ("predict --model nowhere.onnx .", 2, "--model nowhere.onnx: no such file"),
     ("classifier --classes no.yaml --model ViT-B-16 --output c.safetensors", 2, "--classes no.yaml: no such file"),
     (f"{TRAIN} --preset auto --class-prior given", 2, "must train: --class-prior given: "),
+    (f"{TRAIN} --preset digits --class-prior given", 2, "must train: --class-prior given: "),
     (f"{TRAIN} --checkpoints /dev/null/c", 2, "must train: --checkpoints /dev/null/c: "),
 ]
 
@@ -89,8 +94,13 @@ def export_config(digits, tmp_path, **changes):
             {"output": "file/model"},
             "--output file/model: cannot be written: .*file is no folder",
         ),
+        ("train", train_config, {"checkpoints": "file/c"}, "--checkpoints file/c: cannot be written"),
         ("evaluate", evaluate_config, {"baseline": "none"}, "--baseline none: no such file"),
+        ("evaluate", evaluate_config, {"baseline": "file"}, "--baseline file: is damaged or no file of"),
         ("evaluate", evaluate_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
+        ("evaluate", evaluate_config, {"split": "tset"}, "hold no split 'tset'"),
+        ("evaluate", evaluate_config, {"output": "file/report"}, "--output file/report: cannot be written"),
+        ("export", export_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
         ("export", export_config, {"output": "file/onnx"}, "--output file/onnx: cannot be written"),
     ],
 )
@@ -124,7 +134,9 @@ def look_as_a_common_user(output):
     [
         ("--epoch", "--epochs"),  # cut short: argparse would take it
         ("--batch_size", "--batch-size"),
+        ("--no_resume", "--no-resume"),
         ("--keep", "--keep-checkpoints or --keep-every"),
+        ("--shufle-window", "--shuffle-window"),
     ],
 )
 def test_a_flag_that_is_not_written_out_is_refused_with_the_one_that_was_meant(capsys, flag, meant):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,23 @@ def test_a_published_preset_takes_the_model_of_the_classifier_file(values):
         resolved(TrainConfig(**values, preset="imagenet"))
     large = TrainConfig(**values, preset="imagenet", model="ViT-L-14", pretrained="openai")
     assert resolved(large).config.mask_patch_size == 56
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"preset": "digitz"}, r"^must train: --preset digitz: unknown; did you mean 'digits'\?$"),
+        ({"preset": "imagenet"}, "^must train: --preset imagenet: published for ViT-B/16 and ViT-L/14 only"),
+        ({"preset": "auto", "shards": "nowhere"}, r"^must train: nowhere holds no index\.json"),
+        ({"preset": "gtsrb", "classifier": "none"}, "^must train: --classifier none: no such file"),
+        ({"preset": "digitz", "epochs": 0}, "^must train: --epochs must be at least 1 "),
+    ],
+)
+def test_a_preset_that_cannot_be_resolved_is_refused(values, monkeypatch, capsys, wrong, message):
+    with pytest.raises(SystemExit):
+        on_the_command_line(monkeypatch, values | wrong)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
 
 
 def test_copies_keep_the_settings(values):

@@ -77,7 +77,7 @@ def test_statistics_are_those_of_the_exact_views(maker: Any) -> None:
     """Mean, spread and brightest and darkest pixels of the strong views of one image over many draws."""
     data = files()[0]
     strong = [
-        np.stack([both(kind(SETTINGS), data, sample)[1] for sample in range(100)]).astype(float)
+        np.stack([both(kind(SETTINGS), data, sample)[1] for sample in range(150)]).astype(float)
         for kind in (maker, TrainViews)
     ]
     for statistic in (np.mean, np.std):

@@ -32,14 +32,19 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("groups", "root", "kind", "files", "expected"),
     [
+        ("0::/", "/", V2, {"cpu.max": "800000 100000"}, 8),
         ("0::/", "/", V2, {"cpu.max": "max 100000"}, 96),
+        ("0::/", "/", V2, {"cpu.max": "50000 100000"}, 1),
         ("0::/", "/", V2, {"cpu.max": "250000 100000"}, 2),
         ("0::/", "/", V2, {}, 96),
         ("0::/pods/a/b", "/", V2, {"pods/a/cpu.max": "400000 100000", "pods/a/b/cpu.max": "max 100000"}, 4),
+        ("0::/pods/a/b", "/", V2, {"pods/cpu.max": "300000 100000", "pods/a/b/cpu.max": "500000 100000"}, 3),
         ("0::/pods/a/b", "/pods/a", V2, {"cpu.max": "600000 100000", "b/cpu.max": "max 100000"}, 6),
         ("0::/../../other", "/", V2, {"cpu.max": "700000 100000"}, 7),
+        ("4:cpu,cpuacct:/", "/", V1, {"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000"}, 2),
         ("4:cpu,cpuacct:/", "/", V1, {"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, 96),
         ("4:cpu,cpuacct:/docker/x", "/docker/x", V1, {"cpu.cfs_quota_us": "300000", "cpu.cfs_period_us": "100000"}, 3),
+        ("4:memory:/a", "/", "cgroup cgroup rw,memory", {"cpu.max": "100000 100000"}, 96),
         ("9:cpuset:/\n4:cpu:/k/p", "/", V1, {"k/cpu.cfs_quota_us": "500000", "k/cpu.cfs_period_us": "100000"}, 5),
         ("0::/", "/", V2, {"cpu.max": "nonsense"}, 96),
     ],
@@ -52,3 +57,10 @@ def test_the_limit_of_a_control_group_counts(
 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert cores(tmp_path) == 96
+
+
+def test_sharding_and_training_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import must.data.shards.build
+    import must.method.distributed.cpu
+
+    assert must.data.shards.build.cores is cores and must.method.distributed.cpu.cores is cores

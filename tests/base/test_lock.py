@@ -74,7 +74,7 @@ def wait_for_a_beat(uri):
         assert time.monotonic() < deadline, "the heart has stopped"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("odd")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("raw"), KeyError("odd")])
 def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
     uri, check = held
     store = storage.remote(uri)
@@ -118,6 +118,12 @@ def test_a_run_that_slept_does_not_delete_its_successors_lock(bucket_server, mon
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
 
 
+def test_a_lock_is_gone_after_its_run(bucket_server):
+    with lock.locked(bucket_server.uri + "/run", SHARDS):
+        assert storage.exists(bucket_server.uri + "/run/.shard.lock")
+    assert not storage.exists(bucket_server.uri + "/run/.shard.lock")
+
+
 @pytest.fixture
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
@@ -152,6 +158,12 @@ def test_where_the_system_tells_no_namespace_the_hosts_name_is_enough(left, monk
     storage.write_bytes(left[1], json.dumps({"pid": left[0]["pid"], "host": "mac"}).encode())
     with lock.locked(left[1].rpartition("/")[0], SHARDS):
         assert "watching" not in capsys.readouterr().out
+
+
+def test_a_lock_says_where_its_owner_runs(left):
+    assert lock.pid_scope().items() <= left[0].items()
+    if sys.platform == "linux":
+        assert left[0]["pids"].startswith("pid:[") and left[0]["boot"]
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])

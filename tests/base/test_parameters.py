@@ -1,11 +1,13 @@
 """Parameters: flags over file over default; whatever is wrong is refused by name, in one line."""
 
 import re
+from dataclasses import fields
 
 import pytest
 
+from must.api.stages import STAGES
 from must.base.errors import UserError
-from must.base.parameters import load
+from must.base.parameters import load, parameters_of
 from must.config import PredictConfig, ShardConfig, TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -27,14 +29,29 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
     "values, message",
     [
         ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"lerning_rate": 3}, "unknown name 'lerning_rate'; did you mean 'lr'"),
         ({"zzz": 3}, "unknown name 'zzz'; known: shards"),
         ({"epochs": "three"}, "--epochs: expected a whole number, got 'three'"),
+        ({"epochs": 2.5}, "--epochs: expected a whole number"),
+        ({"epochs": True}, "--epochs: expected a whole number"),
+        ({"epochs": 0}, "--epochs must be at least 1 (got 0)"),
         ({"lr": "nan"}, "--lr: expected a number"),
+        ({"lr": -1}, "--lr must not be negative"),
         ({"layer_decay": 1.5}, "--layer-decay must be above 0 and at most 1 (got 1.5)"),
+        ({"ema_decay": 1.5}, "--ema-decay must be between 0 and 1"),
+        ({"mask_ratio": 0}, "--mask-ratio must be between 0 and 1"),
+        ({"confidence_threshold": 1}, "--confidence-threshold"),
         ({"strong_scale": "0.3"}, "--strong-scale needs two areas"),
+        ({"strong_scale": 3}, "--strong-scale: expected a list"),
+        ({"logit_factor": "big"}, "--logit-factor: expected a number"),
         ({"precision": "fp8"}, "--precision must be one of auto, fp32, bf16 (got 'fp8')"),
         ({"resume": "perhaps"}, "--resume: expected true or false"),
+        ({"shuffle_window": 0}, "--shuffle-window must be at least 1"),
+        ({"max_replaced": 1.5}, "--max-replaced must be between 0 and 1"),
+        ({"cache_gb": 0}, "--cache-gb must be above 0"),
         ({"output": "a\0b"}, "--output: holds a NUL character"),
+        ({"views": "quick"}, "--views must be one of exact, fast (got 'quick')"),
+        ({"save": 1}, "--save must be one of teacher, student (got '1')"),
     ],
 )
 def test_wrong_values_are_named(values, message):
@@ -71,6 +88,15 @@ def test_split_shares():
     for split, message in [("train=0.9", "must add up to 1"), ("train", "NAME=VALUE"), ("A b=1", "no split name")]:
         with pytest.raises(ValueError, match=message):
             load(ShardConfig, {**values, "split": split})
+
+
+def test_every_parameter_says_what_it_is():
+    for stage in STAGES.values():
+        assert stage.help and stage.config.example
+        parameters = parameters_of(stage.config)
+        assert {one.name for one in parameters} == {one.name for one in fields(stage.config)} - {"passed"}
+        for parameter in parameters:
+            assert len(parameter.metadata["help"]) > 10, (stage, parameter.name)
 
 
 def test_a_comma_in_a_files_name_is_part_of_it():

@@ -6,7 +6,7 @@ import pytest
 
 from must.base import progress
 from must.base.console import attach
-from must.base.progress import bar, minutely, parts, working
+from must.base.progress import bar, duration, minutely, parts, working
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +48,7 @@ def test_it_is_silent_while_it_waits_for_people(capsys):
         with bar(total=2, desc="quiet", quiet=True) as shown:
             shown.update(2)
             assert shown.disable and not progress._unseen
+
+
+def test_durations():
+    assert [duration(seconds) for seconds in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from must.base.exits import fail
 from must.base.parameters import load
-from must.base.text import BRIEF_LENGTH, Rows, cell, encoded, lines_of, printable, without_secrets
+from must.base.text import BRIEF_LENGTH, Rows, brief, cell, encoded, lines_of, printable, without_secrets
 from must.config import TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -94,15 +94,22 @@ def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
     assert line.isprintable() and line.startswith("must shard: ?[2Jcaf?x") and len(line) < 2100
 
 
+def test_values_are_described_by_kind():
+    assert brief([1, 2]) == "a list of 2" and brief({"a": 1}) == "a mapping of 1" and brief(3.5) == "'3.5'"
+
+
 @pytest.mark.parametrize(
     "text, shown",
     [
         ("https://h/a.png?sig=SECRET: unknown scheme", "https://h/a.png?***: unknown scheme"),
         ("http://usr:SECRET@127.0.0.1:9 cannot be reached", "http://***@127.0.0.1:9 cannot be reached"),
         ('URL: "http://u:SE/CRET@h:9/b?list-type=2&prefix="', 'URL: "http://***@h:9/b?***"'),
+        ("http://u:SE/CRET@h/x", "http://***@h/x"),
         ("s3://KEY:SECRET@bucket/a.png", "s3://***@bucket/a.png"),
         ("'s3://b/a.png?X-Amz-Signature=SECRET'", "'s3://b/a.png?***'"),
+        ("az://c/a?sv=1&sig=SECRET, az://c/b?sv=1&sig=SECRET", "az://c/a?***, az://c/b?***"),
         ("a,https://u:SECRET@h/a,https://u:SECRET@h/b", "a,https://***@h/a,https://***@h/b"),
+        ("https://h/#access_token=SECRET", "https://h/"),
         (
             "Max retries exceeded with url: /a.png?sv=1&sig=SECRET%3D (Caused by",
             "Max retries exceeded with url: /a.png?sv=1&sig=*** (Caused by",
@@ -112,6 +119,19 @@ def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
             "AccountName=a;AccountKey=***;BlobEndpoint=http://h",
         ),
         ("abfss://container:SECRET@account.dfs.core.windows.net/x", "abfss://***@account.dfs.core.windows.net/x"),
+        *(
+            (same, same)
+            for same in (
+                "abfss://container@account.dfs.core.windows.net/x",
+                "gs://bucket/what?.png is damaged",
+                "gs://bucket/me@home/a.png",
+                "http://localhost:8080/a@b.png",
+                "no address at all: a@b, c?d=e",
+                "://",
+                "a://",
+                "s3://",
+            )
+        ),
     ],
 )
 def test_people_see_an_address_without_its_secrets(text, shown):

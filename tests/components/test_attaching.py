@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from must_components.train_job import launch
+from must_components.train_job.launcher import job_name
 from tests.components.launching import SUMMARY, completes, fails, nodes, train
 
 
@@ -104,6 +105,18 @@ def test_a_job_of_another_place_is_neither_followed_nor_deleted(api, work, capfd
     assert f"there is a TrainJob {name} for another place" in line and "it is left alone" in line
 
 
+def test_a_job_that_another_launcher_has_made_meanwhile_is_not_deleted(api, work):
+    """The precondition names the job that was looked at."""
+    api.on_create = fails("no")
+    with pytest.raises(SystemExit):
+        train(work)
+    (name,) = api.jobs
+    api.answer("DELETE", f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/{name}", {}, {
+        "preconditions": {"uid": "of-another-one"},
+    })  # fmt: skip
+    assert name in api.jobs and not api.deleted
+
+
 def test_a_launcher_that_loses_the_race_for_the_name_attaches(api, work, capfd, monkeypatch):
     """Nothing there when it looks, 409 when it creates."""
     api.on_create = completes(work)
@@ -140,3 +153,9 @@ def test_a_trainer_that_drops_our_patches_is_too_old(api, work, capfd, version, 
     assert exit_.value.code == code and len(api.deleted) == 1
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "must train:" in line]
     assert "Kubeflow Trainer 2.2 or newer is needed" in line
+
+
+def test_names_follow_from_the_place_and_the_key():
+    key = "0123456789abcdef"
+    names = {job_name(f"{place}/jobs/{key}") for place in ("gs://a/w", "gs://b/w", "/data/w")}
+    assert len(names) == 3 and all(name.startswith("must-") and name.endswith(f"-{key}") for name in names)

@@ -14,6 +14,7 @@ from must.runtime.notes import read_notes
 from must_components.train_job import follow
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import seconds_of
+from tests.components.kube_api import condition
 from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
 
 
@@ -115,6 +116,13 @@ def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, wo
     assert exit_.value.code == 1 and "was deleted by another program; its checkpoints stay" in capfd.readouterr().err
 
 
+def test_the_deadline_that_trainer_saw_first_is_the_reason(api, work, capfd):
+    api.on_create = lambda api, name: api.exceed_deadline(name)
+    with pytest.raises(SystemExit) as exit_:
+        train(work)
+    assert exit_.value.code == 1 and "failed (DeadlineExceeded: deadline exceeded)" in capfd.readouterr().err
+
+
 def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
     """Queued for longer than the limit; then it is admitted and completes."""
     api.queued = True
@@ -134,6 +142,13 @@ def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
     assert "waits in its queue; its time does not count yet" in capfd.readouterr().out
     (job,) = api.jobs.values()
     assert seconds_of(job) < 3600
+
+
+def test_seconds_count_from_the_last_admission():
+    job = {"metadata": {"creationTimestamp": "2020-01-01T00:00:00Z"}}
+    assert seconds_of(job) > 1e8
+    job["status"] = {"conditions": [condition("Suspended", "Resumed", "", "False")]}
+    assert seconds_of(job) < 60
 
 
 @pytest.fixture

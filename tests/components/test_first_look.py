@@ -63,6 +63,23 @@ def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
     assert headers["Content-Type"] == "application/apply-patch+yaml" and headers["Authorization"] == "Bearer secret"
 
 
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (
+            (403, {"message": "cannot patch"}),
+            "may not apply an InferenceService in vision; deploy/serving.yaml",
+        ),
+        ((404, {}), "this cluster knows no InferenceService; KServe is not installed"),
+        ((400, {"message": "admission webhook denied"}), "refuses the InferenceService: 400 admission webhook denied"),
+    ],
+)
+def test_what_it_would_be_refused_for_is_said_before_the_training(kubernetes, answer, said):
+    kubernetes.answers["PATCH", SERVICES] = answer
+    with pytest.raises(ValueError, match=said):
+        kubernetes.apply(manifest(), dry=True)
+
+
 def trainer(kubernetes, runtimes, allowed):
     for place in runtimes:
         kubernetes.answers["GET", f"{TRAINERS}/{place}/must-torch"] = (200, {})
@@ -80,8 +97,16 @@ def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(kubernetes,
 @pytest.mark.parametrize(
     "runtimes, allowed, said",
     [
-        ([], True, "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and"),
-        (["namespaces/vision/trainingruntimes"], False, "may not use TrainJobs in vision; give it the role"),
+        (
+            [],
+            True,
+            "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and",
+        ),
+        (
+            ["namespaces/vision/trainingruntimes"],
+            False,
+            "may not use TrainJobs in vision; give it the role",
+        ),
     ],
 )
 def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubernetes, runtimes, allowed, said):

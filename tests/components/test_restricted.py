@@ -82,3 +82,26 @@ def test_the_server_is_admitted_and_mounts_no_token(file):
     pod = inference_service("gs://b/registry", "photos", server_of(load_cluster(file)))["spec"]["predictor"]
     assert violations(pod) == [] and pod["automountServiceAccountToken"] is False
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_rules_refuse_what_they_are_for():
+    good = {
+        "securityContext": {"runAsNonRoot": True}, "containers": [{"name": "main", "securityContext": PIPELINES_OWN}],
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    }  # fmt: skip
+    assert violations(good) == []
+    for change in (
+        {"hostNetwork": True}, {"securityContext": {}}, {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]},
+        {"securityContext": {"runAsNonRoot": True, "runAsUser": 0}},
+        *({"containers": [{"name": "main", "securityContext": {k: v for k, v in PIPELINES_OWN.items() if k != left}}]}
+          for left in PIPELINES_OWN),
+        {"containers": [{"name": "main", "securityContext": PIPELINES_OWN | {"capabilities": {
+            "drop": ["ALL"], "add": ["SYS_ADMIN"]}}}]},
+    ):  # fmt: skip
+        assert len(violations(good | change)) == 1, change
+
+
+def test_cluster_yaml_names_the_limits_of_the_table():
+    text = " ".join(CLUSTER.read_text().replace("\n#", " ").split())
+    limits = ", ".join(f"{stage} {row.memory}" for stage, row in STAGES.items())
+    assert f"may have so many GiB, more of them for each of its GPUs and for shm: {limits}." in text

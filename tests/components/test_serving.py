@@ -199,6 +199,18 @@ def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists(), "it can be applied by hand"
 
 
+def test_an_api_server_that_is_away(in_a_pod, tmp_path):
+    in_a_pod("http://127.0.0.1:9")
+    with pytest.raises(TransientError, match="does not answer"):
+        serve(tmp_path)
+
+
+def test_outside_of_a_cluster(tmp_path):
+    with pytest.raises(ValueError, match="take `write`"):
+        serve(tmp_path)
+    assert serve(tmp_path, how="write").namespace == ""
+
+
 def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MUST_RETRIES", "2,0,1")
     with pytest.raises(SystemExit) as ended:

@@ -65,6 +65,14 @@ def test_the_numbers_fit_together(evaluated):
     assert sum(row["adapted"] == row["label"] for row in rows) / 120 == pytest.approx(metrics["adapted"]["top1"])
 
 
+def test_table_is_aligned_and_has_every_class(evaluated):
+    lines = text_table(metrics_of(evaluated[0])).splitlines()
+    assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
+    table = [line for line in lines if not line.startswith(("abstention", "check"))]
+    places = {line.index("%") for line in table if "%" in line}
+    assert len(places) == 1, "the first column of percentages must be aligned"
+
+
 def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
     metrics = evaluate(settings(digits, tmp_path, labels="ignore")).to_dict()
     assert metrics["labelled"] == 0 and metrics["adapted"] == {} and not metrics["per_class"]

@@ -1,13 +1,20 @@
 """The rivals that use labels, of benchmarks/few_shot.py."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 
 from benchmarks.few_shot import (
     Features,
+    draw,
+    few_shot,
+    fold_numbers,
+    linear_probe,
     logistic_regression,
     tip_adapter,
 )  # fmt: skip
+from must.evaluation.evaluate import load_baseline
 
 
 def unit(vectors):
@@ -26,6 +33,16 @@ def test_tip_adapter_by_hand():
     assert tip_adapter(few, image, classifier, logit_factor=1000.0)[0] == 0
 
 
+def test_linear_probe_separates_what_can_be_separated():
+    generator = np.random.default_rng(0)
+    centres = unit(generator.normal(size=(4, 16)))
+    labels = np.repeat(np.arange(4), 8)
+    few = Features(unit(centres[labels] + 0.1 * generator.normal(size=(32, 16))), labels)
+    test = np.repeat(np.arange(4), 50)
+    images = unit(centres[test] + 0.1 * generator.normal(size=(200, 16)))
+    assert (linear_probe(few, images, seed=0) == test).mean() > 0.99
+
+
 @pytest.mark.parametrize("c", [0.1, 1.0, 100.0])
 def test_the_probe_is_the_usual_logistic_regression(c):
     sklearn = pytest.importorskip("sklearn.linear_model")
@@ -35,3 +52,30 @@ def test_the_probe_is_the_usual_logistic_regression(c):
     images = unit(generator.normal(size=(500, 16)))
     expected = sklearn.LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features, labels).predict(images)
     assert (logistic_regression(Features(features, labels), c, images) == expected).mean() > 0.99
+
+
+def test_folds_hold_every_class_evenly():
+    labels = np.repeat([0, 1, 4], [8, 5, 4])
+    folds = fold_numbers(labels, 4, seed=0)
+    assert all(np.bincount(folds[labels == label], minlength=4).min() >= 1 for label in (0, 1, 4))
+    assert np.bincount(folds).max() - np.bincount(folds).min() <= 2
+
+
+def test_draw_takes_that_many_of_each_class_and_no_image_twice():
+    labels = np.array([0] * 5 + [1] * 2 + [3] * 9)
+    rows = draw(labels, 4, seed=1)
+    assert len(set(rows.tolist())) == len(rows)
+    assert np.bincount(labels[rows], minlength=4).tolist() == [4, 2, 0, 4]
+    assert draw(labels, 4, seed=1).tolist() == rows.tolist() != draw(labels, 4, seed=2).tolist()
+
+
+def test_more_labels_help_on_digits(digits):
+    options = Namespace(
+        shards=digits.shards, split="test", few_shot_split="train", shots=[1, 8], seeds=3, device="cpu", workers=0
+    )
+    found = few_shot(load_baseline(digits.classifier), options)
+    probe, adapter = found["methods"].values()
+    assert [row["shots"] for row in probe] == [1, 8]
+    assert [row["images"] for row in probe] == [10, 78], "two images are missing where a class has but six"
+    assert probe[1]["top1"] > probe[0]["top1"] and adapter[1]["top1"] > found["zero-shot"] > 0.5
+    assert all(0 <= row["spread"] < 0.3 for row in probe)

@@ -86,6 +86,13 @@ def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exp
         require_check(check, ExportConfig(model="m", output="out", embeddings=True))
 
 
+def test_the_cards_say_so(embedded, exported):
+    for name in ("MODEL_CARD.md", "README.md"):
+        text, plain = ((folder / name).read_text() for folder in (embedded, exported[1]))
+        assert "`probability`, and `embedding`: float32 [N, 64]." in text and "of length 1" in text
+        assert "smallest cosine of an embedding 1.000000" in text and "embedding" not in plain
+
+
 def test_other_libraries_folders_have_features_anyway(digits):
     with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to open_clip"):
         ExportConfig(model=digits.adapted, output="out", to="open_clip", embeddings=True)

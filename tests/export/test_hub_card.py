@@ -73,6 +73,7 @@ def test_without_labels_there_is_no_number(tmp_path):
     [
         ("hf-hub:team/name", "", "team/name"),
         ("ViT-B/32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("ViT-B-16", "mine.pt", None),
         ("models/ours", "", None),  # a folder, which looks like a name on a hub
         ("hf-hub:team/name\nlicense: mit", "", None),
         ("/home/me/models/ours", "", None),

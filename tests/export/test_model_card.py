@@ -56,7 +56,14 @@ def test_names_are_text():
 
 
 @pytest.mark.parametrize(
-    ("tag", "text"), [("openai", "MIT"), ("metaclip_fullcc", "no commercial use"), ("mine.pt", "not known to us")]
+    ("tag", "text"),
+    [
+        ("openai", "MIT"),
+        ("laion2b_s34b_b88k", "MIT"),
+        ("metaclip_fullcc", "no commercial use"),
+        ("webli", "Apache-2.0"),
+        ("mine.pt", "not known to us"),
+    ],
 )
 def test_licence_of_the_backbone(tag, text):
     assert text in licence(description(pretrained=tag))

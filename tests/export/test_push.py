@@ -67,7 +67,11 @@ def test_pushed_from_the_command_line_and_loaded_by_open_clip_alone(folder, digi
             "assert not [name for name in sys.modules if name.split('.')[0] == 'must']\n"
         )
         fresh = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=False,
         )
         assert fresh.returncode == 0, fresh.stderr.decode()
     with torch.no_grad():
@@ -98,6 +102,7 @@ def test_a_public_repository_is_not_taken_for_private(folder, asked, tmp_path):
     ("token", "repo", "message"),
     [
         ("", "team/x", r"does not know you \(401\): set HF_TOKEN"),
+        ("hf_wrong", "team/x", r"does not know you \(401\): set HF_TOKEN"),
         (
             READER,
             "team/x",
@@ -121,7 +126,9 @@ def test_who_may_not_write_is_told_so_in_one_line(folder, asked, tmp_path, token
         ("404", "commit", False, r"has no such repository, branch or team \(404"),
         ("403", "preupload", False, r"does not let you write there \(403"),
         ("400", "commit", False, r"refuses it \(400: as asked for\)"),
+        ("413", "/large/", False, r"refuses it \(413"),
         ("429", "create", True, r"was asked too often from here \(429\): try again later"),
+        ("500", "create", True, r"answers with an error \(500\): try again later"),
         ("500", "commit", True, r"answers with an error \(500\): try again later"),
     ],
 )
@@ -162,6 +169,8 @@ def test_what_is_no_exported_folder(digits, tmp_path, capfd):
         (str(tmp_path / "empty"), "team/x", "is no folder of `must export`: README.md or"),
         (str(tmp_path / "none"), "team/x", "there is no such folder"),
         (str(tmp_path), "x", "expected TEAM/NAME"),
+        (str(tmp_path), "team/a--b", "expected TEAM/NAME"),
+        (str(tmp_path), "team/x.git", "expected TEAM/NAME"),
         (str(tmp_path), "team/../x", "expected TEAM/NAME"),
     ):
         with pytest.raises(SystemExit) as stopped:

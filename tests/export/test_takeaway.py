@@ -212,7 +212,9 @@ def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, 
     [
         ({"model": "nowhere"}, "no model.json there"),
         ({"classifier": ""}, "--classifier is missing"),
+        ({"classifier": "nowhere.safetensors"}, "no such file; make it with `must classifier`"),
         ({"precision": "fp16"}, "--precision goes with --to onnx"),
+        ({"min_agreement": "0.5"}, "--min-agreement goes with --to onnx"),
         ({"license": "My Licence!"}, "expected a short name of the hub's"),
     ],
 )
@@ -308,7 +310,13 @@ def test_another_models_classifier_is_refused(made, tmp_path):
         taken(tiny, "open_clip", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers)])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "open_clip",
+        pytest.param("transformers", marks=needs_transformers),
+    ],
+)
 @pytest.mark.slow
 def test_the_readme_runs_as_it_stands(made, to, tmp_path):
     """In a fresh process that has none of this library."""

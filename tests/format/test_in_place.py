@@ -201,7 +201,7 @@ def test_a_tar_that_changes_is_noticed(bucket_server: Server, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("cut", [0, 700, -10240])
+@pytest.mark.parametrize("cut", [0, 100, 700, 5000, -10240])
 def test_a_truncated_tar_is_named_and_nothing_is_left(tmp_path: Path, cut: int, workers: int) -> None:
     folder = foreign(tmp_path / "in", 21)
     path = folder / "x-002.tar"

@@ -40,7 +40,11 @@ def test_offsets_point_at_the_images(shards: Path) -> None:
         for image, size, text, length in load_offsets(str(shards), shard).tolist():
             assert data[image : image + size].startswith(b"\x89PNG") and set(
                 json.loads(data[text : text + length])
-            ) == {"source", "label", "sha256"}
+            ) == {
+                "source",
+                "label",
+                "sha256",
+            }
 
 
 def flip(path: Path, place: int) -> None:
@@ -73,9 +77,12 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         r"train-000001.tar: its bytes have changed",
     ),
     "a cut shard": (lambda folder: truncate(folder / "train-000002.tar"), r"train-000002.tar: \d+ bytes instead of"),
+    "a lost shard": (lambda folder: (folder / "train-000000.tar").unlink(), "train-000000.tar: missing"),
+    "lost offsets": (lambda folder: (folder / "train-000000.npy").unlink(), "train-000000.npy is missing"),
     "damaged offsets": (lambda folder: flip(folder / "train-000000.npy", -1), "train-000000.npy is damaged"),
     "shards swapped": (swap, "2 of 3 shards are broken"),
     "a wrong count": (miscount, "train-000000.tar: 5 labelled samples instead of 4"),
+    "lost names": (lambda folder: (folder / "names-0000.npy").unlink(), "names-0000.npy"),
     "damaged contents": (lambda folder: flip(folder / "contents-0000.npy", -1), "contents-0000.npy"),
 }
 
@@ -110,8 +117,10 @@ def sample_of(text: bytes) -> bytes:
 
 TARS = {
     "a list for a json": (sample_of(b"[]"), 2, "after sample 0: a.json is no JSON object"),
+    "deep json": (sample_of(b"[" * 200_000), 200_000, "after sample 0: "),
     "a json without end": (sample_of(b" " * 17_000_000), 17_000_000, "impossible size"),
     "a header of 1 PB": (header_of(2**50), 0, "impossible size"),
+    "a header of 1 ZB": (header_of(2**70), 0, "no readable tar"),
 }
 
 
@@ -135,12 +144,19 @@ def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(shards: Path, nam
     assert "\n" not in str(error.value)
 
 
+def test_unknown_splits_are_refused_with_the_known_ones(shards: Path) -> None:
+    with pytest.raises(ValueError, match=r"no split 'tset'; there are: train \(12 images\)"):
+        load_index(str(shards)).shards_of("tset")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "holds no index.json; make it with: must shard"),
+        (b"", "damaged"),
         (b"[]", "damaged"),
         (b'{"version": 99}', "has version 99, this program reads 1"),
+        (b'{"version": 1, "shards": []}', "damaged"),
     ],
 )
 def test_a_missing_or_damaged_index_is_one_line(shards: Path, content: bytes | None, message: str) -> None:
@@ -151,6 +167,14 @@ def test_a_missing_or_damaged_index_is_one_line(shards: Path, content: bytes | N
     with pytest.raises(ValueError, match=message) as error:
         load_index(str(shards))
     assert "\n" not in str(error.value)
+
+
+def test_an_index_whose_counts_disagree_is_damaged(shards: Path) -> None:
+    content = json.loads((shards / "index.json").read_text())
+    content["splits"]["train"]["samples"] += 1
+    (shards / "index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="do not add up"):
+        load_index(str(shards))
 
 
 def test_offsets_of_another_shape_are_refused(shards: Path) -> None:

@@ -55,7 +55,7 @@ def does(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ite
     bounds.helpers.drop()
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF"])
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF", "BMP", "PPM", "TGA", "ICO"])
 def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zoo.encoded(zoo.picture(1, 61, 47), kind)
     there = decode(data)

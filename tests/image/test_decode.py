@@ -138,7 +138,7 @@ def test_checking_a_jpeg_finds_damaged_bytes_as_decoding_does(options: dict[str,
     """Bytes overwritten anywhere; where the damage leaves a decodable stream, neither finds it."""
     whole = zoo.encoded(zoo.picture(1, 300, 200), "JPEG", quality=90, **options)
     random, verdicts = np.random.default_rng(0), set()
-    for _ in range(200):
+    for _ in range(400):
         data = bytearray(whole)
         start = int(random.integers(2, len(data) - 8))
         data[start : start + 8] = random.integers(0, 256, 8, np.uint8).tobytes()

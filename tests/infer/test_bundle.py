@@ -74,7 +74,7 @@ def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, buck
         predict(PredictConfig(model=f"{bucket_server.uri}/damaged", images=["-"]))
 
 
-@pytest.mark.parametrize("said", ["x", {"alpha": "much"}, {"abstention": [0.5]}])
+@pytest.mark.parametrize("said", ["x", [1], {"alpha": "much"}, {"alpha": float("nan")}, {"abstention": [0.5]}])
 def test_a_foreign_selection_says_nothing(digits, tmp_path, said):
     bundle = load_bundle(digits.adapted)
     save_bundle(

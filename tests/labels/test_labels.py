@@ -136,7 +136,9 @@ def test_answers_are_what_people_said(predicted):
         ("x.json", "{", "is no JSON"),
         ("x.json", '{"a": 1}', "is no export of Label Studio or FiftyOne"),
         ("x.json", "[]", "holds no labels"),
+        ("x.json", "[1]", "is damaged, or of a format that is not known"),
         ("x.json", '{"labels": {"a": -1}, "classes": ["cat", "dog"]}', "-1 is the number of no class"),
+        ("x.json", '{"labels": {"a": 2}, "classes": ["cat", "dog"]}', "2 is the number of no class"),
         ("x.json", '{"labels": {"a": ["cat"]}, "classes": []}', "a label that is no text"),
         (
             "x.json",
@@ -144,8 +146,10 @@ def test_answers_are_what_people_said(predicted):
             "an image or a label that is no text",
         ),
         ("x.jsonl", '{"image": "a"}\n', "line 1 names no image and label"),
+        ("x.jsonl", "x\n", "line 1 is no JSON"),
         ("x.jsonl", '{"image": "a", "label": 3}\n', "the label is no text"),
         ("x.csv", "a;b\n1;2\n", "it is: 'a;b'"),
+        ("x.csv", "image,class,probability\na,b,c\n", "is damaged, or of a format that is not known"),
         ("x.csv", b"\xff\xfe\x00", "no text in UTF-8"),
     ],
 )

@@ -110,6 +110,8 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
     "text, message",
     [
         ("classes: [cat]\n", "needs at least two classes"),
+        ("classes: []\n", "needs at least two classes"),
+        ("classes: [cat, '']\n", "class 2 has no name"),
         ("classes: [cat, no]\n", "class 2 has no name .YAML reads yes, no"),
         ("classes: [cat, cat]\n", "class 'cat' appears more than once"),
         ("classes: [cat, dog]\ntemplates: ['a photo']\n", "'a photo' has no {}"),
@@ -118,11 +120,32 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
         ("classes: [cat, {name: dog, share: 2}]\n", "class 'cat' has no share; give one to every class or to none"),
         *(
             (f"classes: [{{name: cat, share: 1}}, {{name: dog, share: {share}}}]\n", "the share of class 'dog' must be")
-            for share in ("0", ".nan", "true", "1" + 400 * "0")
+            for share in (
+                "0",
+                "-1",
+                ".nan",
+                ".inf",
+                "true",
+                "'3'",
+                "many",
+                "null",
+                "[1]",
+                "1e10",
+                "1e-10",
+                "1" + 400 * "0",
+            )
         ),
         ('classes: [cat, "do\\0g"]\n', "class 2 has no name"),
         (f"classes: {list(range(3000))}\ntemplates: {[f'{n} {{}}' for n in range(5000)]}\n", "too many prompts"),
+        (
+            "classes:\n- {name: cat, prompts: &own "
+            + str(["x"] * 5000)
+            + "}\n"
+            + "".join(f"- {{name: {n}, prompts: *own}}\n" for n in range(3000)),
+            "too many prompts",
+        ),
         ("klasses: [cat, dog]\n", "expected 'classes:'"),
+        ("classes: [cat, dog]\nnames: 3\n", "unknown key 'names'"),
         ("classes: [cat\n", "not valid YAML"),
     ],
 )

@@ -62,3 +62,8 @@ def test_what_is_not_there_is_said_and_what_breaks_off_leaves_nothing(bucket, ca
     with pytest.raises(ZeroDivisionError):
         hub.ensure_local(bucket[1])
     assert fetched(cache) == []
+
+
+@pytest.mark.parametrize("name", ["", "ViT-B-16", "/models/tiny", "hf-hub:a/b", "local-dir:x"])
+def test_other_places_are_left_alone(name):
+    assert hub.ensure_local(name) == name

@@ -33,7 +33,10 @@ def changed(digits, tmp_path, change):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["hf-hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", ["x"]])
+@pytest.mark.parametrize(
+    "name",
+    ["hf-hub:attacker/x", "hf_hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", "", ["x"], 5],
+)
 def test_a_bundle_that_names_a_model_elsewhere_is_refused(digits, tmp_path, asked, name):
     folder = changed(digits, tmp_path, lambda architecture: architecture["vision_cfg"].update(timm_model_name=name))
     with pytest.raises(ValueError, match=r"model.json: its image tower is called .* none of timm's own models"):
@@ -89,8 +92,8 @@ def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("logit_factor", float("nan")), ("logit_factor", 10**400), ("provenance", []),
-     ("architecture", 1)],
+    [("logit_factor", float("nan")), ("logit_factor", "x"), ("logit_factor", 10**400), ("provenance", []),
+     ("architecture", 1), ("backbone", None)],
 )  # fmt: skip
 def test_a_description_whose_values_are_of_another_kind_is_damaged(digits, tmp_path, name, value):
     folder = changed(digits, tmp_path, lambda architecture: None)

@@ -58,6 +58,8 @@ def asked(monkeypatch, tmp_path):
     [
         ("hangs", r"cannot be reached \(timed out\): try again later, or "),
         ("401", r"shows no such model \(401\): look at its name, set HF_TOKEN if it is not public, or "),
+        ("403", r"shows no such model \(403\)"),
+        ("404", r"shows no such model \(404\)"),
         ("429", r"was asked too often from here \(429\): try again later, or set HF_TOKEN, or "),
         ("503", r"answers with an error \(503\): try again later, or "),
     ],

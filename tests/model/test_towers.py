@@ -238,7 +238,7 @@ def test_every_architecture_of_open_clip_is_what_the_table_says():
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["RN50"])
+@pytest.mark.parametrize("name", ["RN50", "convnext_base", "ViTamin-B"])
 def test_others_are_refused_before_anything_is_downloaded(name, tmp_path):
     tag = open_clip.list_pretrained_tags_by_model(name)[0]
     output = tmp_path / "c.safetensors"
@@ -252,6 +252,8 @@ def test_others_are_refused_before_anything_is_downloaded(name, tmp_path):
     [
         ("naflexvit_base_patch16_siglip", r"images keep their shapes \(NaFlex\).* take a fixed resolution"),
         ("hiera_tiny_224", r"merge places of the image \(hierarchical\)"),
+        ("swin_tiny_patch4_window7_224", r"merge places of the image \(hierarchical\)"),
+        ("convnext_tiny", r"merge places of the image \(hierarchical\)"),
         ("vit_relpos_small_patch16_224", "needs a Vision Transformer that cuts"),
     ],
 )

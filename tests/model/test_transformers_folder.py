@@ -207,13 +207,18 @@ def adapted(folder: Path) -> None:
         (lambda f: changed(f, architectures=["Siglip2Model"], model_type="siglip2"), "SigLIP 2 NaFlex.*fixed resolut"),
         (lambda f: (f / "config.json").write_text('{"architecture": "vit_x", "pretrained_cfg": {}}'), "tower of timm"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda f: changed(f, text_config=5), "config.json is damaged"),
+        (lambda f: changed(f, text_config={"hidden_act": "relu"}), "its activation .?relu.? is none of gelu, "),
         (lambda f: changed(f, text_config={"hidden_act": "gelu"}), "towers have the activations quick_gelu and gelu"),
         (lambda f: changed(f, vision_config_dict={"patch_size": 16}), r"_embedding.weight is \[17, 32\], w"),
+        (lambda f: changed(f, vision_config_dict={"num_hidden_layers": 3}), "have no vision_model.encoder.la"),
+        (lambda f: changed(f, "preprocessor_config.json", resample=0), "neither bicubic nor bilinear"),
         (lacking, "its weights have no vision_model.post_layernorm.bias"),
         (besides, "its weights have more.weight, which the architecture"),
         (bundled, "is a bundle, .*; `must export --to open_clip` makes"),
         (adapted, "is an adapter .LoRA. without its model; save"),
         (lambda f: (f / "config.json").unlink(), "no open_clip_config.json in this folder, nor config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors in this folder"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 20), "model.safetensors is damaged"),
         (lambda f: (f / "vocab.json").unlink(), "has no tokenizer: "),
     ],
@@ -443,10 +448,14 @@ LAION = {"hidden_act": "gelu"}
 REAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "ViT-B/32": ("clip", sizes(*BASE, image_size=224, patch_size=32), OPENAI_TEXT, 512),
     "ViT-B/16": ("clip", sizes(*BASE, image_size=224, patch_size=16), OPENAI_TEXT, 512),
+    "ViT-L/14": ("clip", sizes(*LARGE, image_size=224, patch_size=14), LARGE_TEXT, 768),
+    "ViT-L/14, 336 pixels": ("clip", sizes(*LARGE, image_size=336, patch_size=14), LARGE_TEXT, 768),
     "ViT-H/14": (
         "clip", sizes(1280, 32, 16, 5120, image_size=224, patch_size=14, **LAION), sizes(*LARGE, **LAION), 1024
     ),
     "SigLIP base/16": ("siglip", sizes(*BASE, image_size=224, patch_size=16), sizes(*BASE, vocab_size=32000), 768),
+    "SigLIP 2 base/32": ("siglip", sizes(*BASE, image_size=256, patch_size=32), sizes(*BASE, vocab_size=256000), 768),
+    "SigLIP large/16": ("siglip", sizes(*LARGE, image_size=384, patch_size=16), sizes(*LARGE, vocab_size=32000), 1024),
     "SigLIP so400m/14": (
         "siglip", sizes(*SO400M, image_size=384, patch_size=14), sizes(*SO400M, vocab_size=32000), 1152
     ),

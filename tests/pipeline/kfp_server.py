@@ -1,6 +1,7 @@
-"""A server that speaks as much of Kubeflow Pipelines' v2beta1 REST as our programs use.
+"""A server that speaks Kubeflow Pipelines' v2beta1 REST as version 2.17 answers it: test_kfp_server.py compares them.
 
-It keeps time in whole seconds, gives pages of two, and lets a run go through the states it is told.
+It refuses what the real one refuses (kfp_rules.py), keeps time in whole seconds, gives pages of two, and lets a run go
+through the states it is told.
 """
 
 import itertools
@@ -14,6 +15,9 @@ from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from must_pipeline.files import documents
+from tests.pipeline.kfp_rules import Access, RefusedError, absent, check_length, check_parameters, check_schedule
+
 PAGE = 2
 NEVER = "1970-01-01T00:00:00Z"
 OVER = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
@@ -24,27 +28,6 @@ COLLECTIONS = {  # path -> (field of a listing, the id's field)
     "recurringruns": ("recurringRuns", "recurring_run_id"),
     "runs": ("runs", "run_id"),
 }
-
-
-class RefusedError(Exception):
-    """`args`: the status and what is said."""
-
-
-class Access:
-    """Who may do what. `users`: {Authorization header: namespaces}; None for an installation for a single user."""
-
-    def __init__(self, users=None):
-        self.users = users
-
-    def check(self, namespace, who):
-        if self.users is None:
-            return
-        if not namespace:
-            raise RefusedError(400, "the namespace cannot be empty in multi-user mode")
-        if who not in self.users:
-            raise RefusedError(401, "User identity is empty in the request header")
-        if namespace not in self.users[who]:
-            raise RefusedError(403, f"User is not authorized in {namespace}")
 
 
 class KfpServer:
@@ -109,7 +92,7 @@ class KfpServer:
             parts = parts[2:]
         kind, (name, _, action) = parts[0], parts[1].partition(":")
         if name not in self.stored[kind]:
-            raise RefusedError(404, f"{kind} {name} not found")
+            raise absent(kind, name)
         return self.one(method, kind, name, action)
 
     def upload(self, query, data):
@@ -119,18 +102,22 @@ class KfpServer:
             return 409, {"error_message": "Failed to create a pipeline version. Already exists", "error_details": ""}
         self.uploads.append(data)
         names = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
-        return 200, self.add("versions", names)
+        return 200, self.add("versions", {**names, "pipeline_spec": documents(data)[0]})
 
     def by_name(self, name):
         for pipeline in self.stored["pipelines"].values():
             if pipeline["name"] == name:
                 return pipeline
-        raise RefusedError(404, f"Namespace/Pipeline /{name} not found")
+        inner = f"Namespace/Pipeline /{name} not found"
+        text = (
+            f"Failed to get a pipeline with name {name} and namespace . Check error stack.: Failed to get a pipeline "
+        )
+        raise RefusedError(5, f"{text}named {name} in namespace : ResourceNotFoundError: {inner}", inner)
 
     def listing(self, parts, query, who):
         kind, space = parts[-1], query.get("namespace", "")
         if kind != "versions":
-            self.access.check(space, who)
+            self.access.check(kind, space, who)
         items = [item for item in self.stored[kind].values() if kind != "versions" or item["pipeline_id"] == parts[1]]
         if self.access.users is not None and kind != "versions":
             items = [item for item in items if item.get("namespace", space) == space]
@@ -143,25 +130,47 @@ class KfpServer:
 
     def create(self, kind, body, who):
         if kind in ("experiments", "pipelines"):
-            self.access.check(body.get("namespace", ""), who)
+            self.access.check(kind, body.get("namespace", ""), who, listing=False)
             name = body.get("display_name") or body["name"]
+            check_length(kind[:-1].capitalize(), name, 128)
             if any(item["display_name"] == name for item in self.stored[kind].values()):
-                raise RefusedError(409, f"The name {name} already exists")
+                inner = f"Failed to create a new {kind[:-1]}. The name {name} already exists. Please specify a new name"
+                raise RefusedError(6, f"Failed to create a {kind[:-1]}: Already exist error: {inner}", inner)
             if self.access.users is None:  # dropped without a word
                 body = {key: value for key, value in body.items() if key != "namespace"}
             return 200, self.add(kind, body)
-        return 200, self.add(kind, self.with_experiment(kind, body, who))
+        body = self.with_experiment(kind, body, who)
+        if kind == "recurringruns":
+            check_schedule(body)
+        else:
+            check_parameters(self.spec(body), body.get("runtime_config", {}).get("parameters", {}))
+        return 200, self.add(kind, body)
 
     def with_experiment(self, kind, body, who):
         """A run belongs to its experiment's namespace, and to the default experiment without one."""
         given, space = body.get("experiment_id"), body.get("namespace", "")
+        if self.access.users is not None and not given:
+            raise RefusedError(3, "Experiment id can not be empty in multi-user mode")
         experiment = self.stored["experiments"][given or next(iter(self.stored["experiments"]))]
         owner = experiment.get("namespace", "")
-        self.access.check(owner, who)
+        if given and space and space != owner:
+            inner = f"Experiment {given} belongs to namespace '{owner}' instead of '{space}'"
+            raise RefusedError(3, f"Failed to create a recurring run: Invalid input error: {inner}", inner)
+        self.access.check(kind, owner, who, listing=False)
         made = {**body, "experiment_id": experiment["experiment_id"]}
         if kind == "recurringruns":
             made["namespace"] = owner or space or "kubeflow"
         return made
+
+    def spec(self, body):
+        version = body["pipeline_version_reference"]["pipeline_version_id"]
+        if version not in self.stored["versions"]:
+            text = (
+                "Failed to create a new run: InternalServerError: Failed to create a run due to error fetching manifest"
+            )
+            text += f": ResourceNotFoundError: PipelineVersion {version} not found"
+            raise RefusedError(13, text, "Internal Server Error")
+        return self.stored["versions"][version]["pipeline_spec"]
 
     def one(self, method, kind, name, action):
         item = self.stored[kind][name]
@@ -214,8 +223,7 @@ def handler(server):
                 who = self.headers.get("Authorization")
                 status, answer = server.answer(self.command, url.path, query, self.parse(data), who)
             except RefusedError as error:
-                status, message = error.args
-                answer = {"message": message}
+                status, answer = error.answer()
             return self.send(status, json.dumps(answer).encode())
 
         def parse(self, data):

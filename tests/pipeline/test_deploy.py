@@ -9,6 +9,7 @@ import yaml
 
 from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
+from tests.pipeline.expr import evaluate
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -180,34 +181,37 @@ def test_argos_setting_is_one_key_and_keeps_the_rest_of_pipelines_own():
     assert ours == {name: value for name, value in tried.items() if name != "templateDefaults"}
 
 
-def repeats(code, message):
-    """What the expression says of a node, read as Python's; Argo has -1 where there is no exit code, '' where there is
-    no message."""
-    text = re.sub(r"lastRetry\.message matches ('[^']*')", r"bool(re.search(\1, message))", EXPRESSION)
-    text = text.replace("!(", "not (").replace("&&", "and").replace("||", "or")
-    text = text.replace("asInt(lastRetry.exitCode)", "code")
-    return eval(text, {"re": re, "message": message or "", "code": int(code or -1)})
+def repeats(phase, code, message):
+    """What the expression says of a node; Argo has -1 where there is no exit code, '' where there is no message."""
+    seen = {"lastRetry.status": phase, "lastRetry.exitCode": code or "-1", "lastRetry.message": message or ""}
+    return evaluate(EXPRESSION, seen | {"lastRetry.duration": "1.0", "retries": "0"})
 
 
 def truth_table():
     page = (ROOT / "docs" / "kubeflow.md").read_text()
     rows = [line.strip("|").split("|") for line in page.splitlines() if re.search(r"\| (Failed|Error) \|", line)]
     cells = [[cell.strip() for cell in row] for row in rows]
-    rows = [pytest.param(*row[2:], id=row[0]) for row in cells if len(row) == 5]
-    assert len(rows) >= 18
-    return rows
+    return [pytest.param(*row[1:], id=row[0]) for row in cells if len(row) == 5]
 
 
-@pytest.mark.parametrize("code, message, repeated", truth_table())
-def test_the_page_says_what_argo_will_repeat(code, message, repeated):
-    assert repeats(code.strip("-"), message.strip("`")) is {"yes": True, "no": False}[repeated]
+@pytest.mark.parametrize("phase, code, message, repeated", truth_table())
+def test_the_page_says_what_argo_will_repeat(phase, code, message, repeated):
+    assert repeats(phase, code.strip("-"), message.strip("`")) is {"yes": True, "no": False}[repeated]
+
+
+def test_the_table_has_both_answers_and_the_evaluator_refuses_what_it_does_not_know():
+    assert len(truth_table()) >= 18
+    for text in ("lastRetry.reason == 'x'", "1 + 1", "a ?? b", "lastRetry.status contains 'x'", "'x'", "!1 == 1"):
+        with pytest.raises(ValueError, match=r"known|boolean"):
+            evaluate(text, {"lastRetry.status": "Error"})
+    assert evaluate("!('a' matches 'b') && 2 in [1, 2] || 'x' == 'y'", {})
 
 
 @pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: f"{case['done']}, {case['policy']}")
 def test_what_it_says_of_the_endings_that_were_recorded(case):
     first = next(node for node in case["nodes"] if node["type"] == "Pod")
     wrong_input = case["done"].startswith("wrong input")
-    said = repeats(first["exitCode"], first["message"])
+    said = repeats(first["phase"], first["exitCode"], first["message"])
     assert said is not wrong_input  # a terminated run has no time left to repeat anything in
     if case["policy"] == "expression":
         over = case["workflow"]["phase"] == "Succeeded"

@@ -207,6 +207,13 @@ def test_the_version_that_was_applied_last_is_the_newest_also_within_a_second(se
     assert scheduler("apply", files / "schedule.yaml", "--pipeline", changed) == 0 and len(server.uploads) == count
 
 
+def test_what_an_upload_is_refused_for(server, scheduler, files, capsys):
+    server.upload = lambda query, body: (400, {"error_message": "Failed to create a pipeline", "error_details": "x"})
+    assert scheduler("apply", files / "schedule.yaml") == 2
+    line = capsys.readouterr().err
+    assert "400 Bad Request: Failed to create a pipeline; if no reason is given: may this account" in line
+
+
 def test_a_run_is_started_again_with_its_own_version_and_parameters(server, submitter, files):
     submitter("--parameters", files / "run.yaml")
     (first,) = list(server.stored["runs"].values())
@@ -267,8 +274,11 @@ def test_a_server_that_cannot_be_reached_is_one_line(files, monkeypatch, capsys)
     [
         ({"crom": "x"}, "crom: unknown key; did you mean 'cron'?"),
         ({"cron": "daily"}, "cron 'daily': expected minute hour day month weekday"),
+        ({"name": ""}, "name is missing"),
+        ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
         ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
         ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
+        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
         ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
     ],
 )
@@ -277,3 +287,9 @@ def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, 
     assert scheduler("apply", files / "schedule.yaml") == 2
     assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
     assert not server.calls
+
+
+def test_the_example_is_a_valid_schedule():
+
+    example = schedule.read_schedule(COMPILED.with_name("schedule.yaml"), COMPILED)
+    assert {"append", "only_new"} <= {k for k, v in example.parameters.items() if v is True}

@@ -79,6 +79,11 @@ def test_every_stage_but_the_summary_is_tried_again_by_itself_and_by_kubeflow(sp
         assert environment.get("MUST_RETRIES") == ("3,60,2" if STAGES[stage_of(name)].retried else None)
 
 
+def test_images_have_the_version_as_their_tag(spec):
+    images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
+    assert images == {f"must-{kind}:{__version__}" for kind in ("shard", "torch", "train", "launcher")}
+
+
 def test_every_group_ends_in_something_that_runs(spec):
     """Kubeflow takes a group for running for ever whose last step is a skipped condition: each has another way."""
     branches = [one["dag"]["tasks"] for name, one in spec["components"].items() if "condition-branches" in name]
@@ -106,6 +111,11 @@ def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(spec):
     assert choices["serve"] == ["none", "write", "apply"]
     assert all(parameters[name]["defaultValue"] in values for name, values in choices.items())
     components.load_component_from_text(COMPILED.read_text())  # kfp's own loader takes it
+
+
+def test_every_parameter_is_explained_on_the_upload_page(spec):
+    for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
+        assert parameter.get("description"), name
 
 
 def test_the_whole_stays_far_below_kubeflows_limits(spec):

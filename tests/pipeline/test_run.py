@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ import yaml
 from must.api.cli import build_parser
 from must.deploy.promote.registry import Registry
 from must_pipeline.stages import ALWAYS
-from tests.pipeline.local import LABEL_FREE, NO_WORSE, Run, small_demo
+from tests.pipeline.local import LABEL_FREE, NO_WORSE, ROOT, Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [stage for stage in ALWAYS if stage not in ("close", "review")]  # of a run that is promoted and served
@@ -151,3 +152,11 @@ def test_new_images_are_appended_trained_on_and_compared_with_the_champion(first
     assert "revision 1" in run.artifacts["what_came_of_it"].read_text()
     assert f"Compared with: the champion, {champion}" in run.artifacts["reasons"].read_text()
     assert latest(work).version.startswith("r0001-") and latest(work).previous == (champion,)
+
+
+@pytest.mark.parametrize("text, message", [("sorce: x\n", "no parameter 'sorce'"), ("- 1\n", "expected 'name: value'")])
+def test_wrong_parameters_are_named(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    command = [sys.executable, ROOT / "pipeline" / "run_local.py", "--parameters", "p.yaml", "--output", "run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1

@@ -28,16 +28,23 @@ def edited(model, **metadata):
     ("metadata", "message"),
     [
         ({"classes": ["a", "b"]}, r"gives \[10\] probabilities, its metadata name 2 classes"),
+        ({"classes": [str(n) for n in range(11)]}, r"gives \[10\] probabilities, its metadata name 11 classes"),
         ({"classes": [1] * 10}, "name no classes"),
+        ({"classes": []}, "name no classes"),
         ({"classes": "[" * 100_000}, "metadata are damaged"),
         ({"preprocess": {"size": 30000}}, "30000.* pixels wide"),
         ({"preprocess": {"size": 64}}, "its metadata say 64 pixels"),
+        ({"preprocess": {"size": True}}, "'True' pixels wide"),
+        ({"preprocess": {"size": [1]}}, "'1' pixels; only square"),
         ({"preprocess": []}, "no mapping"),
         ({"preprocess": {"mean": [1]}}, "three channels"),
         ({"preprocess": {"std": [1, 2, float("nan")]}}, "no number"),
         ({"preprocess": {"std": [0, 0, 0]}}, "mean or deviation out of range: '0'"),
+        ({"preprocess": {"std": [1, 1, 1e-300]}}, "out of range"),
+        ({"preprocess": {"mean": [1e300, 0, 0]}}, "out of range"),
         ({"preprocess": {"mean": [10**400, 0, 0]}}, "no number"),
         ({"preprocess": {"interpolation": ["x"]}}, "not supported"),
+        ({"preprocess": "not json"}, "metadata are damaged"),
     ],
 )
 def test_metadata_that_do_not_fit_are_one_line(exported, metadata, message):

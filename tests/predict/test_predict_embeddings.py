@@ -145,6 +145,15 @@ def test_a_model_without_embeddings_is_one_line(digits, exported, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_files_with_and_without_are_of_two_runs(digits, embedded, tmp_path):
+    label(embedded, digits.shards, tmp_path, split="test", part="1/2")
+    with pytest.raises(ValueError, match=r"run\.json is of another run: its embeddings is 'True', here it is 'False'"):
+        label(embedded, digits.shards, tmp_path, split="test", part="2/2", embeddings=False)
+    (tmp_path / "run.json").unlink()  # each file tells too
+    with pytest.raises(ValueError, match=r"parquet is of another run: its embeddings is 'True', here it is 'False'"):
+        label(embedded, digits.shards, tmp_path, split="test", part="1/2", embeddings=False)
+
+
 def test_a_run_from_before_there_were_any_goes_on(digits, exported, tmp_path):
     label(exported[1], digits.shards, tmp_path, split="test", part="1/2", embeddings=False)
     run = json.loads((tmp_path / "run.json").read_text())

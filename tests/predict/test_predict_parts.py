@@ -44,7 +44,7 @@ def alone(digits, exported, tmp_path_factory):
     return contents(folder)
 
 
-@pytest.mark.parametrize("parts", [2, 7])
+@pytest.mark.parametrize("parts", [2, 3, 7])
 def test_any_number_of_parts_writes_the_same_bytes(digits, exported, alone, tmp_path, parts, capsys):
     """The last part first; of seven parts two have nothing to do, as there are five shards."""
     images = 0
@@ -54,6 +54,12 @@ def test_any_number_of_parts_writes_the_same_bytes(digits, exported, alone, tmp_
     assert images == 270 and contents(tmp_path) == alone
     shown = capsys.readouterr().out.splitlines()
     assert sum("are still to come" in line for line in shown) == parts - 1 and "all 5 shards" in shown[-1]
+
+
+def test_a_part_takes_every_nth_shard(digits, exported, alone, tmp_path):
+    label(exported, digits.shards, tmp_path, workers=1, part="2/2")
+    names = [shard.name.replace(".tar", ".parquet") for shard in load_index(digits.shards).shards]
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == sorted(f"predictions-{n}" for n in names[1::2])
 
 
 @pytest.mark.slow
@@ -74,6 +80,14 @@ def test_two_programs_at_once_on_all_shards(digits, exported, alone, tmp_path):
     command = [sys.executable, "-m", "must", "predict", *arguments]
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0] and contents(tmp_path) == alone
+
+
+def test_a_part_of_another_run_is_refused(digits, exported, tmp_path):
+    label(exported, digits.shards, tmp_path, workers=1, part="1/2")
+    for other in ({"top_k": 3}, {"abstain": 0.4}, {"split": "test"}):
+        with pytest.raises(ValueError, match=r"run\.json is of another run: its"):
+            label(exported, digits.shards, tmp_path, workers=1, part="2/2", **other)
+    assert len(list(tmp_path.glob("*.parquet"))) == 3
 
 
 @pytest.mark.slow

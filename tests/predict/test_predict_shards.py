@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -189,7 +190,10 @@ def test_wrong_inputs(digits, exported, tmp_path):
     ours = {"model": str(exported[1]), "shards": digits.shards, "output": str(tmp_path / "out")}
     for changes, message in (
         ({"part": "0/4"}, "--part 0/4: parts are numbered from 1 to 4"),
+        ({"part": "5/4"}, "--part 5/4: parts are numbered from 1 to 4"),
         ({"part": "1/0"}, "--part 1/0: there is at least 1 part"),
+        ({"part": "one"}, "--part one: expected I/N, such as 1/4"),
+        ({"part": "-1/2"}, "--part -1/2: expected I/N"),
         ({"abstain": 1.5}, "--abstain must be from 0 to 1"),
         ({"output": ""}, "--shards needs --output"),
         ({"output": "out.csv"}, "with --shards it is a folder"),
@@ -197,6 +201,9 @@ def test_wrong_inputs(digits, exported, tmp_path):
         ({"shards": "", "images": ["a.png"], "output": "", "part": "1/2"}, "--part is for --shards"),
         ({"abstain": -0.5}, "or -1, for the threshold in the model"),
         ({"abstain": -1}, "has no threshold of its own"),
+        ({"split": "none"}, "no split 'none'"),
+        ({"shards": str(tmp_path)}, "holds no index.json"),
+        ({"model": str(tmp_path)}, "no such file"),
         ({"index_sha256": "0" * 64}, "asked for is 000"),
     ):
         with pytest.raises(ValueError, match=message) as error:
@@ -209,6 +216,17 @@ def test_without_pyarrow_one_line_says_what_to_install(digits, exported, tmp_pat
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pip install 'must-clip\[parquet\]'"):
         label(exported, digits.shards, tmp_path)
+
+
+def test_it_imports_no_torch(digits, exported, tmp_path):
+    arguments = ["predict", "--model", str(exported[1]), "--shards", digits.shards, "--output", str(tmp_path)]
+    code = (
+        f"import sys; from must.api.cli import main; main({[*arguments, '--workers', '2']!r})\n"
+        "bad = {'torch', 'open_clip', 'onnx', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "270 images" in done.stdout and done.stderr == ""
 
 
 @pytest.mark.parametrize("fault", ["missing", "short", "table"])

@@ -9,7 +9,16 @@ from must.deploy.promote.registry import Registry
 from tests.promote.bundles import make_bundle
 
 DEEP = "[" * 100_000 + "]" * 100_000
-FOREIGN = [DEEP, "[]", '{"a": "\xff"}', '{"passed": null}', '{"created": 1}']
+FOREIGN = [
+    DEEP,
+    "[]",
+    "null",
+    '{"version": ' + "9" * 5000 + "}",
+    '{"a": "\xff"}',
+    "{}",
+    '{"passed": null}',
+    '{"created": 1}',
+]
 FOREIGN += ['{"metrics": 1, "version": "a", "created": "b", "backbone": "c"}', '{"adapted": 1}', '{"label_free": null}']
 
 

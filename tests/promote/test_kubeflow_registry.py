@@ -128,6 +128,7 @@ def test_a_model_that_is_not_promoted_is_not_registered(server, tmp_path, made, 
     "url, code, message",
     [
         ("", 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
+        ("model-registry:8080", 2, "MODEL_REGISTRY_URL is no http(s) address"),
         ("http://[registry", 2, "MODEL_REGISTRY_URL is no http(s) address"),
         ("http://me:secret@registry", 2, "MODEL_REGISTRY_URL holds a name or password"),
         ("http://127.0.0.1:9", 75, "http://127.0.0.1:9 does not answer"),
@@ -147,6 +148,7 @@ def test_an_address_that_is_none_is_named_and_nothing_is_promoted(
     [
         (503, 75, "answers 503 to GET registered_models: in trouble"),
         (403, 2, "answers 403"),
+        (302, 2, "answers 302"),
         ("archived", 2, "digits is archived there"),
     ],
 )

@@ -1,6 +1,7 @@
 """`must promote --register mlflow` against a real server: a version with its files, once, and the alias."""
 
 import json
+import sys
 
 import pytest
 
@@ -44,6 +45,8 @@ def latest(tmp_path):
     [
         (["--register", "mlfow"], "--register must be one of"),
         (["--register", "mlflow"], "--register mlflow: goes with --onnx"),
+        (["--register-name", "x"], "--register-name goes with --register"),
+        (["--register", "mlflow", "--onnx", "o", "--register-name", "a/b"], "make a name"),
         (["--register", "mlflow", "--onnx", "o"], "--onnx o: no model.onnx there"),
     ],
 )
@@ -170,3 +173,11 @@ class TestServer:
         (version,) = server.client.search_model_versions("name = 'lost'")
         assert server.client.get_model_version_by_alias("lost", "champion").version == version.version
         assert server.client.get_run(version.run_id).info.lifecycle_stage == "active"
+
+    def test_it_takes_no_torch(self, server, tmp_path, made):
+        import subprocess
+
+        arguments = ["promote", "--registry", str(tmp_path / "registry"), "--name", "small", "--register", "mlflow"]
+        arguments += ["--model", str(make_bundle(tmp_path / "model")), *map(str, made)]
+        code = f"import sys; from must.api.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -189,8 +189,10 @@ def test_a_lost_answer_to_the_move_is_no_defeat(bucket_server, tmp_path):
     "flags, message",
     [
         (["--model", "nowhere"], "no model.json there"),
+        ([], "which bundle is to be promoted is missing"),
         (["--rollback", "--list"], "give one of them"),
         (["--to", "r1"], "--to goes with --rollback"),
+        (["--model", "x", "--version", "../y"], "make a version"),
         (["--model", "x", "--name", "A/B"], "make a name"),
     ],
 )
@@ -201,7 +203,7 @@ def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
     assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
 
 
-@pytest.mark.parametrize("revision", [-1, 10**400], ids=range(2))
+@pytest.mark.parametrize("revision", [-1, 10**9, 10**400], ids=range(3))
 def test_a_bundle_whose_data_have_no_revision_needs_a_name(tmp_path, capsys, revision):
     bundle = make_bundle(tmp_path / "bundle", revision=revision)
     with pytest.raises(SystemExit, match="2"):
@@ -211,7 +213,7 @@ def test_a_bundle_whose_data_have_no_revision_needs_a_name(tmp_path, capsys, rev
     assert latest(str(tmp_path / "registry")).version == "mine"
 
 
-@pytest.mark.parametrize("revision", ["7", 1.5], ids=range(2))
+@pytest.mark.parametrize("revision", ["7", 1.5, True, [1]], ids=range(4))
 def test_a_bundle_whose_revision_is_no_number_is_damaged(tmp_path, capsys, revision):
     with pytest.raises(SystemExit, match="2"):
         promote(str(tmp_path / "registry"), "--model", make_bundle(tmp_path / "bundle", revision=revision))
@@ -222,6 +224,7 @@ def test_a_bundle_whose_revision_is_no_number_is_damaged(tmp_path, capsys, revis
     "flags, passed",
     [
         ([], True),
+        (["--min-agreement", "0.95"], False),
         (["--gate", "labelled"], True),
         (["--gate", "labelled", "--min-gain", "0.1"], False),
         (["--gate", "labelled", "--min-images", "201"], False),

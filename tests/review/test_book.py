@@ -23,7 +23,7 @@ def test_the_last_line_about_a_picture_counts(tmp_path):
     assert read_answers(str(file)).keys() == {B}
 
 
-@pytest.mark.parametrize("torn", ['{"image": "y.png", "sha2', "{"])
+@pytest.mark.parametrize("torn", ['{"image": "y.png", "sha2', '{"image": "y', "{"])
 def test_what_a_killed_program_left_does_not_count_and_does_not_spoil_the_next(tmp_path, torn):
     file = tmp_path / "answers.jsonl"
     append(file, line(A, label="cat"))
@@ -46,8 +46,10 @@ def test_another_programs_file_may_lack_the_last_line_feed(tmp_path):
     "text, why",
     [
         (f'{{"sha256": "{A}", "label": "cow"}}', "line 2: 'cow' is none of the model's classes"),
+        (f'{{"sha256": "{A}"}}', "line 2: KeyError"),
         ('{"sha256": "../x", "label": "cat"}', "line 2: '../x' is not a sha256"),
         (f'{{"sha256": "{A}", "label": 3}}', "line 2: label must be a class name or null"),
+        ("[]", "line 2: TypeError"),
         ("nonsense\n", "line 2: "),
     ],
 )

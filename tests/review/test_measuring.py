@@ -99,11 +99,12 @@ def test_what_was_picked_or_is_unsure_measures_nothing_and_a_gap_does_not_end_th
     [
         lambda content: content | {"format": 1},
         lambda content: {name: value for name, value in content.items() if name != "order"},
+        lambda content: content | {"classes": ["a", "b"]},
         lambda content: content | {"pictures": [content["pictures"][0] | {"sha256": "x"}]},
         lambda content: content | {"pictures": [content["pictures"][0] | {"similar": None}]},
         lambda content: [],
     ],
-    ids=["an earlier format", "a field less", "no sha256", "no list", "no object"],
+    ids=["an earlier format", "a field less", "fewer classes", "no sha256", "no list", "no object"],
 )
 def test_a_review_of_another_format_or_a_damaged_one_is_refused_in_one_line(tmp_path, change):
     review = review_of(3)

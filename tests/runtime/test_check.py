@@ -17,19 +17,32 @@ from must_pipeline.cli import call
 
 WRONG = [
     ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; did you mean 'lr'?"),
+    ({"settings": {"epoch": 1}}, "settings.epoch: unknown; did you mean 'epochs'?"),
     ({"settings": {"lr": "fast"}}, "settings: --lr: expected a number, got 'fast'"),
+    ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
     ({"settings": {"shards": "x"}}, "settings.shards: is set by the pipeline or a parameter of it"),
+    ({"epochs": -1}, "epochs -1: passes over the images"),
+    ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
     ({"gate": "lable-free"}, "gate must be one of label-free, reviewed, labelled, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
+    ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
         {"gate": "labelled", "gate_settings": {"min_agreement": 0.9}},
         "gate_settings.min_agreement: belongs to the gate 'label-free'; this run has gate 'labelled'",
     ),
+    ({"gate": "none", "gate_settings": {"min_gain": 0.1}}, "belongs to the gate 'labelled'; this run has gate 'none'"),
+    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be between -1 and 1"),
+    ({"gate_settings": {"output": "x"}}, "gate_settings.output: is set by the pipeline"),
+    ({"precision": "fp61"}, "precision must be one of fp32, fp16, int8 (got 'fp61')"),
     ({"labels": "folders"}, "--labels must be one of folder, csv, none (got 'folders')"),
+    ({"split": "train=0.9"}, "--split must add up to 1"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
+    ({"shard_settings": {"source": "x"}}, "shard_settings.source: is set by the pipeline or a parameter"),
+    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
+    ({"register": "mlfow"}, "register must be one of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
 ]  # fmt: skip
 RIGHT = [
@@ -79,12 +92,17 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"classes": "gs://b"}, "gs://b"),
+        ({"classes": "{folder}/no.yaml"}, "no such file"),
         ({"classes": "{folder}/one.yaml"}, "needs at least two classes"),
         ({"model": "ViT-B-17"}, "--model ViT-B-17: no open_clip model and no folder; did you mean"),
+        ({"model": "{folder}"}, "no open_clip_config.json there, nor config.json of transformers"),
         ({"model": "{bucket}/model"}, "no open_clip_config.json there"),
         ({"model": "ftp://b/model"}, "unknown scheme 'ftp://'"),
         ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; known:"),
+        ({"pretrained": "{folder}/weights.pt"}, "no such file"),
         ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
+        ({"gate": "lable-free"}, "(got 'lable-free')"),
     ],
 )
 def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):

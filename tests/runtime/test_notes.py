@@ -164,6 +164,11 @@ def edit(folder, number, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+def test_the_page_stays_beside_the_notes(tmp_path):
+    leave_page(str(tmp_path), "7", "# Promoted")
+    assert (tmp_path / "notes" / "7" / "summary.md").read_text() == "# Promoted"
+
+
 def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_path):
     stage(tmp_path, "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     stage(tmp_path, "print('y'); raise SystemExit(1)")

@@ -107,6 +107,9 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
     "a store that did not answer": (
         with_train("failed", code=75), "FAILED", "# Run failed: train: something it needs went away",
     ),
+    "an image that cannot be pulled": (
+        done(*BEFORE), "RUNNING", "# Run broken off: nothing came after champion",
+    ),
     "the first driver failed": ([], "RUNNING", "# Run broken off: no stage started"),
     "two failed at once": (
         [Note("shard", "failed", started=0, seconds=50, code=1), Note("classifier", "failed", started=1, code=2)],

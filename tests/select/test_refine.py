@@ -114,7 +114,13 @@ def test_few_images_and_pictures_that_show_nothing_have_labels_too(digits, tmp_p
 
 @pytest.mark.parametrize(
     "wrong, message",
-    [({"shards": "nowhere"}, "nowhere holds no index.json"), ({"images": "0"}, "--images must be at least 1")],
+    [
+        ({"shards": "nowhere"}, "nowhere holds no index.json"),
+        ({"split": "trian"}, "hold no split 'trian'"),
+        ({"classifier": "none"}, "--classifier none: no such file"),
+        ({"model": "none"}, "none"),
+        ({"images": "0"}, "--images must be at least 1"),
+    ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys, wrong, message):

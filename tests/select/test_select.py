@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from must.base.parameters import load
-from must.config import EvaluateConfig, SelectConfig, TrainConfig
+from must.config import EvaluateConfig, ExportConfig, SelectConfig, TrainConfig
+from must.deploy.export.export import export
 from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.model.provenance import Provenance
 from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
 from must.method.select.select import HALF, TRIED, select
@@ -103,7 +105,7 @@ class Source:
         return self.images
 
 
-@pytest.mark.parametrize("images", [1, 2_001, 6_007])
+@pytest.mark.parametrize("images", [1, 1_999, 2_000, 2_001, 6_007])
 def test_at_most_2000_images_are_looked_at_evenly_spread(images):
     numbers = subsample(Source(images), 2_000).numbers
     assert len(numbers) == min(images, 2_000) and numbers == sorted(set(numbers))
@@ -159,3 +161,37 @@ def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(dig
     assert ours == theirs
     assert train(training(digits, output, alpha=1)).steps and not (output / "adapted").exists()
     assert same(weights(output), weights(trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"
+
+
+@pytest.mark.slow
+def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from(digits, tmp_path):
+    rung = {"alpha": 0.3, "z": 4.0, "changed": 0.1, "outcome": "kept", "needed": 2.0}
+    story = {
+        "outcome": "gain",
+        "alpha": 0.3,
+        "kept_zero_shot": False,
+        "rungs": [rung],
+        "images": 150,
+        "undecided": None,
+    }
+    old = load_bundle(digits.adapted)
+    description = replace(
+        old.description, provenance=Provenance.of_dict(old.description.provenance.to_dict() | {"selection": story})
+    )
+    save_bundle(str(tmp_path / "old"), old.model, description)
+    values = {"shards": digits.shards, "workers": 0}
+    metrics = evaluate(
+        EvaluateConfig(
+            **values, model=str(tmp_path / "old"), baseline=digits.classifier, output=str(tmp_path / "r"), device="cpu"
+        )
+    )
+    page = (tmp_path / "r/report.html").read_text()
+    assert "A part is kept (alpha 0.3)." in page and "ladder" not in page
+    assert metrics.label_free.compared.check.images == 120
+    exported = export(
+        ExportConfig(
+            model=str(tmp_path / "old"), output=str(tmp_path / "onnx"), metrics=str(tmp_path / "r/metrics.json")
+        )
+    )
+    assert exported["check"]["images"] > 0
+    assert selected(digits, tmp_path / "old", tmp_path / "new")["alpha"] in TRIED

@@ -49,7 +49,17 @@ def as_jpeg(data):
 @contextmanager
 def running(*flags):
     """`must serve` with these flags on free ports; ended with SIGTERM, and its exit code must be 0."""
-    command = [sys.executable, "-m", "must", "serve", "--port", "0", "--drain", "0", *map(str, flags)]
+    command = [
+        sys.executable,
+        "-m",
+        "must",
+        "serve",
+        "--port",
+        "0",
+        "--drain",
+        "0",
+        *map(str, flags),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = []
     reader = threading.Thread(target=lambda: [log.append(line) for line in process.stderr], daemon=True)

@@ -42,7 +42,8 @@ def load_over_swaps(registry, exported, pictures, folder, requests, versions):
         until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
         threads = [
             threading.Thread(
-                target=http_client, args=(server, pictures[number][1], requests // CLIENTS, answers, errors)
+                target=http_client,
+                args=(server, pictures[number][1], requests // CLIENTS, answers, errors),
             )
             for number in range(CLIENTS)
         ]

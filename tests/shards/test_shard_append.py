@@ -129,7 +129,17 @@ def test_a_refused_append_forgets_nothing_that_was_rejected_before(tmp_path: Pat
     assert lines(tmp_path / "out") == [("broken.png", 0)]
 
 
-@pytest.mark.parametrize("line", [b'{"source": 1, "reason": ""}', b"\xff"])
+def test_what_an_append_of_nothing_new_has_rejected_stays_in_the_list(tmp_path: Path) -> None:
+    for number, name in enumerate(("in", "more")):
+        zoo.fill(tmp_path / name, 5, start=10 * number)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).revision == 0
+    assert run(tmp_path / "more", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("bad.png", 0)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"source": 1, "reason": ""}', b'{"source": "a"}', b"\xff"])
 def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, line: bytes) -> None:
     zoo.fill(tmp_path / "in", 5)
     run(tmp_path / "in", tmp_path / "out")

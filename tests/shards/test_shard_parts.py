@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+import must
 from must.base import lock, storage
 from must.config import ShardConfig
-from must.data.format.index import Index
+from must.data.format.index import Index, load_index
 from must.data.format.verify import verify
 from must.data.shards import build
 from must.data.shards.workdir import Workdir, part_lock
@@ -207,6 +208,8 @@ def test_a_part_that_looks_while_another_ends_does_not_take_its_shards_for_stran
         ("a file more", r"its number of files is 67, here it is 68; all parts need the same"),
         ("a file renamed", r"its list of files is another one of the same length"),
         ("resize", r"its resize is 0, here it is 24"),
+        ("source", r"its source is .*in', here it is .*in/cat'"),
+        ("drop_duplicates", r"its drop duplicates is False, here it is True"),
     ],
 )
 def test_a_part_of_another_run_is_refused(images: Path, tmp_path: Path, what: str, message: str) -> None:
@@ -232,7 +235,7 @@ def test_a_part_of_another_run_is_refused(images: Path, tmp_path: Path, what: st
     assert "\n" not in str(error.value) and tree(output) == before
 
 
-@pytest.mark.parametrize("part", ["3/2", "1/0", "a/b"])
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1/0", "1", "a/b", "-1/2", ""])
 def test_a_part_out_of_range_is_one_line(images: Path, tmp_path: Path, part: str) -> None:
     with pytest.raises(ValueError, match=r"--part .*: (expected I/N|parts are numbered from 1 to 2|there is at least)"):
         run(images, tmp_path / "out", part=part)
@@ -254,6 +257,12 @@ def test_a_part_twice_or_all_of_it_beside_a_living_part_is_refused(images: Path,
         assert first.wait(120) == 0
     run(images, tmp_path / "whole", **OPTIONS)
     assert tree(output) == tree(tmp_path / "whole")
+
+
+def test_the_function_tells_what_became_of_a_part(images: Path, tmp_path: Path) -> None:
+    options = {"source": images, "output": tmp_path / "out", "workers": 1, "samples_per_shard": 20, "max_rejected": 0.1}
+    assert must.shard(part="1/2", **options).sha256 == ""
+    assert must.shard(part="2/2", **options).sha256 == load_index(str(tmp_path / "out")).sha256
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def webdataset(folder: Path, first: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("append", [False, True])
-@pytest.mark.parametrize("source", ["in", "other/../mine", "mine/train-{000000..000001}.tar", "link"])
+@pytest.mark.parametrize("source", ["in", "mine", "mine/", "other/../mine", "mine/train-{000000..000001}.tar", "link"])
 def test_shards_of_somebody_else_stay(tmp_path: Path, source: str, append: bool) -> None:
     mine = webdataset(tmp_path / "mine")
     zoo.fill(tmp_path / "in", 6)
@@ -58,7 +58,17 @@ def test_images_are_not_sharded_into_their_own_folder(tmp_path: Path) -> None:
     assert tree(tmp_path / "photos") == before
 
 
-@pytest.mark.parametrize("name", ["names-0000.npy", "test-000007.npy"])
+def test_shards_may_lie_among_their_images(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "photos", 20)
+    before = tree(tmp_path / "photos")
+    index = run(tmp_path / "photos", tmp_path / "photos" / "shards")
+    assert index.splits["train"]["samples"] == 20 and before.items() <= tree(tmp_path / "photos").items()
+    assert run(tmp_path / "photos", tmp_path / "photos" / "shards") == index
+    zoo.fill(tmp_path / "photos", 2, start=100)
+    assert run(tmp_path / "photos", tmp_path / "photos" / "shards", append=True).splits["train"]["samples"] == 22
+
+
+@pytest.mark.parametrize("name", ["names-0000.npy", "contents-0000.npy", "rejected.jsonl", "test-000007.npy"])
 def test_other_names_that_a_run_would_write_stay_too(tmp_path: Path, name: str) -> None:
     zoo.fill(tmp_path / "in", 6)
     (tmp_path / "out").mkdir()

@@ -190,6 +190,8 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
     ("line", "name", "reason"),
     [
         (DEEP, "line 2", "not a JSON object"),
+        ('{"path": ', "line 2", "not a JSON object"),
+        ("7", "line 2", "not a JSON object"),
         ('{"path": "a.png", "label": [[[]]]}', "line 2: a.png", "the label is not text"),
         ('{"path": "a.png", "label": ' + "9" * 5000 + "}", "line 2", "not a JSON object"),
         (
@@ -197,6 +199,7 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
             "line 2: a.png",
             "not a split name (lower-case, digits, _)",
         ),
+        ('{"path": "a.png", "split": {"a": 1}}', "line 2: a.png", "not a split name (lower-case, digits, _)"),
         ('{"path": 7}', "line 2: 7", "no 'path'; the columns are path[,label][,split]"),
         (
             '{"path": "https://me:PASSWORD@host/a.png?sig=SIGNATURE"}',
@@ -233,12 +236,18 @@ CLASS_FILES = {
     ) + "templates: [*i]\n",
     "deep": "classes: " + DEEP,
     "no date": "classes: [2020-13-45, b]",
+    "no number": "classes: [!!int '', b]",
     "half a character": 'classes: ["\\ud800", b]',
+    "prompts": "classes: [{name: a, prompts: [{}]}, b]",
+    "a list as a template": "classes: [a, b]\ntemplates: [[{}]]",
     "keys": "classes: [a, b]\n" + "k" * 100_000 + ": 1\n",
     "one twice": "classes: [" + "a" * 99_000 + ", " + "a" * 99_000 + "]",
+    "bytes": "classes: [!!binary aGk=, b]",
     "a long number": "classes: [0x" + "f" * 48_000 + ", b]",
     "base 60": "classes: [1" + ":10" * 9000 + ", b]",
+    "a name as a long number": "classes: [{name: 0x" + "f" * 48_000 + "}, b]",
     "twice with an escape": 'classes: ["a\\e[2J", "a\\e[2J"]',
+    "a key of bytes": "classes: [a, b]\n!!binary aGk=: 1\n",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, key_of
-from must.data.sources.base import ListingReport, UnreadableError
+from must.data.sources.base import ListingReport, UnreadableError, told_apart
 from tests import zoo
 from tests.shards.test_shard import rejected, run, samples
 
@@ -66,7 +66,10 @@ def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> Non
     [
         ("list.csv", "file,label\na.png,x\n", "must name the columns path"),
         ("list.csv", "path,split\na.png,Not A Name\n", r"line 2: a\.png: not a split name"),
+        ("list.csv", "path,label\n,x\n", "line 2: no 'path'"),
+        ("list.jsonl", '{"path": \n', "line 1: not a JSON object"),
         ("list.jsonl", '["a.png"]\n', "line 1: not a JSON object"),
+        ("list.jsonl", '{"label": "x"}\n', "line 1: no 'path'"),
         ("list.csv", "path\n", "no images"),
     ],
 )
@@ -275,6 +278,20 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/a/x.zip"], ["x.zip"]),
+        (["/a/x.zip", "/a/y.zip"], ["x.zip", "y.zip"]),
+        (["gs://b/a1/x.zip", "gs://b/a2/x.zip", "gs://b/y.zip"], ["a1/x.zip", "a2/x.zip", "y.zip"]),
+        (["x.zip", "y/x.zip"], ["x.zip", "y/x.zip"]),
+        (["/a/x.zip", "/a/x.zip"], ["x.zip", "x.zip"]),
+    ],
+)
+def test_files_are_told_apart_by_as_little_as_it_takes(files: list[str], names: list[str]) -> None:
+    assert told_apart(files) == names
+
+
 PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
 
 
@@ -315,9 +332,12 @@ def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "files"),
     [
+        ("x-{08..11}.tar", ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
         ("{a,b{0..1}}.tar", ["a.tar", "b0.tar", "b1.tar"]),
         ("x.tar", ["x.tar"]),
         ("x{1.tar", ["x{1.tar"]),
+        ("{x}.tar", ["{x}.tar"]),
         (r"C:\{0..1}.tar", [r"C:\0.tar", r"C:\1.tar"]),
     ],
 )

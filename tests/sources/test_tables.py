@@ -63,6 +63,14 @@ def test_a_run_goes_on_and_is_done_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "nothing to do" in capsys.readouterr().out and tree(tmp_path / "out") == before
 
 
+def test_hidden_files_beside_tables_are_no_tables(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", slice(3))
+    for name in ("._a.parquet", "._x.png", "._x.zip"):
+        (tmp_path / "in" / name).write_bytes(b"Mac OS X")
+    run(tmp_path / "in", tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == set(PICTURES[:3])
+
+
 def test_append_takes_the_new_file_alone(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", slice(30))
     run(tmp_path / "in", tmp_path / "out")
@@ -238,6 +246,9 @@ def test_a_saved_data_set_in_a_bucket(bucket_server: Server, saved: Path, tmp_pa
 STATES = {
     '{"_data_files": [{"filename": "../../x.arrow"}]}': "names no data files",
     '{"_data_files": [{"filename": "\\ud800.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "x\\u0000.arrow"}]}': "names no data files",
+    '{"_data_files": [7]}': "names no data files",
+    '{"_data_files": {"filename": "x"}}': "names no data files",
     "[" * 200_000: "no JSON",
     "[]": "no JSON object",
     '{"_data_files": [{"filename": "gone.arrow"}]}': "gone.arrow: there is no such file",

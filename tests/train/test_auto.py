@@ -4,7 +4,9 @@ import math
 from dataclasses import replace
 
 import pytest
+import yaml
 
+from must.api import cli
 from must.api.stages import configure
 from must.base.parameters import load
 from must.config import TrainConfig
@@ -14,7 +16,7 @@ from must.method.train.auto import BATCHES, EPOCHS, REASONS, decay, settings
 from must.method.train.presets import published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
-SIZES = (1, 1097, 1_000_000)
+SIZES = (1, 20, 300, 1097, 1_000_000)
 
 
 @pytest.mark.parametrize("images", SIZES)
@@ -39,8 +41,11 @@ def test_settings_can_be_trained_with(images, tower, classes):
     "images, tower, batch, epochs, lr",
     [
         (1, "tiny", 1, 24, 0.000125),
+        (20, "tiny", 16, 24, 0.0005),
+        (300, "tiny", 16, 24, 0.0005),
         (1097, "tiny", 64, 24, 0.001),
         (1_000_000, "tiny", 256, 10, 0.002),
+        (1, "ViT-B/16", 1, 24, 2.5e-6),
         (1097, "ViT-B/16", 64, 24, 2e-5),
         (1_000_000, "ViT-B/16", 256, 10, 4e-5),
         (1_000_000, "ViT-L/14", 256, 10, None),
@@ -95,6 +100,20 @@ def resolved(values, file=None):
     return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
 
 
+@pytest.mark.parametrize("named", [{}, {"preset": "auto"}, {"preset": ""}])
+def test_must_train_takes_it_if_none_is_named(digits, named):
+    config = resolved(values_of(digits, **named))
+    expected = settings(150, 10, *TOWERS["tiny"])
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_flags_and_files_win(digits, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"epochs": 3, "lr": 0.5}))
+    config = resolved(values_of(digits, lr="0.25"), str(file))
+    assert (config.epochs, config.lr, config.alpha) == (3, 0.25, "auto")
+
+
 def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
     file = str(tmp_path / "c.safetensors")
     save_classifier(replace(load_text_classifier(digits.classifier), shares=(0.1,) * 10), file)
@@ -122,3 +141,26 @@ def test_a_classifier_file_elsewhere_names_the_model(digits):
     model = resolved(values_of(digits, model="ViT-B-16", pretrained="openai"))
     assert model.mask_patch_size == 32 and model.weak_padding == 0
     assert resolved(values_of(digits)).mask_patch_size == 8
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"shards": "nowhere"}, "nowhere holds no index.json"),
+        ({"classifier": "none"}, "--classifier none: no such file"),
+        ({"split": "trian"}, "hold no split 'trian'"),
+        ({"preset": "auot"}, "--preset auot: unknown"),
+        ({"model": "ViT-Q"}, "ViT-Q"),
+        ({"shards": None}, "missing: --shards"),
+        ({"classifier": None}, "missing: --classifier"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, capfd, wrong, message):
+    monkeypatch.chdir(tmp_path)
+    values = {name: value for name, value in {**values_of(digits), **wrong}.items() if value is not None}
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", *(part for name, value in values.items() for part in (f"--{name}", value))])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert end.value.code == 2 and message in line and line.startswith("must train: ")
+    assert not list(tmp_path.iterdir())

@@ -51,6 +51,11 @@ def test_published_trainings_are_within_the_range(card, shape, images_per_s, whe
     assert REACHED[0] - 0.03 < reached < REACHED[1] + 0.05, (reached, where)
 
 
+def test_faster_memory_helps_where_the_arithmetic_is_the_same():
+    one, other = (calculate(gpus, B16, size(), False, 300.0).images_per_s for gpus in ("h100x8", "h200x8"))
+    assert one[1] < other[1] < 4800 / 3350 * one[1]
+
+
 def test_a_smaller_card_takes_micro_batches_or_says_that_nothing_fits():
     pieces = [calculate(gpus, L14, size(305e6, 256), False, 300.0).micro_batches for gpus in ("h100x8", "h100", "l4")]
     assert pieces == sorted(pieces) and pieces[0] == 1 and pieces[-1] > 4
@@ -58,6 +63,11 @@ def test_a_smaller_card_takes_micro_batches_or_says_that_nothing_fits():
     assert cut.images_per_s[1] == pytest.approx(whole.images_per_s[1] * 4 / 5)  # the student looks twice
     huge = calculate("l4", Shape(224, 14, 1664, 48), size(1.8e9, 8), False, 300.0)
     assert huge.micro_batches == 0 and "not even one image" in huge.lines(size())[0]
+
+
+def test_a_small_model_waits_for_the_host():
+    found = calculate("h100x8", Shape(64, 8, 128, 4), size(1e6, 64), False, 300.0)
+    assert found.launching and "what the host can launch" in found.lines(size())[0]
 
 
 @pytest.mark.parametrize("text, found", [("h100x8", ("h100", 8)), ("L4", ("l4", 1)), ("rtx3090x2", ("rtx3090", 2))])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from must.base import storage
-from must.method.train.checkpoint import Checkpoints, DamagedError, load_state
+from must.method.train.checkpoint import Checkpoints, DamagedError, Snapshot, load_state
 from tests.stores import be_impatient
 from tests.train.lives import newest_state
 
@@ -60,6 +60,14 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path):
     checkpoints.close()
     for step in range(1, 4):
         assert (load_state(tmp_path / f"step-{step:09d}.pt")["weights"] == step - 1).all()
+
+
+def test_a_snapshot_uses_its_memory_again():
+    snapshot, weights = Snapshot(), torch.zeros(10)
+    first = snapshot.take({"a": [weights, 3]})
+    second = snapshot.take({"a": [weights + 1, 4]})
+    assert second["a"][0].data_ptr() == first["a"][0].data_ptr() != weights.data_ptr()
+    assert second["a"][1] == 4 and second["a"][0].sum() == 10
 
 
 def test_a_run_that_starts_afresh_leaves_nothing_of_its_former_life(tmp_path):

@@ -15,7 +15,7 @@ from must.config import PlanConfig, TrainConfig
 from must.method.model.bundle import load_bundle
 from must.method.train import plan as planning
 from must.method.train import trainer
-from must.method.train.estimate import Memory, Pace, Size, StepTimer, memory_of
+from must.method.train.estimate import Memory, Pace, Size, StepTimer, duration, gigabytes, memory_of
 from must.method.train.trainer import train
 from tests.train.processes import on_ranks
 
@@ -111,7 +111,8 @@ SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3,
 
 
 @pytest.mark.parametrize(
-    "size, lines", [(SIZE, 2), (replace(SIZE, device="cuda"), 1), (replace(SIZE, parameters=900_000), 1)]
+    "size, lines",
+    [(SIZE, 2), (replace(SIZE, device="cuda"), 1), (replace(SIZE, parameters=900_000), 1)],
 )
 def test_a_real_model_on_a_cpu_is_told_what_that_means(size, lines):
     pace = Pace(200.0, 190.0, 210.0, 3, 8, 0.0, Memory(3 * 10**9, 0, "this machine"))
@@ -136,6 +137,17 @@ def test_memory_is_what_the_process_holds():
             block.write(b"x" * 1_000_000)
         assert memory_of(torch.device("cpu")).used - before == pytest.approx(len(block), rel=0.1)
     assert memory_of(torch.device("cpu")).total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(59.6, "60 seconds"), (150, "2.5 minutes"), (9000, "2.5 hours"), (864_000, "10.0 days")]
+)
+def test_durations_are_for_people(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_sizes_are_for_people():
+    assert (gigabytes(2.4e9), gigabytes(13_700_000), gigabytes(4e6)) == ("2.4 GB", "0.0137 GB", "4 MB")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ from must.method.train.trainer import train
 from tests.stores import be_impatient
 from tests.train.lives import difference
 
-SETTINGS = {"epochs": 4, "batch_size": 50, "workers": 0, "checkpoint_every": 2, "seed": 1, "log_every": 2}
+SETTINGS = {
+    "epochs": 4,
+    "batch_size": 50,
+    "workers": 0,
+    "checkpoint_every": 2,
+    "seed": 1,
+    "log_every": 2,
+}
 STEPS = 12
 
 

@@ -36,7 +36,7 @@ def assert_same(ours, theirs, record_property):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("accumulate", [8])
+@pytest.mark.parametrize("accumulate", [2, 8])
 def test_micro_batches_give_the_gradients_of_the_whole_batch(accumulate, settings, record_property):
     torch.set_num_threads(1)
     assert_same(run_steps(ALONE, accumulate=accumulate, **settings), run_steps(ALONE, **settings), record_property)

@@ -50,6 +50,11 @@ def test_saving_that_costs_much_is_done_less_often(clock):
     assert asked.due(busy=False)
 
 
+def test_without_seconds_none_is_ever_due(clock):
+    clock.tick = 1e6
+    assert not CheckpointTimer(0).due(busy=False)
+
+
 @pytest.mark.slow
 def test_a_run_saves_by_the_clock_and_makes_the_same_model(digits, tmp_path, clock):
     torch.set_num_threads(1)

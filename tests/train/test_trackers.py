@@ -11,6 +11,7 @@ from must.base.parameters import load
 from must.config import TrainConfig, trackers
 from must.evaluation.report.provenance import training_log
 from must.method.train.trackers import fan
+from must.method.train.trackers.base import reason
 from must.method.train.trackers.fan import AsyncTracker
 from must.method.train.trainer import train
 from tests.mlflow_server import MlflowServer
@@ -88,6 +89,11 @@ def test_a_tracker_that_fails_warns_once(capsys):
     sender.close(True)
     warning = "warning: --trackers mlflow: the server is gone; training goes on without it\n"
     assert capsys.readouterr().err == warning and tracker.seen == [0, 1] and not tracker.closed
+
+
+def test_a_password_in_an_address_is_not_told():
+    error = ConnectionError("POST\nhttp://me:secret@host:5000/api failed; see https://host/me@here")
+    assert reason(error) == "POST http://***@host:5000/api failed; see https://host/me@here"
 
 
 @pytest.mark.parametrize("finished, name", [(True, "FLUSH_TIMEOUT"), (False, "LAST_LINES_TIMEOUT")])

@@ -20,7 +20,14 @@ from must.method.train.trainer import train
 from tests.forked import Must
 from tests.golden import golden_model
 
-SETTINGS = {"epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "log_every": 2, "seed": 1}
+SETTINGS = {
+    "epochs": 3,
+    "batch_size": 25,
+    "workers": 1,
+    "checkpoint_every": 3,
+    "log_every": 2,
+    "seed": 1,
+}
 STEPS = 18  # 150 images, 6 batches an epoch
 
 
@@ -194,8 +201,10 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path):
     "changes, message",
     [
         ({"batch_size": 1000}, "the split holds 150 images only"),
+        ({"split": "nothing"}, "no split 'nothing'"),
         ({"mask_patch_size": 12}, "must be a multiple of the model's patch"),
         ({"randaugment": "strong"}, "--randaugment strong"),
+        ({"device": "cuda:9"}, "there is no such device"),
         ({"model": "ViT-B-16", "pretrained": "none.pt"}, "no such file"),
     ],
 )
