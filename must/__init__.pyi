@@ -405,7 +405,7 @@ def sort(
     named_only: bool = False,
     undo: bool = False,
 ) -> Outcome:
-    """Sort images into a folder a class, by predictions or by what people said: links, copies or moved; --undo reverts."""
+    """Sort images into class folders, by predictions or people's labels: links, copies or moves; --undo reverts."""
 
 def labels(
     *,

@@ -10,7 +10,7 @@ ENDED_BADLY = ("Failed", "Error")
 
 
 def failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
-    """By stage, why its pods ended badly, in Argo's and Kubernetes' own words; the last one last.
+    """By stage, why its pods failed, in Argo's and Kubernetes' own words; the last one last.
 
     A step of Kubeflow's own before a stage has a name of its own: train-driver.
     """

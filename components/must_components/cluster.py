@@ -60,7 +60,7 @@ class Cluster:
     def to_serve(cls) -> Cluster:
         """Raises ValueError: there is none to apply anything to."""
         if (found := cls.of_this_pod()) is None:
-            raise UserError("serve: apply works in a pod of the cluster only; here, take `write`")
+            raise UserError("serve: apply works in a pod of the cluster only; here, use `write`")
         return found
 
     def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
@@ -70,16 +70,16 @@ class Cluster:
             dry: only ask for rights, KServe, and its webhooks' opinion.
 
         Raises:
-            ValueError: no right to do it, or the cluster knows no InferenceService; TransientError: see `ask`.
+            ValueError: no right to do it, or the cluster has no InferenceService; TransientError: see `ask`.
         """
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
         status, answer = self.ask("GET", path)
         if status == 200 and (kept := keep_size(manifest, answer)) and not dry:
-            logger.warning(f"serve: the server keeps what it was given in the cluster, beside cluster.yaml: {kept}")
+            logger.warning(f"serve: the cluster's values are kept, not those of cluster.yaml: {kept}")
         if status == 403 and not dry:
             logger.warning(
-                "serve: without the right to read the server, replicas and resources are those of cluster.yaml; "
-                "deploy/serving.yaml has it"
+                "serve: no right to read the server, so replicas and resources are those of cluster.yaml; "
+                "apply deploy/serving.yaml"
             )
         status, answer = self.ask(
             "PATCH",
@@ -90,10 +90,10 @@ class Cluster:
         said = one_line(answer.get("message") or "no reason")[:300]
         if status == 403:
             raise UserError(
-                f"serve: the service account may not apply an {KIND} in {self.namespace}; deploy/serving.yaml "
-                f"lets it, or take `write` ({said})"
+                f"serve: the service account may not apply an {KIND} in {self.namespace}; apply "
+                f"deploy/serving.yaml or use `write` ({said})"
             )
-        require(status != 404, f"serve: this cluster knows no {KIND}; KServe is not installed")
+        require(status != 404, f"serve: this cluster has no {KIND}; install KServe")
         require(status < 400, f"serve: the API server refuses the {KIND}: {status} {said}")
         return self.namespace
 

@@ -35,7 +35,7 @@ def last_look(work_uri: str, run_id: str) -> list[str]:
         jobs = [note.facts.trainjob for note in read_notes(work_uri, run_id) if note.facts.trainjob]
         return [f"- **TrainJob**: {end(cluster, job, run_id)}" for job in jobs]
     except (ValueError, OSError, KeyError, TypeError) as error:
-        logger.warning(f"must: the cluster says nothing about this run's pods: {line_of(error)}")
+        logger.warning(f"must: the status of this run's pods is not known: {line_of(error)}")
         return []
 
 

@@ -65,7 +65,7 @@ STAGES: Final[dict[str, Stage]] = {
     "predict": Stage(configs.PredictConfig, "must.deploy.infer.predict:predict",
         "Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle."),
     "sort": Stage(configs.SortConfig, "must.deploy.labels.sort:sort",
-        "Sort images into a folder a class, by predictions or by what people said: links, copies or moved; --undo reverts."),
+        "Sort images into class folders, by predictions or people's labels: links, copies or moves; --undo reverts."),
     "labels": Stage(configs.LabelsConfig, "must.deploy.labels.exchange:exchange",
         "Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back."),
     "serve": Stage(configs.ServeConfig, "must.deploy.serve.serve:serve",

@@ -115,7 +115,7 @@ class OneLineParser(argparse.ArgumentParser):
         wrong = word.split("=")[0]
         near = self.nearest(wrong)
         if not word.startswith("-"):
-            self.error(f"{word}: is one word too many; put a list or a name that holds spaces into quotes")
+            self.error(f"{word}: is not expected here; quote a list or a name that has spaces")
         self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
 
     def nearest(self, wrong: str) -> str:

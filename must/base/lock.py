@@ -25,7 +25,7 @@ from must.base.errors import MustError, UserError
 logger = logging.getLogger(__name__)
 
 RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
-LOCK_BEAT_S = 10.0  # seconds between signs of life
+LOCK_BEAT_S = 10.0  # seconds between heartbeats
 DEAD_AFTER = 60.0  # seconds without one
 LOOK_S = 1.0  # seconds between two looks for one
 MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
@@ -130,7 +130,7 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 class Beat:
-    """The sign of life in the lock object."""
+    """The heartbeat in the lock object."""
 
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
@@ -147,7 +147,7 @@ class Beat:
         if seen is not None and self.gone():
             deadline = 0.0
         elif seen is not None:
-            logger.info(f"{self.uri} exists; watching up to {DEAD_AFTER:g} s whether its owner lives")
+            logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
         while seen is not None and time.monotonic() < deadline:
             time.sleep(LOOK_S)
             now = storage.generation(self.uri)
@@ -170,7 +170,7 @@ class Beat:
             self.renew()
         if self.lost:
             raise LockLostError(
-                f"{self.uri} was taken over by another `{self.kind.command}` while this one was silent; it goes on"
+                f"{self.uri} is now held by another `{self.kind.command}`; wait for it, then run this again"
             )
 
     def owner(self) -> dict[str, str]:

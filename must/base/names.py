@@ -1,6 +1,6 @@
 """Names and tars from outside: what a foreign index, registry or archive may call a file, and tars that others wrote.
 
-tarfile has two surprises: it takes memory as a header says, and stops without a word at what it cannot read.
+tarfile has two surprises: it takes memory as a header says, and stops silently at what it cannot read.
 """
 
 import io
@@ -64,7 +64,7 @@ BLOCKS = 64  # of one member's headers: before its own come others, and lists of
 LARGEST_READ = 1 << 20  # of anything else: a label
 ATTRIBUTES = (b"x", b"g", b"X")
 MANY_DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
-NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile end there without a word
+NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile end there silently
 
 
 def require_end(file: BinaryIO, place: int) -> None:
@@ -76,7 +76,7 @@ def require_end(file: BinaryIO, place: int) -> None:
         raise tarfile.ReadError(f"a damaged header, or cut off, at byte {place}")
     while following := file.read(1 << 20):
         if any(following):
-            raise tarfile.ReadError(f"more comes after its end at byte {place}; archives are joined by `tar -A`")
+            raise tarfile.ReadError(f"data after its end at byte {place}; join archives with `tar -A`")
 
 
 class Headers(io.FileIO):

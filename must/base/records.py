@@ -48,4 +48,4 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    raise UserError(f"{where or 'it'} is of another kind")
+    raise UserError(f"{where or 'it'} has a wrong type")

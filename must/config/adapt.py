@@ -27,8 +27,7 @@ class AdaptConfig(StageConfig):
         metavar="TAG|PATH",
     )
     test_images: str = param(
-        "labelled images to measure the accuracy with: a folder per class, or a file of labels as `must sort` takes "
-        "it",
+        "labelled images to measure the accuracy with: a folder per class, or a file of labels as `must sort` takes it",
         "",
         metavar="DIR|FILE",
     )
@@ -49,4 +48,4 @@ class AdaptConfig(StageConfig):
 
     def check_values(self) -> None:
         require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
-        require(bool(self.images), "--images: which images is missing")
+        require(bool(self.images), "--images is missing; give a folder, tar, zip or table of images")

@@ -49,7 +49,7 @@ class SortConfig(StageConfig):
     undo: bool = param("take back what was sorted into the folder: links and copies go, moved files return", False)
 
     def check_values(self) -> None:
-        require(self.undo or bool(self.labels), "which file of labels is missing: must sort predictions.csv --into DIR")
-        require(not (self.undo and self.labels), "--undo takes back what --into says; leave the file of labels out")
+        require(self.undo or bool(self.labels), "no file of labels given: must sort predictions.csv --into DIR")
+        require(not (self.undo and self.labels), "--undo needs only --into; leave the file of labels out")
         require(0 <= self.abstain <= 1, "--abstain must be from 0 to 1: it is a probability")
         require("://" not in self.into, f"--into {self.into}: must be a folder on this machine")

@@ -57,7 +57,7 @@ class PromoteConfig(StageConfig):
         require(not self.to or self.rollback, "--to goes with --rollback")
         require(
             self.rollback or self.list or bool(self.model),
-            "--model: which bundle is to be promoted is missing (or give --rollback, or --list)",
+            "--model is missing: the bundle to promote (or give --rollback, or --list)",
         )
         require(
             self.register == "none" or not self.model or bool(self.onnx),
@@ -66,12 +66,12 @@ class PromoteConfig(StageConfig):
         require(not self.register_name or self.register != "none", "--register-name goes with --register")
         require(
             re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9._ ]{0,127}|", self.register_name) is not None,
-            f"--register-name {brief(self.register_name)}: letters, digits, '-', '.', '_' and spaces make a name, at "
-            "most 128 of them",
+            f"--register-name {brief(self.register_name)}: use letters, digits, '-', '.', '_' and spaces, at most "
+            "128 characters",
         )
         for name in ("version", "to"):
             value = getattr(self, name)
             require(
                 re.fullmatch(r"[a-z0-9][-a-z0-9._]{0,62}|", value) is not None,
-                f"{flag(name)} {value}: small letters, digits, '-', '.' and '_' make a version, at most 63 of them",
+                f"{flag(name)} {value}: use small letters, digits, '-', '.' and '_', at most 63 characters",
             )

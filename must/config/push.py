@@ -22,7 +22,7 @@ class PushConfig(StageConfig):
     def check_values(self) -> None:
         if self.repo.startswith(OCI):
             require(len(self.repo) > len(OCI), "--repo oci: needs a folder, such as oci:image")
-            require(not (self.private or self.revision), f"--repo {self.repo}: --private and --revision are a hub's")
+            require(not (self.private or self.revision), f"--repo {self.repo}: --private and --revision need a hub")
             return
         wrong = "--" in self.repo or ".." in self.repo or self.repo.endswith(".git") or len(self.repo) > LONGEST_ID
         require(

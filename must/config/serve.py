@@ -88,7 +88,7 @@ class ServeConfig(StageConfig):
         require(not (self.model and self.registry), "--model and --registry cannot both be given")
         require(
             SERVED_NAME.fullmatch(self.name) is not None,
-            f"--name {self.name[:80]}: letters, digits, '-', '.' and '_' make a name, at most 63 of them",
+            f"--name {self.name[:80]}: use letters, digits, '-', '.' and '_', at most 63 characters",
         )
         require(0 <= self.abstain <= 1 or self.abstain == -1, "--abstain must be from 0 to 1, or -1")
         require(

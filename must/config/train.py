@@ -164,8 +164,8 @@ class TrainConfig(StageConfig):
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
-        "loader processes for each training process; auto: on a CPU 2, or 1 for a large model; with GPUs (cores / GPUs) "
-        "- 1, at most 16",
+        "loader processes for each training process; auto: on a CPU 2, or 1 for a large model; with GPUs "
+        "(cores / GPUs) - 1, at most 16",
         "auto",
         metavar="N|auto",
         often=True,
@@ -223,7 +223,7 @@ class TrainConfig(StageConfig):
         kind="trackers",
     )
     timeout: int = param(
-        "seconds without a sign of life after which a process counts as lost; the run ends with code 75",
+        "seconds without a heartbeat after which a process counts as lost; the run ends with code 75",
         600,
         metavar="S",
         at_least=1,

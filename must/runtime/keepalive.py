@@ -37,7 +37,7 @@ def give_sign(uri: str) -> None:
     try:
         storage.write_bytes(uri, json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
     except (ValueError, OSError) as error:
-        logger.warning(f"must: the sign of life could not be written: {line_of(error)}")
+        logger.warning(f"must: the heartbeat could not be written: {line_of(error)}")
 
 
 @contextmanager
@@ -69,8 +69,8 @@ def watch(uri: str, silence: float, over: threading.Event) -> None:
             last, since = seen, time.monotonic()
         elif time.monotonic() - since > silence:
             logger.warning(
-                f"no sign of life of the launcher for {silence:g} s: saving a checkpoint and stopping; a new "
-                "launcher goes on from it"
+                f"no heartbeat of the launcher for {silence:g} s: saving a checkpoint and stopping; a new "
+                "launcher resumes from it"
             )
             os.kill(os.getpid(), signal.SIGTERM)
             return

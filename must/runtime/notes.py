@@ -1,6 +1,6 @@
 """A note a stage: running, done or failed, with its last log lines, where the next stages and people can read it.
 
-The notes of a run are at WORK_URI/notes/RUN_ID. A stage that is killed without a word (out of memory, a lost node)
+The notes of a run are at WORK_URI/notes/RUN_ID. A stage killed without an exit code (out of memory, a lost node)
 leaves the note that it runs, at most a minute old. Kubeflow tells a pipeline's exit handler that something failed, but
 not what, and not always truly.
 """
@@ -98,7 +98,7 @@ class Note:
                 self.facts = Facts.of(self.facts.to_dict() | told["facts"])
 
     def failed_try(self, code: int | None, seconds: float, line: str) -> None:
-        """`code` is None where the try ended without a word."""
+        """`code` is None where the try ended with no exit code."""
         self.tries.append({"code": code, "seconds": round(seconds, 1), "host": self.host, "line": line[:300]})
 
 

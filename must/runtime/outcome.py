@@ -148,7 +148,7 @@ def other_run(note: Note) -> str:
 
 
 IN_SHORT = {
-    "interrupted": "something it needs went away",
+    "interrupted": "a dependency failed",
     "silent": "its pod is gone",
     "input": "the input is wrong",
     "time": "its time was over",

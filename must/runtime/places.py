@@ -82,5 +82,5 @@ class JobUri:
 
     @property
     def sign(self) -> str:
-        """The launcher's sign of life."""
+        """The launcher's heartbeat."""
         return storage.join(self.uri, "launcher.json")

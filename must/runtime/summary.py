@@ -27,9 +27,9 @@ RUNS_LOOKED_AT = 50  # other runs' notes whose age a summary looks at
 WHY = {
     "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
-    "overtaken": "nothing is wrong: the model was compared with a champion that is none any more (exit code {code})",
-    "interrupted": "something it needs went away (exit code {code}): another process, or a store that did not answer",
-    "silent": "its pod is gone without a word: a lost node, a time limit, memory, or the run was stopped",
+    "overtaken": "no error: the model was compared with a champion that was then replaced (exit code {code})",
+    "interrupted": "a dependency failed (exit code {code}): another process, or a store that did not answer",
+    "silent": "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped",
     "time": "its time limit, `timeouts` in cluster.yaml (exit code {code})",
     "input": "wrong input (exit code {code})",
     "killed": "killed (exit code {code}): most often the pod's memory limit",
@@ -209,7 +209,7 @@ def tried(note: Note) -> str:
     if not note.tries:
         return "once; no retry happened"
     earlier = ", ".join(
-        f"{'ended without a word' if one['code'] is None else 'exit code ' + str(one['code'])} after "
+        f"{'no exit code' if one['code'] is None else 'exit code ' + str(one['code'])} after "
         f"{clock(one['seconds'])}" for one in note.tries
     )  # fmt: skip
     return f"{len(note.tries) + 1} times; before: {earlier}"

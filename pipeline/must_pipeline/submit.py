@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--restarts", type=int, default=2, metavar="N",
-        help="with --wait: times a run that was stopped from outside, by no person, is started again [2]",
+        help="with --wait: times a run that was stopped, but not by a person, is started again [2]",
     )  # fmt: skip
     add_arguments(parser)
     raise SystemExit(submit(parser.parse_args()))
@@ -73,7 +73,7 @@ def submit(options: argparse.Namespace) -> int:
             break
         again = same_again(kfp, run_id)
         again.display_name = f"{body.display_name} again"
-        print(f"the run {run_id} was stopped from outside, by no person: starting it again ({left} left)")
+        print(f"the run {run_id} was stopped, but not by a person: starting it again ({left} restarts left)")
         before, run_id = run_id, start(kfp, again)
         name_successor(work_uri, before, run_id)
     return ending.code

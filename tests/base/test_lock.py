@@ -97,7 +97,7 @@ def test_without_a_good_beat_for_too_long_a_new_one_decides(held, monkeypatch):
     monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # any beat is too old
     check()  # the bucket answers, and the lock is ours
     storage.write_bytes(uri, b"{}")
-    with pytest.raises(lock.LockLostError, match="taken over by another `must shard`"):
+    with pytest.raises(lock.LockLostError, match="is now held by another `must shard`"):
         check()
 
 
@@ -150,7 +150,7 @@ def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkey
     content = {name: value for name, value in owner.items() if value is not None}
     storage.write_bytes(left[1], json.dumps(content).encode())
     with lock.locked(left[1].rpartition("/")[0], SHARDS):
-        assert ("watching up to" in capsys.readouterr().out) == (where != "here")
+        assert ("watching its heartbeat for up to" in capsys.readouterr().out) == (where != "here")
 
 
 def test_where_the_system_tells_no_namespace_the_hosts_name_is_enough(left, monkeypatch, capsys):

@@ -102,7 +102,7 @@ def test_a_job_of_another_place_is_neither_followed_nor_deleted(api, work, capfd
         train(work)
     assert exit_.value.code == 2 and name in api.jobs and not api.deleted
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "must train:" in line]
-    assert f"there is a TrainJob {name} for another place" in line and "it is left alone" in line
+    assert f"there is a TrainJob {name} for another place" in line and "it was not changed" in line
 
 
 def test_a_job_that_another_launcher_has_made_meanwhile_is_not_deleted(api, work):

@@ -46,7 +46,7 @@ def page(work, more=()):
 
 
 def start(api, work, monkeypatch, run="r1"):
-    """A job that trains, and whose launcher is gone without a word."""
+    """A job that trains, and whose launcher is gone without an exit code."""
     monkeypatch.setenv("MUST_RUN_ID", run)
     monkeypatch.setenv("KFP_POD_NAME", "summary-pod")
     api.on_create = completes(work)

@@ -122,7 +122,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     print(f"{seconds:.1f} s from the last sign to the end of both nodes")
     record_property("seconds from the last sign to the end of both nodes", round(seconds, 1))
     assert [pod.ended for pod in pods] == [75, 75], [pod.lines[-20:] for pod in pods]
-    assert any("no sign of life of the launcher for 3 s" in line for line in pods[0].lines)
+    assert any("no heartbeat of the launcher for 3 s" in line for line in pods[0].lines)
     (done,) = [line.split("after step ")[1].split(";")[0] for line in pods[0].lines if "stopped by a signal" in line]
     api.jobs.clear(), api.sets.clear(), api.pods.clear()
     with keep_alive(sign):

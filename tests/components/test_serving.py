@@ -163,7 +163,7 @@ def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yam
     for _ in range(2):  # the next promotion as well
         live = applied(in_a_pod, tmp_path, live)
         assert size_of(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
-    assert "keeps what it was given in the cluster, beside cluster.yaml: replicas 3, resources" in caplog.text
+    assert "values are kept, not those of cluster.yaml: replicas 3, resources" in caplog.text
     live = applied(in_a_pod, tmp_path, live, replicas=2, memory_limit="6Gi")
     assert size_of(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
 
@@ -178,14 +178,14 @@ def test_a_server_of_an_earlier_version_keeps_what_it_has(in_a_pod, tmp_path):
 
 def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(in_a_pod, tmp_path, caplog):
     assert size_of(applied(in_a_pod, tmp_path, 403))[0] == 1
-    assert "without the right to read the server, replicas and resources are those of cluster.yaml" in caplog.text
+    assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
 
 
 @pytest.mark.parametrize(
     "status, said, kind",
     [
-        (403, "deploy/serving.yaml lets it", ValueError),
-        (404, "KServe is not installed", ValueError),
+        (403, "apply deploy/serving.yaml or use", ValueError),
+        (404, "install KServe", ValueError),
         (422, "refuses the InferenceService: 422", ValueError),
         (503, "answers 503", TransientError),
     ],
@@ -206,7 +206,7 @@ def test_an_api_server_that_is_away(in_a_pod, tmp_path):
 
 
 def test_outside_of_a_cluster(tmp_path):
-    with pytest.raises(ValueError, match="take `write`"):
+    with pytest.raises(ValueError, match="use `write`"):
         serve(tmp_path)
     assert serve(tmp_path, how="write").namespace == ""
 
@@ -216,7 +216,7 @@ def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, mon
     with pytest.raises(SystemExit) as ended:
         supervised("serve", service.serve, "7", str(tmp_path / "work"), **given(tmp_path))
     said = capfd.readouterr().err
-    assert ended.value.code == WRONG_INPUT and "take `write`" in said
+    assert ended.value.code == WRONG_INPUT and "use `write`" in said
     assert "Traceback" not in said and "trying again" not in said
 
 

@@ -75,7 +75,7 @@ def test_a_killed_process_is_named(processes):
     started[2].join()
     heartbeat.timeout = SILENCE
     line = heartbeat.explain()
-    assert line.startswith(f"rank 2 (pid {started[2].pid} on ") and "no sign of life for 2 s" in line
+    assert line.startswith(f"rank 2 (pid {started[2].pid} on ") and "no heartbeat for 2 s" in line
 
 
 def test_a_process_that_left_on_its_own_is_no_lost_one(processes):
@@ -99,7 +99,7 @@ def test_all_are_lost_where_the_store_is_gone(processes):
 
     heartbeat.store, heartbeat.timeout = Gone(), SILENCE
     line = heartbeat.explain()
-    assert "rank 1 (" in line and "rank 2 (" in line and "no sign of life for 2 s" in line
+    assert "rank 1 (" in line and "rank 2 (" in line and "no heartbeat for 2 s" in line
 
 
 def test_a_zombie_does_not_run():

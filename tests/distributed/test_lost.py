@@ -42,7 +42,7 @@ def test_a_frozen_process_is_named_and_the_others_do_not_wait_for_ever(digits, t
     assert process.wait(timeout=120) == 75
     (line,) = must_lines(output)
     print(f"after {time.monotonic() - began:.1f} s: {line}")
-    assert line.startswith(f"must: rank {rank} (pid {pid} on ") and "no sign of life for 6 s" in line
+    assert line.startswith(f"must: rank {rank} (pid {pid} on ") and "no heartbeat for 6 s" in line
     assert "in step" in line and "run the same command again" in line
 
 

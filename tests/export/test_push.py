@@ -101,8 +101,8 @@ def test_a_public_repository_is_not_taken_for_private(folder, asked, tmp_path):
 @pytest.mark.parametrize(
     ("token", "repo", "message"),
     [
-        ("", "team/x", r"does not know you \(401\): set HF_TOKEN"),
-        ("hf_wrong", "team/x", r"does not know you \(401\): set HF_TOKEN"),
+        ("", "team/x", r"needs a valid token \(401\): set HF_TOKEN"),
+        ("hf_wrong", "team/x", r"needs a valid token \(401\): set HF_TOKEN"),
         (
             READER,
             "team/x",
@@ -127,7 +127,7 @@ def test_who_may_not_write_is_told_so_in_one_line(folder, asked, tmp_path, token
         ("403", "preupload", False, r"does not let you write there \(403"),
         ("400", "commit", False, r"refuses it \(400: as asked for\)"),
         ("413", "/large/", False, r"refuses it \(413"),
-        ("429", "create", True, r"was asked too often from here \(429\): try again later"),
+        ("429", "create", True, r"limits requests from here \(429\): try again later"),
         ("500", "create", True, r"answers with an error \(500\): try again later"),
         ("500", "commit", True, r"answers with an error \(500\): try again later"),
     ],
@@ -146,7 +146,7 @@ def test_a_hub_that_is_not_there_or_may_not_be_asked(folder, asked, monkeypatch)
     with pytest.raises(TransientError, match=r"cannot be reached \(.*\): try again later"):
         push(PushConfig(model=str(folder), repo="team/x"))
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="is not asked: unset HF_HUB_OFFLINE"):
+    with pytest.raises(ValueError, match="is disabled: unset HF_HUB_OFFLINE"):
         push(PushConfig(model=str(folder), repo="team/x"))
 
 

@@ -91,7 +91,7 @@ REFUSED = {
     "many tables": (hard.segments(0xDB, bytes(65000), 950), "decoding it takes about 6 s; 5.0 are allowed"),
     "a transform for each tile": (
         hard.jp2_tiled(1000, 4, hard.TRANSFORM),
-        "a transform of its own, whose cost is not known",
+        "a custom transform, whose cost is not known",
     ),
     "a strip again and again": (tiff_of_one_strip(3000), "decoding it takes about 6 s; 5.0 are allowed"),
 }

@@ -82,7 +82,7 @@ def test_a_foreign_selection_says_nothing(digits, tmp_path, said):
         bundle.model,
         replace(bundle.description, provenance=Provenance(more={"selection": said})),
     )
-    with pytest.raises(ValueError, match="has no threshold of its own"):
+    with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
         label(tmp_path / "bundle", digits.shards, tmp_path / "out", abstain=-1)
 
 
@@ -113,7 +113,7 @@ def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):
         (["--model", str(tmp_path / "nan"), image], "its probabilities are no finite numbers"),
         (["--model", digits.adapted, "--device", "cuda:99", image], "--device cuda:99: there is no such device here"),
         (["--model", str(exported[1]), "--device", "cpu", image], "--device is for a model that torch runs"),
-        (["--model", digits.adapted, "--abstain", "-1", image], "has no threshold of its own"),
+        (["--model", digits.adapted, "--abstain", "-1", image], "has no threshold: none satisfied --risk"),
         (["--model", str(tmp_path), image], "holds more than one model of `must train`"),
     ]:
         with pytest.raises(SystemExit) as end:

@@ -103,7 +103,7 @@ def test_cleanlab_has_numbers_for_all_classes(predicted):
     np.testing.assert_allclose(found["pred_probs"], [[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]])
     parquet = pytest.importorskip("pyarrow.parquet").read_table(predicted / "c.parquet")
     assert parquet["pred_probs"].to_pylist() == found["pred_probs"] and parquet["label"].to_pylist() == [0, 1, 0]
-    with pytest.raises(ValueError, match="nobody has said anything"):
+    with pytest.raises(ValueError, match="has no labels by people"):
         must.labels(labels="c.json", to="csv", output="no.csv")
     (predicted / "one.csv").write_text("image,class,probability\na.png,cat,0.9\nb.png,dog,0.6\n")
     with pytest.raises(ValueError, match="probabilities of 1 of 2 classes; predict with --top-k 2"):
@@ -126,7 +126,7 @@ def test_answers_are_what_people_said(predicted):
     must.labels(labels="answers.jsonl", to="csv", output="l.csv")
     assert (predicted / "l.csv").read_text() == "image,label\na.png,cat\n'=c.png,none of these\n"
     assert said(predicted, "l.csv") == {"a.png": "cat", "=c.png": None}
-    with pytest.raises(ValueError, match="a model said these, and nobody has answered"):
+    with pytest.raises(ValueError, match="predictions only; give a file with people's labels"):
         must.labels(labels="p.csv", to="answers", output="no.jsonl")
 
 

@@ -145,7 +145,7 @@ def test_names_below_a_root_and_bytes_that_are_no_text(tmp_path):
     "arguments, message",
     [
         (["nowhere.csv", "--into", "x"], "no such file"),
-        (["--into", "x"], "which file of labels is missing"),
+        (["--into", "x"], "no file of labels given"),
         (["p.csv", "--into", "x"], "none of its 1 images is there, 'gone.png' for one; --root says"),
         (["p.csv", "--into", "p.csv"], "is a file"),
         (["--undo", "--into", "x"], "nothing was sorted into it"),

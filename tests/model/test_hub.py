@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from must.api.demo import asset_folder
 from must.api.stages import call
+from must.base.errors import TransientError, UserError
+from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
 from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import load_description
@@ -54,24 +56,25 @@ def asked(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fault, message",
+    "fault, later, message",
     [
-        ("hangs", r"cannot be reached \(timed out\): try again later, or "),
-        ("401", r"shows no such model \(401\): look at its name, set HF_TOKEN if it is not public, or "),
-        ("403", r"shows no such model \(403\)"),
-        ("404", r"shows no such model \(404\)"),
-        ("429", r"was asked too often from here \(429\): try again later, or set HF_TOKEN, or "),
-        ("503", r"answers with an error \(503\): try again later, or "),
+        ("hangs", True, r"cannot be reached \(timed out\): try again later, or "),
+        ("401", False, r"has no such public model \(401\): check its name; if private, set HF_TOKEN, or "),
+        ("403", False, r"has no such public model \(403\)"),
+        ("404", False, r"has no such public model \(404\)"),
+        ("429", True, r"limits requests from here \(429\): try again later, or set HF_TOKEN, or "),
+        ("503", True, r"answers with an error \(503\): try again later, or "),
     ],
 )
 @pytest.mark.parametrize("model, pretrained", [("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", "")])
 def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
-    repositories, asked, fault, message, model, pretrained
+    repositories, asked, fault, later, message, model, pretrained
 ):
     with serving(repositories, fault) as server:
         asked(server.url)
         with pytest.raises(ValueError, match=f"the hub {server.url} {message}") as error:
             load_backbone(model, pretrained)
+    assert code_of(error.value) == (PREEMPTED if later else WRONG_INPUT)
     said = str(error.value)
     assert said.startswith(f"--model {model}" + (f" --pretrained {pretrained}: " if pretrained else ": "))
     assert FILES.format(OPENAI if pretrained else "team/tiny") in said and "\n" not in said
@@ -80,13 +83,13 @@ def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
 
 def test_a_hub_that_is_not_there(asked):
     asked("http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"cannot be reached \(.*[Cc]onnection refused\): try again later, or put"):
+    with pytest.raises(TransientError, match=r"cannot be reached \(.*[Cc]onnection refused\): try again later, or put"):
         load_backbone("ViT-B-16-quickgelu", "openai")
 
 
 def test_a_hub_that_may_not_be_asked(asked, monkeypatch):
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"is not asked: unset HF_HUB_OFFLINE, or put"):
+    with pytest.raises(UserError, match=r"is disabled: unset HF_HUB_OFFLINE, or put"):
         load_backbone("ViT-B-16-quickgelu", "openai")
 
 
@@ -94,7 +97,7 @@ def test_a_download_that_breaks_off_leaves_nothing(repositories, asked, tmp_path
     with serving(repositories, "cuts") as server:
         asked(server.url)
         with pytest.raises(
-            ValueError, match=r"open_clip_config.json of team/tiny could not be downloaded .*size"
+            TransientError, match=r"open_clip_config.json of team/tiny could not be downloaded .*size"
         ) as error:
             load_backbone("hf-hub:team/tiny")
         assert "\n" not in str(error.value) and FILES.format("team/tiny") in str(error.value)
@@ -106,10 +109,10 @@ def test_a_repository_without_the_file_is_named(repositories, asked):
     with serving(repositories) as server:
         asked(server.url)
         with pytest.raises(
-            ValueError, match=r"openai on the hub .* has no open_clip_model.safetensors and no open_clip_"
+            UserError, match=r"openai on the hub .* has no open_clip_model.safetensors and no open_clip_"
         ):
             load_backbone("ViT-B-16-quickgelu", "openai")
-        with pytest.raises(ValueError, match=r"shows no such model \(404\)"):
+        with pytest.raises(UserError, match=r"has no such public model \(404\)"):
             load_backbone("hf-hub:team/none")
 
 
@@ -120,7 +123,7 @@ def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, asked, 
         assert tower_shape("hf-hub:team/tiny", "") == (128, 32, 8)
     found = load_backbone("hf-hub:team/tiny").clip.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    assert "does not give team/tiny; taking it from the cache" in capsys.readouterr().out
+    assert "cannot serve team/tiny; using the cached copy" in capsys.readouterr().out
     assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
 
 

@@ -273,7 +273,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("tag:", "tag: has no value"),
         ("pull_policy: Sometimes", "pull_policy must be one of"),
         ("a: [", "not valid YAML"),
-        ("tag: latest", "tag 'latest': names another image tomorrow"),
+        ("tag: latest", "tag 'latest': may name another image during a run"),
         ("registry: https://ghcr.io/x", "without https://"),
         ("digests: {must-train: sha256:12}", "digests.must-train 'sha256:12': expected sha256: and 64 hex digits"),
         ("credentials: {kind: secret}", "credentials.kind secret needs credentials.secret"),
@@ -299,7 +299,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
         (
             "gpu: {count: 1, stages: [shard]}",
-            "gpu.stages 'shard': computes nothing on a GPU; these do: classifier, train",
+            "gpu.stages 'shard': does not use a GPU; these do: classifier, train",
         ),
         ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
         ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),

@@ -266,7 +266,7 @@ def test_a_server_that_cannot_be_reached_is_one_line(files, monkeypatch, capsys)
     assert "http://127.0.0.1:9: cannot be reached" in (line := capsys.readouterr().err.strip().splitlines()[-1])
     assert "kubectl port-forward" in line
     assert run(submit, monkeypatch, "--parameters", files / "run.yaml") == 2
-    assert "--host: where Kubeflow Pipelines is, is missing" in capsys.readouterr().err
+    assert "--host is missing: the URL of Kubeflow Pipelines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

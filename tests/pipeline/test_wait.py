@@ -144,9 +144,7 @@ def test_the_page_is_printed_as_text(tmp_path):
         "| stage", report + "| stage", 1
     )
     text = as_text(page, notes)
-    assert text.startswith(
-        "Run failed: inputs: something it needs went away\n\nWhy: a_registry does not answer (<urlopen"
-    )
+    assert text.startswith("Run failed: inputs: a dependency failed\n\nWhy: a_registry does not answer (<urlopen")
     assert f"  must inputs: a_registry does not answer (<{long}>)\n" in text
     assert "Report: stage evaluate, or gs://b/r\n\nReport (https://a.b/c)\n" in text
     assert "\ninputs  failed  1      " in text and not set("`*|\\") & set(text)
@@ -182,7 +180,7 @@ def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_
     assert waiting() == 0
     out = capsys.readouterr().out
     first, second = server.stored["runs"].values()
-    assert f"the run {first['run_id']} was stopped from outside, by no person: starting it again (2 left)" in out
+    assert f"the run {first['run_id']} was stopped, but not by a person: starting it again (2 restarts left)" in out
     assert out.index("\nRun stopped from outside") < out.index("\nPromoted r1")
     assert second["display_name"] == f"{first['display_name']} again"
     assert second["runtime_config"] == first["runtime_config"]
@@ -213,7 +211,7 @@ def test_what_passes_by_does_not_end_the_waiting(server, waiting, capsys):
 
     server.answer = spoil
     assert waiting() == 0 and not server.faults
-    assert capsys.readouterr().out.count("no answer, asking on for 15 min") >= 1
+    assert capsys.readouterr().out.count("no answer, retrying for 15 min") >= 1
 
 
 def test_silence_for_longer_than_that_does(server, waiting, capsys, monkeypatch):
@@ -282,7 +280,7 @@ def test_a_run_whose_workflow_was_deleted_is_noticed(server, waiting, cluster, c
     server.states = ["RUNNING"]  # for good
     cluster += [1, 1, 0]
     assert waiting() == 1
-    assert "was deleted: Kubeflow will call the run running for good" in capsys.readouterr().err
+    assert "was deleted: Kubeflow keeps the state running." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("looks", [[0], [None], [1, None], [1, 0, 1]])
@@ -321,8 +319,8 @@ def test_a_stage_whose_pod_is_refused_ends_the_waiting_at_the_third_time_with_th
     cluster += [form(workflow(*((name, "Error", REFUSED) for name in tries[:count]))) for count in (1, 2, 3)]
     assert waiting() == 1
     shown = capsys.readouterr()
-    assert f"inputs ended badly 3 times: {REFUSED}" in shown.out and shown.out.count("ended badly") == 1
-    assert "nothing can come of that: Kubernetes refuses the pods of inputs" in shown.err
+    assert f"inputs failed 3 times: {REFUSED}" in shown.out and shown.out.count("inputs failed") == 1
+    assert "this run cannot succeed: Kubernetes rejects the pods of inputs" in shown.err
     assert "start it again: must-pipeline submit --again" in shown.err
 
 
@@ -332,14 +330,14 @@ def test_a_stage_whose_nodes_are_taken_is_told_and_waited_for(server, waiting, c
     taken = [(f"exit-handler-1(0).condition-2(0).train(0).executor({number})", "Failed", low) for number in range(4)]
     cluster += [workflow(*taken)]
     assert waiting() == 0
-    assert capsys.readouterr().out.count(f"train ended badly 4 times: {low}") == 1
+    assert capsys.readouterr().out.count(f"train failed 4 times: {low}") == 1
 
 
 def test_the_third_time_is_told_without_a_right_to_see_the_workflow(server, waiting, cluster, capsys):
     server.states, cluster[:] = ["RUNNING"] * 4 + ["FAILED"], [None]
     server.tasks = [(f"inputs({number})", "FAILED") for number in range(3)] + [("executor(0)", "FAILED")] * 5
     assert waiting() == 1
-    assert "inputs ended badly 3 times: the workflow's events say why" in capsys.readouterr().out
+    assert "inputs failed 3 times: the workflow's events say why" in capsys.readouterr().out
 
 
 def test_a_run_without_a_page_ends_with_kubernetes_own_reason(server, waiting, cluster, capsys):

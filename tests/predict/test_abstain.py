@@ -54,7 +54,7 @@ def test_shards_say_which_threshold_it_was(calibrated, digits, tmp_path):
 
 
 def test_a_model_without_a_threshold(exported, digits):
-    with pytest.raises(ValueError, match="has no threshold of its own"):
+    with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
         must.predict(model=str(exported[1]), images=[str(digits.images / "test")], abstain=-1)
     for damaged in ("{", "[]", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": true}', '{"threshold": NaN}'):
         from must.deploy.predict.session import stored_threshold

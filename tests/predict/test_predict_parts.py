@@ -53,7 +53,7 @@ def test_any_number_of_parts_writes_the_same_bytes(digits, exported, alone, tmp_
         images += label(exported, digits.shards, tmp_path, workers=1, part=f"{number}/{parts}")["images"]
     assert images == 270 and contents(tmp_path) == alone
     shown = capsys.readouterr().out.splitlines()
-    assert sum("are still to come" in line for line in shown) == parts - 1 and "all 5 shards" in shown[-1]
+    assert sum("are not done" in line for line in shown) == parts - 1 and "all 5 shards" in shown[-1]
 
 
 def test_a_part_takes_every_nth_shard(digits, exported, alone, tmp_path):

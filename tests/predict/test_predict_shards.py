@@ -200,11 +200,11 @@ def test_wrong_inputs(digits, exported, tmp_path):
         ({"images": ["a.png"]}, "give one or the other"),
         ({"shards": "", "images": ["a.png"], "output": "", "part": "1/2"}, "--part is for --shards"),
         ({"abstain": -0.5}, "or -1, for the threshold in the model"),
-        ({"abstain": -1}, "has no threshold of its own"),
+        ({"abstain": -1}, "has no threshold: none satisfied --risk"),
         ({"split": "none"}, "no split 'none'"),
         ({"shards": str(tmp_path)}, "holds no index.json"),
         ({"model": str(tmp_path)}, "no such file"),
-        ({"index_sha256": "0" * 64}, "asked for is 000"),
+        ({"index_sha256": "0" * 64}, "expected 000"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             predict_images(PredictConfig(**ours | changes))
@@ -241,7 +241,7 @@ def test_a_broken_shard_is_one_line_and_leaves_whole_files_alone(digits, exporte
         path.write_bytes(path.read_bytes()[:-512])
     else:
         path.write_bytes(bytes(last.bytes))
-    expected = {"missing": "is missing", "short": "bytes, its index says", "table": "no sample stands at byte 512"}
+    expected = {"missing": "is missing", "short": "bytes, its index says", "table": "no sample at byte 512"}
     with pytest.raises(ValueError, match=expected[fault]) as error:
         label(exported, str(shards), output, workers=2)
     assert last.name in str(error.value) and "\n" not in str(error.value)

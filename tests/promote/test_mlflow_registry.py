@@ -46,7 +46,7 @@ def latest(tmp_path):
         (["--register", "mlfow"], "--register must be one of"),
         (["--register", "mlflow"], "--register mlflow: goes with --onnx"),
         (["--register-name", "x"], "--register-name goes with --register"),
-        (["--register", "mlflow", "--onnx", "o", "--register-name", "a/b"], "make a name"),
+        (["--register", "mlflow", "--onnx", "o", "--register-name", "a/b"], "use letters, digits,"),
         (["--register", "mlflow", "--onnx", "o"], "--onnx o: no model.onnx there"),
     ],
 )

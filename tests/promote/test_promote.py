@@ -189,11 +189,11 @@ def test_a_lost_answer_to_the_move_is_no_defeat(bucket_server, tmp_path):
     "flags, message",
     [
         (["--model", "nowhere"], "no model.json there"),
-        ([], "which bundle is to be promoted is missing"),
+        ([], "--model is missing: the bundle to promote"),
         (["--rollback", "--list"], "give one of them"),
         (["--to", "r1"], "--to goes with --rollback"),
-        (["--model", "x", "--version", "../y"], "make a version"),
-        (["--model", "x", "--name", "A/B"], "make a name"),
+        (["--model", "x", "--version", "../y"], "--version ../y: use small letters"),
+        (["--model", "x", "--name", "A/B"], "--name A/B: use small letters"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):

@@ -113,4 +113,4 @@ def test_a_review_of_an_earlier_version_holds_nothing_up(work, tmp_path):
     file.write_text(file.read_text().replace('"format":2', '"format":1'))
     keep_what_people_say(str(work), KEY, str(work / "bundle"), digits().classifier)
     assert load_description(str(work / "bundle")).provenance.selection is None and not answered_since(str(work), KEY)
-    assert asked_at(work, tmp_path / "out")["pictures"] == 70, "answers stay good"
+    assert asked_at(work, tmp_path / "out")["pictures"] == 70, "answers are kept"

@@ -43,7 +43,7 @@ WRONG = [
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
     ({"register": "mlfow"}, "register must be one of none, mlflow"),
-    ({"model_name": "My Model"}, "--name My Model: small letters, digits"),
+    ({"model_name": "My Model"}, "--name My Model: use small letters, digits"),
 ]  # fmt: skip
 RIGHT = [
     {},
@@ -151,7 +151,11 @@ def test_a_registry_that_is_not_there_is_said_before_the_training(tmp_path, monk
 
 @pytest.mark.parametrize(
     "status, kind, said",
-    [(200, "application/json", ""), (403, "application/json", "answers 403"), (200, "text/html", "a login page?")],
+    [
+        (200, "application/json", ""),
+        (403, "application/json", "answers 403"),
+        (200, "text/html", "check the address and the login"),
+    ],
 )
 def test_an_mlflow_that_does_not_let_us_in_is_said_before_the_training(tmp_path, monkeypatch, status, kind, said):
     class Handler(BaseHTTPRequestHandler):

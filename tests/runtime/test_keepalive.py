@@ -1,4 +1,4 @@
-"""The launcher's sign of life, as its nodes see it: by their own clock, through outages, to the end."""
+"""The launcher's heartbeat, as its nodes see it: by their own clock, through outages, to the end."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_silence_ends_it_and_nothing_else(stopped, tmp_path, capsys):
     uri = str(tmp_path / "sign")
     ((when, what),) = stopped(uri, lambda now: give_sign(uri) if now <= 1500 else None)
     assert 2400 < when <= 2460 and what == (os.getpid(), signal.SIGTERM)
-    assert "no sign of life of the launcher for 900 s: saving a checkpoint and stopping" in capsys.readouterr().err
+    assert "no heartbeat of the launcher for 900 s: saving a checkpoint and stopping" in capsys.readouterr().err
 
 
 def test_a_launcher_that_comes_back_in_time_is_enough(stopped, tmp_path):
@@ -86,7 +86,7 @@ def test_a_sign_that_cannot_be_written_is_a_warning(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with keep_alive(str(tmp_path / "file" / "sign")):
         pass
-    assert "the sign of life could not be written" in capsys.readouterr().err
+    assert "the heartbeat could not be written" in capsys.readouterr().err
 
 
 def test_the_signal_comes_to_the_process_itself(tmp_path):
@@ -98,7 +98,7 @@ def test_the_signal_comes_to_the_process_itself(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "sign")], timeout=60, capture_output=True, text=True
     )
-    assert process.returncode == -signal.SIGTERM and "no sign of life" in process.stderr
+    assert process.returncode == -signal.SIGTERM and "no heartbeat" in process.stderr
 
 
 def test_the_sign_is_there_before_the_job_and_is_renewed(tmp_path, monkeypatch):

@@ -42,14 +42,14 @@ def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
     [
         (
             "print('x'); raise SystemExit(75)",
-            "something it needs went away (exit code 75)",
+            "a dependency failed (exit code 75)",
             "yes; training goes on from",
         ),
         ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is mended"),
         ("print('x'); 1 / 0", "an error in the program or the machine (exit code 1)", "perhaps; training goes on"),
         (
             "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
-            "its pod is gone without a word",
+            "its pod is lost, cause unknown",
             "yes; training goes",
         ),
     ],
@@ -175,7 +175,7 @@ def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_
     stage(tmp_path, "print('z'); raise SystemExit(2)")
     (note,) = read_notes(str(tmp_path))
     assert [one["code"] for one in note.tries] == [None, 1] and note.tries[1]["line"] == "y"
-    assert "**Tried**: 3 times; before: ended without a word after" in summary(tmp_path)
+    assert "**Tried**: 3 times; before: no exit code after" in summary(tmp_path)
     stage(tmp_path, "pass")
     assert "| train | done | 4 |" in summary(tmp_path)
 

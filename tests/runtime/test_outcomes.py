@@ -105,7 +105,7 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         done(*BEFORE, "train"), "RUNNING", "# Run broken off: nothing came after train",
     ),
     "a store that did not answer": (
-        with_train("failed", code=75), "FAILED", "# Run failed: train: something it needs went away",
+        with_train("failed", code=75), "FAILED", "# Run failed: train: a dependency failed",
     ),
     "an image that cannot be pulled": (
         done(*BEFORE), "RUNNING", "# Run broken off: nothing came after champion",
@@ -159,7 +159,7 @@ def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
     assert "[Report](https://storage.cloud.google.com/b/work/notes/7/report.html) · run `7`" in page
     leave(str(tmp_path / "bad"), WAYS["killed, memory ran out, every time"][0])
     page = summarize(str(tmp_path / "bad"), "7", "FAILED", "again")
-    assert "2 times; before: ended without a word after 1 min 1 s" in page and "memory limit" in page
+    assert "2 times; before: no exit code after 1 min 1 s" in page and "memory limit" in page
     assert "training starts over" in page
 
 

@@ -129,7 +129,7 @@ def test_not_a_number_is_no_answer(server):
     del tensor["data"]
     header = json.dumps({"inputs": [tensor]}).encode()
     status, answer = server.ask("POST", INFER, header + floats, Inference_Header_Content_Length=str(len(header)))
-    assert status == 422 and "no numbers" in answer["error"]
+    assert status == 422 and "not finite" in answer["error"]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures)
         connection.endheaders(data[:100])  # half of it
         time.sleep(0.3)
         server.process.terminate()
-        until(lambda: server.said("no longer ready"), server.log)
+        until(lambda: server.said("not ready; answering"), server.log)
         connection.send(data[100:])
         answer = connection.getresponse()
         assert answer.status == 200 and b'"class"' in answer.read()

@@ -139,7 +139,7 @@ def test_a_living_owner_of_the_bucket_is_respected(bucket_server: Server, monkey
             pass
         still_ours()
         storage.write_bytes(output + "/.shard.lock", b"{}")  # somebody takes it over
-        with pytest.raises(ValueError, match="taken over"):
+        with pytest.raises(ValueError, match="is now held by another"):
             wait_until(lambda: still_ours() is not None)  # with the next beat
 
 

@@ -97,7 +97,7 @@ def test_any_number_of_parts_writes_the_bytes_of_one(
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
     assert not (tmp_path / "out" / ".shard").exists() and not (tmp_path / "out" / ".shard-parts").exists()
     shown = capsys.readouterr().out
-    assert shown.count("chunks are still to come, from the other parts") == parts - 1
+    assert shown.count("chunks are not done; the last part to finish") == parts - 1
     run(images, tmp_path / "out", part=f"2/{parts}", **more)  # once more: nothing to do
     assert "complete already" in capsys.readouterr().out and tree(tmp_path / "out") == tree(tmp_path / "whole")
 

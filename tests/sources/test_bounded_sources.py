@@ -76,7 +76,7 @@ def test_a_row_that_is_larger_than_an_image_may_be_is_rejected_before_it_is_read
 
 
 def test_braces_mean_a_bounded_number_of_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="means more than 100000 files"):
+    with pytest.raises(ValueError, match="matches over 100000 files"):
         open_source(str(tmp_path / "x-{0..99999999}.tar"), "none", "--source")
 
 

@@ -193,7 +193,7 @@ def test_without_the_package_one_line_says_what_to_install(uri: str, package: st
         ("AccessDenied", 403, "no permission"),
         ("PermanentRedirect", 301, "lies in the region eu-north-1; set AWS_REGION=eu-north-1"),
         ("AuthorizationHeaderMalformed", 400, "lies in the region eu-north-1"),
-        ("NotImplemented", 501, "does not write on condition"),
+        ("NotImplemented", 501, "has no conditional writes"),
     ],
 )
 def test_what_s3_refuses_is_one_line_that_says_what_to_do(code: str, status: int, message: str) -> None:

@@ -74,7 +74,7 @@ def test_a_bucket_is_locked_too_and_the_lock_of_a_lost_pod_grows_old(
     storage.write_bytes(uri + "/.train.lock", json.dumps({"host": "lost-pod", "pid": "1"}).encode())
     monkeypatch.setattr(lock, "DEAD_AFTER", 2.0)
     assert train(config(digits, tmp_path / "a", checkpoints=uri)).steps == 3
-    assert "watching up to 2 s whether its owner lives" in capsys.readouterr().out
+    assert "watching its heartbeat for up to 2 s" in capsys.readouterr().out
     assert not storage.exists(uri + "/.train.lock")
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, 
         storage.write_bytes(uri + "/.train.lock", b'{"who": "the successor"}')
         monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # the last beat counts as old
         checkpoints.save(2, state(2))
-        with pytest.raises(lock.LockLostError, match="taken over by another `must train`"):
+        with pytest.raises(lock.LockLostError, match="is now held by another `must train`"):
             checkpoints.save(3, state(3))
     assert Checkpoints(uri).steps() == [1]
     assert storage.read_bytes(uri + "/.train.lock") == b'{"who": "the successor"}'
@@ -112,7 +112,7 @@ def test_all_processes_of_a_refused_run_end(tmp_path):
     first, second = on_two_ranks(tmp_path / "run", tmp_path / "tmp")
     process.kill()
     process.wait()
-    assert f"process {process.pid} on" in first["refused"] and "the first process could not" in second["refused"]
+    assert f"process {process.pid} on" in first["refused"] and "rank 0 cannot lock this folder" in second["refused"]
 
 
 @pytest.mark.slow

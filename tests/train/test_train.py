@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over(digits, stopped, uninterrupted, tmp
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="checkpoint skipped"):
         train(config(digits, output))
     assert_same_weights(output, uninterrupted[0])
 
@@ -204,7 +204,7 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path):
         ({"split": "nothing"}, "no split 'nothing'"),
         ({"mask_patch_size": 12}, "must be a multiple of the model's patch"),
         ({"randaugment": "strong"}, "--randaugment strong"),
-        ({"device": "cuda:9"}, "there is no such device"),
+        ({"device": "cuda:9"}, "no such device here"),
         ({"model": "ViT-B-16", "pretrained": "none.pt"}, "no such file"),
     ],
 )

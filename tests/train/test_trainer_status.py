@@ -103,7 +103,7 @@ def trainer(tmp_path, monkeypatch):
 def test_a_run_tells_percent_seconds_left_and_loss_and_ends_with_a_hundred(trainer, digits, tmp_path, caplog):
     torch.set_num_threads(1)
     train(config(digits, tmp_path / "out", log_every=1))
-    assert trainer.answers and set(trainer.answers) == {200} and "does not take the progress" not in caplog.text
+    assert trainer.answers and set(trainer.answers) == {200} and "cannot report to" not in caplog.text
     percents = [status["progressPercentage"] for status in trainer.took]
     assert percents == sorted(percents) and percents[-1] == 100 and len(set(percents)) >= min(STEPS, 3)
     assert trainer.took[-1]["estimatedRemainingSeconds"] == 0
@@ -130,7 +130,7 @@ def test_a_trainer_that_does_not_take_it_costs_a_line_and_no_training(
     for step in range(3):
         tracker.log(step, {"loss": 1.0})
     tracker.close(True)
-    assert trainer.took == [] and caplog.text.count("Kubeflow Trainer does not take the progress") == 1
+    assert trainer.took == [] and caplog.text.count("cannot report to Kubeflow Trainer") == 1
     assert "training goes on\n" in caplog.text and not tracker.failed  # the next one is tried: a server may come back
 
 

@@ -79,8 +79,8 @@ class Launch:
                 )
                 raise SystemExit(PREEMPTED) from None
         print(
-            f"stopped by SIGTERM; the TrainJob {self.name} trains on for a launcher that attaches to it, and stops by "
-            f"itself when none has come after {SILENCE / 60:g} minutes",
+            f"stopped by SIGTERM; the TrainJob {self.name} continues; it stops by itself after {SILENCE / 60:g} "
+            "minutes without a launcher",
             file=sys.stderr,
         )
         raise SystemExit(PREEMPTED) from None
@@ -119,7 +119,7 @@ class Launch:
             self.with_retry(partial(self.jobs.mark, job, run, self.run_name, self.model))
 
     def check_patches(self, job: dict[str, Any]) -> None:
-        """Trainer 2.0 and 2.1 know no runtimePatches, and Kubernetes drops what it does not know without a word."""
+        """Trainer 2.0 and 2.1 know no runtimePatches, and Kubernetes silently drops what it does not know."""
         if "runtimePatches" not in job["spec"]:
             self.with_retry(self.delete)
             print(
@@ -153,7 +153,7 @@ class Launch:
             if place != self.job.uri:
                 print(
                     f"must train: there is a TrainJob {self.name} for another place ({place or 'no annotation'}, not "
-                    f"{self.job.uri}); it is left alone. Rename or delete it.",
+                    f"{self.job.uri}); it was not changed. Delete it, then retry.",
                     file=sys.stderr,
                 )
                 raise SystemExit(WRONG_INPUT)
@@ -180,7 +180,7 @@ class Launch:
         while self.current_job() is not None:
             if time.monotonic() - began > GONE:
                 print(
-                    f"the TrainJob {self.name} does not go away: kubectl delete trainjob {self.name}", file=sys.stderr
+                    f"the TrainJob {self.name} still exists; run: kubectl delete trainjob {self.name}", file=sys.stderr
                 )
                 raise SystemExit(BUG)
             time.sleep(POLL_JOB)

@@ -39,7 +39,7 @@ def demo(config: DemoConfig) -> Path:
     for name, content in contents.items():
         text = yaml.safe_dump(content, sort_keys=False)
         if (output / name).exists() and (output / name).read_text() != text:
-            logger.info(f"{output / name}: is left as it is, for it was changed; delete it to have the example's again")
+            logger.info(f"{output / name}: is kept, because it was changed; delete it to get the example's again")
         else:
             (output / name).write_text(text)
     logger.info(

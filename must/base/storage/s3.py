@@ -127,8 +127,8 @@ class S3(Store):
             return conflict(place)
         if code == "NotImplemented" or status == 501:
             return UserError(
-                f"{uri}: this server does not write on condition (If-Match, If-None-Match), which locks and LATEST "
-                "rest on; a newer version of it may"
+                f"{uri}: this server has no conditional writes (If-Match, If-None-Match), which locks and LATEST "
+                "need; try a newer version"
             )
         if code in EXPIRED:
             return UserError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")

@@ -187,8 +187,8 @@ def load_index(uri: str, sha256: str = "") -> Index:
     index = parse_index(data, path)
     if sha256 and index.sha256 != sha256:
         raise UserError(
-            f"{path} has the sha256 {index.sha256}, asked for is {sha256}: the shards were added to or made again "
-            "in between; start again with those that are there now"
+            f"{path} has sha256 {index.sha256}, expected {sha256}: the shards were extended or rewritten meanwhile; "
+            "start again with the present ones"
         )
     return index
 

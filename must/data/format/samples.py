@@ -96,7 +96,7 @@ class Sample(NamedTuple):
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     """A path at which the tar can be read while the block lasts; that of a bucket is copied, and its sha256 compared.
     Raises ValueError: it is missing, or not the file that the index names."""
-    name, damaged = shard.place(uri), f"; `must index verify {uri}` tells what is broken"
+    name, damaged = shard.place(uri), f"; run `must index verify {uri}` for details"
     try:
         with storage.local_copy(name) as path:
             size = path.stat().st_size
@@ -123,7 +123,7 @@ def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
 def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None) -> Iterator[Sample]:
     """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order.
     `texts`: what is said of these samples, where it is not in the shard.
-    Raises ValueError: no sample stands there."""
+    Raises ValueError: no sample there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for number, (image, size, text, length) in enumerate(rows.tolist()):
@@ -136,8 +136,8 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
                 data = read(descriptor, size, image)
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise UserError(
-                    f"{path.name}: no sample stands at byte {image}, where its table of offsets has one; "
-                    "`must index verify` tells what is broken"
+                    f"{path.name}: no sample at byte {image}, where its table of offsets has one; check with "
+                    "`must index verify`"
                 ) from None
             if texts is not None:
                 name = name.removeprefix("./")

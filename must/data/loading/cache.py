@@ -162,11 +162,11 @@ class ShardCache:
                     file.flush()
                     os.fsync(file.fileno())
             except FileNotFoundError:
-                raise UserError(f"{source}: is missing; `must index verify {uri}` tells what is broken") from None
+                raise UserError(f"{source}: is missing; run `must index verify {uri}` for details") from None
             if (target.size, target.sha256) == (shard.bytes, shard.sha256):
                 return True
             file.seek(0)
-        raise UserError(f"{source}: has changed (sha256); `must index verify {uri}` tells what is broken")
+        raise UserError(f"{source}: has changed (sha256); run `must index verify {uri}` for details")
 
     def make_room(self, size: int, reserve: BinaryIO | None = None) -> bool:
         """Deletes until `size` more bytes fit, and gives the file `reserve` that size, so that the others count it."""

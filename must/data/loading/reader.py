@@ -96,7 +96,7 @@ class ShardReader:
             return data
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
-            raise UserError(f"{name}: is truncated; `must index verify {self.uri}` tells what is broken")
+            raise UserError(f"{name}: is truncated; run `must index verify {self.uri}` for details")
         return data
 
     def _text(self, number: int) -> bytes:
@@ -127,7 +127,7 @@ class ShardReader:
         if storage.is_remote(shard.place(self.uri)):
             return None
         path = storage.local(shard.place(self.uri))
-        broken = f"`must index verify {self.uri}` tells what is broken"
+        broken = f"run `must index verify {self.uri}` for details"
         if not path.is_file():
             raise UserError(f"{path}: is missing; {broken}")
         size = path.stat().st_size

@@ -180,9 +180,7 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
     output, done = task.config.output, work.done(task.numbers)
     if len(done) < len(task.chunks) and work.is_of(task.run):
         missing = len(task.chunks) - len(done)
-        logger.info(
-            f"{missing} of {len(task.chunks)} chunks are still to come, from the other parts; the last makes the shards"
-        )
+        logger.info(f"{missing} of {len(task.chunks)} chunks are not done; the last part to finish makes the shards")
         return None
     try:
         with locked(output, SHARDS_LOCK) as still_ours:
@@ -200,7 +198,7 @@ def made_by_another(config: ShardConfig) -> Index:
     """The index that another part has come to while this one was at work."""
     found = existing_index(config)
     if found is None:
-        raise UserError(f"{config.output}: what this part had done was thrown away by another run; start it again")
+        raise UserError(f"{config.output}: another run deleted the work of this part; run this part again")
     logger.info(f"{config.output}: another part has made the shards (revision {found.revision})")
     return found
 

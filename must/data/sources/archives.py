@@ -159,7 +159,7 @@ def expanded(uri: str) -> list[str]:
         files = [] if long else list(islice(braceexpand(uri, escape=False), MOST_FILES + 1))
     except ValueError:
         return [uri]
-    require(not long and len(files) <= MOST_FILES, f"{brief(uri)}: means more than {MOST_FILES} files")
+    require(not long and len(files) <= MOST_FILES, f"{brief(uri)}: matches over {MOST_FILES} files")
     return files
 
 

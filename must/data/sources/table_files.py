@@ -101,7 +101,7 @@ def described(uri: str, name: str, option: str) -> dict[str, Any]:
     try:
         return storage.read_object(path, dict, UserError(f"{option} {path}: is damaged: no JSON object"))
     except FileNotFoundError:
-        raise UserError(f"{option} {path}: is missing; the folder is not all of what save_to_disk wrote") from None
+        raise UserError(f"{option} {path}: is missing; copy the whole save_to_disk folder again") from None
 
 
 def is_part(name: str) -> bool:

@@ -85,7 +85,7 @@ def choose(schema: Any, features: Any, asked: ColumnNames, labels: str, where: s
         if image is None:
             binary = [name for name, kind in types.items() if has_bytes(kind)]
             image = binary[0] if len(binary) == 1 else None
-    require(image is not None, f"{where}: no column that is called as images are; name it with --image-column; {there}")
+    require(image is not None, f"{where}: no column with a known image name; give --image-column; {there}")
     assert image is not None
     label = None
     if labels == "csv":

@@ -47,7 +47,7 @@ def push(config: PushConfig) -> str:
     api = HfApi()
     with telling(config, api.endpoint), quiet_hub():
         if constants.HF_HUB_OFFLINE:
-            raise UserError("is not asked: unset HF_HUB_OFFLINE")
+            raise UserError("is disabled: unset HF_HUB_OFFLINE")
         api.create_repo(config.repo, private=config.private or None, exist_ok=True)
         if config.private and not api.repo_info(config.repo).private:
             raise UserError(f"has {config.repo} already, and it is public: nothing was pushed; take another --repo")
@@ -109,7 +109,7 @@ def reason_of_hub(config: PushConfig, status: int, said: str, error: Exception) 
         case 0:
             return f"cannot be reached ({first_line(error)}): {TRY_LATER}"
         case 401:
-            return "does not know you (401): set HF_TOKEN to a token that may write"
+            return "needs a valid token (401): set HF_TOKEN to one that may write"
         case 403:
             return f"does not let you write there (403{said}): the token must be allowed to write, and you in {team}"
         case 404:
@@ -117,7 +117,7 @@ def reason_of_hub(config: PushConfig, status: int, said: str, error: Exception) 
                 f"has no such repository, branch or team (404{said}): look at its name, and whether HF_TOKEN may see it"
             )
         case 429:
-            return f"was asked too often from here (429): {TRY_LATER}"
+            return f"limits requests from here (429): {TRY_LATER}"
     if status >= 500:
         return f"answers with an error ({status}): {TRY_LATER}"
     return f"refuses it ({status}{said})"

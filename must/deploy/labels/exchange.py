@@ -54,7 +54,7 @@ def exchange(config: LabelsConfig) -> Exchanged:
         write_cleanlab(config, labels)
     elif config.to == "answers":
         labels = [one for one in labels if one.probability is None]
-        require(bool(labels), f"--labels {config.labels}: a model said these, and nobody has answered: no answers")
+        require(bool(labels), f"--labels {config.labels}: predictions only; give a file with people's labels")
         storage.write_bytes(output, formats.answers(labels, image_sha256))
     else:
         rows = [(cell(one.image), cell(one.label or NONE_OF_THESE)) for one in labels if not one.unsure]
@@ -62,7 +62,7 @@ def exchange(config: LabelsConfig) -> Exchanged:
     labelled = sum(not one.unsure for one in labels)
     if any(one.picked for one in labels) and config.to != "answers":
         logger.warning(
-            "note: must review picked these images, and the new file does not say so: no accuracy on all images follows"
+            "warning: must review selected these images (not recorded in the new file): accuracy on them is biased"
         )
     logger.info(f"{len(labels)} images, {labelled} of them labelled -> {output}")
     if hint:

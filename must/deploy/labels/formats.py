@@ -147,8 +147,8 @@ def from_json(content: Any, place: str, where: str) -> Iterator[Label]:
             yield from from_task(task)
     elif isinstance(content, dict) and "pred_probs" in content:
         raise UserError(
-            f"{where}: is a file for cleanlab, in which nobody has said anything; give its findings, once they are "
-            "looked at, as a CSV with the columns image and label"
+            f"{where}: is input for cleanlab and has no labels by people; review cleanlab's findings and give them "
+            "as a CSV with the columns image and label"
         )
     elif isinstance(content, dict) and "labels" in content:
         paths = paths_beside(place.rpartition("/")[0] or ".")

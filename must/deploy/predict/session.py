@@ -145,7 +145,7 @@ def check_onnx(uri: str) -> None:
     """Opens a file that is to be published. Without onnxruntime it says that it does not.
     Raises ValueError: as OnnxClassifier."""
     if importlib.util.find_spec("onnxruntime") is None:
-        logger.warning(printable(f"{uri}: is published without being opened, as onnxruntime is not installed here"))
+        logger.warning(printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
         return
     with storage.local_copy(uri) as path:
         OnnxClassifier(path, uri)
@@ -200,8 +200,8 @@ def threshold(asked: float, metadata: Mapping[str, str], where: str) -> float:
     stored = stored_threshold(metadata, where)
     if stored is None:
         raise UserError(
-            f"--abstain -1: {where} has no threshold of its own: none could be promised, or it was exported without "
-            "the --metrics of `must evaluate`; give one as a number, or 0"
+            f"--abstain -1: {where} has no threshold: none satisfied --risk, or it was exported without the "
+            "--metrics of `must evaluate`; give one as a number, or 0"
         )
     return stored
 

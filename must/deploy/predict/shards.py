@@ -185,9 +185,7 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
     there = predictions_in(config.output, shards)
     missing = len(shards) - len(there)
     if missing:
-        logger.info(
-            f"{missing} of {len(shards)} shards are still to come, from the other parts; then there is a summary"
-        )
+        logger.info(f"{missing} of {len(shards)} shards are not done; the last part to finish writes the summary")
         return
     uri = storage.join(config.output, TOTALS_FILE)
     storage.write_bytes(uri, totals_json(run, stats_of_files(config.output, list(shards), there, run)))

@@ -98,7 +98,7 @@ def ask_server() -> None:
     except OSError as error:
         raise TransientError(f"register mlflow: {url} does not answer ({printable(error, 200)})") from None
     if kind != "application/json":
-        raise UserError(f"register mlflow: {url} answers something else than MLflow's JSON: a login page?")
+        raise UserError(f"register mlflow: {url} returns no MLflow JSON; check the address and the login")
 
 
 def credentials() -> dict[str, str]:

@@ -130,7 +130,7 @@ class Api:
             raise RefusedError(line, error.code) from None
         except (OSError, HTTPException) as error:
             raise TransientError(f"{self.url} does not answer ({printable(error, 200)})") from None
-        line = f"{self.url} answers something else than the registry's JSON: a login page?"
+        line = f"{self.url} returns no JSON of the registry; check the address and the login"
         return storage.parse_object(text, dict, RefusedError(line, 200))
 
 

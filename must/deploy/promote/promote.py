@@ -160,7 +160,7 @@ def mend(registry: Registry, to: str) -> Latest:
     """Writes a LATEST that is damaged anew."""
     there = [version["version"] for version in registry.versions()]
     require(to in there, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(there) or 'none'}")
-    logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; champions before it are forgotten")
+    logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; earlier champions are not listed")
     return registry.mend(to)
 
 

@@ -68,10 +68,10 @@ class Registry:
     """The models of one name."""
 
     def __init__(self, uri: str, name: str) -> None:
-        require(bool(uri), "--registry: where promoted models live is missing; give a folder or gs://bucket/prefix")
+        require(bool(uri), "--registry is missing; give a folder or gs://bucket/prefix")
         require(
             MODEL_NAME.fullmatch(name) is not None,
-            f"--name {name}: small letters, digits, '-', '.' and '_' make a name, at most 63 of them",
+            f"--name {name}: use small letters, digits, '-', '.' and '_', at most 63 characters",
         )
         self.uri, self.name = storage.join(uri, name), name
 

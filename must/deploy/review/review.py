@@ -176,7 +176,7 @@ def review_at(config: ReviewConfig) -> Review | None:
     other = "about another model" if weights != found.model_sha256 else f"in the order {found.order}"
     require(
         weights == found.model_sha256 and config.order == found.order,
-        f"--output {config.output}: its {REVIEW_FILE} is {other}; delete that file for a new one: answers stay good",
+        f"--output {config.output}: its {REVIEW_FILE} is {other}; delete that file for a new one; answers are kept",
     )
     return found
 
@@ -193,7 +193,7 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
     )
     logger.info(printable(f"{counted(questions.images, 'image')}; questions begin {when}"))
     logger.info(
-        printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command goes on")
+        printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
     )
     if config.browser and sys.stdout.isatty():
         threading.Thread(target=open_browser, args=(place,), daemon=True).start()

@@ -114,7 +114,7 @@ class App:
                     return await self.classify(scope, exchange)
             raise Refused(404, "no such address; POST to /classify or /v2/models/NAME/infer")
         exchange.unread = False
-        wanted(method in ("GET", "HEAD"), "GET or POST is understood here", 405)
+        wanted(method in ("GET", "HEAD"), "only GET and POST are allowed", 405)
         return self.get(parts)
 
     def get(self, parts: list[str]) -> Reply:

@@ -32,8 +32,8 @@ class Metrics:
         self.megapixels = Gauge("must_megapixels_waiting", "of these images, by what decoding them costs", registry=own)
         self.body_bytes = Gauge("must_body_bytes", "bytes of requests that are held now", registry=own)
         self.model = Gauge("must_model_info", "1 for the version that is served", ["version"], registry=own)
-        self.swaps = Counter("must_model_swaps", "models taken over while serving", registry=own)
-        self.swap_failures = Counter("must_model_swap_failures", "models that could not be taken over", registry=own)
+        self.swaps = Counter("must_model_swaps", "new versions loaded while serving", registry=own)
+        self.swap_failures = Counter("must_model_swap_failures", "versions that could not be loaded", registry=own)
 
     def ran(self, images: int, seconds: float) -> None:
         self.batch.observe(images)

@@ -2,7 +2,7 @@
 
 A request keeps to the model that it began with. The next one is downloaded, compared with the checksums that its
 version was promoted with, loaded and tried in a thread; then one assignment in the event loop makes it the one that new
-requests get. The old one ends with its last request. A version that cannot be taken over changes nothing.
+requests get. The old one ends with its last request. A version that cannot be loaded changes nothing.
 """
 
 import asyncio
@@ -233,7 +233,7 @@ class Models:
             served.close_if_unused()
 
     async def refresh(self) -> bool:
-        """Takes over the newest version if it is another one; whether it did. Raises ValueError, OSError."""
+        """Loads the newest version if it is another one; whether it did. Raises ValueError, OSError."""
         old = self.current
         served = await asyncio.to_thread(self.load, old.version if old else "")
         if served is None:
@@ -271,8 +271,8 @@ class Models:
                 self.say("there is no champion yet; waiting for the first promotion", again=True)
         except Exception as error:  # a bucket that is away, a damaged version: the model that is there goes on
             self.metrics.swap_failures.inc()
-            kept = f"; {self.current.version} goes on" if self.current else ""
-            self.say(f"the newest model cannot be taken over: {' '.join(str(error).split())}{kept}", again=True)
+            kept = f"; serving {self.current.version}" if self.current else ""
+            self.say(f"cannot load the newest version: {' '.join(str(error).split())}{kept}", again=True)
 
     def say(self, line: str, again: bool = False) -> None:
         """A line for the log; the same one that comes `again` not more than once a minute."""

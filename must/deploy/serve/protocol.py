@@ -254,4 +254,4 @@ def from_base64(text: object) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(400, "a picture in JSON is a string of base64, which this is not") from None
+        raise Refused(400, "a picture in JSON must be a valid base64 string") from None

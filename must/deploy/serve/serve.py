@@ -48,7 +48,7 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
 
     async def drain(ended: bool) -> None:
         work.draining = True
-        logger.warning("must serve: no longer ready; answering what there is")
+        logger.warning("must serve: not ready; answering the remaining requests")
         await asyncio.sleep(0 if ended else config.drain)
 
     at = url_of(config.host, listener)
@@ -69,7 +69,7 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
 
 
 def follower(models: Models, seconds: float, work: Work) -> asyncio.Task[None]:
-    """The task that looks for newer models. Should it end, the server is no longer ready."""
+    """The task that looks for newer models. If it ends, the server is not ready."""
     task = asyncio.create_task(models.follow(seconds))
     task.add_done_callback(lambda task: work.stop())
     return task

@@ -27,7 +27,7 @@ PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels 
 SMALL = 1 << 18  # bytes of files whose headers are read at once; those of more in a thread
 COST_WEIGHT = 10  # more of it lets cheap pictures pass costly ones for longer
 
-FULL = "the server has as many images waiting as it takes; try again"
+FULL = "the queue of waiting images is full; try again later"
 
 
 class Request:
@@ -106,7 +106,7 @@ class Work:
     def reserve(self, size: int) -> None:
         """Counts bytes that a request takes. Raises Refused: all of them together take too many."""
         if self.held_bytes + size > self.config.max_memory * 1e6:
-            raise Refused(503, "the server holds as many requests as its memory allows; try again")
+            raise Refused(503, "the memory for request bodies is full; try again later")
         self.held_bytes += size
 
     def release(self, size: int) -> None:
@@ -196,7 +196,7 @@ class Work:
     ) -> Predictions:
         probability = np.stack([row for row, _ in found])
         if not np.isfinite(probability).all():
-            raise Refused(422, "the model's answer to this input is no numbers; does it hold infinities?")
+            raise Refused(422, "the model's output is not finite; remove NaN and infinity from the input")
         embedding = np.stack([row for _, row in found if row is not None]) if asked.wants_embedding else None
         answer = Predictions(
             served.classifier.classes,

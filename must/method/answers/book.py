@@ -4,7 +4,7 @@
 
 `label` is a class name, or null where the picture shows none of the classes; `"unsure": true` stands in its place where
 the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a
-picture counts. A picture is known by the sha256 of its file, so answers stay good for another model, and may come from
+picture counts. A picture is known by the sha256 of its file, so answers stay valid for another model, and may come from
 another program. `"picked": true` says that the picture was not drawn at random: such an answer teaches, and measures
 nothing; `how` says how it came to be asked: random, doubtful, grid (a class's pictures side by side), similar (to one
 that was asked), chosen (looked at again).
@@ -132,4 +132,4 @@ def add(uri: str, data: bytes) -> int:
         except storage.ConflictError:
             continue
         return len(new)
-    raise UserError(f"{uri}: others write there; try again")
+    raise UserError(f"{uri}: write conflict; try again")

@@ -93,7 +93,7 @@ class Review:
         require(
             self.index_sha256 == index_sha256,
             f"{flag}: is a review of another revision of the shards; delete its {REVIEW_FILE} and run `must review` "
-            "again: answers stay good",
+            "again; answers are kept",
         )
 
     def answers(self, folder: str) -> dict[str, Answer]:

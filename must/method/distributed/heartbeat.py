@@ -1,4 +1,4 @@
-"""A sign of life from each process of a run, so that a lost one is named instead of waited for in silence.
+"""A heartbeat from each process of a run, so that a lost one is named instead of waited for in silence.
 
 Every process has a thread that writes to the store which torchrun keeps beside the processes (it outlives each of
 them), and reads what the others wrote. One rule: a process of which nothing new was read for `timeout` seconds is lost.
@@ -21,7 +21,7 @@ from must.base.exits import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0  # seconds between two signs of life
+HEARTBEAT_S = 1.0  # seconds between two heartbeats
 SILENCE_S = 5.0  # seconds of silence that are enough once a collective has failed
 LEFT = "left"  # instead of a step: the process ended on its own and has said why itself
 
@@ -43,7 +43,7 @@ class Sign:
 
 
 class Heartbeat:
-    """This process's signs of life, and its view of the others'.
+    """This process's heartbeats, and its view of the others'.
 
     Args:
         store: reachable by all processes, and by no other run.
@@ -64,7 +64,7 @@ class Heartbeat:
         self._thread.start()
 
     def begin(self, step: int) -> None:
-        """Call it when step `step` begins; the next sign of life says so (the first step's is written at once)."""
+        """Call it when step `step` begins; the next heartbeat says so (the first step's is written at once)."""
         first, self.step = not self.step, str(step)
         if first:
             with suppress(Exception):
@@ -106,7 +106,7 @@ class Heartbeat:
     def line(self, ranks: list[int], seconds: float) -> str:
         named = "; ".join(f"rank {rank} ({self.signs[rank].where()})" for rank in ranks)
         return (
-            f"{named} is lost: no sign of life for {seconds:g} s; stopping, run the same command again "
+            f"{named} is lost: no heartbeat for {seconds:g} s; stopping, run the same command again "
             "(training goes on from its last checkpoint)"
         )
 

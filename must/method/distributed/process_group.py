@@ -75,7 +75,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: there is no such device here; 'auto' takes what there is") from None
+        raise UserError(f"--device {name}: no such device here; use 'auto' or an existing one") from None
     if device.type == "mps" and not alone:
         raise UserError("--device mps: takes one process; start it without torchrun, or with --device cpu")
     return device
@@ -108,7 +108,7 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     except RuntimeError as error:
         reason = heartbeat.explain() if heartbeat and is_of_collective(error) else ""
         if not reason and heartbeat and "timed out" in str(error).lower():
-            reason = f"a process kept the others waiting for {limit:g} s; stopping, run the same command again"
+            reason = f"a process did not respond for {limit:g} s; stopping, run the same command again"
         if not reason:
             raise
         if reason != LEFT:

@@ -32,6 +32,7 @@ from must.method.model.hub import (
     first_line,
     is_folder,
     patched_constants,
+    same_kind,
 )
 from must.method.model.towers import tower_of
 from must.method.model.transformers_folder import TOKENIZER_FILE, as_open_clips, is_transformers, read_weights
@@ -125,7 +126,7 @@ def opened(model: str, asked: str) -> Iterator[tuple[str, Path | None]]:
     the name of one with its configuration and tokenizer, which is there inside the block.
 
     Raises:
-        ValueError: a folder of another kind; the message begins with `asked`.
+        UserError: a folder of another kind; TransientError: no answer of the hub. The message begins with `asked`.
     """
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
         try:
@@ -139,7 +140,7 @@ def opened(model: str, asked: str) -> Iterator[tuple[str, Path | None]]:
             if theirs:
                 as_open_clips(theirs, Path(scratch))
         except ValueError as error:
-            raise UserError(f"{asked}: {error}") from error
+            raise same_kind(error, f"{asked}: {error}") from error
         yield open_clip_name(scratch if theirs else model), theirs
 
 
@@ -197,7 +198,7 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
     """What lies on a hub, configuration or weights, is in its cache inside the block; nothing is asked for the rest.
 
     Raises:
-        ValueError: it cannot be had; the message begins with `asked`.
+        UserError, TransientError: it cannot be had; the message begins with `asked`.
     """
     answers = True
     try:
@@ -211,7 +212,7 @@ def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> 
             safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
             answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
     except ValueError as error:
-        raise UserError(f"{asked}: {error}") from error
+        raise same_kind(error, f"{asked}: {error}") from error
     with (
         patched_constants(HF_HUB_OFFLINE=True) if not answers else nullcontext()
     ):  # each further question would take its time

@@ -149,7 +149,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
         return make_class_set(list(IMAGENET_CLASSNAMES), templates, BUNDLED_SET, allow_repeats=True)
     if isinstance(source, list):
         return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
-    require(source not in ("", ".", ".."), "--classes: which classes is missing")
+    require(source not in ("", ".", ".."), "--classes is missing; give names or a file")
     is_place = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
     if not is_place and "," in source and not storage.exists(source):
         return make_class_set(

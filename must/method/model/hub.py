@@ -6,6 +6,7 @@ huggingface_hub waits a minute and more for a hub that does not answer, open_cli
 what it then reports is the last of them. Here a file is asked for once, with little patience, before open_clip is.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from must.base import storage
-from must.base.errors import UserError
+from must.base.errors import TransientError, UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.lock import in_turn
 from must.base.names import listed
@@ -33,6 +34,7 @@ OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
 TRY_LATER = "try again later"
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class AbsentError(UserError):
@@ -60,7 +62,8 @@ def fetched(repository: str, *names: str) -> bool:
         Whether the hub answered. If not, the cache has a file, of which nobody knows whether it is the newest.
 
     Raises:
-        ValueError: it cannot be had; why, and what to do.
+        UserError: the hub has no such model, or does not give it; why, and what to do.
+        TransientError: the hub cannot be reached, or is busy.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -76,17 +79,21 @@ def fetched(repository: str, *names: str) -> bool:
         except Exception as error:  # of the network's many kinds, which change with huggingface_hub's versions
             there = [try_to_load_from_cache(repository, one) for one in names]  # a path, None, or "no such"
             if any(isinstance(one, str) for one in there):
-                logger.info(f"the hub {hub} does not give {repository}; taking it from the cache")
+                logger.info(f"the hub {hub} cannot serve {repository}; using the cached copy")
                 return False
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-            why = "is not asked: unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else explain(status, error)
-            raise UserError(f"the hub {hub} {why}, or {instead}") from error
+            if constants.HF_HUB_OFFLINE:
+                raise UserError(f"the hub {hub} is disabled: unset HF_HUB_OFFLINE, or {instead}") from error
+            kind = TransientError if may_pass(status, error) else UserError
+            raise kind(f"the hub {hub} {explain(status, error)}, or {instead}") from error
         try:
             hf_hub_download(repository, name, etag_timeout=patience)
         except Exception as error:
             first, _, _ = str(error).partition("\n")  # what follows is advice for programmers
             why = without_secrets(first) or type(error).__name__
-            raise UserError(
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+            kind = TransientError if may_pass(status, error) else UserError
+            raise kind(
                 f"{name} of {repository} could not be downloaded from {hub} ({why}): {TRY_LATER}, or {instead}"
             ) from error
         return True
@@ -101,7 +108,7 @@ def as_folder(repository: str) -> str:
     """The folder in the hub's cache of a model in transformers' format, without its weights; '' for one of open_clip's.
 
     Raises:
-        ValueError: it cannot be had.
+        UserError, TransientError: it cannot be had.
     """
     if cached(repository, MODEL_FOLDER_FILE):
         return ""
@@ -118,7 +125,7 @@ def fetch_weights(repository: str, asked: str) -> None:
     """Puts the weights of a model in transformers' format into the hub's cache.
 
     Raises:
-        ValueError: they cannot be had; the message begins with `asked`.
+        UserError, TransientError: they cannot be had; the message begins with `asked`.
     """
     try:
         answers = fetched(repository, *WEIGHTS)
@@ -127,7 +134,7 @@ def fetch_weights(repository: str, asked: str) -> None:
             for piece in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
                 fetched(repository, piece)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{asked}: {first_line(error)}") from error
+        raise same_kind(error, f"{asked}: {first_line(error)}") from error
 
 
 def cached(repository: str, name: str) -> str:
@@ -144,10 +151,22 @@ def explain(status: int, error: Exception) -> str:
         case 0:
             return f"cannot be reached ({first_line(error)}): {TRY_LATER}"
         case 401 | 403 | 404:
-            return f"shows no such model ({status}): look at its name, set HF_TOKEN if it is not public"
+            return f"has no such public model ({status}): check its name; if private, set HF_TOKEN"
         case 429:
-            return f"was asked too often from here ({status}): {TRY_LATER}, or set HF_TOKEN"
+            return f"limits requests from here ({status}): {TRY_LATER}, or set HF_TOKEN"
     return f"answers with an error ({status}): {TRY_LATER}"
+
+
+def may_pass(status: int, error: Exception) -> bool:
+    """Whether the same request may succeed later; `status` is 0 where the hub did not answer."""
+    if status:
+        return status >= 500 or storage.is_transient(status)
+    return not isinstance(error, ValueError) and getattr(error, "errno", None) not in OF_THE_DISK
+
+
+def same_kind(error: Exception, line: str) -> TransientError | UserError:
+    """An error with that line: transient if `error` is."""
+    return (TransientError if isinstance(error, TransientError) else UserError)(line)
 
 
 def folder_instead(repository: str, name: str) -> str:

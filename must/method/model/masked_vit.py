@@ -40,7 +40,7 @@ class MaskedViT(nn.Module):
         width, embed = self.tower.width, self.tower.embed
         if classifier.ndim != 2 or classifier.shape[0] != embed:
             raise UserError(
-                f"the classifier is for embeddings of {classifier.shape[0]} numbers, the model's have {embed}: "
+                f"the classifier has {classifier.shape[0]} dimensions, the model {embed}: "
                 "it was made with another model; run `must classifier` with this one"
             )
         for block in self.tower.blocks:

@@ -101,10 +101,10 @@ class Provenance:
         """A selection that cannot be understood is none.
 
         Raises:
-            UserError: another value of another kind.
+            UserError: another value has a wrong type.
         """
         if not isinstance(values, dict):
-            raise UserError("provenance is of another kind")
+            raise UserError("provenance has a wrong type")
         found = record_of(cls, {name: value for name, value in values.items() if name not in ("selection", "more")})
         return replace(found, selection=Selection.of_dict(values.get("selection")), more=unknown(cls, values))
 

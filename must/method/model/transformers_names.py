@@ -99,5 +99,5 @@ def from_transformers(clip: nn.Module, theirs: Mapping[str, Tensor]) -> dict[str
         found[name] = value.reshape(like.shape)
     others = [name for name in theirs if name not in used and not BUFFERS.search(name)]
     if others:
-        raise UserError(f"its weights have {others[0]}, which the architecture that config.json names has not")
+        raise UserError(f"its weights have {others[0]}, unknown to the architecture in config.json")
     return found

@@ -49,7 +49,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
         require(
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
-            f"--model {config.model}: looks at other pixels than the model of --classifier; give its own classifier",
+            f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
         )
         model = bundle.model
     answers = answers_of(config, classes)
@@ -72,7 +72,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     storage.write_bytes(storage.join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
-        f"{f', taught by {len(answers):,} answers' if answers else ''} -> {config.output}"
+        f"{f', using {len(answers):,} answers' if answers else ''} -> {config.output}"
     )
     return summary
 

@@ -109,7 +109,7 @@ class Checkpoints:
     def _tidy(self, step: int) -> None:
         """Removes what is not to be kept once `step` is whole.
 
-        Later steps are of a life that was given up (--no-resume, or a damaged checkpoint that was passed over). A
+        Later steps are of a life that was given up (--no-resume, or a damaged checkpoint that was skipped). A
         state without a description is what a kill left of a write.
         """
         files = self._files()
@@ -145,7 +145,7 @@ class Checkpoints:
     def newest(self) -> Iterator[Path | None]:
         """A local path of the newest whole checkpoint for as long as the block lasts, or None.
 
-        Damaged ones are passed over with a warning. What cannot be read for another reason (a bucket that does not
+        Damaged ones are skipped with a warning. What cannot be read for another reason (a bucket that does not
         answer, no permission) is an error: going on from an older one would throw the newer ones away.
         """
         with ExitStack() as stack:
@@ -153,7 +153,7 @@ class Checkpoints:
                 try:
                     path = stack.enter_context(self._whole(step))
                 except (DamagedError, FileNotFoundError) as error:
-                    warnings.warn(f"checkpoint passed over: {error}", stacklevel=4)
+                    warnings.warn(f"checkpoint skipped: {error}", stacklevel=4)
                     continue
                 yield path
                 return
@@ -261,7 +261,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
             except (ValueError, OSError) as error:
                 problem = error
         if any(world.gather(problem is not None)):
-            raise problem or UserError(f"{checkpoints.uri}: the first process could not take this place; it says why")
+            raise problem or UserError(f"{checkpoints.uri}: rank 0 cannot lock this folder; its log has the reason")
         yield
 
 

@@ -45,7 +45,7 @@ def compile_blocks(must_step: MustStep, masked: int, images: int) -> str:
         why = printable(one_line(error))[:200]
         for block in blocks:
             block._compiled_call_impl = None
-        say(f"--compile: torch.compile does not work here, so blocks run as they are: {why}")
+        say(f"--compile: torch.compile fails here, so blocks run uncompiled: {why}")
     must_step.optimizer.zero_grad(set_to_none=True)
     return why
 

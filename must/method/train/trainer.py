@@ -128,7 +128,7 @@ class Trainer:
             config.batch_size, config.max_replaced, processes, self.reader, self.must_step, self.state, self.reference
         )
         self.micro_batches = self.loaders = 0  # of a step, and processes; `choose` sets them
-        self.not_compiled = ""  # why torch.compile does not work here, where it was asked for
+        self.not_compiled = ""  # why torch.compile fails here, where it was asked for
 
     def batches_from(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size

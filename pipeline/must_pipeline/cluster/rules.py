@@ -74,7 +74,7 @@ def check_parts(cluster: Cluster) -> None:
 def check_images(cluster: Cluster) -> None:
     require(
         cluster.tag not in ("", "latest"),
-        f"tag '{cluster.tag}': names another image tomorrow, in the middle of a run; give a version",
+        f"tag '{cluster.tag}': may name another image during a run; give a version",
     )
     require(re.fullmatch(r"\w[\w.-]{0,127}", cluster.tag) is not None, f"tag '{cluster.tag}': is no image tag")
     require("://" not in cluster.registry, f"registry {cluster.registry}: without https://, such as ghcr.io/team/must")
@@ -156,7 +156,7 @@ def check_pools(cluster: Cluster) -> None:
     for stage in gpu.stages:
         require(stage in STAGES, f"gpu.stages '{stage}': unknown; {did_you_mean(stage, list(STAGES))}")
         able = ", ".join(name for name, row in STAGES.items() if row.gpu)
-        require(STAGES[stage].gpu, f"gpu.stages '{stage}': computes nothing on a GPU; these do: {able}")
+        require(STAGES[stage].gpu, f"gpu.stages '{stage}': does not use a GPU; these do: {able}")
     for pool in ("cpu", "gpu"):
         for number, toleration in enumerate(getattr(cluster, pool).tolerations):
             where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"

@@ -32,7 +32,7 @@ LOGIN = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "where Kubeflow Pipelines is, and who asks",
+        "the URL of Kubeflow Pipelines, and the credentials",
         "Inside a pod the projected service account token is found by itself.",
     )
     host = os.environ.get("KFP_HOST", "")
@@ -52,7 +52,7 @@ class Kfp:
 
     def __init__(self, options: argparse.Namespace) -> None:
         if not options.host:
-            raise UserError("--host: where Kubeflow Pipelines is, is missing; give it, or set $KFP_HOST")
+            raise UserError("--host is missing: the URL of Kubeflow Pipelines; or set $KFP_HOST")
         self.host = options.host.rstrip("/")
         configuration = api.Configuration(host=self.host)
         configuration.retries = 2

@@ -60,14 +60,14 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
         missed = missed + 1 if workflow.is_gone() else 0
         if (stage := tell_trouble(run, workflow.latest, told)) is not None:
             print(
-                f"nothing can come of that: Kubernetes refuses the pods of {stage}, which may be repeated for hours. "
-                f"Mend it, terminate the run in Kubeflow's page, and start it again: {again}",
+                f"this run cannot succeed: Kubernetes rejects the pods of {stage}; retries may last hours. "
+                f"Correct it, terminate the run in Kubeflow's page, and start it again: {again}",
                 file=sys.stderr,
             )
             return Ending(1)
         if missed > 1:  # the first time, the run's last state may be on its way
             print(
-                f"the workflow of the run {run_id} was deleted: Kubeflow will call the run {state.lower()} for good. "
+                f"the workflow of the run {run_id} was deleted: Kubeflow keeps the state {state.lower()}. "
                 f"Start it again: {again}",
                 file=sys.stderr,
             )
@@ -87,11 +87,11 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
 
 def tell_silence(error: Exception) -> None:
     minutes = f"{SERVER_TIMEOUT / 60:g} min"
-    print(f"{time.strftime('%H:%M:%S')} no answer, asking on for {minutes}: {line_of(error)}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} no answer, retrying for {minutes}: {line_of(error)}", flush=True)
 
 
 def tell_trouble(run: Any, workflow: dict[str, Any], told: set[str]) -> str | None:
-    """Says once of each stage that it has ended badly for the third time, and why; the stage that can never start.
+    """Says once of each stage that it has failed for the third time, and why; the stage that can never start.
 
     Without a right to see the workflow, Kubeflow's own list of tries has the number and no reason.
     """
@@ -101,7 +101,7 @@ def tell_trouble(run: Any, workflow: dict[str, Any], told: set[str]) -> str | No
             told.add(stage)
             reason = why[-1] or "the workflow's events say why (kubectl describe workflow)"
             print(
-                f"{time.strftime('%H:%M:%S')} {stage} ended badly {len(why)} times: {printable(reason, 1000)}",
+                f"{time.strftime('%H:%M:%S')} {stage} failed {len(why)} times: {printable(reason, 1000)}",
                 flush=True,
             )
             if is_refused(reason):

@@ -55,7 +55,7 @@ def jpeg2000_cost(data: bytes, steps: Steps) -> Cost:
             elif kind == b"jp2c":
                 streams.append((start, end))
     if len(streams) != 1 or len(sizes) > 1:
-        raise UserError("no picture, or several" if len(streams) != 1 else "two headers, of which readers take either")
+        raise UserError("no picture, or several" if len(streams) != 1 else "two headers: decoders differ in their use")
     stream = codestream(data, steps, *streams[0])
     size = max([stream[0], *sizes], key=prod)
     found = costs("JPEG2000", size, data)
@@ -76,7 +76,7 @@ def codestream(data: bytes, steps: Steps, start: int, end: int) -> tuple[tuple[i
         elif marker in (SIZ, COD, COC, POC):
             raise UserError("components coded in different ways, whose cost is not known")
         elif marker in TRANSFORMS:
-            raise UserError("a transform of its own, whose cost is not known")
+            raise UserError("a custom transform, whose cost is not known")
         planes = max(planes, bit_planes(data, steps, place, end))
         place += 2 + max(2, length)
     if size is None or coding is None:
@@ -168,7 +168,7 @@ def avif_cost(data: bytes, steps: Steps) -> Cost:
                 ]
         pieces = list(extents(data, steps, inside.get(b"iloc", (0, 0)), inside.get(b"idat", (0, 0))[0]))
         if sum(max(0, last - at) for _, at, last in pieces) > 4 * len(data):
-            raise UserError("its items lie upon each other")
+            raise UserError("its items overlap")
         for _, at, last in pieces:
             for unit, begin, stop in units(data, steps, at, last):
                 frames += unit in FRAMES

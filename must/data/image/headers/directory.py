@@ -19,7 +19,7 @@ class Field(NamedTuple):
 class Directory:
     """The first one of a file, or the one at `at`. `bytes`: of all values that are not in the directory itself.
 
-    Raises ValueError: too long, or a field of the first comes twice, of which readers take either.
+    Raises ValueError: too long, or a field of the first comes twice: decoders differ in their use.
     """
 
     def __init__(self, data: bytes, steps: Steps, what: str = "strips or tiles", at: int = 0) -> None:

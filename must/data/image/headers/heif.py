@@ -56,7 +56,7 @@ def heif_cost(data: bytes, steps: Steps) -> Cost:
         pieces.setdefault(item, []).append(data[at:last])
         size_of_all += max(0, last - at)
         if size_of_all > 4 * len(data):
-            raise UserError("its items lie upon each other")
+            raise UserError("its items overlap")
     frames = 1
     for item, parts_of_item in pieces.items():
         content = b"".join(parts_of_item)

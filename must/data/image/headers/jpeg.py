@@ -36,7 +36,7 @@ def jpeg_cost(data: bytes, steps: Steps) -> Cost:
         length = max(2, number(data, start, 2))
         if found[1] in FRAMES:
             if frame:
-                raise UserError("two frames, of which readers take one or the other")
+                raise UserError("two frames: decoders differ in which they decode")
             frame = found[1]
             size, components = (number(data, start + 5, 2), number(data, start + 3, 2)), number(data, start + 7, 1)
         elif found[1] == b"\xe1" and data[start + 2 : start + 8] == EXIF:

@@ -27,7 +27,7 @@ def png_cost(data: bytes, steps: Steps) -> Cost:
         reading += A_SEGMENT
         place += 12 + length
     if len(heads) != 1:
-        raise UserError("no header" if not heads else "two headers, of which readers take either")
+        raise UserError("no header" if not heads else "two headers: decoders differ in their use")
     size, depth = (number(data, heads[0], 4), number(data, heads[0] + 4, 4)), number(data, heads[0] + 8, 1)
     samples = CHANNELS.get(number(data, heads[0] + 9, 1), 4) * max(1, depth / 8)
     found = costs("PNG", size, data, nanoseconds=(5 + 4 * samples, 5))

@@ -44,7 +44,7 @@ def tiff_cost(data: bytes, steps: Steps) -> Cost:
     depth = max(8, found.value(BITS, 1)) / 8
     tiled = TILES[0] in found.fields or TILE_WIDTH in found.fields
     if tiled and STRIPS[0] in found.fields:
-        raise UserError("strips and tiles, of which readers take either")
+        raise UserError("both strips and tiles: decoders differ")
     if tiled:
         part = found.value(TILE_WIDTH), found.value(TILE_HEIGHT)
     else:
@@ -56,7 +56,7 @@ def tiff_cost(data: bytes, steps: Steps) -> Cost:
     if compression == RAW:  # Pillow's own reader, which draws whatever is listed
         drawn = prod(part) * len(parts)
     if sum(lengths) > PARTS_OF_FILE * len(data) + 100_000 and compression != RAW:
-        raise UserError("its parts lie upon each other")
+        raise UserError("its parts overlap")
     buffers = 0
     if compression != RAW:
         buffers = int(prod(part) * (samples * depth + (4 if found.value(PHOTOMETRIC) == YCBCR else 0)))

@@ -104,7 +104,7 @@ class AsyncTracker:
         patience = FLUSH_TIMEOUT if finished else LAST_LINES_TIMEOUT
         self.thread.join(patience)
         if self.thread.is_alive() and not self.failed:
-            self.warn(TimeoutError(f"did not take everything within {patience:.0f} s"))
+            self.warn(TimeoutError(f"timed out with values unsent ({patience:.0f} s)"))
 
     def begin(self) -> None:
         """Not at the start: the loader processes are forked then, and threads do not go well with that."""

@@ -54,7 +54,7 @@ class TrainerStatus:
             self.post({"trainerStatus": self.status()})
         except (OSError, ValueError) as error:
             if not self.warned:
-                logger.warning(f"Kubeflow Trainer does not take the progress: {reason(error)}; training goes on")
+                logger.warning(f"cannot report to Kubeflow Trainer: {reason(error)}; training goes on")
             self.warned = True
 
     def status(self) -> dict[str, Any]:
