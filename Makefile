@@ -55,7 +55,7 @@ build/azurite/node_modules/.bin/azurite-blob:
 test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the tests of buckets on S3 and Azure servers (npm)
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
-# What finds out whether a page can be used by everybody (tests/review/test_page.py); Chromium is the system's.
+# What finds out whether a page can be used by everybody (tests/deploy/review/test_page.py); Chromium is the system's.
 build/axe/node_modules/axe-core/axe.min.js:
 	@npm install --silent --no-audit --no-fund --prefix build/axe axe-core
 
@@ -72,11 +72,11 @@ build/transformers/installed build/heic/installed: $(VENV)/installed
 
 .PHONY: test-transformers
 test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
-	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/export tests/model/test_transformers_folder.py
+	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/deploy/export tests/method/model/test_transformers_folder.py
 
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of photographs in HEIC
-	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/image/test_heic.py
+	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/data/image/test_heic.py
 
 SECONDS ?= 60
 TARGETS ?=

@@ -26,7 +26,7 @@ from PIL import Image
 import must
 from benchmarks import image_cost
 from must.data.shards import chunk
-from tests.image import hostile
+from tests.data.image import hostile
 
 
 def noise(side: int, kind: str, **options: object) -> bytes:

@@ -46,25 +46,25 @@ FIRST = [
     line.split()
     for line in (
         # a fork server that has imported torch
-        "train/test_train.py train/test_distributed.py train/test_step.py train/test_plan.py train/test_options.py "
-        "distributed/test_preemption.py",
+        "method/train/test_train.py method/train/test_distributed.py method/train/test_step.py "
+        "method/train/test_plan.py method/train/test_options.py method/distributed/test_preemption.py",
         # torch's exporter to ONNX
-        "export/test_export.py export/test_export_embeddings.py export/test_takeaway.py",
-        "train/test_kills.py",
+        "deploy/export/test_export.py deploy/export/test_export_embeddings.py deploy/export/test_takeaway.py",
+        "method/train/test_kills.py",
         # an S3 server, and the clients of three stores
-        "storage/test_storage.py storage/test_refusals.py",
+        "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`
-        "serve/test_serve.py serve/test_serve_embeddings.py serve/test_hostile.py",
-        "select/test_select.py",
-        "shards/test_shard_restart.py",
+        "deploy/serve/test_serve.py deploy/serve/test_serve_embeddings.py deploy/serve/test_hostile.py",
+        "method/select/test_select.py",
+        "data/shards/test_shard_restart.py",
         "pipeline/test_cluster.py",
-        "train/test_waiting.py",
+        "method/train/test_waiting.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",
         "pipeline/test_answers.py",
         "release/test_wheel.py",
         "components/test_outliving.py",
-        "model/test_full_size.py",
+        "method/model/test_full_size.py",
         "runtime/test_kills.py",
     )
 ]

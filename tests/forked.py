@@ -16,7 +16,13 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["must.api.cli", "must.method.train.trainer", "open_clip", "torch.utils.tensorboard", "tests.train.step_ranks"]
+    [
+        "must.api.cli",
+        "must.method.train.trainer",
+        "open_clip",
+        "torch.utils.tensorboard",
+        "tests.method.train.step_ranks",
+    ]
 )
 
 

@@ -25,7 +25,7 @@ WORST = {
 }  # fmt: skip
 SAMPLE = [
     "tests/components/test_train_job.py", "tests/components/test_attaching.py", "tests/components/test_failures.py",
-    "tests/components/test_serving.py", "tests/pipeline/test_kfp_api.py", "tests/storage/test_storage.py",
+    "tests/components/test_serving.py", "tests/pipeline/test_kfp_api.py", "tests/base/storage/test_storage.py",
     "tests/runtime/test_notes.py", "tests/api/test_cli.py",
 ]  # fmt: skip
 POD = """

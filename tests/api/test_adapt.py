@@ -21,7 +21,7 @@ from must.api.inputs import as_image, entries_of, provide
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from must.evaluation.result import metrics_of
-from tests.model.hub_api import TOKEN, writable
+from tests.method.model.hub_api import TOKEN, writable
 
 SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}

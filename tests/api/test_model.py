@@ -11,7 +11,7 @@ from PIL import Image
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from tests.predict.test_predict import read_csv
+from tests.deploy.predict.test_predict import read_csv
 
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
 

@@ -12,7 +12,7 @@ from must.api.cli import main
 from must.base import storage
 from must.base.names import below
 from must_components.train_job.launcher import copy_bundle
-from tests.promote.bundles import make_bundle
+from tests.deploy.promote.bundles import make_bundle
 from tests.stores import Server, plant
 
 

@@ -10,7 +10,7 @@ from must_components.train_job.launcher import train_on_nodes
 from must_pipeline.cluster.nodes import nodes_of
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
-from tests.promote.bundles import make_bundle
+from tests.deploy.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = RunSummary(steps=10, images_per_s=100.0).to_dict()

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 
 from tests.containers.engine import container, engine, image, inspect
-from tests.serve.versions import NAME, add_version, promote
+from tests.deploy.serve.versions import NAME, add_version, promote
 
 WAIT = 600  # seconds
 

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from benchmarks import image_cost as hard
 from tests import zoo
-from tests.image import hostile
+from tests.data.image import hostile
 
 
 def pictures() -> dict[str, bytes]:

@@ -39,7 +39,7 @@ from must.deploy.serve.protocol import Limits, Refused
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
 from tests import zoo
-from tests.image import hostile
+from tests.data.image import hostile
 
 REFUSALS = (ValueError, UnreadableError, Refused)
 PIXELS = 200_000  # of a fuzzed image: what is slow on large ones is tested, not fuzzed

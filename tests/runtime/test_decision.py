@@ -5,8 +5,8 @@ import json
 import pytest
 
 from must.runtime.decision import decide, promote
+from tests.deploy.promote.bundles import make_bundle, make_onnx
 from tests.evaluation.test_gate import better, metrics_of
-from tests.promote.bundles import make_bundle, make_onnx
 
 
 def places(tmp_path, model):

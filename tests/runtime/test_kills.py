@@ -13,7 +13,7 @@ import pytest
 from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.runtime.notes import read_notes
-from tests.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
+from tests.method.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
 
 ROOT = Path(__file__).parents[2]
 KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset", "epochs")}

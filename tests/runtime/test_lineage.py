@@ -10,7 +10,7 @@ import pytest
 from must.deploy.promote.registry import Registry
 from must.runtime.decision import promote
 from must.runtime.lineage import lineage, namespace_of
-from tests.promote.bundles import make_bundle, make_onnx
+from tests.deploy.promote.bundles import make_bundle, make_onnx
 from tests.runtime.test_decision import ask, places
 
 

@@ -15,7 +15,7 @@ from must.runtime.stages import library
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
 from tests import supervised as endings
-from tests.promote.bundles import make_bundle
+from tests.deploy.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
 

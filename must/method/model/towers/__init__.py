@@ -4,7 +4,7 @@ The method is written for a CLIP Vision Transformer: patches, one of which can b
 positions are added, and a class token that becomes the image's feature. A tower answers for another architecture where
 its patches are, how tokens become the image's feature, and what a single patch looks like in the same space.
 
-A new one is a class here, a case in choose.py, a tiny model in tests/model/tiny.py and a row in docs/models.md.
+A new one is a class here, a case in choose.py, a tiny model in tests/method/model/tiny.py and a row in docs/models.md.
 """
 
 from must.method.model.towers.base import Tower, take

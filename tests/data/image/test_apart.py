@@ -1,0 +1,167 @@
+"""Pictures that are decoded in a program beside this one: the same pixels, and an end to those that cost too much."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import image_cost as hard
+from must.base.workers import KilledWorkerError
+from must.data.image import bounds
+from must.data.image.decode import decode
+from must.data.image.preprocess import EvalView
+from must.data.loading.loader import EvalSource, TrainDataset, make_views
+from must.data.loading.reader import ShardReader
+from must.deploy.predict.images import read_pixels
+from must.deploy.serve.pictures import pixels_of
+from must.deploy.serve.protocol import Refused
+from tests import zoo
+from tests.data.augment.test_views import PREPROCESS, SETTINGS
+from tests.data.shards.test_shard import run
+
+ODD = zoo.encoded(zoo.picture(0, 31, 31), "TIFF")
+GOOD = zoo.encoded(zoo.picture(0, 16, 12), "TIFF")
+ODD_ONES = {
+    "its time": ("while True: pass", r"^takes more than 15 s of one core$"),
+    "its memory": ("bytes(1 << 36)", "^too large for the memory$"),
+    "a crash": ("os.kill(os.getpid(), signal.SIGSEGV)", r"^its decoder crashed \(SIGSEGV\)$"),
+}
+PROGRAM = """
+import os, signal
+from must.data.image import bounds, decode
+bounds.MAX_SECONDS = 0.05
+def decoded(data, *limits):
+    if data == {odd!r}:
+        {does}
+    return decode.decode(data, *limits)
+bounds.work(decoded)
+"""
+
+
+@pytest.fixture
+def does(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A decoder that does that to the one picture ODD; the reason why it is refused."""
+    act, reason = ODD_ONES[request.param]
+    monkeypatch.setattr(bounds, "PROGRAM", PROGRAM.format(odd=ODD, does=act))
+    bounds.helpers.drop()
+    yield reason
+    bounds.helpers.drop()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF", "BMP", "PPM", "TGA", "ICO"])
+def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = zoo.encoded(zoo.picture(1, 61, 47), kind)
+    there = decode(data)
+    assert bounds.helpers().free, "it was decoded here"
+    monkeypatch.setattr(bounds, "held", True)
+    assert there.mode == "RGB" and np.array_equal(np.asarray(there), np.asarray(decode(data)))
+    with pytest.raises(ValueError) as here:
+        decode(data[: len(data) // 2])
+    monkeypatch.setattr(bounds, "held", False)
+    with pytest.raises(ValueError) as beside:
+        decode(data[: len(data) // 2])
+    assert str(beside.value) == str(here.value)
+
+
+@pytest.mark.parametrize("does", ODD_ONES, indirect=True)
+def test_a_picture_that_costs_more_than_it_says_is_refused_and_the_next_one_is_decoded(does: str) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match=does):
+            decode(ODD)
+        assert decode(GOOD).size == (16, 12)
+
+
+def shards_with_odd(folder: Path) -> ShardReader:
+    zoo.fill(folder / "in", 6)
+    (folder / "in" / "odd.tif").write_bytes(ODD)
+    (folder / "in" / "good.tif").write_bytes(GOOD)
+    run(folder / "in", folder / "out")
+    return ShardReader(str(folder / "out"), "train")
+
+
+@pytest.mark.parametrize("does", ["its time"], indirect=True)
+def test_prediction_serving_training_and_evaluation_go_on(
+    does: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    view = EvalView(PREPROCESS)
+    (tmp_path / "odd.tif").write_bytes(ODD)
+    assert read_pixels(str(tmp_path / "odd.tif"), view) == (None, does.strip("^$"))
+    with pytest.raises(Refused, match=does.strip("^$")):
+        pixels_of(ODD, view, 10**6)
+    reader = shards_with_odd(tmp_path)
+    (odd,) = (n for n in range(len(reader)) if "odd" in reader.description(n)["source"])
+    assert TrainDataset(reader, make_views(SETTINGS), 0)[0, odd][-1] == 1
+    assert "(odd.tif) cannot be decoded and is replaced" in capfd.readouterr().err
+    for workers in (0, 1):  # a loader's process may have no children of multiprocessing
+        source = EvalSource(reader, PREPROCESS, 4, workers)
+        assert sum(len(batch.labels) for batch in source) == 7 and source.skipped == 1
+
+
+def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:
+    bounds.helpers.drop()
+    decode(GOOD)
+    (helper,) = bounds.helpers().free
+    helper.process.kill()
+    with pytest.raises(KilledWorkerError):
+        decode(GOOD)
+    assert decode(GOOD).size == (16, 12)
+
+
+def test_a_folder_with_files_named_as_modules_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "PIL.py").write_text("raise SystemExit('taken from the folder of the images')")
+    monkeypatch.chdir(tmp_path)
+    assert decode(GOOD).size == (16, 12)
+
+
+# -- what is decoded here, because its header says what it costs ------------------------------------------------------
+def noise(side: int, kind: str, **options: Any) -> bytes:
+    return zoo.encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)), kind, **options
+    )
+
+
+def chunks(count: int) -> bytes:
+    data = zoo.encoded(zoo.picture())
+    return data[:33] + zoo.chunk(b"abCd", b"") * count + data[33:]
+
+
+COSTLY = {
+    "JPEG of scans": lambda: hard.scans(3300, 3300, 20),
+    "JPEG of noise": lambda: noise(2000, "JPEG", progressive=True, quality=95),
+    "JPEG of empty segments": lambda: hard.segments(0xE0, b"", 150_000),
+    "JPEG of tables": lambda: hard.segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 350),
+    "JPEG of Photoshop's": lambda: hard.segments(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4".ljust(12, b"\0") * 5400, 60),
+    "JPEG CMYK, profile of steps": lambda: hard.printed(10_000),
+    "JPEG CMYK": lambda: hard.cmyk(5200, 5200),
+    "PNG of profiles": lambda: hard.profiles(1900),
+    "PNG of chunks": lambda: chunks(50_000),
+    "PNG 16 bits interlaced": lambda: hard.png(5000, 5000, 16, 6, interlaced=True),
+    "PNG 1 bit": lambda: hard.png(5800, 5800, 1, 0),
+    "WebP animated": lambda: hard.webp_animated(7000, 7000),
+    "WebP lossless noise": lambda: noise(2200, "WEBP", lossless=True, method=0),
+}
+HERE = """
+import sys
+from must.data.image import bounds, cost, decode
+data = sys.stdin.buffer.read()
+found = cost.cost(data)
+assert found.format in decode.PLAIN_FORMATS and found.seconds <= decode.TRUSTED, found
+bounds.limit_memory(cost.MAX_PIXELS, 0)
+with bounds.deadline(cost.MAX_PIXELS):
+    decode.decode(data)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COSTLY)
+def test_what_is_decoded_here_stays_below_the_deadline(kind: str) -> None:
+    """By the same deadline and limit on memory as for all others, of a process that they would end."""
+    done = subprocess.run([sys.executable, "-c", HERE], input=COSTLY[kind](), capture_output=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr.decode()[-500:])

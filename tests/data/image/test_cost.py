@@ -1,0 +1,348 @@
+"""What one image file may cost: refused by its header, or decoded in memory that follows its pixels alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import image_cost as hard
+from must.data.image import colors
+from must.data.image.cost import cost
+from must.data.image.decode import check, decode, identify, seen
+from must.data.image.headers.base import MAX_SEGMENTS, MAX_STEPS
+from must.data.image.headers.jpeg import MAX_SCANS
+from must.data.image.preprocess import EvalView, Preprocess
+from must.data.loading.loader import EvalSource, TrainDataset, make_views
+from must.data.loading.reader import ShardReader
+from tests import zoo
+from tests.data.augment.test_views import PREPROCESS, SETTINGS
+from tests.data.image import hostile
+from tests.data.shards.test_shard import rejected, run
+from tests.fuzz.targets import cost_steps
+
+
+def thin(length: int, across: bool = False) -> bytes:
+    return zoo.encoded(Image.new("L", (length, 1) if across else (1, length)))
+
+
+def scans(repeated: int, width: int = 64, height: int = 48, start: bytes = b"") -> bytes:
+    """A progressive JPEG, its last scan once more for `repeated` times, and `start` behind its first two bytes."""
+    data = zoo.encoded(zoo.picture(0, width, height), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:2] + start + data[2:-2] + last * repeated + data[-2:]
+
+
+def tiff_of_one_strip(times: int, side: int = 1000) -> bytes:
+    """Not compressed, of strips that end a row before the image does: each of them is the same bytes of the file."""
+    pixels, count = bytes(side * side), 2 * times
+    offsets, place = struct.pack(f"<{count}I", *[8] * count), 8 + side * side
+    sizes = struct.pack(f"<{count}I", *[side * side] * count)
+    tags = [
+        (256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, place),
+        (277, 3, 1, 1), (278, 4, 1, side - 1), (279, 4, count, place + 4 * count),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, place + 8 * count) + pixels + offsets + sizes + directory
+
+
+def tiff_of_many_strips(count: int, big: bool = False) -> bytes:
+    """16x16 pixels, whose strips' offsets are a long list of bytes."""
+    tags = [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (262, 3, 1, 1), (273, 1, count, 8 + 8 * big)]
+    head = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16 + count) if big else struct.pack("<2sHI", b"II", 42, 8 + count)
+    directory = struct.pack("<Q" if big else "<H", len(tags))
+    directory += b"".join(struct.pack("<HHQQ" if big else "<HHII", *tag) for tag in tags) + bytes(8)
+    return head + bytes(count) + directory
+
+
+def icon(inside: bytes) -> bytes:
+    return struct.pack("<3H4B2H2I", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+
+
+REFUSED = {
+    "many strips": (tiff_of_many_strips(MAX_SEGMENTS + 1), "more than 100000 strips or tiles"),
+    "many strips, big": (tiff_of_many_strips(MAX_SEGMENTS + 1, big=True), "more than 100000 strips or tiles"),
+    "an icon of a huge png": (icon(zoo.bomb()), "60000x60000 is more than 89478485 pixels"),
+    "an icon of a huge bitmap": (
+        icon(struct.pack("<IiiHHI", 40, 60000, 120000, 1, 32, 0) + bytes(100)),
+        "60000x60000 is more than 89478485 pixels",
+    ),
+    "a thin image": (thin(201), "1x201 is thinner than 1 to 200"),
+    "a flat image": (thin(60_000, across=True), "60000x1 is thinner than 1 to 200"),
+    "many scans": (scans(MAX_SCANS), "more than 100 scans"),
+    "markers with fillers": (scans(MAX_SCANS).replace(b"\xff\xda", b"\xff\xff\xff\xda"), "more than 100 scans"),
+    "many segments": (
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * (MAX_STEPS + 1),
+        f"its headers have more than {MAX_STEPS} parts",
+    ),
+    "many chunks": (
+        zoo.encoded(zoo.picture())[:33] + zoo.chunk(b"abCd", b"") * MAX_STEPS,
+        f"its headers have more than {MAX_STEPS} parts",
+    ),
+    "many profiles": (hard.profiles(5500), "decoding it takes about 7 s; 5.0 are allowed"),
+    "many tables": (hard.segments(0xDB, bytes(65000), 950), "decoding it takes about 6 s; 5.0 are allowed"),
+    "a transform for each tile": (
+        hard.jp2_tiled(1000, 4, hard.TRANSFORM),
+        "a custom transform, whose cost is not known",
+    ),
+    "a strip again and again": (tiff_of_one_strip(3000), "decoding it takes about 6 s; 5.0 are allowed"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_costs_too_much_is_refused_before_it_is_decoded(kind: str) -> None:
+    data, reason = REFUSED[kind]
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        identify(data)
+
+
+@pytest.mark.parametrize("kind", hostile.COSTLY)
+def test_finding_the_cost_has_a_bound_of_its_own(kind: str) -> None:
+    with contextlib.suppress(ValueError):
+        cost_steps(hostile.COSTLY[kind])
+
+
+def test_directories_behind_the_first_count() -> None:
+    """Pillow reads EXIF's, GPS' and that of interoperability with the picture."""
+    few, many = (cost(hostile.directories(entries)) for entries in (10, 60_000))
+    assert many.seconds > few.seconds + 0.3
+    decode(hostile.directories(10))
+
+
+@pytest.mark.parametrize("tag", [34665, 34853])
+def test_a_long_directory_behind_the_first_is_refused(tag: int) -> None:
+    with pytest.raises(ValueError, match="more than 100000"):
+        identify(hostile.directories(MAX_SEGMENTS + 1, (tag,)))
+
+
+def test_bit_planes_without_data_count() -> None:
+    """85 passes over 8 bytes of each block take longer than the 8 bytes."""
+    usual, many = (cost(hostile.passes(1024, 1, exponent=exponent)).seconds for exponent in (8, 28))
+    assert many > 1.8 * usual
+    assert decode(hostile.passes(256, 1)).size == (256, 256)
+    with pytest.raises(ValueError, match="are allowed"):
+        identify(hostile.passes(4096, 3))
+
+
+def test_filling_costs_no_more_than_its_length() -> None:
+    """A regular expression that tries every FF of a long run as the first one holds all threads for minutes."""
+    program = "import sys; from must.data.image.cost import cost; cost(bytes([255, 216]) + bytes([255]) * 3_000_000)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def thumbnail() -> bytes:
+    """An APP1 segment that holds 200 scans of another picture, as EXIF holds thumbnails."""
+    inside = b"Exif\0\0" + b"\xff\xda\x00\x02" * 200
+    return b"\xff\xe1" + struct.pack(">H", len(inside) + 2) + inside
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        thin(200),
+        scans(60),
+        scans(0, start=thumbnail()),
+        zoo.encoded(zoo.picture(), "JPEG") + scans(0)[4:].replace(b"\xff\xda", b"\xff\xda" * 150),
+        zoo.encoded(zoo.picture(0, 10, 10), "TIFF", compression="tiff_lzw"),
+        tiff_of_one_strip(1, 100),
+        zoo.encoded(zoo.picture(), "ICO"),
+    ],
+    ids=[
+        "1 to 200",
+        "70 scans",
+        "scans in a thumbnail",
+        "scans behind the end",
+        "a small tiff",
+        "few strips",
+        "an icon",
+    ],
+)
+def test_what_is_whole_passes(data: bytes) -> None:
+    check(identify(data))
+    assert min(decode(data).size) >= 1
+
+
+def test_compressed_data_is_not_taken_for_scans() -> None:
+    """Noise at the best quality, whose compressed bytes hold FF, each followed by 00; and restarts between them."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 1}):
+        data = zoo.encoded(noise, "JPEG", quality=100, **options)
+        assert data.count(b"\xff\x00") > 500
+        assert decode(data).size == (400, 400)
+
+
+VARIANTS = {
+    "RGBA": lambda a: Image.fromarray(a),
+    "LA": lambda a: Image.frombytes("LA", (61, 97), a[..., :2].tobytes()),
+    "16 bits": lambda a: Image.fromarray(a[..., :2].copy().view(np.uint16)[..., 0]),
+    "32 bits": lambda a: Image.fromarray(a.view(np.int32)[..., 0]),
+    "32 bits, small": lambda a: Image.fromarray(a[..., 0].astype(np.int32)),
+    "floats": lambda a: Image.fromarray(a[..., 0].astype(np.float32) - 7),
+    "floats up to 1": lambda a: Image.fromarray(a[..., 0] / np.float32(255)),
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_strips_give_the_pixels_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = VARIANTS[kind](np.random.default_rng(0).integers(0, 256, (97, 61, 4), np.uint8))
+    whole = np.asarray(colors.to_rgb(image))
+    for pixels in (1, 61 * 10, 61 * 96):
+        monkeypatch.setattr(colors, "STRIP", pixels)
+        assert np.array_equal(np.asarray(colors.to_rgb(image)), whole)
+        colors.check_colors(image)
+
+
+def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.zeros((97, 61), np.float32)
+    values[90, 3] = np.nan
+    monkeypatch.setattr(colors, "STRIP", 61 * 10)
+    for function in (decode, lambda data: check(identify(data))):
+        with pytest.raises(ValueError, match="not finite"):
+            function(zoo.encoded(Image.fromarray(values), "TIFF"))
+
+
+MEASURE = r"""
+import re, sys
+from must.data.image.decode import bounds, check, decode, identify
+bounds.held = True
+def peak():  # of this program; the one in getrusage counts the process that it was forked from as well
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
+data, before = open(sys.argv[1], "rb").read(), peak()
+decode(data) if sys.argv[2] == "decode" else check(identify(data))
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("act", "limit"), [("decode", 9.5), ("check", 5.5)])
+@pytest.mark.parametrize("mode", ["I;16", "RGBA"])
+def test_memory_follows_the_pixels(tmp_path: Path, mode: str, act: str, limit: float) -> None:
+    """Bytes a pixel at the peak: Pillow's own image (4, or 2) and the result (4)."""
+    side = 3000
+    (tmp_path / "image.png").write_bytes(zoo.encoded(Image.new(mode, (side, side)), compress_level=1))
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "image.png"), act]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak / side**2 < limit
+
+
+def shards_with(folder: Path, *files: bytes, **options: object) -> str:
+    """Twenty good images, and these."""
+    zoo.fill(folder / "in", 20)
+    for number, data in enumerate(files):
+        (folder / "in" / f"odd-{number}").write_bytes(data)
+    run(folder / "in", folder / "out", **options)
+    return str(folder / "out")
+
+
+def test_sharding_names_them_and_goes_on(tmp_path: Path) -> None:
+    shards_with(tmp_path, thin(1000), scans(MAX_SCANS), max_rejected=0.5)
+    assert rejected(tmp_path / "out") == {
+        "odd-0": "1x1000 is thinner than 1 to 200",
+        "odd-1": "more than 100 scans",
+    }
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), RuntimeError("a bug"), OSError(5, "x")])
+@pytest.mark.parametrize(("views", "device"), [("exact", "cpu"), ("fast", "cpu"), ("exact", "gpu")])
+def test_whatever_a_view_raises_costs_one_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, views: str, device: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    reader = ShardReader(shards_with(tmp_path, zoo.encoded(zoo.picture(0, 31, 31))), "train")
+    (bad,) = (n for n in range(len(reader)) if reader.description(n)["source"] == "odd-0")
+    evil = reader.image(bad)
+
+    def of_file(self: object, data: bytes, *arguments: object) -> object:
+        if data == evil:
+            raise error
+        return original(self, data, *arguments)
+
+    dataset = TrainDataset(reader, make_views(SETTINGS, views, device), 0)
+    original = type(dataset.views).of_file
+    monkeypatch.setattr(type(dataset.views), "of_file", of_file)
+    *_, sample, replaced = dataset[0, bad]
+    assert (sample, replaced) == ((bad + 1) % len(reader), 1)
+    assert "(odd-0) cannot be decoded and is replaced" in capfd.readouterr().err
+
+    def call(self: EvalView, image: Image.Image) -> np.ndarray:
+        if image.size == (31, 31):
+            raise error
+        return view(self, image)
+
+    view = EvalView.__call__
+    monkeypatch.setattr(EvalView, "__call__", call)
+    source = EvalSource(reader, PREPROCESS, 8, 0)
+    assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
+
+
+@pytest.mark.parametrize(("views", "device"), [("exact", "cpu"), ("fast", "cpu"), ("exact", "gpu")])
+def test_the_limit_of_pixels_that_the_shards_were_made_with_holds_in_training_and_evaluation(
+    tmp_path: Path, views: str, device: str
+) -> None:
+    """Shown with a lower limit: the index's is the one that counts, and images above it are expensive to test with."""
+    uri = shards_with(tmp_path, zoo.encoded(zoo.picture(0, 31, 31)))
+    index = tmp_path / "out" / "index.json"
+    index.write_text(index.read_text().replace('"max_pixels": 89478485', '"max_pixels": 500'))
+    reader = ShardReader(uri, "train")
+    (place,) = (n for n in range(len(reader)) if reader.description(n)["source"] == "odd-0")
+    dataset = TrainDataset(reader, make_views(SETTINGS, views, device), 0)
+    assert dataset[0, place][-2:] == ((place + 1) % len(reader), 1)
+    source = EvalSource(reader, PREPROCESS, 8, 0)
+    assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
+
+
+def test_an_animated_avif_is_refused_as_what_it_is() -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "AVIF", save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    for one in (data, data[:8] + b"msf1" + data[12:], data[:8] + b"avif" + data[12:]):
+        with pytest.raises(ValueError, match=r"^an animated AVIF is not accepted$"):
+            identify(one)
+
+
+def test_each_frame_inside_an_avif_counts() -> None:
+    """A decoder goes through those that are not shown, too."""
+    data = zoo.encoded(Image.new("RGB", (3000, 3000)), "AVIF")
+    start = data.index(b"mdat") + 4
+    frame = data[start:]
+    many = data[:start].replace(struct.pack(">I", len(frame)), struct.pack(">I", 12 * len(frame))) + frame * 12
+    assert identify(data).size == (3000, 3000)
+    with pytest.raises(ValueError, match=r"^decoding it takes about 6 s; 5.0 are allowed$"):
+        identify(many)
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    zoo.fill(tmp_path / "in", 3)
+    (tmp_path / "list.csv").write_text(f"path\n{tmp_path}/in/00000.png\n{tmp_path}/pipe.png\n")
+    run(tmp_path / "list.csv", tmp_path / "out", max_rejected=0.5)
+    assert rejected(tmp_path / "out") == {f"{tmp_path}/pipe.png": "a pipe, socket or device, no file"}
+    os.mkfifo(tmp_path / "list.jsonl")
+    with pytest.raises(ValueError, match=r"list\.jsonl: not a file"):
+        run(tmp_path / "list.jsonl", tmp_path / "out2")
+
+
+def test_whatever_a_view_raises_is_a_reason() -> None:
+    def view(image: Image.Image) -> None:
+        raise MemoryError
+
+    with pytest.raises(ValueError, match="too large for the memory"):
+        seen(zoo.encoded(zoo.picture()), view)
+    assert seen(zoo.encoded(zoo.picture()), EvalView(Preprocess(size=32))).shape == (32, 32, 3)
+
+
+def test_tiles_that_begin_behind_the_picture_do_not_make_it_cheap() -> None:
+    """The offset of a JPEG 2000's tiles is any number; fewer than no tiles would cost less than nothing."""
+    data = zoo.encoded(zoo.picture(), "JPEG2000")
+    place = data.index(b"\xff\x4f\xff\x51") + 4 + 2 + 2 + 6 * 4
+    for at in (place, place + 4):
+        with pytest.raises(ValueError, match="none in its first tile"):
+            cost(data[:at] + b"\x7f\xff\xff\xff" + data[at + 4 :])

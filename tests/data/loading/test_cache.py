@@ -1,0 +1,300 @@
+"""The cache of remote shards: bounded, shared by processes, never a half or wrong shard, whatever is killed when."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from must.base import storage
+from must.data.format.index import Index, Shard, load_index
+from must.data.format.samples import load_offsets
+from must.data.loading.cache import ShardCache
+from must.data.loading.prefetch import ShardPrefetcher
+from must.data.loading.reader import ShardReader, open_reader
+from tests import zoo
+from tests.data.shards.test_shard import run
+from tests.data.shards.test_shard_gcs import upload
+from tests.stores import Server
+
+FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 shards of 5 images."""
+    folder = tmp_path_factory.mktemp("shards")
+    zoo.fill(folder / "in", 60)
+    run(folder / "in", folder / "out", samples_per_shard=5)
+    return folder / "out"
+
+
+def index_of(shards: Path) -> Index:
+    return load_index(str(shards))
+
+
+def cache_for(folder: Path, shards: Path, count: float) -> ShardCache:
+    """With room for `count` shards."""
+    return ShardCache(folder, int(count * max(shard.bytes for shard in index_of(shards).shards)))
+
+
+def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
+    file = cache.open(str(uri), shard)
+    assert file is not None
+    assert os.pread(file, shard.bytes + 1, 0) == storage.read_bytes(storage.join(uri, shard.name))
+    cache.release(file)
+
+
+def held(cache: ShardCache, shards: Path) -> list[int]:
+    """Numbers of the shards that lie in the cache."""
+    return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def in_a_process(function: Callable[[], None]) -> int:
+    process = FORK.Process(target=function)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def test_a_folder_that_is_deleted_during_a_download_may_be_there_the_next_time(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, shard = cache_for(tmp_path / "cache", shards, 3.5), index_of(shards).shards[0]
+    with monkeypatch.context() as patch:
+        original = ShardCache.fill
+
+        def fill(*given: Any) -> bool:
+            whole = original(*given)
+            shutil.rmtree(cache.folder)
+            return whole
+
+        patch.setattr(ShardCache, "fill", fill)
+        with pytest.raises(storage.TransientError, match="was deleted while it was in use; run the same command again"):
+            look(cache, shards, shard)
+    look(cache_for(cache.folder, shards, 3.5), shards, shard)
+
+
+def test_the_least_recently_used_shard_goes_first(shards: Path, tmp_path: Path) -> None:
+    cache, all_shards = cache_for(tmp_path, shards, 3.5), index_of(shards).shards
+    for number in (0, 1, 2, 0, 3):
+        look(cache, shards, all_shards[number])
+    assert held(cache, shards) == [0, 2, 3]
+    assert sum(file.size for file in cache.files()) <= cache.limit
+
+
+def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> None:
+    cache, (first, second, third, *_) = cache_for(tmp_path, shards, 2.5), index_of(shards).shards
+    mine = cache.open(str(shards), first)
+    ready, done = FORK.Event(), FORK.Event()
+
+    def other() -> None:
+        assert cache.open(str(shards), second) is not None
+        ready.set()
+        done.wait()
+        os.kill(os.getpid(), signal.SIGKILL)  # the system lets go of what a killed process held
+
+    process = FORK.Process(target=other)
+    process.start()
+    assert ready.wait(60)
+    assert cache.open(str(shards), third) is None
+    assert held(cache, shards) == [0, 1]
+    done.set()
+    process.join()
+    look(cache, shards, third)
+    assert held(cache, shards) == [0, 2]
+    assert mine is not None
+    cache.release(mine)
+
+
+def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_path: Path) -> None:
+    cache, (_, second, *_) = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
+    reader = ShardReader(str(shards), "train", cache)
+    image = reader.image(0)
+    ready, done = FORK.Event(), FORK.Event()
+
+    def child() -> None:
+        ready.set()
+        done.wait()
+        assert reader.image(0) == image  # from a file of its own
+
+    process = FORK.Process(target=child)
+    process.start()
+    assert ready.wait(60)  # a child that has not run yet holds the lock
+    assert cache.open(str(shards), second) is None
+    reader._close(0)
+    look(cache, shards, second)
+    done.set()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_a_download_that_was_killed_is_never_used(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
+
+    def half(uri: str, file: storage.Writable) -> None:
+        data = storage.read_bytes(uri)
+        file.write(data[: len(data) // 2])
+        file.file.flush()  # type: ignore[attr-defined]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "copy", half)
+        assert in_a_process(lambda: look(cache, shards, shard)) == -signal.SIGKILL
+    assert held(cache, shards) == [] and list(tmp_path.glob("*.part"))
+    look(cache, shards, shard)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_a_killed_download_left_makes_room(shards: Path, tmp_path: Path) -> None:
+    cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
+    (tmp_path / f"{'0' * 64}.part").write_bytes(bytes(cache.limit))
+    look(cache, shards, shard)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Path) -> None:
+    cache, shard = cache_for(tmp_path, shards, 2), index_of(shards).shards[0]
+    (tmp_path / f"{shard.sha256}.tar").write_bytes(b"cut off")
+    look(cache, shards, shard)
+    (tmp_path / f"{shard.offsets_sha256}.npy").write_bytes(b"x")
+    np.testing.assert_array_equal(cache.offsets(str(shards), shard), load_offsets(str(shards), shard))
+
+
+def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    shard, uri = index_of(shards).shards[0], bucket_server.uri
+    cache = cache_for(tmp_path, shards, 2)
+    with pytest.raises(ValueError, match=f"{uri}/{shard.name}: is missing; `must index verify"):
+        cache.open(uri, shard)
+    storage.write_bytes(storage.join(uri, shard.name), bytes(shard.bytes))
+    with pytest.raises(ValueError, match=r"has changed \(sha256\); `must index verify"):
+        cache.open(uri, shard)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_too_little_room_is_said_up_front(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    upload(shards, bucket_server.uri)
+    with pytest.raises(ValueError, match="--cache-gb 1e-06: the 12 shards that are shuffled together take up to"):
+        open_reader(bucket_server.uri, "train", str(tmp_path), 1e-6, window=16)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        open_reader(bucket_server.uri, "train", str(tmp_path / "file"), 1, window=2)
+    huge = Shard("x.tar", "train", 1, 10**18, "", "", 0)
+    with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and the disk has room for [\d.]+ GB; free some"):
+        ShardCache(tmp_path, 10**20).check([huge, huge], 4)
+
+
+def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    """Four processes read everything in different orders from a failing server, with room for a third of it."""
+    upload(shards, bucket_server.uri)
+    expected = ShardReader(str(shards), "train")
+    images = [expected.image(number) for number in range(60)]
+    cache = cache_for(tmp_path, shards, 4.5)
+    bucket_server.faults.plan = FAULTS
+    sizes = FORK.Queue()
+
+    def read(seed: int) -> None:
+        reader = ShardReader(bucket_server.uri, "train", cache, keep_open=1)
+        largest = 0
+        for shard in np.random.default_rng(seed).permutation(12):
+            for number in range(shard * 5, shard * 5 + 5):
+                assert reader.image(number) == images[number]
+            largest = max(largest, sum(file.size for file in cache.files() if file.path.suffix != ".npy"))
+        sizes.put(largest)
+
+    processes = [FORK.Process(target=read, args=(seed,)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert max(sizes.get() for _ in range(4)) <= cache.limit
+    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
+
+
+def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+    upload(shards, bucket_server.uri)
+    cache, shard = cache_for(tmp_path, shards, 4), index_of(shards).shards[0]
+    bucket_server.faults.requests = 0
+
+    def fetch() -> None:
+        assert cache.open(bucket_server.uri, shard) is not None
+
+    processes = [FORK.Process(target=fetch) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert bucket_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
+
+
+def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Path) -> None:
+    cache, all_shards = cache_for(tmp_path, shards, 5.5), index_of(shards).shards
+    ahead = ShardPrefetcher(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
+    ahead.use(0, 3)
+    until(lambda: len(ahead.held) == 5)
+    assert not ahead.busy and ahead.choose() is None  # no further
+    assert held(cache, shards) == [0, 1, 2, 3, 4]
+    assert cache.open(str(shards), all_shards[9]) is None
+    ahead.use(3, 5)
+    until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
+    ahead.close()
+    until(lambda: not ahead.held and not ahead.busy)
+    for number in range(7, 12):
+        look(cache, shards, all_shards[number])
+
+
+def test_a_reader_keeps_few_files_open_and_reads_on_where_there_is_no_room(
+    bucket_server: Server, shards: Path, tmp_path: Path
+) -> None:
+    upload(shards, bucket_server.uri)
+    expected = ShardReader(str(shards), "train", keep_open=3)
+    images = [expected.image(number) for number in range(60)]
+    assert len(expected._open) == 3
+    cache = cache_for(tmp_path, shards, 2.5)
+    others = [cache.open(bucket_server.uri, shard) for shard in index_of(shards).shards[:2]]
+    reader = ShardReader(bucket_server.uri, "train", cache)
+    assert [reader.image(number) for number in range(10, 60)] == images[10:]
+    assert held(cache, shards) == [0, 1]
+    for file in others:
+        assert file is not None
+        cache.release(file)
+    assert [reader.image(number) for number in range(60)] == images
+
+
+def test_a_shard_can_go_on_nfs_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There Linux makes `flock` of byte-range locks: an exclusive one of a file that is only open for reading fails."""
+    flock = fcntl.flock
+
+    def nfs_flock(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    cache, all_shards = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
+    for number in (0, 1):
+        look(cache, shards, all_shards[number])
+    assert held(cache, shards) == [1]

@@ -1,0 +1,75 @@
+"""Images that turn out to be damaged at train time: replaced the same way each time, named, counted, and limited."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from must.config import TrainConfig
+from must.data.augment.cpu import TrainViews
+from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import ShardReader
+from must.evaluation.report.provenance import training_log
+from must.method.train.trainer import train
+from tests import zoo
+from tests.data.augment.test_views import SETTINGS
+from tests.data.shards.test_shard import run
+from tests.evaluation.digits import digits
+
+
+def shards_with(folder: Path, whole: int, damaged: int) -> str:
+    (folder / "in").mkdir()
+    zoo.fill(folder / "in", whole)
+    for number in range(damaged):
+        (folder / "in" / f"damaged-{number}.jpg").write_bytes(zoo.truncated("JPEG") + bytes(number))
+    run(folder / "in", folder / "out", validate="header", samples_per_shard=50)
+    return str(folder / "out")
+
+
+def test_a_damaged_image_is_replaced_by_the_next_one_and_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader = ShardReader(shards_with(tmp_path, 40, 8), "train")
+    order = GlobalBatches(reader.sizes, 12, 1, 0)
+    runs = [list(train_batches(TrainDataset(reader, TrainViews(SETTINGS), 0), order, workers)) for workers in (0, 2)]
+    for ours, theirs in zip(*runs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    asked = [sample for batch in order for _, sample in batch]
+    used = [sample for batch in runs[0] for sample in batch.samples.tolist()]
+    sources = [reader.description(sample)["source"] for sample in asked]
+    assert [a == u for a, u in zip(asked, used, strict=True)] == [not s.startswith("damaged") for s in sources]
+    assert not any(reader.description(sample)["source"].startswith("damaged") for sample in used)
+    assert sum(int(batch.replaced) for batch in runs[0]) == 8
+    lines = capfd.readouterr().err.strip().splitlines()[:5]
+    for line in lines:
+        pattern = r"warning: sample \d+ of train-00000\d.tar \(damaged-\d.jpg\) cannot be decoded .*truncated"
+        assert re.match(pattern, line)
+    assert lines[-1].endswith("further ones are only counted")
+
+
+def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
+    reader = ShardReader(shards_with(tmp_path, 0, REPLACEMENTS), "train")
+    with pytest.raises(ValueError, match=f"{REPLACEMENTS} samples in a row cannot be read"):
+        TrainDataset(reader, TrainViews(SETTINGS), 0)[0, 0]
+
+
+@pytest.mark.parametrize("damaged, limit, stops", [(6, 0.01, True), (6, 0.1, False), (1, 0.01, False)])
+def test_training_stops_when_too_many_are_damaged(tmp_path: Path, damaged: int, limit: float, stops: bool) -> None:
+    data, output = digits(), tmp_path / "model"
+    config = TrainConfig(
+        shards=shards_with(tmp_path, 150 - damaged, damaged), classifier=data.classifier, output=str(output), epochs=1,
+        batch_size=25, workers=0, mask_patch_size=8, log_every=2, max_replaced=limit,
+    )  # fmt: skip
+    if stops:
+        with pytest.raises(
+            ValueError, match=r"stopped after step \d: \d of \d+ images could not be decoded, more"
+        ) as e:
+            train(config)
+        assert "\n" not in str(e.value) and not (output / "model.json").exists()
+    else:
+        assert train(config).replaced_samples == damaged
+        assert training_log(str(output))[-1]["replaced_samples"] == damaged

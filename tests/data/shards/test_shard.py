@@ -1,0 +1,267 @@
+"""`must shard` on local files: what goes in comes out, once, in the same bytes each time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from must.base import storage
+from must.config import ShardConfig
+from must.data.format.index import Index, load_index
+from must.data.format.samples import load_offsets
+from must.data.shards.build import shard
+from tests import zoo
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(source: Path | str, output: Path | str, **options: Any) -> Index:
+    return shard(ShardConfig(source=str(source), output=str(output), **{"workers": 1, **options}))
+
+
+def samples(output: Path | str, split: str) -> dict[str, tuple[bytes, dict[str, Any]]]:
+    """source name -> (image bytes, json), by way of the offsets."""
+    found = {}
+    for part in load_index(str(output)).shards_of(split):
+        data = storage.read_bytes(storage.join(output, part.name))
+        for image, size, text, length in load_offsets(str(output), part).tolist():
+            content = json.loads(data[text : text + length])
+            found[content["source"]] = data[image : image + size], content
+    return found
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rejected(output: Path) -> dict[str, str]:
+    lines = (output / "rejected.jsonl").read_text().splitlines()
+    return {line["source"]: line["reason"] for line in map(json.loads, lines)}
+
+
+def test_webdatasets_own_reader_sees_the_same_samples(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 25, labels=("cat", "a dog"))
+    index = run(tmp_path / "in", tmp_path / "out", labels="folder", samples_per_shard=10)
+    seen = {}
+    for part in index.shards_of("train"):
+        for sample in webdataset.WebDataset(str(tmp_path / "out" / part.name), shardshuffle=False):
+            content = json.loads(sample["json"])
+            seen[content["source"]] = sample["png"], content["label"], content["sha256"]
+    files = {str(path.relative_to(tmp_path / "in")): path.read_bytes() for path in (tmp_path / "in").rglob("*.png")}
+    assert seen == {name: (data, name.split("/")[0], hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    assert {name: data for name, (data, _) in samples(tmp_path / "out", "train").items()} == files
+    assert [part.samples for part in index.shards] == [10, 10, 5]
+    assert index.labels == ("a dog", "cat") and index.splits == {"train": {"samples": 25, "labelled": 25}}
+    (code,) = re.findall(r"```python\n(import webdataset.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    exec(code.replace("shards/", f"{tmp_path}/out/"), found := {})
+    assert sorted(label for _, label in found["pairs"]) == sorted(name.split("/")[0] for name in files)
+    assert {image.size for image, _ in found["pairs"]} == {Image.open(io.BytesIO(data)).size for data in files.values()}
+
+
+def test_the_bytes_depend_on_neither_workers_nor_the_listings_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.fill(tmp_path / "in", 40)
+    for number in reversed(range(40)):  # other inodes, another order on disk
+        path = tmp_path / "other" / "in" / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tmp_path / "in" / path.name).read_bytes())
+    trees = []
+    for where, workers in ((tmp_path, 1), (tmp_path, 3), (tmp_path / "other", 2)):
+        output = tmp_path / f"out-{len(trees)}"
+        monkeypatch.chdir(where)
+        run("in", output, workers=workers, samples_per_shard=8, split={"train": 0.7, "test": 0.3})
+        trees.append(tree(output))
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_samples_are_shuffled_and_splits_follow_the_content(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 60, labels=("a", "b"))
+    run(tmp_path / "in", tmp_path / "out", split={"train": 0.5, "test": 0.5}, samples_per_shard=20)
+    order = list(samples(tmp_path / "out", "train"))
+    assert order != sorted(order)
+    for split in ("train", "test"):
+        for data, _ in samples(tmp_path / "out", split).values():
+            place = int.from_bytes(hashlib.sha256(data).digest()[:8], "big") / 2**64
+            assert (place < 0.5) == (split == "train")
+
+
+def test_the_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    whole = {
+        "turned.jpg": zoo.turned(6),
+        "ink.jpg": zoo.cmyk(),
+        "grey16.png": zoo.grey16(),
+        "float.tiff": zoo.float_tiff(),
+        "palette.png": zoo.palette(transparent=True),
+        "transparent.png": zoo.transparent(),
+        "animated.gif": zoo.animated("GIF"),
+        "animated.webp": zoo.animated("WEBP"),
+        "a png.jpg": zoo.encoded(zoo.picture(5)),
+        "no-extension": zoo.encoded(zoo.picture(6)),
+    }
+    broken = {
+        "empty.jpg": b"",
+        "text.png": b"hello",
+        "truncated.jpg": zoo.truncated("JPEG"),
+        "truncated.png": zoo.truncated("PNG"),
+        "bomb.png": zoo.bomb(),
+        "big.bmp": zoo.encoded(zoo.picture(7, 800, 500), "BMP"),
+    }
+    for name, data in {**whole, **broken}.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / ".hidden.jpg").write_text("x")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "gone.jpg").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    index = run(tmp_path / "in", tmp_path / "out", max_rejected=0.5, max_file_mb=1)
+    assert {name: data for name, (data, _) in samples(tmp_path / "out", "train").items()} == whole
+    assert set(rejected(tmp_path / "out")) == {*broken, "loop", "gone.jpg", "pipe.jpg"}
+    assert index.rejected == len(broken) + 3 and index.skipped == {".txt": 1, "hidden": 1}
+    assert rejected(tmp_path / "out")["big.bmp"] == "more than 1000000 bytes"
+    names = {name for name, (_, _) in samples(tmp_path / "out", "train").items()}
+    assert names == set(whole)
+    members = subprocess.run(
+        ["tar", "tf", tmp_path / "out" / "train-000000.tar"], capture_output=True, text=True
+    ).stdout
+    assert sorted({line.rpartition(".")[2] for line in members.split()}) == ["gif", "jpg", "json", "png", "tif", "webp"]
+    printed = capsys.readouterr().out
+    assert "rejected: 9" in printed and "1 x empty file" in printed and "1 .txt" in printed
+
+
+def test_header_checks_find_what_the_header_tells(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 3)
+    (tmp_path / "in" / "text.jpg").write_bytes(b"hello")
+    (tmp_path / "in" / "truncated.jpg").write_bytes(zoo.truncated("JPEG"))
+    run(tmp_path / "in", tmp_path / "out", validate="header", max_rejected=1)
+    assert set(rejected(tmp_path / "out")) == {"text.jpg"}
+
+
+def test_odd_names_are_kept(tmp_path: Path) -> None:
+    names = [b"with space.png", "grün 猫.png".encode(), b"line\nbreak.png", b"\xff\xfe.png", b"a.b.c.png", b"same.png"]
+    names += [b"sub/same.png", b"same.PNG", b"{}'\"%s.png"]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for number, name in enumerate(names):
+        Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name)).write_bytes(zoo.encoded(zoo.picture(number)))
+    run(tmp_path / "in", tmp_path / "out", samples_per_shard=4)
+    found = samples(tmp_path / "out", "train")
+    assert {os.fsencode(name) for name in found} == set(names)
+    for part in load_index(str(tmp_path / "out")).shards:
+        for sample in webdataset.WebDataset(str(tmp_path / "out" / part.name), shardshuffle=False):
+            assert set(sample) >= {"png", "json"}
+
+
+def test_too_many_rejected_files_end_the_run_and_a_higher_limit_continues_it(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 18)
+    for number in range(2):
+        (tmp_path / "in" / f"bad-{number}.png").write_bytes(b"bad %d" % number)
+    with pytest.raises(ValueError, match=r"2 of 20 files were rejected .* --max-rejected 0.01 .*rejected.jsonl"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert set(rejected(tmp_path / "out")) == {"bad-0.png", "bad-1.png"}
+    assert not (tmp_path / "out" / "index.json").exists()
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".shard").glob("*/unit-*.npz")}
+    assert records
+    index = run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
+    assert index.splits["train"]["samples"] == 18 and not (tmp_path / "out" / ".shard").exists()
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "only text", "only broken"])
+def test_nothing_to_shard_is_said_and_leaves_no_index(tmp_path: Path, content: str) -> None:
+    source = tmp_path / "in"
+    if content != "missing":
+        source.mkdir()
+    if content == "only text":
+        (source / "a.txt").write_text("x")
+    if content == "only broken":
+        (source / "a.jpg").write_text("x")
+    with pytest.raises(ValueError, match=str(source)) as error:
+        run(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    if content != "only broken":  # then rejected.jsonl says why
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 2)
+    (tmp_path / "file").write_bytes(b"x")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            run(tmp_path / "in", output)
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_a_finished_run_is_not_repeated_and_other_images_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    run(tmp_path / "in", tmp_path / "out")
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    zoo.fill(tmp_path / "in", 1, start=100)
+    with pytest.raises(ValueError, match="already holds shards of other images or settings"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    exif = zoo.Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        "large.jpg": zoo.encoded(zoo.picture(1, 1200, 800), "JPEG", exif=exif),
+        "tall.png": zoo.encoded(zoo.picture(2, 300, 900).convert("RGBA"), "PNG"),
+        "small.png": zoo.encoded(zoo.picture(3, 100, 90), "PNG"),
+    }
+    for name, data in files.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    run(tmp_path / "in", tmp_path / "out", resize=128)
+    found = samples(tmp_path / "out", "train")
+    sizes = {}
+    for name, (data, content) in found.items():
+        image = zoo.Image.open(zoo.io.BytesIO(data))
+        sizes[name] = image.size, image.format
+        assert content["sha256"] == hashlib.sha256(files[name]).hexdigest()
+    assert sizes == {
+        "large.jpg": ((128, 192), "JPEG"),
+        "tall.png": ((128, 384), "JPEG"),
+        "small.png": ((100, 90), "PNG"),
+    }
+    assert found["small.png"][0] == files["small.png"]
+    expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(zoo.Image.Transpose.ROTATE_270))
+    seen = np.asarray(zoo.Image.open(zoo.io.BytesIO(found["large.jpg"][0])))
+    assert np.abs(expected.astype(int) - seen).mean() < 4
+
+
+def test_the_output_may_lie_inside_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zoo.fill(tmp_path, 4)
+    assert run(tmp_path, tmp_path / "shards").splits["train"]["samples"] == 4
+    assert "note: the shards will lie among the images" in capsys.readouterr().out
+    zoo.fill(tmp_path, 2, start=50)
+    assert run(tmp_path, tmp_path / "shards", append=True).splits["train"]["samples"] == 6
+
+
+def test_sharding_needs_no_torch(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 3)
+    code = f"""
+import sys
+from must.config import ShardConfig
+from must.data.shards.build import shard
+shard(ShardConfig(source={str(tmp_path / "in")!r}, output={str(tmp_path / "out")!r}))
+assert not {{"torch", "google", "webdataset", "torchvision"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,276 @@
+"""--append, duplicates and test sources: nothing moves, nothing is tested on that was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from must.data.format.index import load_index
+from must.data.format.verify import verify
+from must.data.shards.workdir import Workdir
+from tests import zoo
+from tests.data.shards.test_shard import rejected, run, samples, tree
+
+HALVES = {"train": 0.5, "test": 0.5}
+
+
+def copy(source: Path, *names: str) -> None:
+    source.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (source.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        (source.parent / name).write_bytes(source.read_bytes())
+
+
+def test_append_adds_new_files_and_moves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zoo.fill(tmp_path / "in", 30)
+    first = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
+    before = tree(tmp_path / "out")
+    old = {split: samples(tmp_path / "out", split) for split in HALVES}
+    zoo.fill(tmp_path / "in", 25, start=30)
+    second = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
+    verify(str(tmp_path / "out"))
+    after = tree(tmp_path / "out")
+    assert {name: after[name] for name in before if not name.startswith(("index", "rejected"))} == {
+        name: data for name, data in before.items() if not name.startswith(("index", "rejected"))
+    }
+    assert (first.revision, second.revision) == (0, 1)
+    for split, content in old.items():
+        now = samples(tmp_path / "out", split)
+        assert list(now)[: len(content)] == list(content)
+        assert {name: now[name] for name in content} == content
+        assert second.shards_of(split)[: len(first.shards_of(split))] == first.shards_of(split)
+    names = [name for split in HALVES for name in samples(tmp_path / "out", split)]
+    assert sorted(names) == [f"{number:05d}.png" for number in range(55)]
+    keys = [line for shard in second.shards for line in members(tmp_path / "out" / shard.name)]
+    assert len(set(keys)) == len(keys) == 110
+
+    third = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
+    assert third.sha256 == second.sha256 and "nothing new" in capsys.readouterr().out
+    assert tree(tmp_path / "out") == after
+
+
+def members(path: Path) -> list[str]:
+    import tarfile
+
+    with tarfile.open(path) as tar:
+        return tar.getnames()
+
+
+def test_splits_do_not_depend_on_what_comes_when(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 20)
+    run(tmp_path / "in", tmp_path / "grown", split=HALVES)
+    zoo.fill(tmp_path / "in", 20, start=20)
+    run(tmp_path / "in", tmp_path / "grown", split=HALVES, append=True)
+    run(tmp_path / "in", tmp_path / "at once", split=HALVES)
+    for split in HALVES:
+        assert samples(tmp_path / "grown", split) == samples(tmp_path / "at once", split)
+
+
+def test_append_from_another_folder_with_the_same_names(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "a", 5)
+    zoo.fill(tmp_path / "b", 5, start=100)
+    for number in range(5):
+        (tmp_path / "b" / f"{100 + number:05d}.png").rename(tmp_path / "b" / f"{number:05d}.png")
+    run(tmp_path / "a", tmp_path / "out")
+    assert run(tmp_path / "b", tmp_path / "out", append=True).splits["train"]["samples"] == 10
+
+
+def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    (tmp_path / "in" / "mended.png").write_bytes(b"half an upload")
+    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    assert run(tmp_path / "in", tmp_path / "out", max_rejected=1).rejected == 2
+    (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
+    index = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=1)
+    assert index.rejected == 1 and set(rejected(tmp_path / "out")) == {"broken.png"}
+    assert "mended.png" in samples(tmp_path / "out", "train")
+    again = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.2)  # 1 of 7, not 1 of the 1 tried again
+    assert (again.revision, again.sha256) == (1, index.sha256)
+    assert set(rejected(tmp_path / "out")) == {"broken.png"} and not (tmp_path / "out" / ".shard").exists()
+
+
+def lines(output: Path) -> list[tuple[str, int]]:
+    content = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    return [(line["source"], line["revision"]) for line in content]
+
+
+def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    zoo.fill(tmp_path / "bad", 1, start=50)
+    for number in range(3):
+        (tmp_path / "bad" / f"bad{number}.png").write_bytes(b"bad")
+    zoo.fill(tmp_path / "good", 1, start=60)
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"4 of 15 files were rejected .* see the reasons in .*rejected\.jsonl"):
+            run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.1)
+        assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 1) for number in range(3))]
+    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.1).rejected == 1
+    assert lines(tmp_path / "out") == [("broken.png", 0)]
+    assert run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.5).rejected == 4
+    assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 2) for number in range(3))]
+
+
+def test_a_refused_append_forgets_nothing_that_was_rejected_before(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    for name in ("mended", "broken"):
+        (tmp_path / "in" / f"{name}.png").write_bytes(b"half an upload")
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
+    (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
+    with pytest.raises(ValueError, match="1 of 12 files were rejected"):
+        run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.01)
+    zoo.fill(tmp_path / "good", 1, start=60)
+    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.5).rejected == 2
+    assert sorted(lines(tmp_path / "out")) == [("broken.png", 0), ("mended.png", 0)]
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("broken.png", 0)]
+
+
+def test_what_an_append_of_nothing_new_has_rejected_stays_in_the_list(tmp_path: Path) -> None:
+    for number, name in enumerate(("in", "more")):
+        zoo.fill(tmp_path / name, 5, start=10 * number)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "bad.png").write_bytes(b"bad")
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).revision == 0
+    assert run(tmp_path / "more", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("bad.png", 0)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"source": 1, "reason": ""}', b'{"source": "a"}', b"\xff"])
+def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, line: bytes) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "rejected.jsonl").write_bytes(line + b"\n")
+    zoo.fill(tmp_path / "in", 1, start=10)
+    with pytest.raises(ValueError, match=r"rejected\.jsonl is damaged; move it away"):
+        run(tmp_path / "in", tmp_path / "out", append=True)
+
+
+def test_a_list_of_an_earlier_version_has_no_revisions(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "rejected.jsonl").write_text('{"source": "old.png", "reason": "empty file"}\n')
+    zoo.fill(tmp_path / "in", 1, start=10)
+    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
+    assert lines(tmp_path / "out") == [("old.png", 0)]
+
+
+def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 12)
+    run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=5)
+    old = {split: list(samples(tmp_path / "out", split)) for split in HALVES}
+    assert all(old.values())
+    zoo.fill(tmp_path / "more", 3, start=50)
+    for split in HALVES:
+        (tmp_path / "more" / f"was-in-{split}.png").write_bytes((tmp_path / "in" / old[split][0]).read_bytes())
+    index = run(
+        tmp_path / "more",
+        tmp_path / "out",
+        split={"train": 1.0},
+        append=True,
+        drop_duplicates=True,
+        samples_per_shard=5,
+    )
+    assert (index.duplicates, index.dropped) == (2, 2)
+    assert rejected(tmp_path / "out") == {
+        "was-in-train.png": "same content as another image",
+        "was-in-test.png": "same content as another image in the split test",
+    }
+    assert len(samples(tmp_path / "out", "train")) == len(old["train"]) + 3
+
+
+def test_another_size_cannot_be_appended(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 5)
+    run(tmp_path / "in", tmp_path / "out", resize=64)
+    with pytest.raises(ValueError, match="--resize 64"):
+        run(tmp_path / "in", tmp_path / "out", append=True)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_duplicates_are_counted_and_left_out_on_request(tmp_path: Path, drop: bool) -> None:
+    zoo.fill(tmp_path / "in", 20)
+    for number in range(6):
+        copy(tmp_path / "in" / "00000.png", f"copies/{number}.png")
+    index = run(tmp_path / "in", tmp_path / "out", drop_duplicates=drop, samples_per_shard=7)
+    found = samples(tmp_path / "out", "train")
+    verify(str(tmp_path / "out"))
+    assert index.duplicates == 6 and index.dropped == (6 if drop else 0)
+    assert len(found) == (20 if drop else 26)
+    assert len({data for data, _ in found.values()}) == 20
+    gone = rejected(tmp_path / "out")
+    assert len(gone) == index.dropped and index.rejected == 0
+    assert {*gone, *found} == {str(path.relative_to(tmp_path / "in")) for path in (tmp_path / "in").rglob("*.png")}
+
+
+def test_what_is_tested_on_is_never_trained_on(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "train", 30)
+    zoo.fill(tmp_path / "labelled", 10, start=100, labels=("cat", "dog"))
+    for number in (3, 4, 5):
+        path = tmp_path / "train" / f"{number:05d}.png"
+        (tmp_path / "labelled" / "cat" / path.name).write_bytes(path.read_bytes())
+    index = run(
+        tmp_path / "train",
+        tmp_path / "out",
+        test_source=str(tmp_path / "labelled"),
+        labels="folder",
+        samples_per_shard=8,
+        workers=2,
+    )
+    verify(str(tmp_path / "out"))
+    train, test = samples(tmp_path / "out", "train"), samples(tmp_path / "out", "test")
+    assert len(train) == 27 and len(test) == 13
+    assert not {data for data, _ in train.values()} & {data for data, _ in test.values()}
+    assert index.splits == {"train": {"samples": 27, "labelled": 0}, "test": {"samples": 13, "labelled": 13}}
+    assert set(rejected(tmp_path / "out")) == {"00003.png", "00004.png", "00005.png"}
+    assert load_index(str(tmp_path / "out")).dropped == 3
+
+
+def test_new_test_images_that_were_trained_on_are_not_tested_on(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    run(tmp_path / "in", tmp_path / "out")
+    zoo.fill(tmp_path / "labelled", 4, start=200)
+    (tmp_path / "labelled" / "seen.png").write_bytes((tmp_path / "in" / "00001.png").read_bytes())
+    run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "labelled"), append=True)
+    assert "seen.png" not in samples(tmp_path / "out", "test") and len(samples(tmp_path / "out", "test")) == 4
+    assert rejected(tmp_path / "out") == {"seen.png": "same content as another image in the split train"}
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """Shards of a/, and what an append of b/ has left that was killed before it could write the index."""
+    zoo.fill(tmp_path / "a", 5)
+    zoo.fill(tmp_path / "b", 5, start=10)
+    run(tmp_path / "a", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, "remove_strays", lambda self, known: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path / "b", tmp_path / "out", append=True)
+    assert {"train-000001.tar", "names-0001.npy"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    return tmp_path
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_killed_append_goes_on_after_a_run_that_found_nothing_to_do(killed: Path, append: bool) -> None:
+    before = tree(killed / "out")
+    assert run(killed / "a", killed / "out", append=append).revision == 0
+    assert tree(killed / "out") == before
+    assert run(killed / "b", killed / "out", append=True).splits["train"]["samples"] == 10
+    run(killed / "a", killed / "whole")
+    run(killed / "b", killed / "whole", append=True)
+    assert tree(killed / "out") == tree(killed / "whole")
+
+
+@pytest.mark.parametrize("how", ["all that is new is rejected", "the index is of that revision"])
+def test_an_append_that_was_given_up_leaves_nothing_behind(killed: Path, how: str) -> None:
+    if how.startswith("all"):
+        (killed / "a" / "bad.png").write_bytes(b"bad")
+    else:
+        path = killed / "out" / ".shard" / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": 0}))
+    assert run(killed / "a", killed / "out", append=True, max_rejected=1.0).revision == 0
+    names = {"index.json", "rejected.jsonl", "train-000000.tar", "train-000000.npy"}
+    assert {path.name for path in (killed / "out").iterdir()} == names | {"names-0000.npy", "contents-0000.npy"}
+    assert run(killed / "b", killed / "out", append=True, max_rejected=1.0).splits["train"]["samples"] == 10

@@ -1,0 +1,170 @@
+"""Sharding from and to a bucket, on a real server that fails now and then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from must.base import lock, storage
+from must.base.processes import is_running
+from must.data.format.index import load_index
+from must.data.format.verify import verify
+from must.data.shards.workdir import SHARDS_LOCK as SHARDS
+from tests import zoo
+from tests.data.shards.test_shard import run, samples
+from tests.data.shards.test_shard import tree as local_tree
+from tests.data.shards.test_shard_restart import children, wait_until
+from tests.stores import Server
+
+FAULTS = ["", "", "503", "", "cut", "", "429", "lost", ""]
+OPTIONS: dict[str, Any] = {"samples_per_shard": 8, "split": {"train": 0.75, "test": 0.25}, "labels": "folder"}
+
+
+def tree(uri: str) -> dict[str, bytes]:
+    return {entry.name: storage.read_bytes(storage.join(uri, entry.name)) for entry in storage.list_files(uri)}
+
+
+def upload(folder: Path, uri: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda path: storage.upload(path, storage.join(uri, str(path.relative_to(folder)))), files))
+
+
+def content(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Everything but the index and its tables, which name the source's place."""
+    return {name: data for name, data in found.items() if not name.startswith(("index", "names"))}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    zoo.fill(tmp_path / "in", 40, labels=("cat", "a dog"))
+    (tmp_path / "in" / "cat" / "bad.png").write_bytes(b"bad")
+    return tmp_path / "in"
+
+
+def test_a_failing_server_loses_and_doubles_nothing(bucket_server: Server, images: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "max_rejected": 0.1}
+    run(images, tmp_path / "local", **options)
+    upload(images, bucket_server.uri + "/in")
+    bucket_server.faults.plan = FAULTS
+    output = bucket_server.uri + "/out"
+    run(bucket_server.uri + "/in", output, workers=2, **options)
+    verify(output)
+    assert all(bucket_server.faults.done[fault] > 3 for fault in ("503", "429", "cut", "lost"))
+    bucket_server.faults.plan = []
+    assert content(tree(output)) == content(local_tree(tmp_path / "local"))
+    assert load_index(output).splits == load_index(str(tmp_path / "local")).splits
+
+
+@pytest.mark.slow
+def test_append_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path) -> None:
+    source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
+    upload(images, source)
+    run(source, output, max_rejected=0.1, **OPTIONS)
+    before = tree(output)
+    zoo.fill(tmp_path / "more", 12, start=100, labels=("cat",))
+    upload(tmp_path / "more", source)
+    bucket_server.faults.plan = FAULTS
+    index = run(source, output, append=True, max_rejected=0.1, **OPTIONS)
+    verify(output)
+    bucket_server.faults.plan = []
+    after = tree(output)
+    assert {name: after[name] for name in before if name.startswith(("train", "test"))} == {
+        name: data for name, data in before.items() if name.startswith(("train", "test"))
+    }
+    assert index.revision == 1 and index.rejected == 1
+    names = [name for split in index.splits for name in samples(output, split)]
+    assert len(names) == len(set(names)) == 52
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_in_another_process(
+    bucket_server: Server, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a lost pod: nothing local is left, and the dead owner's lock is taken over."""
+    monkeypatch.setattr(lock, "DEAD_AFTER", 3.0)
+    source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
+    upload(images, source)
+    code = f"""
+import socket
+socket.gethostname = lambda: "another-pod"
+from must.config import ShardConfig
+from must.data.shards.build import shard
+shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=0.1, **{OPTIONS!r}))
+"""
+    bucket_server.faults.plan = ["slow", "", ""]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(
+            e.name.endswith(".npz") for e in storage.list_files(output + "/.shard")
+        ):
+            time.sleep(0.01)
+        assert process.poll() is None, "it was too fast to be killed"
+        workers = children(process.pid)
+        process.kill()
+    bucket_server.faults.plan = []
+    wait_until(lambda: not any(is_running(worker) for worker in workers))  # they see that it is gone
+    assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
+    done = {e.name: storage.generation(f"{output}/.shard/{e.name}") for e in storage.list_files(output + "/.shard")}
+    wait, seen = storage.delete_folder, {}
+
+    def look_before_deleting(uri: str) -> None:
+        seen.update({e.name: storage.generation(f"{uri}/{e.name}") for e in storage.list_files(uri)})
+        wait(uri)
+
+    monkeypatch.setattr(storage, "delete_folder", look_before_deleting)
+    run(source, output, max_rejected=0.1, **OPTIONS)
+    records = {name for name in done if name.endswith(".npz")}
+    assert records and {name: seen[name] for name in records} == {name: done[name] for name in records}
+    run(source, bucket_server.uri + "/whole", max_rejected=0.1, **OPTIONS)
+    assert tree(output) == tree(bucket_server.uri + "/whole")
+
+
+def test_a_living_owner_of_the_bucket_is_respected(bucket_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.2)
+    output = bucket_server.uri + "/out"
+    with lock.locked(output, SHARDS) as still_ours:
+        monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")
+        with (
+            pytest.raises(ValueError, match=r"being written by another `must shard` \(process \d+ on"),
+            lock.locked(output, SHARDS),
+        ):
+            pass
+        still_ours()
+        storage.write_bytes(output + "/.shard.lock", b"{}")  # somebody takes it over
+        with pytest.raises(ValueError, match="is now held by another"):
+            wait_until(lambda: still_ours() is not None)  # with the next beat
+
+
+def test_archives_and_manifests_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as tar:
+        tar.add(images, ".")
+    storage.upload(tmp_path / "all.tar.gz", bucket_server.uri + "/all.tar.gz")
+    upload(images, bucket_server.uri + "/in")
+    names = sorted(str(path.relative_to(tmp_path)) for path in images.rglob("0*.png"))
+    elsewhere = [f"{bucket_server.uri}/{name}" for name in names[20:]]
+    storage.write_bytes(bucket_server.uri + "/list.csv", "\n".join(["path", *names[:20], *elsewhere]).encode())
+    bucket_server.faults.plan = FAULTS
+    run(bucket_server.uri + "/all.tar.gz", tmp_path / "from tar", max_rejected=0.1)
+    run(bucket_server.uri + "/list.csv", tmp_path / "from list")
+    files = {path.read_bytes() for path in images.rglob("0*.png")}
+    for output in (tmp_path / "from tar", tmp_path / "from list"):
+        assert {data for data, _ in samples(output, "train").values()} == files
+
+
+def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server: Server, tmp_path: Path) -> None:
+    missing = f"{bucket_server.uri.partition(':')[0]}://no-such-bucket"
+    for source in (bucket_server.uri + "/nothing", f"{missing}/in"):
+        with pytest.raises(ValueError, match=source) as error:
+            run(source, tmp_path / "out")
+        assert "\n" not in str(error.value) and not os.path.lexists(tmp_path / "out")
+    zoo.fill(tmp_path / "in", 2)
+    with pytest.raises(ValueError, match=r"there is no (bucket|container) 'no-such-bucket'"):
+        run(tmp_path / "in", f"{missing}/out")

@@ -1,0 +1,237 @@
+"""Runs that are killed, and runs that meet: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from must.base.exits import HELD
+from must.base.processes import METHOD
+from must.base.storage import TransientError
+from must.data.format.index import load_index
+from must.data.format.verify import verify
+from must.data.image import bounds
+from must.data.image import decode as images_module
+from tests import zoo
+from tests.data.shards.test_shard import rejected, run, tree
+
+CODE = """
+import sys
+from must.base.exits import exiting
+from must.api.stages import call
+source, output, workers = sys.argv[1:]
+split = {"train": 0.8, "test": 0.2}
+with exiting("shard"):
+    call("shard", source=source, output=output, workers=int(workers), samples_per_shard=6, split=split)
+"""
+OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
+
+
+@contextmanager
+def start(source: Path, output: Path, workers: int = 2) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", CODE, str(source), str(output), str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def children(process: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def workers(process: int) -> list[int]:
+    """Its children, or those of its fork server."""
+    below = children(process)
+    return [worker for child in below for worker in children(child)] or below
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("restart") / "in"
+    zoo.fill(folder, 240)
+    (folder / "00007.png").write_bytes(b"bad")
+    (folder / "00008.png").write_bytes((folder / "00009.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run with OPTIONS makes that nothing happens to."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    run(images, output, **OPTIONS)
+    return tree(output)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("first unit", marks=pytest.mark.slow),
+        pytest.param("tenth unit", marks=pytest.mark.slow),
+        pytest.param("first shard", marks=pytest.mark.slow),
+        "tenth shard",
+    ],
+)
+def test_a_killed_run_continues_to_the_same_bytes(
+    images: Path, whole: dict[str, bytes], tmp_path: Path, moment: str
+) -> None:
+    output, count = tmp_path / "killed", 10 if "tenth" in moment else 1
+    with start(images, output) as process:
+        pattern = ".shard/*/*.npz" if "unit" in moment else "train-*.tar"
+        wait_until(lambda: len(list(output.glob(pattern))) >= count or process.poll() is not None)
+        assert process.poll() is None, "it was too fast to be killed"
+        alive = workers(process.pid)
+        process.kill()
+    assert not (output / "index.json").exists()
+    done = {path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")}
+    assert len(done) >= count
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in alive), 10)  # none goes on for ever
+    kept: dict[str, int] = {}
+
+    def watch() -> bool:
+        kept.update({path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")})
+        return second.poll() is not None
+
+    with start(images, output, workers=1) as second:
+        try:
+            wait_until(watch)
+        except FileNotFoundError:  # the run deletes the folder at its end
+            second.wait(120)
+        assert second.returncode == 0, second.stderr and second.stderr.read()
+    assert {name: kept.get(name, when) for name, when in done.items()} == done, "finished units were done again"
+    assert tree(output) == whole
+
+
+def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with start(images, output) as process:
+        wait_until(lambda: len(list(output.glob("train-*.tar"))) >= 10 or process.poll() is not None)
+        process.kill()
+    options = {"samples_per_shard": 50}
+    run(images, tmp_path / "whole", **options)
+    run(images, output, **options)
+    assert tree(output) == tree(tmp_path / "whole")
+    verify(str(output))
+
+
+def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with start(images, output) as first:
+        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
+        first.send_signal(signal.SIGSTOP)
+        with start(images, output) as second:
+            assert second.wait(120) == HELD
+            assert second.stderr is not None
+            message = second.stderr.read()
+        assert f"being written by another `must shard` (process {first.pid}" in message
+        assert message.count("\n") == 1
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(120) == 0
+    assert tree(output) == whole
+
+
+def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with start(images, output) as process:
+        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
+        process.terminate()
+        assert process.wait(120) == 75
+        assert process.stderr is not None and "run the same command again" in process.stderr.read()
+    assert (output / ".shard").exists() and not (output / ".shard.lock").exists()
+    assert not list(output.rglob(".tmp-*"))
+    run(images, output, **OPTIONS)
+    verify(str(output))
+
+
+def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with start(images, output) as process:
+        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
+        os.kill(workers(process.pid)[0], signal.SIGKILL)
+        assert process.wait(120) == 75
+        assert process.stderr is not None and "a worker process was killed" in process.stderr.read()
+    with start(images, output) as process:
+        assert process.wait(120) == 0
+    assert load_index(str(output)).splits["train"]["samples"] > 0
+    verify(str(output))
+
+
+def busy() -> None:
+    while True:
+        pass
+
+
+def hungry() -> None:
+    bytearray(60_000_000_000)
+
+
+def crashing() -> None:
+    os.kill(os.getpid(), signal.SIGILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
+@pytest.mark.parametrize(
+    "act, reason",
+    [
+        (busy, "takes more than 0.6 s of one core"),
+        (hungry, "too large for the memory"),
+        (crashing, "its decoder crashed (SIGILL)"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], reason: str, count: int
+) -> None:
+    zoo.fill(tmp_path / "in", 30)
+    run(tmp_path / "in", tmp_path / "whole", samples_per_shard=7, workers=count)
+    names = [f"bad-{number}.png" for number in range(3)]
+    for number, name in enumerate(names):
+        (tmp_path / "in" / name).write_bytes(zoo.encoded(zoo.picture(number, 50, 50)))
+
+    def check(image: Any) -> None:
+        if image.size == (50, 50):
+            act()
+
+    monkeypatch.setenv(METHOD, "fork")
+    monkeypatch.setattr(images_module, "check", check)
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    made = run(tmp_path / "in", tmp_path / "out", samples_per_shard=7, workers=count, max_rejected=0.5)
+    assert rejected(tmp_path / "out") == dict.fromkeys(names, reason)
+    assert made.splits["train"]["samples"] == 30
+    assert not list((tmp_path / "out").rglob("at-*")) and not list((tmp_path / "out").rglob(".tmp-*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
+def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does it when memory is full; the run goes on once that is mended."""
+    zoo.fill(tmp_path / "in", 30)
+    (tmp_path / "in" / "huge\x1b.png").write_bytes(zoo.encoded(zoo.picture(0, 50, 50)))
+
+    def check(image: Any) -> None:
+        if image.size == (50, 50):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setenv(METHOD, "fork")
+        patch.setattr(images_module, "check", check)
+        with pytest.raises(TransientError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
+            run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5)
+    assert run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5).splits["train"]["samples"] == 31
+    assert not list((tmp_path / "out").rglob("at-*"))

@@ -1,0 +1,346 @@
+"""Archives, manifests, class files of anybody's making: a result, a rejected item, or one line that names the file."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import lzma
+import os
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from must.base.exits import WRONG_INPUT, code_of, line_of
+from must.base.names import Headers
+from must.base.parameters import load
+from must.config import PredictConfig, TrainConfig
+from must.data.shards.listing import open_source
+from must.data.sources import archives
+from must.data.sources.archives import open_archives, unzipped
+from must.data.sources.base import ListingReport, UnreadableError
+from must.data.sources.files import Manifest
+from must.deploy.predict.images import predict_images
+from must.method.model.bundle import load_description
+from must.method.model.classifier import load_class_set, load_text_classifier, make_class_set, parse_header
+from tests import zoo
+from tests.data.shards.test_shard import rejected, run, samples
+
+DEEP = "[" * 200_000
+PICTURE = zoo.encoded(zoo.picture())
+MANY = settings(max_examples=60)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def one_line(error: pytest.ExceptionInfo[ValueError], name: str) -> None:
+    assert name in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def make_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes], options: dict[str, str] | None = None) -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=options or {}) as tar:
+        for member, data in members:
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def negative_size() -> bytes:
+    """A tar whose second member says that it has -1536 bytes: that is where the first one begins."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("a.png", {}), ("b.png", {"size": "-1536"})):
+            member = tarfile.TarInfo(name)
+            member.pax_headers, member.size = headers, len(PICTURE)
+            tar.addfile(member, io.BytesIO(PICTURE))
+    return buffer.getvalue()
+
+
+def long_name(size: int) -> bytes:
+    """A tar whose first member is a name, of `size` bytes as it says."""
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, size
+    return header.tobuf(tarfile.GNU_FORMAT) + bytes(20_000)
+
+
+def many_headers() -> bytes:
+    """Pax headers, one before the other, each of which tarfile reads by calling itself."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 0
+    return header.tobuf() * 3000
+
+
+DAMAGED = {
+    "a.tar.bz2": bz2.compress(PICTURE * 9)[:200] + bytes(99),
+    "b.tar.bz2": b"BZh9" + bytes(99),
+    "c.tar.xz": lzma.compress(PICTURE)[:-20] + bytes(20),
+    "d.tar.gz": b"\x1f\x8b\x08" + bytes(99),
+    "e.tar": negative_size(),
+    "f.tar": long_name(8**11 - 1),
+    "g.tar": many_headers(),
+    "h.tar": long_name(20_000)[:900],
+    "i.zip": b"PK\x05\x06" + b"\xff" * 18,
+    "j.tar.xz": lzma.compress(bytes(3_000_000)),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_archive_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "EXPANDED", 1_000_000)
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(ValueError, match="the archive is damaged") as error:
+        run(tmp_path / name, tmp_path / "out")
+    one_line(error, name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_size_is_damage_whatever_tarfile_makes_of_it(tmp_path: Path) -> None:
+    """Python 3.13 ends there as at the archive's end; 3.11.7 reads the same member for ever."""
+    (tmp_path / "a.tar").write_bytes(negative_size())
+    with Headers(tmp_path / "a.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        assert tar.next() is not None
+        with pytest.raises(tarfile.ReadError, match="negative size"):
+            tar.next()
+    name = "x" * 100 + " size=-3.png"
+    assert set(samples_of(make_tar(tmp_path / "b.tar", (tarfile.TarInfo(name), PICTURE)), tmp_path)) == {name}
+
+
+ENDLESS = ("a.csv", "a.jsonl", "a.tar", "a.tar.gz", "a.zip", "a.parquet", "a", "{a,b}.tar", "{a,b}.parquet", "folder")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_link_to_a_device_is_no_source(tmp_path: Path, name: str) -> None:
+    for file in (*ENDLESS[:7], "b.tar", "b.parquet"):
+        (tmp_path / file).symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").symlink_to("/dev/zero")
+    with pytest.raises((ValueError, OSError)) as error:
+        run(tmp_path / name, tmp_path / "out")
+    line = line_of(error.value)
+    assert str(tmp_path) in line and "nowhere" not in line and len(line) < 500
+
+
+@pytest.mark.timeout(60)
+def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -> None:
+    def refused(read: Callable[[], object], name: str) -> None:
+        with pytest.raises((ValueError, OSError)) as error:
+            read()
+        assert str(tmp_path / name) in line_of(error.value) and code_of(error.value) == WRONG_INPUT
+
+    for name in ("c.yaml", "c.txt", "m.onnx", "c.safetensors", "model.json"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    refused(lambda: load_class_set(str(tmp_path / "c.yaml")), "c.yaml")
+    refused(lambda: load_class_set(str(tmp_path / "c.txt")), "c.txt")
+    refused(lambda: load_text_classifier(str(tmp_path / "c.safetensors")), "c.safetensors")
+    refused(lambda: load_description(str(tmp_path)), "model.json")
+    refused(lambda: load(TrainConfig, {}, str(tmp_path / "c.yaml")), "c.yaml")
+    for model in ("m.onnx", "pipe.onnx"):
+        refused(lambda model=model: predict_images(PredictConfig(model=str(tmp_path / model), images=["a.png"])), model)
+
+
+def test_a_compressed_archive_may_expand_as_images_do(tmp_path: Path) -> None:
+    plain = make_tar(tmp_path / "a.tar", (tarfile.TarInfo("a.png"), PICTURE), (tarfile.TarInfo("b"), bytes(99_000)))
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    assert set(samples_of(tmp_path / "a.tar.xz", tmp_path)) == {"a.png"}
+
+
+def samples_of(source: Path, folder: Path, **options: object) -> list[str]:
+    run(source, folder / "out", max_rejected=1, **options)
+    return list(samples(folder / "out", "train"))
+
+
+def test_a_sample_with_deep_json_has_no_label(tmp_path: Path) -> None:
+    tar = make_tar(
+        tmp_path / "a.tar",
+        (tarfile.TarInfo("1.png"), PICTURE),
+        (tarfile.TarInfo("1.json"), DEEP.encode()),
+        (tarfile.TarInfo("2.png"), zoo.encoded(zoo.picture(2))),
+        (tarfile.TarInfo("2.json"), b'{"label": ' + b"[" * 700 + b"]" * 700 + b"}"),
+        (tarfile.TarInfo("3.png"), zoo.encoded(zoo.picture(3))),
+        (tarfile.TarInfo("3.cls"), b"cat"),
+    )
+    run(tar, tmp_path / "out", labels="csv")
+    labels = {name: content["label"] for name, (_, content) in samples(tmp_path / "out", "train").items()}
+    assert labels["1.png"] is None and labels["3.png"] == "cat" and len(labels) == 3
+
+
+def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", os.urandom(5_000_000), zipfile.ZIP_STORED)
+    (item,) = open_archives(str(tmp_path / "a.zip"), "none", "--source", "").items(ListingReport(lambda *_: None))  # type: ignore[union-attr]
+    _, start, size, method, checksum = item.locator
+    assert len(unzipped(str(tmp_path / "a.zip"), start, size, method, checksum, 1000)) == 1000
+    with pytest.raises(UnreadableError, match="damaged in the archive"):
+        unzipped(str(tmp_path / "a.zip"), (tmp_path / "a.zip").stat().st_size - 29, size, method, checksum, 1000)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "reason"),
+    [
+        (DEEP, "line 2", "not a JSON object"),
+        ('{"path": ', "line 2", "not a JSON object"),
+        ("7", "line 2", "not a JSON object"),
+        ('{"path": "a.png", "label": [[[]]]}', "line 2: a.png", "the label is not text"),
+        ('{"path": "a.png", "label": ' + "9" * 5000 + "}", "line 2", "not a JSON object"),
+        (
+            '{"path": "a.png", "split": "' + "a" * 300 + '"}',
+            "line 2: a.png",
+            "not a split name (lower-case, digits, _)",
+        ),
+        ('{"path": "a.png", "split": {"a": 1}}', "line 2: a.png", "not a split name (lower-case, digits, _)"),
+        ('{"path": 7}', "line 2: 7", "no 'path'; the columns are path[,label][,split]"),
+        (
+            '{"path": "https://me:PASSWORD@host/a.png?sig=SIGNATURE"}',
+            "line 2: https://***@host/a.png?***",
+            "only local paths and gs://, s3:// and az:// are read",
+        ),
+    ],
+)
+def test_a_bad_line_of_a_manifest_is_a_rejected_item_and_named(
+    tmp_path: Path, line: str, name: str, reason: str
+) -> None:
+    (tmp_path / "first.png").write_bytes(PICTURE)
+    (tmp_path / "list.jsonl").write_text(f'{{"path": "first.png"}}\n{line}')
+    assert set(samples_of(tmp_path / "list.jsonl", tmp_path)) == {"first.png"}
+    assert rejected(tmp_path / "out") == {f"list.jsonl {name}": reason}
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"PASSWORD" in path.read_bytes()]
+
+
+def test_a_name_that_no_file_can_have_is_a_rejected_item(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes(zoo.encoded(zoo.picture(5)))
+    names = ["a.png", "a\0.png", "\ud800.png", odd.name, "x" * 5000]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"path": name}) for name in names))
+    assert set(samples_of(tmp_path / "list.jsonl", tmp_path)) == {"a.png", odd.name}
+    found = rejected(tmp_path / "out")
+    assert found["list.jsonl line 2: a?.png"] == found["list.jsonl line 3: ?.png"] == "no name that a file can have"
+    assert found["x" * 200 + "..."] == "a name of more than 4096 bytes"
+
+
+CLASS_FILES = {
+    "aliases": "classes:\n- &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"- &{name} [{','.join(['*' + last] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ) + "templates: [*i]\n",
+    "deep": "classes: " + DEEP,
+    "no date": "classes: [2020-13-45, b]",
+    "no number": "classes: [!!int '', b]",
+    "half a character": 'classes: ["\\ud800", b]',
+    "prompts": "classes: [{name: a, prompts: [{}]}, b]",
+    "a list as a template": "classes: [a, b]\ntemplates: [[{}]]",
+    "keys": "classes: [a, b]\n" + "k" * 100_000 + ": 1\n",
+    "one twice": "classes: [" + "a" * 99_000 + ", " + "a" * 99_000 + "]",
+    "bytes": "classes: [!!binary aGk=, b]",
+    "a long number": "classes: [0x" + "f" * 48_000 + ", b]",
+    "base 60": "classes: [1" + ":10" * 9000 + ", b]",
+    "a name as a long number": "classes: [{name: 0x" + "f" * 48_000 + "}, b]",
+    "twice with an escape": 'classes: ["a\\e[2J", "a\\e[2J"]',
+    "a key of bytes": "classes: [a, b]\n!!binary aGk=: 1\n",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", CLASS_FILES)
+def test_a_class_file_that_is_none_is_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "classes.yaml").write_text(CLASS_FILES[kind])
+    with pytest.raises(ValueError, match="--classes") as error:
+        load_class_set(str(tmp_path / "classes.yaml"))
+    one_line(error, "classes.yaml")
+    assert str(error.value).startswith(f"--classes {tmp_path}/classes.yaml: ")
+
+
+@MANY
+@given(JSON, JSON)
+def test_any_classes_and_templates_are_a_set_or_one_line(classes: object, templates: object) -> None:
+    try:
+        found = make_class_set(classes, templates, "here")
+    except ValueError as error:
+        assert str(error).startswith("here: ") and "\n" not in str(error)
+        return
+    assert len(found.names) == len(found.prompts) == len(set(found.names)) >= 2
+
+
+@MANY
+@given(st.binary(max_size=99))
+def test_any_bytes_are_a_class_file_or_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "classes.yaml").write_bytes(data)
+    with pytest.raises(ValueError, match="--classes") as error:
+        load_class_set(str(tmp_path / "classes.yaml"))
+    assert "\n" not in str(error.value)
+
+
+@MANY
+@given(st.dictionaries(st.sampled_from(["classes", "templates", "model", "pretrained", "logit_scale", "x"]), JSON))
+def test_any_header_is_a_classifiers_or_one_line(header: object) -> None:
+    data = json.dumps({"__metadata__": {"must": json.dumps(header)}}).encode()
+    try:
+        assert isinstance(parse_header(data, "file", "--classifier")["model"], str)
+    except ValueError as error:
+        assert str(error).startswith("--classifier file: is damaged")
+
+
+NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20).filter(
+    lambda name: not any("\ud800" <= c <= "\udfff" for c in name)
+)
+
+
+@MANY
+@given(st.lists(st.tuples(NAMES, st.none() | st.text(max_size=5), st.none() | st.sampled_from(["train", "test"]))))
+def test_a_manifest_gives_what_was_written(tmp_path: Path, rows: list[tuple[str, str | None, str | None]]) -> None:
+    keys = ("path", "label", "split")
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    found = Manifest(str(tmp_path / "list.jsonl"), "csv", "--source").items(ListingReport(lambda *_: None))
+    assert [(item.name, item.label, item.split) for item in found] == [(p, label or None, s) for p, label, s in rows]
+
+
+@MANY
+@given(st.binary(max_size=200), st.sampled_from(["csv", "tsv", "jsonl"]))
+def test_any_bytes_are_a_manifest_or_one_line(tmp_path: Path, data: bytes, kind: str) -> None:
+    path = tmp_path / f"list.{kind}"
+    path.write_bytes((b"path,label,split\n" if kind == "csv" else b"") + data)
+    try:
+        for item in open_source(str(path), "csv", "--source").items(ListingReport(lambda *_: None)):
+            json.dumps(item)
+    except ValueError as error:
+        assert f"list.{kind}" in str(error) and "\n" not in str(error)
+
+
+@MANY
+@given(st.data())
+def test_an_archive_with_any_bytes_changed_is_read_or_named(tmp_path: Path, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["tar", "zip"]))
+    path = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        make_tar(path, *((tarfile.TarInfo(name), PICTURE) for name in ("1.png", "x" * 150 + ".png")))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("1.png", PICTURE)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 5))
+        struct.pack_into("<I", content, place, data.draw(st.integers(0, 2**32 - 1)))
+    path.write_bytes(content)
+    source = open_archives(str(path), "csv", "--source", "")
+    assert source is not None
+    try:
+        for item in source.items(ListingReport(lambda *_: None)):
+            json.dumps(item)
+            try:
+                assert len(source.read(item, 1000)) <= max(1000, item.size)
+            except (UnreadableError, OSError):
+                continue
+    except ValueError as error:
+        assert f"a.{kind}" in str(error) and "\n" not in str(error)

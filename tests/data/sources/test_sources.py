@@ -1,0 +1,366 @@
+"""Every kind of source: manifests, archives, WebDataset shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import example, given
+from hypothesis import strategies as st
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from must.data.shards.listing import open_source
+from must.data.sources.archives import expanded, key_of
+from must.data.sources.base import ListingReport, UnreadableError, told_apart
+from tests import zoo
+from tests.data.shards.test_shard import rejected, run, samples
+
+
+def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
+    return {name: content["label"] for name, (_, content) in samples(output, split).items()}
+
+
+def test_a_csv_names_paths_labels_and_splits(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 6)
+    (tmp_path / "elsewhere.png").write_bytes(zoo.encoded(zoo.picture(50)))
+    rows = [
+        "path,label,split",
+        '"in/00000.png","a, quoted ""cat""",test',
+        "in/00001.png,dog,train",
+        "in/00002.png,,",
+        f"{tmp_path / 'elsewhere.png'},dog,validation",
+        "in/missing.png,dog,train",
+    ]
+    (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(rows), encoding="utf-8")
+    index = run(tmp_path / "list.csv", tmp_path / "out", labels="csv", max_rejected=0.5)
+    assert labels_of(tmp_path / "out", "test") == {"in/00000.png": 'a, quoted "cat"'}
+    assert labels_of(tmp_path / "out") == {"in/00001.png": "dog", "in/00002.png": None}
+    assert labels_of(tmp_path / "out", "validation") == {str(tmp_path / "elsewhere.png"): "dog"}
+    assert rejected(tmp_path / "out") == {"in/missing.png": "there is no such file"}
+    assert index.labels == ('a, quoted "cat"', "dog")
+    run(tmp_path / "list.csv", tmp_path / "unlabelled", max_rejected=0.5)
+    assert set(labels_of(tmp_path / "unlabelled").values()) == {None}
+
+
+def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 4)
+    shutil.copy(tmp_path / "in" / "00000.png", tmp_path / "in" / "again.png")
+    rows = [{"path": "in/00000.png", "split": "train", "label": 7}, {"path": "in/again.png", "split": "test"}]
+    rows += [{"path": "in/00001.png", "split": "train"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(tmp_path / "list.jsonl", tmp_path / "out", labels="csv")
+    assert set(samples(tmp_path / "out", "train")) == {"in/00001.png"}
+    assert set(samples(tmp_path / "out", "test")) == {"in/again.png"}
+    assert rejected(tmp_path / "out") == {"in/00000.png": "same content as another image in the split test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.csv", "file,label\na.png,x\n", "must name the columns path"),
+        ("list.csv", "path,split\na.png,Not A Name\n", r"line 2: a\.png: not a split name"),
+        ("list.csv", "path,label\n,x\n", "line 2: no 'path'"),
+        ("list.jsonl", '{"path": \n', "line 1: not a JSON object"),
+        ("list.jsonl", '["a.png"]\n', "line 1: not a JSON object"),
+        ("list.jsonl", '{"label": "x"}\n', "line 1: no 'path'"),
+        ("list.csv", "path\n", "no images"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line_and_leaves_nothing(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        run(tmp_path / name, tmp_path / "out", labels="csv")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def make_archive(folder: Path, kind: str) -> Path:
+    path = folder.parent / f"archive.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(folder.rglob("*")):
+                archive.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as tar:
+            tar.add(folder, ".")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", pytest.param("tar.bz2", marks=pytest.mark.slow), "tar.xz", "zip"])
+def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> None:
+    zoo.fill(tmp_path / "in", 20, labels=("cat", "grün 猫"))
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"bad")
+    options = {"labels": "folder", "max_rejected": 1, "workers": 2, "samples_per_shard": 7}
+    folder = run(tmp_path / "in", tmp_path / "from folder", **options)
+    index = run(make_archive(tmp_path / "in", kind), tmp_path / "out", **options)
+    assert samples(tmp_path / "out", "train") == samples(tmp_path / "from folder", "train")
+    assert rejected(tmp_path / "out") == rejected(tmp_path / "from folder")
+    assert (index.skipped, index.labels) == (folder.skipped, folder.labels)
+    assert [shard.sha256 for shard in index.shards] == [shard.sha256 for shard in folder.shards]
+
+
+def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
+    evil = ["../../escaped.png", "/absolute.png", "a/../../b.png"]
+    data = zoo.encoded(zoo.picture())
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        for name in evil:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for kind, name in (
+            (tarfile.SYMTYPE, "link.png"),
+            (tarfile.LNKTYPE, "hard.png"),
+            (tarfile.CHRTYPE, "device.png"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        for name in evil:
+            archive.writestr(name, data)
+    (tmp_path / "inside").mkdir()
+    for kind in ("tar", "zip"):
+        output = tmp_path / "inside" / kind
+        run(tmp_path / f"evil.{kind}", output, max_rejected=1)
+        assert set(samples(output, "train")) == set(evil)
+        with tarfile.open(output / "train-000000.tar") as tar:
+            assert all("/" not in name and ".." not in name for name in tar.getnames())
+    assert set(rejected(tmp_path / "inside" / "tar")) == {"link.png", "hard.png", "device.png"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.tar", "evil.zip", "inside"]
+
+
+def test_damaged_archives_and_members(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 10)
+    for kind in ("tar", "tar.gz", "zip"):
+        whole = make_archive(tmp_path / "in", kind).read_bytes()
+        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) * 2 // 3])
+        with pytest.raises(ValueError, match=f"cut.{kind}: the archive is damaged") as error:
+            run(tmp_path / f"cut.{kind}", tmp_path / "out")
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    data = bytearray((tmp_path / "archive.zip").read_bytes())
+    data[len(data) // 4] ^= 0xFF  # inside a member's compressed bytes
+    (tmp_path / "flipped.zip").write_bytes(data)
+    run(tmp_path / "flipped.zip", tmp_path / "out", max_rejected=0.1)
+    assert len(rejected(tmp_path / "out")) == 1 and "damaged in the archive" in str(rejected(tmp_path / "out"))
+
+
+def test_a_tar_that_is_read_halfway_is_damaged(tmp_path: Path) -> None:
+    """tarfile stops without a word at a header it cannot read, at a cut between members and between joined archives."""
+    zoo.fill(tmp_path / "in", 10)
+    whole = make_archive(tmp_path / "in", "tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        sixth = tar.getmembers()[5].offset
+    flipped = bytearray(whole)
+    flipped[sixth + 2] ^= 1
+    for number, data in enumerate((bytes(flipped), whole[:sixth], whole[: sixth + 100], whole + whole)):
+        (tmp_path / f"{number}.tar").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{number}.tar: the archive is damaged: .* at byte \d+") as error:
+            run(tmp_path / f"{number}.tar", tmp_path / "out")
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    (tmp_path / "padded.tar").write_bytes(whole + bytes(100_000))
+    assert run(tmp_path / "padded.tar", tmp_path / "out").shards_of("train")[0].samples == 10
+
+
+def test_a_sparse_member_is_rejected_for_its_bytes_are_not_those_of_the_file(tmp_path: Path) -> None:
+    map_of_data = b"1\n0\n10\n"
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("fine.png", {}), ("sparse.png", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})):
+            data = zoo.encoded(zoo.picture()) if not headers else map_of_data.ljust(512, b"\0") + bytes(10)
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(data), headers | ({"GNU.sparse.realsize": "99"} if headers else {})
+            tar.addfile(member, io.BytesIO(data))
+    run(tmp_path / "a.tar", tmp_path / "out", max_rejected=0.5)
+    assert rejected(tmp_path / "out") == {"sparse.png": "a link, device or sparse file inside an archive"}
+
+
+def test_a_zip_member_beyond_any_file_is_rejected(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("fine.png", zoo.encoded(zoo.picture()))
+        archive.writestr("far.png", b"x" * 100)
+    source = open_source(str(tmp_path / "a.zip"), "none", "--source")
+    items = list(source.items(ListingReport(lambda name, reason: None)))
+    for start in (1 << 40, 1 << 63, (1 << 64) - 1):
+        items[1].locator[1] = start
+        with pytest.raises(UnreadableError, match="damaged in the archive"):
+            source.read(items[1], 1000)
+
+
+def test_a_zip_bomb_is_not_expanded(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(30_000_000))
+        archive.writestr("fine.png", zoo.encoded(zoo.picture()))
+    data = bytearray((tmp_path / "bomb.zip").read_bytes())
+    place = data.index(b"PK\x01\x02")
+    data[place + 24 : place + 28] = (1000).to_bytes(4, "little")  # the directory lies about the size
+    (tmp_path / "bomb.zip").write_bytes(data)
+    run(tmp_path / "bomb.zip", tmp_path / "out", max_rejected=0.5, max_file_mb=1)
+    assert rejected(tmp_path / "out") == {"zeros.png": "damaged in the archive: larger than it says"}
+    source = open_source(str(tmp_path / "bomb.zip"), "none", "--source")
+    items = {item.name: item for item in source.items(ListingReport(lambda name, reason: None))}
+    assert items["zeros.png"].size == 1000
+    with pytest.raises(UnreadableError, match="larger than it says"):
+        source.read(items["zeros.png"], 5000)
+
+
+def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> None:
+    (tmp_path / "wds").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "wds" / "x-%03d.tar"), maxcount=4, verbose=0) as writer:
+        for number in range(10):
+            writer.write(
+                {"__key__": f"s{number}", "png": zoo.encoded(zoo.picture(number)), "cls": number % 3, "txt": "hi"}
+            )
+    for source in (tmp_path / "wds", tmp_path / "wds" / "x-{000..002}.tar"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        index = run(source, tmp_path / "out", labels="csv")
+        assert index.skipped == {".txt": 10}
+        found = {name.partition("/")[2]: label for name, label in labels_of(tmp_path / "out").items()}
+        assert found == {f"s{number}.png": str(number % 3) for number in range(10)}
+    again = run(tmp_path / "out", tmp_path / "again", labels="csv")
+    assert again.labels == ("0", "1", "2") and again.splits["train"]["labelled"] == 10
+
+
+def make_zip(path: Path, *numbers: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for place, number in enumerate(numbers):
+            archive.writestr(f"{place}.png", zoo.encoded(zoo.picture(number)))
+
+
+def test_a_second_archive_changes_no_name_of_the_first(tmp_path: Path) -> None:
+    make_zip(tmp_path / "in" / "week1.zip", 0, 1)
+    run(tmp_path / "in", tmp_path / "out", append=True)
+    assert set(labels_of(tmp_path / "out")) == {"week1.zip/0.png", "week1.zip/1.png"}
+    make_zip(tmp_path / "in" / "week2.zip", 2, 3)
+    run(tmp_path / "in", tmp_path / "out", append=True)
+    assert set(labels_of(tmp_path / "out")) == {f"week{week}.zip/{number}.png" for week in (1, 2) for number in (0, 1)}
+
+
+def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    make_zip(tmp_path / "in" / "w1" / "images.zip", 0, 1)
+    make_zip(tmp_path / "in" / "w2" / "images.zip", 2, 3)
+    for output in ("out", "braces"):
+        run(tmp_path / "in" / ("" if output == "out" else "{w1,w2}/images.zip"), tmp_path / output, append=True)
+        names = {f"w{week}/images.zip/{number}.png" for week in (1, 2) for number in (0, 1)}
+        assert set(labels_of(tmp_path / output)) == names
+    make_zip(tmp_path / "in" / "w3" / "images.zip", 4)
+    assert run(tmp_path / "in", tmp_path / "out", append=True).splits["train"]["samples"] == 5
+
+
+def test_hidden_files_beside_archives_are_no_archives(tmp_path: Path) -> None:
+    """As macOS leaves them on other machines' disks."""
+    make_zip(tmp_path / "in" / "images.zip", 0)
+    (tmp_path / "in" / "._images.zip").write_bytes(b"Mac OS X")
+    (tmp_path / "in" / "._x.png").write_bytes(b"Mac OS X")
+    (tmp_path / "in" / "list.txt").touch()
+    index = run(tmp_path / "in", tmp_path / "out")
+    assert set(labels_of(tmp_path / "out")) == {"images.zip/0.png"} and index.skipped == {"hidden": 2, ".txt": 1}
+    (tmp_path / "in" / "images.zip").rename(tmp_path / "in" / "00000")
+    zoo.fill(tmp_path / "in" / "more", 1)
+    assert run(tmp_path / "in", tmp_path / "images", max_rejected=0.5).skipped == {"hidden": 2, ".txt": 1}
+
+
+def test_files_without_an_extension_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
+    make_zip(tmp_path / "in" / "cat" / "images.zip", 0)
+    (tmp_path / "in" / "README").write_text("Photos")
+    (tmp_path / "in" / "cat" / "5f2a").write_bytes(zoo.encoded(zoo.picture(1)))
+    run(tmp_path / "in", tmp_path / "out", max_rejected=0.5, labels="folder")
+    assert labels_of(tmp_path / "out") == {"cat/images.zip/0.png": None, "cat/5f2a": "cat"}
+    assert rejected(tmp_path / "out") == {"README": "not an image of a known format"}
+    (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
+    run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
+    assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["/a/x.zip"], ["x.zip"]),
+        (["/a/x.zip", "/a/y.zip"], ["x.zip", "y.zip"]),
+        (["gs://b/a1/x.zip", "gs://b/a2/x.zip", "gs://b/y.zip"], ["a1/x.zip", "a2/x.zip", "y.zip"]),
+        (["x.zip", "y/x.zip"], ["x.zip", "y/x.zip"]),
+        (["/a/x.zip", "/a/x.zip"], ["x.zip", "x.zip"]),
+    ],
+)
+def test_files_are_told_apart_by_as_little_as_it_takes(files: list[str], names: list[str]) -> None:
+    assert told_apart(files) == names
+
+
+PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
+
+
+@given(PARTS)
+@example("a.jpg")
+@example("d.e/a.seg.PNG")
+@example("d/no-extension")
+@example("d/.hidden")
+@example("d.e/no-extension")
+def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
+    base, extension = base_plus_ext(name)
+    if base is not None:
+        assert key_of(name) == (base, extension.lower())
+    else:  # webdataset passes it over; here it may be an image, and is a sample of its own
+        own = name.rpartition("/")[2]
+        assert not own or own.startswith(".") or key_of(name) == (name, "")
+
+
+def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
+    names = ["a/1.png", "a/1.cls", "a/2.cls", "a/2.PNG", "b/1.png", "b/1.seg.png", "b/1.json", "3.png"]
+    labels = {"a/1.cls": b"cat", "a/2.cls": b"dog", "b/1.json": b'{"label": "cow"}'}
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in names:
+            data = labels.get(name) or zoo.encoded(zoo.picture(len(name)))
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    theirs = {}
+    for sample in webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False):
+        known = sample.get("cls") or json.loads(sample.get("json", "{}")).get("label")
+        for suffix in sample.keys() & {"png", "seg.png"}:
+            theirs[sample["__key__"], suffix] = known.decode() if isinstance(known, bytes) else known
+    source = open_source(str(tmp_path / "x.tar"), "csv", "--source")
+    ours = {key_of(item.name): item.label for item in source.items(ListingReport(lambda name, reason: None))}
+    assert ours == theirs and ours["b/1", "seg.png"] == "cow" and ours["3", "png"] is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("x-{08..11}.tar", ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("{a,b{0..1}}.tar", ["a.tar", "b0.tar", "b1.tar"]),
+        ("x.tar", ["x.tar"]),
+        ("x{1.tar", ["x{1.tar"]),
+        ("{x}.tar", ["{x}.tar"]),
+        (r"C:\{0..1}.tar", [r"C:\0.tar", r"C:\1.tar"]),
+    ],
+)
+def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
+    assert expanded(pattern) == files
+
+
+def test_braces_are_those_of_webdataset() -> None:
+    for pattern in ("x-{08..11}.tar", "{a,b}/{0..1}.tar", "{a,b{0..1}}.tar", "gs://bucket/{train,test}-{000..002}.tar"):
+        assert expanded(pattern) == expand_urls(pattern)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/{0..3}.tar", "there is no such file: .*nowhere/0.tar"),
+        ("nowhere.zip", "there is no such folder or file"),
+        ("list.csv", "there is no such file"),
+        ("file.bin", "expected a folder of images"),
+    ],
+)
+def test_a_source_that_is_none_is_said_at_once(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "file.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,308 @@
+"""Parquet files and data sets that `datasets` has saved: the same shards as from the files themselves, or one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import zoo
+from tests.data.shards.test_shard import rejected, run, samples, tree
+from tests.data.shards.test_shard_gcs import upload
+from tests.stores import Server
+
+PICTURES = [zoo.encoded(zoo.picture(number)) for number in range(40)]
+NAMES = [("cat", "a dog")[number % 2] for number in range(40)]
+
+
+def write(path: Path, rows: slice = slice(None), /, **columns: Any) -> Path:
+    """A file of a row group a seven rows, with the pictures as `image` unless other columns are given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns or {"image": PICTURES[rows], "label": NAMES[rows]})
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+def contents(output: Path | str, split: str = "train") -> dict[bytes, str | None]:
+    return {data: content["label"] for data, content in samples(output, split).values()}
+
+
+def test_a_table_gives_its_images_and_labels(tmp_path: Path) -> None:
+    index = run(write(tmp_path / "a.parquet"), tmp_path / "out", labels="csv", samples_per_shard=16)
+    assert contents(tmp_path / "out") == dict(zip(PICTURES, NAMES, strict=True))
+    assert set(samples(tmp_path / "out", "train")) == {f"a.parquet/{row}" for row in range(40)}
+    assert index.labels == ("a dog", "cat") and [part.samples for part in index.shards] == [16, 16, 8]
+
+
+def test_the_bytes_depend_on_neither_workers_nor_on_row_groups(tmp_path: Path) -> None:
+    columns = {"image": PICTURES, "label": NAMES}
+    trees = []
+    for number, (workers, rows, codec) in enumerate([(1, 40, "none"), (3, 3, "zstd"), (2, 11, "snappy")]):
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=rows, compression=codec)
+        output = tmp_path / f"out-{number}"
+        run(tmp_path / "a.parquet", output, labels="csv", workers=workers, samples_per_shard=8)
+        trees.append(tree(output))
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_a_run_goes_on_and_is_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "b.parquet", image=[*PICTURES[20:], b"broken"], label=[*NAMES[20:], "cat"])
+    write(tmp_path / "in" / "a.parquet", slice(20))
+    with pytest.raises(ValueError, match="1 of 41 files"):
+        run(tmp_path / "in", tmp_path / "out", labels="csv")
+    assert not (tmp_path / "out" / "index.json").exists()
+    run(tmp_path / "in", tmp_path / "out", labels="csv", max_rejected=0.5)
+    assert rejected(tmp_path / "out") == {"b.parquet/20": "not an image of a known format"}
+    before = tree(tmp_path / "out")
+    run(tmp_path / "in", tmp_path / "out", labels="csv", max_rejected=0.5)
+    assert "nothing to do" in capsys.readouterr().out and tree(tmp_path / "out") == before
+
+
+def test_hidden_files_beside_tables_are_no_tables(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", slice(3))
+    for name in ("._a.parquet", "._x.png", "._x.zip"):
+        (tmp_path / "in" / name).write_bytes(b"Mac OS X")
+    run(tmp_path / "in", tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == set(PICTURES[:3])
+
+
+def test_append_takes_the_new_file_alone(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", slice(30))
+    run(tmp_path / "in", tmp_path / "out")
+    write(tmp_path / "in" / "b.parquet", slice(30, None))
+    assert run(tmp_path / "in", tmp_path / "out", append=True).splits["train"]["samples"] == 40
+    assert len(contents(tmp_path / "out")) == 40
+
+
+@pytest.mark.parametrize("source", ["", "{jan,feb}/meta.parquet"])
+def test_files_that_tables_in_several_folders_name_are_told_apart(tmp_path: Path, source: str) -> None:
+    named = tmp_path / "tables"  # with images beside them a folder is read as one of images
+    for place, month in enumerate(("jan", "feb")):
+        zoo.fill(tmp_path / "files" / month, 3, start=3 * place)
+        for number in range(3):
+            path = tmp_path / "files" / month / f"{3 * place + number:05d}.png"
+            path.rename(path.with_name(f"{number}"))
+        (named / month).mkdir(parents=True)
+        (named / month / "files").symlink_to(tmp_path / "files" / month)
+    paths = [f"files/{number}" for number in range(3)]
+    write(named / "jan" / "meta.parquet", path=paths)
+    write(named / "feb" / "meta.parquet", path=paths[:1])
+    run(named / source, tmp_path / "out", append=True)
+    write(named / "feb" / "meta.parquet", path=paths)
+    run(named / source, tmp_path / "out", append=True)
+    found = samples(tmp_path / "out", "train")
+    assert set(found) == {f"{month}/{path}" for month in ("jan", "feb") for path in paths}
+    assert len({data for data, _ in found.values()}) == 6
+
+
+def test_tables_in_a_bucket(bucket_server: Server, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "deep" / "a.parquet", slice(20))
+    write(tmp_path / "in" / "b.parquet", slice(20, None))
+    zoo.fill(tmp_path / "in" / "images", 3)
+    uri = bucket_server.uri + "/tables"
+    names = [f"{uri}/x/{number}.jpg" for number in range(3)]
+    upload(tmp_path / "in", uri)
+    for prefix in (f"{uri}/deep", f"{uri}/b.parquet"):
+        run(prefix, tmp_path / prefix.rpartition("/")[2], labels="csv", workers=2, samples_per_shard=8)
+    assert contents(tmp_path / "deep") | contents(tmp_path / "b.parquet") == dict(zip(PICTURES, NAMES, strict=True))
+    paths = ["images/00000.png", f"{uri}/images/00001.png", names[0]]
+    upload(write(tmp_path / "list" / "paths.parquet", path=paths).parent, uri)
+    run(f"{uri}/paths.parquet", tmp_path / "named", max_rejected=0.5)
+    assert set(samples(tmp_path / "named", "train")) == set(paths[:2])
+    assert rejected(tmp_path / "named") == {names[0]: "there is no such file"}
+
+
+def test_sparks_folders_and_ranges(bucket_server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "spark.parquet"
+    write(folder / "part-00000-3f.parquet", slice(20))
+    write(folder / "part-00001-3f.parquet", slice(20, None))
+    (folder / "_SUCCESS").touch()
+    upload(folder, bucket_server.uri + "/spark.parquet")
+    for number, source in enumerate((str(folder), bucket_server.uri + "/spark.parquet")):
+        run(source, tmp_path / str(number))
+    run(f"{folder}/part-0000{{0..1}}-3f.parquet", tmp_path / "2")
+    assert [set(contents(tmp_path / str(number))) for number in range(3)] == [set(PICTURES)] * 3
+    for missing in (bucket_server.uri + "/no.parquet", f"{folder}/part-{{0..1}}.parquet", f"{folder}/no.parquet"):
+        with pytest.raises(ValueError, match="there is no such"):
+            run(missing, tmp_path / "no")
+
+
+def test_rows_that_hold_no_image_are_set_aside(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "deep", 2)
+    struct = [
+        {"bytes": PICTURES[5], "path": "cat/../\n\u202e.png"},
+        {"bytes": None, "path": "deep/00000.png"},
+        {"bytes": None, "path": str(tmp_path / "deep" / "00001.png")},
+        {"bytes": None, "path": "https://example.org/x.jpg"},
+        {"bytes": None, "path": "a\0.png"},
+        {"bytes": None, "path": None},
+        None,
+        {"bytes": b"", "path": "empty.png"},
+        {"bytes": bytes(2_000_000), "path": "huge.png"},
+    ]
+    write(tmp_path / "a.parquet", other=list(range(9)), picture=struct)
+    run(tmp_path / "a.parquet", tmp_path / "out", max_rejected=1, max_file_mb=1, labels="folder", workers=2)
+    found = {name: content["label"] for name, (_, content) in samples(tmp_path / "out", "train").items()}
+    second = str(tmp_path / "deep" / "00001.png")
+    assert found == {"a.parquet/0/cat/../\n\u202e.png": "..", "deep/00000.png": "deep", second: "deep"}
+    assert rejected(tmp_path / "out") == {
+        "https://example.org/x.jpg": "only local paths and gs://, s3:// and az:// are read",
+        "a\0.png": "no name that a file can have",
+        "a.parquet/5": "no image in this row",
+        "a.parquet/6": "no image in this row",
+        **dict.fromkeys(("a.parquet/7", "a.parquet/8"), "may be more than 1 MB, unpacked"),  # a group of rows
+    }
+
+
+def test_columns_by_name_and_by_type(tmp_path: Path) -> None:
+    pictures = pa.array(PICTURES[:3], pa.large_binary())
+    labels = pa.array(["x", None, ""]).dictionary_encode()
+    write(tmp_path / "a.parquet", thumb=[b"1", b"2", b"3"], pixels=pictures, kind=labels, label=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"--image-column; its columns are thumb, pixels, kind, label"):
+        run(tmp_path / "a.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    options = {"image_column": "pixels", "labels": "csv"}
+    run(tmp_path / "a.parquet", tmp_path / "numbers", **options)
+    assert contents(tmp_path / "numbers") == dict(zip(PICTURES, ("1", "2", "3"), strict=False))
+    run(tmp_path / "a.parquet", tmp_path / "texts", label_column="kind", **options)
+    assert contents(tmp_path / "texts") == dict(zip(PICTURES, ("x", None, None), strict=False))
+    for column, message in (("pixls", "no column 'pixls'"), ("label", "neither an image's bytes nor names")):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "a.parquet", tmp_path / "out", image_column=column)
+    with pytest.raises(ValueError, match="neither texts nor numbers"):
+        run(tmp_path / "a.parquet", tmp_path / "out", label_column="thumb", **options)
+    write(tmp_path / "b.parquet", anything=PICTURES[:2])
+    with pytest.raises(ValueError, match="no column of labels; name it with --label-column"):
+        run(tmp_path / "b.parquet", tmp_path / "out", labels="csv")
+    assert len(contents_of(tmp_path / "b.parquet", tmp_path)) == 2
+
+
+def contents_of(source: Path, folder: Path) -> dict[bytes, str | None]:
+    run(source, folder / "of")
+    return contents(folder / "of")
+
+
+def test_splits_by_column_and_by_the_names_of_files(tmp_path: Path) -> None:
+    splits = ["train", "test", "", None]
+    write(tmp_path / "a.parquet", image=PICTURES[:4], split=splits)
+    run(tmp_path / "a.parquet", tmp_path / "columns")
+    assert len(contents(tmp_path / "columns", "test")) == 1 and len(contents(tmp_path / "columns")) == 3
+    write(tmp_path / "b.parquet", image=PICTURES[:1], split=["No Split"])
+    with pytest.raises(ValueError, match=r"b.parquet row 0: 'No Split' is no split name"):
+        run(tmp_path / "b.parquet", tmp_path / "out")
+    for name, rows in (("train-00000-of-00002", slice(9)), ("train-00001-of-00002", slice(9, 20))):
+        write(tmp_path / "hub" / f"{name}.parquet", rows)
+    run(tmp_path / "hub", tmp_path / "one", split={"train": 0.5, "test": 0.5})
+    assert contents(tmp_path / "one", "test"), "of one split, --split makes more"
+    write(tmp_path / "hub" / "test-00000-of-00001.parquet", slice(20, None))
+    run(tmp_path / "hub", tmp_path / "two")
+    assert set(contents(tmp_path / "two", "test")) == set(PICTURES[20:])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "a dog"])})
+    numbers = [number % 2 if number else -1 for number in range(40)]
+    images = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(PICTURES)]
+    whole = datasets.Dataset.from_dict({"image": images, "label": numbers}, features=features)
+    folder = tmp_path_factory.mktemp("saved")
+    whole.save_to_disk(folder / "one", num_shards=3)
+    parts = {"train": whole.select(range(30)), "test": whole.select(range(30, 40)).shuffle(seed=1)}
+    datasets.DatasetDict(parts).save_to_disk(folder / "splits")
+    whole.to_parquet(folder / "whole.parquet")
+    return folder
+
+
+EXPECTED = dict(zip(PICTURES, [None, *NAMES[1:]], strict=True))
+
+
+@pytest.mark.parametrize("name", ["one", "whole.parquet"])
+def test_what_datasets_saves_has_its_classes_names(saved: Path, tmp_path: Path, name: str) -> None:
+    run(saved / name, tmp_path / "out", labels="csv", workers=2, samples_per_shard=9)
+    assert contents(tmp_path / "out") == EXPECTED
+
+
+def test_the_splits_of_a_saved_dictionary(saved: Path, tmp_path: Path) -> None:
+    run(saved / "splits", tmp_path / "out", labels="csv")
+    assert contents(tmp_path / "out") | contents(tmp_path / "out", "test") == EXPECTED
+    assert set(contents(tmp_path / "out", "test")) == set(PICTURES[30:])
+    run(saved / "splits" / "train", tmp_path / "train", labels="csv", split={"train": 0.5, "test": 0.5})
+    assert len(contents(tmp_path / "train")) < 30
+
+
+def test_a_saved_data_set_in_a_bucket(bucket_server: Server, saved: Path, tmp_path: Path) -> None:
+    upload(saved / "splits", bucket_server.uri + "/saved")
+    run(bucket_server.uri + "/saved", tmp_path / "out", labels="csv")
+    assert contents(tmp_path / "out") | contents(tmp_path / "out", "test") == EXPECTED
+
+
+STATES = {
+    '{"_data_files": [{"filename": "../../x.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "\\ud800.arrow"}]}': "names no data files",
+    '{"_data_files": [{"filename": "x\\u0000.arrow"}]}': "names no data files",
+    '{"_data_files": [7]}': "names no data files",
+    '{"_data_files": {"filename": "x"}}': "names no data files",
+    "[" * 200_000: "no JSON",
+    "[]": "no JSON object",
+    '{"_data_files": [{"filename": "gone.arrow"}]}': "gone.arrow: there is no such file",
+    '{"_data_files": [], "_indices_data_files": [{"filename": "i.arrow"}]}': "flatten_indices",
+}
+
+
+@pytest.mark.parametrize("state", STATES, ids=range(len(STATES)))
+def test_a_saved_folder_that_is_none_is_one_line(tmp_path: Path, state: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "state.json").write_text(state)
+    (tmp_path / "in" / "dataset_info.json").write_text("{}")
+    refused(tmp_path / "in", STATES[state])
+    (tmp_path / "in" / "dataset_dict.json").write_text('{"splits": ["../in"]}')
+    refused(tmp_path / "in", "names no splits")
+
+
+def refused(source: Path, message: str) -> None:
+    output = source.parent / "out"
+    with pytest.raises(ValueError, match=message) as error:
+        run(source, output)
+    assert source.name in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_damaged_table_is_named(tmp_path: Path, saved: Path, kind: str) -> None:
+    write(tmp_path / "whole.parquet")
+    whole = tmp_path / "whole.parquet" if kind == "parquet" else next((saved / "one").glob("*.arrow"))
+    data = whole.read_bytes()
+    path = tmp_path / f"bad.{kind}"
+    for cut in (0, 3, len(data) // 2, len(data) - 8, len(data) - 1):
+        path.write_bytes(data[:cut])
+        refused(path, "the table is damaged")
+    path.write_bytes(data[:4] + bytes(len(data) - 300) + data[-296:])
+    refused(path, "the table is damaged|no column that is called|no images")
+
+
+def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    refused(tmp_path / "a.parquet", r"pip install 'must-clip\[parquet\]'")
+
+
+def test_arrows_own_files_and_labels_out_of_range(tmp_path: Path) -> None:
+    table = pa.table({"image": PICTURES, "label": NAMES})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    run(tmp_path / "a.arrow", tmp_path / "out", labels="csv")
+    assert contents(tmp_path / "out") == dict(zip(PICTURES, NAMES, strict=True))
+    features = {"label": {"_type": "ClassLabel", "names": ["cat"]}}
+    description = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(
+        pa.table({"image": PICTURES[:1], "label": [1]}).replace_schema_metadata(description), tmp_path / "b.parquet"
+    )
+    with pytest.raises(ValueError, match="row 0: the label 1 is none of the table's 1 classes"):
+        run(tmp_path / "b.parquet", tmp_path / "no", labels="csv")

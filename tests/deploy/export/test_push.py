@@ -1,0 +1,179 @@
+"""`must push` against a hub on this machine, by huggingface_hub's own client; then open_clip alone loads from it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import huggingface_hub.constants as hub_settings
+import pytest
+import torch
+
+from must.api.cli import main
+from must.base.storage import TransientError
+from must.config import ExportConfig, PushConfig
+from must.data.augment.normalize import normalize
+from must.deploy.export.export import export
+from must.deploy.export.push import push
+from must.method.model.bundle import load_bundle, preprocess_of
+from tests.method.model.hub_api import READER, TOKEN, writable
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """An open_clip folder of the digits' adapted model."""
+    made = tmp_path_factory.mktemp("taken") / "ours"
+    export(ExportConfig(model=digits.adapted, classifier=digits.classifier, to="open_clip", output=str(made)))
+    return made
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A function that makes a URL the hub of this process, and somebody its user."""
+    monkeypatch.setattr(hub_settings, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_settings, "HF_TOKEN_PATH", "/nowhere")
+
+    def use(url, token=TOKEN):
+        monkeypatch.setattr(hub_settings, "ENDPOINT", url)
+        monkeypatch.setenv("HF_TOKEN", token)
+
+    return use
+
+
+@pytest.mark.slow
+def test_pushed_from_the_command_line_and_loaded_by_open_clip_alone(folder, digits, tmp_path):
+    (folder / ".secret").write_text("hidden")
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    with writable(tmp_path / "hub") as server:
+        environment["HF_ENDPOINT"] = server.url
+        environment = {**os.environ, **environment}  # read when huggingface_hub is imported: a process of its own
+        command = [sys.executable, "-m", "must", "push", "--model", str(folder), "--repo", "team/digits", "--private"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert f"{server.url}/team/digits/commit/" in done.stdout
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        assert server.commits == [names] and server.private == {"team/digits"}
+        assert any(request.startswith("PUT /large/") for request in server.asked), "weights go their own way"
+        pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+        bundle = load_bundle(digits.adapted)
+        images = normalize(pixels, preprocess_of(bundle.description))
+        torch.save(images, tmp_path / "images.pt")
+        code = (
+            "import open_clip, torch, sys\n"
+            "model, _, preprocess = open_clip.create_model_and_transforms('hf-hub:team/digits')\n"
+            "with torch.no_grad():\n"
+            "    feature = model.eval().encode_image(torch.load('images.pt'), normalize=True)\n"
+            "torch.save(feature, 'feature.pt')\n"
+            "assert not [name for name in sys.modules if name.split('.')[0] == 'must']\n"
+        )
+        fresh = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert fresh.returncode == 0, fresh.stderr.decode()
+    with torch.no_grad():
+        ours = torch.nn.functional.normalize(bundle.model.visual(images), dim=-1)
+    torch.testing.assert_close(torch.load(tmp_path / "feature.pt"), ours, atol=1e-5, rtol=0)
+
+
+def test_again_and_to_a_branch(folder, asked, tmp_path):
+    with writable(tmp_path) as server:
+        asked(server.url)
+        for _ in range(2):
+            assert push(PushConfig(model=str(folder), repo="team/x")).startswith(f"{server.url}/team/x/commit/")
+            push(PushConfig(model=str(folder), repo="team/x", revision="v2/try"))
+        assert len(server.commits) == 4 and (tmp_path / "team" / "x@v2+try" / "README.md").is_file()
+        assert not server.private
+
+
+def test_a_public_repository_is_not_taken_for_private(folder, asked, tmp_path):
+    with writable(tmp_path) as server:
+        asked(server.url)
+        push(PushConfig(model=str(folder), repo="team/x"))
+        with pytest.raises(ValueError, match="team/x already, and it is public: nothing was pushed"):
+            push(PushConfig(model=str(folder), repo="team/x", private=True))
+        assert len(server.commits) == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        ("", "team/x", r"needs a valid token \(401\): set HF_TOKEN"),
+        ("hf_wrong", "team/x", r"needs a valid token \(401\): set HF_TOKEN"),
+        (
+            READER,
+            "team/x",
+            r"does not let you write there \(403: .*\): the token must be allowed to write, and you in team",
+        ),
+        (TOKEN, "others/x", r"does not let you write there \(403: .*others.*\): .* and you in others"),
+    ],
+)
+def test_who_may_not_write_is_told_so_in_one_line(folder, asked, tmp_path, token, repo, message):
+    with writable(tmp_path) as server:
+        asked(server.url, token)
+        with pytest.raises(ValueError, match=message) as error:
+            push(PushConfig(model=str(folder), repo=repo))
+        assert str(error.value).startswith(f"--repo {repo}: the hub {server.url} ") and "\n" not in str(error.value)
+        assert not isinstance(error.value, TransientError) and not server.commits
+
+
+@pytest.mark.parametrize(
+    ("fault", "fails_at", "later", "message"),
+    [
+        ("404", "commit", False, r"has no such repository, branch or team \(404"),
+        ("403", "preupload", False, r"does not let you write there \(403"),
+        ("400", "commit", False, r"refuses it \(400: as asked for\)"),
+        ("413", "/large/", False, r"refuses it \(413"),
+        ("429", "create", True, r"limits requests from here \(429\): try again later"),
+        ("500", "create", True, r"answers with an error \(500\): try again later"),
+        ("500", "commit", True, r"answers with an error \(500\): try again later"),
+    ],
+)
+def test_a_hub_that_fails_in_the_middle(folder, asked, tmp_path, fault, fails_at, later, message):
+    with writable(tmp_path, fault, fails_at) as server:
+        asked(server.url)
+        with pytest.raises(ValueError, match=message) as error:
+            push(PushConfig(model=str(folder), repo="team/x"))
+        assert isinstance(error.value, TransientError) == later and "\n" not in str(error.value)
+        assert not list(tmp_path.glob("team/x/*")), "all of a commit or nothing"
+
+
+def test_a_hub_that_is_not_there_or_may_not_be_asked(folder, asked, monkeypatch):
+    asked("http://127.0.0.1:9")
+    with pytest.raises(TransientError, match=r"cannot be reached \(.*\): try again later"):
+        push(PushConfig(model=str(folder), repo="team/x"))
+    monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="is disabled: unset HF_HUB_OFFLINE"):
+        push(PushConfig(model=str(folder), repo="team/x"))
+
+
+def test_a_card_that_the_hub_does_not_take(folder, asked, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("---\nlicense: My Own\n---\n")
+    (other / "config.json").write_text(json.dumps({}))
+    with writable(tmp_path / "hub") as server:
+        asked(server.url)
+        with pytest.raises(ValueError, match=r"does not take the card: Invalid metadata in README\.md\. .*license"):
+            push(PushConfig(model=str(other), repo="team/x"))
+        assert not server.commits
+
+
+def test_what_is_no_exported_folder(digits, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    for model, repo, message in (
+        (digits.adapted, "team/x", "is a bundle of `must train`; make a folder of it with `must export --to`"),
+        (str(tmp_path / "empty"), "team/x", "is no folder of `must export`: README.md or"),
+        (str(tmp_path / "none"), "team/x", "there is no such folder"),
+        (str(tmp_path), "x", "expected TEAM/NAME"),
+        (str(tmp_path), "team/a--b", "expected TEAM/NAME"),
+        (str(tmp_path), "team/x.git", "expected TEAM/NAME"),
+        (str(tmp_path), "team/../x", "expected TEAM/NAME"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["push", "--model", model, "--repo", repo])
+        (line,) = capfd.readouterr().err.splitlines()
+        assert stopped.value.code == 2 and message in line

@@ -1,0 +1,330 @@
+"""What `must export --to` writes, another library loads with its own code and answers as the bundle does."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+from must.api.cli import main
+from must.base import storage
+from must.config import ClassifierConfig, ExportConfig
+from must.data.augment.normalize import normalize
+from must.data.image.preprocess import EvalView
+from must.deploy.export.export import export
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier
+from must.method.model.provenance import Provenance
+from tests.method.model.tiny import FAMILIES, SIZE, model_folder
+
+CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
+CHECKED = 1e-4  # of a logit; below 30
+# Not in the environment of `make test`, where every command would import it (pyproject.toml says why).
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None and not os.environ.get("REQUIRE_TRANSFORMERS"),
+    reason="transformers is not installed; `make test-transformers` runs this",
+)
+
+
+class Tiny(NamedTuple):
+    bundle: str
+    classifier: str
+    model: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A function: a family's bundle with stirred weights, its classifier file and its model folder, made once."""
+    root, known = tmp_path_factory.mktemp("takeaway"), dict[str, Tiny]()
+    (root / "classes.yaml").write_text(yaml.safe_dump({"classes": CLASSES, "templates": ["a photo of a {}."]}))
+
+    def make(family: str) -> Tiny:
+        if family not in known:
+            place = root / str(len(known))
+            given, weights = model_folder(family, place / "model"), str(place / "classifier.safetensors")
+            classifier(ClassifierConfig(classes=str(root / "classes.yaml"), model=given, output=weights, device="cpu"))
+            bundle = zero_shot_bundle(load_text_classifier(weights), logit_factor=str(FACTOR))
+            torch.manual_seed(1)
+            with torch.no_grad():  # what training does: the tower and the columns are no longer what they came as
+                for parameter in bundle.model.parameters():
+                    parameter += 0.02 * torch.randn_like(parameter)
+            save_bundle(
+                str(place / "bundle"), bundle.model, replace(bundle.description, provenance=Provenance(processes=1))
+            )
+            known[family] = Tiny(str(place / "bundle"), weights, given)
+        return known[family]
+
+    return make
+
+
+def taken(tiny: Tiny, to: str, output: Path, **more: Any) -> Path:
+    export(ExportConfig(model=tiny.bundle, classifier=tiny.classifier, to=to, output=str(output), **more))
+    return output
+
+
+def images(bundle: Bundle, count: int = 5) -> torch.Tensor:
+    pixels = np.random.default_rng(5).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    return normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+
+
+def answers(folder: Path, feature: torch.Tensor) -> torch.Tensor:
+    """Logits of a feature [N, D] with nothing but the folder's classifier file, as the README says."""
+    file = safe_open(folder / "classifier.safetensors", "pt")
+    assert json.loads(file.metadata()["classes"]) == CLASSES
+    return file.get_tensor("logit_factor") * F.normalize(feature, dim=-1) @ file.get_tensor("classifier")
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 47, 3), dtype=np.uint8))
+
+
+def prepared(bundle: Bundle) -> torch.Tensor:
+    """`picture()` as this library prepares it, [1, 3, S, S]."""
+    preprocess = preprocess_of(bundle.description)
+    return normalize(torch.from_numpy(EvalView(preprocess)(picture()).copy()[None]), preprocess)
+
+
+def largest_difference(folder: Path, bundle: Bundle, encode: Any) -> float:
+    inputs = images(bundle)
+    with torch.no_grad():
+        return (answers(folder, encode(inputs)) - bundle.model(inputs)).abs().max().item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_open_clip_alone(made, family, tmp_path, record_property):
+    tiny = made(family)
+    folder, bundle = taken(tiny, "open_clip", tmp_path / "ours"), load_bundle(tiny.bundle)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model.eval()
+    difference = largest_difference(folder, bundle, model.encode_image)
+    record_property("largest difference of a logit", difference)
+    assert difference < CHECKED
+    assert model.logit_scale.exp().item() == pytest.approx(FACTOR), "the trained factor, not the model's own"
+    before = open_clip.create_model(f"local-dir:{tiny.model}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tiny.model}", bpe_path=f"{tiny.model}/bpe.txt.gz")(["a photo"])
+    with torch.no_grad():
+        assert torch.equal(model.encode_text(tokens), before.encode_text(tokens)), "the text tower is the given one"
+        assert not torch.allclose(model.encode_image(images(bundle)), before.encode_image(images(bundle)))
+    torch.testing.assert_close(preprocess(picture())[None], prepared(bundle), atol=1e-6, rtol=0)
+
+
+@needs_transformers
+def test_transformers_alone(made, tmp_path, record_property):
+    import transformers
+
+    tiny = made("clip")
+    folder, bundle = taken(tiny, "transformers", tmp_path / "ours"), load_bundle(tiny.bundle)
+    assert bundle.description.architecture["quick_gelu"]
+    model = transformers.CLIPVisionModelWithProjection.from_pretrained(folder).eval()  # a part of the same file
+    difference = largest_difference(folder, bundle, lambda part: model(pixel_values=part).image_embeds)
+    record_property("largest difference of a logit", difference)
+    assert difference < CHECKED
+    before = open_clip.create_model(f"local-dir:{tiny.model}").eval()
+    words = open_clip.get_tokenizer(f"local-dir:{tiny.model}", bpe_path=f"{tiny.model}/bpe.txt.gz")
+    texts = ["a zero", "Don't  stop", "33, <b>", "naïve café"]
+    whole, processor = (
+        transformers.CLIPModel.from_pretrained(folder).eval(),
+        transformers.CLIPProcessor.from_pretrained(folder),
+    )
+    theirs = processor(text=texts, return_tensors="pt", padding=True)
+    for text, row in zip(texts, theirs["input_ids"].tolist(), strict=True):
+        expected = [token for token in words([text])[0].tolist() if token]
+        assert [token for token in row if token != words.eot_token_id] == expected[:-1]
+    inputs = images(bundle)
+    with torch.no_grad():
+        out = whole(**theirs, pixel_values=inputs)
+        text_feature = F.normalize(before.encode_text(words(texts)), dim=-1)
+        torch.testing.assert_close(out.text_embeds, text_feature, atol=1e-5, rtol=0)
+        feature = F.normalize(bundle.model.visual(inputs), dim=-1)
+        torch.testing.assert_close(out.logits_per_image, FACTOR * feature @ text_feature.T, atol=1e-4, rtol=0)
+
+
+@needs_transformers
+def test_transformers_prepares_the_same_pixels_with_pillow(made, tmp_path, record_property):
+    import transformers
+
+    tiny = made("clip")
+    folder, bundle = taken(tiny, "transformers", tmp_path / "ours"), load_bundle(tiny.bundle)
+    for backend, most in (("pil", 1e-5), ("torchvision", 0.1)):
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend)
+        difference = (processor(picture(), return_tensors="pt")["pixel_values"] - prepared(bundle)).abs().max().item()
+        record_property(f"largest difference of a normalised pixel, {backend}", difference)
+        assert difference < most
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "clip"])
+def test_what_transformers_cannot_hold_is_refused_in_one_line(made, family, tmp_path):
+    with pytest.raises(ValueError, match="neither CLIPModel nor SiglipModel can hold this model: ") as error:
+        taken(made(family), "transformers", tmp_path / "ours")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir()), "nothing is left, not the scratch folder either"
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(("open_clip", "open_clip"), id="open_clip"),
+        pytest.param(("transformers", "open_clip", "transformers"), id="transformers", marks=needs_transformers),
+    ],
+)
+def test_one_export_on_top_of_another(made, tmp_path, kinds):
+    tiny, output = made("clip"), tmp_path / "ours"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    for to in kinds:
+        taken(tiny, to, output)
+        alone = taken(tiny, to, tmp_path / "alone" / to)
+        assert {path.name for path in output.iterdir()} == {path.name for path in alone.iterdir()} | {"notes.txt"}
+        for path in alone.iterdir():
+            assert (output / path.name).read_bytes() == path.read_bytes()
+            assert path.stat().st_mode & 0o444 == 0o444
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, monkeypatch):
+    from must.deploy.export import open_clip as kind
+
+    tiny, output = made("clip"), tmp_path / "ours"
+    before = {path.name: path.read_bytes() for path in taken(tiny, "open_clip", output).iterdir()}
+    features = kind.features
+    monkeypatch.setattr(kind, "features", lambda folder, images: features(folder, images).flip(1))
+    with pytest.raises(ValueError, match="the library computes another network"):
+        taken(tiny, "open_clip", output)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "nowhere"}, "no model.json there"),
+        ({"classifier": ""}, "--classifier is missing"),
+        ({"classifier": "nowhere.safetensors"}, "no such file; make it with `must classifier`"),
+        ({"precision": "fp16"}, "--precision goes with --to onnx"),
+        ({"min_agreement": "0.5"}, "--min-agreement goes with --to onnx"),
+        ({"license": "My Licence!"}, "expected a short name of the hub's"),
+    ],
+)
+def test_wrong_input_is_one_line(made, tmp_path, capfd, change, message):
+    tiny = made("clip")
+    values = {"model": tiny.bundle, "classifier": tiny.classifier, "to": "open_clip", "output": str(tmp_path / "o")}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (values | change).items()]
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", *flags])
+    assert stopped.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line and not (tmp_path / "o").exists()
+
+
+def test_a_folder_that_the_library_does_not_load_is_one_line(tmp_path):
+    from must.deploy.export.open_clip import features
+
+    with pytest.raises(ValueError, match="open_clip does not load what was") as error:
+        features(tmp_path, torch.zeros(1, 3, SIZE, SIZE))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers)])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, to):
+    tiny, output = made("clip"), tmp_path / "ours"
+    before = {path.name: path.read_bytes() for path in taken(tiny, to, output).iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(ValueError, match=f"{tmp_path}: the model cannot be written: "):
+            taken(tiny, to, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_server):
+    uri = f"{bucket_server.uri}/ours"
+    config = ExportConfig(
+        model=digits.adapted, classifier=digits.classifier, to="open_clip", output=uri, shards=digits.shards, images=20
+    )
+    for _ in range(2):
+        result = export(config)
+        assert result["check"]["images"] == 20 and "train of" in result["checked_on"]
+    names = {entry.name.rpartition("/")[2] for entry in storage.list_files(uri)}
+    assert names >= {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors", "labels.txt"}
+
+
+@needs_transformers
+def test_the_published_vocabulary_gives_transformers_the_same_tokens(tmp_path):
+    """OpenAI's own, which open_clip brings along; with 1,000 class names."""
+    import transformers
+
+    from must.deploy.export.transformers import write_tokenizer
+
+    tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
+    write_tokenizer(tokenizer, tmp_path)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (49406, 49407, 77)
+    names = [f"a photo of a {name}." for name in open_clip.IMAGENET_CLASSNAMES]
+    for text in [*names, "Don't  stop\n now", "33 1/3%, <b>bold</b> & co", "naïve café, 猫"]:
+        row = tokenizer([text])[0].tolist()
+        assert theirs(text)["input_ids"] == row[: row.index(49407) + 1], text
+
+
+@needs_transformers
+def test_transformers_has_every_weight_of_a_real_architecture():
+    """At its full size, without memory: the same names and shapes as transformers' own model of OpenAI's ViT-B/16."""
+    import transformers
+
+    from must.deploy.export.transformers import configuration
+    from must.method.model.attention import use_contiguous_attention
+    from must.method.model.transformers_names import to_transformers
+
+    with torch.device("meta"):
+        clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16-quickgelu"))
+        use_contiguous_attention(clip.visual.transformer.resblocks)
+        known = configuration(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"), scale=100.0)
+        theirs = transformers.CLIPModel(transformers.CLIPConfig.from_dict(known))
+    shapes = {name: value.shape for name, value in theirs.state_dict().items()}
+    assert {name: value.shape for name, value in to_transformers(clip).items()} == shapes
+    assert known["vision_config"]["hidden_act"] == known["text_config"]["hidden_act"] == "quick_gelu"
+    assert (known["vision_config"]["patch_size"], known["vision_config"]["image_size"]) == (16, 224)
+    assert (known["text_config"]["num_attention_heads"], known["vision_config"]["num_attention_heads"]) == (8, 12)
+
+
+def test_another_models_classifier_is_refused(made, tmp_path):
+    tiny = made("clip")._replace(classifier=made("clipa").classifier)
+    with pytest.raises(ValueError, match="whose image tower is of another shape"):
+        taken(tiny, "open_clip", tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "open_clip",
+        pytest.param("transformers", marks=needs_transformers),
+    ],
+)
+@pytest.mark.slow
+def test_the_readme_runs_as_it_stands(made, to, tmp_path):
+    """In a fresh process that has none of this library."""
+    folder = taken(made("clip"), to, tmp_path / "ours")
+    Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    assert len(code.splitlines()) <= 11
+    code += "\nimport sys; assert not [name for name in sys.modules if name.split('.')[0] == 'must']"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in CLASSES

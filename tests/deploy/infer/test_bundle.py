@@ -1,0 +1,123 @@
+"""`must predict` with a bundle: what the ONNX file says that is exported from it, row by row."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import must
+from must.api.cli import main
+from must.base import storage
+from must.config import PredictConfig
+from must.deploy.infer.predict import predict
+from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.provenance import Provenance
+from tests.data.shards.test_shard_gcs import upload
+
+
+def rows_of(folder):
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def label(model, shards, output, **options):
+    values = {"model": str(model), "shards": shards, "output": str(output), "workers": 1, "top_k": 2}
+    return predict(PredictConfig(**values | options))
+
+
+def assert_same(ours, theirs):
+    assert [(row["key"], row["source"]) for row in ours] == [(row["key"], row["source"]) for row in theirs]
+    near = [abs(a["probability"] - b["probability"]) for a, b in zip(ours, theirs, strict=True)]
+    assert max(near) < 1e-5
+    same = [a["class"] == b["class"] or b["margin"] < 1e-4 for a, b in zip(ours, theirs, strict=True)]
+    assert all(same)
+
+
+def test_single_images(digits, exported, pictures):
+    images = [str(path) for path, _ in pictures]
+    ours = must.predict(model=digits.adapted, images=images, embeddings=True).predictions
+    theirs = must.predict(model=str(exported[1]), images=images).predictions
+    assert [item.classes for item in ours] == [item.classes for item in theirs]
+    values = [np.array([item.probabilities for item in found]) for found in (ours, theirs)]
+    np.testing.assert_allclose(*values, atol=1e-5)
+    assert all(np.linalg.norm(item.embedding) == pytest.approx(1, abs=1e-5) for item in ours)
+
+
+def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
+    """And two processes that decode beside torch."""
+    label(exported[1], digits.shards, tmp_path / "onnx")
+    for part in ("2/2", "1/2"):
+        label(digits.adapted, digits.shards, tmp_path / "torch", part=part, workers=2)
+    assert_same(rows_of(tmp_path / "torch"), rows_of(tmp_path / "onnx"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "torch").glob("*.parquet")}
+    assert label(digits.adapted, digits.shards, tmp_path / "torch") == {"images": 270, "unreadable": 0}
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "all files were there"
+    with pytest.raises(ValueError, match=r"run\.json is of another run: its model_sha256"):
+        label(digits.zero_shot, digits.shards, tmp_path / "torch")
+
+
+def test_a_bundle_and_shards_in_a_bucket(digits, bucket_server, tmp_path):
+    for name in ("adapted", "shards"):
+        upload(Path(getattr(digits, name)), f"{bucket_server.uri}/{name}")
+    label(f"{bucket_server.uri}/adapted", f"{bucket_server.uri}/shards", tmp_path / "theirs", split="test")
+    label(digits.adapted, digits.shards, tmp_path / "here", split="test")
+    assert rows_of(tmp_path / "theirs") == rows_of(tmp_path / "here")
+
+
+def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, bucket_server):
+    upload(Path(digits.adapted), f"{bucket_server.uri}/damaged")
+    storage.write_bytes(f"{bucket_server.uri}/damaged/model.safetensors", b"\xff" * 100)
+    with pytest.raises(ValueError, match=f"^{bucket_server.uri}/damaged/model.safetensors: is damaged"):
+        predict(PredictConfig(model=f"{bucket_server.uri}/damaged", images=["-"]))
+
+
+@pytest.mark.parametrize("said", ["x", [1], {"alpha": "much"}, {"alpha": float("nan")}, {"abstention": [0.5]}])
+def test_a_foreign_selection_says_nothing(digits, tmp_path, said):
+    bundle = load_bundle(digits.adapted)
+    save_bundle(
+        str(tmp_path / "bundle"),
+        bundle.model,
+        replace(bundle.description, provenance=Provenance(more={"selection": said})),
+    )
+    with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
+        label(tmp_path / "bundle", digits.shards, tmp_path / "out", abstain=-1)
+
+
+def test_the_threshold_that_training_left_is_the_bundles(digits, tmp_path):
+    bundle = load_bundle(digits.adapted)
+    story = {"selection": {"abstention": {"threshold": 0.75, "coverage": 0.5, "risk": 0.05}}}
+    save_bundle(
+        str(tmp_path / "bundle"), bundle.model, replace(bundle.description, provenance=Provenance.of_dict(story))
+    )
+    label(tmp_path / "bundle", digits.shards, tmp_path / "out", abstain=-1)
+    assert json.loads((tmp_path / "out/run.json").read_text())["abstain"] == 0.75
+    unsure = [row["class"] is None for row in rows_of(tmp_path / "out")]
+    assert any(unsure) and not all(unsure)
+
+
+def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):
+    bundle = load_bundle(digits.adapted)
+    bundle.model.classifier.data.fill_(float("nan"))
+    save_bundle(str(tmp_path / "nan"), bundle.model, bundle.description)
+    shutil.copytree(digits.adapted, tmp_path / "bundle")
+    (tmp_path / "bundle/model.safetensors").write_bytes(b"\xff" * 100)
+    shutil.copytree(digits.adapted, tmp_path / "half")
+    (tmp_path / "half/model.safetensors").unlink()
+    image = str(next((digits.images / "test").rglob("*.png")))
+    for arguments, message in [
+        (["--model", str(tmp_path / "bundle"), image], "is damaged"),
+        (["--model", str(tmp_path / "half"), image], "model.safetensors"),
+        (["--model", str(tmp_path / "nan"), image], "its probabilities are no finite numbers"),
+        (["--model", digits.adapted, "--device", "cuda:99", image], "--device cuda:99: there is no such device here"),
+        (["--model", str(exported[1]), "--device", "cpu", image], "--device is for a model that torch runs"),
+        (["--model", digits.adapted, "--abstain", "-1", image], "has no threshold: none satisfied --risk"),
+        (["--model", str(tmp_path), image], "holds more than one model of `must train`"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            main(["predict", *arguments])
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("must predict: ") and message in line, line

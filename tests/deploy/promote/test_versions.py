@@ -1,0 +1,189 @@
+"""A version's files are of one promotion, whole, and never another model's: also after kills and beside rivals."""
+
+import hashlib
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+
+from must.base import storage
+from must.deploy.promote.registry import Registry
+from tests.deploy.promote.bundles import latest, make_bundle, make_onnx, promote
+
+
+def test_a_killed_promotion_leaves_no_half_version(tmp_path):
+    """The description comes last: a folder without it is no version, and the same command completes it."""
+    registry, bundle = str(tmp_path / "registry"), make_bundle(tmp_path / "model")
+    command = ["promote", "--registry", registry, "--name", "digits", "--model", str(bundle)]
+    code = (
+        "import os, must.deploy.promote.registry as r; copy = r.copy\n"
+        "r.copy = lambda s, t: os._exit(9) if t.endswith('model.json') else copy(s, t)\n"
+        f"from must.api.cli import main; main({command})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert Registry(registry, "digits").versions() == [] and latest(registry).version == ""
+    promote(registry, "--model", bundle)
+    assert len(Registry(registry, "digits").versions()) == 1
+
+
+def killed(monkeypatched, *flags):
+    """The promotion in a process that kills itself where it is told to."""
+    command = ["promote", *map(str, flags)]
+    code = (
+        "import os, signal, must.deploy.promote.registry as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{monkeypatched}\nfrom must.api.cli import main; main({command})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+
+
+def onnx_folder(folder, **files):
+    for name, content in files.items():
+        make_onnx(folder / f"{name}.onnx", content)
+    (folder / "labels.txt").write_text("cat\ndog\n")
+    return folder
+
+
+def is_whole(registry, version):
+    """Whether all files of a version are those that it says."""
+    place = Registry(registry, "digits")
+    found = {name: hashlib.sha256(storage.read_bytes(place.uri_of(version, name))) for name in place.held(version)}
+    return {name: digest.hexdigest() for name, digest in found.items()} == place.held(version)
+
+
+MOMENTS = {
+    "after the first file": "copy = r.copy; r.copy = lambda s, t: die() if 'model.json' in t else copy(s, t)",
+    "before the description": "write = r.storage.write_bytes\n"
+    "r.storage.write_bytes = lambda uri, *a: die() if uri.endswith('version.json') else write(uri, *a)",
+    "before LATEST moves": "r.Registry.set_champion = lambda *_: die()",
+    "after LATEST moved": "move = r.Registry.set_champion; r.Registry.set_champion = lambda *a: move(*a) and die()",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "weights", ["other weights", pytest.param("the champion's, in another precision", marks=pytest.mark.slow)]
+)
+def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(registry, tmp_path, weights, moment):
+    first, second = onnx_folder(tmp_path / "fp32", model="fp32"), onnx_folder(tmp_path / "int8", model="int8")
+    promote(registry, "--model", make_bundle(tmp_path / "0"), "--onnx", first)
+    before, same = latest(registry), weights != "other weights"
+    model = tmp_path / "0" if same else make_bundle(tmp_path / "1", seed=1)
+    flags = ["--model", model, "--onnx", second, "--champion", before.version]
+    killed(MOMENTS[moment], "--registry", registry, "--name", "digits", *flags)
+    assert (latest(registry) == before) is (moment != "after LATEST moved") and is_whole(registry, before.version)
+    for _ in range(2):
+        promote(registry, *flags)
+        after = latest(registry)
+        assert after.previous == (before.version,) and is_whole(registry, after.version)
+        there = Registry(registry, "digits").uri_of(after.version, "onnx/model.onnx")
+        assert storage.read_bytes(there) == (second / "model.onnx").read_bytes()
+        assert len(Registry(registry, "digits").versions()) == 2
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_other_weights_never_get_a_name_that_is_taken(registry, tmp_path, capsys, chosen):
+    flags = ["--version", "v1"] if chosen else []
+    promote(registry, "--model", make_bundle(tmp_path / "a", seed=1), *flags)
+    before = latest(registry)
+    other = make_bundle(tmp_path / "b", seed=2)
+    if not chosen:
+        flags = ["--version", before.version]
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, "--model", other, *flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    sums = [hashlib.sha256(data).hexdigest()[:12] for data in weights]
+    assert all(sum_ in line for sum_ in sums) and line.endswith("give another --version")
+    assert latest(registry) == before and is_whole(registry, before.version)
+
+
+def test_another_onnx_file_of_the_same_weights_is_a_version_of_its_own(registry, tmp_path, capsys):
+    model = ["--model", make_bundle(tmp_path / "model")]
+    fp32, int8 = onnx_folder(tmp_path / "fp32", model="fp32"), onnx_folder(tmp_path / "int8", model="int8")
+    promote(registry, *model, "--onnx", fp32)
+    first = latest(registry).version
+    for _ in range(2):
+        promote(registry, *model, "--onnx", int8, "--champion", first)
+        second = latest(registry)
+        assert second.previous == (first,) and second.version.startswith(f"{first}-")
+    (fp32 / "README.md").write_text("a card that was written anew")
+    promote(registry, "--rollback")
+    promote(registry, *model, "--onnx", fp32)
+    assert latest(registry).version == first and is_whole(registry, first) and is_whole(registry, second.version)
+    (int8 / "jpeg.onnx").write_text("takes files")
+    promote(registry, *model, "--onnx", int8)
+    assert len(Registry(registry, "digits").versions()) == 3
+    with pytest.raises(SystemExit, match="2"):
+        promote(registry, *model, "--onnx", int8, "--version", first)
+    assert "with other ONNX files (different: onnx/jpeg.onnx, onnx/model.onnx)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("chosen", [[], ["--version", "v1"]])
+def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path, chosen):
+    model = ["--model", make_bundle(tmp_path / "model"), *chosen]
+    promote(registry, *model)
+    (before,) = Registry(registry, "digits").versions()
+    promote(registry, *model, "--onnx", onnx_folder(tmp_path / "onnx", model="fp32"))
+    (after,) = Registry(registry, "digits").versions()
+    added = {"onnx/model.onnx", "onnx/labels.txt"}
+    assert after["files"].keys() == before["files"].keys() | added and is_whole(registry, after["version"])
+    assert {**after, "files": None} == {**before, "files": None} and latest(registry).version == after["version"]
+
+
+def test_what_was_exported_into_the_versions_own_folder_is_added(tmp_path):
+    registry = str(tmp_path / "registry")
+    promote(registry, "--model", make_bundle(tmp_path / "model"))
+    place = tmp_path / "registry" / "digits" / latest(registry).version
+    onnx_folder(place / "onnx", model="fp32")
+    promote(registry, "--model", place / "bundle", "--onnx", place / "onnx")
+    assert is_whole(registry, place.name)
+    assert "onnx/model.onnx" in Registry(registry, "digits").held(place.name)
+
+
+@pytest.mark.parametrize("then", ["the same", "another file"])
+def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(tmp_path, then):
+    registry, model = str(tmp_path / "registry"), ["--model", make_bundle(tmp_path / "model")]
+    promote(registry, *model)
+    version = latest(registry).version
+    folder = onnx_folder(tmp_path / "onnx", jpeg="takes files", model="fp32")
+    killed(
+        "copy = r.copy; r.copy = lambda s, t: die() if t.endswith('model.onnx') else copy(s, t)",
+        "--registry", registry, "--name", "digits", *model, "--onnx", folder,
+    )  # fmt: skip
+    assert (tmp_path / "registry" / "digits" / version / "onnx" / "jpeg.onnx").exists()
+    assert is_whole(registry, version) and "onnx/jpeg.onnx" not in Registry(registry, "digits").held(version)
+    if then == "another file":
+        folder = onnx_folder(tmp_path / "other", model="int8")
+    promote(registry, *model, "--onnx", folder)
+    assert latest(registry).version == version and is_whole(registry, version)
+    there = {path.name for path in (tmp_path / "registry" / "digits" / version / "onnx").iterdir()}
+    assert there == {path.name for path in folder.iterdir()}
+
+
+def test_promotions_of_the_same_weights_with_other_onnx_files_do_not_mix(registry, tmp_path):
+    context, bundle = multiprocessing.get_context("fork"), make_bundle(tmp_path / "model")
+    folders = [onnx_folder(tmp_path / name, jpeg=f"jpeg {name}", model=name) for name in ("fp32", "fp16", "int8")]
+    results, barrier = context.Queue(), context.Barrier(len(folders))
+    processes = [context.Process(target=variant, args=(registry, bundle, f, barrier, results)) for f in folders]
+    for process in processes:
+        process.start()
+    codes = {results.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert codes <= {0, 73, 75}  # 73: another one moved LATEST at the same moment; 75: another one writes the version
+    for folder in folders:
+        promote(registry, "--model", bundle, "--onnx", folder)  # the same again
+    versions = [version["version"] for version in Registry(registry, "digits").versions()]
+    assert len(versions) == len(folders) and all(is_whole(registry, version) for version in versions)
+
+
+def variant(registry, bundle, folder, barrier, results):
+    barrier.wait()
+    code = 0
+    try:
+        promote(registry, "--model", bundle, "--onnx", folder)
+    except SystemExit as error:
+        code = error.code
+    results.put(code)

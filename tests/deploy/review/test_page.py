@@ -1,0 +1,307 @@
+"""The page of `must review` in a real browser: Chromium without a window, driven by Playwright."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from must.data.loading.reader import ShardReader
+from must.deploy.review.http import App
+from must.deploy.review.page import Pictures, self_contained
+from must.deploy.review.prepare import Images, Teaching
+from must.deploy.review.session import Session
+from must.deploy.serve.server import listen, url_of
+from tests.deploy.review.conftest import labels_of
+
+AXE = Path(__file__).parents[3] / "build/axe/node_modules/axe-core/axe.min.js"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PACKAGE = importlib.util.find_spec("playwright")
+MISSING = [what for what, there in (("playwright", PACKAGE), ("Chromium", CHROMIUM)) if not there]
+pytestmark = pytest.mark.skipif(
+    bool(MISSING) and "REQUIRE_BROWSER" not in os.environ, reason=f"not here: {', '.join(MISSING)}"
+)
+PATIENCE = 120_000  # milliseconds in which a page that works has long done it
+if not MISSING:
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE)
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+ZOOMED = {"viewport": {"width": 640, "height": 400}, "device_scale_factor": 2}  # a laptop's window at 200%
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    assert not MISSING, f"not here: {', '.join(MISSING)}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def serve():
+    """Serves an App in a thread; returns its address."""
+    running = []
+
+    def start(app):
+        listener = listen("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        running.append((server, thread))
+        return f"{url_of('127.0.0.1', listener)}/{app.token}/"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def place(review, folder, serve):
+    """The address of a page, its session."""
+    session = Session(review, str(folder), "ann", commands=["must select ..."])
+    return serve(App(session, pictures_of(review), "token")), session
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens an address in a browser of its own; what the page's script raises fails the test."""
+    contexts, raised = [], []
+
+    def open_at(url, **options):
+        contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: raised.append(str(error)))
+        page.on("console", lambda said: raised.append(said.text) if said.type == "error" else None)
+        page.goto(url)
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert not raised
+
+
+def pictures_of(review):
+    return Pictures(ShardReader(review.shards, review.split))
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def shown(page, number):
+    """Waits until the page asks about this picture."""
+    expect(page.locator(f"#picture[data-number='{number}']")).to_be_visible()
+
+
+def test_keys_answer_undo_survives_a_reload_and_everything_is_explained(review, folder, place, visit):
+    page = visit(place[0])
+    numbers = [picture.number for picture in review.pictures]
+    shown(page, numbers[0])
+    expect(page.locator("#question")).to_have_text("Is the model better than zero-shot? Not decided yet: no answers.")
+    for key, after in (("3", 1), ("n", 2), ("c", 3), ("0", 4)):
+        page.keyboard.press(key)
+        shown(page, numbers[after])
+    expect(page.locator("#place")).to_have_text("picture 5 of 150")
+    expect(page.locator("#question")).to_contain_text("Not decided yet: its gain is between ")
+    assert page.locator("#recent span").all_inner_texts() == ["nine", "cannot tell", "none of the classes", "two"]
+    page.reload()
+    shown(page, numbers[4])
+    for after in (3, 2):
+        page.keyboard.press("z")
+        shown(page, numbers[after])
+    expect(page.locator("#note")).to_have_text("1 answer taken back.")
+    page.keyboard.press("c")
+    expect(page.locator("#note")).to_contain_text("counts for nothing")
+    page.locator("#recent button").last.click()
+    shown(page, numbers[0])
+    expect(page.locator("#names button.was")).to_contain_text("two")
+    page.keyboard.press("4")
+    shown(page, numbers[3])
+    page.keyboard.press("?")
+    expect(page.locator("#keys")).to_be_visible()
+    page.keyboard.press("5")  # answers nothing while it is open
+    page.keyboard.press("Escape")
+    page.click("#picture")
+    expect(page.locator("#full")).to_have_attribute("src", f"full/{numbers[3]}")
+    page.keyboard.press("f")
+    expect(page.locator("#zoom")).to_be_hidden()
+    lines = lines_of(folder)
+    said = [line.get("label", "unsure") for line in lines]
+    assert said == ["two", None, "unsure", "nine", "unsure", "unsure", "unsure", "three"]
+    assert [line.get("undone", False) for line in lines] == [False] * 4 + [True] * 2 + [False] * 2
+    assert all(line["how"] == "random" for line in lines if not line.get("undone"))
+
+
+def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(review, folder, place, visit):
+    url, session = place
+    page = visit(url)
+    shown(page, review.pictures[0].number)
+    page.keyboard.press("g")
+    expect(page.locator("#grid")).to_be_visible()
+    wanted = session.grid("", {})
+    tiles = page.locator("#tiles button")
+    expect(tiles).to_have_count(len(wanted["pictures"]))
+    tiles.nth(1).click()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    assert [tile.get_attribute("aria-pressed") for tile in tiles.all()[:4]] == ["false", "true", "true", "false"]
+    rest = len(wanted["pictures"]) - 2
+    expect(page.locator("#accept")).to_contain_text(f"accept the other {rest} as “{wanted['label']}”")
+    page.keyboard.press("a")
+    for at in (1, 2):
+        shown(page, wanted["pictures"][at]["number"])
+        expect(page.locator("#place")).to_have_text(f"of those you marked, {2 - at} left")
+        page.keyboard.press("n")
+    expect(page.locator("#grid")).to_be_visible()
+    lines = lines_of(folder)
+    assert len(lines) == rest + 2 and all(line["how"] == "grid" and line["picked"] for line in lines)
+    assert [line["label"] for line in lines] == [wanted["label"]] * rest + [None] * 2
+    expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for correcting labels only")
+    expect(page.locator("#gauge")).to_be_hidden()
+    page.select_option("#sort", "differ")
+    expect(page.locator("#tiles button").first).to_have_attribute("title", re.compile("^(zero-shot|refined): "))
+    page.keyboard.press("o")
+    shown(page, review.pictures[0].number)
+
+
+def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, serve, visit):
+    teaching = Teaching(Images.load(str(folder)))
+    session = Session(review, str(folder), "ann", teaching, commands=["must select --answers 'a b'"])
+    page = visit(serve(App(session, pictures_of(review), "token")))
+    labels = labels_of(review)
+    for picture in review.pictures[:12]:
+        shown(page, picture.number)
+        page.keyboard.press("1234567890"[review.classes.index(labels[picture.sha256])])
+    shown(page, review.pictures[12].number)
+    free = page.locator("#strip button:enabled")
+    count = free.count()
+    free.first.click()
+    expect(free.first).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("s")
+    expect(page.locator("#strip button[aria-pressed=true]")).to_have_count(count)
+    page.keyboard.press("1")
+    expect(page.locator("#note")).to_contain_text(f"{count} answer")
+    assert [line["how"] for line in lines_of(folder)].count("similar") == count
+    page.keyboard.press("z")
+    shown(page, review.pictures[12].number)
+    expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
+    page.keyboard.press("e")
+    expect(page.locator("#end")).to_have_text("So far")
+    expect(page.locator("#endtext")).to_have_text(
+        "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
+    )
+    expect(page.locator("#rows tr")).to_have_count(4)
+    row = page.locator("#rows tr").nth(1).inner_text().split()
+    measured = session.review.measured(session.answers)
+    assert row[:3] == ["the", "model", f"{100 * measured.model.value:.0f}%"]
+    expect(page.locator("#commands pre")).to_have_text("must select --answers 'a b'")
+    expect(page.locator("#changed")).to_contain_text("of other pictures changed.")
+    page.keyboard.press("o")
+    shown(page, review.pictures[12].number)
+    teaching.close()
+
+
+def test_with_many_classes_all_are_in_a_list_that_can_be_searched(review, folder, place, visit):
+    review.classes.extend(["Émile's hat", "\u202eleft", *(f"class {number}" for number in range(20))])
+    page = visit(place[0])
+    expect(page.locator("#found li")).to_have_count(len(review.classes))
+    first = review.pictures[0]
+    likely = [review.classes[number] for number in sorted(first.likely)]
+    assert page.locator("#found bdi").all_inner_texts()[: len(likely)] == likely
+    page.keyboard.press("2")
+    shown(page, review.pictures[1].number)
+    page.keyboard.press("/")
+    page.keyboard.type("emile")
+    expect(page.locator("#found li")).to_have_count(1)
+    page.keyboard.press("Enter")
+    shown(page, review.pictures[2].number)
+    assert [line["label"] for line in lines_of(folder)] == [likely[1], "Émile's hat"]
+    assert "\u202e" not in page.inner_text("#found")
+
+
+def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(review, folder, serve, visit):
+    app = App(None, pictures_of(review), "token")
+    app.wait = "Looking at the first 128 of 20,000 images ..."
+    url = serve(app)
+    page = visit(url)
+    expect(page.locator("#question")).to_have_text(app.wait)
+    app.session = Session(review, str(folder), "ann")
+    shown(page, review.pictures[0].number)
+    other = visit(url)
+    shown(other, review.pictures[1].number)
+    page.close(run_before_unload=True)
+    third = visit(url)
+    shown(third, review.pictures[0].number)
+
+
+def test_a_file_that_carries_its_pictures_keeps_answers_over_a_reload_and_saves_them(review, folder, tmp_path, visit):
+    session = Session(review, str(folder), "")
+    data, count = self_contained(session, pictures_of(review), 5)
+    (tmp_path / "page.html").write_bytes(data)
+    page = visit((tmp_path / "page.html").as_uri())
+    numbers = [picture.number for picture in review.pictures[:count]]
+    for at, key in enumerate("12nc"):
+        shown(page, numbers[at])
+        page.keyboard.press(key)
+    shown(page, numbers[4])
+    page.reload()
+    shown(page, numbers[4])
+    page.keyboard.press("z")
+    shown(page, numbers[3])
+    for key in "45":
+        page.keyboard.press(key)
+    expect(page.locator("#end")).to_have_text("All pictures are answered.")
+    with page.expect_download() as download:
+        page.click("#save")
+    file = tmp_path / "answers.jsonl"
+    download.value.save_as(file)
+    shutil.copy(file, folder)
+    answers = review.answers(str(folder))
+    assert [answers[one.sha256].label for one in review.pictures[:5]] == [
+        *review.classes[:2],
+        None,
+        *review.classes[3:5],
+    ]
+    assert review.measured(answers).answers == 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not AXE.exists() and "REQUIRE_BROWSER" not in os.environ,
+    reason="not here: axe-core (make build/axe/node_modules/axe-core/axe.min.js)",
+)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"color_scheme": "dark"}, PHONE, PHONE | {"color_scheme": "dark"}, ZOOMED],
+    ids=["light", "dark", "phone", "dark phone", "200%"],
+)
+def test_everybody_can_use_every_part_of_it(options, review, place, visit):
+    """No violation that axe-core finds, and nothing to be scrolled sideways."""
+    page = visit(place[0], bypass_csp=True, **options)
+    shown(page, review.pictures[0].number)
+    page.locator("#names button").first.click()
+    shown(page, review.pictures[1].number)
+    for part in ("ask", "keys", "zoom", "grid", "done"):
+        if part == "keys":
+            page.evaluate("document.getElementById('keys').showModal()")
+        elif part == "zoom":
+            page.evaluate("document.getElementById('keys').close()")
+            page.click("#picture")
+        else:
+            page.evaluate("document.getElementById('zoom').close()")
+            page.click(f"#to-{part}")
+        expect(page.locator(f"#{part}")).to_be_visible()
+        page.evaluate(AXE.read_text())
+        found = page.evaluate("axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))")
+        assert found == [], part
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), part

@@ -1,0 +1,331 @@
+"""`must review` as people use it: a page on this machine, answers on the disk, and what they measure and teach."""
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from must.data.loading.reader import ShardReader
+from must.deploy.review.page import Pictures, self_contained
+from must.deploy.review.prepare import Images, Teaching, looks, prepare
+from must.deploy.review.review import prepared as prepared_at
+from must.deploy.review.review import review as must_review
+from must.deploy.review.review import review_at, what_next
+from must.deploy.review.session import RESERVED, Session
+from must.method.answers.book import read_answers
+from must.method.answers.review import DOUBTFUL, Review
+from tests.deploy.review.conftest import config_at, labels_of
+from tests.evaluation.digits import digits
+
+SILENCE = 120  # seconds in which a program that works has long answered
+
+
+@pytest.fixture
+def open_page():
+    """Makes pages; their programs end with the test."""
+    pages = []
+    yield lambda *given: pages.append(Page(*given)) or pages[-1]
+    for page in pages:
+        page.process.kill()
+        page.process.communicate()
+
+
+class Page:
+    """A browser's side of `must review`, run as a program of its own."""
+
+    def __init__(self, folder, name="page"):
+        config, self.name = config_at(folder), name
+        flags = [
+            word for key in ("model", "baseline", "shards", "output") for word in (f"--{key}", getattr(config, key))
+        ]
+        command = [sys.executable, "-m", "must", "review", *flags, "--who", "ann"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        first = self.process.stdout.readline()  # before any picture is looked at
+        self.host, self.token = re.fullmatch(r"must review: http://([^/]+)/([\w-]{20,})/\n", first).groups()
+
+    def ask(self, method, path, said=None, token=None):
+        connection = http.client.HTTPConnection(self.host, timeout=SILENCE)
+        body = None if said is None else said if isinstance(said, bytes) else json.dumps({"page": self.name} | said)
+        connection.request(method, f"/{self.token if token is None else token}/{path}", body)
+        reply = connection.getresponse()
+        return reply.status, reply.read(), reply.headers
+
+    def begin(self):
+        """Waits until the first picture is there."""
+        reply = self.post("next")
+        while "wait" in reply:
+            time.sleep(0.05)
+            reply = self.post("next")
+        return reply
+
+    def post(self, path, **said):
+        status, data, _ = self.ask("POST", path, said)
+        assert status == 200, data
+        return json.loads(data)
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=SILENCE)
+        return self.process.returncode, out + err
+
+
+def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, folder, review):
+    labels = labels_of(review)
+    page = open_page(folder)
+    shown = page.begin()["picture"]
+    numbers = [picture.number for picture in review.pictures]
+    for place in range(5):
+        assert shown["names"] == review.classes and len(shown["similar"]) == 6 and shown["place"] == place + 1
+        assert shown["number"] == numbers[place]
+        said = labels[review.pictures[place].sha256]
+        shown = page.post("answer", number=numbers[place], kind="label", label=said)["picture"]
+    page.end(signal.SIGKILL)
+
+    page = open_page(folder)
+    begun = page.begin()
+    assert [one["number"] for one in begun["state"]["recent"]] == numbers[4::-1]
+    assert begun["state"]["answers"] == 5 and begun["picture"] == shown
+    assert "5 answers: zero-shot " in begun["state"]["text"]
+    again = page.post("undo")["picture"]
+    assert again["number"] == numbers[4]
+    page.post("answer", number=numbers[4], kind="none")
+    assert "counts for nothing" in page.post("answer", number=numbers[5], kind="unsure", who="bob")["note"]
+    code, log = page.end()
+    assert code == 0 and "5 answers: " in log and "next: must select" in log and "next: must refine" in log
+    found = read_answers(str(folder), review.classes)
+    labels_there = [found[picture.sha256].label for picture in review.pictures[3:6]]
+    assert labels_there == [labels[review.pictures[3].sha256], None, None]
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [line["who"] for line in lines] == ["ann"] * 7 + ["bob"] and all(line["when"] for line in lines)
+    assert lines[0]["how"] == "random" and lines[-1]["unsure"] and "label" not in lines[-1]
+    rows = (folder / "relabelled.csv").read_text().splitlines()
+    assert any(row.startswith(f"{review.pictures[4].image},") and ",ann," in row for row in rows[1:])
+
+
+def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewhere(open_page, folder):
+    page = open_page(folder)
+    status, data, headers = page.ask("GET", "")
+    policy = headers["content-security-policy"]
+    assert status == 200 and b"review.js" in data and not re.search(rb"https?://", data)
+    assert "default-src 'none'" in policy and "unsafe" not in policy and headers["referrer-policy"] == "no-referrer"
+    for token in ("", "x", page.token[:-1], page.token.swapcase()):
+        assert page.ask("GET", "", token=token)[0] == 404
+        assert page.ask("POST", "answer", {"number": 0, "kind": "none"}, token=token)[0] == 404
+    assert page.ask("GET", "large/0")[2]["content-type"] in ("image/png", "image/jpeg")
+    page.begin()
+    for path in ("large/999999", "small/-1", "large/x", "large", "review.py", "../review.json", "answers.jsonl"):
+        assert page.ask("GET", path)[0] in (400, 404), path
+    for said in (b"", b"[]", b"{", b"{" * 70000, b"[" * 60000, b'{"number": "0"}', b'{"number": 1e9}'):
+        assert page.ask("POST", "answer", said)[0] == 400, said[:20]
+    shown = {"number": 0, "kind": "label"}
+    for said in ({"number": -1}, {"label": "cow"}, {"label": ["one"]}, {"kind": []}, {"also": "x"}, {"also": [-1]}):
+        assert page.ask("POST", "answer", shown | {"label": "one"} | said)[0] == 400, said
+    for said in ({"label": "cow"}, {"label": ["one"]}, {"sort": []}):
+        assert page.ask("POST", "grid", said)[0] == 400, said
+    assert page.ask("POST", "undo", {})[0] == 400 and page.ask("POST", "show", {"number": 10**6})[0] == 400
+    assert not (folder / "answers.jsonl").exists()
+    assert page.post("next")["picture"]["place"] == 1
+    page.name = "another"
+    assert page.post("next")["picture"]["place"] == 2
+    assert page.post("leave") == {} and page.ask("POST", "gone", {})[0] == 404
+    page.name = "third"
+    assert page.post("next")["picture"]["place"] == 2
+    second = subprocess.run(page.process.args, capture_output=True, text=True, timeout=SILENCE, check=False)
+    assert second.returncode == 73 and "another `must review`" in second.stderr
+    assert page.end(signal.SIGINT)[0] == 0
+
+
+def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up(review, folder):
+    now = [0.0]
+    session = Session(review, str(folder), "", clock=lambda: now[0])
+    ann, bob = session.next("ann")["picture"], session.next("bob")["picture"]
+    assert (ann["place"], bob["place"]) == (1, 2) and session.next("ann")["picture"] == ann
+    reply = session.answer("bob", {"number": bob["number"], "kind": "none"})
+    assert reply["picture"]["place"] == 3 and reply["state"]["text"].startswith("1 answer: "), "a gap ends no count"
+    session.leave("ann")
+    assert session.next("eve")["picture"]["place"] == 1
+    now[0] = RESERVED + 1
+    assert session.next("bob")["picture"]["place"] == 1
+    session.answer("bob", {"number": ann["number"], "kind": "unsure"})
+    assert session.review.measured(session.answers).answers == 1
+
+
+def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_the_sample_as_it_was(review, folder):
+    """The pictures that measure are those of the random order up to where it has come, whatever else was answered."""
+    labels = labels_of(review)
+    session = Session(review, str(folder), "ann")
+    grid = session.grid("page", {"sort": "sure"})
+    most = max(set(called := [one.classes[1] for one in review.pictures]), key=called.count)
+    assert grid["label"] == review.classes[most] and grid["left"] == called.count(most) == max(grid["counts"])
+    assert all(one["says"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
+    wanted = [one["number"] for one in grid["pictures"]][:4]
+    reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
+    assert reply["picture"] is None and reply["note"].startswith("4 answers for correcting labels only")
+    assert session.review.measured(session.answers) is None and not reply["state"]["gain"]
+    assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
+    asked, shown = [], session.next("page")["picture"]
+    while len(asked) < 40:
+        picture = session.picture(shown["number"])
+        asked.append(picture.number)
+        also = [one["number"] for one in shown["similar"] if one["open"]][:1]
+        said = {"number": picture.number, "kind": "label", "label": labels[picture.sha256], "also": also}
+        shown = session.answer("page", said)["picture"]
+    assert asked == [picture.number for picture in review.pictures[:40]], "also those that the grid had"
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    hows = [line["how"] for line in lines]
+    assert {"grid", "similar", "random"} == set(hows) and hows.count("random") == 40
+    assert all(line.get("picked", False) == (line["how"] != "random") for line in lines)
+    assert session.review.measured(session.answers).answers == 40
+    first = review.pictures[0]
+    session.show("page", {"number": first.number})
+    session.answer("page", {"number": first.number, "kind": "none"})
+    assert session.answers[first.sha256].picked is False, "a changed answer about a drawn picture measures"
+    again = {"kind": "label", "label": "one", "also": [first.number], "grid": True}
+    session.answer("page", again)
+    assert session.answers[first.sha256].label is None, "a grid changes no answer that measures"
+    assert {one["says"][0] for one in session.grid("page", {"sort": "differ"})["pictures"]}
+    session.undo("page", {})
+    assert Session(review, str(folder), "ann").next("new")["state"]["recent"]
+    rows = session.end("page")["rows"]
+    assert [row[0] for row in rows] == ["zero-shot", "the model", "refined labels, without answers"]
+
+
+def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_order(tmp_path, monkeypatch, prepared):
+    monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
+    (first, few), (whole, every) = looks(config_at(tmp_path))
+    assert len(few.numbers) == first.images == 20 and len(every.numbers) == whole.images == 150
+    order = [picture.sha256 for picture in whole.pictures]
+    assert order[:20] == [picture.sha256 for picture in first.pictures] and len(set(order)) == 150
+    assert {picture.sha256 for picture in Review.load(str(prepared)).pictures} == set(order)
+    ((again, _),) = looks(config_at(tmp_path), first)
+    assert [picture.sha256 for picture in again.pictures] == order, "as if it had not been stopped"
+    session = Session(first, str(tmp_path), "ann")
+    shown = session.next("page")["picture"]
+    session.answer("page", {"number": shown["number"], "kind": "none"})
+    session.hold(whole, None)
+    assert session.next("page")["picture"]["place"] == 2 and session.state("page")["of"] == 150
+
+
+def test_answers_made_elsewhere_are_added_once_and_those_about_nothing_here_are_refused(
+    folder, review, tmp_path, caplog
+):
+    lines = [{"sha256": one.sha256, "label": review.classes[0], "how": "random"} for one in review.pictures[:3]]
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"sha256": "0" * 64, "label": None}]))
+    for new in ("3 new lines", "0 new lines"):
+        caplog.clear()
+        must_review(config_at(folder, add=str(file)))
+        text = caplog.text
+        assert "4 answers; 1 answer about other pictures" in text and "3 answers: zero-shot " in text
+        assert ("4 new lines" if new[0] == "3" else new) in text
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 4
+    file.write_text(json.dumps({"sha256": "0" * 64, "label": None}) + "\n")
+    with pytest.raises(ValueError, match="none of its 1 answer is about a picture of"):
+        must_review(config_at(folder, add=str(file)))
+    with pytest.raises(ValueError, match="no such file"):
+        must_review(config_at(folder, add=str(tmp_path / "none.jsonl")))
+
+
+def test_answers_change_similar_images_and_undoing_them_changes_them_back(review, folder):
+    labels = labels_of(review)
+    teaching = Teaching(Images.load(str(folder)))
+    session = Session(review, str(folder), "ann", teaching)
+    wrong = {name: review.classes[(number + 1) % 10] for number, name in enumerate(review.classes)}
+    shown = session.next("page")["picture"]
+    for picture in review.pictures[:25]:  # somebody who gives every class another's name
+        said = {"number": shown["number"], "kind": "label", "label": wrong[labels[picture.sha256]]}
+        shown = session.answer("page", said)["picture"]
+    teaching.wait()
+    state = session.next("page")["state"]
+    name, right, low, high = session.end("page")["rows"][3]
+    assert name == "refined labels, corrected by the other answers" and low <= right <= high
+    changed = int(re.search(r"So far (\d+) of 125 other refined labels changed", state["text"])[1])
+    assert changed >= 20
+    for _ in range(25):
+        session.undo("page", {})
+    teaching.wait()
+    state = session.next("page")["state"]
+    assert state["text"] == "No answers yet." and session.end("page")["rows"] == []
+
+
+def test_the_share_of_held_out_answers_counts_no_picture_by_its_own_answer():
+    """Images that are like no other, answered by chance: all are right by their own answer, few by the others'."""
+    images = Images(torch.arange(60), torch.eye(60).half(), torch.full((60, 4), 0.25).half())
+    known = list(enumerate(np.random.default_rng(0).integers(0, 4, 60).tolist()))
+    assert images.refined(dict(known)).argmax(1).tolist() == [label for _, label in known]
+    assert Teaching(images).right(known).mean() < 0.5
+
+
+def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_path):
+    config = config_at(tmp_path, order=DOUBTFUL)
+    review = prepared_at(config)
+    sure = [picture.confidence for picture in review.pictures]
+    assert sure == sorted(sure) and len(sure) == 150
+    session = Session(review, str(tmp_path), "ann")
+    model = [review.classes[picture.classes[1]] for picture in review.pictures]
+    other = next(name for name in review.classes if name != model[0])
+    numbers = [picture.number for picture in review.pictures]
+    session.answer("page", {"number": numbers[0], "kind": "label", "label": other})
+    session.answer("page", {"number": numbers[1], "kind": "label", "label": model[1]})
+    session.answer("page", {"number": numbers[2], "kind": "none"})
+    state = session.answer("page", {"number": numbers[3], "kind": "unsure"})["state"]
+    assert state["text"] == "3 answers for correcting labels only: not drawn at random. 1 answer “cannot tell”."
+    assert state["gain"] is None and session.end("page")["rows"] == []
+    assert "must select" not in what_next(config, session)
+    rows = (tmp_path / "relabelled.csv").read_text().splitlines()
+    assert rows[1].startswith(f"{review.pictures[0].image},{model[0]},{other},ann,2")
+    assert rows[2].split(",")[2] == "" and len(rows) == 3
+    assert review.measured(read_answers(str(tmp_path))) is None, "also not when the order is another one later"
+    with pytest.raises(ValueError, match=r"its review\.json is in the order doubtful; delete that file"):
+        review_at(replace(config, order="random"))
+
+
+def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_offered(monkeypatch, tmp_path):
+    monkeypatch.setattr("must.deploy.review.prepare.LIKELY", 2)
+    monkeypatch.setattr("must.deploy.review.session.ALL_OFFERED", 5)
+    monkeypatch.setattr("must.deploy.review.prepare.fingerprint", lambda data: f"{data[-20] % 7:064x}")
+    review, images = prepare(config_at(tmp_path))
+    assert len(review.pictures) <= 7 < len(images.numbers) == review.images == 150
+    session = Session(review, str(tmp_path), "")
+    for picture in review.pictures:
+        offered = session.describe(picture.number)["names"]
+        assert {review.classes[number] for number in picture.likely} == set(offered)
+        assert offered == sorted(offered, key=review.classes.index) and set(picture.classes[:2]) <= set(picture.likely)
+
+
+def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(folder, tmp_path):
+    config = config_at(folder)
+    with pytest.raises(ValueError, match=r"its review\.json is about another model"):
+        review_at(replace(config, model=digits().zero_shot))
+    file = folder / "review.safetensors"
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:-100]), file.unlink):
+        damage()
+        with pytest.raises(ValueError, match=r"review\.safetensors: is missing or damaged; delete review\.json"):
+            Images.load(str(folder))
+    (folder / "review.json").write_text((folder / "review.json").read_text()[:-100])
+    with pytest.raises(ValueError, match="is damaged or of another version"):
+        review_at(config)
+
+
+def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):
+    review.classes[0] = hostile = '</script><img src=x onerror="alert(1)">'
+    session = Session(review, str(folder), "ann")
+    data, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
+    text = data.decode()
+    assert count == 12 and hostile not in text and text.count("</script>") == 2 and "data:image/" in text
+    assert "default-src 'none'" in text and not re.search(r"(src|href)=\"(?!data:)", text)
+    carried = json.loads(re.search(r'id="carried">(.*?)</script>', text, re.S)[1])
+    assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12 and carried["random"] is True
+    assert not (folder / "answers.jsonl").exists()
+    taken = sum(map(len, carried["images"].values()))
+    monkeypatch.setattr("must.deploy.review.page.LARGEST_PAGE", taken - 1)
+    less, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
+    assert count == 11 and len(less) < len(data)

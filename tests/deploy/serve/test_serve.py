@@ -1,0 +1,159 @@
+"""`must serve` gives real HTTP clients the answers of `must predict`."""
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+
+import must
+from must.base.exits import WRONG_INPUT, code_of
+from must.data.image.decode import decode
+from must.data.image.preprocess import EvalView, normalize_pixels
+from must.deploy.predict.session import OnnxClassifier
+from tests.deploy.serve.server import as_jpeg, ask
+
+INFER = "/v2/models/digits/infer"
+
+
+@pytest.fixture(scope="module")
+def predicted(exported, pictures):
+    """[(class, probability), ...] of `must predict` for each picture, all ten classes."""
+    found = must.predict(model=str(exported[1]), images=[str(path) for path, _ in pictures], top_k=10, batch_size=1)
+    return [prediction.top for prediction in found.predictions]
+
+
+def same(answer, expected):
+    names = [found["class"] for found in answer["predictions"]]
+    shown = [found["probability"] for found in answer["predictions"]]
+    assert names == [name for name, _ in expected[: len(names)]]
+    assert np.allclose(shown, [value for _, value in expected[: len(names)]], atol=2e-6)
+
+
+def test_a_picture_gets_the_names_that_must_predict_gives(server, pictures, predicted):
+    connection = server.connection()
+    for (_, data), expected in zip(pictures, predicted, strict=True):
+        status, answer = ask(connection, "POST", "/classify?top_k=3", data)
+        assert status == 200 and answer["class"] == expected[0][0] and answer["abstained"] is False
+        same(answer, expected)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_curl_with_a_jpeg(server, pictures, exported, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(as_jpeg(pictures[0][1]))
+    command = ["curl", "--silent", "--data-binary", f"@{path}", f"http://127.0.0.1:{server.port}/classify"]
+    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    (expected,) = must.predict(model=str(exported[1]), images=[str(path)], top_k=5).predictions
+    same(answer, expected.top)
+    assert answer["model"] == "digits" and answer["class"] == expected.name
+
+
+def pixels_of(pictures, exported, count=4):
+    classifier = OnnxClassifier(exported[1] / "model.onnx")
+    view = EvalView(classifier.preprocess)
+    pixels = np.stack([view(decode(data)) for _, data in pictures[:count]])
+    return pixels, normalize_pixels(pixels, classifier.preprocess)
+
+
+def raw(files):
+    return b"".join(struct.pack("<I", len(data)) + data for data in files)
+
+
+@pytest.mark.parametrize("form", ["base64", "data URL", "files", "uint8", "float32", "numbers"])
+def test_every_form_of_input_gives_the_same(server, pictures, exported, predicted, form):
+    files, (pixels, floats) = [data for _, data in pictures[:4]], pixels_of(pictures, exported)
+    blob, tensor = b"", {"name": "image", "datatype": "BYTES", "shape": [4]}
+    if form in ("base64", "data URL"):
+        before = "data:image/png;base64," if form == "data URL" else ""
+        tensor["data"] = [before + base64.b64encode(data).decode() for data in files]
+    elif form == "numbers":
+        tensor |= {"datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+    elif form == "files":
+        blob = raw(files)
+    else:
+        array = pixels if form == "uint8" else floats
+        tensor |= {"datatype": {"uint8": "UINT8", "float32": "FP32"}[form], "shape": list(array.shape)}
+        blob = array.tobytes()
+    if blob:
+        tensor["parameters"] = {"binary_data_size": len(blob)}
+    header = json.dumps({"inputs": [tensor], "parameters": {"top_k": 2}, "id": "mine"}).encode()
+    status, answer = server.ask("POST", INFER, header + blob, Inference_Header_Content_Length=str(len(header)))
+    assert status == 200 and answer["id"] == "mine" and answer["model_name"] == "digits"
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert outputs["class"]["shape"] == [4, 2] and outputs["abstained"]["data"] == [False] * 4
+    assert outputs["class"]["data"] == [name for row in predicted[:4] for name, _ in row[:2]]
+    shown = outputs["top_probability"]["data"]
+    assert np.allclose(shown, [value for row in predicted[:4] for _, value in row[:2]], atol=2e-6)
+
+
+def test_binary_outputs(server, pictures, predicted):
+    blob = raw([pictures[0][1]])
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(blob)}}
+    wanted = [{"name": "probability", "parameters": {"binary_data": True}}, {"name": "class"}]
+    header = json.dumps({"inputs": [image], "outputs": wanted, "parameters": {"top_k": 1}}).encode()
+    connection = server.connection()
+    connection.request("POST", INFER, header + blob, {"Inference-Header-Content-Length": str(len(header))})
+    answer = connection.getresponse()
+    body, length = answer.read(), int(answer.headers["Inference-Header-Content-Length"])
+    told = json.loads(body[:length])
+    assert told["outputs"][0]["parameters"] == {"binary_data_size": 40} and told["outputs"][1]["data"] == [
+        predicted[0][0][0]
+    ]
+    assert np.frombuffer(body[length:], np.float32).max() == pytest.approx(predicted[0][0][1], abs=2e-6)
+
+
+def test_below_a_threshold_no_class_is_named(server, pictures, predicted):
+    for (_, data), expected in zip(pictures[:20], predicted[:20], strict=True):
+        _, answer = server.ask("POST", "/classify?abstain=0.9", data)
+        unsure = expected[0][1] < 0.9
+        assert answer["abstained"] is unsure and (answer["class"] is None) is unsure
+        assert answer["predictions"][0]["class"] == expected[0][0]
+    assert 0 < sum(row[0][1] < 0.9 for row in predicted[:20]) < 20, "the threshold divides the pictures"
+
+
+def test_what_it_says_of_itself(server):
+    assert server.ask("GET", "/v2")[1]["name"] == "must-serve"
+    _, described = server.ask("GET", "/v2/models/digits")
+    (version,) = described["versions"]
+    assert described["parameters"]["classes"][:2] == ["zero", "one"] and described["parameters"]["size"] == 32
+    for path in (
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/digits/ready",
+        f"/v2/models/digits/versions/{version}",
+    ):
+        assert server.ask("GET", path)[0] == 200
+    assert server.ask("GET", "/v2/models/digits/versions/older")[0] == 404
+    assert server.ask("GET", "/v2/models/others")[0] == 404
+    text = server.ask("GET", "/metrics")[1].decode()
+    assert f'must_model_info{{version="{version}"}} 1.0' in text
+    assert "must_images_total" in text and "must_images_waiting 0.0" in text
+
+
+def test_a_wrong_model_is_one_line(tmp_path):
+    from tests.api.test_cli import must as command
+
+    found = command("serve", "--model", str(tmp_path))
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "model.onnx: no such file" in found.stderr
+
+
+def test_a_port_that_is_taken_is_one_line(server, exported):
+    from tests.api.test_cli import must as command
+
+    found = command("serve", "--model", str(exported[1]), "--port", str(server.port))
+    assert found.returncode == 2 and "already in use" in found.stderr and os.linesep not in found.stderr.strip()
+
+
+def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):
+    async def cell():
+        must.serve(model=str(exported[1]), port=0)
+
+    with pytest.raises(ValueError, match="run `must serve` as a program of its own") as error:
+        asyncio.run(cell())
+    assert code_of(error.value) == WRONG_INPUT

@@ -1,0 +1,145 @@
+"""The registry's next champion takes over while requests go on, and none of them is lost."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.deploy.serve.server import SILENCE, ask, running
+from tests.deploy.serve.versions import NAME, add_version, promote
+
+CLIENTS = 8
+
+
+def until(condition, what):
+    end = time.monotonic() + SILENCE
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def http_client(server, data, count, answers, errors):
+    connection = server.connection()
+    for _ in range(count):
+        try:
+            status, answer = ask(connection, "POST", "/classify?top_k=1", data)
+            answers.append((status, answer.get("version"), answer.get("class")))
+        except Exception as error:
+            errors.append(error)
+    connection.close()
+
+
+def load_over_swaps(registry, exported, pictures, folder, requests, versions):
+    """`requests` from eight clients while LATEST goes through `versions`; (answers, errors)."""
+    for version in versions:
+        add_version(registry, exported, version, folder)
+    promote(registry, versions[0])
+    answers, errors = [], []
+    with running("--registry", registry, "--name", NAME, "--poll", 0.2) as server:
+        until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
+        threads = [
+            threading.Thread(
+                target=http_client,
+                args=(server, pictures[number][1], requests // CLIENTS, answers, errors),
+            )
+            for number in range(CLIENTS)
+        ]
+        for thread in threads:
+            thread.start()
+        for number, version in enumerate(versions[1:], 1):
+            until(lambda n=number: len(answers) + len(errors) >= n * requests // len(versions), "the load stands still")
+            promote(registry, version)
+        for thread in threads:
+            thread.join()
+        until(lambda: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == versions[-1], server.log)
+        text = server.ask("GET", "/metrics")[1].decode()
+        assert f"must_model_swaps_total {len(versions) - 1}.0" in text and "must_model_swap_failures_total 0.0" in text
+    return answers, errors
+
+
+def check(answers, errors, requests, versions):
+    assert not errors and len(answers) == requests
+    assert {status for status, _, _ in answers} == {200}
+    assert {version for _, version, _ in answers} == set(versions)
+    assert all(name.startswith(f"{version}-") for _, version, name in answers), "names are of the version that is told"
+
+
+@pytest.mark.slow
+def test_none_of_ten_thousand_requests_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
+    versions = [f"v{number}" for number in range(1, 6)]
+    answers, errors = load_over_swaps(tmp_path / "registry", exported, pictures, tmp_path, 10_000, versions)
+    check(answers, errors, 10_000, versions)
+
+
+def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(exported, pictures, tmp_path):
+    registry = tmp_path / "registry"
+    with running("--registry", registry, "--name", NAME, "--poll", 0.1) as server:
+        assert server.ask("GET", "/v2/health/live")[0] == 200 and server.ask("GET", "/v2/health/ready")[0] == 503
+        status, answer = server.ask("POST", "/classify", pictures[0][1])
+        assert status == 503 and "no model is loaded yet" in answer["error"]
+        until(lambda: server.said("waiting for the first promotion"), server.log)
+        add_version(registry, exported, "good", tmp_path)
+        promote(registry, "good")
+        until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
+
+        add_version(registry, exported, "other-bytes", tmp_path, spoil=b"something else than was promoted")
+        promote(registry, "other-bytes")
+        until(lambda: server.said("is not the file that was promoted"), server.log)
+        assert server.ask("POST", "/classify", pictures[0][1])[1]["version"] == "good"
+        (registry / NAME / "LATEST").write_bytes(b"{")
+        until(lambda: server.said("LATEST is damaged"), server.log)
+        assert server.ask("POST", "/classify", pictures[0][1])[1]["version"] == "good"
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_from_a_bucket(bucket_server, exported, pictures, tmp_path):
+    registry = f"{bucket_server.uri}/registry"
+    add_version(registry, exported, "v1", tmp_path)
+    promote(registry, "v1")
+    with running("--registry", registry, "--name", NAME, "--poll", 0.1) as server:
+        for version in ("v1", "v2"):
+            until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
+            until(lambda v=version: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == v, server.log)
+            if version == "v1":
+                add_version(registry, exported, "v2", tmp_path)
+                promote(registry, "v2")
+
+
+def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures):
+    with running("--model", exported[1], "--name", NAME) as server:
+        answers, errors = [], []
+        data = pictures[0][1]
+        connection = server.connection()
+        connection.putrequest("POST", "/classify")
+        connection.putheader("content-length", str(len(data)))
+        connection.endheaders(data[:100])  # half of it
+        time.sleep(0.3)
+        server.process.terminate()
+        until(lambda: server.said("not ready; answering"), server.log)
+        connection.send(data[100:])
+        answer = connection.getresponse()
+        assert answer.status == 200 and b'"class"' in answer.read()
+        assert not answers and not errors
+        assert server.process.wait(SILENCE) == 0
+        server.process.poll = lambda: None  # it has ended as it should
+
+
+KILLED_WHILE_LOADING = """
+import os, signal, sys
+from must.config import ServeConfig
+from must.deploy.serve import models
+models.OnnxClassifier = lambda *values, **more: os.kill(os.getpid(), signal.SIGKILL)
+models.Champion(ServeConfig(registry=sys.argv[1], name=sys.argv[2])).load("v1")
+"""
+
+
+def test_a_server_that_is_killed_while_it_loads_leaves_no_model_behind(exported, tmp_path):
+    """Out of memory, say: a pod's /tmp stays from one container to the next, and would fill up."""
+    add_version(tmp_path / "registry", exported, "v1", tmp_path)
+    (scratch := tmp_path / "scratch").mkdir()
+    command = [sys.executable, "-c", KILLED_WHILE_LOADING, str(tmp_path / "registry"), NAME]
+    killed = subprocess.run(command, env=os.environ | {"TMPDIR": str(scratch)}, check=False)
+    assert killed.returncode == -9 and not list(scratch.iterdir())

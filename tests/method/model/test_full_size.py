@@ -1,0 +1,108 @@
+"""Real CLIPs at full size with random weights: loaded from a checkpoint file, a step, resumed to the bit, exported.
+
+No pretrained weights are needed: the file is what open_clip itself saves, with the names and shapes of the whole model.
+Each family runs in a process of its own, which says how much memory it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+NAMES = ["ViT-B-32-quickgelu"]
+ALL = ["ViT-B-16", "ViT-L-14-quickgelu", "coca_ViT-B-32", "ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256", "PE-Core-B-16"]
+ALL += ["ViT-L-14-CLIPA", "EVA02-B-16"]
+if os.environ.get("REQUIRE_FULL_SIZE"):  # minutes each
+    NAMES += ALL
+MOST_MEMORY = 20e9  # bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_a_resume_and_an_export_at_full_size(name, digits, tmp_path, record_property):
+    command = [
+        sys.executable,
+        "-m",
+        "tests.method.model.test_full_size",
+        name,
+        digits.zero_shot,
+        digits.shards,
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    record_property("memory", found["memory"])
+    assert found["missing"] == [] and found["memory"] < MOST_MEMORY
+    assert found["same_step"] and found["same_bundle"] and found["agreement"] >= 0.99
+
+
+def main(name: str, bundle: str, shards: str, folder: str) -> None:
+    import open_clip
+    from safetensors.torch import load_file, save_file
+
+    from must.config import ExportConfig, TrainConfig
+    from must.deploy.export.onnx import export_onnx
+    from must.method.distributed.process_group import World
+    from must.method.model.backbone import load_backbone
+    from must.method.model.bundle import load_bundle, load_description, save_bundle
+    from must.method.model.masked_vit import MaskedViT
+    from must.method.train.autotune import blank
+    from must.method.train.settings import StepSettings
+    from must.method.train.step import MustStep
+
+    torch.manual_seed(0)
+    weights = Path(folder, "weights.safetensors")
+    save_file(open_clip.create_model(name, pretrained=None).state_dict(), weights)
+    backbone = load_backbone(name, str(weights), with_tokenizer=False)
+    saved, ours = load_file(weights), backbone.clip.state_dict()
+    missing = [key for key in ours if key not in saved or not torch.equal(ours[key], saved[key])]
+    del saved, ours
+    weights.unlink()
+
+    classes = [f"class {number}" for number in range(10)]
+    head = torch.nn.functional.normalize(torch.randn(backbone.architecture["embed_dim"], len(classes)), dim=0)
+    model = MaskedViT(backbone.clip.visual, head)
+    backbone.clip.visual = None
+    values = {"batch_size": 2, "precision": "fp32", "confidence_threshold": 0.0}
+    config, world = TrainConfig(shards="-", classifier="-", output="-", **values), World(0, 1, torch.device("cpu"))
+    method = MustStep(model, backbone.preprocess, StepSettings.of(config), world, 10, 10)
+    batch = blank(2, backbone.preprocess.size, 5)
+    weak, strong = (torch.randint(0, 256, batch.weak.shape, dtype=torch.uint8) for _ in range(2))
+    batch = batch._replace(weak=weak, strong=strong)
+    method(0, [batch])
+    checkpoint = Path(folder, "step.pt")
+    torch.save(method.state_dict(), checkpoint)
+    loss = method(1, [batch])["loss"]
+    after = {key: value.clone() for key, value in model.state_dict().items()}
+    method.load_state_dict(torch.load(checkpoint, weights_only=True, mmap=True))
+    again = method(1, [batch])["loss"]
+    same_step = torch.equal(loss, again) and all(torch.equal(after[key], v) for key, v in model.state_dict().items())
+    checkpoint.unlink()
+
+    description = replace(
+        load_description(bundle), architecture=backbone.architecture, backbone=name, pretrained="", classes=classes,
+        preprocess=backbone.preprocess.to_dict(), logit_factor=model.logit_factor,
+    )  # fmt: skip
+    del method, after
+    output = str(Path(folder, "bundle"))
+    save_bundle(output, model, description)
+    loaded = load_bundle(output).model.state_dict()
+    same_bundle = all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+    del loaded, model
+    check = export_onnx(ExportConfig(model=output, output=str(Path(folder, "onnx")), shards=shards, images=8))["check"]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {"missing": missing, "memory": memory, "same_step": same_step, "same_bundle": same_bundle}
+    print(json.dumps({**found, "agreement": check["agreement"]}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,168 @@
+"""Models from a hub: asked once and briefly, each of its failures one line, and never again after the classifier."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants as hub_settings
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from must.api.demo import asset_folder
+from must.api.stages import call
+from must.base.errors import TransientError, UserError
+from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
+from must.method.model import hub
+from must.method.model.backbone import load_backbone, tower_shape
+from must.method.model.bundle import load_description
+from tests.method.model.hub import serving
+from tests.method.model.test_transformers_folder import by_hand
+from tests.method.model.tiny import model_folder
+
+FILES = r"put open_clip_config.json and open_clip_model.safetensors of {} into a folder and give it as --model"
+OPENAI = "timm/vit_base_patch16_clip_224.openai"
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """A hub's folder with one model, team/tiny, whose tokenizer is open_clip's own."""
+    folder = tmp_path_factory.mktemp("hub")
+    tiny = folder / "team" / "tiny"
+    tiny.mkdir(parents=True)
+    config = json.loads((asset_folder() / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "context_length": 77, "width": 16}
+    (tiny / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(f"local-dir:{tiny}").state_dict(), tiny / "open_clip_model.safetensors")
+    (folder / OPENAI).mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A function that makes a URL the hub of this process, with an empty cache."""
+    monkeypatch.setattr(hub, "PATIENCE", 1)
+    monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def use(url):
+        monkeypatch.setattr(hub_settings, "ENDPOINT", url)
+        monkeypatch.setattr(
+            hub_settings, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "fault, later, message",
+    [
+        ("hangs", True, r"cannot be reached \(timed out\): try again later, or "),
+        ("401", False, r"has no such public model \(401\): check its name; if private, set HF_TOKEN, or "),
+        ("403", False, r"has no such public model \(403\)"),
+        ("404", False, r"has no such public model \(404\)"),
+        ("429", True, r"limits requests from here \(429\): try again later, or set HF_TOKEN, or "),
+        ("503", True, r"answers with an error \(503\): try again later, or "),
+    ],
+)
+@pytest.mark.parametrize("model, pretrained", [("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", "")])
+def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
+    repositories, asked, fault, later, message, model, pretrained
+):
+    with serving(repositories, fault) as server:
+        asked(server.url)
+        with pytest.raises(ValueError, match=f"the hub {server.url} {message}") as error:
+            load_backbone(model, pretrained)
+    assert code_of(error.value) == (PREEMPTED if later else WRONG_INPUT)
+    said = str(error.value)
+    assert said.startswith(f"--model {model}" + (f" --pretrained {pretrained}: " if pretrained else ": "))
+    assert FILES.format(OPENAI if pretrained else "team/tiny") in said and "\n" not in said
+    assert len(server.asked) == 1
+
+
+def test_a_hub_that_is_not_there(asked):
+    asked("http://127.0.0.1:9")
+    with pytest.raises(TransientError, match=r"cannot be reached \(.*[Cc]onnection refused\): try again later, or put"):
+        load_backbone("ViT-B-16-quickgelu", "openai")
+
+
+def test_a_hub_that_may_not_be_asked(asked, monkeypatch):
+    monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"is disabled: unset HF_HUB_OFFLINE, or put"):
+        load_backbone("ViT-B-16-quickgelu", "openai")
+
+
+def test_a_download_that_breaks_off_leaves_nothing(repositories, asked, tmp_path):
+    with serving(repositories, "cuts") as server:
+        asked(server.url)
+        with pytest.raises(
+            TransientError, match=r"open_clip_config.json of team/tiny could not be downloaded .*size"
+        ) as error:
+            load_backbone("hf-hub:team/tiny")
+        assert "\n" not in str(error.value) and FILES.format("team/tiny") in str(error.value)
+        server.fault = ""
+        assert load_backbone("hf-hub:team/tiny").preprocess.size == 32
+
+
+def test_a_repository_without_the_file_is_named(repositories, asked):
+    with serving(repositories) as server:
+        asked(server.url)
+        with pytest.raises(
+            UserError, match=r"openai on the hub .* has no open_clip_model.safetensors and no open_clip_"
+        ):
+            load_backbone("ViT-B-16-quickgelu", "openai")
+        with pytest.raises(UserError, match=r"has no such public model \(404\)"):
+            load_backbone("hf-hub:team/none")
+
+
+def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, asked, capsys):
+    with serving(repositories) as server:
+        asked(server.url)
+        expected = load_backbone("hf-hub:team/tiny").clip.state_dict()
+        assert tower_shape("hf-hub:team/tiny", "") == (128, 32, 8)
+    found = load_backbone("hf-hub:team/tiny").clip.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert "cannot serve team/tiny; using the cached copy" in capsys.readouterr().out
+    assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
+
+
+def test_a_model_in_transformers_format(asked, tmp_path):
+    given = model_folder("clip", tmp_path / "given")
+    (tmp_path / "hub" / "team").mkdir(parents=True)
+    by_hand(Path(given), tmp_path / "hub" / "team" / "fashion")
+    with serving(tmp_path / "hub") as server:
+        asked(server.url)
+        assert tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
+        assert not [one for one in server.asked if "model.safetensors" in one]
+        found = load_backbone("hf-hub:team/fashion")
+        assert [one.rpartition("/")[2] for one in server.asked if one.startswith("GET")].count("model.safetensors") == 1
+    expected = load_backbone(given)
+    for again in (found, load_backbone("hf-hub:team/fashion")):
+        assert all(torch.equal(v, expected.clip.state_dict()[key]) for key, v in again.clip.state_dict().items())
+        assert torch.equal(again.tokenizer(["a two"]), expected.tokenizer(["a two"]))
+
+
+@pytest.mark.slow
+def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked, tmp_path, monkeypatch):
+    """Then it is gone, and so is its cache, and one works in another folder."""
+    monkeypatch.chdir(tmp_path)
+    classes = str(Path(digits.shards).parent / "classes.yaml")
+    with serving(repositories) as server:
+        asked(server.url)
+        made = call("classifier", classes=classes, model="hf-hub:team/tiny", output="w/c.safetensors")
+        assert len([line for line in server.asked if line.startswith("GET") and "open_clip_model" in line]) == 1
+    asked("http://127.0.0.1:9")
+    shutil.rmtree("cache")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shards, file = {"shards": digits.shards, "workers": 0}, "../w/c.safetensors"
+    call("train", **shards, classifier=file, output="model", epochs=1, device="cpu")  # settings that auto finds
+    trained = load_description("model").provenance
+    assert (trained.model_folder, trained.model_sha256) == (made.model_folder, made.model_sha256)
+    call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
+    call("select", **shards, model="model", baseline=file, output="selected")
+    metrics = call("evaluate", **shards, model="selected", baseline=file, output="report", device="cpu")
+    assert metrics.images == 120
+    call("export", model="selected", shards=digits.shards, output="onnx", images=40)
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,198 @@
+"""The model folder beside a classifier: whole, shared, found wherever it goes, and all that later stages read."""
+
+import json
+import resource
+import shutil
+import signal
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from must.api.demo import asset_folder
+from must.api.preflight import preflight
+from must.api.stages import configure
+from must.base import storage
+from must.config import ClassifierConfig
+from must.method.model.backbone import load_backbone
+from must.method.model.bundle import zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier, read_header, save_classifier
+from tests.method.model.tiny import FAMILIES, SIZE, model_folder
+
+CLASSES = "classes: [cat, dog]\n"
+
+
+def make(folder, model="", name="c.safetensors", **values):
+    model = model or str(asset_folder())
+    folder.mkdir(exist_ok=True)
+    (folder / "classes.yaml").write_text(CLASSES)
+    values = {"classes": str(folder / "classes.yaml"), "model": model, "output": str(folder / name), **values}
+    return classifier(ClassifierConfig(**values)), values["output"]
+
+
+def logits(bundle):
+    pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return bundle.model(pixels)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_open_clip_alone_loads_the_folder_as_the_same_model(family, tmp_path):
+    given = model_folder(family, tmp_path / "given")
+    made, _ = make(tmp_path / "w", given)
+    ours = load_backbone(given)
+    theirs, *_ = open_clip.create_model_and_transforms(f"local-dir:{made.model_folder}")
+    for name, value in ours.clip.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+    assert theirs.visual.preprocess_cfg == ours.clip.visual.preprocess_cfg
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(theirs.eval().encode_image(pixels), ours.clip.encode_image(pixels))
+    words = open_clip.get_tokenizer(f"local-dir:{made.model_folder}", bpe_path=f"{made.model_folder}/bpe.txt.gz")
+    assert torch.equal(words(["a cat"]), ours.tokenizer(["a cat"]))
+    kept = load_backbone(made.model_folder)
+    assert (kept.architecture, kept.preprocess) == (ours.architecture, ours.preprocess)
+
+
+def test_what_begins_at_random_does_not_depend_on_where_the_model_is_read(tmp_path):
+    """Mask token and decoder are drawn after the model is made: a run with a seed is what it was with the name."""
+    made, _ = make(tmp_path / "w")
+    networks = []
+    for one in (made, replace(made, model_folder="")):
+        torch.manual_seed(0)
+        networks.append(zero_shot_bundle(one).model.state_dict())
+    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+
+
+def test_a_model_without_a_vocabulary_of_its_own_has_open_clips_tokenizer(tmp_path):
+    given = Path(shutil.copytree(asset_folder(), tmp_path / "given"))
+    (given / "bpe.txt.gz").unlink()
+    config = json.loads((given / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "width": 16}
+    (given / "open_clip_config.json").write_text(json.dumps(config))
+    (given / "open_clip_model.safetensors").unlink()
+    save_file(open_clip.create_model(f"local-dir:{given}").state_dict(), given / "open_clip_model.safetensors")
+    made, _ = make(tmp_path / "w", str(given))
+    words = open_clip.get_tokenizer(f"local-dir:{made.model_folder}")
+    assert torch.equal(
+        words(["a photo of a cat"]), open_clip.get_tokenizer("ViT-B-32", context_length=24)(["a photo of a cat"])
+    )
+
+
+def test_classifiers_of_one_model_share_a_folder_and_of_another_do_not(tmp_path):
+    first, _ = make(tmp_path / "w")
+    weights = Path(first.model_folder) / "open_clip_model.safetensors"
+    written = weights.stat().st_mtime_ns
+    second, _ = make(tmp_path / "w", name="d.safetensors")
+    assert second.model_folder == first.model_folder and weights.stat().st_mtime_ns == written
+    make(tmp_path / "w", model_folder("clip", tmp_path / "assets"), name="e.safetensors")
+    assert len(list((tmp_path / "w" / "models").iterdir())) == 2
+    assert stat.S_IMODE(weights.stat().st_mode) & 0o044 == 0o044 & ~storage.umask()  # another user's pod reads it
+    expected = weights.read_bytes()
+    weights.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
+    make(tmp_path / "w")
+    assert weights.read_bytes() == expected  # what is damaged is written anew
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(ValueError, match=r"models: the model cannot be written: .*"):
+            make(tmp_path / "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in (tmp_path / "w").rglob("*") if path.is_file()] == ["classes.yaml"]
+
+
+def test_half_precision_is_kept_where_it_loses_nothing_and_only_there(tmp_path):
+    given = Path(model_folder("clip", tmp_path / "given")) / "open_clip_model.safetensors"
+    make(tmp_path / "w", str(given.parent))
+    full = sum(path.stat().st_size for path in (tmp_path / "w").rglob("open_clip_model.safetensors"))
+    save_file({name: value.half() for name, value in load_file(given).items()}, given)
+    made, _ = make(tmp_path / "half", str(given.parent))
+    assert (Path(made.model_folder) / given.name).stat().st_size < 0.6 * full
+    ours, kept = load_backbone(str(given.parent)), load_backbone(made.model_folder)
+    assert all(torch.equal(value, kept.clip.state_dict()[name]) for name, value in ours.clip.state_dict().items())
+
+
+def test_a_classifier_made_with_a_relative_path_works_in_another_folder(tmp_path, monkeypatch):
+    shutil.copytree(asset_folder(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    made, _ = make(Path("w"), "model", model_store="w/other")
+    expected = logits(zero_shot_bundle(made))
+    shutil.rmtree("model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(logits(zero_shot_bundle(load_text_classifier("../w/c.safetensors"))), expected)
+
+
+def test_the_folder_is_found_beside_a_file_that_moved_else_where_it_was(tmp_path):
+    made, output = make(tmp_path / "w")
+    shutil.copy(output, tmp_path / "alone.safetensors")
+    assert load_text_classifier(str(tmp_path / "alone.safetensors")).model_folder == made.model_folder
+    (tmp_path / "w").rename(tmp_path / "moved")
+    moved = str(tmp_path / "moved" / "c.safetensors")
+    assert read_header(moved)["model_folder"] == str(tmp_path / "moved/models" / Path(made.model_folder).name)
+    assert logits(zero_shot_bundle(load_text_classifier(moved))).shape == (3, 2)
+    lonely = load_text_classifier(str(tmp_path / "alone.safetensors"))
+    with pytest.raises(ValueError, match=r"the classifier's model is not there, nor in the folder models beside"):
+        zero_shot_bundle(lonely)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other numbers", "gone"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    made, output = make(tmp_path / "w")
+    weights = Path(made.model_folder) / "open_clip_model.safetensors"
+    if damage == "gone":
+        weights.unlink()
+    else:
+        data = weights.read_bytes()
+        weights.write_bytes(data[:-100] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"open_clip_model.safetensors: is missing, damaged or of another model"):
+        zero_shot_bundle(load_text_classifier(output))
+
+
+def test_a_file_of_an_earlier_version_loads_its_model_by_name(tmp_path):
+    made, output = make(tmp_path / "w")
+    expected = logits(zero_shot_bundle(made))
+    save_classifier(replace(made, model_folder="", model_sha256=""), output)
+    assert b"model_folder" not in Path(output).read_bytes()
+    shutil.rmtree(tmp_path / "w" / "models")
+    assert torch.equal(logits(zero_shot_bundle(load_text_classifier(output))), expected)
+
+
+def test_in_a_bucket(bucket_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made, _ = make(tmp_path / "w", model_store=f"{bucket_server.uri}/work/models")
+    assert (
+        made.model_folder.startswith(f"{bucket_server.uri}/work/models/assets-")
+        and not (tmp_path / "w/models").exists()
+    )
+    again, _ = make(tmp_path / "w", made.model_folder, output=f"{bucket_server.uri}/work/c.safetensors")
+    assert again.model_folder == made.model_folder
+    for file in (str(tmp_path / "w/c.safetensors"), f"{bucket_server.uri}/work/c.safetensors"):
+        np.testing.assert_array_equal(
+            logits(zero_shot_bundle(load_text_classifier(file))), logits(zero_shot_bundle(made))
+        )
+
+
+def test_no_stage_begins_without_the_model(digits, tmp_path):
+    made, output = make(tmp_path / "w")
+    shutil.rmtree(made.model_folder)
+    places = {"shards": digits.shards, "output": str(tmp_path / "out")}
+    for stage, values in {
+        "train": {"classifier": output, "preset": "digits"},
+        "evaluate": {"model": digits.zero_shot, "baseline": output},
+        "refine": {"classifier": output},
+    }.items():
+        with pytest.raises(ValueError, match="the classifier's model is not there"):
+            preflight(configure(stage, {**places, **values}))
+    preflight(configure("train", {**places, "classifier": output, "preset": "digits", "model": "ViT-B-16"}))

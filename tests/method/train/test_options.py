@@ -1,0 +1,124 @@
+"""What training can do besides the published method: class shares that are known."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from must.base.parameters import load
+from must.config import TrainConfig
+from must.method.model.bundle import load_bundle
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.train.losses import fairness_loss
+from must.method.train.trainer import train
+from tests.method.train.processes import on_ranks
+from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
+from tests.method.train.test_step import ALONE, assert_same
+
+PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())
+
+
+@pytest.mark.parametrize("classes", [10, 600])
+def test_equal_shares_are_the_published_balance(classes):
+    """With many classes over two steps, the running balance included."""
+    torch.manual_seed(0)
+    given, published, running = torch.full((classes,), 1 / classes, dtype=torch.float64), [], []
+    for prior, found in ((None, published), (given, running)):
+        past = None
+        torch.manual_seed(1)
+        for _ in range(2):
+            balance = torch.randn(classes, dtype=torch.float64).softmax(0).requires_grad_()
+            loss, past = fairness_loss(balance, past, prior)
+            loss.backward()
+            found += [loss.detach(), balance.grad]
+    for ours, theirs in zip(running, published, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_the_balance_is_least_at_the_shares_given():
+    """-sum q log m: the gradient is -q / m, and at m = q the value is the entropy of q, which none is below."""
+    prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    entropy = -(prior * prior.log()).sum()
+    assert fairness_loss(prior, None, prior)[0].item() == pytest.approx(entropy.item(), rel=1e-12)
+    for seed in range(5):
+        other = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double().softmax(0).requires_grad_()
+        loss, _ = fairness_loss(other, None, prior)
+        loss.backward()
+        torch.testing.assert_close(other.grad, -prior / other.detach())
+        assert loss > entropy
+
+
+def test_processes_and_micro_batches_take_the_step_of_one(record_property):
+    torch.set_num_threads(1)
+    whole = run_steps(ALONE, prior=PRIOR)
+    assert_same(run_steps(ALONE, accumulate=2, prior=PRIOR), whole, record_property)
+    assert_same(on_ranks(2, run_steps_on_a_rank, accumulate=2, prior=PRIOR), whole, record_property)
+
+
+def config(digits, output, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
+    values |= {"preset": "digits", "batch_size": 50, "workers": 0, "log_every": 1}
+    return load(TrainConfig, {**values, **changes})
+
+
+def with_shares(digits, path, shares):
+    save_classifier(replace(load_text_classifier(digits.classifier), shares=shares), str(path))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
+    torch.set_num_threads(1)
+    known = with_shares(digits, tmp_path / "known", PRIOR)
+    told, weights = {}, {}
+    for name, changes in {"without": {}, "unused": {"classifier": known},
+                          "used": {"classifier": known, "class_prior": "given"}}.items():  # fmt: skip
+        train(config(digits, tmp_path / name, **changes))
+        bundle = load_bundle(str(tmp_path / name))
+        told[name] = bundle.description.provenance.class_shares
+        weights[name] = bundle.model.state_dict()
+    assert told == {"without": [], "unused": [], "used": list(PRIOR)}
+    same = {name: all(torch.equal(weights[name][key], value) for key, value in weights["without"].items())
+            for name in weights}  # fmt: skip
+    assert same == {"without": True, "unused": True, "used": False}
+    other = with_shares(digits, tmp_path / "other", PRIOR[::-1])
+    with pytest.raises(ValueError, match=r"a run with other settings: class_shares \(") as error:
+        train(config(digits, tmp_path / "used", classifier=other, class_prior="given"))
+    assert "\n" not in str(error.value)
+
+
+def test_shares_that_nobody_gave_are_told_from_python_too(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"--class-prior given: .* holds no class shares"):
+        train(config(digits, tmp_path / "model", class_prior="given"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp_path):
+    torch.set_num_threads(1)
+    train(config(digits, tmp_path, epochs=2, checkpoint_every=2, keep_every=2))
+    expected = load_bundle(str(tmp_path)).model.state_dict()
+    folder = tmp_path / "checkpoints"
+    for path in folder.glob("step-00000000[46]*"):
+        path.unlink()
+    rewrite(folder / "step-000000002.pt", relative_threshold=0.5)  # a setting that there was between then and now
+    with pytest.raises(ValueError, match=r"other settings: relative_threshold \(0.5 -> 0.0\)"):
+        train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
+    rewrite(folder / "step-000000002.pt")
+    train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
+    found = load_bundle(str(tmp_path)).model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def rewrite(path: Path, **identity: float) -> None:
+    """Takes out of a checkpoint what was not in it when the options were not there; with `identity` put in."""
+    state = torch.load(path, weights_only=True)
+    for name in ("class_prior", "class_shares", "mask_token", "relative_threshold", "pseudo_labels"):
+        state["identity"].pop(name, None)
+    state["identity"] |= identity
+    state["teacher_score"] = None  # as versions with that setting wrote it
+    torch.save(state, path)
+    data = path.read_bytes()
+    path.with_suffix(".json").write_text(json.dumps({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}))

@@ -1,0 +1,90 @@
+"""`--pseudo-labels propagated`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from must.data.augment.normalize import normalize
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
+from must.method.distributed.process_group import World, init_distributed
+from must.method.model.bundle import preprocess_of, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.select.knn import nearest
+from must.method.select.propagate import neighbour_weights, propagate
+from must.method.train.propagated import TOP, PropagatedLabels
+from tests.method.train.processes import on_ranks
+
+IMAGES, CLASSES, CPU = 40, 6, torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.Tensor]:
+    """(labels that start as random probabilities, those, the neighbours' cosines)."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.nn.functional.normalize(torch.randn(IMAGES, 8, generator=generator), dim=1)
+    P = torch.randn(IMAGES, classes, generator=generator).mul(2).softmax(1)
+    neighbours, cosines = nearest(values)
+    top = P.topk(min(TOP, classes))
+    labels = PropagatedLabels(
+        neighbours,
+        neighbour_weights(cosines),
+        (top.indices, top.values),
+        top.indices.clone(),
+        top.values.clone(),
+        P.sum(0),
+        IMAGES,
+    )
+    return labels, P, cosines
+
+
+def test_ten_rounds_over_all_images_are_label_propagation():
+    labels, P, cosines = made()
+    everything = torch.arange(IMAGES)
+    for _ in range(10):
+        labels.update([everything], [labels(P, everything)], ALONE)
+    wanted = propagate(labels.neighbours, cosines, P)
+    torch.testing.assert_close(labels.dense(everything), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(labels.total, wanted.sum(0), atol=1e-4, rtol=1e-4)
+
+
+def test_of_many_classes_the_largest_are_stored():
+    labels, P, _ = made(classes=100)
+    some = torch.tensor([3, 7])
+    labels.update([some], [P[some + 1]], ALONE)
+    assert labels.classes.shape == (IMAGES, TOP)
+    torch.testing.assert_close(labels.dense(some).max(1).values, P[some + 1].max(1).values)
+    torch.testing.assert_close(labels.total, P.sum(0) + (labels.dense(some) - made(100)[0].dense(some)).sum(0))
+
+
+def updated(size: int) -> dict:
+    """The last process's state after a batch of eight images, of which each process has a part."""
+    with init_distributed("cpu", 60) as world:
+        labels, P, _ = made()
+        own = torch.arange(8)[world.rank * 8 // size : (world.rank + 1) * 8 // size]
+        labels.update([own], [labels(P[own], own)], world)
+        return world.gather(labels.state_dict())[-1]
+
+
+def test_every_process_stores_the_labels_of_the_whole_batch():
+    alone, together = updated(1), on_ranks(2, updated, 2)
+    for name in ("classes", "values", "total"):
+        torch.testing.assert_close(together[name], alone[name])
+
+
+def test_similar_images_correct_zero_shot(digits):
+    """The bundled digits, whose true classes are in the shards: labels that training starts with are better."""
+    zero_shot, reader = zero_shot_bundle(load_text_classifier(digits.classifier)), open_reader(digits.shards, "train")
+    source = EvalSource(reader, preprocess_of(zero_shot.description), 64, 0)
+    labels, confidence = PropagatedLabels.of(zero_shot.model, source, ALONE)
+    everything = torch.arange(len(reader))
+    names = zero_shot.description.classes
+    truth = torch.tensor([names.index(Path(reader.description(n)["source"]).parts[-2]) for n in everything.tolist()])
+    source = EvalSource(reader, preprocess_of(zero_shot.description), 64, 0)
+    with torch.inference_mode():
+        own = torch.cat([zero_shot.model(normalize(b.pixels, source.preprocess)).argmax(1) for b in source])
+    before, after = (own == truth).float().mean(), (labels.dense(everything).argmax(1) == truth).float().mean()
+    assert after > before + 0.05, (before, after)
+    assert confidence.shape == (len(reader),)

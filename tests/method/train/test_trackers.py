@@ -1,0 +1,210 @@
+"""Curves on TensorBoard and a real MLflow server: every step once, whatever happens."""
+
+import signal
+import threading
+
+import pytest
+import torch
+
+from must.api import cli
+from must.base.parameters import load
+from must.config import TrainConfig, trackers
+from must.evaluation.report.provenance import training_log
+from must.method.train.trackers import fan
+from must.method.train.trackers.base import reason
+from must.method.train.trackers.fan import AsyncTracker
+from must.method.train.trainer import train
+from tests.method.train.test_train import SETTINGS, STEPS, run, start_and_stop
+from tests.mlflow_server import MlflowServer
+
+LOGGED = list(range(1, STEPS, 2))  # steps from 0, a line every second one
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    torch.set_num_threads(1)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def config(digits, output, *names, **changes):
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
+    return load(TrainConfig, {**values, **SETTINGS, "trackers": list(names), **changes})
+
+
+def killed_and_finished(digits, output, *names):
+    """A run in two lives, the first of them killed some steps after a checkpoint."""
+    flags = ("--trackers", ",".join(names))
+    code, text = start_and_stop(digits, output, signal.SIGKILL, extra=flags)
+    assert code == -signal.SIGKILL, text
+    code, text = run(digits, output, *flags)
+    assert code == 0 and "going on after step" in text, text
+    return text
+
+
+def curve(output, name="loss"):
+    return [(line["step"], line[name]) for line in training_log(str(output))]
+
+
+def tensorboard_curve(output, name="train/loss"):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_no_tracker_is_no_file(digits, tmp_path):
+    train(config(digits, tmp_path, epochs=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints", "model.json", "model.safetensors", "train_log.jsonl",
+    ]  # fmt: skip
+
+
+class Fragile:
+    """Fails, or never returns, at its second point."""
+
+    run_id = ""
+
+    def __init__(self, patience=None):
+        self.seen, self.patience, self.closed = [], patience, False
+
+    def log(self, step, values):
+        self.seen.append(step)
+        if len(self.seen) == 2:
+            if self.patience is None:
+                raise ConnectionError("the server\nis gone")
+            self.patience.wait()
+
+    def close(self, finished):
+        self.closed = True
+
+
+def test_a_tracker_that_fails_warns_once(capsys):
+    tracker = Fragile()
+    sender = AsyncTracker("mlflow", tracker)
+    for step in range(100):
+        sender.log(step, {})
+    sender.close(True)
+    warning = "warning: --trackers mlflow: the server is gone; training goes on without it\n"
+    assert capsys.readouterr().err == warning and tracker.seen == [0, 1] and not tracker.closed
+
+
+def test_a_password_in_an_address_is_not_told():
+    error = ConnectionError("POST\nhttp://me:secret@host:5000/api failed; see https://host/me@here")
+    assert reason(error) == "POST http://***@host:5000/api failed; see https://host/me@here"
+
+
+@pytest.mark.parametrize("finished, name", [(True, "FLUSH_TIMEOUT"), (False, "LAST_LINES_TIMEOUT")])
+def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name):
+    monkeypatch.setattr(fan, name, 0.1)
+    patience = threading.Event()
+    sender = AsyncTracker("mlflow", Fragile(patience))
+    for step in range(100):
+        sender.log(step, {})
+    sender.close(finished)
+    assert "timed out with values unsent (0 s); training goes on" in capsys.readouterr().err
+    patience.set()
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("mlfow", "--trackers: unknown name 'mlfow'; did you mean 'mlflow'?"),
+        ("mlflow,mlflow", "--trackers mlflow,mlflow: each of them once"),
+        ("mlflow", "--trackers mlflow: set MLFLOW_TRACKING_URI to the server's address"),
+    ],
+)
+def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
+    command = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", str(tmp_path / "m")]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--preset", "digits", "--trackers", names])
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert end.value.code == 2 and message in line and line.startswith("must train: ")
+    assert not (tmp_path / "m" / "model.json").exists()
+
+
+def test_a_missing_package_is_one_line_with_its_command(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^--trackers mlflow: .* pip install 'must-clip\[mlflow\]'$"):
+        train(config(digits, tmp_path, "mlflow"))
+
+
+@pytest.mark.slow
+def test_an_address_without_a_server_is_one_line_and_a_run_that_goes_on_does_without(
+    digits, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match=r"^--trackers mlflow: .*127.0.0.1.*$") as error:
+        train(config(digits, tmp_path / "new", "mlflow"))
+    assert "\n" not in str(error.value)
+    code, _ = start_and_stop(digits, tmp_path / "run", signal.SIGTERM)
+    assert code == 75
+    assert train(config(digits, tmp_path / "run", "mlflow")).steps == STEPS
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
+    assert warning.startswith("warning: --trackers mlflow: ") and warning.endswith("training goes on without it")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow")).start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+class TestMlflow:
+    def runs(self, server, experiment="0"):
+        return server.client.search_runs([experiment])
+
+    def curve(self, server, run_id, name="train/loss"):
+        return [(point.step, point.value) for point in server.client.get_metric_history(run_id, name)]
+
+    def test_a_killed_run_goes_on_as_the_same(self, server, digits, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
+        killed_and_finished(digits, tmp_path / "run", "mlflow", "tensorboard")
+        (made,) = self.runs(server, server.client.get_experiment_by_name("digits").experiment_id)
+        assert made.info.status == "FINISHED" and made.data.params["batch_size"] == "25"
+        found = self.curve(server, made.info.run_id)
+        assert [step for step, _ in found] == LOGGED
+        assert [value for _, value in found] == pytest.approx([value for _, value in curve(tmp_path / "run")])
+        assert tensorboard_curve(tmp_path / "run") == [(step, pytest.approx(value, rel=1e-6)) for step, value in found]
+
+    def test_the_pipelines_run_is_taken_and_left_open(self, server, digits, tmp_path, monkeypatch):
+        given = server.client.create_run("0")
+        before = len(self.runs(server))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
+        train(config(digits, tmp_path / "a", "mlflow", epochs=1))
+        train(config(digits, tmp_path / "b", "mlflow", epochs=1))  # a retry that found no checkpoint
+        run = server.client.get_run(given.info.run_id)
+        assert len(self.runs(server)) == before and run.info.status == "RUNNING"
+        assert [step for step, _ in self.curve(server, given.info.run_id)] == [1, 3, 5]
+
+    def test_a_run_that_was_deleted_begins_anew_with_all_its_steps(self, server, digits, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "anew")
+        code, text = start_and_stop(digits, tmp_path / "run", signal.SIGTERM, extra=("--trackers", "tensorboard"))
+        assert code == 75, text
+        train(config(digits, tmp_path / "run", "mlflow"))
+        (made,) = self.runs(server, server.client.get_experiment_by_name("anew").experiment_id)
+        assert [step for step, _ in self.curve(server, made.info.run_id)] == LOGGED
+
+    def test_a_server_that_goes_away_is_one_warning(self, digits, tmp_path, monkeypatch, capfd):
+        server = MlflowServer(tmp_path / "mlflow").start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        sent = fan.MAKE["mlflow"].log
+
+        def log(self, step, values):
+            if step == 3:
+                server.stop()
+            sent(self, step, values)
+
+        monkeypatch.setattr(fan.MAKE["mlflow"], "log", log)
+        assert train(config(digits, tmp_path / "run", "mlflow")).steps == STEPS
+        (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
+        assert warning.endswith("training goes on without it") and (tmp_path / "run/model.json").exists()
