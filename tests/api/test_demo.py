@@ -25,4 +25,4 @@ def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_pa
     capsys.readouterr()
     assert must.demo(output=tmp_path / "demo") == made and missing.exists()
     assert (tmp_path / "demo" / "classes.yaml").read_text() == "classes: [mine, yours]\n"
-    assert "classes.yaml: is left as it is" in capsys.readouterr().out
+    assert "classes.yaml: is kept, because it was changed" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
     [
         (
             (403, {"message": "cannot patch"}),
-            "may not apply an InferenceService in vision; deploy/serving.yaml",
+            "may not apply an InferenceService in vision; apply deploy/serving.yaml",
         ),
         ((404, {}), "this cluster has no InferenceService; install KServe"),
         ((400, {"message": "admission webhook denied"}), "refuses the InferenceService: 400 admission webhook denied"),

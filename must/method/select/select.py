@@ -41,12 +41,11 @@ from must.method.model.provenance import CheckResult, Selection
 from must.method.select.check import CHECKED_IMAGES, Check, Predicted, agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import propagate
 
 logger = logging.getLogger(__name__)
 
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
-HALF, CLEAR = 0.5, 3.0  # share of the way, and standard errors that going further needs
+HALF, CLEAR = 0.5, 5.0  # share of the way, and standard errors that all of it needs
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
 Weights = dict[str, Tensor]
@@ -121,9 +120,8 @@ def choose_alpha(
 ) -> Choice:
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
 
-    The chosen share is the one whose classes agree best with the labels that similar images give (propagate.py): the
-    mean of those labels' probabilities of its classes is largest. It is more than HALF only if similar images share a
-    class there more often than at HALF, by more than CLEAR standard errors; else HALF.
+    "auto" is HALF, or all of the way if similar images share a class more often there than at HALF, by more than CLEAR
+    standard errors.
 
     Args:
         zero_shot: with the adapted model's logit factor.
@@ -131,20 +129,20 @@ def choose_alpha(
         source: images to look at; at most 2,000 are enough.
         pause: called before every batch; it may raise to stop.
     """
-    alphas = TRIED if alpha == "auto" else (0.0, float(alpha))
+    alphas = (0.0, HALF, 1.0) if alpha == "auto" else (0.0, float(alpha))
     path = WeightPath(zero_shot.to(device), adapted, alphas[1:])
     seen = extract_features(zero_shot, source, device, path, pause)
-    neighbours, cosines = nearest(whitened(seen.features.to(device).float()))
-    probabilities = seen.probabilities.float().to(device)
+    neighbours, _ = nearest(whitened(seen.features.to(device).float()))
+    probabilities = seen.probabilities.to(device)
     place, by = len(alphas) - 1, "--alpha"
     if alpha == "auto":
-        refined = propagate(neighbours, cosines, (probabilities[0] + probabilities[-1]) / 2)
         labels = probabilities.argmax(-1)
-        place = int(refined.gather(1, labels.T).mean(0).argmax())
-        by = "agrees best with the labels of similar images"
-        half = TRIED.index(HALF)
-        if place > half and agreement_gain(labels[half], labels[place], neighbours) <= CLEAR:
-            place, by = half, "half: a larger share does not clearly raise how often similar images share a class"
+        gain = agreement_gain(labels[1], labels[2], neighbours)
+        place = 2 if gain > CLEAR else 1
+        by = (
+            f"from half to all of it the agreement of similar images changes by {gain:+.1f} standard errors; all of it "
+            f"is kept above {CLEAR:+g}"
+        )
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
     return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))
 

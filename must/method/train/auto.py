@@ -20,13 +20,13 @@ CONFIDENT = 0.4  # share of the images that are confident at first
 
 REASONS = {
     "batch_size": "a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256: "
-    "at least 16 steps an epoch, and the class balance is a batch's",
+    "mostly 16 steps an epoch or more, and the class balance is computed per batch",
     "epochs": "24, and fewer, down to 10, where 24 are more than 48,000 images for a tower of width 128",
     "lr": "1e-3 at width 128, 2e-5 at 768, for 64 images a step, with the square root of the batch; less for narrow "
     "towers beyond 10 classes",
     "min_lr": "a hundredth of lr",
     "ema_decay_init": "a teacher that averages over 12% of the steps",
-    "ema_decay": "a teacher that averages over 25% of the steps: one that forgets sooner follows the student's errors",
+    "ema_decay": "a teacher that averages over 25% of the steps: a shorter average copies the student's errors",
     "ema_warmup_steps": "15% of the steps",
     "mask_patch_size": "two patches of the model where there are enough of them, else one",
     "mask_ratio": "as published for small data sets",
@@ -41,7 +41,7 @@ REASONS = {
     "strong_scale": "a smaller crop may lose the object",
     "randaugment": "weaker than published",
     "randaugment_ops": "operations that change no class",
-    "alpha": "the share of the way that agrees best with the labels of similar images",
+    "alpha": "half of the way, or all of it if similar images then clearly share a class more often",
     "class_prior": "the class file has the classes' shares",
 }
 

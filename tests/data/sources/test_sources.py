@@ -152,7 +152,7 @@ def test_damaged_archives_and_members(tmp_path: Path) -> None:
 
 
 def test_a_tar_that_is_read_halfway_is_damaged(tmp_path: Path) -> None:
-    """tarfile stops without a word at a header it cannot read, at a cut between members and between joined archives."""
+    """tarfile stops silently at a header it cannot read, at a cut between members and between joined archives."""
     zoo.fill(tmp_path / "in", 10)
     whole = make_archive(tmp_path / "in", "tar").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:

@@ -284,7 +284,7 @@ def test_a_damaged_table_is_named(tmp_path: Path, saved: Path, kind: str) -> Non
         path.write_bytes(data[:cut])
         refused(path, "the table is damaged")
     path.write_bytes(data[:4] + bytes(len(data) - 300) + data[-296:])
-    refused(path, "the table is damaged|no column that is called|no images")
+    refused(path, "the table is damaged|no column with a known image name|no images")
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Signs of life: who is named when a process is killed or frozen, or the store is gone. Real store, real processes."""
+"""Heartbeats: who is named when a process is killed or frozen, or the store is gone. Real store, real processes."""
 
 import multiprocessing
 import os

@@ -214,7 +214,7 @@ def adapted(folder: Path) -> None:
         (lambda f: changed(f, vision_config_dict={"num_hidden_layers": 3}), "have no vision_model.encoder.la"),
         (lambda f: changed(f, "preprocessor_config.json", resample=0), "neither bicubic nor bilinear"),
         (lacking, "its weights have no vision_model.post_layernorm.bias"),
-        (besides, "its weights have more.weight, which the architecture"),
+        (besides, "its weights have more.weight, unknown to the architecture"),
         (bundled, "is a bundle, .*; `must export --to open_clip` makes"),
         (adapted, "is an adapter .LoRA. without its model; save"),
         (lambda f: (f / "config.json").unlink(), "no open_clip_config.json in this folder, nor config.json"),

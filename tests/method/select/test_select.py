@@ -68,6 +68,13 @@ def test_without_labels_half_is_kept_unless_similar_images_agree_clearly_more(di
     assert agreement_gain(after, after, neighbours) == 0
 
 
+def test_all_of_it_is_kept_where_similar_images_agree_clearly_more(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("must.method.select.select.CLEAR", -100.0)
+    found = selected(digits, digits.adapted, tmp_path)
+    assert found["alpha"] == 1 and "all of it is kept above -100" in found["by"]
+    assert same(weights(tmp_path), weights(digits.adapted))
+
+
 def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys):
     bundle = load_bundle(digits.adapted)
     bundle.model.classifier.data[:, 0] = -bundle.model.classifier.data[:, 0]  # nobody is a zero any more
