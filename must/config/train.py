@@ -209,8 +209,8 @@ class TrainConfig(StageConfig):
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
-        "interpolation); auto: 0.5, or 1 if similar images then clearly share a class more often; 1: as published. All "
-        "of the adaptation is kept beside it, in OUTPUT/adapted",
+        "interpolation); auto: 0.4, or 1 if over the second half of the way similar images agree clearly more; 1: as "
+        "published. All of the adaptation is kept beside it, in OUTPUT/adapted",
         1.0,
         metavar="X|auto",
         between=(0, 1),

@@ -45,7 +45,8 @@ from must.method.select.knn import nearest, whitened
 logger = logging.getLogger(__name__)
 
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
-HALF, CLEAR = 0.5, 5.0  # share of the way, and standard errors that all of it needs
+KEPT = 0.4  # share of the way
+HALF, CLEAR = 0.5, 5.0  # all of it is kept if agreement grows from there to the end by so many standard errors
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
 Weights = dict[str, Tensor]
@@ -120,7 +121,7 @@ def choose_alpha(
 ) -> Choice:
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
 
-    "auto" is HALF, or all of the way if similar images share a class more often there than at HALF, by more than CLEAR
+    "auto" is KEPT, or all of the way if similar images share a class more often there than at HALF, by more than CLEAR
     standard errors.
 
     Args:
@@ -129,7 +130,7 @@ def choose_alpha(
         source: images to look at; at most 2,000 are enough.
         pause: called before every batch; it may raise to stop.
     """
-    alphas = (0.0, HALF, 1.0) if alpha == "auto" else (0.0, float(alpha))
+    alphas = (0.0, KEPT, HALF, 1.0) if alpha == "auto" else (0.0, float(alpha))
     path = WeightPath(zero_shot.to(device), adapted, alphas[1:])
     seen = extract_features(zero_shot, source, device, path, pause)
     neighbours, _ = nearest(whitened(seen.features.to(device).float()))
@@ -137,11 +138,11 @@ def choose_alpha(
     place, by = len(alphas) - 1, "--alpha"
     if alpha == "auto":
         labels = probabilities.argmax(-1)
-        gain = agreement_gain(labels[1], labels[2], neighbours)
-        place = 2 if gain > CLEAR else 1
+        gain = agreement_gain(labels[2], labels[3], neighbours)
+        place = 3 if gain > CLEAR else 1
         by = (
-            f"from half to all of it the agreement of similar images changes by {gain:+.1f} standard errors; all of it "
-            f"is kept above {CLEAR:+g}"
+            f"over the second half of the way the agreement of similar images changes by {gain:+.1f} standard errors; "
+            f"all of it is kept above {CLEAR:+g}"
         )
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
     return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))

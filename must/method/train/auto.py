@@ -41,7 +41,7 @@ REASONS = {
     "strong_scale": "a smaller crop may lose the object",
     "randaugment": "weaker than published",
     "randaugment_ops": "operations that change no class",
-    "alpha": "half of the way, or all of it if similar images then clearly share a class more often",
+    "alpha": "0.4 of the way, or all of it if similar images agree clearly more at its end than at its middle",
     "class_prior": "the class file has the classes' shares",
 }
 
