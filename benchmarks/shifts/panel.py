@@ -76,10 +76,11 @@ def sums(rows: list[Row], role: str) -> list[str]:
         "all": lambda row: row["points"][ALL], "half": lambda row: row["points"][HALF], "kept": kept,
         "best": lambda row: max(row["points"]),
     }  # fmt: skip
-    head = (
-        f"| {role} | runs | all of it: sum (median) | half | kept | best share | kept below -1 | of those beyond the "
-    )
-    lines = [f"{head}error | least |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        f"| {role} | runs | alpha 1: sum (median) | alpha 0.5 | kept (of best) | best alpha | kept below -1 | of these "
+        "beyond the error | worst |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for variant in (*VARIANTS, "together"):
         of = [row for row in rows if variant in ("together", row["variant"])]
         if not of:
@@ -100,7 +101,7 @@ def labels(rows: list[Row], role: str) -> list[str]:
     """Of the unlabeled images' own labels: means of the gain over zero-shot's."""
     names = [f"gain of {count} answers" for count in ANSWERS]
     head = "".join(f" with {count} answers |" for count in ANSWERS)
-    lines = [f"| {role}, labels of the images | runs | adapted | refined | least refined |{head}"]
+    lines = [f"| {role}, labels of the images | runs | adapted | refined | worst refined |{head}"]
     lines.append("|---|--:|--:|--:|--:|" + "--:|" * len(ANSWERS))
     for variant in (*VARIANTS, "together"):
         of = [row["labels"] for row in rows if variant in ("together", row["variant"])]
