@@ -45,7 +45,7 @@ from must.method.select.knn import nearest, whitened
 logger = logging.getLogger(__name__)
 
 TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
-KEPT = 0.4  # share of the way
+DEFAULT_ALPHA = 0.4  # share of the way
 HALF, CLEAR = 0.5, 5.0  # all of it is kept if agreement grows from there to the end by so many standard errors
 CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
 
@@ -121,7 +121,7 @@ def choose_alpha(
 ) -> Choice:
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
 
-    "auto" is KEPT, or all of the way if similar images share a class more often there than at HALF, by more than CLEAR
+    "auto" is DEFAULT_ALPHA, or all of the way if similar images share a class more often there than at HALF, by more than CLEAR
     standard errors.
 
     Args:
@@ -130,7 +130,7 @@ def choose_alpha(
         source: images to look at; at most 2,000 are enough.
         pause: called before every batch; it may raise to stop.
     """
-    alphas = (0.0, KEPT, HALF, 1.0) if alpha == "auto" else (0.0, float(alpha))
+    alphas = (0.0, DEFAULT_ALPHA, HALF, 1.0) if alpha == "auto" else (0.0, float(alpha))
     path = WeightPath(zero_shot.to(device), adapted, alphas[1:])
     seen = extract_features(zero_shot, source, device, path, pause)
     neighbours, _ = nearest(whitened(seen.features.to(device).float()))

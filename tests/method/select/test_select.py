@@ -16,7 +16,7 @@ from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.provenance import Provenance
 from must.method.select.check import agreement_gain
 from must.method.select.features import subsample
-from must.method.select.select import KEPT, TRIED, select
+from must.method.select.select import DEFAULT_ALPHA, TRIED, select
 from must.method.train import trainer
 from must.method.train.trainer import train
 
@@ -61,7 +61,7 @@ def test_between_them_weights_are_interpolated_and_the_bundle_tells_it(digits, t
 def test_without_labels_a_part_is_kept_unless_similar_images_agree_clearly_more(digits, tmp_path, capsys):
     """The model was tuned with labels: the further towards it, the better. 150 images do not show it clearly."""
     found = selected(digits, digits.adapted, tmp_path)
-    assert found["alpha"] == KEPT and "similar images" in found["by"]
+    assert found["alpha"] == DEFAULT_ALPHA and "similar images" in found["by"]
     neighbours = torch.arange(400).roll(1)[:, None]
     before, after = torch.arange(400) % 2, torch.arange(400) // 300  # neighbours differ always, and twice
     assert agreement_gain(before, after, neighbours) > 3 and agreement_gain(after, before, neighbours) < -3
