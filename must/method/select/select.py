@@ -121,8 +121,8 @@ def choose_alpha(
 ) -> Choice:
     """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
 
-    "auto" is DEFAULT_ALPHA, or all of the way if similar images share a class more often there than at HALF, by more than CLEAR
-    standard errors.
+    "auto" is DEFAULT_ALPHA, or all of the way if similar images share a class more often there than at HALF, by more
+    than CLEAR standard errors.
 
     Args:
         zero_shot: with the adapted model's logit factor.
