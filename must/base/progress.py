@@ -60,7 +60,7 @@ class Counted(tqdm):  # type: ignore[type-arg]  # of no type at run time
         return super().update(n)
 
     def close(self) -> None:
-        if self in _unseen:
+        if _unseen and self in _unseen:  # at the end of a program modules have no values
             _unseen.remove(self)
         super().close()
 

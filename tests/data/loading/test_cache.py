@@ -185,10 +185,10 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Pa
 def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
     shard, uri = index_of(shards).shards[0], bucket_server.uri
     cache = cache_for(tmp_path, shards, 2)
-    with pytest.raises(ValueError, match=f"{uri}/{shard.name}: is missing; `must index verify"):
+    with pytest.raises(ValueError, match=f"{uri}/{shard.name}: is missing; run `must index verify"):
         cache.open(uri, shard)
     storage.write_bytes(storage.join(uri, shard.name), bytes(shard.bytes))
-    with pytest.raises(ValueError, match=r"has changed \(sha256\); `must index verify"):
+    with pytest.raises(ValueError, match=r"has changed \(sha256\); run `must index verify"):
         cache.open(uri, shard)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
