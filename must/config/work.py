@@ -4,7 +4,7 @@
 """
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def is_classifier(file: str) -> bool:
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
     """A stage's values with what was not given, where `model` is WORK, or a bundle in it.
 
-    A field's `place` says what fills it: WORK fills all that have one, a bundle those that are required.
+    A field's `place` says what fills it: WORK fills all that have one, a bundle those that are required. What the stage
+    itself has written there is not read.
 
     Raises:
         UserError: there are several of a kind, or none of a kind that the stage cannot do without.
@@ -116,6 +117,8 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
         missing = [field for field in places if is_required(field) and field.name not in values]
         require(not missing, f"--model {model}: {why_not(Path(model))}")
         return values
+    made = {storage.join(work.folder, to.removeprefix("to ")) for to in (field.metadata["place"] for field in places)}
+    work = replace(work, bundle=tuple(path for path in work.bundle if path not in made))  # of an earlier `must select`
     found = {"model": model}
     for field in sorted(places, key=lambda field: field.name != "model"):  # what the others are named after
         name, kind = field.name, field.metadata["place"]

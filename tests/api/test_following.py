@@ -49,6 +49,8 @@ def test_of_two_models_the_one_that_is_meant_has_to_be_named(tmp_path):
     for stage in ("evaluate", "export", "gate", "review"):
         with pytest.raises(UserError, match=rf"more than one .*: {work}/model, {work}/selected; name one with --model"):
             configure(stage, {"model": work})
+    again = configure("select", {"model": work})  # which made the other one
+    assert (again.model, again.output) == (f"{work}/model", f"{work}/selected")
     found = configure("evaluate", {"model": f"{work}/selected"})
     assert (found.shards, found.output) == (f"{work}/shards", f"{work}/selected-report")
     assert (

@@ -138,8 +138,8 @@ def choose_alpha(
     place, by = len(alphas) - 1, "--alpha"
     if alpha == "auto":
         labels = probabilities.argmax(-1)
-        gain = agreement_gain(labels[2], labels[3], neighbours)
-        place = 3 if gain > CLEAR else 1
+        gain = agreement_gain(labels[alphas.index(HALF)], labels[-1], neighbours)
+        place = alphas.index(1.0 if gain > CLEAR else DEFAULT_ALPHA)
         by = (
             f"over the second half of the way the agreement of similar images changes by {gain:+.1f} standard errors; "
             f"all of it is kept above {CLEAR:+g}"

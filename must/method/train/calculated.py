@@ -22,10 +22,8 @@ LOOKS_TWICE = 5 / 4  # gradient accumulation: the student's extra pass
 STATE_BYTES = 24  # a parameter in float32: weight, teacher, gradient, two moments, DDP's bucket
 ACTIVATION_BYTES = 60  # a token, block and unit of width: what bf16 autocast keeps for the backward pass
 LAUNCH = 5e-6  # seconds that the host takes to queue an operation, assumed; small models wait for it
-LAUNCHES = (
-    70,
-    134,
-)  # operations of a step, and besides for each block (tests/method/train/test_waiting.py counts them)
+# Operations of a step, and besides for each block; tests/method/train/test_waiting.py counts them.
+LAUNCHES = (70, 134)
 MOST_TRIED = 1.0  # seconds of looking at how fast images are prepared
 
 
