@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 
 from must.base.parameters import load
 from must.config import EvaluateConfig, ExportConfig, SelectConfig, TrainConfig
+from must.data.loading.loader import EvalSource
 from must.deploy.export.export import export
 from must.evaluation.evaluate import evaluate
-from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.method.model.bundle import load_bundle, load_description, preprocess_of, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.provenance import Provenance
 from must.method.select.check import agreement_gain
-from must.method.select.features import subsample
+from must.method.select.features import extract_features, subsample
+from must.method.select.knn import nearest, whitened
 from must.method.select.select import DEFAULT_ALPHA, TRIED, select
 from must.method.train import trainer
 from must.method.train.trainer import train
@@ -66,6 +68,23 @@ def test_without_labels_a_part_is_kept_unless_similar_images_agree_clearly_more(
     before, after = torch.arange(400) % 2, torch.arange(400) // 300  # neighbours differ always, and twice
     assert agreement_gain(before, after, neighbours) > 3 and agreement_gain(after, before, neighbours) < -3
     assert agreement_gain(after, after, neighbours) == 0
+
+
+def test_what_decides_is_the_second_half_of_the_way(digits, tmp_path):
+    """The number that "auto" names is that of two models that were made apart: at half of the way and at its end."""
+    for alpha in (0.5, 1.0):
+        selected(digits, digits.adapted, tmp_path / str(alpha), alpha=alpha)
+    half, end = (load_bundle(str(tmp_path / str(alpha))).model for alpha in (0.5, 1.0))
+    zero_shot = load_bundle(digits.zero_shot)
+    config = SelectConfig(
+        model=digits.adapted, baseline=digits.classifier, shards=digits.shards, output=str(tmp_path), workers=0
+    )
+    source = EvalSource.of(config, preprocess_of(zero_shot.description))
+    seen = extract_features(zero_shot.model, source, torch.device("cpu"), lambda images: (half(images), end(images)))
+    neighbours, _ = nearest(whitened(seen.features.float()))
+    gain = agreement_gain(*seen.probabilities[1:].argmax(-1), neighbours)
+    found = selected(digits, digits.adapted, tmp_path / "auto")
+    assert abs(gain) > 0.1 and f"changes by {gain:+.1f} standard errors" in found["by"]
 
 
 def test_all_of_it_is_kept_where_similar_images_agree_clearly_more(digits, tmp_path, monkeypatch):
