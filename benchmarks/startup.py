@@ -48,7 +48,7 @@ import must, yaml
 p = yaml.safe_load(open("../pipeline.yaml"))
 must.shard(source=p["source"], test_source=p["test_source"], labels=p["labels"], output="shards")
 must.classifier(classes=p["classes"], model=p["model"], output="c.safetensors", model_store="models")
-must.train(shards="shards", classifier="c.safetensors", output="model", preset=p["preset"], epochs=p["epochs"])
+must.train(shards="shards", classifier="c.safetensors", output="model", epochs=p["epochs"])
 must.evaluate(model="model", baseline="c.safetensors", shards="shards", output="report")
 must.export(model="model", output="onnx", shards="shards", metrics="report/metrics.json")
 must.gate(metrics="report/metrics.json", gate=p["gate"], output="decision.json")

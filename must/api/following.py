@@ -213,7 +213,7 @@ def after_predict(config: Any, _: Any) -> list[str]:
 def after_demo(config: Any, _: Any) -> list[str]:
     names = {"classes": "classes.yaml", "model": "model", "test_images": "images/test", "output": "work"}
     places = {name: storage.join(config.output, of) for name, of in names.items()}
-    return [spelt("adapt", (storage.join(config.output, "images/unlabeled"),), places | {"preset": "digits"})]
+    return [spelt("adapt", (storage.join(config.output, "images/unlabeled"),), places)]
 
 
 def after_sort(config: Any, _: Any) -> list[str]:

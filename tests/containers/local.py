@@ -27,7 +27,7 @@ def run_local(parameters: Path, output: Path, timeout=1500) -> subprocess.Comple
 
 
 def write(folder: Path, demo: Path, **changes) -> Path:
-    parameters = yaml.safe_load((demo / "pipeline.yaml").read_text()) | changes
+    parameters = yaml.safe_load((demo / "pipeline.yaml").read_text()) | {"preset": "digits"} | changes
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters))
     return folder / "parameters.yaml"

@@ -34,7 +34,8 @@ def small_demo(folder, images=160):
             file.unlink()
     for file in sorted((folder / "images" / "test").rglob("*.png"))[::4]:
         file.unlink()
-    return parameters | {"settings": {"batch_size": 32, "workers": 0, "lr": 0.01, "alpha": 1.0}, "epochs": 6} | GAINS
+    settings = {"batch_size": 32, "workers": 0, "lr": 0.01, "alpha": 1.0}
+    return parameters | {"preset": "digits", "settings": settings, "epochs": 6} | GAINS
 
 
 class Run:

@@ -71,7 +71,6 @@ def pipeline_parameters(folder: Path) -> dict[str, str]:
         "model": str(folder / "model"),
         "pretrained": "",
         "model_name": "digits",
-        "preset": "digits",
     }
 
 
