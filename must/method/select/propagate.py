@@ -1,11 +1,13 @@
 """Labels from similar images. N images, K classes, C neighbours an image, A images that a person has answered.
 
-Without answers, from the models' probabilities P [N, K] and an image's nearest neighbours j, ten times:
+Without answers, from the models' probabilities P [N, K] and an image's nearest neighbours j with weights w_j of sum 1,
+ten times:
 
-    Z_i <- P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours) / (mean of Z over all images)
+    Z_i <- P_i times the product over j of (1 - r + r Z_j / M) ^ (VOTES w_j), scaled to sum 1;    M = mean of all Z
 
-L_i is the lift: how much more than usual the neighbours have a class. Where neighbours know nothing of the classes it
-is near 1 and nothing changes; adding the neighbours' mean instead harms there.
+This is naive Bayes with neighbours that share the image's class with probability r and are otherwise any image; VOTES
+of them count as independent. r is how often neighbours have the same most probable class in P, beyond chance, so that
+neighbours that know nothing of the classes change nothing.
 
 Answers come first: what P gets wrong on the answered images is taken for what it gets wrong on images like them, by
 kernel ridge regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
@@ -17,7 +19,8 @@ from torch import Tensor
 
 ROUNDS = 10
 SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
-RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift
+VOTES = 2.0  # of an image's neighbours that count as independent
+RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift; and the smallest lift
 SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
 BLOCK_NUMBERS = 1 << 25  # that a block of images holds at a time
@@ -62,17 +65,25 @@ def propagate(
         P[answered] = one_hot(labels, P.shape[1])
     weights = neighbour_weights(cosines)
     rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
-    Z = P
+    shared, Z = shared_share(neighbours, weights, P.argmax(1)), P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
         usual, mixed = Z.mean(0) + RARE, torch.empty_like(Z)
         for start in range(0, len(Z), rows):
             of = slice(start, start + rows)
-            lift = torch.einsum("nc,nck->nk", weights[of], Z[neighbours[of]]) / usual
-            mixed[of] = P[of] * lift.clamp(min=RARE)
+            votes = (1 - shared + shared * Z[neighbours[of]] / usual).clamp(min=RARE).log()
+            mixed[of] = P[of] * torch.einsum("nc,nck->nk", VOTES * weights[of], votes).exp()
         Z = mixed.div_(mixed.sum(1, keepdim=True).clamp(min=1e-12))
         if answered is not None:
             Z[answered] = P[answered]
     return Z
+
+
+def shared_share(neighbours: Tensor, weights: Tensor, labels: Tensor) -> float:
+    """From 0 to 1: how much more often than two images drawn at random an image and its neighbours [N, C], with their
+    `weights` [N, C], have the same of the `labels` [N], as a share of the most that is possible."""
+    same = float((weights * (labels[neighbours] == labels[:, None])).sum(1).mean())
+    chance = float((labels.bincount() / len(labels)).square().sum())
+    return max(0.0, same - chance) / max(1 - chance, RARE)
 
 
 def neighbour_weights(cosines: Tensor) -> Tensor:

@@ -4,38 +4,71 @@ import pytest
 import torch
 
 from must.method.select import propagate as module
-from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, corrected, propagate
+from must.method.select.propagate import (
+    RARE,
+    SMALLEST_PROBABILITY,
+    VOTES,
+    corrected,
+    neighbour_weights,
+    propagate,
+    shared_share,
+)
 
 PAIR = torch.tensor([[1], [0]])  # each is the other's neighbour
 
 
+FOUR = torch.tensor([[1], [0], [3], [2]])  # two pairs of neighbours
+
+
 def test_a_round_by_hand(monkeypatch):
-    """Neighbours that agree are surer of the class that is rarer on the whole."""
+    """Neighbours that agree as often as by chance change nothing; where all agree, each counts in full."""
     monkeypatch.setattr(module, "ROUNDS", 1)
-    P = torch.tensor([[0.6, 0.4], [0.9, 0.1]])
-    usual = P.mean(0) + RARE
-    lift = P[[1, 0]] / usual
-    expected = P * lift
+    P = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.9, 0.1], [0.8, 0.2]])
+    assert shared_share(FOUR, torch.ones(4, 1), torch.tensor([0, 0, 1, 1])) == 1.0
+    assert shared_share(FOUR, torch.ones(4, 1), torch.tensor([0, 1, 0, 1])) == 0.0
+    shared = shared_share(FOUR, torch.ones(4, 1), P.argmax(1))
+    assert shared == 0.0 and torch.allclose(propagate(FOUR, torch.ones(4, 1), P), P)
+    P = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.1, 0.9], [0.2, 0.8]])
+    expected = P * (P[[1, 0, 3, 2]] / (P.mean(0) + RARE)) ** VOTES
     expected = expected / expected.sum(1, keepdim=True)
-    assert torch.allclose(propagate(PAIR, torch.ones(2, 1), P), expected, atol=1e-6)
+    assert torch.allclose(propagate(FOUR, torch.ones(4, 1), P), expected, atol=1e-6)
+
+
+def test_neighbours_that_share_a_class_half_of_the_time_say_half_as_much(monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    monkeypatch.setattr(module, "shared_share", lambda *_: 0.5)
+    P = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.1, 0.9], [0.2, 0.8]])
+    expected = P * (0.5 + 0.5 * P[[1, 0, 3, 2]] / (P.mean(0) + RARE)) ** VOTES
+    expected = expected / expected.sum(1, keepdim=True)
+    assert torch.allclose(propagate(FOUR, torch.ones(4, 1), P), expected, atol=1e-6)
 
 
 def test_nearer_neighbours_weigh_more(monkeypatch):
     monkeypatch.setattr(module, "ROUNDS", 1)
+    monkeypatch.setattr(module, "shared_share", lambda *_: 0.5)
     P = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]])
     neighbours, cosines = torch.tensor([[1, 2], [0, 2], [0, 1]]), torch.tensor([[1.0, 0.5], [1, 1], [1, 1]])
     assert propagate(neighbours, cosines, P)[0].argmax() == 0
     assert propagate(neighbours, cosines.flip(1), P)[0].argmax() == 1
 
 
+def test_neighbours_that_know_nothing_of_the_classes_change_next_to_nothing():
+    generator = torch.Generator().manual_seed(0)
+    P = torch.randn(2_000, 50, generator=generator).mul(3).softmax(1)
+    neighbours = torch.randint(0, 2_000, (2_000, 10), generator=generator)
+    assert shared_share(neighbours, neighbour_weights(torch.ones(2_000, 10)), P.argmax(1)) < 0.01
+    found = propagate(neighbours, torch.ones(2_000, 10), P)
+    assert (found.argmax(1) != P.argmax(1)).float().mean() < 0.05
+
+
 def test_an_image_among_others_of_a_class_takes_it():
-    """Two groups of five; one image of each is taken for the other's class."""
+    """Two groups of five; one image of each is taken for the other's class, with less confidence."""
     labels = torch.tensor([0] * 5 + [1] * 5)
     neighbours = torch.tensor([[j for j in range(10) if j // 5 == i // 5 and j != i] for i in range(10)])
-    said = labels.clone()
-    said[[0, 9]] = 1 - labels[[0, 9]]
-    P = torch.full((10, 2), 0.45)
-    P[range(10), said] = 0.55
+    said, sure = labels.clone(), torch.full((10,), 0.9)
+    said[[0, 9]], sure[[0, 9]] = 1 - labels[[0, 9]], 0.55
+    P = (1 - sure)[:, None].repeat(1, 2)
+    P[range(10), said] = sure
     found = propagate(neighbours, torch.ones(10, 4), P)
     assert torch.equal(found.argmax(1), labels) and torch.allclose(found.sum(1), torch.ones(10), atol=1e-5)
 
