@@ -13,7 +13,7 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.knn import nearest
-from must.method.select.propagate import neighbour_weights, propagate
+from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, neighbour_weights
 from must.method.train.propagated import TOP, PropagatedLabels
 from tests.method.train.processes import on_ranks
 
@@ -40,12 +40,17 @@ def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.
     return labels, P, cosines
 
 
-def test_ten_rounds_over_all_images_are_label_propagation():
+def test_ten_rounds_over_all_images_are_the_formula_ten_times():
     labels, P, cosines = made()
     everything = torch.arange(IMAGES)
     for _ in range(10):
         labels.update([everything], [labels(P, everything)], ALONE)
-    wanted = propagate(labels.neighbours, cosines, P)
+    wanted = P
+    for _ in range(10):
+        near = (neighbour_weights(cosines)[:, :, None] * wanted[labels.neighbours]).sum(1)
+        lift = near / (wanted.mean(0) + RARE)
+        wanted = P.clamp(min=SMALLEST_PROBABILITY) * lift.clamp(min=RARE)
+        wanted = wanted / wanted.sum(1, keepdim=True)
     torch.testing.assert_close(labels.dense(everything), wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(labels.total, wanted.sum(0), atol=1e-4, rtol=1e-4)
 
