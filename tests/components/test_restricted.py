@@ -10,11 +10,11 @@ import yaml
 from must_components.serving.manifest import inference_service
 from must_pipeline.cluster.nodes import server_of
 from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 from tests.components.launching import completes, nodes, train
 from tests.components.trainer import merge
+from tests.pipeline.compiled import compiled_for
 from tests.pod_security import violations
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -24,10 +24,9 @@ PIPELINES_OWN = {  # security_context.go of Kubeflow Pipelines 2.17, of a contai
 }  # fmt: skip
 
 
-def stage_pods(file, folder):
+def stage_pods(file):
     """(executor, pod) as the driver of Pipelines 2.17 makes it, as far as the rules look."""
-    compile_pipeline(load_cluster(file), folder / "pipeline.yaml")
-    spec, platform = documents((folder / "pipeline.yaml").read_text())
+    spec, platform = documents(compiled_for(file).read_text())
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for name, executor in spec["deploymentSpec"]["executors"].items():
         own = settings[name]
@@ -48,8 +47,8 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.stem)
-def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file, tmp_path):
-    pods = dict(stage_pods(file, tmp_path))
+def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file):
+    pods = dict(stage_pods(file))
     assert len(pods) >= len(STAGES) - 1
     for name, pod in pods.items():
         assert violations(pod) == [], name

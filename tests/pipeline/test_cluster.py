@@ -15,6 +15,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
+from tests.pipeline.compiled import compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
 
@@ -24,8 +25,10 @@ class Compiled:
 
     def __init__(self, name, folder, cluster=None):
         self.cluster = cluster or load_cluster(CLUSTERS / f"{name}.yaml")
-        compile_pipeline(self.cluster, folder / f"{name}.yaml")
-        self.spec, platform = documents((folder / f"{name}.yaml").read_text())
+        if cluster:
+            compile_pipeline(cluster, folder / f"{name}.yaml")
+        file = folder / f"{name}.yaml" if cluster else compiled_for(CLUSTERS / f"{name}.yaml")
+        self.spec, platform = documents(file.read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.tasks = {}
         for dag in [self.spec["root"], *self.spec["components"].values()]:
