@@ -10,6 +10,6 @@ from tests.once import made_once
 
 
 def compiled_for(cluster: Path) -> Path:
-    """The file. Only read it."""
+    """The file; only read it. `cluster` is one of the package's, whose names differ."""
     name = "pipeline.yaml"
     return made_once(f"compiled-{cluster.stem}", lambda to: compile_pipeline(load_cluster(cluster), to / name)) / name

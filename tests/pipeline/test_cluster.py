@@ -25,9 +25,11 @@ class Compiled:
 
     def __init__(self, name, folder, cluster=None):
         self.cluster = cluster or load_cluster(CLUSTERS / f"{name}.yaml")
-        if cluster:
-            compile_pipeline(cluster, folder / f"{name}.yaml")
-        file = folder / f"{name}.yaml" if cluster else compiled_for(CLUSTERS / f"{name}.yaml")
+        if cluster is None:
+            file = compiled_for(CLUSTERS / f"{name}.yaml")
+        else:
+            file = folder / f"{name}.yaml"
+            compile_pipeline(cluster, file)
         self.spec, platform = documents(file.read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.tasks = {}

@@ -63,7 +63,7 @@ def test_kills_at_random_moments_change_nothing(digits, tmp_path, processes, mos
         while (steps(work) <= min(before, 1) or not below(process.pid)) and process.poll() is None:
             assert time.monotonic() < deadline, (work / "log").read_text()
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(chance.uniform(0, 1.0))
         victims = below(process.pid)
         if process.poll() is not None or not victims:
             break  # it was faster

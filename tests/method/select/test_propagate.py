@@ -15,8 +15,6 @@ from must.method.select.propagate import (
 )
 
 PAIR = torch.tensor([[1], [0]])  # each is the other's neighbour
-
-
 FOUR = torch.tensor([[1], [0], [3], [2]])  # two pairs of neighbours
 
 
