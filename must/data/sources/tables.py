@@ -224,9 +224,9 @@ class Tables:
                         problems.reject(f"{table.name}/{row + 1 + passed}", why)
                     row += batch
                     continue
-                for index in range(batch.num_rows):
-                    with damaged():
-                        found, label, split = row_of(batch, columns, index)
+                with damaged():
+                    rows = rows_of(batch, columns)
+                for found, label, split in rows:
                     row += 1
                     name = f"{table.name}/{row}" + (f"/{found.path}" if found.path and found.data is not None else "")
                     label = self.label_of(label, found.path, columns, f"{where} row {row}")
@@ -236,11 +236,11 @@ class Tables:
                         raise UserError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
                     left -= ROW + len(found.data or b"") + utf8_size(label or "") + utf8_size(found.path or "")
                     require(left >= 0, too_large)
-                    if found.data is not None:
+                    if found.data:
                         file.write(found.data)
                         yield Item(name, len(found.data), label, split, [number, place])
                         place += len(found.data)
-                    elif not found.path:
+                    elif found.data is not None or not found.path:
                         problems.reject(name, "no image in this row")
                     elif reason := refusal(found.path):
                         problems.reject(without_secrets(file_name(table, found.path)), reason)
@@ -283,12 +283,13 @@ def is_whole(path: str) -> bool:
     return path.startswith("/") or "://" in path
 
 
-def row_of(batch: Any, columns: Columns, index: int) -> tuple[Row, Any, Any]:
-    """(image, label, split) of one row of a record batch."""
-    label, split = (
-        batch.column(name)[index].as_py() if name is not None else None for name in (columns.label, columns.split)
+def rows_of(batch: Any, columns: Columns) -> list[tuple[Row, Any, Any]]:
+    """(image, label, split) of each row of a record batch."""
+    images, labels, splits = (
+        batch.column(name).to_pylist() if name is not None else [None] * batch.num_rows
+        for name in (columns.image, columns.label, columns.split)
     )
-    return image_of(batch.column(columns.image)[index].as_py()), label, split
+    return list(zip(map(image_of, images), labels, splits, strict=True))
 
 
 def image_of(value: Any) -> Row:
