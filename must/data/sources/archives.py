@@ -83,9 +83,13 @@ class Archives:
             prefix = self.names[number] + "/" if self.names else ""
             with damage_named(f"{self.option} {file}", "archive"):
                 for name, size, place, label in members(path, problems):
-                    if problems.takes(name):
+                    if not problems.takes(name):
+                        continue
+                    if size:
                         chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
                         yield Item(prefix + name, size, chosen, None, [number, *place])
+                    else:
+                        problems.reject(prefix + name, "empty file")
 
     def read(self, item: Item, limit: int) -> bytes:
         number, start, size, *packed = item.locator
