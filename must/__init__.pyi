@@ -268,7 +268,7 @@ def select(
     cache: Text = "",
     cache_gb: float = 30.0,
 ) -> Selected:
-    """Keep another share of an adaptation (weight interpolation), without training again."""
+    """Change alpha, the share of the adaptation that the model keeps, without training again."""
 
 def review(
     *,
@@ -373,7 +373,7 @@ def promote(
     to: Text = "",
     list: bool = False,
 ) -> Latest:
-    """Copy a model to the registry and make it the champion; --rollback brings the one before back."""
+    """Copy a model to the registry and make it the champion; --rollback restores the one before."""
 
 def predict(
     *,
@@ -393,7 +393,7 @@ def predict(
     threads: int = 0,
     device: Text = "auto",
 ) -> Predicted:
-    """Classify images, a few or a bucketful, with the ONNX file alone (no PyTorch) or with a bundle."""
+    """Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle."""
 
 def sort(
     *,
@@ -416,7 +416,7 @@ def labels(
     classes: Text | list[str] = "",
     check: Literal["none", "folder"] = "none",
 ) -> Exchanged:
-    """Take labels to Label Studio, FiftyOne or cleanlab, and what people said there back."""
+    """Export labels to Label Studio, FiftyOne or cleanlab, and import people's answers from there."""
 
 def serve(
     *,

@@ -21,7 +21,7 @@ def review(
         run_id: the run that the stage belongs to.
         bundle: the challenger.
         classifier: the zero-shot classifier it is compared with.
-        key: of the data and settings; the run that goes on has the same.
+        key: of the data and settings; the resumed run has the same.
         questions: folder with review.html, to be downloaded: it saves nothing inside Kubeflow's page.
     """
     from must.runtime import stages

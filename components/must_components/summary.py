@@ -19,7 +19,7 @@ def summary(
     Args:
         status: of the stages, from Kubeflow; a hint.
         work_uri: where the stages left their notes.
-        run_id: whose notes are summed up; for the command that goes on.
+        run_id: whose notes are summed up; for the command that resumes it.
         what_came_of_it: the run's page.
         labelling_pods: how many label the images after a promotion.
         serve: whether something is written or applied after a promotion.

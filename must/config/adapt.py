@@ -37,8 +37,8 @@ class AdaptConfig(StageConfig):
         metavar="NAME=VALUE,...",
     )
     again: bool = param(
-        "if the output was made from other images, classes, models or settings, which is else an error: use again "
-        "what still fits, move the rest to OUTPUT/before-1",
+        "allow an output that was made from other images, classes, models or settings, which is an error without "
+        "this flag: reuse what still fits, move the rest to OUTPUT/before-1",
         False,
     )
     max_rejected: float = param(

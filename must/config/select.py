@@ -22,8 +22,8 @@ class SelectConfig(StageConfig):
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", place="to selected")
     alpha: float | Literal["auto"] = param(
-        "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: 0.4, or 1 if over the second "
-        "half of the way similar images agree clearly more; or what --answers or --labelled measure best",
+        "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: 0.4, or 1 if similar images "
+        "have the same class clearly more often with 1 than with 0.5; or what --answers or --labelled measure best",
         "auto",
         metavar="X|auto",
         often=True,

@@ -71,8 +71,8 @@ class ShardConfig(StageConfig):
         metavar="I/N",
     )
     run_id: str = param(
-        "with --part: a name of the run that its parts belong to; unfinished work of a run of another name, of other "
-        "files or parameters is then given up, where it would be an error without a name",
+        "with --part: the name of the run that the parts belong to; unfinished work of a run with another name, other "
+        "files or parameters is then discarded; without a name it is an error",
         "",
         metavar="NAME",
     )

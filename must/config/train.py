@@ -47,7 +47,8 @@ class TrainConfig(StageConfig):
     preset: str = param(
         "a set of settings. auto (the default): from the number of images and the model; the published ones of a data "
         "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
-        "Every preset, auto too, replaces the [values] below; flags replace the preset's",
+        "The preset, also auto, replaces some of the [values] below (`must plan` prints those of auto); flags replace "
+        "both",
         "",
         metavar="NAME",
         often=True,
@@ -77,7 +78,7 @@ class TrainConfig(StageConfig):
     seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, metavar="N")
     pseudo_labels: Literal["teacher", "propagated"] = param(
         "teacher: from the EMA teacher's probabilities, as published; propagated: the mean of zero-shot's and the "
-        "teacher's, multiplied by how much more often similar images have a class than all images have it",
+        "teacher's, corrected by the pseudo-labels of similar images (label propagation)",
         "teacher",
         group="the method",
     )
@@ -174,7 +175,7 @@ class TrainConfig(StageConfig):
     device: str = defaults.device(group="how it runs", often=True)
     precision: Literal["auto", "fp32", "bf16"] = param(
         "mixed precision; auto: bf16 autocast on a GPU that has it, and for large models (ViT-B/32 and more) on a CPU "
-        "that multiplies it (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a run that goes on keeps "
+        "with bf16 instructions (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a resumed run keeps "
         "its own",
         "auto",
     )
@@ -205,12 +206,12 @@ class TrainConfig(StageConfig):
     )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N", at_least=1)
     keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, metavar="N", at_least=0)
-    resume: bool = param("go on from the newest checkpoint if there is one; --no-resume starts over", True)
+    resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
-        "interpolation); auto: 0.4, or 1 if over the second half of the way similar images agree clearly more; 1: as "
-        "published. All of the adaptation is kept beside it, in OUTPUT/adapted",
+        "interpolation); auto: 0.4, or 1 if similar images have the same class clearly more often with 1 than with 0.5. The "
+        "model with 1 is kept beside it, in OUTPUT/adapted",
         1.0,
         metavar="X|auto",
         between=(0, 1),

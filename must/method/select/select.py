@@ -141,8 +141,8 @@ def choose_alpha(
         gain = agreement_gain(labels[alphas.index(HALF)], labels[-1], neighbours)
         place = alphas.index(1.0 if gain > CLEAR else DEFAULT_ALPHA)
         by = (
-            f"over the second half of the way the agreement of similar images changes by {gain:+.1f} standard errors; "
-            f"all of it is kept above {CLEAR:+g}"
+            f"from alpha 0.5 to 1 the agreement of similar images changes by {gain:+.1f} standard errors; "
+            f"alpha is 1 above {CLEAR:+g}"
         )
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
     return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))

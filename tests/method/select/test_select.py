@@ -90,7 +90,7 @@ def test_what_decides_is_the_second_half_of_the_way(digits, tmp_path):
 def test_all_of_it_is_kept_where_similar_images_agree_clearly_more(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("must.method.select.select.CLEAR", -100.0)
     found = selected(digits, digits.adapted, tmp_path)
-    assert found["alpha"] == 1 and "all of it is kept above -100" in found["by"]
+    assert found["alpha"] == 1 and "alpha is 1 above -100" in found["by"]
     assert same(weights(tmp_path), weights(digits.adapted))
 
 
