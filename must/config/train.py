@@ -210,8 +210,8 @@ class TrainConfig(StageConfig):
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
-        "interpolation); auto: 0.4, or 1 if similar images have the same class clearly more often with 1 than with 0.5. The "
-        "model with 1 is kept beside it, in OUTPUT/adapted",
+        "interpolation); auto: 0.4, or 1 if similar images have the same class more often with 1 than with 0.5. "
+        "The model with 1 is kept beside it, in OUTPUT/adapted",
         1.0,
         metavar="X|auto",
         between=(0, 1),
