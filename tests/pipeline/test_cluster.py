@@ -1,5 +1,6 @@
 """cluster.yaml: what it says arrives in the compiled pipeline; what makes no sense is refused by name."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
@@ -8,14 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must_pipeline import compile
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
 from must_pipeline.cluster.nodes import spot_warning
 from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
-from tests.pipeline.compiled import compiled_for
+from tests.pipeline.compiled import compile_apart, compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
 
@@ -29,7 +28,7 @@ class Compiled:
             file = compiled_for(CLUSTERS / f"{name}.yaml")
         else:
             file = folder / f"{name}.yaml"
-            compile_pipeline(cluster, file)
+            compile_apart(cluster, file)
         self.spec, platform = documents(file.read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.tasks = {}
@@ -369,14 +368,10 @@ def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_
     assert not said(gpu={"count": 0}, cpu={})
 
 
-def test_compile_prints_the_warning_and_compiles(tmp_path, monkeypatch, capsys):
+def test_compile_prints_the_warning_and_compiles(tmp_path):
     (tmp_path / "c.yaml").write_text("gpu: {count: 1, node_selector: {cloud.google.com/gke-spot: 'true'}}")
-    monkeypatch.setattr(
-        sys, "argv", ["compile", "--cluster", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "o")]
-    )
-    compile.main()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"compile: warning: {tmp_path / 'c.yaml'}: training runs in the stage's own pod on spot nodes"
-    )
-    assert (tmp_path / "o").exists()
+    command = [sys.executable, CLUSTER.with_name("compile.py"), "--cluster", "c.yaml", "--output", "o"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("compile.py: warning: c.yaml: training runs in the stage's own pod on spot nodes")
+    assert done.returncode == 0 and (tmp_path / "o").exists()

@@ -12,8 +12,8 @@ from must.runtime.notes import read_notes
 from must_components.shard import shard
 from must_components.shard_part import shard_part
 from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.compile import compile_pipeline
 from tests import zoo
+from tests.pipeline.compiled import compile_apart
 from tests.pipeline.local import Run, small_demo
 
 SETTINGS = {"samples_per_shard": 4, "workers": 1}
@@ -73,7 +73,7 @@ def test_the_dag_with_parts_makes_what_one_pod_makes_and_labels_it(tmp_path):
         "volume": {"claim": "work", "mount": str(tmp_path / "volume")},
     }
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(cluster))
-    compile_pipeline(load_cluster(tmp_path / "cluster.yaml"), tmp_path / "pipeline.yaml")
+    compile_apart(load_cluster(tmp_path / "cluster.yaml"), tmp_path / "pipeline.yaml")
     run = Run(demo, tmp_path / "work", "--verbose", "--pipeline", tmp_path / "pipeline.yaml")
     assert run.code == 0, run.log + run.error
     assert run.stages.count("shard-part") == run.stages.count("predict") == 2
