@@ -51,9 +51,8 @@ def place(digits, work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, most", [(1, 3), (2, 2)])
-@pytest.mark.parametrize("what", ["worker", "pod"])
-def test_kills_at_random_moments_change_nothing(digits, tmp_path, processes, most, what):
+@pytest.mark.parametrize("what, processes, most", [("worker", 2, 2), ("pod", 1, 3)])
+def test_kills_at_random_moments_change_nothing(digits, tmp_path, what, processes, most):
     """`worker`: the process that trains (with two, torchrun above them). `pod`: all, and Kubeflow starts it again."""
     chance, work, kills = random.Random(processes), place(digits, tmp_path / "killed"), 0
     process = start(digits, work, tmp_path / "b", processes)
