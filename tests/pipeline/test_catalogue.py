@@ -63,6 +63,7 @@ def test_each_folder_is_what_the_catalogues_checks_ask_for(folder):
         assert {word.arg for word in function.args.args} <= set(rows), "a parameter without an explanation"
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_other_people_runs_two_of_them(folder):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "components")))}
     for command in (["-m", "must", "demo", "--output", "demo"], ["-c", FOREIGN]):
