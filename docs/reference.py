@@ -69,7 +69,8 @@ def commands() -> str:
             if one.metadata.get("group") and one.metadata["group"] != group:
                 group = one.metadata["group"]
                 out.append(f"| *{cell(group)}* | | |")
-            out.append(f"| {flag(one)} | {default(one)} | {cell(one.metadata['help'])}{choices(kinds[one.name])} |")
+            shown = default(one) + (", or the preset's" if one.name in stage.config.by_preset else "")
+            out.append(f"| {flag(one)} | {shown} | {cell(one.metadata['help'])}{choices(kinds[one.name])} |")
         out.append("")
     return "\n".join(out)
 

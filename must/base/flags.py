@@ -44,7 +44,9 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         if parameter.default_factory is not MISSING:
             default = format_value(parameter.default_factory())
         text = parameter.metadata["help"].replace("%", "%%")
-        text += " [required]" if required else f" [{default}]" if default not in ("", None) else ""
+        shown = [str(default)] if default not in ("", None) else []
+        shown += ["or the preset's"] if parameter.name in stage.by_preset else []
+        text += " [required]" if required else f" [{', '.join(shown)}]" if shown else ""
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
         if parameter.metadata["positional"]:
             del options["dest"]

@@ -110,10 +110,12 @@ class StageConfig:
     """Base of the stages' parameters: values, converted and checked. Subclasses give a command line as an `example`.
 
     `passed` is no parameter: it has the names of those that the user gave, as `load` hands them on. What chooses
-    settings later leaves these alone, also where a value is the default's own.
+    settings later leaves these alone, also where a value is the default's own. `by_preset` has the names of those that
+    presets choose.
     """
 
     example: ClassVar[str] = ""
+    by_preset: ClassVar[frozenset[str]] = frozenset()
     synonyms: ClassVar[dict[str, str]] = {"num_workers": "workers", "output_dir": "output"}  # of other programs: ours
     passed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 

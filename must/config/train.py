@@ -28,6 +28,14 @@ class TrainConfig(StageConfig):
         "random_seed": "seed",
         "log_interval": "log_every",
     }
+    by_preset = frozenset(
+        {
+            "batch_size", "epochs", "lr", "min_lr", "ema_decay_init", "ema_decay", "ema_warmup_steps",
+            "mask_patch_size", "mask_ratio", "mask_token", "pseudo_labels", "confidence_threshold", "confident_share",
+            "fairness_weight", "align_weight", "logit_factor", "weak_padding", "flip", "strong_scale", "randaugment",
+            "randaugment_ops", "alpha", "class_prior",
+        }
+    )  # fmt: skip
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
@@ -47,8 +55,8 @@ class TrainConfig(StageConfig):
     preset: str = param(
         "a set of settings. auto (the default): from the number of images and the model; the published ones of a data "
         "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
-        "The preset, also auto, replaces some of the [values] below (`must plan` prints those of auto); flags replace "
-        "both",
+        "A preset, also auto, replaces the values marked [..., or the preset's]; `must plan` prints those of auto; "
+        "flags replace both",
         "",
         metavar="NAME",
         often=True,

@@ -1,8 +1,8 @@
 """`--pseudo-labels propagated`: labels corrected by similar images, made anew in each step.
 
 It is label propagation by the neighbours' mean; `must refine` weighs them by how often they agree
-(must/method/select/propagate.py), which is worse in training (docs/selection.md). For an image i, with the mean P_i of zero-shot's
-and the teacher's probabilities:
+(must/method/select/propagate.py), which is worse in training (docs/selection.md). For an image i, with the mean P_i of
+zero-shot's and the teacher's probabilities:
 
     Z_i = P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours j) / (mean of Z over all images)
 

@@ -19,6 +19,11 @@ TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 2
 SIZES = (1, 20, 300, 1097, 1_000_000)
 
 
+def test_the_help_marks_what_presets_choose():
+    rows = [published("imagenet", "ViT-B-16"), published("digits", "tiny")]
+    assert REASONS.keys() | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset | {"workers"}
+
+
 @pytest.mark.parametrize("images", SIZES)
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("classes", [2, 10, 1000])
