@@ -71,6 +71,9 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
     for one in found:
         names = isinstance(one.image, str) and isinstance(one.label, str | None)
         require(names, f"{where}: an image or a label that is no text: {brief(str((one.image, one.label)))}")
+        said = [probability for _, probability in one.top] + ([] if one.probability is None else [one.probability])
+        odd = next((value for value in said if not 0 <= round(value, 6) <= 1), None)  # NaN is not, either
+        require(odd is None, f"{where}: {brief(one.image)}: {odd} is no probability; it must be from 0 to 1")
     return list({label.image: label for label in found}.values())
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import JOURNAL_FILE
+from must.base.names import below
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import CONTROLS, NONE_OF_THESE, brief, printable
@@ -25,6 +26,7 @@ from must.deploy.labels.formats import file_in, read_labels
 logger = logging.getLogger(__name__)
 
 LONGEST_FILE_NAME = 200  # bytes of a file's name
+HEAD, PLACED = ("from", "labels", "how"), ("from", "to", "image")  # texts of a line of the journal
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,23 @@ def put(source: Path, target: Path, how: str) -> None:
 
 
 def journal_of(into: Path) -> list[dict[str, Any]]:
-    """The journal's lines, its head first; a last line that was cut off has placed nothing."""
+    """The journal's lines, its head first; a last line that was cut off has placed nothing.
+    Raises ValueError: a line that `must sort` does not write, such as one of a file outside the folder."""
     file = into / JOURNAL_FILE
     if not file.is_file():
         return []
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        known = HEAD if not lines else PLACED
+        ours = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in known)
+        require(ours, f"{file}: line {number} is damaged; it says which image is where: restore this file")
+        if lines and line["from"]:
+            below(line["to"], f"{file}: line {number}")
+        lines.append(line)
     return lines
 
 

@@ -150,6 +150,8 @@ def test_answers_are_what_people_said(predicted):
         ("x.jsonl", '{"image": "a", "label": 3}\n', "the label is no text"),
         ("x.csv", "a;b\n1;2\n", "it is: 'a;b'"),
         ("x.csv", "image,class,probability\na,b,c\n", "is damaged, or of a format that is not known"),
+        ("x.csv", "image,class,probability\na,b,nan\n", "'a': nan is no probability"),
+        ("x.csv", "image,class,probability\na,b,1e999\n", "inf is no probability; it must be from 0 to 1"),
         ("x.csv", b"\xff\xfe\x00", "no text in UTF-8"),
     ],
 )
