@@ -61,7 +61,9 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
             found = list(from_lines(text, where))
         else:
             found = list(from_json(json.loads(text), place, where))
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(f"{where}: is damaged, or of a format that is not known: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: is damaged, or of a format that is not known ({type(error).__name__})") from None
     except ValueError as error:
         no_json = isinstance(error, json.JSONDecodeError)

@@ -96,7 +96,9 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
 
 
 def file_of(image: str, root: str) -> Path | None:
-    """The local file of an image, by its name alone or below `root`."""
+    """The local file of an image, by its name alone or below `root`; None where the name is an address."""
+    if "://" in image and not image.startswith("file://"):
+        return None
     names = [storage.join(root, image)] if root else []
     for name in [*names, image]:
         for spelt in (name, unescaped(name)):
