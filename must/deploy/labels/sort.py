@@ -63,7 +63,7 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
     before = read_journal(into, head)
     folders = Folders(into, [one.label for one in labels])
     into.mkdir(parents=True, exist_ok=True)
-    placed, missing = 0, 0
+    placed, missing, filled = 0, 0, set[Path]()
     with (
         (into / JOURNAL_FILE).open("a", encoding="utf-8") as journal,
         bar(total=len(labels), desc="sort", leave=False) as shown,
@@ -86,8 +86,9 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
             if not os.path.lexists(target):
                 put(Path(line["from"]), target, config.how)
             placed += 1
+            filled.add(target.parent)
     logger.info(
-        f"{placed} images sorted into {len(folders.names)} folders of {config.into} ({config.how}); "
+        f"{placed} images sorted into {len(filled)} folders of {config.into} ({config.how}); "
         f"must sort --undo --into {config.into} takes it back"
     )
     if missing:
