@@ -80,6 +80,16 @@ def test_a_model_folder_may_not_bring_code(tmp_path, asked):
     assert asked == []
 
 
+def test_a_model_folder_with_an_odd_preprocessing_is_named(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(asset_folder(), folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["std"] = [0, 0, 0]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"--model {folder}: the model's preprocessing has a mean or deviation out of"):
+        load_backbone(str(folder))
+
+
 @pytest.mark.parametrize("number", [99, 0, float("nan")])
 def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
     """Whatever version it says that it was written by: it may be ours."""
