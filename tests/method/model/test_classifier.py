@@ -135,7 +135,7 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
                 "1" + 400 * "0",
             )
         ),
-        ('classes: [cat, "do\\0g"]\n', "class 2 has no name"),
+        ('classes: [cat, "do\\0g"]\n', "class 2 is 'do.g', with a character that no file can hold"),
         (f"classes: {list(range(3000))}\ntemplates: {[f'{n} {{}}' for n in range(5000)]}\n", "too many prompts"),
         (
             "classes:\n- {name: cat, prompts: &own "
