@@ -40,6 +40,14 @@ def check_regular(status: os.stat_result, path: str | Path) -> None:
         raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(path))
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises OSError: a pipe, socket or device has that name (/dev/null, /dev/stdout); a file would take its place."""
+    with suppress(FileNotFoundError):
+        check_regular(path.stat(), path)
+        if path.is_symlink() and str(path.readlink()).startswith("/proc/"):  # /dev/stdout, sent to a file
+            raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(path))
+
+
 def open_regular(path: str | Path) -> io.FileIO:
     """The file, unbuffered. Raises OSError: there is none, or something else."""
     file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115, its caller closes it
@@ -54,6 +62,7 @@ def open_regular(path: str | Path) -> io.FileIO:
 @contextmanager
 def open_local(path: Path, expected: Generation | None = None) -> Iterator[BinaryIO]:
     with disk_errors(path):
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = unfinished(path.parent)
         try:

@@ -70,6 +70,7 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     count(settings["resize"], "settings.resize")
     require(count(settings["max_pixels"], "settings.max_pixels") > 0, "settings.max_pixels is 0")
     require(isinstance(content["created_by"], str), "created_by is not text")
+    require(isinstance(content["labels"], list), "labels are no list")  # a text is one of letters
     require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
     for counts in (content["reasons"], content.get("skipped", {})):
         for value in counts.values():

@@ -20,12 +20,15 @@ PHONES = frozenset({"heic", "heif"})
 EXTENSIONS = (PHONES if can_read() else frozenset()) | frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
 )
+MOST_KINDS = 10  # of other files, in a line
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
 
 
 def not_read(kinds: Mapping[str, int]) -> str:
     """The numbers of files of other kinds, and what would read those of telephones."""
-    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in sorted(kinds.items()))
+    most = sorted(sorted(kinds, key=kinds.__getitem__, reverse=True)[:MOST_KINDS])
+    listed = ", ".join(f"{kinds[kind]} {printable(kind)}" for kind in most)
+    listed += f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
     phones = {f".{ending}" for ending in PHONES} & kinds.keys()
     hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
     return listed + hint

@@ -61,7 +61,9 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
             found = list(from_lines(text, where))
         else:
             found = list(from_json(json.loads(text), place, where))
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(f"{where}: is damaged, or of a format that is not known: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: is damaged, or of a format that is not known ({type(error).__name__})") from None
     except ValueError as error:
         no_json = isinstance(error, json.JSONDecodeError)
@@ -71,6 +73,9 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
     for one in found:
         names = isinstance(one.image, str) and isinstance(one.label, str | None)
         require(names, f"{where}: an image or a label that is no text: {brief(str((one.image, one.label)))}")
+        said = [probability for _, probability in one.top] + ([] if one.probability is None else [one.probability])
+        odd = next((value for value in said if not 0 <= round(value, 6) <= 1), None)  # NaN is not, either
+        require(odd is None, f"{where}: {brief(one.image)}: {odd} is no probability; it must be from 0 to 1")
     return list({label.image: label for label in found}.values())
 
 

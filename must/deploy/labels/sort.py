@@ -16,6 +16,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import JOURNAL_FILE
+from must.base.names import below
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import CONTROLS, NONE_OF_THESE, brief, printable
@@ -25,6 +26,7 @@ from must.deploy.labels.formats import file_in, read_labels
 logger = logging.getLogger(__name__)
 
 LONGEST_FILE_NAME = 200  # bytes of a file's name
+HEAD, PLACED = ("from", "labels", "how"), ("from", "to", "image")  # texts of a line of the journal
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
     before = read_journal(into, head)
     folders = Folders(into, [one.label for one in labels])
     into.mkdir(parents=True, exist_ok=True)
-    placed, missing = 0, 0
+    placed, missing, filled = 0, 0, set[Path]()
     with (
         (into / JOURNAL_FILE).open("a", encoding="utf-8") as journal,
         bar(total=len(labels), desc="sort", leave=False) as shown,
@@ -84,8 +86,9 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
             if not os.path.lexists(target):
                 put(Path(line["from"]), target, config.how)
             placed += 1
+            filled.add(target.parent)
     logger.info(
-        f"{placed} images sorted into {len(folders.names)} folders of {config.into} ({config.how}); "
+        f"{placed} images sorted into {len(filled)} folders of {config.into} ({config.how}); "
         f"must sort --undo --into {config.into} takes it back"
     )
     if missing:
@@ -94,7 +97,9 @@ def place_all(config: SortConfig, into: Path) -> Outcome:
 
 
 def file_of(image: str, root: str) -> Path | None:
-    """The local file of an image, by its name alone or below `root`."""
+    """The local file of an image, by its name alone or below `root`; None where the name is an address."""
+    if "://" in image and not image.startswith("file://"):
+        return None
     names = [storage.join(root, image)] if root else []
     for name in [*names, image]:
         for spelt in (name, unescaped(name)):
@@ -182,16 +187,23 @@ def put(source: Path, target: Path, how: str) -> None:
 
 
 def journal_of(into: Path) -> list[dict[str, Any]]:
-    """The journal's lines, its head first; a last line that was cut off has placed nothing."""
+    """The journal's lines, its head first; a last line that was cut off has placed nothing.
+    Raises ValueError: a line that `must sort` does not write, such as one of a file outside the folder."""
     file = into / JOURNAL_FILE
     if not file.is_file():
         return []
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        known = HEAD if not lines else PLACED
+        ours = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in known)
+        require(ours, f"{file}: line {number} is damaged; it says which image is where: restore this file")
+        if lines and line["from"]:
+            below(line["to"], f"{file}: line {number}")
+        lines.append(line)
     return lines
 
 

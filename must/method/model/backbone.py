@@ -95,6 +95,10 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
             except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
                 raise UserError(f"{asked}: {why(error)}") from error
         with_activation(clip.visual, config["vision_cfg"])
+        try:
+            preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
+        except ValueError as error:
+            raise UserError(f"{asked}: {error}") from None
         return Backbone(
             clip=clip.eval(),
             tokenizer=tokenizer,
@@ -103,7 +107,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
             config=config,
             vocabulary=vocabulary.read_bytes() if vocabulary else None,
             architecture=tower_of_config(config),
-            preprocess=Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip)),
+            preprocess=preprocess,
             logit_scale=clip.logit_scale.exp().item(),
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
 BUNDLE_FORMAT = 1
 LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
+LARGEST_FACTOR = 1e30  # on the cosine: with more, float32 has no probabilities
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def is_sound(description: Description) -> bool:
         all(isinstance(text, str) for text in texts)
         and isinstance(description.architecture, dict)
         and isinstance(factor, int | float)
-        and abs(factor) <= sys.float_info.max
+        and 0 < factor <= LARGEST_FACTOR
     )
 
 
@@ -127,12 +127,14 @@ def load_bundle(folder: str) -> Bundle:
     description = load_description(folder)
     uri = storage.join(folder, WEIGHTS_FILE)
     require(storage.exists(uri), f"{uri}: is missing")
+    place = storage.join(folder, DESCRIPTION_FILE)
     try:
         check_fetches_nothing(description.architecture)
+        Preprocess.from_dict(description.preprocess)
     except ValueError as error:
-        raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: {error}") from None
+        raise UserError(f"{place}: {error}") from None
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: is damaged") from None
+        raise UserError(f"{place}: is damaged") from None
     data = storage.read_bytes(uri)
     try:
         weights = load(data)
@@ -140,6 +142,8 @@ def load_bundle(folder: str) -> Bundle:
         model.load_state_dict(weights)
     except Exception as error:
         raise UserError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
+    names, columns = len(description.classes), model.classifier.shape[1]
+    require(names == columns, f"{place}: names {names} classes, {WEIGHTS_FILE} has {columns}; copy both files again")
     return Bundle(model.eval(), description)
 
 

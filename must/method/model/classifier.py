@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import re
 import sys
 from collections import Counter
@@ -33,6 +32,7 @@ LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LARGEST_SET, A_PROMPT = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
+LARGEST_SCALE = 1e30  # on the cosine: with more, float32 has no probabilities
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
@@ -170,7 +170,8 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
         f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
     )
     unknown = content.keys() - {"classes", "templates"}
-    require(not unknown, f"--classes {source}: unknown key {', '.join(map(brief, unknown))}; known: classes, templates")
+    few = ", ".join(sorted(map(brief, unknown))[:5])
+    require(not unknown, f"--classes {source}: unknown key {few}; known: classes, templates")
     return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
 
 
@@ -204,6 +205,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
                 f"{where}: class {number + 1} is {brief(name)}, which is no name",
             )
             name = str(name)
+        odd = isinstance(name, str) and UNWRITABLE.search(name)
+        require(not odd, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
         require(
             is_text(name),
             f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
@@ -287,9 +290,8 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     try:
         weights = load(data)["classifier"]
         whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
-        whole &= bool(weights.isfinite().all()) and (
-            header.get("sha256") is None or header["sha256"] == checksum(weights)
-        )
+        whole = whole and bool(weights.isfinite().all())  # of 100,000 dimensions it would take a minute
+        whole = whole and (header.get("sha256") is None or header["sha256"] == checksum(weights))
     except Exception:
         whole = False
     if not whole:
@@ -325,7 +327,8 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
         scale = header["logit_scale"]
-        whole = all(isinstance(text, str) for text in texts) and isinstance(scale, int | float) and math.isfinite(scale)
+        whole = all(isinstance(text, str) for text in texts)
+        whole &= isinstance(scale, int | float) and 0 < scale <= LARGEST_SCALE
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
         require(whole, "a value of another kind")
         return header

@@ -326,3 +326,14 @@ def test_a_file_that_is_whole_may_be_read_by_others_and_stays_alone(tmp_path: Pa
         raise RuntimeError
     (found,) = (tmp_path / "folder").iterdir()
     assert found.read_bytes() == b"text again" and stat.S_IMODE(found.stat().st_mode) == 0o640
+
+
+def test_no_file_takes_the_place_of_a_device_or_pipe(tmp_path: Path) -> None:
+    """As root, `--output /dev/null` would end the machine's /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "stdout").symlink_to("/proc/self/status")  # what /dev/stdout is when it goes to a file
+    for name in ("pipe", "null", "stdout"):
+        with pytest.raises(OSError, match="a pipe, socket or device, no file"):
+            storage.write_bytes(tmp_path / name, b"text")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink() and (tmp_path / "stdout").is_symlink()

@@ -68,6 +68,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "not a valid split name",
     ),
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
+    "labels as a text": (lambda c: c.update(labels="catdog"), "labels are no list"),
     "labels as numbers": (lambda c: c.update(labels=[1]), "a label is not text"),
     "a negative revision": (lambda c: c.update(revision=-1), "revision must be a non-negative integer"),
     "more units than there can be": (lambda c: c.update(units=2**40), "units must be below"),

@@ -18,7 +18,7 @@ from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, key_of
-from must.data.sources.base import ListingReport, UnreadableError, told_apart
+from must.data.sources.base import ListingReport, UnreadableError, no_images, told_apart
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, samples
 
@@ -364,3 +364,9 @@ def test_a_source_that_is_none_is_said_at_once(tmp_path: Path, source: str, mess
     with pytest.raises(ValueError, match=message):
         run(tmp_path / source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_many_kinds_of_other_files_the_most_frequent_are_named() -> None:
+    kinds = {f".k{number:03}": 1 for number in range(300)} | {".txt": 7}
+    told = no_images(kinds)
+    assert told.endswith("1 .k008, 7 .txt and 291 other kinds") and len(told) < 250

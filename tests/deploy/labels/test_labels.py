@@ -76,6 +76,17 @@ def test_there_and_back_through_label_studio(predicted):
     }
 
 
+def test_an_address_of_the_web_stays_what_it_is(predicted):
+    task = annotated({"data": {"image": "https://example.com/a.png"}}, 1, "dog")
+    (predicted / "web.json").write_text(json.dumps([task]))
+    for root in ("", "photos"):
+        for form, name in {"label-studio": "to.json", "answers": "to.jsonl", "csv": "to.csv"}.items():
+            must.labels(labels="web.json", to=form, output=name, root=root)
+            assert said(predicted, name) == {"https://example.com/a.png": "dog"}
+    with pytest.raises(ValueError, match="none of its 1 images is there"):
+        must.sort(labels="web.json", into="sorted")
+
+
 def test_there_and_back_through_fiftyone(predicted):
     must.labels(labels="p.csv", to="fiftyone", output="fo")
     labels, paths = (json.loads((predicted / "fo" / name).read_text()) for name in ("labels.json", "data.json"))
@@ -148,8 +159,12 @@ def test_answers_are_what_people_said(predicted):
         ("x.jsonl", '{"image": "a"}\n', "line 1 names no image and label"),
         ("x.jsonl", "x\n", "line 1 is no JSON"),
         ("x.jsonl", '{"image": "a", "label": 3}\n', "the label is no text"),
+        ("x.jsonl", '{"image": "a", "predictions": [{"class": "b", "probability": 1%s}]}' % ("0" * 400), "Overflow"),
         ("x.csv", "a;b\n1;2\n", "it is: 'a;b'"),
         ("x.csv", "image,class,probability\na,b,c\n", "is damaged, or of a format that is not known"),
+        ("x.csv", "image,label\n" + "a" * 200_000 + ",b\n", "is not known: field larger than field limit"),
+        ("x.csv", "image,class,probability\na,b,nan\n", "'a': nan is no probability"),
+        ("x.csv", "image,class,probability\na,b,1e999\n", "inf is no probability; it must be from 0 to 1"),
         ("x.csv", b"\xff\xfe\x00", "no text in UTF-8"),
     ],
 )

@@ -117,6 +117,27 @@ def test_what_is_not_ours_stays(tmp_path, capsys):
     assert contents(tmp_path / "sorted") == [b"painted over", b"picture 0"]
 
 
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("[]", "line 1 is damaged"),
+        ("{}", "line 1 is damaged"),
+        ('HEAD\n{"from": "/a"}', "line 2 is damaged"),
+        ('HEAD\n{"from": "FOLDER/taken", "to": "../mine.png", "image": "a"}', "'../mine.png' leads out of its folder"),
+        ('HEAD\n{"from": "FOLDER/taken", "to": "FOLDER/mine.png", "image": "a"}', "leads out of its folder"),
+    ],
+)
+def test_a_damaged_journal_is_one_line_and_takes_nothing_from_elsewhere(tmp_path, lines, message):
+    photos(tmp_path, ["mine.png", "sorted/a.png"])
+    csv = predictions(tmp_path / "p.csv", [(str(tmp_path / "mine.png"), "cat", 0.9)])
+    lines = lines.replace("HEAD", '{"from": "", "labels": "", "how": "move"}').replace("FOLDER", str(tmp_path))
+    (tmp_path / "sorted" / JOURNAL_FILE).write_text(lines)
+    for arguments in ({"undo": True}, {"labels": csv}):
+        with pytest.raises(ValueError, match=message):
+            must.sort(into=tmp_path / "sorted", **arguments)
+    assert (tmp_path / "mine.png").is_file() and not (tmp_path / "taken").exists()
+
+
 def test_class_names_become_folders_inside(tmp_path):
     names = ["../up", "a/b", "a:b", "..", "=1+1", "none of these", "CAT", "cat", "x" * 300, "日本"]
     files = photos(tmp_path / "photos", [f"{n}.png" for n in range(len(names) + 1)])

@@ -135,7 +135,7 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
                 "1" + 400 * "0",
             )
         ),
-        ('classes: [cat, "do\\0g"]\n', "class 2 has no name"),
+        ('classes: [cat, "do\\0g"]\n', "class 2 is 'do.g', with a character that no file can hold"),
         (f"classes: {list(range(3000))}\ntemplates: {[f'{n} {{}}' for n in range(5000)]}\n", "too many prompts"),
         (
             "classes:\n- {name: cat, prompts: &own "
@@ -211,13 +211,19 @@ def test_damaged_or_other_files_are_named(tmp_path):
         load_text_classifier(str(path))
 
 
-@pytest.mark.parametrize("damage", ["a bit", "no number"])
+@pytest.mark.parametrize("damage", ["a bit", "no number", "dimensions", "scale"])
 def test_weights_that_are_not_what_was_written_are_damage(tmp_path, damage):
     path = tmp_path / "c.safetensors"
     made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=str(path)))
     if damage == "a bit":
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
+    elif damage == "dimensions":  # a minute to look at, if that is done before they are counted
+        data, end = path.read_bytes(), 8 + int.from_bytes(path.read_bytes()[:8], "little")
+        head = data[8:end].replace(b'"shape":[', b'"shape":[' + b"1," * 100_000)
+        path.write_bytes(len(head).to_bytes(8, "little") + head + data[end:])
+    elif damage == "scale":  # the least similar class would be the answer
+        save_classifier(replace(made, logit_scale=-1.0), str(path))
     else:
         save_classifier(replace(made, weights=made.weights * float("nan")), str(path))
     with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):

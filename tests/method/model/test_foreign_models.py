@@ -80,6 +80,16 @@ def test_a_model_folder_may_not_bring_code(tmp_path, asked):
     assert asked == []
 
 
+def test_a_model_folder_with_an_odd_preprocessing_is_named(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(asset_folder(), folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["std"] = [0, 0, 0]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"--model {folder}: the model's preprocessing has a mean or deviation out of"):
+        load_backbone(str(folder))
+
+
 @pytest.mark.parametrize("number", [99, 0, float("nan")])
 def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
     """Whatever version it says that it was written by: it may be ours."""
@@ -92,12 +102,27 @@ def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("logit_factor", float("nan")), ("logit_factor", "x"), ("logit_factor", 10**400), ("provenance", []),
-     ("architecture", 1), ("backbone", None)],
+    [("logit_factor", float("nan")), ("logit_factor", -1), ("logit_factor", "x"), ("logit_factor", 10**400),
+     ("provenance", []), ("architecture", 1), ("backbone", None)],
 )  # fmt: skip
 def test_a_description_whose_values_are_of_another_kind_is_damaged(digits, tmp_path, name, value):
     folder = changed(digits, tmp_path, lambda architecture: None)
     file = tmp_path / "bundle" / "model.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(ValueError, match=r"model.json: is damaged"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("classes", ["a", "b"], "names 2 classes, model.safetensors has 10"),
+        ("preprocess", {"std": [0, 1, 1]}, "mean or deviation out of range"),
+    ],
+)
+def test_a_description_of_another_model_is_named(digits, tmp_path, name, value, message):
+    folder = changed(digits, tmp_path, lambda architecture: None)
+    file = tmp_path / "bundle" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"{file}: .*{message}"):
         load_bundle(folder)
