@@ -34,13 +34,14 @@ def exiting(command: str) -> Iterator[None]:
     """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75. What it logs stands on the console.
 
     Raises:
-        SystemExit: for a MustError or an OSError. Anything else is a bug and goes on as what it is, with its traceback.
+        SystemExit: for a MustError, an OSError or full memory. Anything else is a bug and goes on as what it is, with its
+            traceback.
     """
     attach()
     try:
         with ending_on_sigterm(command):
             yield
-    except (MustError, OSError) as error:
+    except (MustError, OSError, MemoryError) as error:
         fail(command, error)
 
 
@@ -66,7 +67,7 @@ def code_of(error: BaseException) -> int:
         return HELD
     if isinstance(error, TransientError):
         return PREEMPTED
-    return WRONG_INPUT if isinstance(error, UserError | OSError) else BUG
+    return WRONG_INPUT if isinstance(error, UserError | OSError | MemoryError) else BUG
 
 
 def line_of(error: BaseException) -> str:
@@ -74,6 +75,8 @@ def line_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST_LINE)
     text = str(error).strip()
+    if isinstance(error, MemoryError):
+        text = f"memory is full; give it more, or less to read{text and ': '}{text}"
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]  # after the class
     return printable(" ".join(text.split()), LONGEST_LINE)

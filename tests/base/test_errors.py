@@ -1,5 +1,6 @@
 """A bug says that it is one: exit code 1 and a traceback, whatever the class of its error; wrong input is one line."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -68,6 +69,15 @@ def test_what_must_raises_is_one_line_and_a_code(error, code, capsys):
     assert end.value.code == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("must train: ")
+
+
+def test_full_memory_is_one_line_and_exit_code_2(tmp_path):
+    (file := tmp_path / "metrics.json").touch()
+    os.truncate(file, 100 << 30)  # takes no disk
+    command = f"ulimit -v 4000000; exec {sys.executable} -m must gate --metrics {file} --output {tmp_path}/decision"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == WRONG_INPUT and line.startswith("must gate: memory is full")
 
 
 def test_the_classes_are_at_must_and_are_value_errors():
