@@ -34,8 +34,8 @@ def exiting(command: str) -> Iterator[None]:
     """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75. What it logs stands on the console.
 
     Raises:
-        SystemExit: for a MustError, an OSError or full memory. Anything else is a bug and goes on as what it is, with its
-            traceback.
+        SystemExit: for a MustError, an OSError or full memory. Anything else is a bug and goes on as what it is, with
+            its traceback.
     """
     attach()
     try:
