@@ -53,6 +53,7 @@ def exchange(config: LabelsConfig) -> Exchanged:
     elif config.to == "cleanlab":
         write_cleanlab(config, labels)
     elif config.to == "answers":
+        require(output.lower().endswith(".jsonl"), f"--output {output}: answers are read from files called .jsonl")
         labels = [one for one in labels if one.probability is None]
         require(bool(labels), f"--labels {config.labels}: predictions only; give a file with people's labels")
         storage.write_bytes(output, formats.answers(labels, image_sha256))

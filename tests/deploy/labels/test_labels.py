@@ -139,6 +139,8 @@ def test_answers_are_what_people_said(predicted):
     assert said(predicted, "l.csv") == {"a.png": "cat", "=c.png": None}
     with pytest.raises(ValueError, match="predictions only; give a file with people's labels"):
         must.labels(labels="p.csv", to="answers", output="no.jsonl")
+    with pytest.raises(ValueError, match=r"no\.json: answers are read from files called \.jsonl"):
+        must.labels(labels="p.csv", to="answers", output="no.json")
 
 
 @pytest.mark.parametrize(
