@@ -26,7 +26,7 @@ from must.deploy.labels.formats import file_in, read_labels
 logger = logging.getLogger(__name__)
 
 LONGEST_FILE_NAME = 200  # bytes of a file's name
-HEAD, PLACED = ("from", "labels", "how"), ("from", "to", "image")  # texts of a line of the journal
+HEAD_FIELDS, LINE_FIELDS = ("from", "labels", "how"), ("from", "to", "image")  # texts of a line of the journal
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def journal_of(into: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        known = HEAD if not lines else PLACED
+        known = HEAD_FIELDS if not lines else LINE_FIELDS
         ours = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in known)
         require(ours, f"{file}: line {number} is damaged; it says which image is where: restore this file")
         if lines and line["from"]:
