@@ -186,7 +186,7 @@ def avif_cost(data: bytes, steps: Steps) -> Cost:
 
 
 def extents(data: bytes, steps: Steps, box: tuple[int, int], idat: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of the items' pieces in the file. Raises ValueError: too many."""
+    """(number, start, end) of the items' pieces in the file. Raises ValueError: too many, or more than are there."""
     start, end = box
     if not end:
         return
@@ -208,6 +208,8 @@ def extents(data: bytes, steps: Steps, box: tuple[int, int], idat: int) -> Itera
             raise UserError(f"more than {MAX_ITEMS} pieces")
         if pieces > 1 and not wide[0] + wide[1] + wide[3]:
             raise UserError("an item of the same piece many times")
+        if place + pieces * (wide[0] + wide[1] + wide[3]) > end:
+            raise UserError("a table of items that is cut off")
         steps.take(1 + pieces)
         for _ in range(pieces):
             at = base + number(data, place + wide[3], wide[0])
