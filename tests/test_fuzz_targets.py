@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from must.data.image import bounds
 from tests.fuzz.replay import inputs, spent
 from tests.fuzz.targets import TARGETS, Target, run
 
 FOUND = sorted((Path(__file__).parent / "fuzz" / "found").glob("*"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets decode in this process."""
+    monkeypatch.setattr(bounds, "held", bounds.held)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -89,14 +89,16 @@ def bmp_cost(data: bytes, start: int = 14, kind: str = "BMP") -> Cost:
 def ico_cost(data: bytes, steps: Steps) -> Cost:
     """Of the picture that Pillow takes: of the largest as the list has it, the one of fewest colours.
 
-    Raises ValueError: too many pictures.
+    Raises ValueError: too many pictures, or more than are there.
     """
     count = number(data, 4, 2, "little")
     if count > MAX_ICONS:
         raise UserError(f"more than {MAX_ICONS} pictures in an icon")
+    if 6 + 16 * count > len(data):
+        raise UserError("an icon's list of pictures is cut off")
     entries = []
     for place in range(6, 6 + 16 * count, 16):
-        entry = data[place : place + 16].ljust(16, b"\0")
+        entry = data[place : place + 16]
         colours, bits = entry[2], number(entry, 6, 2, "little")
         deep = bits or (colours != 0 and ceil(log(colours, 2))) or 256
         entries.append((-(entry[0] or 256) * (entry[1] or 256), deep, number(entry, 12, 4, "little")))
