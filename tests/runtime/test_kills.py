@@ -51,7 +51,7 @@ def place(digits, work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what, processes, most", [("worker", 2, 2), ("pod", 1, 3)])
+@pytest.mark.parametrize("what, processes, most", [("worker", 2, 2), ("pod", 1, 3), ("pod", 2, 2)])
 def test_kills_at_random_moments_change_nothing(digits, tmp_path, what, processes, most):
     """`worker`: the process that trains (with two, torchrun above them). `pod`: all, and Kubeflow starts it again."""
     chance, work, kills = random.Random(processes), place(digits, tmp_path / "killed"), 0

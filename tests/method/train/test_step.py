@@ -77,7 +77,7 @@ def test_compiled_blocks_give_the_same_gradients(record_property):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"parallel": "fsdp"}])
+@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"parallel": "ddp"}, {"parallel": "fsdp"}])
 def test_a_run_goes_on_compiled_and_not(settings, record_property):
     """A step as it is, a compiled one, and another as it is: the same names, the same weights to rounding."""
     states = []
