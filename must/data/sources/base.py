@@ -26,8 +26,8 @@ ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE
 
 def not_read(kinds: Mapping[str, int]) -> str:
     """The numbers of files of other kinds, and what would read those of telephones."""
-    most = sorted(sorted(kinds, key=kinds.__getitem__, reverse=True)[:MOST_KINDS])
-    listed = ", ".join(f"{kinds[kind]} {printable(kind)}" for kind in most)
+    most = sorted(Counter(kinds).most_common(MOST_KINDS))
+    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in most)
     listed += f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
     phones = {f".{ending}" for ending in PHONES} & kinds.keys()
     hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""

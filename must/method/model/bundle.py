@@ -13,6 +13,7 @@ from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
+from must.method.model.classifier import LARGEST_FACTOR, LARGEST_HEADER
 from must.method.model.provenance import Provenance, RunSummary
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
 BUNDLE_FORMAT = 1
-LARGEST_HEADER = 100_000_000  # bytes of safetensors', its own limit
-LARGEST_FACTOR = 1e30  # on the cosine: with more, float32 has no probabilities
 
 
 @dataclass(frozen=True)

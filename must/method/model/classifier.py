@@ -32,7 +32,7 @@ LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LARGEST_SET, A_PROMPT = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
-LARGEST_SCALE = 1e30  # on the cosine: with more, float32 has no probabilities
+LARGEST_FACTOR = 1e30  # on the cosine: with more, float32 has no probabilities
 LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
 
 
@@ -328,7 +328,7 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
         scale = header["logit_scale"]
         whole = all(isinstance(text, str) for text in texts)
-        whole &= isinstance(scale, int | float) and 0 < scale <= LARGEST_SCALE
+        whole &= isinstance(scale, int | float) and 0 < scale <= LARGEST_FACTOR
         whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
         require(whole, "a value of another kind")
         return header
