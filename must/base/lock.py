@@ -198,18 +198,18 @@ class Beat:
             return True
 
     def write(self, expected: storage.Generation) -> None:
-        with self.writing:
-            began = time.monotonic()
-            self.count += 1
-            content = json.dumps(self.identity | {"beat": self.count}).encode()
-            self.generation = storage.remote(self.uri).write_bytes(self.uri, content, expected)
-            self.beaten = began
+        began = time.monotonic()
+        self.count += 1
+        content = json.dumps(self.identity | {"beat": self.count}).encode()
+        self.generation = storage.remote(self.uri).write_bytes(self.uri, content, expected)
+        self.beaten = began
 
     def renew(self) -> None:
-        try:
-            self.write(self.generation)
-        except storage.ConflictError:
-            self.lost = True
+        with self.writing:  # the thread of the beats and `check` replace each other's object
+            try:
+                self.write(self.generation)
+            except storage.ConflictError:
+                self.lost = True
 
     def beat(self) -> None:
         """Writes the sign, unless the lock is lost."""

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -99,6 +100,13 @@ def test_without_a_good_beat_for_too_long_a_new_one_decides(held, monkeypatch):
     storage.write_bytes(uri, b"{}")
     with pytest.raises(lock.LockLostError, match="is now held by another `must shard`"):
         check()
+
+
+def test_a_beat_and_checks_at_the_same_moment_are_one_owner(bucket_server, monkeypatch):
+    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # each check writes a beat
+    with lock.locked(bucket_server.uri + "/run", SHARDS) as check, ThreadPoolExecutor(8) as pool:
+        for finished in [pool.submit(check) for _ in range(40)]:
+            finished.result()
 
 
 def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
