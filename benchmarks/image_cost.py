@@ -31,7 +31,7 @@ import json, resource, sys, time
 from pathlib import Path
 from must.data.image import decode as d
 data = Path(sys.argv[1]).read_bytes()
-d.bounds.held = True  # in this process
+d.bounds.memory_limited = True  # in this process
 d.Image.new("RGB", (64, 64)).convert("L")
 found = {}
 try:

@@ -18,7 +18,7 @@ FOUND = sorted((Path(__file__).parent / "fuzz" / "found").glob("*"))
 @pytest.fixture(autouse=True)
 def elsewhere_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets decode in this process."""
-    monkeypatch.setattr(bounds, "held", bounds.held)
+    monkeypatch.setattr(bounds, "memory_limited", bounds.memory_limited)
 
 
 @pytest.mark.parametrize("name", TARGETS)

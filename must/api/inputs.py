@@ -16,7 +16,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 from must.data.image.colors import is_transparent, to_rgb
-from must.data.image.decode import as_seen, decode, identify, orientation
+from must.data.image.decode import decode, identify, orientation, upright
 
 ACCEPTED = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
@@ -167,7 +167,7 @@ def as_image(item: Any, where: str) -> Image.Image:
         item.load()  # a TIFF says only then that it has been turned
         turned = orientation(item)
         plain = item.mode in ("L", "RGB") and not is_transparent(item) and turned == 1
-        return item if plain else as_seen(to_rgb(item), turned)
+        return item if plain else upright(to_rgb(item), turned)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 

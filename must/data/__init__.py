@@ -1,1 +1,1 @@
-"""Images on their way to a model: found, decoded, written as shards, read again, augmented. Knows of no model."""
+"""From image files to batches: listing, decoding, sharding, reading, augmentation. Independent of the model."""

@@ -203,7 +203,7 @@ def zips() -> list[bytes]:
 # -- images ------------------------------------------------------------------------------------------------------------
 def image(data: bytes) -> None:
     """Checking refuses whatever decoding refuses, but for a JPEG, and the other way round."""
-    bounds.held = True  # what it takes shows in this process
+    bounds.memory_limited = True  # what it takes shows in this process
     header = identify(data, PIXELS)
     picture = decode(data, PIXELS)
     assert picture.mode == "RGB" and max(picture.size) <= 200 * min(picture.size)

@@ -1,4 +1,4 @@
-"""Decoding image files to pixels: what is refused, how it is decoded, and a model's own preprocessing.
+"""Decoding image files to pixels: which files are refused, decoding, and a model's preprocessing.
 
-No torch: training, prediction and a server see the same pixels.
+No torch: training, prediction and the server get the same pixels.
 """

@@ -1,6 +1,6 @@
-"""What a picture from outside may take of a worker process, whatever its header says: held by the system, by signals.
+"""Limits on the memory and time that a worker process spends on an image, enforced by the operating system.
 
-The cost in its header comes first. These bounds are for what that does not foresee.
+They are for files that need more than the cost estimated from their header.
 """
 
 import os
@@ -21,23 +21,23 @@ from must.base.processes import per_process
 from must.base.workers import KilledWorkerError
 from must.data.image.cost import MAX_MEMORY, MAX_PIXELS, MAX_SECONDS
 
-TIMES = 3
-"""How much more than the largest cost that a header may promise."""
+MARGIN = 3
+"""The limits, as multiples of the largest cost that a header may have."""
 
-held = False
-"""Whether this process is one of those workers: it begins with `limit_memory`."""
+memory_limited = False
+"""Whether this process is such a worker, which `limit_memory` was called in."""
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 
-def most_seconds(max_pixels: int) -> float:
-    return TIMES * MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
+def max_seconds(max_pixels: int) -> float:
+    return MARGIN * MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
 
 
 @contextmanager
 def deadline(max_pixels: int) -> Iterator[None]:
-    """The block ends this process if it takes more processor time. In a worker, whose parent calls `fault_of`."""
-    signal.setitimer(signal.ITIMER_PROF, most_seconds(max_pixels))
+    """Ends this process if the block takes more processor time. For workers, whose parent calls `fault_of`."""
+    signal.setitimer(signal.ITIMER_PROF, max_seconds(max_pixels))
     try:
         yield
     finally:
@@ -45,61 +45,61 @@ def deadline(max_pixels: int) -> Iterator[None]:
 
 
 def limit_memory(max_pixels: int, others: int) -> None:
-    """From here on this process gets no more memory than a picture may take, and `others` bytes. Linux only."""
-    global held
-    held = True
+    """Limits the memory of this process to what an image may take, plus `others` bytes. Linux only."""
+    global memory_limited
+    memory_limited = True
     if sys.platform == "linux":
         import resource
 
         lines = Path("/proc/self/status").read_text().splitlines()
         used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
-        most = used + others + int(TIMES * MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
+        limit = used + others + int(MARGIN * MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def fault_of(exit_code: int | None, max_pixels: int) -> str:
-    """Why the picture at which a worker ended with this code is rejected; "" if that was not the picture's doing."""
+    """Why the image at which a worker ended with this code is rejected; "" if the image was not the cause."""
     if exit_code == -signal.SIGPROF:
-        return f"takes more than {most_seconds(max_pixels):g} s of one core"
+        return f"takes more than {max_seconds(max_pixels):g} s of one core"
     if exit_code is not None and -exit_code in CRASHES:
         return f"its decoder crashed ({signal.Signals(-exit_code).name})"
     return ""
 
 
-ASKED = struct.Struct("<QQQ")  # bytes of the file, max_pixels, shorter_side
-ANSWERED = struct.Struct("<?QQQ")  # whether it is a picture, width, height; bytes of its RGB, or of the reason
-PIPE = 1 << 20  # bytes, where the system allows it
+REQUEST = struct.Struct("<QQQ")  # bytes of the file, max_pixels, shorter_side
+RESPONSE = struct.Struct("<?QQQ")  # whether it was decoded, width, height, bytes of RGB or of the error message
+PIPE = 1 << 20  # bytes, if the system allows it
 PROGRAM = "from must.data.image.decode import decode; from must.data.image.bounds import work; work(decode)"
 
 
 class Helper:
-    """A program beside this one that decodes pictures whose header is not trusted with their cost.
+    """A subprocess that decodes images whose header may understate their cost.
 
-    No forked process: it may be started by any thread, and by a loader's process, which may have no children otherwise.
+    It is not forked: any thread may start it, and so may a loader process, which may have no other children.
     """
 
     def __init__(self) -> None:
-        path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
+        path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path},
             pipesize=PIPE,
-            process_group=0,  # a signal to the whole group is for those who decide when they end
+            process_group=0,  # a signal to the group of this process does not reach it
         )
 
     def decode(self, data: bytes, max_pixels: int, shorter_side: int) -> Image.Image:
-        """Raises ValueError: the reason; EOFError, OSError: the program has ended."""
-        asked, answers = self.process.stdin, self.process.stdout
-        assert asked and answers
-        asked.write(ASKED.pack(len(data), max_pixels, shorter_side))
-        asked.write(data)
-        asked.flush()
-        whole, width, height, size = ANSWERED.unpack(exactly(answers, ANSWERED.size))
-        content = exactly(answers, size)
-        if not whole:
+        """Raises ValueError: the reason; EOFError, OSError: the subprocess has ended."""
+        requests, responses = self.process.stdin, self.process.stdout
+        assert requests and responses
+        requests.write(REQUEST.pack(len(data), max_pixels, shorter_side))
+        requests.write(data)
+        requests.flush()
+        decoded, width, height, size = RESPONSE.unpack(read_exactly(responses, RESPONSE.size))
+        content = read_exactly(responses, size)
+        if not decoded:
             raise UserError(content.decode("utf-8", "replace"))
         return Image.frombytes("RGB", (width, height), content)
 
@@ -108,7 +108,7 @@ class Helper:
 
 
 class Helpers:
-    """Those of this process that have nothing to do; as many are made as threads ask at a time."""
+    """The idle helpers of this process; there are as many in all as threads that decode at the same time."""
 
     def __init__(self) -> None:
         self.free: list[Helper] = []
@@ -119,7 +119,7 @@ class Helpers:
             helper = self.free.pop() if self.free else None
         helper = helper or Helper()
         try:
-            found = helper.decode(data, max_pixels, shorter_side)
+            image = helper.decode(data, max_pixels, shorter_side)
         except (EOFError, OSError):
             why = fault_of(helper.exit_code(), max_pixels)
             raise (UserError(why) if why else KilledWorkerError()) from None
@@ -127,46 +127,46 @@ class Helpers:
             self.free.append(helper)
             raise
         self.free.append(helper)
-        return found
+        return image
 
 
 helpers = per_process(Helpers)
 
 
-def decode_apart(data: bytes, max_pixels: int, shorter_side: int = 0) -> Image.Image:
-    """As `decode`, of bytes whose header it has accepted.
+def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Image.Image:
+    """As `decode`, in a subprocess, for bytes whose header was accepted.
 
     Raises:
-        ValueError: as `decode`; the picture took too long, or its decoder crashed.
-        KilledWorkerError: somebody else has ended the program.
+        ValueError: as `decode`; the image took too long, or its decoder crashed.
+        KilledWorkerError: something else has ended the subprocess.
     """
     return helpers().decode(data, max_pixels, shorter_side)
 
 
 def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:
-    """What the program does until nobody asks any more."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    while head := sys.stdin.buffer.read(ASKED.size):
-        size, max_pixels, shorter_side = ASKED.unpack(head)
-        data = exactly(sys.stdin.buffer, size)
+    """The subprocess's loop: answers requests until its standard input is closed."""
+    responses = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print; that must not get into the responses
+    while head := sys.stdin.buffer.read(REQUEST.size):
+        size, max_pixels, shorter_side = REQUEST.unpack(head)
+        data = read_exactly(sys.stdin.buffer, size)
         limit_memory(max_pixels, 0)
-        whole, width, height = False, 0, 0
+        decoded, width, height = False, 0, 0
         with deadline(max_pixels):
             try:
                 picture = decode(data, max_pixels, shorter_side)
-                whole, (width, height), content = True, picture.size, picture.tobytes()
+                decoded, (width, height), content = True, picture.size, picture.tobytes()
             except MemoryError:
                 content = b"too large for the memory"
             except ValueError as error:
                 content = str(error).encode("utf-8", "replace")
-        answers.write(ANSWERED.pack(whole, width, height, len(content)))
-        answers.write(content)
-        answers.flush()
+        responses.write(RESPONSE.pack(decoded, width, height, len(content)))
+        responses.write(content)
+        responses.flush()
 
 
-def exactly(file: IO[bytes], size: int) -> bytes:
-    """Raises EOFError: there are less."""
+def read_exactly(file: IO[bytes], size: int) -> bytes:
+    """Raises EOFError: there are fewer bytes."""
     data = file.read(size)
     if len(data) < size:
         raise EOFError

@@ -1,4 +1,4 @@
-"""Converts what a file holds to RGB, strip by strip: a conversion's in-between copies may be eight times its result."""
+"""Converts images to RGB, strip by strip: temporary copies may take eight times the memory of the result."""
 
 import io
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from PIL import Image, ImageCms
 from must.base.errors import UserError
 
 STRIP = 1 << 18  # pixels converted at once
-CHAIN = b"mpet"  # of a profile: as many steps of arithmetic as it likes, each of which is done for 280,000 colours
+CHAIN = b"mpet"  # in a profile: any number of processing steps, each of which is computed for 280,000 colours
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """A loaded image as RGB; what is transparent on white. Raises ValueError: there is no way to RGB."""
+    """A loaded image as RGB, transparent ones on white. Raises ValueError: it cannot be converted."""
     if is_deep(image):
         return by_strips(image, Scale(image).to_rgb)
     if is_transparent(image):
@@ -25,10 +25,10 @@ def to_rgb(image: Any) -> Image.Image:
 
 
 def check_colors(image: Any) -> None:
-    """Raises what `to_rgb` would, for less: what can fail shows in the first strip or in the range of values."""
+    """Raises as `to_rgb`, in less time: it can only fail at the first strip or at the range of values."""
     if is_deep(image):
         Scale(image)
-    elif image.mode not in ("RGB", "L", "P", "CMYK"):  # from these the way to RGB always succeeds
+    elif image.mode not in ("RGB", "L", "P", "CMYK"):  # converting these always succeeds
         to_rgb(next(strips(image))[1])
 
 
@@ -37,12 +37,12 @@ def is_transparent(image: Any) -> bool:
 
 
 def is_deep(image: Any) -> bool:
-    """16 or 32 bits a pixel, or floats."""
+    """16 or 32 bits per pixel, or floats."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 def strips(image: Any) -> Iterator[tuple[int, Any]]:
-    """(top, the rows from there on), of about STRIP pixels; a small image as it is."""
+    """(first row, strip) of the image, a strip about STRIP pixels; a small image is one strip."""
     rows = max(1, STRIP // image.width)
     if rows >= image.height:
         yield 0, image
@@ -71,7 +71,7 @@ def on_white(image: Any) -> Image.Image:
 
 
 def cmyk_to_rgb(image: Any) -> Image.Image:
-    """Printing inks by the profile that says what they look like; without one, Pillow's plain formula."""
+    """By the colour profile in the image; without one, by Pillow's simple formula."""
     profile = image.info.get("icc_profile")
     if profile and CHAIN not in profile:
         try:
@@ -80,16 +80,15 @@ def cmyk_to_rgb(image: Any) -> Image.Image:
             if converted is not None:
                 return converted
         except (ImageCms.PyCMSError, OSError):
-            pass  # a damaged profile: viewers ignore it too
+            pass  # a damaged profile: viewers ignore it, too
     return image.convert("RGB")
 
 
 class Scale:
     """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W], by the range of the whole image.
 
-    16-bit files use their whole range, so it is divided by 257. A wider or a floating-point file does not say what is
-    white; then floats within 0..1 are scaled by 255, and others from their darkest to their brightest value. The one
-    value that a PNG may call transparent is laid on white.
+    16-bit values are divided by 257. Files of 32 bits or floats do not define white: floats within 0..1 are scaled by
+    255, other values from the darkest to the brightest one. The value that a PNG declares transparent becomes white.
     Raises ValueError: values that are not finite.
     """
 

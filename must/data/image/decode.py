@@ -1,4 +1,4 @@
-"""Decodes an image file to the RGB picture a person sees in a viewer: for sharding, training and prediction alike."""
+"""Decodes an image file to RGB as an image viewer shows it, for sharding, training and prediction."""
 
 import importlib
 import io
@@ -11,28 +11,28 @@ from PIL import Image, UnidentifiedImageError
 from must.base.errors import TransientError, UserError
 from must.base.text import one_line
 from must.data.image import bounds
-from must.data.image.bounds import decode_apart
+from must.data.image.bounds import decode_isolated
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.base import Cost
 from must.data.image.headers.directory import directory_refusal
 from must.data.image.headers.heif import PLUGIN, can_read, is_heif
 
-try:  # libjpeg-turbo: Pillow's pixels in less time. Of plain JPEGs only: what is damaged, Pillow decides everywhere
+try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
-# Only formats whose decoders read untrusted bytes safely: no EPS or WMF, which start other programs.
-Image.init()  # registers the formats this Pillow was built with
-if can_read():  # and HEIC, from the picture itself alone
+# Only formats whose decoders are safe for untrusted bytes: no EPS or WMF, which start other programs.
+Image.init()  # registers the formats that this Pillow was built with
+if can_read():  # and HEIC: the main image only
     importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
 ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
 PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
-TRUSTED = 2.5  # seconds of one core that a header of these may say; tests look for files that say less than they take
+TRUSTED = 2.5  # seconds; above it these are decoded in a subprocess, too. Tests search for headers that understate it
 SPACES = {"RGB": "RGB", "L": "GRAY"}  # Pillow's mode -> simplejpeg's colour space
 Picture = TypeVar("Picture")
 
@@ -40,8 +40,8 @@ Picture = TypeVar("Picture")
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> Image.Image:
     """The whole image as RGB [height, width], fully decoded.
 
-    EXIF orientation is applied; transparent images are laid on white; CMYK goes through its colour profile if it
-    carries one; 16 bits and floats are scaled to 8; of an animation the first frame is taken. A plain RGB or grey
+    EXIF orientation is applied; transparent images are laid on white; CMYK is converted by its colour profile, if it
+    has one; 16 bits and floats are scaled to 8 bits; of an animation the first frame is used. A plain RGB or grey
     JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
 
     Args:
@@ -49,34 +49,34 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
             with a shorter side below this many pixels.
 
     Raises:
-        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py; more than
-            `max_pixels` pixels, for one), or do when they are decoded (bounds.py). The text is the reason.
+        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py), such as more
+            than `max_pixels` pixels, or did so while decoding (bounds.py). The text is the reason.
     """
-    found = accepted(data, max_pixels)
-    if not bounds.held and (found.format not in PLAIN_FORMATS or found.seconds > TRUSTED):
-        return decode_apart(data, max_pixels, shorter_side)
-    image = open_accepted(data, found, max_pixels)
+    estimate = accepted(data, max_pixels)
+    if not bounds.memory_limited and (estimate.format not in PLAIN_FORMATS or estimate.seconds > TRUSTED):
+        return decode_isolated(data, max_pixels, shorter_side)
+    image = open_accepted(data, estimate, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
-            return as_seen(pixels, orientation(image))
+            return upright(pixels, orientation(image))
         if shorter_side and image.format in ("JPEG", "MPO"):
             width, height = image.size
             scale = shorter_side / min(width, height)
             image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
         image.load()
-        picture, turned = to_rgb(image), orientation(image)
-        del image  # its pixels and those of `picture` and of the turned one would be three times the memory
-        return as_seen(picture, turned)
+        rgb, exif = to_rgb(image), orientation(image)
+        del image  # with its pixels, `rgb` and the rotated copy would be three times the memory
+        return upright(rgb, exif)
     except Exception as error:
         raise UserError(reason(error)) from error
 
 
-def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
-    """What `view` makes of the decoded image.
+def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
+    """The result of `view` for the decoded image.
 
     Raises:
-        UserError: whatever goes wrong: it costs this image only.
-        TransientError: another program has ended a process of ours.
+        UserError: any error of this image.
+        TransientError: another program has ended the process that decoded it.
     """
     try:
         return view(decode(data, max_pixels))
@@ -87,22 +87,22 @@ def seen(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = 
 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
-    """The image with its header read: size and format are known, pixels are not decoded yet.
-    Raises ValueError: as `decode`, as far as the header tells."""
+    """The image, opened and not decoded: size and format are known.
+    Raises ValueError: as `decode`, for what the header shows."""
     return open_accepted(data, accepted(data, max_pixels), max_pixels)
 
 
-def open_accepted(data: bytes, found: Cost, max_pixels: int) -> Any:
+def open_accepted(data: bytes, estimate: Cost, max_pixels: int) -> Any:
     """Raises ValueError: as `identify`."""
-    try:  # nothing but the format whose cost was looked up; a Pillow may have been built without it
-        image = Image.open(io.BytesIO(data), formats=[name for name in (found.format,) if name in FORMATS])
+    try:  # only the format whose cost was estimated; Pillow may have been built without it
+        image = Image.open(io.BytesIO(data), formats=[name for name in (estimate.format,) if name in FORMATS])
     except UnidentifiedImageError:
         raise UserError("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise UserError(f"more than {max_pixels} pixels") from None
     except Exception as error:
         raise UserError(reason(error)) from error
-    if image.width * image.height > found.pixels:
+    if image.width * image.height > estimate.pixels:
         raise UserError("its headers contradict each other")
     if min(image.size) < 1:
         raise UserError(f"{image.width}x{image.height} has no pixels")
@@ -110,22 +110,22 @@ def open_accepted(data: bytes, found: Cost, max_pixels: int) -> Any:
 
 
 def accepted(data: bytes, max_pixels: int) -> Cost:
-    """What decoding will cost. Raises ValueError: too much, or the header does not tell."""
+    """The cost of decoding. Raises ValueError: it is too high or unknown."""
     if not data:
         raise UserError("empty file")
     if "HEIF" not in FORMATS and is_heif(data):
         raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
-    found = cost(data)
-    if refused := refusal(found, max_pixels):
+    estimate = cost(data)
+    if refused := refusal(estimate, max_pixels):
         raise UserError(refused)
-    return found
+    return estimate
 
 
 def check(image: Any) -> None:
-    """Decodes what `identify` gave, only to see that it is whole. Raises ValueError when `decode` would.
+    """Decodes the image from `identify`, only to check it. Raises ValueError when `decode` would.
 
-    A JPEG is damaged where its compressed data are, so all of them are decoded, but to an eighth of the size and to
-    grey: what follows them (inverse transform, upsampling, colours) cannot fail and costs half the time.
+    Damage to a JPEG shows in its compressed data, so all of them are decoded, but to an eighth of the size and to grey:
+    the later steps (inverse transform, upsampling, colours) cannot fail, and take half the time.
     """
     try:
         if image.format in ("JPEG", "MPO"):
@@ -138,29 +138,29 @@ def check(image: Any) -> None:
 
 
 def extension(image: Any) -> str:
-    """The usual ending of a file of this image's format, such as jpg."""
+    """The usual file extension of the image's format, such as jpg."""
     return ENDINGS_BY_FORMAT.get(image.format, str(image.format).lower())
 
 
-def as_seen(pixels: Image.Image, turned: int) -> Image.Image:
-    """RGB, or grey as RGB, the way it is meant to be looked at; `turned`: EXIF's orientation."""
+def upright(pixels: Image.Image, exif: int) -> Image.Image:
+    """The image as RGB, rotated or mirrored by `exif`, the value of EXIF's orientation."""
     rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
     del pixels
-    return TURNS[turned](rgb) if turned in TURNS else rgb
+    return ROTATIONS[exif](rgb) if exif in ROTATIONS else rgb
 
 
 def orientation(image: Any) -> int:
-    """EXIF's, 1 if there is none. After loading: the TIFF decoder turns the image itself and then says so."""
+    """EXIF's, 1 if there is none. To be called after loading: the TIFF decoder rotates the image, and sets it to 1."""
     exif = image.info.get("exif")
     if isinstance(exif, bytes) and directory_refusal(exif):
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF: viewers show such a picture as it lies
+    except Exception:  # damaged EXIF: viewers do not rotate such an image
         return 1
 
 
-TURNS = {
+ROTATIONS = {
     2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
     4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
@@ -172,17 +172,17 @@ TURNS = {
 
 
 def reason(error: BaseException) -> str:
-    """A decoder's error in one short line that does not differ from run to run."""
+    """A decoder's error as one short line, the same in each run."""
     if isinstance(error, MemoryError | OverflowError):
         return "too large for the memory"
     text = one_line(error)
-    if "BytesIO" in text:  # Pillow names the object's address
+    if "BytesIO" in text:  # Pillow's message has the object's address
         text = "not an image of a known format"
     return text[:200]
 
 
 def decode_plain(data: bytes, image: Any) -> Image.Image | None:
-    """The pixels of `image`, which Pillow has opened and not yet decoded; None if Pillow should do it."""
+    """The pixels of `image`, which Pillow has opened and not decoded; None if Pillow should decode it."""
     if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
         return None
     try:
@@ -193,9 +193,9 @@ def decode_plain(data: bytes, image: Any) -> Image.Image | None:
 
 
 def decode_reduced(data: bytes, image: Any, factor: int) -> np.ndarray | None:
-    """The pixels at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by faster arithmetic: uint8 [H, W, 3] or None.
+    """The pixels at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by a faster method: uint8 [H, W, 3] or None.
 
-    The inverse cosine transform and the colours' upsampling are approximate; values differ by a few levels.
+    The inverse cosine transform and the upsampling of colours are approximate; values differ by a few levels.
     """
     if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
         return None

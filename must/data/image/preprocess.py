@@ -1,5 +1,5 @@
-"""What a trained model looks at: shorter side to the input size, centre crop. Needs no torch, so that
-`must evaluate`, `must predict` and a server see the same pixels."""
+"""The preprocessing of images for a model: shorter side to the input size, centre crop. Without torch, so that
+`must evaluate`, `must predict` and the server use the same pixels."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,8 +11,8 @@ from PIL import Image
 from must.base.errors import UserError
 from must.base.text import brief
 
-LARGEST_INPUT = 2048  # pixels, of a model's input
-SMALLEST, FARTHEST = 1e-6, 1e6  # what pixels may be divided by, and how far from 0 their mean may be
+LARGEST_INPUT = 2048  # pixels per side of a model's input
+SMALLEST, FARTHEST = 1e-6, 1e6  # limits on the deviation, which is divided by, and on the mean
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -30,7 +30,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Reads open_clip's preprocess_cfg or a bundle's; names that concern us only."""
+        """Reads open_clip's preprocess_cfg or that of a bundle; other keys are ignored."""
         if not isinstance(values, dict):
             raise UserError("the model's preprocessing is no mapping of names to values")
         size = values.get("size", 224)
@@ -60,7 +60,7 @@ class Preprocess:
 
 
 def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
-    """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: they are not."""
+    """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: anything else."""
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise UserError("the model's preprocessing names no mean or deviation for each of three channels")
     if not all(is_finite(value) for value in values):
@@ -73,7 +73,7 @@ def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number that a float can be: JSON's whole numbers may be larger than any."""
+    """Whether it is a finite number; integers in JSON may be too large for a float."""
     try:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
@@ -111,8 +111,8 @@ class EvalView:
         long = int(self.size * long / short)
         new_width, new_height = (self.size, long) if width <= height else (long, self.size)
         image = resize(image, new_width, new_height, self.filter)
-        left, top = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        x, y = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
+        return np.asarray(image.crop((x, y, x + self.size, y + self.size)))
 
 
 def resize(image: Image.Image, width: int, height: int, filter: Image.Resampling) -> Image.Image:

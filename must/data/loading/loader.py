@@ -24,7 +24,7 @@ from must.data.augment.cpu import FastViews, TrainViews
 from must.data.augment.draws import ViewSettings
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.format.index import Index
-from must.data.image.decode import reason, seen
+from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
@@ -209,7 +209,7 @@ class EvalDataset(Dataset[Any]):
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int, str | None, str] | None:
         data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
         try:
-            pixels = seen(data, self.view, self.reader.index.max_pixels)
+            pixels = decode_view(data, self.view, self.reader.index.max_pixels)
         except UserError:
             return None
         description = self.reader.description(sample)

@@ -207,7 +207,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     if not config.shards:
         shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    from must.data.image.decode import seen
+    from must.data.image.decode import decode_view
     from must.data.image.preprocess import EvalView
     from must.data.loading.reader import ShardReader
 
@@ -216,7 +216,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     pixels = []
     for number in np.linspace(0, len(reader) - 1, count).astype(int):
         try:
-            pixels.append(seen(reader.image(int(number)), view, reader.index.max_pixels))
+            pixels.append(decode_view(reader.image(int(number)), view, reader.index.max_pixels))
         except ValueError:
             continue  # evaluate counts such images; here the others do
     require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")

@@ -16,7 +16,7 @@ from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import printable
 from must.config import PredictConfig
-from must.data.image.decode import seen
+from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
@@ -129,7 +129,7 @@ def predicted(
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). The same decoder and view as `must evaluate`."""
     try:
-        return seen(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
+        return decode_view(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 

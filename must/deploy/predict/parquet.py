@@ -13,7 +13,7 @@ from must.base.parameters import require
 from must.base.text import brief, encoded
 from must.data.format.index import Shard, count
 from must.data.format.samples import read_samples
-from must.data.image.decode import seen
+from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView, Preprocess
 from must.deploy.predict.session import EMBEDDING
 
@@ -34,7 +34,7 @@ def decode_rows(
     view, found = EvalView(preprocess), []
     for key, source, image in read_samples(path, rows, texts):
         try:
-            found.append(Decoded(key, source, seen(image, view, max_pixels), ""))
+            found.append(Decoded(key, source, decode_view(image, view, max_pixels), ""))
         except UserError as error:
             found.append(Decoded(key, source, None, str(error)))
     return found

@@ -4,7 +4,7 @@ import numpy as np
 
 from must.base.errors import TransientError
 from must.data.image.cost import cost, refusal
-from must.data.image.decode import seen
+from must.data.image.decode import decode_view
 from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
 from must.deploy.serve.protocol import Refused, wanted
@@ -40,7 +40,7 @@ def cost_of(data: bytes, max_pixels: int) -> Cost:
 def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
     """uint8 [S, S, 3], by the decoder and view of `must predict`. Raises Refused: 422 for a picture that is damaged."""
     try:
-        return seen(data, view, max_pixels)
+        return decode_view(data, view, max_pixels)
     except TransientError:
         raise Refused(503, "the server has no memory left for this picture; try again") from None
     except ValueError as error:

@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import image_cost as hard
 from must.data.image import colors
 from must.data.image.cost import cost
-from must.data.image.decode import check, decode, identify, seen
+from must.data.image.decode import check, decode, decode_view, identify
 from must.data.image.headers.base import MAX_SEGMENTS, MAX_STEPS
 from must.data.image.headers.jpeg import MAX_SCANS
 from must.data.image.preprocess import EvalView, Preprocess
@@ -212,7 +212,7 @@ def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.
 MEASURE = r"""
 import re, sys
 from must.data.image.decode import bounds, check, decode, identify
-bounds.held = True
+bounds.memory_limited = True
 def peak():  # of this program; the one in getrusage counts the process that it was forked from as well
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
 data, before = open(sys.argv[1], "rb").read(), peak()
@@ -335,8 +335,8 @@ def test_whatever_a_view_raises_is_a_reason() -> None:
         raise MemoryError
 
     with pytest.raises(ValueError, match="too large for the memory"):
-        seen(zoo.encoded(zoo.picture()), view)
-    assert seen(zoo.encoded(zoo.picture()), EvalView(Preprocess(size=32))).shape == (32, 32, 3)
+        decode_view(zoo.encoded(zoo.picture()), view)
+    assert decode_view(zoo.encoded(zoo.picture()), EvalView(Preprocess(size=32))).shape == (32, 32, 3)
 
 
 def test_tiles_that_begin_behind_the_picture_do_not_make_it_cheap() -> None:

@@ -1,5 +1,5 @@
-"""Headers of image files, a module a family of formats: bytes in, what decoding them will cost out (`Cost`).
+"""Headers of image files, one module per family of formats: each estimates from a file's bytes the cost of decoding it.
 
-Each reads as far as the decoder behind Pillow will, and takes the larger where two of a file's statements differ. What
-a format can do and nobody here has counted is refused: `ValueError`, whose text is the reason. No Pillow here.
+A parser reads as far as Pillow's decoder will, and takes the larger value if two parts of a file disagree. A feature of
+unknown cost is refused: `ValueError`, whose text is the reason. These modules do not use Pillow.
 """

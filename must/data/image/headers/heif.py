@@ -1,4 +1,4 @@
-"""HEIC: boxes as AVIF's, and HEVC inside, which has sizes of its own. Decoded where pillow-heif is installed."""
+"""HEIC: boxes as in AVIF, and HEVC data in them, which has its own sizes. Decoded if pillow-heif is installed."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from math import prod
 
 from must.base.errors import UserError
 from must.data.image.headers.base import Bits, Cost, Steps, costs, number
-from must.data.image.headers.boxes import A_SEQUENCE, MAX_ITEMS, boxes, extents
+from must.data.image.headers.boxes import MAX_ITEMS, SEQUENCE_STEPS, boxes, extents
 
 PLUGIN = "pillow_heif"
 BRANDS = (b"heic", b"heix")
 ANIMATED = "an animated HEIC is not accepted"
-KINDS = (b"hvc1", b"grid", b"tmap", b"Exif", b"mime", b"uri ")  # of items: pictures, tiles of one, what is said of it
-PARAMETERS, PICTURES = 33, 32  # kinds of HEVC's units: a sequence's parameters; below that, slices of pictures
-HELD, WORK = 8, (70, 230)  # bytes a pixel of the picture; nanoseconds a pixel and a byte, of libde265
-A_TILE = 12  # bytes a pixel of the one that is being decoded
+KINDS = (b"hvc1", b"grid", b"tmap", b"Exif", b"mime", b"uri ")  # of items: images, a grid of tiles, metadata
+PARAMETERS, PICTURES = 33, 32  # types of HEVC units: a sequence parameter set; lower ones are slices
+DECODER_BYTES, DECODER_NANOSECONDS = 8, (70, 230)  # per pixel; per pixel and per byte, of libde265
+TILE_BYTES = 12  # per pixel of the tile that is being decoded
 Item = tuple[int, int, int]  # its number, start and end of a piece of it
 
 
@@ -24,13 +24,13 @@ def can_read() -> bool:
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether the file says so in its first box."""
+    """Whether the brands in the first box are those of HEIC."""
     brand, others = data[8:12], data[16 : min(int.from_bytes(data[:4], "big"), 1000)]
     return data[4:8] == b"ftyp" and (brand in BRANDS or (brand == b"mif1" and any(other in others for other in BRANDS)))
 
 
 def heif_cost(data: bytes, steps: Steps) -> Cost:
-    """Of the largest size that boxes, grids and HEVC name, and of all tiles. Raises ValueError: unknown items."""
+    """By the largest size in boxes, grids and HEVC, and all tiles. Raises ValueError: unknown items."""
     meta: dict[bytes, tuple[int, int]] = {}
     for kind, start, end in boxes(data, steps, 0, len(data)):
         if kind == b"moov":
@@ -64,25 +64,25 @@ def heif_cost(data: bytes, steps: Steps) -> Cost:
             wide = 4 if number(content, 1, 1) & 1 else 2
             sizes.append((number(content, 4, wide), number(content, 4 + wide, wide)))
         if kinds.get(item) == b"hvc1":
-            found = list(units(content, lengths, steps))
-            frames = max(frames, sum(unit[0] >> 1 & 63 < PICTURES and unit[2:3] >= b"\x80" for unit in found))
-            for unit in found:
+            item_units = list(units(content, lengths, steps))
+            frames = max(frames, sum(unit[0] >> 1 & 63 < PICTURES and unit[2:3] >= b"\x80" for unit in item_units))
+            for unit in item_units:
                 if unit[0] >> 1 & 63 == PARAMETERS:
                     tile = max(tile, coded_size(unit, steps), key=prod)
     if not prod(tile):
         raise UserError("no size")
     parts = max(1, references(data, steps, *meta.get(b"iref", (0, 0)))) + layers - 1
     size = max(*sizes, tile, key=prod)
-    found_cost = costs("HEIF", size, data, held=HELD + 4 * layers, nanoseconds=WORK)
-    work = parts * frames * prod(tile) * WORK[0] / 1e9
-    return found_cost._replace(
-        memory=found_cost.memory + A_TILE * prod(tile),
-        seconds=max(found_cost.seconds, work + WORK[1] * len(data) / 1e9),
+    estimate = costs("HEIF", size, data, decoder_bytes=DECODER_BYTES + 4 * layers, nanoseconds=DECODER_NANOSECONDS)
+    work = parts * frames * prod(tile) * DECODER_NANOSECONDS[0] / 1e9
+    return estimate._replace(
+        memory=estimate.memory + TILE_BYTES * prod(tile),
+        seconds=max(estimate.seconds, work + DECODER_NANOSECONDS[1] * len(data) / 1e9),
     )
 
 
 def items(data: bytes, steps: Steps, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """(number, kind) of the items. Raises ValueError: a kind whose cost is not known, or packed."""
+    """(number, type) of the items. Raises ValueError: a type of unknown cost, or compressed."""
     if not end:
         return
     for name, at, last in boxes(data, steps, start + (6 if not data[start] else 8), end):
@@ -98,7 +98,7 @@ def items(data: bytes, steps: Steps, start: int, end: int) -> Iterator[tuple[int
 
 
 def references(data: bytes, steps: Steps, start: int, end: int) -> int:
-    """How many tiles are drawn, a tile that is drawn twice as two."""
+    """The number of references to tiles: a tile that is drawn twice counts twice."""
     if not end:
         return 0
     wide = 4 if data[start] else 2
@@ -106,37 +106,37 @@ def references(data: bytes, steps: Steps, start: int, end: int) -> int:
 
 
 def parameter_sets(box: bytes, steps: Steps) -> Iterator[bytes]:
-    """The units of kind PARAMETERS in an hvcC box."""
-    place = 23
+    """The units of type PARAMETERS in an hvcC box."""
+    offset = 23
     for _ in range(number(box, 22, 1)):
-        count, place = number(box, place + 1, 2), place + 3
+        count, offset = number(box, offset + 1, 2), offset + 3
         for _ in range(min(count, MAX_ITEMS)):
             steps.take()
-            length = number(box, place, 2)
-            unit, place = box[place + 2 : place + 2 + length], place + 2 + length
+            length = number(box, offset, 2)
+            unit, offset = box[offset + 2 : offset + 2 + length], offset + 2 + length
             if unit and unit[0] >> 1 & 63 == PARAMETERS:
                 yield unit
 
 
 def units(content: bytes, lengths: int, steps: Steps) -> Iterator[bytes]:
-    """HEVC's units in an item, each after its length; at most their first 1,000 bytes."""
-    place = 0
-    while place + lengths < len(content):
+    """The HEVC units of an item, at most the first 1,000 bytes of each. `lengths`: bytes of the length before each."""
+    offset = 0
+    while offset + lengths < len(content):
         steps.take()
-        length, place = number(content, place, lengths), place + lengths
+        length, offset = number(content, offset, lengths), offset + lengths
         if length:
-            yield content[place : place + min(length, 1000)]
-        place += length
+            yield content[offset : offset + min(length, 1000)]
+        offset += length
 
 
 def coded_size(unit: bytes, steps: Steps) -> tuple[int, int]:
-    """Width and height in a sequence's parameters (H.265, 7.3.2.2); the largest there are where they cannot be read."""
-    steps.take(A_SEQUENCE)
+    """Width and height in a sequence parameter set (H.265, 7.3.2.2); the largest possible if they cannot be read."""
+    steps.take(SEQUENCE_STEPS)
     read = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
 
     def golomb() -> int:
         zeros = 0
-        while zeros < 32 and read.left > 0 and not read(1):
+        while zeros < 32 and read.remaining > 0 and not read(1):
             zeros += 1
         return (1 << zeros) - 1 + read(zeros)
 
@@ -151,4 +151,4 @@ def coded_size(unit: bytes, steps: Steps) -> tuple[int, int]:
     if golomb() == 3:
         read(1)
     width, height = golomb(), golomb()
-    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and read.left > 0 else (65536, 65536)
+    return (width, height) if 0 < width < 65536 and 0 < height < 65536 and read.remaining > 0 else (65536, 65536)
