@@ -1,4 +1,4 @@
-"""Writing shards: images of any source to WebDataset shards with an index, in parallel, again after a kill, and more.
+"""Writing shards: images of any source to WebDataset shards with an index, in parallel and resumable.
 
-No torch, and nothing of the room that reads shards (must.data.loading).
+Without torch, and independent of the package that reads shards (must.data.loading).
 """

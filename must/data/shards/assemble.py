@@ -1,4 +1,4 @@
-"""Makes shards of the chunks' pieces (one is renamed, small or cleaned ones are joined); the pool of workers."""
+"""Makes shards of the chunks' pieces: renames one, or joins small ones and those with dropped samples; the workers."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ from must.data.shards.chunk import (
     Settings,
     files_in_progress,
     piece_name,
-    place_in_progress,
+    position_in_progress,
     process_chunk,
     record_name,
-    remove_all,
+    remove_breadcrumbs,
 )
 from must.data.shards.tarwriter import TarWriter, npy
 from must.data.shards.workdir import Workdir
 
-COPY = 8 << 20  # bytes read at once while joining pieces
+COPY = 8 << 20  # bytes per read while joining pieces
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Piece:
 
     chunk: int
     split: str
-    samples: int  # that stay
-    labelled: int  # of all; counted again where some are dropped
+    samples: int  # without the dropped ones
+    labelled: int  # with the dropped ones
     bytes: int
     sha256: str
     drop: tuple[int, ...] = ()
@@ -55,7 +55,7 @@ class ShardJob:
 
 
 def plan_shards(pieces: Iterator[Piece], split: str, samples_per_shard: int, first: int) -> Iterator[ShardJob]:
-    """Joins pieces that follow each other as long as they fit into a shard. Shards are numbered from `first`."""
+    """Joins consecutive pieces as long as they fit into a shard. Shards are numbered from `first`."""
     waiting: list[Piece] = []
     number = first
     for piece in pieces:
@@ -85,7 +85,7 @@ def assemble(job: ShardJob, records: Path, work: str, output: str) -> Shard:
 
 
 def move_piece(source: str, target: str, piece: Piece) -> None:
-    """Renames a piece. A run that was killed after the renaming finds it at its target."""
+    """Renames a piece, unless an earlier run has done so before it was killed."""
     try:
         storage.move(source, target)
     except FileNotFoundError:
@@ -94,23 +94,23 @@ def move_piece(source: str, target: str, piece: Piece) -> None:
 
 
 def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str) -> tuple[str, int, int, np.ndarray]:
-    """(sha256, bytes, labelled samples, offsets) of the shard it writes."""
+    """Writes the shard. Returns (sha256, bytes, labelled samples, offsets)."""
     tables, labelled = [], 0
     with storage.open_write(storage.join(output, job.name)) as file:
         writer = TarWriter(file)
         for piece, table in zip(job.pieces, offsets, strict=True):
             path = storage.join(work, piece_name(piece.chunk, piece.split))
             starts, stops = table[:, 0] - BLOCKSIZE, padded(table[:, 2] + table[:, 3])
-            kept = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
+            samples = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
             labelled += piece.labelled
-            for gone in piece.drop:
-                text = storage.read_bytes(path, int(table[gone, 2]), int(table[gone, 3]))
+            for sample in piece.drop:
+                text = storage.read_bytes(path, int(table[sample, 2]), int(table[sample, 3]))
                 labelled -= json.loads(text)["label"] is not None
-            for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):  # consecutive samples
+            for run in np.split(samples, np.flatnonzero(np.diff(samples) > 1) + 1):  # consecutive samples
                 start, stop = int(starts[run[0]]), int(stops[run[-1]])
                 tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
-                for place in range(start, stop, COPY):
-                    writer.add_raw(storage.read_bytes(path, place, min(COPY, stop - place)))
+                for offset in range(start, stop, COPY):
+                    writer.add_raw(storage.read_bytes(path, offset, min(COPY, stop - offset)))
         writer.close()
     return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
 
@@ -119,7 +119,7 @@ def padded(position: np.ndarray) -> np.ndarray:
     return -(-position // BLOCKSIZE) * BLOCKSIZE
 
 
-FILES_NAMED = 8  # files that a killed worker may have been at
+FILES_NAMED = 8  # in the message, of those that a killed worker may have been processing
 
 
 class Pool(JobWorkers):
@@ -127,20 +127,20 @@ class Pool(JobWorkers):
         super().__init__(workers, __name__, silence_pillow)
 
     def process_chunks(self, chunks: list[Chunk], settings: Settings, work: Workdir) -> Iterator[Done]:
-        """A file that ends its worker, by its time or by a decoder that fails, is rejected: its chunk is done again.
-        Raises KilledWorkerError: another has killed a worker; names the files that the workers were at."""
-        remove_all(work.local)
+        """Processes chunks in any order. If a file ends its worker, by time or a crash, its chunk is redone without it.
+        Raises KilledWorkerError: something else has killed a worker; names the files that were being processed."""
+        remove_breadcrumbs(work.local)
 
-        def again(job: Job, exit_code: int | None) -> Job:
+        def retry(job: Job, exit_code: int | None) -> Job:
             chunk, *others, rejected = job
-            place, why = place_in_progress(work.local, chunk.number), fault_of(exit_code, settings.max_pixels)
-            if place is None or place in rejected or not why:
+            position, why = position_in_progress(work.local, chunk.number), fault_of(exit_code, settings.max_pixels)
+            if position is None or position in rejected or not why:
                 raise KilledWorkerError
-            return (chunk, *others, {**rejected, place: why})
+            return (chunk, *others, {**rejected, position: why})
 
         jobs: list[Job] = [(chunk, settings, work.chunks, work.records, work.local, {}) for chunk in chunks]
         try:
-            yield from self.unordered(process_chunk, jobs, again)
+            yield from self.unordered(process_chunk, jobs, retry)
         except KilledWorkerError as error:
             names = files_in_progress(work.local)
             if not names:
@@ -150,6 +150,6 @@ class Pool(JobWorkers):
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""
-        made = self.unordered(assemble, [(job, work.records, work.chunks, work.output) for job in jobs])
-        found = {shard.name: shard for shard in made}
-        return [found[job.name] for job in jobs]
+        shards = self.unordered(assemble, [(job, work.records, work.chunks, work.output) for job in jobs])
+        by_name = {shard.name: shard for shard in shards}
+        return [by_name[job.name] for job in jobs]

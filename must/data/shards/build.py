@@ -2,9 +2,9 @@
 
     list -> shuffled plan of chunks -> chunks in parallel (read, check, pack) -> duplicates -> shards -> index
 
-Memory is bounded by the number of processes and the size of a chunk. A run that was killed goes on where it was: the
-listing is made again, and where it and the settings are the same as before, chunks that have a record are not repeated.
-Of several programs that share the work (`--part`), each processes some of the chunks, and the last one does the rest.
+Memory depends on the number of processes and the size of a chunk only. A run that was killed is resumed: the sources
+are listed again, and if the listing and the settings are the same as before, chunks that have a record are skipped.
+If several programs share the work (`--part`), each processes some of the chunks, and the last one makes the shards.
 """
 
 import logging
@@ -52,47 +52,47 @@ def shard(config: ShardConfig) -> Index | None:
     """Shards `config.source` (and `config.test_source`) into `config.output`; prints progress and a summary.
 
     Returns:
-        The index; None: this was a part of the work, and other parts still have to do theirs.
+        The index; None: this was one part of the work, and other parts are not done.
 
     Raises:
         ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards or
-            that another run is writing, a full disk. The index is then not written, and what was done is kept for a
-            next try unless it is worthless.
+            that another run is writing, a full disk. The index is then not written; finished chunks are kept for the
+            next run.
     """
-    apart(config)
+    refuse_source_in_output(config)
     if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, INDEX_FILE)):
         logger.info(
             f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better"
         )
     sources = open_sources(config)
     number, parts = config.place()
-    with fresh_folder(config.output), ExitStack() as held:
+    with fresh_folder(config.output), ExitStack() as locks:
         if parts > 1:
-            held.enter_context(locked_part(config.output, number, parts))
+            locks.enter_context(locked_part(config.output, number, parts))
             return run_part(config, sources)
-        still_ours = held.enter_context(locked(config.output, SHARDS_LOCK))
+        check_lock = locks.enter_context(locked(config.output, SHARDS_LOCK))
         refuse_living_parts(config.output)
-        return run_alone(config, sources, still_ours)
+        return run_alone(config, sources, check_lock)
 
 
-def run_alone(config: ShardConfig, sources: Sources, still_ours: Callable[[], None]) -> Index:
-    """All of the work, or what a killed run or parts have left of it."""
+def run_alone(config: ShardConfig, sources: Sources, check_lock: Callable[[], None]) -> Index:
+    """All of the work, except chunks that a killed run or parts have finished."""
     began = time.monotonic()
     with Workdir(config.output) as work:
         task = find_work(config, sources, work)
         if isinstance(task, Index):
-            work.clear_but_later(task)
+            work.clear_up_to(task)
             return task
         work.start(task.run)
         with Pool(min(config.workers or cores(), len(task.chunks))) as pool:
             read_bytes = process(task, task.chunks, pool, work)
-            made = finish(task, pool, work, still_ours)
-        print_work("", task.listing.items, time.monotonic() - began, read_bytes)
-        return summed_up(task, made)
+            result = finish(task, pool, work, check_lock)
+        print_speed("", task.listing.items, time.monotonic() - began, read_bytes)
+        return print_result(task, result)
 
 
 def run_part(config: ShardConfig, sources: Sources) -> Index | None:
-    """This part's share of the chunks; if no other part has left any, the shards too."""
+    """Processes this part's share of the chunks; makes the shards if the other parts are done."""
     number, parts = config.place()
     began = time.monotonic()
     with Workdir(config.output, number, parts) as work:
@@ -100,28 +100,28 @@ def run_part(config: ShardConfig, sources: Sources) -> Index | None:
         if isinstance(task, Index):
             return task
         if generation(config) != task.before:
-            return made_by_another(config)
+            return index_of_other_part(config)
         work.claim(task.run, config.run_id)
-        mine = task.chunks[number - 1 :: parts]
-        with Pool(max(1, min(config.workers or cores(), len(mine)))) as pool:
-            read_bytes = process(task, mine, pool, work)
-            files, seconds = sum(chunk.files for chunk in mine), time.monotonic() - began
-            print_work(f"part {number} of {parts}: ", files, seconds, read_bytes)
+        chunks = task.chunks[number - 1 :: parts]
+        with Pool(max(1, min(config.workers or cores(), len(chunks)))) as pool:
+            read_bytes = process(task, chunks, pool, work)
+            files, seconds = sum(chunk.files for chunk in chunks), time.monotonic() - began
+            print_speed(f"part {number} of {parts}: ", files, seconds, read_bytes)
             return finish_if_last(task, pool, work)
 
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
-    """Lists the sources. An index: that is all there is to it, and nothing new.
-    Raises ValueError: nothing to read, or shards of something else."""
+    """Lists the sources. Returns the existing index if there is nothing to do.
+    Raises ValueError: nothing to read, or the output has shards of another source."""
     before = generation(config)
     previous = existing_index(config)
     if previous is None or config.append:
         try:
-            refuse_strangers(config.output, previous)
+            refuse_unknown_files(config.output, previous)
         except ValueError:
             if generation(config) == before:
                 raise
-            return find_work(config, sources, work)  # another part has come to the end meanwhile: they are its shards
+            return find_work(config, sources, work)  # another part has just written them, with an index
     history = History(config.output, previous if config.append else None, work.local)
     listing = list_sources(config, sources, history, work)
     if previous and not config.append:
@@ -146,65 +146,65 @@ def process(task: Task, chunks: list[Chunk], pool: Pool, work: Workdir) -> int:
     """Processes those of the chunks that have no record; returns the bytes that were read."""
     done = work.done([chunk.number for chunk in chunks])
     with ProgressBar(sum(chunk.files for chunk in chunks), done) as progress:
-        left = [chunk for chunk in chunks if chunk.number not in done]
-        for chunk in pool.process_chunks(left, settings_of(task.config), work):
+        remaining = [chunk for chunk in chunks if chunk.number not in done]
+        for chunk in pool.process_chunks(remaining, settings_of(task.config), work):
             progress.add(chunk)
     return progress.read_bytes
 
 
-def finish(task: Task, pool: Pool, work: Workdir, still_ours: Callable[[], None]) -> Index:
-    """Makes the shards of all chunks' pieces, and the index, which stays as it is if all that is new was rejected."""
-    still_ours()
+def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]) -> Index:
+    """Makes the shards of all chunks' pieces, and the index, which does not change if all new files were rejected."""
+    check_lock()
     work.fetch(task.numbers)
     output = task.config.output
     result = commit.commit_shards(task, work, pool)
     if result is task.previous:
         work.clear()
         return result
-    still_ours()
+    check_lock()
     work.remove_strays(result.files)
     storage.write_bytes(storage.join(output, INDEX_FILE), result.to_json(), if_generation_match=task.before)
     work.clear()
     return index.load_index(output)
 
 
-def summed_up(task: Task, made: Index) -> Index:
-    if made is task.previous:
-        return nothing_new(task.config, made)
-    print_summary(task.config.output, made)
-    return made
+def print_result(task: Task, result: Index) -> Index:
+    if result is task.previous:
+        return nothing_new(task.config, result)
+    print_summary(task.config.output, result)
+    return result
 
 
 def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
-    """Makes the shards if all parts' chunks are done and nobody else is at it."""
+    """Makes the shards if the chunks of all parts are done and no other part is making them."""
     output, done = task.config.output, work.done(task.numbers)
     if len(done) < len(task.chunks) and work.is_of(task.run):
         missing = len(task.chunks) - len(done)
         logger.info(f"{missing} of {len(task.chunks)} chunks are not done; the last part to finish makes the shards")
         return None
     try:
-        with locked(output, SHARDS_LOCK) as still_ours:
+        with locked(output, SHARDS_LOCK) as check_lock:
             if work.is_of(task.run):
                 work.tidy()
-                return summed_up(task, finish(task, pool, work, still_ours))
+                return print_result(task, finish(task, pool, work, check_lock))
     except HeldError:
         logger.info(f"all {len(task.chunks)} chunks are done, and another part makes the shards of them")
         return None
-    work.leave()
-    return made_by_another(task.config)
+    work.remove_chunks()
+    return index_of_other_part(task.config)
 
 
-def made_by_another(config: ShardConfig) -> Index:
-    """The index that another part has come to while this one was at work."""
-    found = existing_index(config)
-    if found is None:
+def index_of_other_part(config: ShardConfig) -> Index:
+    """The index that another part has written meanwhile."""
+    current = existing_index(config)
+    if current is None:
         raise UserError(f"{config.output}: another run deleted the work of this part; run this part again")
-    logger.info(f"{config.output}: another part has made the shards (revision {found.revision})")
-    return found
+    logger.info(f"{config.output}: another part has made the shards (revision {current.revision})")
+    return current
 
 
-def apart(config: ShardConfig) -> None:
-    """Raises ValueError if a source is in the output, which people delete as a whole. The other way round is fine."""
+def refuse_source_in_output(config: ShardConfig) -> None:
+    """Raises ValueError if a source is in the output, which users may delete. An output in a source is accepted."""
     for option, source in (("--source", config.source), ("--test-source", config.test_source)):
         require(
             not source or not is_within(source, config.output),
@@ -212,8 +212,8 @@ def apart(config: ShardConfig) -> None:
         )
 
 
-def refuse_strangers(output: str, previous: Index | None) -> None:
-    """Raises ValueError for files that this run would overwrite, or take for its own, and that no run has written."""
+def refuse_unknown_files(output: str, previous: Index | None) -> None:
+    """Raises ValueError for files with names of shards or tables that are not of the index there."""
     if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
         return
     known = previous.files if previous else set()
@@ -226,7 +226,7 @@ def refuse_strangers(output: str, previous: Index | None) -> None:
 
 
 def generation(config: ShardConfig) -> storage.Generation:
-    """That of the index in the output, 0 without one."""
+    """The generation of the index in the output; 0 if there is none."""
     return storage.generation(storage.join(config.output, INDEX_FILE)) or 0
 
 
@@ -250,7 +250,7 @@ def existing_index(config: ShardConfig) -> Index | None:
 
 
 def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> Index:
-    """A finished run that is started again has nothing to do; shards of something else are not overwritten."""
+    """A finished run that is started again has nothing to do; shards of other sources are not overwritten."""
     same = previous.source["fingerprint"] == listing.fingerprint and previous.settings == settings_json(config)
     require(
         same,
@@ -276,25 +276,25 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
 
 @contextmanager
 def fresh_folder(output: str) -> Iterator[None]:
-    """Removes the output folder again if it was made by this run and nothing came of it."""
+    """Removes the output folder again if this run has made it and it is empty."""
     new = not storage.is_remote(output) and not Path(storage.local(output)).exists()
     try:
         yield
     finally:
         if new:
-            with suppress(OSError):  # it is not empty: there is work to go on with
+            with suppress(OSError):  # it is not empty: a next run resumes that work
                 storage.local(output).rmdir()
 
 
-LOG_EVERY = 50.0  # seconds between lines where there is no terminal: before the command line's own
+LOG_EVERY = 50.0  # seconds between lines without a terminal; shorter than the command line's own interval
 
 
 class ProgressBar:
-    """A bar on a terminal, a line a minute elsewhere."""
+    """A bar on a terminal, otherwise a line per minute."""
 
     def __init__(self, files: int, done: set[int]) -> None:
-        self.files, self.seen, self.rejected, self.read_bytes = files, 0, 0, 0
-        self.began = self.spoke = time.monotonic()
+        self.files, self.processed, self.rejected, self.read_bytes = files, 0, 0, 0
+        self.began = self.logged = time.monotonic()
         if done:
             logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
 
@@ -306,37 +306,38 @@ class ProgressBar:
         self.bar.close()
 
     def add(self, chunk: Done) -> None:
-        self.seen += chunk.files
+        self.processed += chunk.files
         self.rejected += chunk.rejected
         self.read_bytes += chunk.read_bytes
         self.bar.update(chunk.files)
         self.bar.set_postfix({"rejected": self.rejected}, refresh=False)
-        if self.bar.disable and time.monotonic() - self.spoke > LOG_EVERY:
-            self.spoke = time.monotonic()
-            rate = self.seen / (self.spoke - self.began)
-            logger.info(f"{self.seen} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected")
+        if self.bar.disable and time.monotonic() - self.logged > LOG_EVERY:
+            self.logged = time.monotonic()
+            rate = self.processed / (self.logged - self.began)
+            logger.info(f"{self.processed} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected")
 
 
-def print_work(what: str, files: int, seconds: float, read_bytes: int) -> None:
-    """Prints how fast this program was."""
+def print_speed(prefix: str, files: int, seconds: float, read_bytes: int) -> None:
+    """Prints the files and bytes per second of this program."""
     rates = f"{files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s"
-    logger.info(f"{what}{files} files in {seconds:.1f} s ({rates})")
+    logger.info(f"{prefix}{files} files in {seconds:.1f} s ({rates})")
 
 
-def print_summary(output: str, found: Index, warnings: Iterable[str] = ()) -> None:
-    """Prints images, splits, what was set aside and why, what is to be minded, and where the index is."""
-    if found.revision:
-        logger.info(f"revision {found.revision}:")
-    for name, counts in found.splits.items():
+def print_summary(output: str, result: Index, warnings: Iterable[str] = ()) -> None:
+    """Prints images per split, duplicates, rejected files and reasons, warnings, and the path of the index."""
+    if result.revision:
+        logger.info(f"revision {result.revision}:")
+    for name, counts in result.splits.items():
         labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {len(found.shards_of(name))} shards")
-    if found.duplicates:
-        logger.info(f"  duplicates: {found.duplicates}, of which {found.dropped} left out")
-    if found.skipped:
-        logger.info(f"  other files, not read: {not_read(found.skipped)}")
-    if found.rejected:
-        logger.info(f"  rejected: {found.rejected}, listed in {storage.join(output, index.REJECTED)}")
-        for reason, count in found.reasons.items():
+        shards = len(result.shards_of(name))
+        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {shards} shards")
+    if result.duplicates:
+        logger.info(f"  duplicates: {result.duplicates}, of which {result.dropped} left out")
+    if result.skipped:
+        logger.info(f"  other files, not read: {not_read(result.skipped)}")
+    if result.rejected:
+        logger.info(f"  rejected: {result.rejected}, listed in {storage.join(output, index.REJECTED)}")
+        for reason, count in result.reasons.items():
             logger.info(f"    {count} x {printable(reason)}")
     for line in warnings:
         logger.info(f"  warning: {line}")

@@ -1,7 +1,7 @@
-"""One chunk of the listing: reads its files, checks each, and writes the good ones as one piece of a shard a split.
+"""One chunk of the listing: reads and checks its files, and writes the valid ones to pieces of shards, one per split.
 
-A chunk depends on its own files alone, so chunks run in any order on any number of processes, and a run that was killed
-does only those again that have no record yet. A chunk's record is written after its pieces.
+A chunk depends only on its own files, so chunks are processed in any order by any number of processes, and after a kill
+only chunks without a record are processed again. A chunk's record is written after its pieces.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ from must.data.shards.tarwriter import TarWriter
 from must.data.sources.base import Item, Source, UnreadableError
 
 PREFIX = "at-"
-CRUMB_BYTES = 1000  # bytes of a name
+CRUMB_BYTES = 1000  # bytes of the position and the name
 
 
 class Breadcrumb:
-    """A context manager: `at` says which of a chunk's files comes next. What is written stays when the process is
-    killed.
-    """
+    """A context manager: `at` writes down which of a chunk's files is processed next, also for after a kill."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"{PREFIX}{number}"
@@ -44,9 +42,9 @@ class Breadcrumb:
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         return self
 
-    def at(self, place: int, name: str) -> None:
-        # One call of the system, of one length: it costs a file of a hundred kilobytes nothing.
-        text = b"%d\0" % place + name.encode("utf-8", "surrogateescape")
+    def at(self, position: int, name: str) -> None:
+        # One system call of fixed length: its time is negligible for a file of 100 kB.
+        text = b"%d\0" % position + name.encode("utf-8", "surrogateescape")
         os.pwrite(self.file, text[:CRUMB_BYTES].ljust(CRUMB_BYTES, b"\0"), 0)
 
     def __exit__(self, *error: object) -> None:
@@ -55,32 +53,32 @@ class Breadcrumb:
 
 
 def files_in_progress(folder: Path) -> list[str]:
-    """The files that workers were reading when they were killed."""
+    """The files that workers were processing when they were killed."""
     texts = [path.read_bytes().rstrip(b"\0").partition(b"\0")[2] for path in folder.glob(f"{PREFIX}*")]
     return sorted(text.decode("utf-8", "surrogateescape") for text in texts if text)
 
 
-def place_in_progress(folder: Path, number: int) -> int | None:
-    """Which of its files the worker at chunk `number` was at when it died; None if it was at none."""
+def position_in_progress(folder: Path, number: int) -> int | None:
+    """The position of the file that the worker of chunk `number` was processing when it died; None if there is none."""
     try:
         return int((folder / f"{PREFIX}{number}").read_bytes().partition(b"\0")[0])
     except (FileNotFoundError, ValueError):
         return None
 
 
-def remove_all(folder: Path) -> None:
+def remove_breadcrumbs(folder: Path) -> None:
     for path in folder.glob(f"{PREFIX}*"):
         path.unlink(missing_ok=True)
 
 
-READERS = 16  # threads that fetch from a bucket for one worker; each waits for the network most of the time
+READERS = 16  # threads that read from a bucket for one worker; each waits for the network most of the time
 NO_NAMES = np.empty((0, 2), np.uint64)
-AHEAD = 256_000_000  # bytes that they may hold, as far as the listing told their sizes
+AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a shard's bytes, besides the files."""
+    """The settings that determine a shard's bytes."""
 
     split: dict[str, float]
     resize: int
@@ -92,8 +90,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Chunk `number`: bytes [start, stop) of the plan at `plan`, which are `files` lines. `split` is where all of it
-    goes, "" for by hash."""
+    """Chunk `number`: bytes [start, stop) of the file `plan`, which are `files` lines. `split` is the split of all
+    files; "" means by hash."""
 
     number: int
     source: Source
@@ -106,13 +104,13 @@ class Chunk:
 
 @dataclass
 class ChunkResult:
-    """What became of a chunk's files."""
+    """The results for a chunk's files."""
 
     number: int
-    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint8 [samples, 32]: the sources' sha256
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint8 [samples, 32]: the files' sha256
     offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the piece
     pieces: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
-    names: np.ndarray = field(default_factory=lambda: NO_NAMES)  # uint64 [accepted, 2]: the accepted files', hashed
+    names: np.ndarray = field(default_factory=lambda: NO_NAMES)  # uint64 [accepted, 2]: hashes of accepted files' names
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     labels: list[str] = field(default_factory=list)
     files: int = 0
@@ -145,7 +143,7 @@ class ChunkResult:
 
 
 class Done(NamedTuple):
-    """What the progress bar needs to know of a chunk."""
+    """The numbers of a finished chunk for the progress bar."""
 
     number: int
     files: int
@@ -166,9 +164,9 @@ def process_chunk(
 ) -> Done:
     """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
 
-    The local folder `crumbs`, which is this program's alone, tells which file is being read. A picture that takes much
-    more time than its header may promise ends this process; much more memory is an error.
-    `rejected`: place in the chunk -> reason of the files that have ended a process before.
+    The local folder `crumbs`, which only this program uses, shows which file is being processed. An image that takes
+    much more time than its header may announce ends this process; one that takes much more memory is rejected.
+    `rejected`: position in the chunk -> reason, for files that have ended a process before.
     """
     limit_memory(settings.max_pixels, AHEAD + 2 * settings.max_bytes)
     record = ChunkResult(chunk.number)
@@ -177,9 +175,9 @@ def process_chunk(
     names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
     with ExitStack() as stack:
-        here = stack.enter_context(Breadcrumb(crumbs, chunk.number))
+        breadcrumb = stack.enter_context(Breadcrumb(crumbs, chunk.number))
         for position, (item, data) in enumerate(prefetched(chunk, settings)):
-            here.at(position, item.name)
+            breadcrumb.at(position, item.name)
             record.files += 1
             try:
                 if isinstance(data, Exception):
@@ -222,7 +220,7 @@ def process_chunk(
 
 
 def checked_image(data: bytes, settings: Settings) -> tuple[str, bytes]:
-    """(extension, bytes to store) of an image file. Raises ValueError with the reason when it is no whole image."""
+    """(extension, bytes to store) of an image file. Raises ValueError with the reason if it is not a valid image."""
     if len(data) > settings.max_bytes:
         raise UserError(f"more than {settings.max_bytes} bytes")
     header = images.identify(data, settings.max_pixels)
@@ -234,7 +232,7 @@ def checked_image(data: bytes, settings: Settings) -> tuple[str, bytes]:
 
 
 def resized(data: bytes, settings: Settings) -> bytes:
-    """A JPEG whose shorter side is `settings.resize`, upright and opaque."""
+    """A JPEG whose shorter side is `settings.resize`, without orientation and transparency."""
     picture = images.decode(data, settings.max_pixels, shorter_side=settings.resize)
     scale = settings.resize / min(picture.size)
     width, height = (max(settings.resize, round(side * scale)) for side in picture.size)
@@ -245,23 +243,23 @@ def resized(data: bytes, settings: Settings) -> bytes:
 
 
 def split_of(digest: bytes, shares: dict[str, float]) -> str:
-    """A split by the content's hash: the same image goes the same way, in every run and whatever else there is."""
-    place, reached = int.from_bytes(digest[:8], "big") / 2**64, 0.0
+    """A split by the hash of the content: an image gets the same split in every run, with any other files."""
+    fraction, total = int.from_bytes(digest[:8], "big") / 2**64, 0.0
     for name, share in shares.items():
-        reached += share
-        if place < reached:
+        total += share
+        if fraction < total:
             return name
-    return [name for name, share in shares.items() if share > 0][-1]  # the shares add up to a hair below 1
+    return [name for name, share in shares.items() if share > 0][-1]  # the sum of the shares was slightly below 1
 
 
 def name_hash(uri: str, name: str) -> bytes:
-    """16 bytes for a source's file, by which --append knows what it has seen."""
+    """A hash of 16 bytes of a file's name and source, by which --append recognizes files of earlier revisions."""
     text = f"{uri.rstrip('/')}\0{name}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes | Exception]]:
-    """The chunk's files in order, each with its bytes or with why it could not be read."""
+    """The chunk's files in order, each with its bytes or the error of reading it."""
 
     def read(item: Item) -> bytes | Exception:
         if item.size > settings.max_bytes:
@@ -272,7 +270,7 @@ def prefetched(chunk: Chunk, settings: Settings) -> Iterator[tuple[Item, bytes |
             return UnreadableError("there is no such file")
         except (UnreadableError, OSError) as error:
             return error
-        except UserError as error:  # no account for its store, for one
+        except UserError as error:  # such as missing credentials
             raise UserError(f"{chunk.source.uri}: {item.name}: {error}") from None
 
     items = read_chunk(chunk.plan, chunk.start, chunk.stop)

@@ -1,4 +1,4 @@
-"""Makes shards and an index from the chunks' records: duplicates, joining, the lists of what was set aside."""
+"""Makes shards and an index from the chunks' records: finds duplicates, joins pieces, lists rejected files."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from must.data.shards.workdir import Run, Workdir
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done, and where from. `before` is the generation of the index that `previous` was read from."""
+    """The work of a run. `before`: the generation of the index that `previous` was read from."""
 
     config: ShardConfig
     listing: Listing
@@ -43,17 +43,17 @@ class Task:
 
 
 def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
-    """Writes shards, tables and rejected.jsonl; the index is the caller's to write, as the last file.
+    """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file.
     Raises ValueError: too many files were rejected, or none is left."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     totals = ChunkTotals(config, work, numbers)
     splits = in_order({*totals.splits, *(previous.splits if previous else ())}, config)
-    found = duplicates(task, totals, splits)
-    rejected = set_aside(task, totals, found)
+    duplicates = duplicates_of(task, totals, splits)
+    rejected = write_rejected(task, totals, duplicates)
     if previous and totals.samples == 0:
         return previous
 
-    jobs = shard_jobs(task, splits, found, work)
+    jobs = shard_jobs(task, splits, duplicates, work)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
     picked = picked_splits(config, splits, previous)
     tables = write_tables(jobs, numbers, task.run.revision, work)
@@ -73,8 +73,8 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
         labels=tuple(sorted({*totals.labels, *(previous.labels if previous else ())})),
         rejected=rejected.total(),
         reasons=dict(rejected.most_common()),
-        duplicates=found.count + (previous.duplicates if previous else 0),
-        dropped=len(found.drops) + (previous.dropped if previous else 0),
+        duplicates=duplicates.count + (previous.duplicates if previous else 0),
+        dropped=len(duplicates.drops) + (previous.dropped if previous else 0),
         skipped=listing.skipped,
         tables=(*(previous.tables if previous else ()), *tables),
         units=numbers[-1] + 1,
@@ -82,16 +82,17 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
 
 
 def picked_splits(config: ShardConfig, splits: tuple[str, ...], previous: Index | None) -> list[str]:
-    """Those with images that `must review` picked, as `must sort` notes in the folder that it makes of answers."""
-    found = set(previous.source.get("picked", ())) if previous else set[str]()
-    if by_review(config.test_source):
-        found.add("test")
-    if by_review(config.source):
-        found |= {*splits} - ({"test"} if config.test_source else set())
-    return sorted(found)
+    """The splits with images that `must review` selected, as noted by `must sort` in the folder that it writes."""
+    picked = set(previous.source.get("picked", ())) if previous else set[str]()
+    if is_picked(config.test_source):
+        picked.add("test")
+    if is_picked(config.source):
+        picked |= {*splits} - ({"test"} if config.test_source else set())
+    return sorted(picked)
 
 
-def by_review(source: str) -> bool:
+def is_picked(source: str) -> bool:
+    """Whether `must sort` has noted in this folder that `must review` selected its images."""
     journal = storage.join(source, JOURNAL_FILE)
     if not source or not storage.exists(journal):
         return False
@@ -100,16 +101,16 @@ def by_review(source: str) -> bool:
 
 
 def records(work: Workdir, numbers: list[int]) -> Iterator[ChunkResult]:
-    """The chunks' records, one at a time: a record of 1000 samples has 80 kB."""
+    """The chunks' records, read one at a time: a record of 1000 samples has 80 kB."""
     for number in numbers:
         yield ChunkResult.read(work.records / record_name(number))
 
 
-MOST_LABELS = 100_000  # each process reads the index, with all of them
+MOST_LABELS = 100_000  # every process reads all of them with the index
 
 
 class ChunkTotals:
-    """What has to be known before the shards are made."""
+    """Sums over all chunks, which are needed before the shards are made."""
 
     def __init__(self, config: ShardConfig, work: Workdir, numbers: list[int]) -> None:
         self.work, self.numbers = work, numbers
@@ -131,12 +132,12 @@ class ChunkTotals:
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
-    """The splits as given by --split, then test, then others by name."""
+    """The splits in the order of --split, then test, then others by name."""
     known = [name for name in (*config.split, "test") if name in splits]
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
-def duplicates(task: Task, totals: ChunkTotals, splits: tuple[str, ...]) -> Duplicates:
+def duplicates_of(task: Task, totals: ChunkTotals, splits: tuple[str, ...]) -> Duplicates:
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
         for split, values in task.history.hashes():
             yield OLD, split, values
@@ -147,13 +148,13 @@ def duplicates(task: Task, totals: ChunkTotals, splits: tuple[str, ...]) -> Dupl
     return find_duplicates(hashes(), splits, totals.work.local / "plan-duplicates", task.config.drop_duplicates)
 
 
-def shard_jobs(task: Task, splits: tuple[str, ...], found: Duplicates, work: Workdir) -> list[ShardJob]:
+def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, work: Workdir) -> list[ShardJob]:
     previous = task.previous
 
     def pieces(split: str) -> Iterator[Piece]:
         for record in records(work, task.numbers):
             if split in record.pieces:
-                content, drop = record.pieces[split], found.of(record.number, split)["sample"]
+                content, drop = record.pieces[split], duplicates.of(record.number, split)["sample"]
                 samples = len(record.hashes[split]) - len(drop)
                 yield Piece(record.number, split, samples, drop=tuple(drop.tolist()), **content)
 
@@ -191,7 +192,7 @@ def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: 
 
 
 class Line(NamedTuple):
-    """A line of rejected.jsonl. `revision` is that of the first index which it belongs to, be it written yet or not."""
+    """A line of rejected.jsonl. `revision`: the first revision of the index with this line; it may not exist yet."""
 
     source: str
     reason: str
@@ -205,35 +206,34 @@ class Line(NamedTuple):
         ).encode()
 
 
-def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str]:
-    """Writes rejected.jsonl: what is no image and why, then duplicates that were left out. Counts the former by reason.
+def write_rejected(task: Task, totals: ChunkTotals, duplicates: Duplicates) -> Counter[str]:
+    """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
-    The lines of a run that is refused tell why, but belong to no index: its revision is one more than there is. So
-    they do not count for the next --append, and what earlier revisions have rejected stays as it was.
+    If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
+    them; the lines of earlier revisions stay.
     Raises ValueError: too many files were rejected, or none is left.
     """
     config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous else []
     names = {name for name, _ in rejected_now(listing, totals)} if earlier else set()
-    mended = accepted_now(earlier, listing, totals)
-    tried = names | mended
+    retried = names | accepted_now(earlier, listing, totals)
     kinds = Counter(
         re.sub(r"\d+", "N", reason)
         for reason in chain(
-            (line.reason for line in earlier if not line.duplicate and line.source not in tried),
+            (line.reason for line in earlier if not line.duplicate and line.source not in retried),
             (reason for _, reason in rejected_now(listing, totals)),
         )
     )
     refused = refusal_of_run(config, totals, kinds, previous)
-    gone = names if refused else tried
-    stays = previous and totals.samples == 0 and not refused
-    revision = previous.revision if previous and stays else task.run.revision
+    replaced = names if refused else retried
+    unchanged = previous and totals.samples == 0 and not refused
+    revision = previous.revision if previous and unchanged else task.run.revision
     since = {line.source: line.revision for line in earlier if not line.duplicate}
     lines = chain(
-        (line for line in earlier if line.duplicate or line.source not in gone),
+        (line for line in earlier if line.duplicate or line.source not in replaced),
         (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
-        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(found, totals.work)),
+        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(duplicates, totals.work)),
     )
     with storage.open_write(path) as file:
         for line in lines:
@@ -243,28 +243,28 @@ def set_aside(task: Task, totals: ChunkTotals, found: Duplicates) -> Counter[str
 
 
 def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:
-    """(name, reason) of what this run has rejected."""
+    """(name, reason) of the files that this run has rejected."""
     yield from listing.rejected
     for record in totals.records():
         yield from record.rejected
 
 
-def dropped(found: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
-    """(name, reason) of the duplicates left out. The names are in the pieces, which stay until the index is written."""
+def dropped(duplicates: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
+    """(name, reason) of the dropped duplicates. The names are in the pieces, which exist until the index is written."""
     last, offsets = -1, {}
-    for chunk, split, sample, kept_in in found.drops.tolist():
+    for chunk, split, sample, kept_in in duplicates.drops.tolist():
         if chunk != last:
             last, offsets = chunk, ChunkResult.read(work.records / record_name(chunk)).offsets
-        name = found.splits[split]
+        name = duplicates.splits[split]
         _, _, start, size = offsets[name][sample].tolist()
         text = storage.read_bytes(storage.join(work.chunks, piece_name(chunk, name)), start, size)
-        where = "" if kept_in == split else f" in the split {found.splits[kept_in]}"
+        where = "" if kept_in == split else f" in the split {duplicates.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}"
 
 
 def earlier_lines(path: str, previous: Index) -> list[Line]:
-    """The lines of the revisions up to `previous`; others are of runs that were refused or killed.
-    Raises ValueError: one is no line of ours."""
+    """The lines of the revisions up to `previous`, without those of runs that were refused or killed.
+    Raises ValueError: the file is damaged."""
     try:
         lines = [line_of(text) for text in storage.read_bytes(path).splitlines()]
     except FileNotFoundError:
@@ -285,20 +285,20 @@ def line_of(text: bytes) -> Line:
 def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
-    Few were rejected and many may be new: so it is their hashes that are looked for.
+    Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
     """
     uris = [source.uri for source, _, _ in listing.parts]
-    wanted = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
-    if not wanted:
+    names = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
+    if not names:
         return set()
     rows = (row.tobytes() for record in totals.records() for row in record.names)
-    return {wanted[row] for row in rows if row in wanted}
+    return {names[row] for row in rows if row in names}
 
 
 def refusal_of_run(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
     """Why the run ends without an index, "" if it does not.
 
-    The share counts over all revisions: files that are rejected again and again must not fail each small append.
+    The share is of all revisions: files that are rejected each time must not make every small append fail.
     """
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
     rejected = kinds.total()

@@ -1,6 +1,6 @@
-"""What earlier revisions hold: the names of files that --append leaves out, the contents that count as duplicates; and
-byte-identical images among all chunks, in flat memory: records of 16 bytes of sha256 are scattered to bucket files, and
-each bucket is sorted.
+"""The contents of earlier revisions: the file names that --append skips, and the hashes of images that new ones may
+repeat; and the search for byte-identical images among all chunks. Its memory does not grow with the number of images:
+records with 16 bytes of sha256 are distributed to bucket files, and one bucket at a time is sorted.
 
 Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2], sorted hashes of its files' names, and
 `contents-NNNN.npy`, uint8 [samples, 32], the sha256 of its samples' files in the index's order.
@@ -26,7 +26,7 @@ CHUNK = 8192
 
 
 class Buckets:
-    """`count` files without names in `folder`: nothing has to be tidied up, however the process ends."""
+    """`count` files without names in `folder`: they are gone when the process ends, however it ends."""
 
     def __init__(self, folder: Path, count: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,12 +36,12 @@ class Buckets:
         self.files[bucket].write(data)
 
     def add_rows(self, buckets: np.ndarray, rows: np.ndarray) -> None:
-        """Adds each row [n, ...] to the bucket whose number [n] is beside it."""
+        """Adds row i of `rows` [n, ...] to the bucket `buckets[i]` [n]."""
         for bucket in np.unique(buckets):
             self.add(bucket, rows[buckets == bucket].tobytes())
 
     def __iter__(self) -> Iterator[bytes]:
-        """What each bucket holds, in order; its file is gone then."""
+        """The content of each bucket, in order; its file is then deleted."""
         for file in self.files:
             with file:
                 file.seek(0)
@@ -50,26 +50,26 @@ class Buckets:
 
 
 class History:
-    """The tables of an index, copied to `folder` if they are in a bucket, and mapped rather than read."""
+    """The tables of an index, memory-mapped; those in a bucket are copied to `folder` before."""
 
     def __init__(self, uri: str, index: Index | None, folder: Path) -> None:
         self.index = index
         self.names: list[np.ndarray] = []
         self.contents: list[np.ndarray] = []
         for number, table in enumerate(index.tables if index else ()):
-            place = storage.join(uri, table["name"])
-            path = folder / f"table-{number}.npy" if storage.is_remote(uri) else storage.local(place)
+            file = storage.join(uri, table["name"])
+            path = folder / f"table-{number}.npy" if storage.is_remote(uri) else storage.local(file)
             try:
                 if storage.is_remote(uri):
-                    storage.download(place, path)
+                    storage.download(file, path)
                 values = read_table(path, table)
             except (FileNotFoundError, ValueError):
-                raise UserError(f"{place} is missing or damaged; without it --append cannot tell what is new") from None
+                raise UserError(f"{file} is missing or damaged; without it --append cannot tell what is new") from None
             if len(values):
                 (self.names if table["name"].startswith("names-") else self.contents).append(values)
-        known = sum(shard.samples for shard in index.shards) if index else 0
-        if sum(len(values) for values in self.contents) != known:
-            raise UserError(f"{uri}: the tables contents-*.npy tell of another number of images than the index")
+        samples = sum(shard.samples for shard in index.shards) if index else 0
+        if sum(len(values) for values in self.contents) != samples:
+            raise UserError(f"{uri}: the tables contents-*.npy have another number of images than the index")
 
     def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items that no earlier revision has accepted from the source `uri`."""
@@ -85,7 +85,7 @@ class History:
             yield from (item for item, old in zip(chunk, known, strict=True) if not old)
 
     def hashes(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(split, uint8 [samples, 32]) of every shard there is."""
+        """(split, uint8 [samples, 32]) of each shard of the index."""
         table, start = 0, 0
         for shard in self.index.shards if self.index else ():
             if start == len(self.contents[table]):
@@ -95,13 +95,13 @@ class History:
 
 
 def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
-    """The table in the file, mapped. Raises ValueError: not the bytes that the index means, or no such table."""
+    """The table in the file, memory-mapped. Raises ValueError: a wrong checksum or format."""
     if storage.sha256_of(path) != table["sha256"]:
         raise UserError("its bytes have changed")
     columns, dtype = (2, np.uint64) if table["name"].startswith("names-") else (32, np.uint8)
     try:
         values = np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # numpy has no one class for what can be wrong with a header
+    except Exception:  # numpy has no common class for errors in a header
         raise UserError("no .npy file") from None
     if values.ndim != 2 or values.shape[1] != columns or values.dtype != dtype:
         raise UserError(f"{dtype.__name__} [n, {columns}] expected")
@@ -110,9 +110,8 @@ def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
 
 def contains(names: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Whether each of `hashes`, uint64 [n, 2], is a row of `names`, which is sorted by its first column."""
-    place = np.searchsorted(names[:, 0], hashes[:, 0])
-    inside = np.minimum(place, len(names) - 1)
-    return (place < len(names)) & (names[inside] == hashes).all(axis=1)
+    rows = np.searchsorted(names[:, 0], hashes[:, 0])
+    return (rows < len(names)) & (names[np.minimum(rows, len(names) - 1)] == hashes).all(axis=1)
 
 
 def as_numbers(data: bytes) -> np.ndarray:
@@ -121,7 +120,7 @@ def as_numbers(data: bytes) -> np.ndarray:
 
 
 def write_names(chunks: Iterable[np.ndarray], uri: str, folder: Path) -> dict[str, str]:
-    """Sorts hashes of names, uint64 [n, 2] a chunk, by way of bucket files into one table."""
+    """Sorts hashes of names, uint64 [n, 2] per chunk, into one table, using bucket files."""
     buckets, count = Buckets(folder, BUCKETS), 0
     for chunk in chunks:
         count += len(chunk)
@@ -131,7 +130,7 @@ def write_names(chunks: Iterable[np.ndarray], uri: str, folder: Path) -> dict[st
 
 
 def write_table(rows: Iterable[np.ndarray], shape: tuple[int, int], dtype: type, uri: str) -> dict[str, str]:
-    """Writes a .npy of known shape piece by piece; its name and checksum for the index."""
+    """Writes a .npy of known shape piece by piece. Returns its name and checksum for the index."""
     with storage.open_write(uri) as file:
         table = storage.HashingFile(file)
         table.write(npy_header(shape, dtype))
@@ -148,7 +147,7 @@ def npy_header(shape: tuple[int, int], dtype: type) -> bytes:
     return buffer.getvalue()
 
 
-OLD = -1  # the chunk of samples in shards of an earlier revision
+OLD = -1  # the chunk number of samples in shards of earlier revisions
 
 RECORD = np.dtype(
     [("h0", "<u8"), ("h1", "<u8"), ("chunk", "<i4"), ("sample", "<i4"), ("split", "<i2"), ("rank", "<i2")]
@@ -158,21 +157,21 @@ DROP = np.dtype([("chunk", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_i
 
 @dataclass(frozen=True)
 class Duplicates:
-    """`drops` are the samples to leave out, DROP [n], sorted; `count` is of all that repeat an earlier one."""
+    """`drops`: the samples to drop, DROP [n], sorted; `count`: all samples that repeat another."""
 
     splits: tuple[str, ...]
     drops: np.ndarray
     count: int
 
     def of(self, chunk: int, split: str) -> np.ndarray:
-        """The samples of a piece that have to go, DROP [n]."""
+        """The samples of a piece that are to be dropped, DROP [n]."""
         first, last = np.searchsorted(self.drops["chunk"], [chunk, chunk + 1])
         part = self.drops[first:last]
         return part[part["split"] == self.splits.index(split)]
 
 
 def rank(split: str) -> int:
-    """The lower keeps an image that several splits hold."""
+    """Of an image in several splits, the one in the split of the lowest rank is kept."""
     return {"test": 0, "train": 2}.get(split, 1)
 
 
@@ -181,13 +180,13 @@ def find_duplicates(
 ) -> Duplicates:
     """Finds byte-identical images, and decides which to drop.
 
-    Of images of the same content one is kept: one that older shards hold already, else one in the split `test`, else in
-    another split than `train`, else in `train`; and of those the first. So what is tested on is never trained on.
+    Of identical images the first one is kept, in this order: in older shards, in the split `test`, in splits other than
+    `train`, in `train`. So no test image is in the training data.
 
     Args:
         hashes: (chunk or OLD, split, uint8 [samples, 32]) of every piece; 16 of the 32 bytes are used.
-        folder: for the bucket files; 36 bytes an image.
-        drop_all: leave out repetitions inside a split too.
+        folder: for the bucket files; 36 bytes per image.
+        drop_all: drop repeated images within a split, too.
     """
     buckets = Buckets(folder, BUCKETS)
     for chunk, split, values in hashes:
@@ -199,14 +198,14 @@ def find_duplicates(
         buckets.add_rows(values[:, 0] % BUCKETS, records)
     drops, count = [], 0
     for data in buckets:
-        found, repeated = in_bucket(np.frombuffer(data, RECORD), drop_all)
-        drops.append(found)
+        bucket_drops, repeated = duplicates_in_bucket(np.frombuffer(data, RECORD), drop_all)
+        drops.append(bucket_drops)
         count += repeated
     every = np.concatenate(drops)
     return Duplicates(splits, every[np.lexsort((every["sample"], every["split"], every["chunk"]))], count)
 
 
-def in_bucket(records: np.ndarray, drop_all: bool) -> tuple[np.ndarray, int]:
+def duplicates_in_bucket(records: np.ndarray, drop_all: bool) -> tuple[np.ndarray, int]:
     """(DROP [n], number of new samples that repeat another)."""
     fresh = records["chunk"] != OLD
     order = np.lexsort((records["sample"], records["chunk"], records["rank"], fresh, records["h1"], records["h0"]))

@@ -1,7 +1,7 @@
-"""`must index make`: an index of WebDataset shards that another program has written. The tars stay as they are.
+"""`must index make`: an index of WebDataset shards that another program has written. The tars are not changed.
 
-Beside the index go, for each tar, the table of offsets and a line of JSON a sample: where it came from, its label, its
-image's sha256. Images are those that `must shard --validate header` would accept from the same tars.
+With the index it writes for each tar the table of offsets and a JSON line per sample: its source, its label, and the
+sha256 of its image. Images are those that `must shard --validate header` would accept from the same tars.
 """
 
 import hashlib
@@ -38,14 +38,14 @@ from must.data.sources.base import ListingReport, damage_named, kind_of, told_ap
 
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
 WINDOW: int = TrainConfig.shuffle_window
-MIXED = 1.25  # two images of a window may be of one class so many times as often as any two
+MIXED = 1.25  # how much more often two images of a window may have one class than any two
 
 
 @dataclass(frozen=True)
 class Job:
-    """One tar to be looked through. `prefix` goes before its members' names, as in a source of several archives."""
+    """One tar to be read. `prefix` is put before its members' names, as in a source of several archives."""
 
-    place: str
+    uri: str
     name: str
     split: str
     file: str
@@ -58,23 +58,23 @@ class TarContents:
 
     shard: Shard
     labels: Counter[str]
-    files: dict[str, bytes]  # what goes beside the index
+    files: dict[str, bytes]  # to be written to the folder of the index
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
 def make_index(uri: str, output: str = "", split: str = "train", test: str = "", workers: int = 0) -> Index:
-    """Writes index.json and its tables for the tars that `uri` means to the folder `output`; prints a summary.
+    """Writes index.json and its tables for the tars at `uri` to the folder `output`; prints a summary.
 
     Args:
         uri: a folder or a bucket's prefix of tars, one tar, or a range such as x-{000..099}.tar.
-        output: "" is the folder of the tars themselves.
+        output: "" means the folder of the tars.
         test: more tars, which become the split "test".
-        workers: processes; 0 means one a core.
+        workers: processes; 0 means one per core.
 
     Raises:
-        ValueError: no tars or no images, a damaged tar, or an output that holds other things of these names. Nothing
-            that was not there before is left then.
+        ValueError: no tars or no images, a damaged tar, or other files of these names in the output. Files that were
+            written are then deleted.
     """
     require(split.isidentifier() and split.islower(), f"--split: {split!r} is no split name")
     require(not test or split != "test", "--test-source: its tars are the split test; give the others another --split")
@@ -83,50 +83,50 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
         files = tars(source, option) if source else []
         output = output or (source if not source.endswith(".tar") else files[0][0].rpartition("/")[0] or ".")
         for number, (file, prefix) in enumerate(files):
-            jobs.append(Job(file, f"{name}-{number:06d}.tar", name, spelt(file, output), prefix))
+            jobs.append(Job(file, f"{name}-{number:06d}.tar", name, path_in_index(file, output), prefix))
     for job in jobs:
         checked_file(job.file)
     path = storage.join(output, INDEX_FILE)
-    remote = [storage.is_remote(job.place) for job in jobs]
+    remote = [storage.is_remote(job.uri) for job in jobs]
     require(
         all(remote) or not storage.is_remote(output),
         f"--output {output}: an index in a bucket is read on other machines, which do not have these local tars",
     )
-    with fresh_folder(output), locked(output, SHARDS_LOCK) as still_ours:
+    with fresh_folder(output), locked(output, SHARDS_LOCK) as check_lock:
         require(not storage.exists(path), f"{path} is there already; delete it, or choose another --output")
         done: list[TarContents] = []
         written: list[str] = []
         try:
             with Pool(min(workers or cores(), len(jobs))) as pool:
-                results = pool.unordered(look_through, [(job,) for job in jobs])
-                for found in bar(results, total=len(jobs), desc="index", unit="shard"):
-                    written += [name for name, data in found.files.items() if write_if_absent(output, name, data)]
-                    found.files.clear()
-                    done.append(found)
+                results = pool.unordered(read_tar, [(job,) for job in jobs])
+                for tar in bar(results, total=len(jobs), desc="index", unit="shard"):
+                    written += [name for name, data in tar.files.items() if write_if_absent(output, name, data)]
+                    tar.files.clear()
+                    done.append(tar)
             order = {job.name: number for number, job in enumerate(jobs)}
-            done.sort(key=lambda found: order[found.shard.name])
-            made = index_of(uri, done)
-            lines = [{"source": name, "reason": why} for found in done for name, why in found.rejected]
+            done.sort(key=lambda tar: order[tar.shard.name])
+            new = index_of(uri, done)
+            lines = [{"source": name, "reason": why} for tar in done for name, why in tar.rejected]
             if lines and write_if_absent(
                 output, index.REJECTED, b"".join(json.dumps(line).encode() + b"\n" for line in lines)
             ):
                 written.append(index.REJECTED)
-            still_ours()
-            storage.write_bytes(path, made.to_json(), if_generation_match=0)
+            check_lock()
+            storage.write_bytes(path, new.to_json(), if_generation_match=0)
         except BaseException:
             for name in written:
                 with suppress(OSError, ValueError):
                     storage.delete(storage.join(output, name))
             raise
-    shards = {name: [found.labels for found in done if found.shard.split == name] for name in made.splits}
+    shards = {name: [tar.labels for tar in done if tar.shard.split == name] for name in new.splits}
     unmixed = {name: why for name, labels in shards.items() if name != "test" and (why := order_of_classes(labels))}
-    mend = f"`must shard --source {printable(uri)}` mixes them"
-    print_summary(output, made, [f"{name}: {why}; {mend}" for name, why in unmixed.items()])
+    remedy = f"`must shard --source {printable(uri)}` mixes them"
+    print_summary(output, new, [f"{name}: {why}; {remedy}" for name, why in unmixed.items()])
     return index.load_index(output)
 
 
 def tars(uri: str, option: str) -> list[tuple[str, str]]:
-    """The tars that `uri` means, in order, and what their members' names begin with, as `must shard` has it."""
+    """The tars at `uri`, in order, and the prefixes of their members' names, as in `must shard`."""
     if uri.endswith(".tar"):
         files = expanded(uri)
         missing = [file for file in files if not storage.exists(file)]
@@ -143,30 +143,29 @@ def tars(uri: str, option: str) -> list[tuple[str, str]]:
     require(
         packed is None, f"{option} {uri}: {packed} is compressed, and cannot be read in place; `must shard` takes it"
     )
-    found = [(storage.join(uri, name), name + "/") for name in names if name.endswith(".tar")]
-    require(bool(found), f"{option} {uri}: no .tar files in there")
-    return found
+    files = [(storage.join(uri, name), name + "/") for name in names if name.endswith(".tar")]
+    require(bool(files), f"{option} {uri}: no .tar files in there")
+    return files
 
 
-def spelt(file: str, output: str) -> str:
-    """The tar's place as the index names it: below its own folder, so that both can be moved, or as a whole."""
+def path_in_index(file: str, output: str) -> str:
+    """The tar's path in the index: relative to the index, so that both can be moved together, or else absolute."""
     if storage.is_remote(file):
-        root = output.rstrip("/") + "/"
-        return file.removeprefix(root)
+        return file.removeprefix(output.rstrip("/") + "/")
     path, folder = storage.local(file).resolve(), storage.local(output).resolve()
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
-def look_through(job: Job) -> TarContents:
-    """Reads a tar, or, of one in a bucket, a copy of it that lasts as long."""
-    with storage.local_copy(job.place) as path:
+def read_tar(job: Job) -> TarContents:
+    """Reads a tar; one in a bucket by way of a temporary copy."""
+    with storage.local_copy(job.uri) as path:
         rejected: list[tuple[str, str]] = []
         report = ListingReport(lambda name, why: rejected.append((job.prefix + name, why)))
         labels: Counter[str] = Counter()
         rows: list[tuple[int, int, int, int]] = []
         texts: list[bytes] = []
-        place = 0
-        with damage_named(job.place, "tar"):
+        offset = 0
+        with damage_named(job.uri, "tar"):
             members = list(tar_members(str(path), report))
         for name, size, (start, _), label in members:
             if not report.takes(name):
@@ -182,10 +181,10 @@ def look_through(job: Job) -> TarContents:
                 continue
             text = {"source": source, "label": label, "sha256": hashlib.sha256(data).hexdigest()}
             if job.prefix and len(encoded(name)) > tarfile.LENGTH_NAME:
-                text["name"] = name  # which its header may not hold, and a sample's key is made of
+                text["name"] = name  # the header may be too short for it, and the sample's key is a part of it
             texts.append(json.dumps(text).encode() + b"\n")
-            rows.append((start, size, place, len(texts[-1])))
-            place += len(texts[-1])
+            rows.append((start, size, offset, len(texts[-1])))
+            offset += len(texts[-1])
             if label is not None:
                 labels[label] += 1
         table, lines = npy(np.array(rows, np.int64).reshape(-1, 4)), b"".join(texts)
@@ -198,7 +197,7 @@ def look_through(job: Job) -> TarContents:
 
 
 def write_if_absent(output: str, name: str, data: bytes) -> bool:
-    """Whether the file was written: a killed run may have left it. Raises ValueError: another one is there."""
+    """Whether the file was written; a killed run may have done so before. Raises ValueError: it has other content."""
     path = storage.join(output, name)
     if storage.exists(path):
         require(
@@ -211,16 +210,16 @@ def write_if_absent(output: str, name: str, data: bytes) -> bool:
 
 
 def index_of(uri: str, done: list[TarContents]) -> Index:
-    labels = {label for found in done for label in found.labels}
+    labels = {label for tar in done for label in tar.labels}
     require(
         len(labels) <= MOST_LABELS,
         f"{uri}: more than {MOST_LABELS} different labels, which the index would name one by one; are these captions?",
     )
-    reasons = Counter(re.sub(r"\d+", "N", why) for found in done for _, why in found.rejected)
-    shards = tuple(found.shard for found in done)
+    reasons = Counter(re.sub(r"\d+", "N", why) for tar in done for _, why in tar.rejected)
+    shards = tuple(tar.shard for tar in done)
     names = tuple(dict.fromkeys(shard.split for shard in shards))
     splits = count_splits(shards, names)
-    first = next((f"; {name}: {why}" for found in done for name, why in found.rejected), "")
+    first = next((f"; {name}: {why}" for tar in done for name, why in tar.rejected), "")
     for name in names:
         require(name in splits, f"{uri}: the tars of the split {name} hold no images{first}")
     sums = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
@@ -242,15 +241,15 @@ def index_of(uri: str, done: list[TarContents]) -> Index:
         reasons=dict(reasons.most_common()),
         duplicates=0,
         dropped=0,
-        skipped=dict(sorted(sum((found.skipped for found in done), Counter()).items())),
+        skipped=dict(sorted(sum((tar.skipped for tar in done), Counter()).items())),
     )
 
 
 def order_of_classes(shards: list[Counter[str]]) -> str:
-    """What the classes' order will do to training, or "" for shards that are mixed well enough, or without labels.
+    """A warning if the images are sorted by class; "" for shards that are mixed well enough, or without labels.
 
-    Compares how often two images are of one class: of one shard, of a window of shards as training shuffles them
-    together, of all.
+    Compares the probability that two images have one class: for images of one shard, of a window of shards, which
+    training shuffles together, and of all shards.
     """
     inside = [pairs(labels) for labels in shards if sum(labels.values()) > 1]
     if len(shards) <= WINDOW or not inside:
@@ -266,6 +265,6 @@ def order_of_classes(shards: list[Counter[str]]) -> str:
 
 
 def pairs(labels: Counter[str]) -> float:
-    """How often two different images are of one class."""
+    """The probability that two different images have the same class."""
     total = sum(labels.values())
     return sum(count * (count - 1) for count in labels.values()) / (total * (total - 1))

@@ -1,8 +1,8 @@
-"""All files of a run, shuffled and cut into chunks in flat memory, and what else decides the bytes of its shards.
+"""All files of a run, shuffled and divided into chunks, and the settings that determine the bytes of its shards.
 
-Every item has a place in the order: the hash of its name. Items go to bucket files by the first bits of that hash, and
-each bucket is sorted in memory; one bucket of ten million names holds about 40,000. The result is one file of items
-and the positions at which the chunks start, so that a worker reads just its own part.
+Items are ordered by the hash of their names. They are written to bucket files by the first bits of that hash, and one
+bucket at a time is sorted in memory; with ten million names a bucket has about 40,000. The result is one file of items,
+and the offsets at which the chunks start, so that a worker reads only its own part.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ def open_source(
 
     Args:
         labels: "folder", "csv" or "none", as `must shard --labels`.
-        option: the flag it was given with, for messages.
-        exclude: a folder inside that is not listed: the output.
+        option: the flag of the source, for messages.
+        exclude: a folder in the source that is not listed: the output.
         image_column, label_column: names of a table's columns; "" for the usual names.
 
     Raises:
-        ValueError: there is nothing, or nothing of a known kind.
+        ValueError: there is no such file or folder, or it is of an unknown kind.
     """
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
@@ -72,7 +72,7 @@ class Shuffled:
     path: Path
     starts: "array[int]"
     items: int
-    fingerprint: str  # sha256 over all items in order: the same files give the same, wherever the listing began
+    fingerprint: str  # sha256 of all items in order: it does not depend on the order of the listing
 
     @property
     def chunks(self) -> int:
@@ -83,16 +83,16 @@ class Shuffled:
 
 
 def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
-    """Writes the plan below `folder`, which must be empty and on a disk with room for twice the listing."""
+    """Writes the plan to `folder`, which must be empty and on a disk with space for twice the listing."""
     buckets = Buckets(folder, ITEM_BUCKETS)
     for item in items:
-        order = place_of(item.name)
+        order = sort_key(item.name)
         buckets.add(order[0], order.hex().encode() + json.dumps(item).encode() + b"\n")
     path, starts, count = folder / "plan.jsonl", array("Q", [0]), 0
     with path.open("wb") as file:
         plan = storage.HashingFile(file)
         for lines in buckets:
-            for line in sorted(lines.splitlines()):  # by hash, then by what the item says: a name may be there twice
+            for line in sorted(lines.splitlines()):  # by hash, then by the other fields: a name may occur twice
                 plan.write(line[16:] + b"\n")
                 count += 1
                 if count % unit_size == 0:
@@ -102,8 +102,8 @@ def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
     return Shuffled(path, starts, count, plan.sha256)
 
 
-def place_of(name: str) -> bytes:
-    """8 bytes. Names that are no text (arbitrary bytes on disk) count as well."""
+def sort_key(name: str) -> bytes:
+    """A hash of 8 bytes. Names that are not valid text are accepted as well."""
     return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
@@ -111,11 +111,11 @@ def place_of(name: str) -> bytes:
 class Listing:
     """All files of a run, in order."""
 
-    parts: tuple[tuple[Source, str, Shuffled], ...]  # source, the split all of it goes to or "", its plan
-    rejected: tuple[tuple[str, str], ...]  # (name, reason) of what could not even be listed
+    parts: tuple[tuple[Source, str, Shuffled], ...]  # source, the split of all its items or "", its plan
+    rejected: tuple[tuple[str, str], ...]  # (name, reason) of files that could not be listed
     skipped: dict[str, int]
     fingerprint: str
-    key: str  # of the fingerprint and what is rejected
+    key: str  # a hash of the fingerprint and `rejected`
 
     @property
     def items(self) -> int:
@@ -123,7 +123,7 @@ class Listing:
 
 
 def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
-    """The test source comes first, so that its shards do not depend on how much else there is."""
+    """The test source comes first, so that its shards do not depend on the size of the other source."""
     columns = (config.image_column, config.label_column)
     sources = [(open_source(config.source, config.labels, "--source", config.output, *columns), "")]
     if config.test_source:
@@ -149,7 +149,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
 
 
 def chunks_of(listing: Listing, size: int, first: int) -> Iterator[Chunk]:
-    """All chunks, of `size` files each but for a source's last one; they are numbered from `first`."""
+    """All chunks, numbered from `first`. Each has `size` files, except the last chunk of a source."""
     number = first
     for source, split, plan in listing.parts:
         for position in range(plan.chunks):
@@ -170,6 +170,6 @@ def settings_of(config: ShardConfig) -> Settings:
 
 
 def settings_json(config: ShardConfig) -> dict[str, Any]:
-    """What the index says about how the shards were made; two runs with the same may share their work."""
-    own = {"labels": config.labels, "samples_per_shard": config.samples_per_shard}
-    return own | asdict(settings_of(config)) | {"drop_duplicates": config.drop_duplicates}
+    """The settings in the index. Runs with equal settings may share their work."""
+    settings = {"labels": config.labels, "samples_per_shard": config.samples_per_shard}
+    return settings | asdict(settings_of(config)) | {"drop_duplicates": config.drop_duplicates}

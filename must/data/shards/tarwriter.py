@@ -1,4 +1,4 @@
-"""Writes WebDataset tars whose bytes depend on nothing but the samples, and notes where each member begins."""
+"""Writes WebDataset tars whose bytes depend only on the samples, and records the offset of each member."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ import numpy as np
 
 from must.base.storage import HashingFile
 
-# A member's header around its name, size and checksum. From these constants' bytes comes the constant share of the sum.
+# A member's header without its name, size and checksum. The constant part of the checksum is the sum of these bytes.
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
 TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
 CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
@@ -18,7 +18,7 @@ CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
 class TarWriter:
     """Appends samples to a binary file that is open for writing; `close` ends the tar and leaves the file open.
 
-    Members have mtime 0, owner 0 and mode 0644. The checksum grows along, so that the file need not be read again.
+    Members have mtime 0, owner 0 and mode 0644. The checksum is computed while writing, so the file is not read again.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -26,7 +26,7 @@ class TarWriter:
         self.offsets = array("q")
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
-        """Members `key`.`extension` and `key`.json. The key holds no dot: it ends there for WebDataset's readers."""
+        """Members `key`.`extension` and `key`.json. The key must not have a dot: WebDataset's readers end it there."""
         self.offsets.extend((*self.add(f"{key}.{extension}", image), *self.add(f"{key}.json", text)))
 
     def add(self, name: str, data: bytes) -> tuple[int, int]:
@@ -37,12 +37,12 @@ class TarWriter:
         return start, len(data)
 
     def add_raw(self, block: bytes) -> None:
-        """Whole members, headers and padding included, copied from another of our tars; offsets are the caller's."""
+        """Complete members, with headers and padding, copied from another tar; the caller keeps their offsets."""
         assert len(block) % tarfile.BLOCKSIZE == 0
         self.file.write(block)
 
     def close(self) -> None:
-        """Two empty blocks, as the format asks for, and up to a full record of 20 blocks, as `tar` itself writes."""
+        """Writes two empty blocks, as the format requires, and pads to a record of 20 blocks, as `tar` does."""
         end = self.position + 2 * tarfile.BLOCKSIZE
         end += -end % tarfile.RECORDSIZE
         self.add_raw(bytes(end - self.position))
@@ -57,7 +57,7 @@ class TarWriter:
 
 
 def header_of(name: str, size: int) -> bytes:
-    """The 512 bytes in front of a member, as `tarfile` makes them; it takes five times as long."""
+    """The 512 bytes before a member, the same as those of `tarfile`, which takes five times as long."""
     assert len(name) < 100 and size < 8**11, "a key is short, and --max-file-mb is below 8 GiB"
     fields, digits = name.encode("ascii"), b"%011o" % size
     checksum = CHECKSUM + sum(fields) + sum(digits)

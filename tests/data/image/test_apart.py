@@ -60,11 +60,11 @@ def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.Mo
     data = zoo.encoded(zoo.picture(1, 61, 47), kind)
     there = decode(data)
     assert bounds.helpers().free, "it was decoded here"
-    monkeypatch.setattr(bounds, "held", True)
+    monkeypatch.setattr(bounds, "memory_limited", True)
     assert there.mode == "RGB" and np.array_equal(np.asarray(there), np.asarray(decode(data)))
     with pytest.raises(ValueError) as here:
         decode(data[: len(data) // 2])
-    monkeypatch.setattr(bounds, "held", False)
+    monkeypatch.setattr(bounds, "memory_limited", False)
     with pytest.raises(ValueError) as beside:
         decode(data[: len(data) // 2])
     assert str(beside.value) == str(here.value)
