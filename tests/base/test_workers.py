@@ -17,7 +17,7 @@ from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, code_of, line_of
 from must.base.parameters import require
 from must.base.storage import UnreachableError
 from must.base.workers import Job, JobWorkers, KilledWorkerError, Workers, killed_workers
-from must.data.loading.loader import each
+from must.data.loading.loader import iterate
 
 
 def users_error(_: int) -> None:
@@ -73,7 +73,7 @@ def of_a_pool_in_order(fault: Callable[[int], None]) -> Iterator[int]:
 
 def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
     with killed_workers():
-        yield from each(DataLoader(Faulty(fault), num_workers=1))
+        yield from iterate(DataLoader(Faulty(fault), num_workers=1))
 
 
 @pytest.mark.parametrize("where", [of_a_pool, of_a_pool_in_order, of_a_loader])

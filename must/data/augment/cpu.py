@@ -1,8 +1,8 @@
 """The views of an image: weak for the teacher, strong and masked for the student, as published.
 
-Views are uint8 pixels; `must.data.augment.normalize` makes the network's input of a batch of them. What is drawn
-(must/data/augment/draws.py) and how the pixels are computed follow the published implementation, so that the same seeds
-give the same views bit for bit (tests/golden/augment.npz).
+Views are uint8 pixels; `must.data.augment.normalize` converts a batch of them to the network's input. The random
+parameters (must/data/augment/draws.py) and the computation of pixels follow the published implementation, so that the
+same seeds give the same views bit for bit (tests/golden/augment.npz).
 """
 
 from collections.abc import Sequence
@@ -38,23 +38,23 @@ class TrainViews:
     def of_file(
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The views of an image file. `seeds`: seed, epoch, sample. Raises ValueError: it is no whole image."""
+        """The views of an image file. `seeds`: seed, epoch, sample. Raises ValueError: it is no valid image."""
         image = decode(data, max_pixels)
         seed_views(*seeds)
         return self(image)
 
     def weak(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
         """Shorter side to `size`, a border of `padding`, a random crop."""
-        (width, height), (left, top), size = resized(*image.size, self.size), draw.weak, self.size
+        (width, height), (x, y), size = resized(*image.size, self.size), draw.weak, self.size
         if self.padding:
-            whole = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
-            return np.asarray(whole.crop((left, top, left + size, top + size)))
-        # Pillow resizes rows, then columns. Columns that the crop leaves out are dropped in between: the same pixels.
-        rows = image.resize((width, image.height), BICUBIC).crop((left, 0, left + size, image.height))
-        return np.asarray(rows.resize((size, height), BICUBIC).crop((0, top, size, top + size)))
+            padded = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
+            return np.asarray(padded.crop((x, y, x + size, y + size)))
+        # Pillow resizes rows, then columns. Cropping columns between the two steps gives the same pixels.
+        rows = image.resize((width, image.height), BICUBIC).crop((x, 0, x + size, image.height))
+        return np.asarray(rows.resize((size, height), BICUBIC).crop((0, y, size, y + size)))
 
     def strong(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
-        """A random resized crop, perhaps mirrored, and RandAugment's operations."""
+        """A random resized crop, possibly mirrored, and RandAugment's operations."""
         x, y, w, h = draw.strong
         view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
         if draw.flip:
@@ -65,7 +65,7 @@ class TrainViews:
 def apply_ops(
     image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int], filter: Image.Resampling
 ) -> Image.Image:
-    """RandAugment's operations as timm does them."""
+    """RandAugment's operations, by timm."""
     for name, arguments in operations:
         function: Any = posterize if name.startswith("Posterize") else NAME_TO_OP[name]
         image = function(image, *arguments, fillcolor=fill, resample=filter)
@@ -73,7 +73,7 @@ def apply_ops(
 
 
 def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keeps the highest bits; none at the highest magnitude, which is black (newer Pillows refuse 0 bits)."""
+    """Keeps the highest bits; with 0 bits, which newer versions of Pillow refuse, the image is black."""
     return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
@@ -88,9 +88,9 @@ UPRIGHT = 1
 
 
 class FastViews(TrainViews):
-    """`--views fast`: the same draws as the exact views, by faster arithmetic. Not bit-equal to the published views.
+    """`--views fast`: the random parameters of the exact views, but faster. Not bit-equal to the published views.
 
-    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where neither view needs more, with approximate cosine transforms
+    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if both views allow it, with approximate cosine transforms
     and colour upsampling; images are resized by torch's bicubic filter; rotation, shear and shift interpolate linearly.
     """
 
@@ -100,16 +100,17 @@ class FastViews(TrainViews):
         """`seeds`: seed, epoch, sample. Views are uint8 [H, W, 3], the numbers of the masked patches [M]."""
         header, draw = self.draws.of_file(data, seeds, max_pixels)
         width, height = size_of(header)
-        if self.padding:  # for small images, which cost little
+        if self.padding:  # for small images, which take little time
             image = decode(data, max_pixels)
             return self.weak(image, draw), self.strong(image, draw), draw.masked
         pixels, scale = pixels_of(data, header, min(*header.size, *draw.strong[2:]), self.size, max_pixels)
         return self.fast_weak(pixels, scale, width, height, draw), self.fast_strong(pixels, scale, draw), draw.masked
 
     def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: AugmentParams) -> np.ndarray:
-        (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak
-        x, y = width / resized_width / scale, height / resized_height / scale
-        return as_array(crop(pixels, left * x, top * y, self.size * x, self.size * y, self.size))
+        (resized_width, resized_height), (x, y) = resized(width, height, self.size), draw.weak
+        scale_x, scale_y = width / resized_width / scale, height / resized_height / scale
+        box = x * scale_x, y * scale_y, self.size * scale_x, self.size * scale_y
+        return as_array(crop(pixels, *box, self.size))
 
     def fast_strong(self, pixels: torch.Tensor, scale: int, draw: AugmentParams) -> np.ndarray:
         x, y, w, h = (side / scale for side in draw.strong)
@@ -121,7 +122,7 @@ class FastViews(TrainViews):
 
 
 def pixels_of(data: bytes, header: Any, shortest: int, side: int, max_pixels: int) -> tuple[torch.Tensor, int]:
-    """uint8 [1, 3, H, W], and by what it is smaller than the file's picture: `shortest` of its pixels stay `side`."""
+    """(uint8 [1, 3, H, W], reduction): at most so that `shortest` pixels of the image are reduced to `side`."""
     if orientation(header) == UPRIGHT:
         factor = next((factor for factor in FACTORS if shortest >= factor * side), 1)
         reduced = decode_reduced(data, header, factor)
@@ -132,14 +133,14 @@ def pixels_of(data: bytes, header: Any, shortest: int, side: int, max_pixels: in
 
 def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int) -> torch.Tensor:
     """The part of an image, to the nearest pixel, at `size` x `size`: uint8 [1, 3, size, size]."""
-    left, top, right, bottom = round(x), round(y), max(round(x + w), round(x) + 1), max(round(y + h), round(y) + 1)
-    part = pixels[:, :, top:bottom, left:right]
-    part = part.contiguous(memory_format=torch.channels_last)  # without this copy torch takes a slower way
+    start_x, start_y = round(x), round(y)
+    part = pixels[:, :, start_y : max(round(y + h), start_y + 1), start_x : max(round(x + w), start_x + 1)]
+    part = part.contiguous(memory_format=torch.channels_last)  # torch is slower without this copy
     return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """[H, W, 3] -> [1, 3, H, W] of the same memory, which torch knows as channels last."""
+    """[H, W, 3] -> [1, 3, H, W] in the same memory, in the format channels_last."""
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
 
 

@@ -1,4 +1,4 @@
-"""The random parameters of an image's views (crop, flip, RandAugment, mask), apart from computing the pixels.
+"""The random parameters of an image's views (crop, flip, RandAugment, mask), separate from computing the pixels.
 
 So the same (seed, epoch, sample) gives the same crops, flips, operations and masks in every implementation of the
 views. The three random generators and the order in which they are used are those of the published implementation.
@@ -46,7 +46,7 @@ def parameter(name: str) -> Any:
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """What the views take of a run's settings, by the names of TrainConfig. `patch_size` is the model's, in pixels."""
+    """The settings of the views, with the names of TrainConfig. `patch_size`: the model's, in pixels."""
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     patch_size: int = 16
@@ -66,10 +66,10 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """All randomness of one image's two views. Boxes are (left, top, width, height)."""
+    """All random parameters of one image's two views. Boxes are (x, y, width, height)."""
 
-    weak: tuple[int, int]  # left, top of the crop, in the image resized to the model's input and padded
-    strong: tuple[int, int, int, int]  # the crop, in the image itself
+    weak: tuple[int, int]  # x, y of the crop, in the image resized to the model's input and padded
+    strong: tuple[int, int, int, int]  # the crop, in the original image
     flip: bool  # the strong view is mirrored
     operations: tuple[Operation, ...]  # RandAugment's, in this order
     masked: np.ndarray  # int64 [M], numbers of the masked patches
@@ -85,7 +85,7 @@ class AugmentSampler:
         self.augment = randaugment(config, names, self.size) if config else None
 
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[Any, AugmentParams]:
-        """(the file's opened header, what is drawn) for (seed, epoch, sample). Raises ValueError: no image."""
+        """(the opened image, not decoded; parameters) for (seed, epoch, sample). Raises ValueError: no image."""
         header = identify(data, max_pixels)
         seed_views(*seeds)
         return header, self(*size_of(header))
@@ -93,20 +93,20 @@ class AugmentSampler:
     def __call__(self, width: int, height: int) -> AugmentParams:
         settings = self.settings
         wide, high = (side + 2 * settings.weak_padding for side in resized(width, height, self.size))
-        top, left, _, _ = transforms.RandomCrop.get_params(no_pixels(high, wide), (self.size, self.size))
-        with timm_draws_from_ours():
+        weak_y, weak_x, _, _ = transforms.RandomCrop.get_params(no_pixels(high, wide), (self.size, self.size))
+        with timm_generator():
             y, x, h, w = RandomResizedCropAndInterpolation.get_params(
                 no_pixels(height, width), settings.strong_scale, RATIO
             )
             flip = bool(torch.rand(1) < settings.flip)
             operations = self.augment([]) if self.augment else []
-        return AugmentParams((left, top), (x, y, w, h), flip, tuple(operations), self.mask())
+        return AugmentParams((weak_x, weak_y), (x, y, w, h), flip, tuple(operations), self.mask())
 
 
 @contextmanager
-def timm_draws_from_ours() -> Iterator[None]:
-    """timm draws from the module `random`, and so do other threads of a process: those that repeat a bucket's failed
-    requests, for one. A generator of our own, with the same numbers for the same seed, keeps them apart."""
+def timm_generator() -> Iterator[None]:
+    """Makes timm use GENERATOR. By default it uses the module `random`, as other threads of the process may do, such as
+    those that repeat a bucket's failed requests. A separate generator gives the same numbers for the same seed."""
     modules: tuple[Any, ...] = (auto_augment, timm_transforms)
     before = [module.random for module in modules]
     for module in modules:
@@ -114,8 +114,8 @@ def timm_draws_from_ours() -> Iterator[None]:
     try:
         yield
     finally:
-        for module, own in zip(modules, before, strict=True):
-            module.random = own
+        for module, generator in zip(modules, before, strict=True):
+            module.random = generator
 
 
 class PatchMask:
@@ -143,15 +143,15 @@ class PatchMask:
 
 
 def randaugment(config: str, names: tuple[str, ...], size: int) -> Any:
-    """timm's RandAugment, whose operations note what they would do: list of Operation -> longer list of Operation."""
+    """timm's RandAugment, whose operations are recorded, not applied: list of Operation -> longer list of Operation."""
     try:
         rand_augment_ops(transforms=list(names) or None)
         hparams = {"translate_const": int(size * 0.45), "img_mean": (0, 0, 0)}
         augment = rand_augment_transform(config, hparams, transforms=list(names) or None)
     except (AssertionError, KeyError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}" if str(error) else "not understood"
+        problem = f"{type(error).__name__}: {error}" if str(error) else "not understood"
         raise UserError(
-            f"--randaugment {config} / --randaugment-ops {','.join(names)}: {what}; "
+            f"--randaugment {config} / --randaugment-ops {','.join(names)}: {problem}; "
             "expected timm's notation, such as rand-m9-mstd0.5-inc1, and operations such as Rotate,ShearX"
         ) from None
     for operation in augment.ops:
@@ -160,7 +160,7 @@ def randaugment(config: str, names: tuple[str, ...], size: int) -> Any:
 
 
 def record_op(name: str, done: list[Operation], *arguments: float, **_: object) -> list[Operation]:
-    if name == "GaussianBlurRand":  # the only one that draws once more
+    if name == "GaussianBlurRand":  # the only one with another random number
         return [*done, Operation("GaussianBlur", (GENERATOR.uniform(0.1, 2.0 * arguments[0]),))]
     return [*done, Operation(name, arguments)]
 
@@ -173,19 +173,19 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def size_of(header: Any) -> tuple[int, int]:
-    """Width and height of the picture once it is upright."""
-    # Pillow turns a TIFF's size when it opens the file, and no other's
+    """Width and height of the image after applying its orientation."""
+    # On opening, Pillow applies the orientation to the size of TIFF files only
     width, height = (header.tag_v2[256], header.tag_v2[257]) if header.format == "TIFF" else header.size
     return (height, width) if orientation(header) in (5, 6, 7, 8) else (width, height)
 
 
 def no_pixels(height: int, width: int) -> torch.Tensor:
-    """An image for functions that only ask for its size."""
+    """An image for functions that only use its size."""
     return torch.empty(1).expand(3, height, width)
 
 
 def seed_views(seed: int, epoch: int, sample: int) -> None:
-    """Seeds the three generators of the views: a sample's views depend on nothing but (seed, epoch, sample)."""
+    """Seeds the three generators of the views: a sample's views depend only on (seed, epoch, sample)."""
     seed_generators(int.from_bytes(hashlib.blake2b(f"{seed},{epoch},{sample}".encode(), digest_size=4).digest()))
 
 

@@ -1,11 +1,11 @@
-"""`--augment-device gpu`: loader processes decode, the device that trains computes the views.
+"""`--augment-device gpu`: loader processes decode images, and the training device computes the views.
 
-A loader process sends each image squeezed into a square of 1.5 times the views' side, and what was drawn for it, which
-is the same as for the exact views. The device crops, mirrors and augments whole batches. Views are not bit-equal to
-the exact ones: they are interpolated linearly from the square, averaging 2 x 2 points a pixel, and RandAugment is
-computed by tensor operations on batches, float32 [N, 3, H, W] with whole values of 0..255, each image with its own
-argument, float32 [N]. They compute what timm's do on Pillow images; only rotation, shear, shift and blur interpolate in
-another way.
+A loader process resizes each image to a square of 1.5 times the views' side, and sends it with its random parameters,
+which are the same as for the exact views. The device crops, mirrors and augments whole batches. Views are not bit-equal
+to the exact ones: they are interpolated linearly from the square, averaging 2 x 2 points per pixel, and RandAugment is
+computed by tensor operations on batches, float32 [N, 3, H, W] with integer values of 0..255, with one argument per
+image, float32 [N]. The operations are those of timm on Pillow images; only the interpolation of rotation, shear, shift
+and blur differs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def apply_ops(images: Tensor, operations: Tensor, arguments: Tensor, fill: Fill,
     """Applies RandAugment's operations to a batch of images, each with its own argument.
 
     Args:
-        operations: int64 [N, L] in host memory, numbers in NAMES, -1 for none; those of a row are done from left to
-            right. The host launches what occurs, and so need not ask the device.
+        operations: int64 [N, L] in host memory, numbers in OPERATION_NAMES, -1 for none; those of a row are applied
+            from left to right. The host launches only those that occur, without waiting for the device.
         arguments: float32 [N, L].
         fill: colour of pixels that a rotation or shift brings in.
-        order: int64 [N, L] beside the images, `operations.argsort(0)`; made and copied here if it is not given.
+        order: int64 [N, L] on the device of the images, `operations.argsort(0)`; computed if it is not given.
     """
     images = images.clone()
     order = operations.argsort(dim=0, stable=True).to(images.device) if order is None else order
@@ -96,7 +96,7 @@ def brightness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
 
 
 def sharpness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
-    """Blends with Pillow's SMOOTH filter, which leaves the border as it is."""
+    """Blends with Pillow's SMOOTH filter, which does not change the border."""
     kernel = torch.ones(3, 1, 3, 3, device=x.device)
     kernel[:, :, 1, 1] = 5
     smooth = x.clone()
@@ -105,7 +105,7 @@ def sharpness(x: Tensor, factor: Tensor, fill: Fill) -> Tensor:
 
 
 def blur(x: Tensor, radius: Tensor, fill: Fill) -> Tensor:
-    """Gaussian, each image with its own; 13 taps, rows then columns."""
+    """Gaussian, with one radius per image; 13 taps, rows then columns."""
     N, C, H, W = x.shape
     taps = torch.arange(-6, 7, device=x.device, dtype=x.dtype)
     kernel = (-0.5 * (taps / radius.clamp(min=1e-3)[:, None]).square()).softmax(1).repeat_interleave(C, 0)
@@ -116,12 +116,12 @@ def blur(x: Tensor, radius: Tensor, fill: Fill) -> Tensor:
 
 
 def affine(rows: Callable[[Tensor, Tensor], list[Tensor | int]]) -> Callable[[Tensor, Tensor, Fill], Tensor]:
-    """The operation that maps coordinates of its result to the image's, both from -1 to 1, by the six numbers of two
-    rows: `rows` of the image and the argument, each number for all images or [N]."""
+    """The operation that maps coordinates of its result to those of the image, both from -1 to 1, by a 2 x 3 matrix.
+    `rows` computes the six numbers of it from the image and the argument, each for all images or [N]."""
 
     def operation(x: Tensor, argument: Tensor, fill: Fill) -> Tensor:
         numbers = rows(x, argument)
-        matrix = [one if isinstance(one, Tensor) else torch.full_like(argument, one) for one in numbers]
+        matrix = [n if isinstance(n, Tensor) else torch.full_like(argument, n) for n in numbers]
         grid = F.affine_grid(torch.stack(matrix, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
         inside = F.grid_sample(x, grid, "bilinear", "border", align_corners=False)
         return torch.where((grid.abs() <= 1).all(-1)[:, None], inside, channels(fill, x.device))
@@ -165,14 +165,14 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Fill], Tensor]] = {
 OPERATION_NAMES = tuple(OPERATIONS)
 
 
-ENLARGED = 1.5  # side of the square, in sides of a view
+ENLARGED = 1.5  # side of the square, relative to that of a view
 
 
 class DeviceInputs(NamedTuple):
-    """What `DeviceViews` makes views of: one image, or B images stacked."""
+    """The input of `DeviceViews`: one image, or B images stacked."""
 
     pixels: Tensor  # uint8 [B, C, C, 3]
-    boxes: Tensor  # float32 [B, 2, 4]: left, top, width, height of the weak and strong crop, in sides of the image
+    boxes: Tensor  # float32 [B, 2, 4]: x, y, width, height of the weak and strong crop, relative to the image
     flip: Tensor  # bool [B], of the strong view
     operations: Tensor  # int64 [B, L]: numbers in OPERATION_NAMES, -1 for none; stays in host memory
     arguments: Tensor  # float32 [B, L]
@@ -181,12 +181,12 @@ class DeviceInputs(NamedTuple):
 
     @classmethod
     def of(cls, *stacked: Tensor) -> DeviceInputs:
-        """What `DeviceViews.of_file` gives, of B images stacked."""
+        """From the stacked results of `DeviceViews.of_file` for B images."""
         *_, operations, _, _ = stacked
         return cls(*stacked, operations.argsort(dim=0, stable=True))  # type: ignore[call-arg]
 
     def to(self, device: torch.device) -> DeviceInputs:
-        """On the device; the operations stay, as the host chooses by them what it launches."""
+        """On the device; `operations` stay on the host, which launches them."""
         return DeviceInputs(*(value.to(device, non_blocking=True) for value in self))._replace(
             operations=self.operations
         )
@@ -203,26 +203,26 @@ class DeviceViews:
         self.layers = self.draws.augment.num_layers if self.draws.augment else 0
 
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, ...]:
-        """`seeds`: seed, epoch, sample. Raises ValueError: the bytes are no whole image."""
+        """`seeds`: seed, epoch, sample. Raises ValueError: the bytes are no valid image."""
         header, draw = self.draws.of_file(data, seeds, max_pixels)
         operations, arguments = np.full(self.layers, -1), np.zeros(self.layers, np.float32)
-        for place, (name, values) in enumerate(draw.operations):
-            operations[place], arguments[place] = OPERATION_NAMES.index(name), values[0] if values else 0
+        for layer, (name, values) in enumerate(draw.operations):
+            operations[layer], arguments[layer] = OPERATION_NAMES.index(name), values[0] if values else 0
         boxes, flip = self.boxes(draw, *size_of(header)), np.asarray(draw.flip)
-        whole, _ = pixels_of(data, header, min(header.size), self.side, max_pixels)
-        square = as_array(crop(whole, 0, 0, whole.shape[3], whole.shape[2], self.side))
+        pixels, _ = pixels_of(data, header, min(header.size), self.side, max_pixels)
+        square = as_array(crop(pixels, 0, 0, pixels.shape[3], pixels.shape[2], self.side))
         return square, boxes, flip, operations, arguments, draw.masked
 
     def boxes(self, draw: AugmentParams, width: int, height: int) -> np.ndarray:
-        (resized_width, resized_height), (left, top) = resized(width, height, self.size), draw.weak
+        (resized_width, resized_height), (weak_x, weak_y) = resized(width, height, self.size), draw.weak
         x, y, w, h = draw.strong
-        weak = (left - self.padding) / resized_width, (top - self.padding) / resized_height
+        weak = (weak_x - self.padding) / resized_width, (weak_y - self.padding) / resized_height
         sides = self.size / resized_width, self.size / resized_height
         return np.asarray([[*weak, *sides], [x / width, y / height, w / width, h / height]], np.float32)
 
     def __call__(self, batch: DeviceInputs) -> tuple[Tensor, Tensor]:
-        """Weak and strong views, uint8 [B, H, W, 3], where the batch is."""
-        channels(self.fill, batch.pixels.device)  # with the first batch, whichever operations it has
+        """Weak and strong views, uint8 [B, H, W, 3], on the device of the batch."""
+        channels(self.fill, batch.pixels.device)  # copied with the first batch, whatever its operations
         images = batch.pixels.permute(0, 3, 1, 2).float()
         never = torch.zeros_like(batch.flip)
         weak = self.cut(images, batch.boxes[:, 0], never)
@@ -231,7 +231,7 @@ class DeviceViews:
         return as_uint8(weak), as_uint8(strong)
 
     def cut(self, images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-        """Boxes of images, some of them mirrored: whole numbers as float [B, 3, H, W]. Outside is the fill colour."""
+        """Crops of images, mirrored where `flip`: integers as float [B, 3, H, W]. Outside is the fill colour."""
         x, y, w, h = boxes.unbind(1)
         zero, mirrored = torch.zeros_like(w), torch.where(flip, -w, w)
         matrix = torch.stack([mirrored, zero, 2 * x + w - 1, zero, h, 2 * y + h - 1], 1).view(-1, 2, 3)

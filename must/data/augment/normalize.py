@@ -1,4 +1,4 @@
-"""Normalizes pixels to the network's input, a whole batch at once, on the device."""
+"""Normalizes a batch of pixels to the network's input, on the device."""
 
 from functools import lru_cache
 
@@ -17,6 +17,6 @@ def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
 
 @lru_cache(maxsize=64)
 def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A number for each channel, float32 [1, 3, 1, 1], copied to the device once: the host waits for such a copy."""
-    with torch.inference_mode(False):  # whoever asks first may be evaluating
+    """A number per channel, float32 [1, 3, 1, 1], copied to the device once, as the host waits for the copy."""
+    with torch.inference_mode(False):  # the first caller may be an evaluation
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

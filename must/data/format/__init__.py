@@ -1,1 +1,1 @@
-"""What writing and reading agree on: index.json, tables of offsets, one shard read whole, and whether all are whole."""
+"""The format of shards, for writing and reading: index.json, tables of offsets, reading one shard, verification."""

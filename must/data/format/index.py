@@ -1,6 +1,6 @@
-"""The index of a folder of shards: what is in it, and that it is the expected one.
+"""The index of a folder of shards: reading, checking and writing it.
 
-Its names become paths and its numbers sizes of memory, and anybody may have written it: every field is checked.
+Its names are used as paths and its numbers as sizes of memory, and it is untrusted: every field is checked.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from must.base.names import SHA256, SHARD_NAME, TABLE, below, of_form
 from must.base.parameters import require
 from must.base.text import brief, printable
 
-LARGEST_OFFSET = 2**53  # of any number; sums of those in an index stay far from 2^63
-MOST_CHUNKS = 2**30  # they are numbered in 32 bits, and --append goes on counting
+LARGEST_OFFSET = 2**53  # also of any other number; their sums in an index are far below 2^63
+MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file and its table of offsets, `<name without .tar>.npy`.
 
-    One that another program has written stays where it is, at `file`: a name below the index's folder, or a whole URI.
-    Then `<name without .tar>.jsonl` beside the index holds a line of JSON a sample, as its json member would.
+    A tar of another program stays in its folder; its path is `file`, relative to the index or absolute, or a URI.
+    Then `<name without .tar>.jsonl` beside the index has a line of JSON per sample, instead of the json members.
     """
 
     name: str  # of the tar, relative to the index
@@ -46,21 +46,20 @@ class Shard:
     def texts_name(self) -> str:
         return self.name.removesuffix(".tar") + ".jsonl"
 
-    def place(self, uri: str) -> str:
-        """Where the tar is, of an index in the folder `uri`."""
-        return (
-            self.file if self.file.startswith("/") or "://" in self.file else storage.join(uri, self.file or self.name)
-        )
+    def location(self, uri: str) -> str:
+        """The path or URI of the tar, for an index in the folder `uri`."""
+        absolute = self.file.startswith("/") or "://" in self.file
+        return self.file if absolute else storage.join(uri, self.file or self.name)
 
     @property
     def values(self) -> dict[str, Any]:
-        """What index.json says of it."""
+        """The shard in index.json."""
         return {name: value for name, value in vars(self).items() if value != ""}
 
 
 def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Index from the content of its file.
-    Raises ValueError, KeyError, TypeError, AttributeError: something is missing or is not what `must shard` writes."""
+    Raises ValueError, KeyError, TypeError, AttributeError: a field is missing or invalid."""
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
         count(content.get(name, 0), name)
     require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
@@ -70,7 +69,7 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     count(settings["resize"], "settings.resize")
     require(count(settings["max_pixels"], "settings.max_pixels") > 0, "settings.max_pixels is 0")
     require(isinstance(content["created_by"], str), "created_by is not text")
-    require(isinstance(content["labels"], list), "labels are no list")  # a text is one of letters
+    require(isinstance(content["labels"], list), "labels are no list")  # a string would be a list of letters
     require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
     for counts in (content["reasons"], content.get("skipped", {})):
         for value in counts.values():
@@ -82,10 +81,10 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
         )
     shards = tuple(shard_of(**values) for values in content["shards"])
     require(len({shard.name for shard in shards}) == len(shards), "a shard is listed twice")
-    left = {split: counts["samples"] for split, counts in content["splits"].items()}
+    missing = {split: counts["samples"] for split, counts in content["splits"].items()}
     for shard in shards:
-        left[shard.split] -= shard.samples
-    require(not any(left.values()), "the shards' samples do not add up to the splits'")
+        missing[shard.split] -= shard.samples
+    require(not any(missing.values()), "the shards' samples do not add up to the splits'")
     tables = tuple(table_of(**values) for values in content["tables"])
     return {**content, "labels": tuple(content["labels"]), "shards": shards, "tables": tables}
 
@@ -100,15 +99,15 @@ def shard_of(**values: Any) -> Shard:
     require(bool(shard.file) == bool(shard.texts_sha256), f"{shard.name}: file and texts_sha256 belong together")
     if shard.file:
         of_form(SHA256, shard.texts_sha256, f"sha256 of {shard.texts_name}")
-        checked_file(shard.file)
+        check_file(shard.file)
     for name in ("samples", "bytes", "labelled"):
         count(getattr(shard, name), f"{shard.name}: {name}")
     return shard
 
 
-def checked_file(file: Any) -> None:
-    """A tar's own place. It is only ever read, and where it is local, only from an index that is local as well."""
-    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the place of a tar")
+def check_file(file: Any) -> None:
+    """Checks the path of another program's tar, which is only read; a local tar only for a local index."""
+    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the path of a tar")
     parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
     below(parts, "a shard's file")
 
@@ -118,8 +117,8 @@ def table_of(name: Any, sha256: Any) -> dict[str, str]:
     return {"name": name, "sha256": of_form(SHA256, sha256, f"sha256 of {name}")}
 
 
-def count(value: Any, what: str) -> int:
-    require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"{what} must be a non-negative integer")
+def count(value: Any, name: str) -> int:
+    require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"{name} must be a non-negative integer")
     return value
 
 
@@ -131,7 +130,7 @@ REJECTED = "rejected.jsonl"
 
 @dataclass(frozen=True)
 class Index:
-    """What `must shard` made. Sample i of a split is the i-th of its shards' samples, in the order of `shards`."""
+    """The content of index.json. Sample i of a split is the i-th of its shards' samples, in the order of `shards`."""
 
     revision: int
     created_by: str
@@ -140,30 +139,30 @@ class Index:
     shards: tuple[Shard, ...]
     splits: dict[str, dict[str, int]]  # name -> {"samples": ..., "labelled": ...}
     labels: tuple[str, ...]
-    rejected: int  # files set aside as no whole images
-    reasons: dict[str, int]  # why, numbers replaced by N, most frequent first
-    duplicates: int  # samples whose content had occurred before
+    rejected: int  # files that are no valid images
+    reasons: dict[str, int]  # counts by reason, with numbers replaced by N, most frequent first
+    duplicates: int  # samples with the content of an earlier one
     dropped: int  # duplicates that were left out of the shards
-    skipped: dict[str, int] = field(default_factory=dict)  # files that no image would be called, by extension
-    tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append knows the old images
-    units: int = 0  # numbers of chunks used up, so that appended samples get new keys
+    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images by their names, by extension
+    tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append recognizes old images
+    units: int = 0  # number of chunks so far, so that appended samples get new keys
     version: int = INDEX_VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
     @property
     def files(self) -> set[str]:
-        """Names of all that the index speaks of, and of the list of rejected files, which is beside it."""
+        """Names of all files of the index, and of the list of rejected files."""
         shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
         shards |= {shard.texts_name for shard in self.shards if shard.file}
         return shards | {table["name"] for table in self.tables} | {REJECTED}
 
     @property
     def max_pixels(self) -> int:
-        """The largest image in the shards, in pixels: what `must shard` was given."""
+        """The limit on the pixels of an image, as given to `must shard`."""
         return self.settings["max_pixels"]
 
     def shards_of(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split, in order. Raises ValueError, naming the splits there are, when it is unknown."""
+        """The shards of a split, in order. Raises ValueError: it is unknown; the message names the known ones."""
         if split not in self.splits:
             known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())
             raise UserError(f"the shards hold no split '{split}'; there are: {known}")
@@ -176,8 +175,8 @@ class Index:
 
 
 def load_index(uri: str, sha256: str = "") -> Index:
-    """Reads `uri`/index.json; `sha256` is what it must be, if given.
-    Raises ValueError: there is none, it is damaged, it was written by a newer version, or it is another one."""
+    """Reads `uri`/index.json; `sha256` is the expected one, if given.
+    Raises ValueError: it is missing or damaged, of a newer version, or has another sha256."""
     path = storage.join(uri, INDEX_FILE)
     try:
         data = storage.read_bytes(path)
@@ -195,17 +194,17 @@ def load_index(uri: str, sha256: str = "") -> Index:
 
 
 def parse_index(data: bytes, path: str) -> Index:
-    """The index in the bytes of an index.json, every field of it checked: anybody may have written it.
-    Raises ValueError: damaged, of a newer version, or with a name or checksum that no index of ours has."""
+    """The index in the bytes of an index.json, which are untrusted: every field is checked.
+    Raises ValueError: damaged, of a newer version, or with an invalid name or checksum."""
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
-    content, version = storage.parse_object(data, lambda found: (found, found["version"]), damage)
+    content, version = storage.parse_object(data, lambda values: (values, values["version"]), damage)
     if version != INDEX_VERSION:
-        what = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
-        raise UserError(f"{path} has version {what}, this program reads {INDEX_VERSION}; update it, or shard again")
+        shown = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
+        raise UserError(f"{path} has version {shown}, this program reads {INDEX_VERSION}; update it, or shard again")
     try:
         index = Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
         require(
-            not storage.is_remote(path) or all(storage.is_remote(shard.place(path)) for shard in index.shards),
+            not storage.is_remote(path) or all(storage.is_remote(shard.location(path)) for shard in index.shards),
             "an index in a bucket names a local file",
         )
         return index
@@ -215,7 +214,7 @@ def parse_index(data: bytes, path: str) -> Index:
 
 
 def print_index(uri: str) -> Index:
-    """Prints what a folder of shards holds."""
+    """Prints the contents of a folder of shards."""
     index = load_index(uri)
     logger.info(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
     logger.info(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")

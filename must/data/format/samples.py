@@ -1,4 +1,4 @@
-"""A shard's table of offsets, where in the tar its samples begin, and its samples read from a local file."""
+"""A shard's table of offsets of its samples in the tar, and reading samples from a local file."""
 
 import hashlib
 import io
@@ -20,16 +20,16 @@ from must.data.format.index import Shard
 REINDEX = "delete index.json and run `must index make` again"
 
 
-def again(shard: Shard) -> str:
-    """What mends a table that is not the index's."""
+def remedy(shard: Shard) -> str:
+    """What to do about a table that does not match the index."""
     return REINDEX if shard.file else "run `must shard` again"
 
 
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
-    """Where each sample's members are in the tar: int64 [samples, 4], bytes.
+    """The offsets of each sample's members in the tar: int64 [samples, 4], bytes.
 
     Columns: image offset, image size, json offset, json size.
-    Raises ValueError: the table is missing, damaged or another one than the index names.
+    Raises ValueError: the table is missing, damaged or not that of the index.
     """
     return parse_offsets(read_offsets(uri, shard), storage.join(uri, shard.offsets_name), shard)
 
@@ -39,30 +39,28 @@ def read_offsets(uri: str, shard: Shard) -> bytes:
     try:
         return storage.read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; {again(shard)}") from None
+        raise UserError(f"{path} is missing; {remedy(shard)}") from None
 
 
 def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {again(shard)}")
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {remedy(shard)}")
     try:
         offsets = parse_npy(data)
-    except Exception:  # numpy has no one class for what can be wrong with a header
-        raise UserError(f"{path} is damaged: no .npy file; {again(shard)}") from None
+    except Exception:  # numpy has no common class for errors in a header
+        raise UserError(f"{path} is damaged: no .npy file; {remedy(shard)}") from None
     if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
         raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
-    table = offsets
-    if shard.file:  # the texts are in a file of their own
-        offsets = offsets[:, :2]
-    starts, sizes = offsets[:, ::2], offsets[:, 1::2]
-    if (table < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
-        raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {again(shard)}")
-    return table
+    members = offsets[:, :2] if shard.file else offsets  # the texts may be in a separate file
+    starts, sizes = members[:, ::2], members[:, 1::2]
+    if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
+        raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {remedy(shard)}")
+    return offsets
 
 
 def load_texts(uri: str, shard: Shard) -> bytes:
-    """What is said of the samples of a shard that another program has written, in the table's last two columns' terms.
-    Raises ValueError: the file is missing, or another one than the index names."""
+    """The descriptions of a shard of another program; the table's last two columns are offsets and sizes in them.
+    Raises ValueError: the file is missing, or is not that of the index."""
     path = storage.join(uri, shard.texts_name)
     try:
         data = storage.read_bytes(path)
@@ -74,7 +72,7 @@ def load_texts(uri: str, shard: Shard) -> bytes:
 
 
 def parse_npy(data: bytes) -> np.ndarray:
-    """The content of a .npy file, without a copy: so a header that promises more than there is costs no memory."""
+    """The content of a .npy file, without a copy, so a header with a wrong size allocates no memory."""
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
         raise UserError("unknown version")
@@ -94,26 +92,26 @@ class Sample(NamedTuple):
 
 @contextmanager
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
-    """A path at which the tar can be read while the block lasts; that of a bucket is copied, and its sha256 compared.
-    Raises ValueError: it is missing, or not the file that the index names."""
-    name, damaged = shard.place(uri), f"; run `must index verify {uri}` for details"
+    """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared.
+    Raises ValueError: it is missing, or is not that of the index."""
+    name, hint = shard.location(uri), f"; run `must index verify {uri}` for details"
     try:
         with storage.local_copy(name) as path:
             size = path.stat().st_size
             if size != shard.bytes:
-                raise UserError(f"{name} has {size} bytes, its index says {shard.bytes}{damaged}")
+                raise UserError(f"{name} has {size} bytes, its index says {shard.bytes}{hint}")
             if storage.is_remote(name) and storage.sha256_of(path) != shard.sha256:
-                raise UserError(f"{name} is damaged: its sha256 is not the index's{damaged}")
+                raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
             yield path
     except FileNotFoundError as error:
         if error.filename not in (None, str(storage.local(name))) and not storage.is_remote(name):
             raise
-        raise UserError(f"{name} is missing{damaged}") from None
+        raise UserError(f"{name} is missing{hint}") from None
 
 
 def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
-    """What is said of each sample of a shard that another program has written; None for one that says it itself.
-    Raises ValueError: the file beside the index that holds them is missing or damaged."""
+    """The descriptions of the samples of a shard of another program; None for a shard that has them in the tar.
+    Raises ValueError: the file with them is missing or damaged."""
     if not shard.file:
         return None
     data = load_texts(uri, shard)
@@ -122,8 +120,8 @@ def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
 
 def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None) -> Iterator[Sample]:
     """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order.
-    `texts`: what is said of these samples, where it is not in the shard.
-    Raises ValueError: no sample there."""
+    `texts`: the descriptions of these samples, if they are not in the shard.
+    Raises ValueError: no sample at an offset."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for number, (image, size, text, length) in enumerate(rows.tolist()):
@@ -131,8 +129,8 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
                 name = tarfile.TarInfo.frombuf(
                     read(descriptor, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape"
                 ).name
-                said = json.loads(read(descriptor, length, text) if texts is None else texts[number])
-                source = said["source"]
+                description = json.loads(read(descriptor, length, text) if texts is None else texts[number])
+                source = description["source"]
                 data = read(descriptor, size, image)
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise UserError(
@@ -141,8 +139,8 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
                 ) from None
             if texts is not None:
                 name = name.removeprefix("./")
-                if not str(source).endswith(name):  # it was too long for this header
-                    name = str(said.get("name", source))
+                if not str(source).endswith(name):  # the name is too long for this header
+                    name = str(description.get("name", source))
             folder, slash, file = name.rpartition("/")
             yield Sample(folder + slash + file.partition(".")[0], str(source), data)
     finally:

@@ -1,4 +1,4 @@
-"""`must index verify`: reads shards again and says what is broken."""
+"""`must index verify`: reads shards and reports damage."""
 
 import io
 import json
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def verify(uri: str) -> Index:
-    """Checks everything; prints a line for each fault.
-    Raises ValueError: with the number of broken shards and the first fault."""
+    """Checks all files of an index; prints a line for each fault.
+    Raises ValueError: there are faults; the message has the number of broken shards and the first fault."""
     index = load_index(uri)
     faults: list[str] = []
     for shard in bar(index.shards, desc="verify", unit="shard"):
-        found = [f"{shard.name}: {fault}" for fault in faults_of(uri, shard)]
-        for line in found:
+        lines = [f"{shard.name}: {fault}" for fault in faults_of(uri, shard)]
+        for line in lines:
             with tqdm.external_write_mode(file=sys.stdout):
                 logger.info(printable(line))
-        faults += found[:1]
+        faults += lines[:1]
     broken = len(faults)
     for table in index.tables:
         fault = fault_of_table(uri, table)
@@ -44,8 +44,8 @@ def verify(uri: str) -> Index:
     if stray:
         logger.info(f"not in the index, and not read by anything: {printable(', '.join(sorted(stray)[:10]))}")
     if faults:
-        what = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
-        raise UserError(f"{uri}: {what}; the first fault: {faults[0]}")
+        problem = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
+        raise UserError(f"{uri}: {problem}; the first fault: {faults[0]}")
     logger.info(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
     return index
 
@@ -53,15 +53,15 @@ def verify(uri: str) -> Index:
 def fault_of_table(uri: str, table: dict[str, str]) -> str:
     try:
         with storage.local_copy(storage.join(uri, table["name"])) as path:
-            whole = storage.sha256_of(path) == table["sha256"]
-        return "" if whole else f"{table['name']}: its bytes have changed (sha256)"
+            unchanged = storage.sha256_of(path) == table["sha256"]
+        return "" if unchanged else f"{table['name']}: its bytes have changed (sha256)"
     except FileNotFoundError:
         return f"{table['name']}: missing"
 
 
 def faults_of(uri: str, shard: Shard) -> Iterator[str]:
-    """What is wrong with one shard: first that it is not the file the index means, then why."""
-    path = shard.place(uri)
+    """The faults of one shard: first a different size or checksum, then details."""
+    path = shard.location(uri)
     try:
         size = storage.size(path)
     except FileNotFoundError:
@@ -90,14 +90,14 @@ def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str
                 image, text = file.next(tar), file.next(tar)
                 if image is None or text is None:
                     break
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
                 row = (image.offset_data, image.size, text.offset_data, text.size)
                 if sample < len(offsets) and tuple(int(value) for value in offsets[sample]) != row:
-                    yield f"sample {sample} ({image.name}) stands at {row}, not at {offsets[sample].tolist()}"
+                    yield f"sample {sample} ({image.name}) is at {row}, not at {offsets[sample].tolist()}"
                     return
                 labelled += has_label(tar, text)
                 sample += 1
-    except Exception as error:  # tarfile and json raise anything
+    except Exception as error:  # tarfile and json raise any class
         yield f"no readable tar after sample {sample}: {str(error) or type(error).__name__}"
         return
     if sample != shard.samples:
@@ -107,7 +107,7 @@ def faults_inside(path: Path, offsets: np.ndarray, shard: Shard) -> Iterator[str
 
 
 def has_label(tar: tarfile.TarFile, text: tarfile.TarInfo) -> bool:
-    """Whether a sample's json member names a label. Raises whatever its reader does, and ValueError: no JSON object."""
+    """Whether a sample's json member has a label. Raises the reader's errors, and ValueError: no JSON object."""
     member = tar.extractfile(text)
     content = json.load(io.TextIOWrapper(member)) if member else {}
     if not isinstance(content, dict):
@@ -124,18 +124,18 @@ def faults_in_place(uri: str, path: Path, offsets: np.ndarray, shard: Shard) -> 
         return
     try:
         with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            found = iter(lambda: file.next(tar), None)
-            members = {(member.offset_data, member.size): member.name.removeprefix("./") for member in found}
-    except Exception as error:  # tarfile raises anything
+            headers = iter(lambda: file.next(tar), None)
+            members = {(member.offset_data, member.size): member.name.removeprefix("./") for member in headers}
+    except Exception as error:  # tarfile raises any class
         yield f"no readable tar: {str(error) or type(error).__name__}"
         return
     labelled = 0
     for sample, (image, size, start, length) in enumerate(offsets.tolist()):
         name = members.get((image, size))
-        said = storage.object_or_none(texts[start : start + length], lambda text: (text["source"], text.get("label")))
-        if not said or not name or not isinstance(said[0], str) or not said[0].endswith(name):
-            yield f"sample {sample} is not what stands at {image} ({name or 'no member'})"
+        text = storage.object_or_none(texts[start : start + length], lambda text: (text["source"], text.get("label")))
+        if not text or not name or not isinstance(text[0], str) or not text[0].endswith(name):
+            yield f"sample {sample} is not what is at {image} ({name or 'no member'})"
             return
-        labelled += said[1] is not None
+        labelled += text[1] is not None
     if labelled != shard.labelled:
         yield f"{labelled} labelled samples instead of {shard.labelled}"

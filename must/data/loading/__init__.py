@@ -1,4 +1,4 @@
-"""Reading shards, and the order of training: shards to batches, the same for any number of processes.
+"""Reading shards, and the order of samples: from shards to batches, the same for any number of processes.
 
-It knows nothing of how shards are written (must.data.shards).
+It is independent of the package that writes shards (must.data.shards).
 """

@@ -1,9 +1,9 @@
-"""A folder on a node's own disk that holds the remote shards in use: bounded, shared, and safe to kill at any moment.
+"""A folder on a node's disk for the remote shards in use: limited in size, shared, and consistent after a kill.
 
-A shard is a file named after its sha256, so it is never stale, whichever run or revision fetched it. It is downloaded
-under another name and gets its own only when it is whole: complete, and of the sha256 in the index. All processes of
-the node work on the folder at once, and the operating system's file locks (`flock`) tell them of each other: a
-reader of a shard holds a shared lock, a download or an eviction an exclusive one. A killed process holds nothing.
+A shard's file is named by its sha256, so it is never stale, whichever run or revision has downloaded it. It is
+downloaded under another name, and renamed when it is complete and has the sha256 in the index. All processes of the
+node use the folder at the same time, synchronized by the operating system's file locks (`flock`): a reader of a shard
+has a shared lock, a download or an eviction an exclusive one. The locks of a killed process are released.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from must.data.format.index import Shard
 from must.data.format.samples import parse_offsets, read_offsets
 
 GB = 10**9
-SPARE = 200_000_000  # bytes of the disk that are always left to others
+SPARE = 200_000_000  # bytes of the disk that are never used
 DOWNLOAD_TRIES = 2  # downloads of a shard whose bytes are wrong
 
 
@@ -36,38 +36,38 @@ class ShardCache:
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit
-        with self.exclusive():  # says at once if the folder cannot be written
+        with self.exclusive():  # fails if the folder cannot be written
             pass
 
     def check(self, shards: Sequence[Shard], window: int) -> None:
         """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""
         need = sum(sorted((shard.bytes for shard in shards), reverse=True)[:window])
-        what = f"the {min(window, len(shards))} shards that are shuffled together take up to {need / GB:.3g} GB"
+        shown = f"the {min(window, len(shards))} shards that are shuffled together take up to {need / GB:.3g} GB"
         if need > self.limit:
             raise UserError(
-                f"--cache-gb {self.limit / GB:.3g}: {what}; allow more, lower --shuffle-window, or make smaller shards"
+                f"--cache-gb {self.limit / GB:.3g}: {shown}; allow more, lower --shuffle-window, or make smaller shards"
             )
         room = self.room()
         if need > room:
             raise UserError(
-                f"--cache {self.folder}: {what}, and the disk has room for {max(room, 0) / GB:.3g} GB; "
+                f"--cache {self.folder}: {shown}, and the disk has room for {max(room, 0) / GB:.3g} GB; "
                 "free some, name a larger disk, or lower --shuffle-window"
             )
 
     def room(self) -> int:
-        """Bytes that shards may take in all, with what is there already."""
+        """Bytes that all shards together may take, those in the cache included."""
         with self.exclusive():
             held = sum(file.size for file in self.files())
             return min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
 
     def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
-        """A file descriptor of the whole shard, downloaded if it is not there. The shard stays until its `release`.
+        """A file descriptor of the shard, downloaded if necessary. The shard stays in the cache until its `release`.
 
-        None when there is no room for it; without `wait`, also when another process is just downloading it.
+        None if there is no room for it; without `wait`, also if another process is downloading it.
 
         Raises:
             ValueError: the object is missing, or its bytes are not those of the index.
-            TransientError: somebody deleted the folder meanwhile.
+            TransientError: the folder was deleted meanwhile.
         """
         path = self.folder / f"{shard.sha256}.tar"
         try:
@@ -81,7 +81,7 @@ class ShardCache:
             ) from error
 
     def offsets(self, uri: str, shard: Shard) -> np.ndarray:
-        """`load_offsets`, whose file is kept here too."""
+        """As `load_offsets`, with the file in the cache."""
         path = self.folder / f"{shard.offsets_sha256}.npy"
         with suppress(OSError, ValueError):
             table = parse_offsets(storage.read_bytes(path), str(path), shard)
@@ -90,12 +90,12 @@ class ShardCache:
         data = read_offsets(uri, shard)
         table = parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
         if self.make_room(len(data)):
-            with suppress(ValueError):  # the disk is full: it will be read again
+            with suppress(ValueError):  # the disk is full: it will be downloaded again
                 storage.write_bytes(path, data)
         return table
 
     def pin(self, path: Path, size: int) -> int | None:
-        """The file, open and locked so that it stays; None when there is none of that size."""
+        """The file, open and locked against eviction; None if there is no file of that size."""
         try:
             descriptor = keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class ShardCache:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
         if status.st_nlink and status.st_size == size:
-            os.utime(descriptor)  # least recently used is oldest by this
+            os.utime(descriptor)  # the time by which the least recently used file is found
             return descriptor
         self.release(descriptor)
         if status.st_nlink:  # it was truncated
@@ -115,7 +115,7 @@ class ShardCache:
         close(descriptor)
 
     def download(self, uri: str, shard: Shard, path: Path, wait: bool) -> bool:
-        """Whether it is worth looking for the shard again: it was downloaded, by us or by another process."""
+        """Whether to look for the shard again: it was downloaded, by this or another process."""
         part = path.with_suffix(".part")
         with storage.disk_errors(part):
             descriptor = keep_from_children(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
@@ -128,30 +128,30 @@ class ShardCache:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if wait:  # until the download is done; the other process may then keep its lock, as readers do
+            if wait:  # until the download is done; the other process may then have a shared lock, too
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
             return wait
-        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # the holder before us has done it
+        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # another process has done it
             self.remove(part, descriptor)
             return True
         try:
             with os.fdopen(descriptor, "wb", closefd=False) as file:
-                whole = self.fill(uri, shard, file)
-            if whole:
+                complete = self.fill(uri, shard, file)
+            if complete:
                 part.replace(path)
-            return whole
+            return complete
         finally:
             self.remove(part, descriptor)
 
     def remove(self, part: Path, descriptor: int) -> None:
-        """Deletes the file if it still is the one that we hold."""
+        """Deletes the file if it is still the one that is open and locked."""
         with suppress(FileNotFoundError):
             if part.stat().st_ino == os.fstat(descriptor).st_ino:
                 part.unlink()
 
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
-        """Downloads into the file that we hold alone. Returns False if there is no room."""
-        source = shard.place(uri)
+        """Downloads into the file, which is locked exclusively. Returns False if there is no room."""
+        source = shard.location(uri)
         for _ in range(DOWNLOAD_TRIES):
             if not self.make_room(shard.bytes, file):
                 return False
@@ -169,7 +169,7 @@ class ShardCache:
         raise UserError(f"{source}: has changed (sha256); run `must index verify {uri}` for details")
 
     def make_room(self, size: int, reserve: BinaryIO | None = None) -> bool:
-        """Deletes until `size` more bytes fit, and gives the file `reserve` that size, so that the others count it."""
+        """Evicts until `size` more bytes fit; gives the file `reserve` that size, so that other processes count it."""
         with self.exclusive():
             if reserve:
                 reserve.truncate(0)
@@ -188,16 +188,16 @@ class ShardCache:
             return True
 
     def evict(self, path: Path) -> bool:
-        """Deletes a file unless a process holds its lock. A killed process's download has no holder."""
-        try:  # for writing, though nothing is: on NFS an exclusive lock needs it
+        """Deletes a file unless a process has locked it. The unfinished download of a killed process has no lock."""
+        try:  # opened for writing, which an exclusive lock on NFS requires
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:  # it is gone, or another user's
+        except OSError:  # it was deleted, or is another user's
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
             return True
-        except OSError:  # held, or in a folder that is not ours
+        except OSError:  # locked, or in a folder of another user
             return False
         finally:
             os.close(descriptor)
@@ -210,7 +210,7 @@ class ShardCache:
                     yield Cached(path, status.st_size, status.st_mtime_ns)
 
     def exclusive(self) -> AbstractContextManager[None]:
-        """One process at a time counts and evicts."""
+        """For one process at a time: counting and evicting."""
         return in_turn(self.folder / "lock")
 
 

@@ -32,14 +32,14 @@ from must.data.loading.reader import ShardReader, open_reader
 
 logger = logging.getLogger(__name__)
 
-PREFETCH = 4  # batches that each loader process makes ahead
-MAX_WARNINGS = 5  # replaced samples that each loader process names
-REPLACEMENTS = 16  # undecodable samples in a row after which something larger is wrong
+PREFETCH = 4  # batches that each loader process prepares in advance
+MAX_WARNINGS = 5  # warnings about replaced samples per loader process
+REPLACEMENTS = 16  # the number of consecutive undecodable samples that is an error
 
 
 class Views(Protocol):
     def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[np.ndarray, ...]:
-        """The views of an image file, by (seed, epoch, sample). Raises ValueError: the bytes are no whole image."""
+        """The views of an image file, by (seed, epoch, sample). Raises ValueError: the bytes are no valid image."""
 
 
 class TrainBatch(NamedTuple):
@@ -70,22 +70,22 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
         self.warned = 0
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
-        epoch, wanted = key
+        epoch, requested = key
         for attempt in range(REPLACEMENTS):
-            sample = (wanted + attempt) % len(self.reader)  # a replacement is as reproducible as the sample itself
-            data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
+            sample = (requested + attempt) % len(self.reader)  # so replacements are reproducible, too
+            data = self.reader.image(sample)  # not in the block: a damaged shard is an error of the run
             try:
                 views = self.views.of_file(data, (self.seed, epoch, sample), self.max_pixels)
                 return *views, sample, int(attempt > 0)
             except TransientError:
                 raise
-            except Exception as error:  # whatever one image brings about, the run goes on
+            except Exception as error:  # no error of one image ends the run
                 problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
                 self.warn(sample, problem)
         raise UserError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
 
     def warn(self, sample: int, problem: str) -> None:
-        """Names the first few on standard error: this may be a loader process, which cannot be asked later."""
+        """Logs the first few, in this process: it may be a loader process, which does not report to the main one."""
         if self.warned < MAX_WARNINGS:
             name = self.reader.shards[self.reader.shard_of(sample)].name
             source = self.reader.description(sample).get("source", "")
@@ -96,7 +96,7 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
 
 
 def make_views(settings: ViewSettings, kind: str = "exact", device: str = "cpu") -> Views:
-    """The views that ``--views`` (exact or fast) and ``--augment-device`` (cpu or gpu) ask for."""
+    """The views for ``--views`` (exact or fast) and ``--augment-device`` (cpu or gpu)."""
     if device == "gpu":
         return DeviceViews(settings)
     return FastViews(settings) if kind == "fast" else TrainViews(settings)
@@ -105,7 +105,7 @@ def make_views(settings: ViewSettings, kind: str = "exact", device: str = "cpu")
 def train_batches(
     dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, device: torch.device | None = None
 ) -> Iterator[TrainBatch]:
-    """One rank's batches, from `batches.first_step` to the end of the run. `device` is where they will be used."""
+    """One rank's batches, from `batches.first_step` to the end of the run. `device`: the one they are used on."""
     loader = DataLoader(
         dataset,
         batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
@@ -116,7 +116,7 @@ def train_batches(
         multiprocessing_context=start_context(__name__) if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
-    for *views, samples, replaced in each(loader):
+    for *views, samples, replaced in iterate(loader):
         if isinstance(dataset.views, DeviceViews):
             inputs = DeviceInputs(*views).to(device or torch.device("cpu"))
             yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
@@ -124,9 +124,9 @@ def train_batches(
             yield TrainBatch._make([*views, samples, replaced])
 
 
-def each(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What it gives. With an error its processes end at once: torch's frames in the traceback hold them in a circle,
-    and when that is collected one day, its queues are closed first and the program waits five seconds for each process.
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches. After an error its processes end at once. Otherwise torch's frames in the traceback keep
+    them in a reference cycle; when it is collected, queues are closed first, and each process takes 5 s to end.
     """
     try:
         yield from loader
@@ -143,12 +143,12 @@ def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatc
 
 
 def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """Stacks everything but the last, the replacements, which are counted; DeviceInputs where they are for a device.
+    """Stacks the arrays of the samples, as DeviceInputs if `for_device`, and counts the replacements.
 
-    In a loader process torch's own function stacks straight into the memory that the main one will see.
+    In a loader process torch's function stacks into shared memory, without another copy.
     """
     *arrays, numbers, replaced = zip(*samples, strict=True)
-    with warnings.catch_warnings():  # Pillow's pixels are read-only, and only read here
+    with warnings.catch_warnings():  # Pillow's pixels are read-only, which is no problem here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         stacked = [default_collate(list(part)) for part in arrays]
     if for_device:
@@ -157,7 +157,7 @@ def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, .
 
 
 class EvalSource:
-    """A reader's split in order, as EvalBatch; `skipped` counts samples that could not be decoded, once iterated.
+    """A reader's split in order, as EvalBatch; after an iteration `skipped` is the number of undecodable samples.
     `rank`, `world`: this process's share: every world-th sample."""
 
     def __init__(
@@ -171,7 +171,7 @@ class EvalSource:
 
     @classmethod
     def of(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
-        """The split that a stage's parameters name, or `split`."""
+        """The split in a stage's parameters, or `split`."""
         sha256 = getattr(config, "index_sha256", "")
         reader = open_reader(config.shards, split or config.split, config.cache, config.cache_gb, sha256)
         return cls(reader, preprocess, config.batch_size, config.workers, rank, world)
@@ -194,11 +194,11 @@ class EvalSource:
             worker_init_fn=partial(quiet_worker, dict(os.environ)),
             multiprocessing_context=start_context(__name__) if self.workers else None,
         )
-        for samples in each(loader):
-            whole = [sample for sample in samples if sample is not None]
-            self.skipped += len(samples) - len(whole)
-            if whole:
-                pixels, numbers, labels, sources = zip(*whole, strict=True)
+        for samples in iterate(loader):
+            decoded = [sample for sample in samples if sample is not None]
+            self.skipped += len(samples) - len(decoded)
+            if decoded:
+                pixels, numbers, labels, sources = zip(*decoded, strict=True)
                 yield EvalBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(numbers), list(labels), list(sources))
 
 
@@ -207,7 +207,7 @@ class EvalDataset(Dataset[Any]):
         self.reader, self.view = reader, EvalView(preprocess)
 
     def __getitem__(self, sample: int) -> tuple[np.ndarray, int, str | None, str] | None:
-        data = self.reader.image(sample)  # outside: a damaged shard is no damaged image
+        data = self.reader.image(sample)  # not in the block: a damaged shard is an error of the run
         try:
             pixels = decode_view(data, self.view, self.reader.index.max_pixels)
         except UserError:
@@ -217,8 +217,8 @@ class EvalDataset(Dataset[Any]):
 
 
 def quiet_worker(environment: dict[str, str], _: int) -> None:
-    # torchrun passes a SIGTERM on to its processes' whole groups. A loader that dies of it takes its training process
-    # along before that has saved its state, so loaders have groups of their own; they end when their parent does.
+    # torchrun sends a SIGTERM to the process groups of its processes. A loader that is ended by it ends the training
+    # process before that has saved its state, so loaders have separate groups; they end when their parent does.
     os.setpgrp()
     begin_worker(environment)
     silence_pillow()

@@ -1,8 +1,8 @@
 """The order in which samples are used: a pure function of (seed, epoch), whatever the number of processes or workers.
 
 Shards are permuted; the samples of a window of consecutive shards are shuffled together; global step s of an epoch
-takes positions [s G, (s + 1) G) of the result, each rank its part of them. So N processes see the batches of one,
-a run resumes at any step without reading what was used, and every rank takes the same number of steps.
+takes positions [s G, (s + 1) G) of the result, each rank a part of them. So N processes use the same batches as one,
+a run resumes at any step without reading earlier samples, and every rank has the same number of steps.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ import numpy as np
 
 from must.base.errors import UserError
 
-SHARDS_ORDER, WINDOW_ORDER = 0, 1  # keep the two uses of the generator apart
+SHARDS_ORDER, WINDOW_ORDER = 0, 1  # seeds of the two uses of the generator
 
 
 class EpochOrder:
     """Sample numbers of one epoch by position.
 
     Args:
-        sizes: samples of each shard, in index order; sample numbers count through them.
+        sizes: samples of each shard, in index order; samples are numbered in this order.
         window: shards that are shuffled together.
     """
 
@@ -61,7 +61,7 @@ class EpochOrder:
 
 class GlobalBatches:
     """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run.
-    `first_step`: where to go on; earlier steps cost nothing.
+    `first_step`: the step to resume at; skipping earlier steps takes no time.
     Raises ValueError: the batch does not divide over the ranks, or is larger than the split."""
 
     def __init__(
@@ -99,21 +99,21 @@ class GlobalBatches:
             samples = self.order(epoch).take(start, start + self.local_size)
             yield [(epoch, int(sample)) for sample in samples]
 
-    def places(self, step: int) -> tuple[int, int]:
-        """The places [first, stop) of a step's windows in the run's sequence of shards."""
+    def shard_range(self, step: int) -> tuple[int, int]:
+        """The positions [first, stop) of a step's windows in the run's sequence of shards."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start, shards = step_of_epoch * self.batch_size, len(self.sizes)
-        first, last = (self.order(epoch).window_at(place) for place in (start, start + self.batch_size - 1))
+        first, last = (self.order(epoch).window_at(position) for position in (start, start + self.batch_size - 1))
         return epoch * shards + first * self.window, epoch * shards + min((last + 1) * self.window, shards)
 
-    def shard_at(self, place: int) -> int | None:
-        """Number of the shard at a place of that sequence; None past the run's end."""
-        epoch, number = divmod(place, len(self.sizes))
+    def shard_at(self, position: int) -> int | None:
+        """Number of the shard at a position of that sequence; None past the run's end."""
+        epoch, number = divmod(position, len(self.sizes))
         return int(self.order(epoch).shards[number]) if epoch < self.epochs else None
 
 
 class MicroBatches:
-    """A batch sampler that hands out each of another's batches in `micro_batches` equal parts, one after the other.
+    """A batch sampler that yields each of another's batches in `micro_batches` equal parts, one after the other.
     Raises ValueError: the batch of a process does not divide."""
 
     def __init__(self, batches: GlobalBatches, micro_batches: int) -> None:

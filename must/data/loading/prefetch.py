@@ -1,4 +1,4 @@
-"""Prefetches shards: samplers announce what is read next, threads download it and pin what is in use."""
+"""Prefetches shards: samplers announce the shards to be read, threads download them and pin those in use."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from must.data.loading.reader import ShardReader
 
 THREADS = 4
 SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
-PAUSE = 1.0  # seconds until a shard is tried again that had no room, or that another process was downloading
+PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
 
 
 class PrefetchingBatchSampler:
-    """A batch sampler that prefetches the remote shards of the batches to come.
-    `in_flight`: batches that the loader processes may still be making."""
+    """A batch sampler that prefetches the remote shards of the next batches.
+    `in_flight`: batches that the loader processes may be preparing."""
 
     def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
         self.batches, self.reader = batches, reader
@@ -33,23 +33,23 @@ class PrefetchingBatchSampler:
         if reader.cache is None:
             yield from self.batches
             return
-        ahead = ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)
+        prefetcher = ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)
         try:
             for number, batch in enumerate(self.batches):
                 step = steps.first_step + number // self.micro_batches
                 oldest = max(step - self.in_flight, steps.first_step)
-                ahead.use(steps.places(oldest)[0], steps.places(step)[1])
+                prefetcher.use(steps.shard_range(oldest)[0], steps.shard_range(step)[1])
                 yield batch
         finally:
-            ahead.close()
+            prefetcher.close()
 
-    def shard_at(self, place: int) -> Shard | None:
-        number = self.steps.shard_at(place)
+    def shard_at(self, position: int) -> Shard | None:
+        number = self.steps.shard_at(position)
         return None if number is None else self.reader.shards[number]
 
 
 class PrefetchingSampler:
-    """A sampler that prefetches the remote shards to come; `in_flight`: samples that may still be read."""
+    """A sampler that prefetches the next remote shards; `in_flight`: samples that may not be read yet."""
 
     def __init__(self, reader: ShardReader, numbers: Sequence[int], in_flight: int) -> None:
         self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
@@ -63,28 +63,28 @@ class PrefetchingSampler:
             yield from self.numbers
             return
         shards = dict(enumerate(reader.shards))
-        ahead = ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)
+        prefetcher = ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)
         try:
-            for place, sample in enumerate(self.numbers):
-                oldest = self.numbers[max(place - self.in_flight, 0)]
-                ahead.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
+            for position, sample in enumerate(self.numbers):
+                oldest = self.numbers[max(position - self.in_flight, 0)]
+                prefetcher.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
                 yield sample
         finally:
-            ahead.close()
+            prefetcher.close()
 
 
 class ShardPrefetcher:
-    """Download threads of one process; those of a node's other processes see through the cache what is done already.
+    """Download threads of one process. The processes of a node share the cache, so no shard is downloaded twice.
 
     Args:
-        shard_at: the shard at a place of the sequence in which shards are used; None past its end.
-        ahead: shards to have ready beyond those in use.
+        shard_at: the shard at a position of the sequence in which shards are used; None past its end.
+        ahead: number of shards to prefetch, besides those in use.
     """
 
     def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
         self.cache, self.uri, self.shard_at, self.ahead = cache, uri, shard_at, ahead
         self.first = self.stop = 0
-        self.held: dict[int, int] = {}  # place -> open file, which keeps the shard in the cache
+        self.pinned: dict[int, int] = {}  # position -> open file, which keeps the shard in the cache
         self.busy: set[int] = set()
         self.not_before: dict[int, float] = {}
         self.closed = False
@@ -92,28 +92,28 @@ class ShardPrefetcher:
         self.threads: list[threading.Thread] = []
 
     def use(self, first: int, stop: int) -> None:
-        """Announces that the shards at places [first, stop) are read from now on."""
+        """Announces that the shards at positions [first, stop) are read from now on."""
         if (first, stop) == (self.first, self.stop):
             return
         with self.changed:
             self.first, self.stop = first, stop
             self.release(first)
             self.changed.notify_all()
-        if not self.threads:  # not before: loader processes must not inherit files that are held
+        if not self.threads:  # not earlier: loader processes must not inherit pinned files
             self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(THREADS)]
             for thread in self.threads:
                 thread.start()
 
     def close(self) -> None:
-        """Releases everything. A download that is under way ends by itself, or with the process."""
+        """Releases everything. A running download ends by itself or with the process."""
         with self.changed:
             self.closed = True
             self.release(None)
             self.changed.notify_all()
 
     def release(self, first: int | None) -> None:
-        for place in [place for place in self.held if first is None or place < first]:
-            self.cache.release(self.held.pop(place))
+        for position in [position for position in self.pinned if first is None or position < first]:
+            self.cache.release(self.pinned.pop(position))
 
     def work(self) -> None:
         while True:
@@ -123,29 +123,29 @@ class ShardPrefetcher:
                 if self.closed:
                     return
                 assert chosen is not None
-                place, shard = chosen
-                self.busy.add(place)
+                position, shard = chosen
+                self.busy.add(position)
             descriptor = None
             try:
                 descriptor = self.cache.open(self.uri, shard, wait=False)
                 self.cache.offsets(self.uri, shard)
             except (ValueError, OSError):
-                pass  # the shard's reader meets the same error, and reports it
+                pass  # the reader of the shard gets the same error and reports it
             with self.changed:
-                self.busy.discard(place)
+                self.busy.discard(position)
                 if descriptor is None:
-                    self.not_before[place] = time.monotonic() + PAUSE
-                elif self.closed or place < self.first:
+                    self.not_before[position] = time.monotonic() + PAUSE
+                elif self.closed or position < self.first:
                     self.cache.release(descriptor)
                 else:
-                    self.held[place] = descriptor
+                    self.pinned[position] = descriptor
 
     def choose(self) -> tuple[int, Shard] | None:
-        """The first place that no thread works on, and its shard."""
+        """The first position that is neither pinned nor being downloaded, and its shard."""
         now = time.monotonic()
-        for place in range(self.first, self.stop + self.ahead):
-            if place in self.held or place in self.busy or self.not_before.get(place, 0) > now:
+        for position in range(self.first, self.stop + self.ahead):
+            if position in self.pinned or position in self.busy or self.not_before.get(position, 0) > now:
                 continue
-            shard = self.shard_at(place)
-            return None if shard is None else (place, shard)
+            shard = self.shard_at(position)
+            return None if shard is None else (position, shard)
         return None

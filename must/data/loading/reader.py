@@ -18,25 +18,25 @@ from must.data.format.index import Index, load_index
 from must.data.format.samples import REINDEX, load_offsets, load_texts
 from must.data.loading.cache import GB, ShardCache
 
-OPEN = 32  # shards whose files a reader keeps open, unless told otherwise
+OPEN = 32  # default number of shards whose files a reader keeps open
 
 
 def open_reader(
     uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
 ) -> ShardReader:
-    """A reader that reads remote shards through the cache in the folder `cache` ("" is the user's own).
+    """A reader that reads remote shards through the cache in the folder `cache` ("" means the default folder).
 
     Args:
-        sha256: of the index, if it must be a certain one.
+        sha256: the expected one of the index, if any.
         window: shards that are read at the same time.
 
     Raises:
         ValueError: as ShardReader does; or the cache has no room for the window.
     """
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
-    if storage.is_remote(uri) or any(storage.is_remote(shard.place(uri)) for shard in reader.shards):
-        own = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
-        reader.cache = ShardCache(cache or own, int(cache_gb * GB))
+    if storage.is_remote(uri) or any(storage.is_remote(shard.location(uri)) for shard in reader.shards):
+        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
+        reader.cache = ShardCache(cache or default, int(cache_gb * GB))
         reader.cache.check(reader.shards, window)
     return reader
 
@@ -66,7 +66,7 @@ class ShardReader:
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
-        self._texts: tuple[int, bytes] = (-1, b"")  # number of a shard that is not ours, what is said of its samples
+        self._texts: tuple[int, bytes] = (-1, b"")  # number of a shard of another program, its descriptions
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -76,11 +76,11 @@ class ShardReader:
         return self._member(sample, 0)
 
     def description(self, sample: int) -> dict[str, Any]:
-        """{'source': where it came from, 'label': class name or None, ...}"""
+        """{'source': name in the source, 'label': class name or None, ...}"""
         return json.loads(self._member(sample, 2))
 
     def shard_of(self, sample: int) -> int:
-        """Number of the shard that holds a sample."""
+        """Number of the shard with this sample."""
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
     def _member(self, sample: int, column: int) -> bytes:
@@ -88,7 +88,7 @@ class ShardReader:
         file, offsets = self._shard(number)
         row = offsets[sample - self.starts[number]]
         offset, size = int(row[column]), int(row[column + 1])
-        name = self.shards[number].place(self.uri)
+        name = self.shards[number].location(self.uri)
         if column and self.shards[number].file:
             data = self._text(number)[offset : offset + size]
             if len(data) != size:
@@ -106,47 +106,47 @@ class ShardReader:
 
     def _shard(self, number: int) -> OpenShard:
         self._after_fork()
-        found = self._open.get(number)
-        if found is None or (found.file is None and self.cache is not None):
+        shard = self._open.get(number)
+        if shard is None or (shard.file is None and self.cache is not None):
             self._open.pop(number, None)
             self._close(self.keep_open - 1)
             file, load = self._file(number), self.cache.offsets if self.cache is not None else load_offsets
-            found = OpenShard(file, load(self.uri, self.shards[number]) if found is None else found.offsets)
-            self._open[number] = found
+            shard = OpenShard(file, load(self.uri, self.shards[number]) if shard is None else shard.offsets)
+            self._open[number] = shard
         self._open.move_to_end(number)
-        return found
+        return shard
 
     def _file(self, number: int) -> int | None:
         shard = self.shards[number]
         if self.cache is not None:
             file = self.cache.open(self.uri, shard)
-            if file is None:  # perhaps it is us who hold what could go
+            if file is None:  # perhaps this reader has locked the shards that could be evicted
                 self._close(len(self._open) - 1)
                 file = self.cache.open(self.uri, shard)
             return file
-        if storage.is_remote(shard.place(self.uri)):
+        if storage.is_remote(shard.location(self.uri)):
             return None
-        path = storage.local(shard.place(self.uri))
-        broken = f"run `must index verify {self.uri}` for details"
+        path = storage.local(shard.location(self.uri))
+        hint = f"run `must index verify {self.uri}` for details"
         if not path.is_file():
-            raise UserError(f"{path}: is missing; {broken}")
+            raise UserError(f"{path}: is missing; {hint}")
         size = path.stat().st_size
-        if shard.file and size != shard.bytes:  # its owner is another program
+        if shard.file and size != shard.bytes:  # of another program
             raise UserError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {REINDEX}")
-        if size != shard.bytes:  # the table of offsets is good for that many, and memory is taken by it
-            what = "is truncated" if size < shard.bytes else "is too long"
-            raise UserError(f"{path}: {what}: {size} bytes, its index says {shard.bytes}; {broken}")
+        if size != shard.bytes:  # offsets and sizes in the table are only checked against that
+            problem = "is truncated" if size < shard.bytes else "is too long"
+            raise UserError(f"{path}: {problem}: {size} bytes, its index says {shard.bytes}; {hint}")
         return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close(self, keep: int) -> None:
-        """Closes all but the `keep` shards that were used last."""
+        """Closes all shards except the `keep` most recently used ones."""
         while len(self._open) > max(keep, 0):
             _, (file, _) = self._open.popitem(last=False)
             if file is not None:
                 close(file)
 
     def _after_fork(self) -> None:
-        """The open files are the parent's; they were closed in this process when it began."""
+        """Forgets the parent's open files, which were closed in this process at its start."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._open.clear()

@@ -25,7 +25,7 @@ from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.config import ShardConfig, TrainConfig
 from must.data.format import index
-from must.data.format.index import Index, Shard, checked_file
+from must.data.format.index import Index, Shard, check_file
 from must.data.image import decode as images
 from must.data.shards.assemble import Pool
 from must.data.shards.build import fresh_folder, print_summary
@@ -34,7 +34,7 @@ from must.data.shards.commit import MOST_LABELS, count_splits
 from must.data.shards.tarwriter import npy
 from must.data.shards.workdir import SHARDS_LOCK
 from must.data.sources.archives import expanded, tar_members
-from must.data.sources.base import ListingReport, damage_named, kind_of, told_apart
+from must.data.sources.base import ListingReport, kind_of, relative_names, report_damage
 
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
 WINDOW: int = TrainConfig.shuffle_window
@@ -85,7 +85,7 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
         for number, (file, prefix) in enumerate(files):
             jobs.append(Job(file, f"{name}-{number:06d}.tar", name, path_in_index(file, output), prefix))
     for job in jobs:
-        checked_file(job.file)
+        check_file(job.file)
     path = storage.join(output, INDEX_FILE)
     remote = [storage.is_remote(job.uri) for job in jobs]
     require(
@@ -131,7 +131,7 @@ def tars(uri: str, option: str) -> list[tuple[str, str]]:
         files = expanded(uri)
         missing = [file for file in files if not storage.exists(file)]
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
-        prefixes = [name + "/" for name in told_apart(files)] if len(files) > 1 else [""]
+        prefixes = [name + "/" for name in relative_names(files)] if len(files) > 1 else [""]
         return list(zip(files, prefixes, strict=True))
     try:
         names = sorted(entry.name for entry in storage.list_files(uri) if kind_of(entry.name) != "hidden")
@@ -165,10 +165,10 @@ def read_tar(job: Job) -> TarContents:
         rows: list[tuple[int, int, int, int]] = []
         texts: list[bytes] = []
         offset = 0
-        with damage_named(job.uri, "tar"):
+        with report_damage(job.uri, "tar"):
             members = list(tar_members(str(path), report))
         for name, size, (start, _), label in members:
-            if not report.takes(name):
+            if not report.accepts(name):
                 continue
             source = job.prefix + name
             try:

@@ -1,4 +1,4 @@
-"""Where images come from before they are in shards: folders, bucket prefixes, manifests, archives, tables.
+"""Sources of images that are not in shards: folders, bucket prefixes, manifests, archives, tables.
 
-Sharding and prediction read through it, without torch.
+Used by sharding and prediction, without torch.
 """

@@ -1,6 +1,6 @@
-"""Images inside tar and zip archives and inside WebDataset shards, read in place: nothing is unpacked.
+"""Images in tar and zip archives and in WebDataset shards, which are read without unpacking them.
 
-So a member's name is only ever a name: it cannot lead out of any folder.
+So a member's name is never used as a path.
 """
 
 import bz2
@@ -30,26 +30,26 @@ from must.data.sources.base import (
     Item,
     ListingReport,
     UnreadableError,
-    damage_named,
     folder_label,
     kind_of,
-    of_bounded_texts,
-    told_apart,
+    limit_texts,
+    relative_names,
+    report_damage,
     utf8_size,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
-MOST_FILES = 100_000  # that braces may mean
-RANGE = re.compile(r"\{(-?[0-9]{1,20})\.\.(-?[0-9]{1,20})")  # all of it is in memory before the first file
-HEADER = struct.Struct("<26x2H")  # of a zip's member: the lengths of its name and extra field
-LABEL_MEMBERS = ("cls", "json")  # members of a WebDataset sample that may hold its label
+MOST_FILES = 100_000  # that a pattern with braces may match
+RANGE = re.compile(r"\{(-?[0-9]{1,20})\.\.(-?[0-9]{1,20})")  # braceexpand keeps a whole range in memory
+HEADER = struct.Struct("<26x2H")  # of a zip's member, with the lengths of its name and extra field
+LABEL_MEMBERS = ("cls", "json")  # members of a WebDataset sample that may have its label
 
 
 class Archives:
-    """One or more archives. Those in a bucket are downloaded and compressed tars are expanded, for as long as the run
-    lasts, into the folder that `prepare` gets: reading a member must not cost reading everything before it.
+    """One or more archives. Those in a bucket are downloaded, and compressed tars are decompressed, to the folder that
+    `prepare` gets and for the time of the run, so that a member can be read without the members before it.
 
-    `names`, if given, are the archives' own in the source, and stand before their members'.
+    `names`, if given, are the archives' names in the source, which are put before those of their members.
     """
 
     may_be_remote = False
@@ -57,7 +57,7 @@ class Archives:
     def __init__(self, uri: str, files: list[str], labels: str, option: str, names: Sequence[str] = ()) -> None:
         self.uri, self.labels, self.option = uri, labels, option
         self.files, self.names = files, names
-        self.paths = list(files)  # of plain local copies
+        self.paths = list(files)  # of local copies, not compressed
 
     def prepare(self, folder: Path) -> None:
         for number, file in enumerate(self.files):
@@ -66,28 +66,28 @@ class Archives:
                 path = folder / f"archive-{number}.{kind}"
                 storage.download(file, path)
             if kind in COMPRESSED:
-                plain = folder / f"archive-{number}.tar"
+                tar = folder / f"archive-{number}.tar"
                 with (
-                    damage_named(f"{self.option} {file}", "archive"),
+                    report_damage(f"{self.option} {file}", "archive"),
                     COMPRESSED[kind](path, "rb") as packed,
-                    storage.open_write(plain) as out,
+                    storage.open_write(tar) as out,
                 ):
                     expand(packed, out, max(EXPANDED, EXPANSION * path.stat().st_size))
-                path = plain
+                path = tar
             self.paths[number] = str(path)
 
-    @of_bounded_texts
+    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
             prefix = self.names[number] + "/" if self.names else ""
-            with damage_named(f"{self.option} {file}", "archive"):
-                for name, size, place, label in members(path, problems):
-                    if not problems.takes(name):
+            with report_damage(f"{self.option} {file}", "archive"):
+                for name, size, locator, label in members(path, problems):
+                    if not problems.accepts(name):
                         continue
                     if size:
                         chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
-                        yield Item(prefix + name, size, chosen, None, [number, *place])
+                        yield Item(prefix + name, size, chosen, None, [number, *locator])
                     else:
                         problems.reject(prefix + name, "empty file")
 
@@ -102,19 +102,19 @@ class Archives:
 
 
 class ArchiveFolder(Archives):
-    """A folder of archives. Its other files are taken as in a folder of images: one without an extension may be one."""
+    """A folder of archives. Its other files are treated as in a folder of images: one without extension may be one."""
 
     def __init__(self, uri: str, names: list[str], labels: str, option: str, exclude: str) -> None:
         super().__init__(uri, [storage.join(uri, name) for name in names], labels, option, names)
         self.exclude = exclude
 
-    @of_bounded_texts
+    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         yield from super().items(problems)
         for entry in storage.list_files(self.uri, problems.reject):
             if (self.exclude and entry.name.startswith(self.exclude)) or is_archive(entry.name):
                 continue
-            if problems.takes(entry.name):
+            if problems.accepts(entry.name):
                 label = folder_label(entry.name) if self.labels == "folder" else None
                 yield Item(entry.name, entry.size, label, None, None)
 
@@ -129,10 +129,10 @@ def is_archive(name: str) -> bool:
 
 
 def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives | None:
-    """The archives that `uri` means, None when it means something else.
+    """The archives at `uri`, None if it is something else.
 
-    It may name one file, a range such as shards/{000000..000009}.tar, or a folder that holds archives and nothing that
-    is called an image.
+    It may be one file, a range such as shards/{000000..000009}.tar, or a folder with archives and without files named
+    as images.
     """
     if ARCHIVE.search(uri):
         files = expanded(uri)
@@ -140,23 +140,23 @@ def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives 
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
         others = [file for file in files if not storage.is_remote(file) and not storage.local(file).is_file()]
         require(not others, f"{option} {uri}: not a file: {others[0] if others else ''}")
-        return Archives(uri, files, labels, option, told_apart(files) if len(files) > 1 else ())
-    found: list[str] = []
+        return Archives(uri, files, labels, option, relative_names(files) if len(files) > 1 else ())
+    names: list[str] = []
     for entry in storage.list_files(uri):
         if exclude and entry.name.startswith(exclude):
             continue
         if kind_of(entry.name) is None and "." in entry.name.rpartition("/")[2]:
             return None
         if is_archive(entry.name):
-            found.append(entry.name)
-    return ArchiveFolder(uri, sorted(found), labels, option, exclude) if found else None
+            names.append(entry.name)
+    return ArchiveFolder(uri, sorted(names), labels, option, exclude) if names else None
 
 
 def expanded(uri: str) -> list[str]:
-    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as bash and WebDataset expand it; several braces multiply.
+    """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as in bash and WebDataset; several braces are combined.
 
-    Braces that do not match are characters like any other, and so is a backslash.
-    Raises ValueError: they are too many.
+    Unbalanced braces and backslashes are ordinary characters.
+    Raises ValueError: too many files.
     """
     long = any(abs(int(last) - int(first)) > MOST_FILES for first, last in RANGE.findall(uri))
     try:
@@ -168,14 +168,14 @@ def expanded(uri: str) -> list[str]:
 
 
 def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
-    """(name, size, (offset, size), label) of the images. Neighbours of the same key are one WebDataset sample."""
+    """(name, size, (offset, size), label) of the images. Consecutive members of one key are one WebDataset sample."""
     key: str | None = None
     images: list[tuple[str, int, tuple[int, int]]] = []
     label: str | None = None
     with Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := file.next(tar)) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if member.size < 0:  # some versions of tarfile would read the same members for ever
+            tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
+            if member.size < 0:  # some versions of tarfile would loop forever
                 raise tarfile.ReadError(f"a member of {member.size} bytes")
             if member.isdir():
                 continue
@@ -210,10 +210,10 @@ def expand(packed: Any, out: BinaryIO, limit: int) -> None:
 
 
 def key_of(name: str) -> tuple[str, str]:
-    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the file's own name.
+    """A sample's key and a member's extension as WebDataset splits them: at the first dot of the base name.
 
-    Of a name without a dot, which WebDataset passes over, the key is all of it: it may be an image. This is not
-    webdataset's own function because importing that imports torch, which sharding does without.
+    The key of a name without a dot, which WebDataset skips, is the whole name: it may be an image. The function of the
+    package webdataset is not used, because importing it imports torch.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
@@ -229,10 +229,10 @@ def label_in(extension: str, data: bytes) -> str | None:
 
 
 def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
-    """(name, size, (offset of the local header, packed size, method, checksum), no label). Python holds a zip's
-    directory in memory: about 500 bytes a member while listing.
-    Raises BadZipFile: all of them are more than a source may become."""
-    end, left = 0, max(EXPANDED, EXPANSION * storage.local(path).stat().st_size)
+    """(name, size, (offset of the local header, packed size, method, checksum), no label). Python keeps a zip's
+    directory in memory: about 500 bytes per member while listing.
+    Raises BadZipFile: their total size is more than allowed."""
+    end, remaining = 0, max(EXPANDED, EXPANSION * storage.local(path).stat().st_size)
     with zipfile.ZipFile(path) as archive:
         for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
             if member.filename and member.is_dir():
@@ -247,21 +247,21 @@ def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
                 problems.reject(member.filename, "shares its bytes in the archive with another member")
             else:
                 end = member.header_offset + HEADER.size + member.compress_size
-                left -= member.file_size
-                if left < 0:
+                remaining -= member.file_size
+                if remaining < 0:
                     raise zipfile.BadZipFile(f"its members are more than {EXPANSION} times its size")
-                place = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
-                yield member.filename, member.file_size, place, None
+                locator = (member.header_offset, member.compress_size, member.compress_type, member.CRC)
+                yield member.filename, member.file_size, locator, None
 
 
 def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
-    """A zip member's bytes. Its local header has its own lengths of name and extra field.
-    Raises UnreadableError: it is damaged. No more than `limit` bytes are ever expanded, whatever the directory claims.
+    """A zip member's bytes. The lengths of name and extra field are those in its local header.
+    Raises UnreadableError: it is damaged. At most `limit` bytes are decompressed, whatever the directory says.
     """
     header = storage.read_bytes(path, start, HEADER.size)
     if len(header) != HEADER.size:
         raise UnreadableError("damaged in the archive")
-    most = limit + limit // 1000 + 1000  # what is packed is never longer than that, or the image is too large anyway
+    most = limit + limit // 1000 + 1000  # compressed data of `limit` bytes are never longer
     data = storage.read_bytes(path, start + HEADER.size + sum(HEADER.unpack(header)), min(size, most))
     try:
         if method == zipfile.ZIP_DEFLATED:

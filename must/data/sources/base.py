@@ -1,4 +1,4 @@
-"""What every source of images has: an item a file, a listing's problems, labels from folders."""
+"""The parts that all sources of images share: items, reports of a listing, labels from folders."""
 
 import errno
 import re
@@ -20,12 +20,12 @@ PHONES = frozenset({"heic", "heif"})
 EXTENSIONS = (PHONES if can_read() else frozenset()) | frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
 )
-MOST_KINDS = 10  # of other files, in a line
+MOST_KINDS = 10  # of other files, named in a line
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
 
 
 def not_read(kinds: Mapping[str, int]) -> str:
-    """The numbers of files of other kinds, and what would read those of telephones."""
+    """The numbers of files of other kinds, and a hint for HEIC files."""
     most = sorted(Counter(kinds).most_common(MOST_KINDS))
     listed = ", ".join(f"{count} {printable(kind)}" for kind, count in most)
     listed += f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
@@ -35,61 +35,61 @@ def not_read(kinds: Mapping[str, int]) -> str:
 
 
 def no_images(skipped: Mapping[str, int]) -> str:
-    """Why nothing came of a folder."""
+    """The message for a folder without images."""
     others = f", known endings are .jpg, .png, .webp and the like; only other files: {not_read(skipped)}"
     return f"no images in there{others if skipped else ''}"
 
 
 class Item(NamedTuple):
-    """One file that should be an image. It goes through files as a JSON list, so its fields are plain values."""
+    """One file that should be an image. It is stored as a JSON list, so its fields are plain values."""
 
     name: str  # unique in its source; with "/" between folders
-    size: int  # bytes, 0 when the listing does not say
+    size: int  # bytes; 0 if the listing does not have it
     label: str | None
-    split: str | None  # where the source itself says so
-    locator: Any  # what the source needs to find it again
+    split: str | None  # if the source has splits
+    locator: Any  # what the source needs to read it
 
 
 class UnreadableError(Exception):
-    """One image cannot be had from its source, for the reason given; the others may be whole."""
+    """One image cannot be read from its source, for this reason; others may be readable."""
 
 
 LONGEST_NAME = 4096
-"""Bytes of a name or a label, whatever it comes in; what is longer is a rejected item."""
+"""Bytes of a name or a label; an item with a longer one is rejected."""
 
 EXPANSION, EXPANDED = 100, 1_000_000_000
-"""What an archive or a table becomes, images and labels, may be so many times its size, or 1 GB."""
+"""The images and labels of an archive or a table may be so many times as large as its file, or 1 GB."""
 
 
 class ListingReport:
-    """What a listing found besides images. Rows of more than `max_bytes` are rejected before they are read."""
+    """Files of a listing that are not images. Rows of more than `max_bytes` are rejected before they are read."""
 
     def __init__(self, reject: Callable[[str, str], None], max_bytes: float = inf) -> None:
         self.write, self.max_bytes = reject, max_bytes
-        self.skipped: Counter[str] = Counter()  # files that are no images, by extension
+        self.skipped: Counter[str] = Counter()  # number of files that are not images, by extension
 
-    def takes(self, name: str) -> bool:
-        """Whether it may be an image, by its name; what is none is counted."""
+    def accepts(self, name: str) -> bool:
+        """Whether it may be an image, by its name; other files are counted."""
         kind = kind_of(name)
         if kind is not None:
             self.skipped[kind] += 1
         return kind is None
 
     def reject(self, name: str, reason: str) -> None:
-        """Goes to rejected.jsonl; of a long name its beginning."""
+        """Reports a file with a reason; a long name is shortened."""
         self.write(name if len(name) <= LONGEST_NAME else name[:200] + "...", reason)
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a name or label as it is written."""
+    """Bytes of a name or label in UTF-8."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 Listing = Callable[[Any, ListingReport], Iterator[Item]]
 
 
-def of_bounded_texts(items: Listing) -> Listing:
-    """The method `items` of a source without those whose names or labels are too long, which are rejected."""
+def limit_texts(items: Listing) -> Listing:
+    """Decorates the method `items` of a source: rejects items whose names or labels are too long."""
 
     @wraps(items)
     def bounded(self: Any, problems: ListingReport) -> Iterator[Item]:
@@ -106,10 +106,10 @@ def of_bounded_texts(items: Listing) -> Listing:
 
 class Source(Protocol):
     uri: str
-    may_be_remote: bool  # reading waits for a network, so that several reads should be on their way at once
+    may_be_remote: bool  # reads wait for a network, so several should run at the same time
 
     def prepare(self, folder: Path) -> None:
-        """Called once before anything else; `folder` is local and lasts as long as the run."""
+        """Called once, first; `folder` is local and exists for the time of the run."""
         return
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
@@ -119,26 +119,26 @@ class Source(Protocol):
         """An image's bytes, at most `limit` of them.
 
         Raises:
-            UnreadableError, OSError: this one cannot be read; it is set aside.
-            ValueError: the source as a whole cannot be read, for want of credentials for instance.
+            UnreadableError, OSError: this image cannot be read; it is rejected.
+            ValueError: the source as a whole cannot be read, for example because of missing credentials.
         """
 
 
 @contextmanager
-def damage_named(where: str, what: str) -> Iterator[None]:
-    """Says at `where`, an option and file, what is damaged, whatever its reader raises: libraries raise anything."""
+def report_damage(where: str, kind: str) -> Iterator[None]:
+    """Converts any error of a reader to "WHERE: the KIND is damaged"; `where` is an option and a file."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # of the disk; damage has no number, or is a place that cannot be
+            raise  # an error of the disk; for damage there is no errno, or EINVAL for an impossible offset
         if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
             raise  # a full disk
-        raise UserError(f"{where}: the {what} is damaged: {one_line(error)[:200]}") from None
+        raise UserError(f"{where}: the {kind} is damaged: {one_line(error)[:200]}") from None
 
 
 def kind_of(name: str) -> str | None:
-    """None for what may be an image: a known extension, or none at all. Else what it is skipped as."""
+    """None for a name that may be an image's: a known extension, or none. Otherwise "hidden" or the extension."""
     base = name.rpartition("/")[2]
     if base.startswith("."):
         return "hidden"
@@ -147,12 +147,12 @@ def kind_of(name: str) -> str | None:
 
 
 def folder_label(name: str) -> str | None:
-    """The name of the folder the image is in; None directly in the root."""
+    """The name of the image's folder; None for the root."""
     return name.rpartition("/")[0].rpartition("/")[2] or None
 
 
-def told_apart(files: list[str]) -> list[str]:
-    """Each file's path below the folder that all of them are in."""
+def relative_names(files: list[str]) -> list[str]:
+    """The files' paths relative to the deepest folder that has all of them."""
     split = [file.split("/") for file in files]
     folders = zip(*(parts[:-1] for parts in split), strict=False)
     common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
@@ -160,7 +160,7 @@ def told_apart(files: list[str]) -> list[str]:
 
 
 def below(root: str, folder: str) -> str:
-    """`folder` relative to `root` with a "/" after it, or "" if it is elsewhere."""
+    """`folder` relative to `root`, with a "/" after it; "" if it is not below `root`."""
     if not folder or storage.is_remote(root) != storage.is_remote(folder):
         return ""
     root, folder = normal(root), normal(folder)
@@ -168,12 +168,12 @@ def below(root: str, folder: str) -> str:
 
 
 def normal(uri: str) -> str:
-    """One spelling of a folder, with a "/" at its end."""
+    """The normalized path of a folder, with a "/" at its end."""
     return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
 
 
-def is_within(place: str, folder: str) -> bool:
-    """Whether `place` is the folder or inside it."""
-    return bool(below(folder, place)) or (
-        storage.is_remote(folder) == storage.is_remote(place) and normal(folder) == normal(place)
+def is_within(uri: str, folder: str) -> bool:
+    """Whether `uri` is the folder or inside it."""
+    return bool(below(folder, uri)) or (
+        storage.is_remote(folder) == storage.is_remote(uri) and normal(folder) == normal(uri)
     )

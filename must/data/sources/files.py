@@ -1,6 +1,6 @@
 """Folders, bucket prefixes and manifests of image files.
 
-Listings are streamed; images are read by the workers.
+Listings are streamed; the workers read the images.
 """
 
 import csv
@@ -12,9 +12,9 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
-from must.data.sources.base import Item, ListingReport, Source, below, folder_label, of_bounded_texts
+from must.data.sources.base import Item, ListingReport, Source, below, folder_label, limit_texts
 
-LONGEST_ROW = 1_000_000  # characters, of a manifest
+LONGEST_ROW = 1_000_000  # characters of a row of a manifest
 
 
 class Folder(Source):
@@ -25,12 +25,12 @@ class Folder(Source):
         self.may_be_remote = storage.is_remote(uri)
         self.exclude = below(uri, exclude)
 
-    @of_bounded_texts
+    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for entry in storage.list_files(self.uri, problems.reject):
             if self.exclude and (entry.name + "/").startswith(self.exclude):
                 continue
-            if problems.takes(entry.name):
+            if problems.accepts(entry.name):
                 label = folder_label(entry.name) if self.labels == "folder" else None
                 yield Item(entry.name, entry.size, label, None, 0)
 
@@ -46,10 +46,10 @@ class Manifest(Source):
 
     def __init__(self, uri: str, labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option
-        self.may_be_remote = True  # its lines may name any place
+        self.may_be_remote = True  # its lines may have any path
         self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
 
-    @of_bounded_texts
+    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         file = self.uri.rpartition("/")[2]
         for line, row in self.rows():
@@ -65,7 +65,7 @@ class Manifest(Source):
             yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
 
     def rows(self) -> Iterator[tuple[int, Any]]:
-        """(line number, columns), read as a stream. A line that is no JSON object is None."""
+        """(line number, columns), as a stream. The columns are None for a line that is no JSON object."""
         number = 0
         with storage.local_copy(self.uri) as path, path.open(encoding="utf-8-sig", newline="") as file:
             try:
@@ -85,7 +85,7 @@ class Manifest(Source):
                         if line.strip():
                             yield number, storage.object_or_none(line, dict)
             except (UnicodeDecodeError, csv.Error) as error:
-                number = whole_lines(path) if isinstance(error, UnicodeDecodeError) else number
+                number = readable_lines(path) if isinstance(error, UnicodeDecodeError) else number
                 raise UserError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
@@ -94,8 +94,8 @@ class Manifest(Source):
         return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
 
 
-def whole_lines(path: Path) -> int:
-    """Of a file that is not text in UTF-8: how many lines are, before the first that is not."""
+def readable_lines(path: Path) -> int:
+    """The number of lines before the first one that is not valid UTF-8."""
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_ROW), b"")):
             try:
@@ -106,7 +106,7 @@ def whole_lines(path: Path) -> int:
 
 
 def bounded(file: TextIO, where: str) -> Iterator[str]:
-    """The lines. Raises ValueError: one is longer than any of a manifest; as objects it is many times as large."""
+    """The lines. Raises ValueError: one is too long; parsed, it would take many times its size."""
     number = 0
     while line := file.readline(LONGEST_ROW + 1):
         number += 1
@@ -115,7 +115,7 @@ def bounded(file: TextIO, where: str) -> Iterator[str]:
 
 
 def problem_of(row: Any) -> str:
-    """Why a line of a manifest names no image, "" if it may."""
+    """Why a line of a manifest is rejected, "" if it is not."""
     if not isinstance(row, dict):
         return "not a JSON object"
     path, label, split = row.get("path"), row.get("label"), row.get("split")
@@ -131,7 +131,7 @@ def problem_of(row: Any) -> str:
 
 
 def refusal(path: str) -> str:
-    """Why no file can be at that path, "" if one may."""
+    """Why there can be no file at that path, "" if there can."""
     if not is_name(path):
         return "no name that a file can have"
     try:
@@ -142,11 +142,11 @@ def refusal(path: str) -> str:
 
 
 def is_split(name: object) -> bool:
-    return isinstance(name, str) and name.isidentifier() and name.islower() and len(name) <= 50  # it is part of a name
+    return isinstance(name, str) and name.isidentifier() and name.islower() and len(name) <= 50  # a part of file names
 
 
 def is_name(path: str) -> bool:
-    """Whether a file can have it. Of lone surrogates those can be that Python has for bytes that are no text."""
+    """Whether a file can have this name. Surrogates are accepted if they stand for bytes that are not UTF-8."""
     try:
         return b"\0" not in path.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Finds tables, and reads them in pieces by pyarrow: Parquet, and Arrow's files and streams (as `datasets` saves)."""
+"""Finds tables, and reads them in batches by pyarrow: Parquet, and Arrow files and streams (as `datasets` saves)."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ from must.data.sources.base import ARCHIVE, EXTENSIONS, kind_of
 from must.data.sources.files import is_name
 
 TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
-SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # as hubs name them
-ROWS_READ = 32  # that are in memory at once, and fewer where they may be large
-AT_ONCE = 100_000_000  # bytes of so many rows
+SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # the names on hubs
+ROWS_READ = 32  # rows in memory at the same time; fewer if they may be large
+AT_ONCE = 100_000_000  # bytes of these rows
 SET, SPLITS, STATE, INFO = "dataset of Hugging Face", "dataset_dict.json", "state.json", "dataset_info.json"
-END = b"\xff\xff\xff\xff\0\0\0\0"  # of a whole stream
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a complete stream
 
 
 class Table(NamedTuple):
-    """One file. `split` is where its rows go, None for by hash; `features` are those that a file beside it tells."""
+    """One file. `split`: the split of its rows, None for by hash; `features`: those in a file beside it."""
 
     uri: str
     name: str  # in its source
@@ -31,14 +31,14 @@ class Table(NamedTuple):
 
 
 PACKED = 10
-"""How much larger than its file a row group may be that is larger than an image may be."""
+"""A row group larger than an image may be is read only if it is at most this many times as large as its file."""
 
 
 class Reader(NamedTuple):
     """A table's schema, and its rows as record batches of at most ROWS_READ: `batches(columns, limit)`.
 
-    In the place of rows that may hold an image of more than `limit` bytes comes their number: they are not read.
-    `largest`: bytes of its largest row group, as a Parquet file says of itself: no value is larger. `rows`, too.
+    For rows that may have an image of more than `limit` bytes it yields their number instead; they are not read.
+    `largest`: bytes of the largest row group by the Parquet file's metadata, so no value is larger. `rows`: also by it.
     """
 
     schema: Any
@@ -48,7 +48,7 @@ class Reader(NamedTuple):
 
 
 def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
-    """The tables below a folder or prefix; none where there are images or archives too."""
+    """The tables below a folder or prefix; none if there are images or archives, too."""
     names = []
     for entry in storage.list_files(uri):
         if (exclude and entry.name.startswith(exclude)) or kind_of(entry.name) == "hidden":
@@ -58,30 +58,30 @@ def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
         if TABLE_FILE.search(entry.name) or entry.name in (STATE, SPLITS):
             names.append(entry.name)
     if SPLITS in names:
-        splits: Any = described(uri, SPLITS, option).get("splits")
+        splits: Any = read_description(uri, SPLITS, option).get("splits")
         require(
             isinstance(splits, list) and all(isinstance(name, str) and is_part(name) for name in splits),
             f"{option} {storage.join(uri, SPLITS)}: names no splits",
         )
-        found = [saved(storage.join(uri, name), name, name + "/", option) for name in sorted(splits)]
-        tables = [table for part in found for table in part]
+        parts = (saved_tables(storage.join(uri, name), name, name + "/", option) for name in sorted(splits))
+        tables = [table for part in parts for table in part]
     elif STATE in names:
-        tables = saved(uri, None, "", option)
+        tables = saved_tables(uri, None, "", option)
     else:
-        tables = named([(storage.join(uri, name), name) for name in sorted(names)])
+        tables = tables_of([(storage.join(uri, name), name) for name in sorted(names)])
     return tables if len({table.split for table in tables}) > 1 else [table._replace(split=None) for table in tables]
 
 
-def named(files: list[tuple[str, str]]) -> list[Table]:
-    """Tables of one source, (uri, name in the source); where their names tell of several splits, so do they."""
+def tables_of(files: list[tuple[str, str]]) -> list[Table]:
+    """The tables of these files, (uri, name in the source), with splits if their names have several."""
     splits = [match[1] if (match := SPLIT.fullmatch(name)) else None for _, name in files]
     several = len(set(splits)) > 1 and None not in splits
     return [Table(uri, name, split if several else None) for (uri, name), split in zip(files, splits, strict=True)]
 
 
-def saved(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
+def saved_tables(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
     """The tables of a folder that `Dataset.save_to_disk` has written."""
-    state, where = described(uri, STATE, option), f"{option} {storage.join(uri, STATE)}"
+    state, where = read_description(uri, STATE, option), f"{option} {storage.join(uri, STATE)}"
     require(
         not state.get("_indices_data_files") and not state.get("_indices_files"),
         f"{where}: saved with a table of indices; save it again after flatten_indices()",
@@ -92,11 +92,11 @@ def saved(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
         isinstance(files, list) and all(isinstance(name, str) and is_part(name) for name in names),
         f"{where}: names no data files",
     )
-    features = described(uri, INFO, option).get("features")
+    features = read_description(uri, INFO, option).get("features")
     return [Table(storage.join(uri, str(name)), prefix + str(name), split, features) for name in names]
 
 
-def described(uri: str, name: str, option: str) -> dict[str, Any]:
+def read_description(uri: str, name: str, option: str) -> dict[str, Any]:
     path = storage.join(uri, name)
     try:
         return storage.read_object(path, dict, UserError(f"{option} {path}: is damaged: no JSON object"))
@@ -105,12 +105,12 @@ def described(uri: str, name: str, option: str) -> dict[str, Any]:
 
 
 def is_part(name: str) -> bool:
-    """Whether it is the name of one file or folder, and leads to no other."""
+    """Whether it is the name of a file or folder, not a path."""
     return bool(name) and is_name(name) and not {"/", "\\"} & set(name) and name not in (".", "..")
 
 
 def need_pyarrow(where: str) -> None:
-    """Raises ValueError: it is not installed."""
+    """Raises ValueError: pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
@@ -120,28 +120,28 @@ def need_pyarrow(where: str) -> None:
 
 
 @contextmanager
-def opened(path: Path, kind: str) -> Iterator[Reader]:
-    """A local table of that kind, "parquet" or "arrow". Raises whatever pyarrow has for what is none."""
+def open_table(path: Path, kind: str) -> Iterator[Reader]:
+    """A local table of that kind, "parquet" or "arrow". Raises any error of pyarrow for a damaged one."""
     import pyarrow
     from pyarrow import ipc, parquet
 
     with ExitStack() as stack:
         if kind == "parquet":
-            # A column of a row group is a stream from the disk; by default all of it would be read at once.
+            # Streams a column of a row group from the disk; by default it would be read at once.
             file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             stack.callback(file.close)
-            # Not of its columns: to ask for a damaged one ends the program (pyarrow 25).
+            # Not the metadata of columns: reading that of a damaged one ends the program (pyarrow 25).
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)
-            rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may stand in each of them
+            rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may be in each row
 
             def batches_of_groups(names: list[str], limit: float) -> Iterator[Any]:
                 def may_be_read(number: int) -> bool:
-                    size, many = groups[number].total_byte_size, groups[number].num_rows
-                    return size <= limit * max(1, many) and size <= max(limit, PACKED * path.stat().st_size)
+                    size, count = groups[number].total_byte_size, groups[number].num_rows
+                    return size <= limit * max(1, count) and size <= max(limit, PACKED * path.stat().st_size)
 
-                for good, numbers in groupby(range(len(groups)), may_be_read):
-                    if good:
+                for readable, numbers in groupby(range(len(groups)), may_be_read):
+                    if readable:
                         yield from file.iter_batches(rows, list(numbers), names, use_threads=False)
                     else:
                         yield from (groups[number].num_rows for number in numbers)
@@ -158,12 +158,12 @@ def opened(path: Path, kind: str) -> Iterator[Reader]:
                 raise UserError("its end is missing")
             source.seek(0)
             table = batches = ipc.open_stream(source)
-        yield Reader(table.schema, lambda names, limit: in_pieces(batches, names))
+        yield Reader(table.schema, lambda names, limit: small_batches(batches, names))
 
 
-def in_pieces(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
+def small_batches(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
     for batch in batches:
         chosen = batch.select(names)
-        chosen.validate(full=True)  # its offsets are read as they stand there
+        chosen.validate(full=True)  # otherwise its offsets would be used unchecked
         for start in range(0, chosen.num_rows, ROWS_READ):
             yield chosen.slice(start, ROWS_READ)

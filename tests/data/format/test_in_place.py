@@ -270,7 +270,7 @@ def test_class_order_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 EDITS = {
-    "/etc/passwd": "is not the place of a tar",
+    "/etc/passwd": "is not the path of a tar",
     "../x.tar": "leads out of its folder",
     "a/../../x.tar": "leads out of its folder",
     "gs://bucket/../x.tar": "leads out of its folder",

@@ -18,7 +18,7 @@ from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, key_of
-from must.data.sources.base import ListingReport, UnreadableError, no_images, told_apart
+from must.data.sources.base import ListingReport, UnreadableError, no_images, relative_names
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, samples
 
@@ -289,7 +289,7 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
     ],
 )
 def test_files_are_told_apart_by_as_little_as_it_takes(files: list[str], names: list[str]) -> None:
-    assert told_apart(files) == names
+    assert relative_names(files) == names
 
 
 PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)

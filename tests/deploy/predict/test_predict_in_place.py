@@ -60,7 +60,7 @@ def test_a_bucket_of_tars(bucket_server, exported, tars, tmp_path):
     label(exported, str(tmp_path / "index"), tmp_path / "rows", workers=1)
     assert len(rows_of(tmp_path / "rows")) == 30
     first = load_index(str(tmp_path / "index")).shards[0]
-    storage.write_bytes(first.place(""), bytes(first.bytes))
+    storage.write_bytes(first.location(""), bytes(first.bytes))
     with pytest.raises(ValueError, match="is damaged: its sha256 is not the index's"):
         label(exported, str(tmp_path / "index"), tmp_path / "again", workers=1)
 
