@@ -56,8 +56,8 @@ def shard(config: ShardConfig) -> Index | None:
 
     Raises:
         ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards or
-            that another run is writing, a full disk. The index is then not written; finished chunks are kept for the
-            next run.
+            that another run is writing, a full disk. The index is then not written; finished chunks are kept for
+            the next run if they are of use.
     """
     refuse_source_in_output(config)
     if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, INDEX_FILE)):

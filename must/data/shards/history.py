@@ -157,7 +157,7 @@ DROP = np.dtype([("chunk", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_i
 
 @dataclass(frozen=True)
 class Duplicates:
-    """`drops`: the samples to drop, DROP [n], sorted; `count`: all samples that repeat another."""
+    """`drops`: the samples to drop, DROP [n], sorted; `count`: all new samples that repeat another."""
 
     splits: tuple[str, ...]
     drops: np.ndarray
