@@ -143,9 +143,9 @@ def tars(uri: str, option: str) -> list[tuple[str, str]]:
     require(
         packed is None, f"{option} {uri}: {packed} is compressed, and cannot be read in place; `must shard` takes it"
     )
-    files = [(storage.join(uri, name), name + "/") for name in names if name.endswith(".tar")]
-    require(bool(files), f"{option} {uri}: no .tar files in there")
-    return files
+    archives = [(storage.join(uri, name), name + "/") for name in names if name.endswith(".tar")]
+    require(bool(archives), f"{option} {uri}: no .tar files in there")
+    return archives
 
 
 def path_in_index(file: str, output: str) -> str:
