@@ -184,7 +184,7 @@ def test_a_table_is_compared_and_read_with_suspicion(made: Path, tmp_path: Path,
 def test_a_table_of_contents_of_another_length_is_refused(made: Path, tmp_path: Path) -> None:
     upload(made, str(tmp_path / "out"))
     append_table(tmp_path / "out", "contents-0000.npy", npy(np.zeros((3, 32), np.uint8)))
-    with pytest.raises(ValueError, match="of another number of images"):
+    with pytest.raises(ValueError, match="have another number of images"):
         History(str(tmp_path / "out"), load_index(str(tmp_path / "out")), tmp_path)
 
 
