@@ -18,7 +18,7 @@ logging.getLogger("must").addHandler(logging.NullHandler())  # the program confi
 
 
 def __getattr__(name: str) -> Any:
-    """A stage's function, made when it is first asked for: `import must` stays light."""
+    """A stage's function, created at its first use, so that `import must` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'must' has no attribute '{name}'")
     return globals().setdefault(name, importlib.import_module("must.api.functions").function_at_must(name))

@@ -41,7 +41,7 @@ def command(stage: str, *bare: str, **values: str) -> str:
     long = spelt(stage, bare, values)
     known = {field.name: field for field in parameters_of(STAGES[stage].config)}
     for folder in dict.fromkeys(
-        str(Path(value).parent) for name, value in values.items() if known[name].metadata["place"]
+        str(Path(value).parent) for name, value in values.items() if known[name].metadata["work"]
     ):
         try:
             found = with_work(STAGES[stage].config, {"model": folder})
@@ -67,7 +67,7 @@ def beside(path: str, name: str) -> str:
 
 def of_bundle(path: str, name: str) -> str:
     """Beside the bundle, named after it."""
-    return locate(beside(path, "") or ".").own(name, path.rstrip("/")).removeprefix("./")
+    return locate(beside(path, "") or ".").output_of(path.rstrip("/"), name).removeprefix("./")
 
 
 def photos_of(shards: str) -> str:

@@ -1,1 +1,1 @@
-"""What every house stands on: storage, parameters, text, locks, cores, exit codes, processes. No torch."""
+"""Code that all other packages use: storage, parameters, text, locks, CPU cores, exit codes, processes. No torch."""

@@ -1,4 +1,4 @@
-"""Work that is done again and again in a thread while something else runs."""
+"""Calls a function periodically in a thread while other code runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,22 +13,22 @@ def every(
     first: float = 0.0,
     at_once: threading.Event | None = None,
 ) -> Iterator[None]:
-    """Calls `work` every so many seconds while the block lasts, then `last`, which is waited for no longer than that.
+    """Calls `work` every `seconds` while the block runs, then `last`, and waits for the thread for at most `seconds`.
 
-    What they raise would end the thread unseen: they deal with their errors.
+    Both must handle their errors: an exception would end the thread without a message.
 
     Args:
-        first: seconds to the first call, if others; each pause is twice as long then, up to `seconds`.
-        at_once: set it, and `work` is called without waiting.
+        first: seconds before the first call; each pause is then twice the one before, up to `seconds`. 0: `seconds`.
+        at_once: an event that, when set, makes the thread call `work` immediately.
     """
-    over, wake = threading.Event(), at_once or threading.Event()
+    stopped, wake = threading.Event(), at_once or threading.Event()
 
     def run() -> None:
         pause = first or seconds
         while True:
             wake.wait(pause)
             wake.clear()
-            if over.is_set():
+            if stopped.is_set():
                 break
             pause = min(seconds, 2 * pause)
             work()
@@ -40,6 +40,6 @@ def every(
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
         wake.set()
         thread.join(timeout=seconds)

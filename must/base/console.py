@@ -1,7 +1,7 @@
-"""A program's console. The library logs as the logger "must" and its children, and configures none; a program does.
+"""The console output of a program. The library logs to the logger "must" and its children, and never configures it.
 
-The command line and the pipeline's processes do so with `attach`; a program that imports must, with logging's own
-functions (docs/python.md).
+The command line and the pipeline's processes configure it with `attach`; a program that imports must uses the functions
+of `logging` (docs/python.md).
 """
 
 import logging
@@ -12,21 +12,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ASIDE = {"aside": True}  # `extra` of a line that is no result: to standard error
+ASIDE = {"aside": True}  # the `extra` of a log line that is no result: it goes to standard error
 
 
 class Console(logging.Handler):
-    """Prints the bare line at once: warnings to standard error, the rest to standard output, as they are at the time.
+    """Prints each line unformatted and flushes it: warnings to standard error, other lines to standard output.
 
-    A stream that cannot be written to, a log on a full disk, ends nothing; but standard output whose reader is gone
-    (`must ... | head`) ends the program, as with print.
+    Errors of a stream (a log on a full disk) are ignored, except a closed pipe at standard output
+    (`must ... | head`), which ends the program, as with print.
     """
 
-    said = 0.0  # when the last line came
+    last_line_at = 0.0  # time.monotonic() of the last line
 
     def emit(self, record: logging.LogRecord) -> None:
         aside = record.levelno >= logging.WARNING or getattr(record, "aside", False)
-        Console.said = time.monotonic()  # of any console: a line is a line
+        Console.last_line_at = time.monotonic()  # of the class: of all consoles
         try:
             print(self.format(record), file=sys.stderr if aside else sys.stdout, flush=True)
         except OSError as error:
@@ -35,14 +35,14 @@ class Console(logging.Handler):
 
 
 def open_closed() -> None:
-    """Standard streams that are closed (`must ... 2>&-`) lead nowhere, so that no file of ours gets their numbers."""
+    """Opens closed standard streams (`must ... 2>&-`) on /dev/null, so that no other file gets their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
 
 
 def attach() -> None:
-    """Gives the logger "must" its console, unless this program has given it handlers or a level already."""
+    """Adds a Console to the logger "must", unless the program has configured a handler; sets its level, if unset."""
     root = logging.getLogger("must")
     if root.level == logging.NOTSET:
         root.setLevel(logging.INFO)
@@ -53,18 +53,18 @@ def attach() -> None:
 
 @contextmanager
 def quieted(level: int, *names: str) -> Iterator[None]:
-    """Other libraries' loggers of these names, "" being the root, say nothing below `level` while the block lasts."""
+    """Raises the level of these loggers ("": the root logger) to at least `level` while the block runs."""
     loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
+    levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(max(level, logger.level))
         yield
     finally:
-        for logger, own in zip(loggers, before, strict=True):
-            logger.setLevel(own)
+        for logger, previous in zip(loggers, levels, strict=True):
+            logger.setLevel(previous)
 
 
 def silence_pillow() -> None:
-    """Nothing that a user could act on. For a stage's process and its workers; a host program decides for itself."""
+    """Hides Pillow's warnings, which no user can act on. For must's own processes, not programs that import must."""
     warnings.filterwarnings("ignore", module=r"PIL\.")

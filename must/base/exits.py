@@ -1,7 +1,7 @@
-"""The end of a must program: its exit codes, the one line about what went wrong, and SIGTERM.
+"""The end of a must program: its exit codes, its error message of one line, and SIGTERM.
 
-For the outermost block of a program (the command line, a stage's supervised process, a node's) and nothing below it:
-what such a program calls raises, and knows no codes.
+Only for the outermost block of a program (the command line, the supervised process of a stage or of a node). All other
+code raises exceptions and uses no exit codes.
 """
 
 import os
@@ -19,22 +19,22 @@ from must.base.lock import HeldError, LockLostError
 from must.base.text import printable
 
 BUG = 1
-WRONG_INPUT = 2  # one line said what
-HELD = 73  # another run is writing there: run the same again when that is over (EX_CANTCREAT)
-PREEMPTED = 75  # run the same again (EX_TEMPFAIL)
-TIME_OVER = 124  # a stage of the pipeline reached its limit (as timeout(1) has it)
-INTERRUPTED = 130  # at the keyboard
+WRONG_INPUT = 2  # a line on standard error describes the problem
+HELD = 73  # another run is writing there: run the same command again when it has ended (EX_CANTCREAT)
+PREEMPTED = 75  # run the same command again (EX_TEMPFAIL)
+TIME_OVER = 124  # a stage of the pipeline reached its time limit (the code of timeout(1))
+INTERRUPTED = 130  # by the keyboard
 KILLED = 137  # 128 + SIGKILL
-LONGEST_LINE = 2000  # characters of the line that says what is wrong: it may quote what came from outside
-RANK_DELAY_S = 10  # of a fault that all ranks find, torchrun shows only the first one
+LONGEST_LINE = 2000  # characters of an error message, which may quote external text
+RANK_DELAY_S = 10  # seconds that the other ranks wait: torchrun shows only the first error
 
 
 @contextmanager
 def exiting(command: str) -> Iterator[None]:
-    """The block's errors become exit codes: see `fail`. SIGTERM ends it with 75. What it logs stands on the console.
+    """Turns the block's errors into exit codes (see `fail`) and SIGTERM into 75, and prints its log on the console.
 
     Raises:
-        SystemExit: for a MustError, an OSError or full memory. Anything else is a bug and goes on as what it is, with
+        SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through, with
             its traceback.
     """
     attach()
@@ -46,7 +46,7 @@ def exiting(command: str) -> Iterator[None]:
 
 
 def fail(command: str, error: Exception) -> NoReturn:
-    """Prints one line; exits with 2 for the user's error, 73 where another run is at work, 75 for a transient one.
+    """Prints one line; exits with 2 for wrong input, 73 if another run holds a lock, 75 for a temporary error.
 
     Raises any other error again.
     """
@@ -60,7 +60,7 @@ def fail(command: str, error: Exception) -> NoReturn:
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code of a program that `error` ends."""
+    """The exit code of a program that ends with `error`."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else BUG if error.code else 0
     if isinstance(error, HeldError | LockLostError):
@@ -71,57 +71,57 @@ def code_of(error: BaseException) -> int:
 
 
 def line_of(error: BaseException) -> str:
-    """What is wrong, for people, on one line."""
+    """The error message as one line."""
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST_LINE)
     text = str(error).strip()
     if isinstance(error, MemoryError):
         text = f"memory is full; give it more, or less to read{text and ': '}{text}"
     if "Original Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]  # after the class
+        text = text.splitlines()[-1].partition(": ")[2]  # after the name of the class
     return printable(" ".join(text.split()), LONGEST_LINE)
 
 
 @contextmanager
 def ending_on_sigterm(command: str) -> Iterator[None]:
-    """SIGTERM ends the block with exit code 75: nothing half-written is left, and the same can be run again.
+    """SIGTERM ends the block with exit code 75: no incomplete file is left, and the same command can be run again.
 
-    In a container a stage is the first process, which the kernel does not end by a signal it did not ask for. Stages
-    that save their state take the signal over while they run.
+    In a container a stage has the process number 1, which the kernel does not end by a signal without a handler. Stages
+    that save their state install their own handler while they run.
     """
 
     global _programs
 
     def stop(number: int, frame: object) -> None:
-        # torchrun stops the others when one has failed: a line of theirs would come after the one that says why.
+        # When one rank has failed, torchrun stops the others: they print nothing, so that the error is the last line.
         if os.environ.get("RANK", "0") == "0":
             print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
         raise SystemExit(PREEMPTED)
 
-    with handling(signal.SIGTERM, stop) as ours:
-        _programs += ours
+    with handling(signal.SIGTERM, stop) as installed:
+        _programs += installed
         try:
             yield
         finally:
-            _programs -= ours
+            _programs -= installed
 
 
 @contextmanager
 def handling(number: int, handler: Callable[[int, Any], object]) -> Iterator[bool]:
-    """`handler` answers a signal while the block lasts; in the main thread alone, the only one that may: is it that?"""
+    """Installs a signal handler while the block runs; yields whether it could: only the main thread may."""
     if threading.current_thread() is not threading.main_thread():
         yield False
         return
-    before = signal.signal(number, handler)
+    previous = signal.signal(number, handler)
     try:
         yield True
     finally:
-        signal.signal(number, before)
+        signal.signal(number, previous)
 
 
-_programs = 0  # blocks of `ending_on_sigterm` that this process is in
+_programs = 0  # number of active blocks of `ending_on_sigterm`
 
 
 def answers_signals() -> bool:
-    """Whether signals are ours to handle: in the main thread of a must program, and never in one that imports must."""
+    """Whether must may install signal handlers: in the main thread of a must program, not in one that imports must."""
     return _programs > 0 and threading.current_thread() is threading.main_thread()

@@ -1,16 +1,16 @@
-"""Names of the files and folders that several rooms know. What one room alone reads and writes is named there."""
+"""Names of files and folders that several packages use. A name that only one package uses is defined there."""
 
 INDEX_FILE = "index.json"  # of a folder of shards
-CLASSIFIER_FILE = "classifier.safetensors"  # where a stage writes one into a folder
+CLASSIFIER_FILE = "classifier.safetensors"  # in a folder that a stage writes
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"  # a bundle's
-ADAPTED = "adapted"  # folder of the bundle with all of an adaptation, in that of the one that keeps a part of it
+ADAPTED = "adapted"  # folder with the fully adapted bundle (alpha 1), inside a bundle with another alpha
 LAST_FILE = "LAST"  # names the newest checkpoint
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 ONNX_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"  # an export's
-LONGEST_CARD = 5000  # characters of the card that others' registries take as a description
+LONGEST_CARD = 5000  # characters of the card that other registries accept as a description
 MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
 VERSION_FILE = "version.json"  # of a version in the registry
-JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: what came from where
-RECORD_FILE = "adapt.json"  # of what `must adapt` makes
-REFINED_FILE = "refined.json"  # beside predictions.csv, of `must refine`
+JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: the source of each file
+RECORD_FILE = "adapt.json"  # of `must adapt`
+REFINED_FILE = "refined.json"  # of `must refine`, beside predictions.csv
 ANSWERS_FILE = "answers.jsonl"  # of `must review`

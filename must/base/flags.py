@@ -1,4 +1,4 @@
-"""A stage's parameters as flags of its command, and a parser whose errors are one line."""
+"""A stage's parameters as command line flags, and a parser whose error messages are one line."""
 
 import argparse
 import re
@@ -13,10 +13,10 @@ from must.base.text import close_to
 
 
 def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
-    """A flag for each of another stage's parameters, unless there is one of that name; what is given is PREFIXNAME."""
-    hints, taken = get_type_hints(stage), parser._option_string_actions
+    """Adds a hidden flag for each of another stage's parameters that the parser lacks; the value is PREFIX + NAME."""
+    hints, existing = get_type_hints(stage), parser._option_string_actions
     for parameter in parameters_of(stage):
-        if flag(parameter.name) not in taken:
+        if flag(parameter.name) not in existing:
             kind: Any = {"action": argparse.BooleanOptionalAction} if is_switch(hints[parameter.name]) else {}
             parser.add_argument(
                 flag(parameter.name),
@@ -28,9 +28,9 @@ def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], 
 
 
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
-    """One flag for each parameter, under the stage's headings if it has any.
+    """Adds a flag for each parameter, under the stage's headings if it has any.
 
-    A flag that is not given leaves no trace in the parsed namespace.
+    The parsed namespace has no attribute for a flag that is not given.
     """
     if isinstance(parser, OneLineParser):
         parser.synonyms = {flag(name): flag(known) for name, known in stage.synonyms.items()}
@@ -44,9 +44,9 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         if parameter.default_factory is not MISSING:
             default = format_value(parameter.default_factory())
         text = parameter.metadata["help"].replace("%", "%%")
-        shown = [str(default)] if default not in ("", None) else []
-        shown += ["or the preset's"] if parameter.name in stage.by_preset else []
-        text += " [required]" if required else f" [{', '.join(shown)}]" if shown else ""
+        defaults = [str(default)] if default not in ("", None) else []
+        defaults += ["or the preset's"] if parameter.name in stage.by_preset else []
+        text += " [required]" if required else f" [{', '.join(defaults)}]" if defaults else ""
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
         if parameter.metadata["positional"]:
             del options["dest"]
@@ -66,7 +66,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
 
 
 def is_switch(kind: Any) -> bool:
-    """Whether --NAME and --no-NAME say it, a third value such as auto being what there is without them."""
+    """Whether the flags are --NAME and --no-NAME. Without either, a third value such as auto is possible."""
     return bool in (kind, *get_args(kind))
 
 
@@ -82,7 +82,7 @@ class Once(argparse.Action):
 
 
 def usage_of(stage: type[StageConfig]) -> str:
-    """What must be given, for the first line of the help, which argparse fills with every flag there is."""
+    """The usage line of the help with the required flags only; argparse's own lists every flag."""
     words = []
     for parameter in parameters_of(stage):
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
@@ -98,38 +98,38 @@ def format_value(value: Any) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest flag; argparse itself prints all of a stage's flags first."""
+    """Prints errors as one line, with the most similar flag; argparse itself prints all of a stage's flags first."""
 
-    synonyms: Mapping[str, str] = {}  # what other programs call a flag: ours
+    synonyms: Mapping[str, str] = {}  # names of flags in other programs: our flags
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        for word in sys.argv[1:] if args is None else args:  # before a value of it is taken for something else
+        for word in sys.argv[1:] if args is None else args:  # first, as argparse may misread an unknown flag's value
             if word == "--" or (self._subparsers and not word.startswith("-")):
                 break
             if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
                 self.unknown(word)
-        namespace, rest = super().parse_known_args(args, namespace)
-        if rest:
-            self.unknown(next((word for word in rest if word.startswith("-")), rest[0]))
-        return namespace, rest
+        namespace, unparsed = super().parse_known_args(args, namespace)
+        if unparsed:
+            self.unknown(next((word for word in unparsed if word.startswith("-")), unparsed[0]))
+        return namespace, unparsed
 
     def unknown(self, word: str) -> NoReturn:
-        wrong = word.split("=")[0]
-        near = self.nearest(wrong)
+        unknown = word.split("=")[0]
+        suggestion = self.nearest(unknown)
         if not word.startswith("-"):
             self.error(f"{word}: is not expected here; quote a list or a name that has spaces")
-        self.error(f"{wrong}: unknown{f'; did you mean {near}?' if near else ''}")
+        self.error(f"{unknown}: unknown{f'; did you mean {suggestion}?' if suggestion else ''}")
 
-    def nearest(self, wrong: str) -> str:
-        """The flag that was meant, perhaps: written with underscores, cut short, or misspelt; else ''."""
+    def nearest(self, unknown: str) -> str:
+        """The flag that was probably meant: `unknown` with underscores, abbreviated, or misspelt; else ''."""
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        wrong = wrong.replace("_", "-")
-        whole = [flag for flag in flags if flag == wrong] or [flag for flag in flags if flag.startswith(wrong)]
-        return " or ".join(whole if wrong.strip("-") else []) or "".join(close_to(wrong, flags, synonyms=self.synonyms))
+        name = unknown.replace("_", "-")
+        matches = [flag for flag in flags if flag == name] or [flag for flag in flags if flag.startswith(name)]
+        return " or ".join(matches if name.strip("-") else []) or "".join(close_to(name, flags, synonyms=self.synonyms))
 
     def error(self, message: str) -> NoReturn:
-        if found := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):
-            commands = next(one.choices for one in self._actions if one.dest == "command")
-            near = close_to(found[1], [*(commands or ())])
-            message = f"{found[1]}: no such command{f'; did you mean {near[0]}?' if near else ''}"
+        if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):
+            commands = next(action.choices for action in self._actions if action.dest == "command")
+            near = close_to(match[1], [*(commands or ())])
+            message = f"{match[1]}: no such command{f'; did you mean {near[0]}?' if near else ''}"
         self.exit(WRONG_INPUT, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")

@@ -1,7 +1,7 @@
-"""Keeps two runs from writing to one place at once. A lock whose owner is dead is taken over.
+"""Locks that prevent two runs from writing to one folder at once. A lock whose owner is dead is taken over.
 
-Locally the operating system holds the lock and drops it when the process ends, however it ends. In a bucket the lock
-is an object that its owner rewrites every few seconds; one that has not changed for a minute has no living owner.
+On a local disk the operating system holds the lock and releases it when the process ends, however it ends. In a bucket
+the lock is an object that its owner rewrites every few seconds; the owner of one unchanged for a minute is dead.
 """
 
 import errno
@@ -24,59 +24,59 @@ from must.base.errors import MustError, UserError
 
 logger = logging.getLogger(__name__)
 
-RUN_ID = "MUST_RUN_ID"  # the environment's name for the run of the pipeline that a process belongs to
+RUN_ID = "MUST_RUN_ID"  # environment variable: the id of the pipeline run of this process
 LOCK_BEAT_S = 10.0  # seconds between heartbeats
-DEAD_AFTER = 60.0  # seconds without one
-LOOK_S = 1.0  # seconds between two looks for one
-MOMENT = 5.0  # seconds in which a folder that goes while its lock is made is made again
+DEAD_AFTER = 60.0  # seconds without a heartbeat after which the owner counts as dead
+LOOK_S = 1.0  # seconds between two checks for a heartbeat
+MOMENT = 5.0  # seconds in which a folder is created again that others delete while the lock file is created
 
 
 class HeldError(MustError, ValueError):
-    """Another run, which lives, holds the place."""
+    """Another live run holds the lock."""
 
 
 class LockLostError(MustError, ValueError):
-    """Another run holds the place now: this one must not write there any more."""
+    """Another run has taken over the lock: this one must not write to the folder any more."""
 
 
 class CannotLockError(UserError):
-    """The file system has no locks."""
+    """The file system does not support locks."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Who locks what: a stage's command, the flag that names the place, and the lock's file there."""
+    """One kind of lock: the command that holds it, the flag for the locked folder, and the lock's file name there."""
 
     command: str
     flag: str
     name: str
-    patience: float = 0.0  # seconds to wait for the owner of a local lock, who may be dying
+    patience: float = 0.0  # seconds to wait for the owner of a local lock, which may be about to end
 
-    def refusal(self, place: object, owner: str) -> str:
+    def refusal(self, folder: str, owner: str) -> str:
         return (
-            f"{place} is being written by another `{self.command}` ({owner or 'just started'}); "
+            f"{folder} is being written by another `{self.command}` ({owner or 'just started'}); "
             f"wait for it, or stop it, or choose another {self.flag}"
         )
 
 
 @contextmanager
-def locked(place: str, kind: Kind) -> Iterator[Callable[[], None]]:
-    """Holds the lock of a folder. Gives a function that raises LockLostError if the lock was lost meanwhile.
-    Raises HeldError: another run holds it; CannotLockError: the file system has no locks."""
-    path = storage.join(place, kind.name)
-    if storage.is_remote(place):
+def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a folder. Yields a function that raises LockLostError if the lock has been lost.
+    Raises HeldError: another run holds it; CannotLockError: the file system does not support locks."""
+    path = storage.join(folder, kind.name)
+    if storage.is_remote(folder):
         owner = Beat(path, kind)
-        owner.take()
-        with every(LOCK_BEAT_S, owner.beat, owner.release):  # where the bucket is away, the lock dies of age
+        owner.acquire()
+        with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
             yield owner.check
     else:
-        with locked_file(storage.local(path), kind, str(storage.local(place))):
+        with locked_file(storage.local(path), kind, str(storage.local(folder))):
             yield lambda: None
 
 
 @contextmanager
-def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
-    import fcntl  # not at the top: Windows has none, and predicting imports this module
+def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
+    import fcntl  # not at the top: Windows does not have it, and predicting imports this module
 
     deadline = time.monotonic() + kind.patience
     while True:
@@ -84,12 +84,12 @@ def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another one has just removed the folder
+            except FileNotFoundError:  # another process has just removed the folder
                 if time.monotonic() > deadline + MOMENT:
                     raise
                 continue
         try:
-            # POSIX locks are not inherited by forked workers: when this process dies, the lock is free.
+            # Forked workers do not inherit POSIX locks: when this process dies, the lock is free.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = os.read(descriptor, 200).decode(errors="replace").strip()
@@ -97,10 +97,10 @@ def locked_file(path: Path, kind: Kind, place: str) -> Iterator[None]:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise CannotLockError(f"{path}: this file system cannot lock files: {error.strerror}") from error
             if time.monotonic() > deadline:
-                raise HeldError(kind.refusal(place, owner)) from None
+                raise HeldError(kind.refusal(folder, owner)) from None
             time.sleep(0.1)
             continue
-        # The owner before us may have deleted the file between our opening and our locking it.
+        # The previous owner may have deleted the file after `open` and before `lockf`: then the path is another file.
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 break
@@ -130,7 +130,7 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 class Beat:
-    """The heartbeat in the lock object."""
+    """A lock in a bucket: an object that holds its owner's heartbeat."""
 
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
@@ -138,35 +138,35 @@ class Beat:
         self.identity = {"who": whoami(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
         self.writing = threading.Lock()
         self.lost = False
-        self.beaten = time.monotonic()  # when the last good beat began
+        self.last_beat = time.monotonic()  # start time of the last successful heartbeat
 
-    def take(self) -> None:
-        """Takes the lock, or waits until it is known whether its owner lives."""
+    def acquire(self) -> None:
+        """Takes the lock. If it exists, first waits for its next heartbeat or for DEAD_AFTER seconds."""
         deadline = time.monotonic() + DEAD_AFTER
-        seen = storage.generation(self.uri)
-        if seen is not None and self.gone():
+        generation = storage.generation(self.uri)
+        if generation is not None and self.owner_is_dead():
             deadline = 0.0
-        elif seen is not None:
+        elif generation is not None:
             logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
-        while seen is not None and time.monotonic() < deadline:
+        while generation is not None and time.monotonic() < deadline:
             time.sleep(LOOK_S)
-            now = storage.generation(self.uri)
-            if now is not None and now != seen:
+            current = storage.generation(self.uri)
+            if current is not None and current != generation:
                 self.refuse()
-            seen = now
+            generation = current
         try:
-            self.write(seen or 0)
+            self.write(generation or 0)
         except storage.ConflictError:
             self.refuse()
 
     def refuse(self) -> None:
-        place = self.uri.removesuffix("/" + self.kind.name)
-        raise HeldError(self.kind.refusal(place, self.owner().get("who", "unknown")))
+        folder = self.uri.removesuffix("/" + self.kind.name)
+        raise HeldError(self.kind.refusal(folder, self.owner().get("who", "unknown")))
 
     def check(self) -> None:
-        """Checks that the lock is still ours: after too long without a beat, only a new one tells.
-        Raises LockLostError: not ours any more; ValueError, OSError: no beat is possible."""
-        if not self.lost and time.monotonic() - self.beaten > DEAD_AFTER:
+        """Checks that this process still holds the lock. If the last heartbeat is too old, a new one must succeed.
+        Raises LockLostError: another run holds the lock; ValueError, OSError: the heartbeat could not be written."""
+        if not self.lost and time.monotonic() - self.last_beat > DEAD_AFTER:
             self.renew()
         if self.lost:
             raise LockLostError(
@@ -179,11 +179,10 @@ class Beat:
         except (FileNotFoundError, ValueError):
             return {}
 
-    def gone(self) -> bool:
-        """Whether the owner was a process that this one would see, and runs no more.
+    def owner_is_dead(self) -> bool:
+        """Whether the owner was a process of this machine and container that has ended.
 
-        Of other machines' and containers' processes, and of those of older versions, which do not say where they ran,
-        it is never known.
+        False for processes of other machines and containers, and of older versions, whose locks do not name them.
         """
         owner = self.owner()
         if any(owner.get(name, "") != value for name, value in pid_scope().items()):
@@ -191,43 +190,43 @@ class Beat:
         try:
             pid = int(owner["pid"])
             os.kill(pid, 0)
-            return pid == os.getpid()  # it has the number of one that has ended
+            return pid == os.getpid()  # this process has the number of an owner that has ended
         except PermissionError:
             return False
         except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
             return True
 
     def write(self, expected: storage.Generation) -> None:
-        began = time.monotonic()
+        started = time.monotonic()
         self.count += 1
         content = json.dumps(self.identity | {"beat": self.count}).encode()
         self.generation = storage.remote(self.uri).write_bytes(self.uri, content, expected)
-        self.beaten = began
+        self.last_beat = started
 
     def renew(self) -> None:
-        with self.writing:  # the thread of the beats and `check` replace each other's object
+        with self.writing:  # the heartbeat thread and `check` both replace the object
             try:
                 self.write(self.generation)
             except storage.ConflictError:
                 self.lost = True
 
     def beat(self) -> None:
-        """Writes the sign, unless the lock is lost."""
+        """Writes a heartbeat, unless the lock is lost."""
         if not self.lost:
-            with suppress(Exception):  # the next beat may be good; `check` sees how old the last good one is
+            with suppress(Exception):  # the next heartbeat may succeed; `check` compares the time of the last one
                 self.renew()
 
     def release(self) -> None:
-        """Deletes the lock, if it is ours."""
+        """Deletes the lock, if this process holds it."""
         if not self.lost:
-            with suppress(Exception):  # taken over since the last beat, so not ours to delete; or the bucket is away
+            with suppress(Exception):  # another run took it over after the last heartbeat, or the bucket is unreachable
                 storage.remote(self.uri).delete(self.uri, self.generation)
 
 
 def pid_scope() -> dict[str, str]:
-    """Where a process's number means this process: containers may share a host's name, but not their processes.
+    """Identifies the machine and container in which a process id is valid: containers may share a host's name.
 
-    Where the system does not tell of boots and of namespaces of processes, these are "".
+    The boot id and the process namespace are "" where the system does not have them.
     """
     boot, pids = "", ""
     with suppress(OSError):
@@ -238,12 +237,12 @@ def pid_scope() -> dict[str, str]:
 
 
 def whoami() -> str:
-    """The owner of a lock for people: the run of the pipeline, if it is one, and the process."""
+    """The owner of a lock, for messages: the run of the pipeline, if there is one, and the process."""
     run = f"run {os.environ[RUN_ID]}, " if os.environ.get(RUN_ID) else ""
     return f"{run}process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def run_in(line: str) -> str:
-    """The run that a refusal names, or ''."""
-    found = re.search(r" is being written by another .* \(run ([\w-]+), process ", line)
-    return found[1] if found else ""
+    """The id of the run in a message of `Kind.refusal`, or ''."""
+    match = re.search(r" is being written by another .* \(run ([\w-]+), process ", line)
+    return match[1] if match else ""

@@ -1,6 +1,7 @@
-"""Names and tars from outside: what a foreign index, registry or archive may call a file, and tars that others wrote.
+"""Checks of file names in external indexes, registries and archives, and safe reading of external tar files.
 
-tarfile has two surprises: it takes memory as a header says, and stops silently at what it cannot read.
+Python's tarfile has two problems: it allocates as much memory as a header demands, and it stops silently at a header
+that it cannot read.
 """
 
 import io
@@ -15,79 +16,79 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 
-SHARD_NAME = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; its table of offsets ends with .npy
+SHARD_NAME = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; the file with its offsets ends with .npy
 TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def below(name: object, where: str) -> str:
-    """`name`, if it stays below any folder that it is joined to; "/" may separate folders.
-    Raises ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL; says so of `where`."""
+    """Returns `name` if it is a relative path below its folder; "/" may separate folders. `where`: for the message.
+    Raises ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL."""
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
     raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
 
 
 def listed(uri: str) -> list[str]:
-    """The names of the files below `uri`, to be copied to a place of ours.
+    """The names of the files below `uri`, checked by `below`, so that they can be copied.
 
     Raises:
-        ValueError: one of them leads out of it; nothing should be copied then.
+        ValueError: a name leads out of the folder; then nothing should be copied.
         FileNotFoundError, NotADirectoryError: there is no such local folder.
     """
     return sorted(below(entry.name, uri) for entry in storage.list_files(uri))
 
 
 def require_no_links(uri: str, flag: str) -> None:
-    """Raises ValueError: there is a link below the local folder `uri`: what it leads to may be nobody's to publish."""
+    """Raises ValueError: there is a link below the local folder `uri`, whose target must perhaps not be published."""
     if storage.is_remote(uri):
         return
     root = storage.local(uri)
-    for place, folders, files in os.walk(root):
-        for path in (Path(place, name) for name in (*folders, *files)):
-            inside = brief(str(path.relative_to(root)))
-            require(not path.is_symlink(), f"{flag} {uri}: {inside} is a link; put the file itself there")
+    for folder, folders, files in os.walk(root):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            name = brief(str(path.relative_to(root)))
+            require(not path.is_symlink(), f"{flag} {uri}: {name} is a link; put the file itself there")
 
 
-def of_form(pattern: re.Pattern[str], value: object, what: str) -> str:
-    """`value`, if all of it matches. Raises ValueError: it does not; `what` it should have been."""
-    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is not a {what}")
+def of_form(pattern: re.Pattern[str], value: object, noun: str) -> str:
+    """Returns `value` if the whole of it matches. Raises ValueError, with the expected `noun`: it does not."""
+    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is not a {noun}")
     assert isinstance(value, str)
     return value
 
 
 LARGEST_HEADERS = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}
-"""Bytes of what follows a header of that kind: a name, a link's name, attributes."""
+"""Limit of the bytes that follow a header of that kind: a name, the name of a link, attributes."""
 
-GLOBAL = 1 << 16  # bytes of attributes that all members behind them get: tarfile copies them for each
-BLOCKS = 64  # of one member's headers: before its own come others, and lists of a sparse file's parts after it
-LARGEST_READ = 1 << 20  # of anything else: a label
+GLOBAL = 1 << 16  # bytes of global attributes (they apply to all later members): tarfile copies them for each member
+BLOCKS = 64  # blocks of the headers of one member, which include those before it and the lists of a sparse file
+LARGEST_READ = 1 << 20  # bytes of any other read, such as a label
 ATTRIBUTES = (b"x", b"g", b"X")
-MANY_DIGITS = re.compile(rb"[0-9]{200}")  # of attributes: older versions of tarfile search them in quadratic time
-NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile end there silently
+MANY_DIGITS = re.compile(rb"[0-9]{200}")  # in attributes: older versions of tarfile parse them in quadratic time
+NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile stop silently at it
 
 
-def require_end(file: BinaryIO, place: int) -> None:
-    """Raises ReadError: tarfile's reading ended at `place`, but the archive does not: a damaged header, a cut, or
-    archives put behind each other, of which tarfile reads the first."""
-    file.seek(place)
+def require_end(file: BinaryIO, offset: int) -> None:
+    """Raises ReadError: tarfile stopped reading at `offset`, but the archive does not end there: a damaged header, a
+    truncated file, or several concatenated archives, of which tarfile reads only the first."""
+    file.seek(offset)
     end = file.read(tarfile.BLOCKSIZE)
     if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise tarfile.ReadError(f"a damaged header, or cut off, at byte {place}")
+        raise tarfile.ReadError(f"a damaged header, or cut off, at byte {offset}")
     while following := file.read(1 << 20):
         if any(following):
-            raise tarfile.ReadError(f"data after its end at byte {place}; join archives with `tar -A`")
+            raise tarfile.ReadError(f"data after its end at byte {offset}; join archives with `tar -A`")
 
 
 class Headers(io.FileIO):
-    """A tar of which no more is read at once than headers need: tarfile reads as much as a header says of itself."""
+    """A tar file with limits for each read: tarfile itself reads as many bytes as a header demands."""
 
-    kind = b""  # of the block that was read last: of a header, whenever more than a block is read
-    blocks = 0  # since the member before
-    attributes = 0  # bytes, of all members
+    kind = b""  # the type byte of the last block; when more than a block is read, that block was a header
+    blocks = 0  # blocks read for the current member
+    attributes = 0  # bytes of global attributes so far
 
     def next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-        """`tar.next()`, of a `tar` that reads this file."""
+        """`tar.next()`, where `tar` reads this file."""
         self.blocks = 0
         return tar.next()
 

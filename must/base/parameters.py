@@ -1,4 +1,4 @@
-"""A stage's parameters: declared, read from flags and YAML, converted and refused."""
+"""A stage's parameters: how they are declared, read from flags and YAML, converted and checked."""
 
 import dataclasses
 import math
@@ -33,11 +33,11 @@ Part = TypeVar("Part", bound="DataclassInstance")
 
 
 LARGEST_FILE = 1 << 20  # bytes of a file of parameters
-MOST_USED = "most used"  # the heading that a stage's help begins with
+MOST_USED = "most used"  # the first heading of a stage's help
 
 
 class Bounds(NamedTuple):
-    """What a number must be; None: anything."""
+    """The limits of a number; None: no limit."""
 
     at_least: float | None
     above: float | None
@@ -45,7 +45,7 @@ class Bounds(NamedTuple):
     below: float | None
 
     def check(self, value: Any, name: str) -> None:
-        """Raises ValueError: a number in `value` is none of these, or not a number at all, which has no order."""
+        """Raises ValueError: a number in `value` is outside the limits, or NaN."""
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float):
                 continue
@@ -77,7 +77,7 @@ def param(
     often: bool = False,
     bare: bool = False,
     kind: str = "",
-    place: str = "",
+    work: str = "",
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -87,18 +87,18 @@ def param(
     """A field of a stage: its help text and, unless it is required, its default.
 
     Args:
-        group: the heading in the stage's help under which this field and those after it stand, up to the next one.
-        often: stands under MOST_USED instead, above all others.
-        bare: a flag whose value may also be given without it.
-        kind: of a place, which is looked at before the stage begins; see must.api.preflight.
-        place: what of WORK fills it if it is not given, see must.config.work; `to NAME`: the stage writes to WORK/NAME.
-        at_least, above, at_most, below, between: what a number, or each number of a list, must be; `between` includes
+        group: the heading in the stage's help for this field and the following ones, up to the next heading.
+        often: the field is under the heading MOST_USED instead, above all others.
+        bare: the value may also be given without the flag.
+        kind: the kind of a file or folder that is checked before the stage begins; see must.api.preflight.
+        work: the path in WORK that is the default, see must.config.work; `to NAME`: the stage writes to WORK/NAME.
+        at_least, above, at_most, below, between: limits of a number, or of each number of a list; `between` includes
             both ends.
     """
     at_least, at_most = between or (at_least, at_most)
     metadata = {
         "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
-        "kind": kind, "place": place, "bounds": Bounds(at_least, above, at_most, below),
+        "kind": kind, "work": work, "bounds": Bounds(at_least, above, at_most, below),
     }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
@@ -107,16 +107,15 @@ def param(
 
 @dataclass(kw_only=True)
 class StageConfig:
-    """Base of the stages' parameters: values, converted and checked. Subclasses give a command line as an `example`.
+    """Base class of the stages' parameters: converted and checked values. Subclasses set a command line as `example`.
 
-    `passed` is no parameter: it has the names of those that the user gave, as `load` hands them on. What chooses
-    settings later leaves these alone, also where a value is the default's own. `by_preset` has the names of those that
-    presets choose.
+    `passed` is no parameter: `load` puts into it the names of the parameters that the user gave. Presets do not change
+    these, even if a value equals the default. `by_preset` has the names of the parameters that presets choose.
     """
 
     example: ClassVar[str] = ""
     by_preset: ClassVar[frozenset[str]] = frozenset()
-    synonyms: ClassVar[dict[str, str]] = {"num_workers": "workers", "output_dir": "output"}  # of other programs: ours
+    synonyms: ClassVar[dict[str, str]] = {"num_workers": "workers", "output_dir": "output"}  # other names: ours
     passed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,12 +123,12 @@ class StageConfig:
         self.check_values()
 
     def is_passed(self, name: str) -> bool:
-        """Whether the user gave this parameter: it is in `passed`, or it has another value than the default."""
+        """Whether the user gave this parameter: it is in `passed`, or its value is not the default."""
         return name in self.passed or getattr(self, name) != default_of(type(self).__dataclass_fields__[name])
 
     @classmethod
     def load(cls: type[Config], file: str | None = None, **values: Any) -> Config:
-        """The parameters in a YAML `file`, with `values` over them. Raises ValueError as `load` below does."""
+        """The parameters in a YAML `file`, overridden by `values`. Raises ValueError, like the function `load`."""
         return load(cls, values, file)
 
     def convert_values(self) -> None:
@@ -137,13 +136,13 @@ class StageConfig:
         for parameter in parameters_of(type(self)):
             name, value = parameter.name, getattr(self, parameter.name)
             if parameter.metadata["positional"] and isinstance(value, str) and value:
-                value = [value]  # a file, whose name may hold commas
+                value = [value]  # one file, whose name may contain commas
             value = convert(value, hints[name], flag(name))
             parameter.metadata["bounds"].check(value, flag(name))
             setattr(self, name, value)
 
     def check_values(self) -> None:
-        """Raises ValueError for values that make no sense together."""
+        """Raises ValueError: the values contradict each other."""
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters by name."""
@@ -151,19 +150,19 @@ class StageConfig:
 
 
 def part_of(config: StageConfig, kind: type[Part], **others: Any) -> Part:
-    """A dataclass whose fields have the names and values of the stage's parameters, but for `others`.
+    """A dataclass whose fields, except `others`, have the names and values of the stage's parameters.
 
     Lists become tuples.
     """
-    values = {one.name: getattr(config, one.name) for one in fields(kind) if one.name not in others}
-    return kind(**{name: tuple(it) if isinstance(it, list) else it for name, it in values.items()}, **others)
+    values = {field.name: getattr(config, field.name) for field in fields(kind) if field.name not in others}
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}, **others)
 
 
 def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) -> Config:
-    """A stage's parameters from flags over the YAML `file` over the defaults.
+    """A stage's parameters: flags override the YAML `file`, which overrides the defaults.
 
     Raises:
-        ValueError: an unknown key (the nearest known name is given), a value of the wrong type, a required one missing.
+        ValueError: an unknown name (the message suggests a similar one), a value of a wrong type, or a missing one.
     """
     values = (read_yaml(stage, file) if file else {}) | flags
     check_names(stage, values, "parameters")
@@ -180,10 +179,10 @@ def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
 
 
 def read_mapping(path: Path, where: str) -> dict[str, Any]:
-    """The 'name: value' lines of a YAML file. Raises ValueError, which begins with `where`: it has something else."""
+    """The 'name: value' lines of a YAML file. Raises ValueError, beginning with `where`: other content, or no file."""
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)  # it may be a pipe, or a device without an end
+            data = file.read(LARGEST_FILE + 1)  # with a limit: the file may be a pipe, or a device without an end
         require(len(data) <= LARGEST_FILE, f"{where}: more than {LARGEST_FILE} bytes")
         content = parse_yaml(data, where) or {}
     except OSError as error:
@@ -193,51 +192,53 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
 
 
 class OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, to which a name that is twice in one mapping is an error: the last would win."""
+    """PyYAML's safe loader, with an error for a name that is twice in one mapping. PyYAML itself keeps the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # before merges ("<<"), which may override
-        seen: dict[tuple[str, str], int] = {}
+        node = super().compose_mapping_node(anchor)  # before merges ("<<") are applied, which may override names
+        lines: dict[tuple[str, str], int] = {}
         for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
             key, line = (name.tag, name.value), name.start_mark.line + 1
-            if key in seen:
-                raise yaml.YAMLError(f"{brief(name.value)} is defined on line {seen[key]} and again on line {line}")
-            seen[key] = line
+            if key in lines:
+                raise yaml.YAMLError(f"{brief(name.value)} is defined on line {lines[key]} and again on line {line}")
+            lines[key] = line
         return node
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
-    """What a YAML file says. Raises ValueError, which begins with `where`: no YAML, no UTF-8, or a name twice."""
+    """Parses a YAML file. Raises ValueError, beginning with `where`: no YAML, no UTF-8, or a name twice."""
     try:
         return yaml.load(data.decode(), Loader=OnceLoader)
     except UnicodeDecodeError:
         raise UserError(f"{where}: is no text in UTF-8") from None
-    except Exception as error:  # PyYAML raises many things for a number or date that is none
+    except Exception as error:  # PyYAML raises exceptions of many types for an invalid number or date
         raise UserError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
-def settings_of(stage: type[StageConfig], given: Mapping[str, Any], where: str, own: Collection[str]) -> dict[str, Any]:
-    """Settings of a stage that another program takes under the name `where`, by the parameters' names.
-    Raises ValueError: the stage has no such parameter, or it is one of `own`, which the other program sets."""
-    values = {str(name).replace("-", "_"): value for name, value in given.items()}
-    known = [f.name for f in parameters_of(stage) if f.name not in own]
+def settings_of(
+    stage: type[StageConfig], settings: Mapping[str, Any], where: str, fixed: Collection[str]
+) -> dict[str, Any]:
+    """Checks the names of a stage's `settings`, which the pipeline has under the name `where`; "-" becomes "_".
+    Raises ValueError: the stage has no such parameter, or it is one of `fixed`, which the pipeline sets."""
+    values = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    known = [f.name for f in parameters_of(stage) if f.name not in fixed]
     for name in values:
-        require(name not in own, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
+        require(name not in fixed, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
             raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known, stage.synonyms)}")
     return values
 
 
 def with_name(where: str, stage: type[Config], **values: Any) -> Config:
-    """The stage's parameters, of which those that are missing and have no default are "-" as yet.
+    """Checks a stage's parameters, with the placeholder "-" for required ones that are missing.
 
     Raises:
-        ValueError: a value that the stage refuses; told with `where` in front, if that is not '', and once where the
-            flag has that very name.
+        ValueError: a value that the stage refuses. The message begins with `where`, if that is not ''; if it begins
+            with the flag of that name, `where` replaces the flag.
     """
-    later = {f.name: "-" for f in parameters_of(stage) if is_required(f)}
+    placeholders = {f.name: "-" for f in parameters_of(stage) if is_required(f)}
     try:
-        return stage(**later | values)
+        return stage(**placeholders | values)
     except ValueError as error:
         text, flag = str(error), f"--{where.replace('_', '-')} "
         if text.startswith(flag):
@@ -253,7 +254,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
-    """`value` (a string from the command line, or a YAML value) as `kind`. Raises ValueError: it is none."""
+    """Converts `value` (a string from the command line, or a YAML value) to `kind`. Raises ValueError: it cannot."""
     if kind is Any:
         return value
     require(value is not None, f"{name}: has no value; leave it out for the default")
@@ -291,38 +292,39 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     if kind is str and isinstance(value, bool):
         raise UserError(f"{name}: expected text, got '{str(value).lower()}'; put it in quotes")
     expected = {str: "text", int: "a whole number", float: "a number"}[kind]
-    wrong = f"{name}: expected {expected}, got {brief(value)}"
-    require(isinstance(value, str | int | float) and not isinstance(value, bool), wrong)
-    require(kind is not int or not isinstance(value, float) or value.is_integer(), wrong)
+    message = f"{name}: expected {expected}, got {brief(value)}"
+    require(isinstance(value, str | int | float) and not isinstance(value, bool), message)
+    require(kind is not int or not isinstance(value, float) or value.is_integer(), message)
     try:
         converted = kind(value)
-    except (ValueError, OverflowError):  # no number, or too long a one
-        raise UserError(wrong) from None
-    require(kind is not float or math.isfinite(converted), wrong)
+    except (ValueError, OverflowError):  # no number, or one with too many digits
+        raise UserError(message) from None
+    require(kind is not float or math.isfinite(converted), message)
     require(kind is not str or "\0" not in converted, f"{name}: holds a NUL character, which no file's name may")
-    require(kind is not int or abs(converted) < 1 << 63, wrong)
+    require(kind is not int or abs(converted) < 1 << 63, message)
     return converted
 
 
 def convert_fields(content: Any, kind: Any, where: str) -> Any:
-    """A mapping, at the place `where` of a file ('': all of it), as a dataclass; `as_` is called `as` there."""
+    """Converts a mapping to a dataclass. `where`: its key in the file, '' for the whole file. A field `as_` is the key
+    `as`."""
     require(isinstance(content, dict), f"{where or 'the file'}: expected 'name: value' lines, got {brief(content)}")
     known, values = {name.rstrip("_"): (name, hint) for name, hint in get_type_hints(kind).items()}, {}
     for key, value in content.items():
-        place = f"{where}.{key}" if where else str(key)
+        path = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise UserError(f"{place}: unknown key; {did_you_mean(str(key), list(known))}")
+            raise UserError(f"{path}: unknown key; {did_you_mean(str(key), list(known))}")
         name, hint = known[key]
-        values[name] = convert(value, hint, place)
+        values[name] = convert(value, hint, path)
     return kind(**values)
 
 
 def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
-    """For kinds such as int | Literal["auto"]: one of the words, or the other kind; for str | list[str]: a list if it
-    is one."""
+    """Converts to a union: for int | Literal["auto"] one of the words, else the other kind; for str | list[str] a list
+    if `value` is one."""
     if any(get_origin(kind) is list for kind in kinds):
-        listed = isinstance(value, list | tuple)
-        return convert(value, next(kind for kind in kinds if (get_origin(kind) is list) == listed), name)
+        is_list = isinstance(value, list | tuple)
+        return convert(value, next(kind for kind in kinds if (get_origin(kind) is list) == is_list), name)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if value in words:
         return value
@@ -333,17 +335,17 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
 
 
 def parameters_of(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:
-    """The fields that `param` has made, in the order in which they are declared."""
-    return [one for one in fields(stage) if "help" in one.metadata]
+    """The fields made by `param`, in the order of their declaration."""
+    return [field for field in fields(stage) if "help" in field.metadata]
 
 
 def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field[Any]]]:
-    """The stage's fields with the heading of each ('': it has none), those of MOST_USED first."""
-    title, found = "", list[tuple[str, dataclasses.Field[Any]]]()
+    """The stage's fields, each with its heading ('': no heading), those of MOST_USED first."""
+    heading, pairs = "", list[tuple[str, dataclasses.Field[Any]]]()
     for parameter in parameters_of(stage):
-        title = parameter.metadata["group"] or title
-        found.append((MOST_USED if parameter.metadata["often"] else title, parameter))
-    return sorted(found, key=lambda one: one[0] != MOST_USED)
+        heading = parameter.metadata["group"] or heading
+        pairs.append((MOST_USED if parameter.metadata["often"] else heading, parameter))
+    return sorted(pairs, key=lambda pair: pair[0] != MOST_USED)
 
 
 def is_required(parameter: dataclasses.Field[Any]) -> bool:
@@ -351,7 +353,7 @@ def is_required(parameter: dataclasses.Field[Any]) -> bool:
 
 
 def default_of(parameter: dataclasses.Field[Any]) -> Any:
-    """Its default; MISSING where it is required."""
+    """The parameter's default; MISSING if it is required."""
     return parameter.default if parameter.default_factory is MISSING else parameter.default_factory()
 
 

@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal and in a notebook, a line a minute elsewhere."""
+"""Progress: bars in a terminal or notebook, otherwise a log line each minute."""
 
 import logging
 import os
@@ -19,38 +19,38 @@ logger = logging.getLogger(__name__)
 class Images(Protocol):
     @property
     def samples(self) -> Any:
-        """Their numbers."""
+        """The numbers of the samples."""
 
 
 Batch = TypeVar("Batch", bound=Images)
 
 LINE_INTERVAL = 60.0  # seconds between two lines
 UNIT_WORDS = {"img": "images", "shard": "shards", "step": "steps", "part": "parts"}
-_speaking = threading.Lock()  # a process is not forked while another thread writes
+_log_lock = threading.Lock()  # no process is forked while another thread logs
 if hasattr(os, "register_at_fork"):
-    release = _speaking.release
-    os.register_at_fork(before=_speaking.acquire, after_in_parent=release, after_in_child=release)
-_stages: list[str] = []  # that are at work, one inside the other
-_unseen: list["Counted"] = []  # bars that nobody sees, the innermost last
+    release = _log_lock.release
+    os.register_at_fork(before=_log_lock.acquire, after_in_parent=release, after_in_child=release)
+_stages: list[str] = []  # the nested stages that run, the innermost last
+_hidden: list["Counted"] = []  # bars that are not shown, the innermost last
 
 
 class Counted(tqdm):  # type: ignore[type-arg]  # of no type at run time
-    """A bar that counts where it is not shown, too."""
+    """A bar that also counts while it is not shown."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.what, self.of = options.get("desc") or "at work", UNIT_WORDS.get(options.get("unit", ""), "")
-        self.began, self.first = time.monotonic(), self.n
+        self.description, self.noun = options.get("desc") or "at work", UNIT_WORDS.get(options.get("unit", ""), "")
+        self.started, self.first = time.monotonic(), self.n
         if self.disable and not options.get("disable"):
-            _unseen.append(self)
+            _hidden.append(self)
 
     def __iter__(self) -> Iterator[Any]:
         if not self.disable:
             yield from super().__iter__()
             return
         with self:
-            for one in self.iterable:
-                yield one
+            for element in self.iterable:
+                yield element
                 self.update()
 
     def update(self, n: float | None = 1) -> bool | None:
@@ -60,19 +60,20 @@ class Counted(tqdm):  # type: ignore[type-arg]  # of no type at run time
         return super().update(n)
 
     def close(self) -> None:
-        if _unseen and self in _unseen:  # at the end of a program modules have no values
-            _unseen.remove(self)
+        if _hidden and self in _hidden:  # at the end of a program this module's names may be None
+            _hidden.remove(self)
         super().close()
 
     def line(self) -> str:
-        """What is done, how much of it, and how long the rest takes at this rate."""
-        done, seconds = self.n - self.first, time.monotonic() - self.began
+        """The work, how much of it is done, and the time to its end at this rate."""
+        done, seconds = self.n - self.first, time.monotonic() - self.started
         name = f" ({text})" if (text := getattr(self, "postfix", "")) and isinstance(text, str) else ""
-        said = f"{self.what}{name}: {self.n:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.of}".rstrip()
-        if not done or self.of == "parts":  # which are not alike
-            return f"{said}, at work for {duration(seconds)}"
+        total = f" of {self.total:,}" if self.total else ""
+        state = f"{self.description}{name}: {self.n:,}{total}" + f" {self.noun}".rstrip()
+        if not done or self.noun == "parts":  # parts take different times, so they have no rate
+            return f"{state}, at work for {duration(seconds)}"
         rate = done / seconds
-        return f"{said}, {rate:,.1f} a second" + (
+        return f"{state}, {rate:,.1f} a second" + (
             f", {duration((self.total - self.n) / rate)} left" if self.total else ""
         )
 
@@ -89,22 +90,22 @@ def duration(seconds: float) -> str:
 
 
 def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[Any]":
-    """A bar with tqdm's `options`: tqdm.auto's in a notebook, which needs ipywidgets, else that of a terminal.
+    """A bar with tqdm's `options`: tqdm.auto's bar in a notebook (it needs ipywidgets), else a bar in the terminal.
 
-    Its `disable` tells whether there is none, so that lines can be printed instead.
+    Its attribute `disable` is true if no bar is shown, so that lines can be printed instead.
     """
-    if "ipykernel" not in sys.modules:  # tqdm.auto imports asyncio, which every command would wait for
+    if "ipykernel" not in sys.modules:  # tqdm.auto imports asyncio, which would slow down every command
         return Counted(iterable, disable=quiet or None, **options)
-    from tqdm.auto import tqdm as best
+    from tqdm.auto import tqdm as tqdm_auto
     from tqdm.notebook import tqdm_notebook
 
-    shown = issubclass(best, tqdm_notebook)  # it writes to no terminal, and needs none
-    return best(iterable, disable=True if quiet else False if shown else None, **options)
+    is_widget = issubclass(tqdm_auto, tqdm_notebook)  # it needs no terminal
+    return tqdm_auto(iterable, disable=True if quiet else False if is_widget else None, **options)
 
 
 @contextmanager
 def working(stage: str) -> Iterator[None]:
-    """A stage that is named where the command is another one."""
+    """Names the stage that runs inside another command, for `minutely`."""
     _stages.append(stage)
     try:
         yield
@@ -114,29 +115,29 @@ def working(stage: str) -> Iterator[None]:
 
 @contextmanager
 def minutely(command: str, waits: bool = False) -> Iterator[None]:
-    """Where there is no terminal: after a minute without a line, one that says how far the block is.
+    """Without a terminal: after each minute without a log line, logs the progress of the block.
 
-    `waits`: it may be waiting for people, and has nothing to say then.
+    `waits`: the block may wait for people; then nothing is logged without a bar.
     """
     if (sys.stderr is not None and sys.stderr.isatty()) or os.environ.get("RANK", "0") != "0":
         yield
         return
-    began, done = time.monotonic(), threading.Event()
+    started, done = time.monotonic(), threading.Event()
 
-    def speak() -> None:
-        while not done.wait(max(LINE_INTERVAL + max(Console.said, began) - time.monotonic(), 0.01)):
-            if time.monotonic() - max(Console.said, began) < LINE_INTERVAL:
+    def log_progress() -> None:
+        while not done.wait(max(LINE_INTERVAL + max(Console.last_line_at, started) - time.monotonic(), 0.01)):
+            if time.monotonic() - max(Console.last_line_at, started) < LINE_INTERVAL:
                 continue
-            unseen = _unseen[-1:]
-            if unseen or not waits:
+            hidden = _hidden[-1:]
+            if hidden or not waits:
                 stage = f"{_stages[-1]}, " if _stages[1:] else ""
-                what = unseen[0].line() if unseen else f"{stage}at work for {duration(time.monotonic() - began)}"
-                with _speaking:
-                    logger.info(f"must {command}: {what}", extra=ASIDE)
+                line = hidden[0].line() if hidden else f"{stage}at work for {duration(time.monotonic() - started)}"
+                with _log_lock:
+                    logger.info(f"must {command}: {line}", extra=ASIDE)
             else:
-                Console.said = time.monotonic()
+                Console.last_line_at = time.monotonic()
 
-    thread = threading.Thread(target=speak, daemon=True)
+    thread = threading.Thread(target=log_progress, daemon=True)
     thread.start()
     try:
         yield
@@ -146,7 +147,7 @@ def minutely(command: str, waits: bool = False) -> Iterator[None]:
 
 
 def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
-    """The same batches, with a bar of their images in the first of several processes."""
+    """Yields the batches and shows a bar of their images; of several processes only rank 0 shows it."""
     total = len(batches.numbers) if hasattr(batches, "numbers") else None
     first = os.environ.get("RANK", "0") == "0"
     with bar(total=total, unit="img", desc=description, leave=False, quiet=not first) as shown:
@@ -157,19 +158,19 @@ def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
 
 @contextmanager
 def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar of a stage's `total` parts; what it yields takes the name of the part that begins."""
+    """Shows a bar of a stage's `total` parts; yields a function to call with the name of each part that begins."""
     with bar(total=total, unit="part", desc=command, leave=False) as shown:
-        begun = list[str]()
+        names = list[str]()
 
         def begin(name: str) -> None:
-            shown.update(bool(begun))
+            shown.update(bool(names))
             shown.set_postfix_str(name, refresh=True)
-            begun.append(name)
+            names.append(name)
 
         yield begin
 
 
 def loading(command: str = "") -> None:
-    """Says on a terminal that torch and a model are being loaded, unless torch is here already: it takes seconds."""
+    """Logs in a terminal that torch and a model are being loaded, which takes seconds, unless torch is loaded."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
         logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=ASIDE)

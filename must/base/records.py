@@ -1,4 +1,4 @@
-"""Dataclasses as JSON objects: `dataclasses.asdict` writes them, `record_of` reads them and looks at every value."""
+"""Dataclasses as JSON objects: `dataclasses.asdict` writes them, `record_of` reads them and checks every value."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ hints_of = cache(get_type_hints)
 
 
 def record_of(kind: type[Record], content: Any) -> Record:
-    """The dataclass of that kind from a JSON object. Names that it does not have are left out.
-    Raises UserError: a value that is missing or of another kind; the message begins with its name."""
+    """Makes a dataclass from a JSON object. Unknown names are ignored.
+    Raises UserError: a value is missing or has a wrong type; the message begins with its name."""
     return value_of(kind, content, "")
 
 
@@ -25,23 +25,23 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
             return None
-        (kind,) = (one for one in arguments if one is not NoneType)
+        (kind,) = (argument for argument in arguments if argument is not NoneType)
         return value_of(kind, value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = hints_of(kind)
-        found = {}
+        values = {}
         for field in dataclasses.fields(kind):
             if field.name in value:
-                found[field.name] = value_of(hints[field.name], value[field.name], f"{where}.{field.name}".strip("."))
+                values[field.name] = value_of(hints[field.name], value[field.name], f"{where}.{field.name}".strip("."))
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise UserError(f"{f'{where}.{field.name}'.strip('.')} is missing")
-        return kind(**found)
+        return kind(**values)
     if origin is list and isinstance(value, list):
-        return [value_of(arguments[0], one, f"{where}[{number}]") for number, one in enumerate(value)]
+        return [value_of(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
-        return tuple(value_of(one, part, where) for one, part in zip(arguments, value, strict=True))
+        return tuple(value_of(argument, item, where) for argument, item in zip(arguments, value, strict=True))
     if origin is dict and isinstance(value, dict):
-        return {name: value_of(arguments[1], one, f"{where}.{name}".strip(".")) for name, one in value.items()}
+        return {name: value_of(arguments[1], item, f"{where}.{name}".strip(".")) for name, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if abs(value) > 1e300 or math.isnan(value):
             raise UserError(f"{where} is no finite number")

@@ -1,4 +1,4 @@
-"""Worker processes whose errors mean what they would mean in this process."""
+"""Worker processes whose exceptions are raised in this process."""
 
 import gc
 import os
@@ -14,11 +14,11 @@ from typing import Any, Self, cast
 from must.base.errors import TransientError
 from must.base.processes import begin_worker, start_context
 
-TASKS_AHEAD = 2  # results a worker that `in_order` has made before they are asked for
+TASKS_AHEAD = 2  # tasks per worker that `in_order` submits before their results are needed
 
 
 class KilledWorkerError(TransientError):
-    """A worker process died without an error message, as one does that the kernel kills for its memory."""
+    """A worker process died without an error message, for example killed by the kernel because memory was full."""
 
     def __init__(self, text: str = "") -> None:
         super().__init__(
@@ -29,12 +29,12 @@ class KilledWorkerError(TransientError):
 
 
 class Workers:
-    """A context manager around the processes. With one worker everything happens in this process.
+    """A context manager for a pool of worker processes. With one worker everything runs in this process.
 
-    What a worker raises is raised here, by `in_order`. Of a killed one it is a KilledWorkerError.
+    `in_order` raises a worker's exception in this process, and KilledWorkerError for a killed worker.
 
     Args:
-        preload: the module that a fork server imports once for all workers: the caller's.
+        preload: the module that a fork server imports once for all workers: the caller's module.
         begin: called in each new process.
     """
 
@@ -48,9 +48,9 @@ class Workers:
                 self.workers, start_context(self.preload), begin_in_pool, (dict(os.environ), self.begin)
             )
             collecting = gc.isenabled()
-            gc.disable()  # nor may a new process collect anything before `begin_in_pool` has begun
+            gc.disable()  # a new process must not collect anything before `begin_in_pool`
             try:
-                self.executor.submit(int)  # they start now, before this process has threads of a model's
+                self.executor.submit(int)  # starts the workers now, before a model starts threads in this process
             finally:
                 if collecting:
                     gc.enable()
@@ -61,18 +61,18 @@ class Workers:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
     def in_order(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results in the order of the jobs; a few are in memory at once."""
+        """Yields the results in the order of the jobs; only a few are in memory at once."""
         if self.executor is None:
             yield from (function(*job) for job in jobs)
             return
-        waiting: deque[Future[Any]] = deque()
+        pending: deque[Future[Any]] = deque()
         with killed_workers():
             for job in jobs:
-                waiting.append(self.executor.submit(function, *job))
-                if len(waiting) > TASKS_AHEAD * self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(self.executor.submit(function, *job))
+                if len(pending) > TASKS_AHEAD * self.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
 
 Job = tuple[Any, ...]
@@ -83,9 +83,9 @@ def no_more(job: Job, exit_code: int | None) -> Job:
 
 
 class JobWorkers:
-    """A context manager around processes that do one job at a time. One that dies is replaced; the others go on.
+    """A context manager for processes that do one job at a time. A process that dies is replaced; the others continue.
 
-    Args: as those of Workers.
+    Args: the same as of Workers.
     """
 
     def __init__(self, workers: int, preload: str, begin: Callable[[], object] = int) -> None:
@@ -98,7 +98,7 @@ class JobWorkers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """What is under way finishes."""
+        """Waits until the current jobs are done."""
         for connection in self.processes:
             with suppress(OSError):
                 connection.send(None)
@@ -111,21 +111,21 @@ class JobWorkers:
     def unordered(
         self, function: Callable[..., Any], jobs: list[Job], again: Callable[[Job, int | None], Job] = no_more
     ) -> Iterator[Any]:
-        """Results as they come. What a worker raises is raised here, and ends it.
+        """Yields the results as they complete. Raises a worker's exception and ends then.
         `again`: called with the job of a worker that has died, and its exit code; returns the job to do instead."""
-        waiting = deque(jobs)
-        while waiting or self.busy:
-            while waiting and (self.free or len(self.processes) < self.workers):
+        pending = deque(jobs)
+        while pending or self.busy:
+            while pending and (self.free or len(self.processes) < self.workers):
                 connection = self.free.pop() if self.free else self.start()
-                self.busy[connection] = waiting.popleft()
-                with suppress(OSError):  # it has died, which shows below
+                self.busy[connection] = pending.popleft()
+                with suppress(OSError):  # the worker has died; `recv` below notices it
                     connection.send((function, self.busy[connection]))
             for connection in cast(list[Connection], wait(list(self.busy))):
                 job = self.busy.pop(connection)
                 try:
                     result, error = connection.recv()
                 except (EOFError, OSError):
-                    waiting.appendleft(again(job, self.ended(connection)))
+                    pending.appendleft(again(job, self.ended(connection)))
                     continue
                 self.free.append(connection)
                 if error is not None:
@@ -134,21 +134,21 @@ class JobWorkers:
 
     def start(self) -> Connection:
         context: Any = start_context(self.preload)
-        ours, theirs = context.Pipe()
-        process = context.Process(target=do_jobs, args=(theirs, dict(os.environ), self.begin))
+        connection, worker_end = context.Pipe()
+        process = context.Process(target=do_jobs, args=(worker_end, dict(os.environ), self.begin))
         collecting = gc.isenabled()
-        gc.disable()  # nor may a new process collect anything before `begin_in_pool` has begun
+        gc.disable()  # a new process must not collect anything before `begin_in_pool`
         try:
             process.start()
         finally:
             if collecting:
                 gc.enable()
-        theirs.close()  # so that its end shows here
-        self.processes[ours] = process
-        return ours
+        worker_end.close()  # so that `recv` raises EOFError when the worker ends
+        self.processes[connection] = process
+        return connection
 
     def ended(self, connection: Connection) -> int | None:
-        """The exit code of a worker that has died or was told to end."""
+        """Removes a worker that has died or was told to end; returns its exit code."""
         process = self.processes.pop(connection)
         process.join()
         connection.close()
@@ -158,23 +158,23 @@ class JobWorkers:
 
 
 def do_jobs(connection: Connection, environment: dict[str, str], begin: Callable[[], object]) -> None:
-    """What a process of JobWorkers does until it is told to end."""
+    """The main function of a process of JobWorkers: does jobs until it receives None."""
     begin_in_pool(environment, begin)
     while (message := connection.recv()) is not None:
         function, job = message
         try:
-            answer: tuple[Any, Any] = function(*job), None
+            response: tuple[Any, Any] = function(*job), None
         except Exception as error:
             assert error.__traceback__ is not None
-            answer = None, _ExceptionWithTraceback(error, error.__traceback__)
-        connection.send(answer)
+            response = None, _ExceptionWithTraceback(error, error.__traceback__)
+        connection.send(response)
 
 
 @contextmanager
 def killed_workers() -> Iterator[None]:
-    """A killed worker of a pool, or a killed loader of torch's, ends the block with a KilledWorkerError.
+    """Raises KilledWorkerError if a worker of a pool, or of torch's DataLoader, was killed during the block.
 
-    Torch tells of a loader that died in a RuntimeError, from a signal's handler: it comes wherever the program is.
+    For a dead loader worker torch raises a RuntimeError in a signal handler, so it can come at any statement.
     """
     try:
         yield
@@ -188,10 +188,10 @@ def killed_workers() -> Iterator[None]:
 
 
 def begin_in_pool(environment: dict[str, str], begin: Callable[[], object]) -> None:
-    """Prepares a worker: it exits with its parent, which handles signals.
+    """Prepares a worker: it exits with its parent, and the parent handles SIGINT.
 
-    What it has of its parent is never collected here: a session of onnxruntime would wait for its threads, which
-    a forked process does not have.
+    Objects of the parent are never garbage collected in the worker: deleting a session of onnxruntime would wait for
+    its threads, which a forked process does not have.
     """
     gc.freeze()
     gc.enable()

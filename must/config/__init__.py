@@ -1,7 +1,7 @@
-"""Every stage's parameters, a dataclass a stage: the only place where a name, type, default and help text stand.
+"""The parameters of every stage, one dataclass per stage: the only definition of names, types, defaults, help texts.
 
-The command line, the YAML files (``--config``), the presets and the pipeline components all read these classes.
-Values are taken in the order flags, ``--config`` file, ``--preset``, default.
+The command line, the YAML files (``--config``), the presets and the pipeline components all use these classes.
+Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults.
 """
 
 from must.config.adapt import AdaptConfig

@@ -29,7 +29,7 @@ class ClassifierConfig(StageConfig):
     )
     output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output")
     model_store: str = param(
-        "folder for the model's own files, which later stages read instead of asking a hub, a folder a model; the "
+        "folder for the model's files, one subfolder per model: later stages read them there, not from a hub; the "
         "folder models beside the output if empty",
         "",
         metavar="DIR",

@@ -1,4 +1,4 @@
-"""Options that several stages have: each one's default and help text, once."""
+"""Parameters that several stages have, with their defaults and help texts."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ WORK = "or WORK, a folder that `must adapt` made: no other flag is then required
 
 
 def bundle(text: str = "the bundle written by `must train`") -> Any:
-    """The model that a stage works on: the first option, or WORK."""
+    """The stage's model, or WORK."""
     return param(
         f"{text}; {WORK}", metavar="BUNDLE|WORK", group="input and output", often=True, bare=True, kind="bundle",
-        place="bundle",
+        work="bundle",
     )  # fmt: skip
 
 
 def baseline(text: str) -> Any:
-    return param(text, metavar="FILE", often=True, kind="classifier", place="classifier")
+    return param(text, metavar="FILE", often=True, kind="classifier", work="classifier")
 
 
 def shards() -> Any:
-    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", place="shards")
+    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", work="shards")
 
 
 def index_sha256(shards: str = "shards") -> Any:
@@ -43,7 +43,7 @@ def cache(**more: Any) -> Any:
 
 
 def cache_gb() -> Any:
-    return param("gigabytes that all runs' shards may take there", CACHE_GB, metavar="GB", above=0)
+    return param("largest size of that folder in gigabytes, for all runs", CACHE_GB, metavar="GB", above=0)
 
 
 def threads() -> Any:

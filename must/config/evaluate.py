@@ -21,17 +21,17 @@ class EvaluateConfig(StageConfig):
         metavar="FILE|BUNDLE",
         often=True,
         kind="baseline",
-        place="classifier",
+        work="classifier",
     )
     shards: str = defaults.shards()
     index_sha256: str = defaults.index_sha256()
-    split: str = param("split to evaluate on", "test", metavar="NAME", often=True, place="split")
+    split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
     output: str = param(
         "folder for metrics.json, predictions.csv and report.html",
         metavar="URI",
         often=True,
         kind="output",
-        place="to report",
+        work="to report",
     )
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
@@ -40,10 +40,10 @@ class EvaluateConfig(StageConfig):
         "folder of `must refine`: the report shows how its labels of the unlabeled images differ from zero-shot's",
         "",
         metavar="URI",
-        place="labels",
+        work="labels",
     )
     risk: float = param(
-        "share of wrong classes among those that are named, which the threshold for naming none is to keep to",
+        "largest share of wrong classes among the images that get a class, from which the abstention threshold follows",
         0.05,
         above=0,
         below=1,

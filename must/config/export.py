@@ -18,7 +18,7 @@ class ExportConfig(StageConfig):
 
     model: str = defaults.bundle()
     output: str = param(
-        "folder for the exported model and its card", metavar="URI", often=True, kind="output", place="to {to}"
+        "folder for the exported model and its card", metavar="URI", often=True, kind="output", work="to {to}"
     )
     to: Literal["onnx", "open_clip", "transformers"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
@@ -29,7 +29,7 @@ class ExportConfig(StageConfig):
         metavar="FILE",
         often=True,
         kind="classifier",
-        place="classifier",
+        work="classifier",
     )
     license: str = param(
         "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
@@ -45,8 +45,8 @@ class ExportConfig(StageConfig):
         "normalized",
     )
     embeddings: bool = param(
-        "the graph gives each image's embedding besides: `embedding`, float32 [N,D] of length 1, which the classes are "
-        "told by; for `must predict --embeddings`, `must serve` and searches of your own",
+        "the graph also returns each image's embedding: `embedding`, float32 [N,D] of length 1, from which the classes "
+        "are computed; for `must predict --embeddings`, `must serve` and your own searches",
         False,
     )
     shards: str = param(
@@ -56,7 +56,7 @@ class ExportConfig(StageConfig):
         group="images to check with",
         often=True,
         kind="shards",
-        place="shards",
+        work="shards",
     )
     index_sha256: str = defaults.index_sha256("--shards")
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
@@ -72,7 +72,7 @@ class ExportConfig(StageConfig):
         metavar="FILE",
         group="model card",
         often=True,
-        place="metrics",
+        work="metrics",
     )
 
     def check_values(self) -> None:

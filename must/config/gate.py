@@ -6,16 +6,16 @@ from typing import Literal
 from must.base.parameters import StageConfig, param
 from must.config import defaults
 
-LABEL_FREE = ("min_agreement", "min_effective_classes")  # the others are of the labelled gate
+LABEL_FREE = ("min_agreement", "min_effective_classes")  # `metric` and the other min_* belong to the labelled gate
 
 
 @dataclass(kw_only=True)
 class GateConfig(StageConfig):
     example = "must gate work/\n  must gate --metrics report/metrics.json --gate labelled --output decision.json"
 
-    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE", place="metrics")
-    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, place="bundle")
-    output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", place="to decision.json")
+    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE", work="metrics")
+    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, work="bundle")
+    output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", work="to decision.json")
     gate: Literal["label-free", "reviewed", "labelled", "none"] = param(
         "label-free: the check against zero-shot, which needs no labels, must have no warnings; reviewed: answers of "
         "`must review` must show a gain; labelled: the paired interval of the gain over the baseline on a labelled "

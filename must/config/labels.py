@@ -6,7 +6,7 @@ from typing import Literal
 from must.base.parameters import StageConfig, param, require
 
 SOURCE = (
-    "what says the classes: predictions (CSV or JSONL of `must predict`, predictions.csv of `must refine` or `must "
+    "file with the classes: predictions (CSV or JSONL of `must predict`, predictions.csv of `must refine` or `must "
     "evaluate`), answers.jsonl, an export of Label Studio (JSON, JSON_MIN or CSV) or FiftyOne, or a CSV with the "
     "columns image and label"
 )

@@ -10,11 +10,11 @@ from must.config.train import TrainConfig
 class PlanConfig(TrainConfig):
     example = "must plan --shards shards/ --classifier classifier.safetensors"
 
-    output: str = param("taken as `must train` takes it, and left alone", "", metavar="DIR", group="input and output")
+    output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
     gpu: str = param(
-        "say by arithmetic what the run would be on other GPUs, such as h100x8 or l4; only the loaders are measured",
+        "calculate the run's time on other GPUs, such as h100x8 or l4; only the loaders are measured",
         "",
         metavar="NAME[xN]",
         often=True,

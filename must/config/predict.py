@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 
 from must.base.parameters import StageConfig, param, require
 from must.config import defaults
-from must.config.part import place_of
+from must.config.part import parse_part
 
-OF_SHARDS = ("split", "index_sha256", "part", "workers")  # these mean nothing without --shards
+OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --shards
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     embeddings: bool = param(
-        "give each image's embedding too, in JSONL and Parquet files: what the model tells the classes by; an ONNX "
+        "also write each image's embedding, from which the classes are computed, to JSONL and Parquet files; an ONNX "
         "file must have been exported with --embeddings",
         False,
         often=True,
@@ -86,8 +86,8 @@ class PredictConfig(StageConfig):
             self.check_shards()
             return
         for field in fields(self):
-            meant = field.name not in OF_SHARDS or getattr(self, field.name) == field.default
-            require(meant, f"--{field.name.replace('_', '-')} is for --shards")
+            allowed = field.name not in OF_SHARDS or getattr(self, field.name) == field.default
+            require(allowed, f"--{field.name.replace('_', '-')} is for --shards")
         require(bool(self.images), "no image given; name images, or a folder of shards with --shards")
         require(
             not self.output or self.output.lower().endswith((".csv", ".jsonl")),
@@ -105,8 +105,4 @@ class PredictConfig(StageConfig):
             not self.output.lower().endswith((".csv", ".jsonl", ".parquet")),
             f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
         )
-        self.place()
-
-    def place(self) -> tuple[int, int]:
-        """(I, N) of --part, I from 1."""
-        return place_of(self.part)
+        parse_part(self.part)

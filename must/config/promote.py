@@ -26,11 +26,11 @@ class PromoteConfig(StageConfig):
         group="what is promoted",
         often=True,
         bare=True,
-        place="bundle",
+        work="bundle",
     )
-    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, place="onnx")
-    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", place="metrics")
-    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", place="decision")
+    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, work="onnx")
+    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", work="metrics")
+    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", work="decision")
     champion: str = param(
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )

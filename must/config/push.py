@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from must.base.parameters import StageConfig, param, require
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*[A-Za-z0-9_])?", re.ASCII)
-OCI = "oci:"  # before a folder: an image's layout on this machine
-LONGEST_ID = 96  # characters of a repository's name, the hub's own limit
+OCI = "oci:"  # prefix of a local folder that holds an OCI image layout
+LONGEST_ID = 96  # characters of a repository's name: the limit of the hub
 
 
 @dataclass(kw_only=True)
@@ -24,9 +24,9 @@ class PushConfig(StageConfig):
             require(len(self.repo) > len(OCI), "--repo oci: needs a folder, such as oci:image")
             require(not (self.private or self.revision), f"--repo {self.repo}: --private and --revision need a hub")
             return
-        wrong = "--" in self.repo or ".." in self.repo or self.repo.endswith(".git") or len(self.repo) > LONGEST_ID
+        invalid = "--" in self.repo or ".." in self.repo or self.repo.endswith(".git") or len(self.repo) > LONGEST_ID
         require(
-            REPOSITORY.fullmatch(self.repo) is not None and not wrong,
+            REPOSITORY.fullmatch(self.repo) is not None and not invalid,
             f"--repo {self.repo[:LONGEST_ID]}: expected TEAM/NAME of letters, digits, '-', '_' and '.', without '--' "
             f"and '..' and not ending in .git, at most {LONGEST_ID} characters",
         )

@@ -19,7 +19,7 @@ class RefineConfig(StageConfig):
         group="input and output",
         often=True,
         kind="shards",
-        place="shards",
+        work="shards",
     )
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
@@ -27,7 +27,7 @@ class RefineConfig(StageConfig):
         metavar="FILE",
         often=True,
         kind="classifier",
-        place="classifier",
+        work="classifier",
     )
     model: str = param(
         "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone; "
@@ -35,7 +35,7 @@ class RefineConfig(StageConfig):
         "",
         metavar="BUNDLE|WORK",
         bare=True,
-        place="bundle",
+        work="bundle",
         often=True,
         kind="bundle",
     )
@@ -45,11 +45,11 @@ class RefineConfig(StageConfig):
         metavar="URI",
         often=True,
         kind="answers",
-        place="answers",
+        work="answers",
     )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
     output: str = param(
-        "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", place="to labels"
+        "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", work="to labels"
     )
     images: int = param(
         "images to look at, evenly spread over the split, at most; the time grows with the square of it",

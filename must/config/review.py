@@ -20,7 +20,7 @@ class ReviewConfig(StageConfig):
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = param(
-        "folder on this machine for review.json and answers.jsonl", metavar="DIR", often=True, place="to review"
+        "folder on this machine for review.json and answers.jsonl", metavar="DIR", often=True, work="to review"
     )
     order: Literal["random", "doubtful"] = param(
         "random: pictures drawn at random, whose answers measure accuracies; doubtful: those that the model is least "

@@ -20,7 +20,7 @@ class SelectConfig(StageConfig):
     baseline: str = defaults.baseline("the classifier file that it was trained with: its zero-shot model")
     shards: str = defaults.shards()
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
-    output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", place="to selected")
+    output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", work="to selected")
     alpha: float | Literal["auto"] = param(
         "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: 0.4, or 1 if similar images "
         "have the same class clearly more often with 1 than with 0.5; or what --answers or --labelled measure best",
@@ -35,7 +35,7 @@ class SelectConfig(StageConfig):
         metavar="URI",
         often=True,
         kind="answers",
-        place="answers",
+        work="answers",
     )
     labelled: str = param("split with labels, such as test, which choose alpha", "", metavar="NAME")
     batch_size: int = defaults.batch_size(group="how it runs")

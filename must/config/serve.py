@@ -24,7 +24,7 @@ class ServeConfig(StageConfig):
         "",
         metavar="FILE|URI|WORK",
         bare=True,
-        place="onnx",
+        work="onnx",
         group="model",
         often=True,
     )

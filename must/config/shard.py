@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
-from must.config.part import place_of
+from must.config.part import parse_part
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,7 @@ class ShardConfig(StageConfig):
     max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB", at_least=1)
 
     def check_values(self) -> None:
-        self.place()
+        parse_part(self.part)
         require(
             bool(self.split) and all(share >= 0 for share in self.split.values()), "--split needs shares of 0 or more"
         )
@@ -112,7 +112,3 @@ class ShardConfig(StageConfig):
                 name.isidentifier() and name.islower(),
                 f"--split: '{name}' is no split name; use lower-case letters, digits and _",
             )
-
-    def place(self) -> tuple[int, int]:
-        """(I, N) of --part, I from 1. 1/1 is all of the work."""
-        return place_of(self.part)

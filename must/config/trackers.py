@@ -1,4 +1,4 @@
-"""The programs that training curves can go to, and the packages they need."""
+"""The trackers to which training can write its curves, and the packages that they need."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from must.base.parameters import require
 from must.base.text import brief, did_you_mean
 
-TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name, also of its package: our extra
+TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name of the tracker and of its package: our extra
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def require_packages(names: Sequence[str], flag: str = "--trackers") -> None:
-    """Raises ValueError: a tracker's package is not installed here; says so of `flag`."""
+    """Raises ValueError, about `flag`: a tracker's package is not installed."""
     for name in names:
         require(
             find_spec(name) is not None,

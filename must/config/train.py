@@ -10,10 +10,10 @@ from must.config.trackers import check_names
 
 @dataclass(kw_only=True)
 class TrainConfig(StageConfig):
-    """Defaults are the published method's (arXiv 2206.02967); presets set what differs from task to task.
+    """The defaults are those of the published method (arXiv 2206.02967); presets set what depends on the task.
 
-    Training begins with the preset's settings (`must.method.train.presets.resolve`); what is passed beside it wins.
-    `must train` and `must.train(...)` take the preset auto if none is named, TrainConfig(...) then keeps the defaults.
+    Training begins with the preset's settings (`must.method.train.presets.resolve`), which passed parameters override.
+    Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
     """
 
     synonyms = StageConfig.synonyms | {
@@ -62,10 +62,8 @@ class TrainConfig(StageConfig):
         often=True,
         kind="preset",
     )
-    model: str = param("the model, if it must be another name or place than the classifier's", "", metavar="NAME|PATH")
-    pretrained: str = param(
-        "the pretrained weights, if in another place than the classifier says", "", metavar="TAG|PATH"
-    )
+    model: str = param("the model, if its name or path is not the classifier's", "", metavar="NAME|PATH")
+    pretrained: str = param("the pretrained weights, if not the classifier's", "", metavar="TAG|PATH")
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
     batch_size: int = param(
         "global batch: images a step, over all processes", 1024, metavar="N", often=True, at_least=1

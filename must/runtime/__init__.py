@@ -1,4 +1,4 @@
-"""Stages inside a pod: supervised, under torchrun where there are several processes, and telling what became of them.
+"""Runs stages inside a pod: supervises them, uses torchrun for several processes, and records the results.
 
-The top floor: components call it, and it may import every room; it needs no torch until a stage does.
+The highest layer: components call it, and it may import every package. It imports torch only when a stage needs it.
 """

@@ -1,7 +1,7 @@
-"""A run that waits for people: the page on which they answer, and what comes of their answers when it goes on.
+"""A run that waits for people's answers: writes the page with the questions, and uses the answers when it resumes.
 
-Nothing waits in a pod. The run ends; answers are put beside the page, and the next run with the same data and settings
-finds them there: its training is done already, and `must select --answers` chooses what of it is kept.
+No pod waits. The run ends; the answers are stored beside the page, and the next run with the same data and settings
+finds them there: its training is complete, and `must select --answers` chooses alpha.
 """
 
 import logging
@@ -27,74 +27,76 @@ from must.runtime.places import WorkUri
 logger = logging.getLogger(__name__)
 PAGE = "review.html"
 COUNT = "answers_on_page"  # how many answers there were when the page was written
-PICTURES = 200  # on a page, at most
+PICTURES = 200  # largest number of pictures on a page
 
 
-def can_be_asked(bundle: str, gate: str) -> bool:
-    """Whether people's answers may still change what the gate said of a model that it does not promote: by the gate
-    `reviewed`, and by `label-free` where the check has a warning; until answers show a gain or a loss."""
+def answers_may_decide(bundle: str, gate: str) -> bool:
+    """Whether people's answers may still change the gate's decision not to promote a model: with the gate `reviewed`,
+    or with `label-free` if the check has a warning, as long as no answers have shown a gain or a loss."""
     selection = load_description(bundle).provenance.selection or Selection()
     warned = bool(selection.check and selection.check.warnings)
-    open_still = selection.measured is None or selection.measured.gain.low <= 0 <= selection.measured.gain.high
-    fits = gate == "reviewed" or (gate == "label-free" and warned)
-    return fits and selection.alpha != 0 and open_still
+    undecided = selection.measured is None or selection.measured.gain.low <= 0 <= selection.measured.gain.high
+    applies = gate == "reviewed" or (gate == "label-free" and warned)
+    return applies and selection.alpha != 0 and undecided
 
 
-def ask(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -> dict[str, Any]:
-    """Writes the page to the folder `output` and, with the review, to the run's place. Pictures that have an answer are
-    not asked again.
+def write_page(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -> dict[str, Any]:
+    """Writes the page to the folder `output` and, with the review, to the review's folder. Pictures with an answer are
+    left out.
 
     Returns:
-        `place`, `pictures` on the page, `text` about what the answers so far say.
+        `place`, the review's folder; `pictures`, their number on the page; `text`, what the answers so far measure.
     """
-    from must.data.loading.reader import open_reader  # with Pillow, which no other stage of this module waits for
+    from must.data.loading.reader import open_reader  # imports Pillow, which other functions of this module do not need
     from must.deploy.review.page import Pictures, self_contained
     from must.deploy.review.session import Session
 
-    place, weights = WorkUri(work_uri).review(key), storage.join(bundle, WEIGHTS_FILE)
-    review = review_at(place)
+    review_uri, weights = WorkUri(work_uri).review(key), storage.join(bundle, WEIGHTS_FILE)
+    review = load_review(review_uri)
     if review is None or review.model_sha256 != fingerprint(storage.read_bytes(weights)):
         from must.deploy.review.prepare import prepare  # imports torch
 
         shards = WorkUri(work_uri).shards
         review, _ = prepare(ReviewConfig(model=bundle, baseline=classifier, shards=shards, output=output))
-        review.save(place)
+        review.save(review_uri)
     reader = open_reader(review.shards, review.split, sha256=review.index_sha256)
     with tempfile.TemporaryDirectory() as folder:
-        if storage.exists(storage.join(place, ANSWERS_FILE)):
-            storage.download(storage.join(place, ANSWERS_FILE), Path(folder) / ANSWERS_FILE)
+        if storage.exists(storage.join(review_uri, ANSWERS_FILE)):
+            storage.download(storage.join(review_uri, ANSWERS_FILE), Path(folder) / ANSWERS_FILE)
         session = Session(review, folder, "")
         page, count = self_contained(session, Pictures(reader), PICTURES)
-    storage.write_bytes(storage.join(place, COUNT), str(len(session.answers)).encode())
-    for folder in (output, place):
+    storage.write_bytes(storage.join(review_uri, COUNT), str(len(session.answers)).encode())
+    for folder in (output, review_uri):
         storage.write_bytes(storage.join(folder, PAGE), page)
-    logger.info(f"{storage.join(place, PAGE)}: {count:,} pictures, {len(page) / 1e6:.1f} MB")
-    return {"place": place, "pictures": count, "text": session.text()}
+    logger.info(f"{storage.join(review_uri, PAGE)}: {count:,} pictures, {len(page) / 1e6:.1f} MB")
+    return {"place": review_uri, "pictures": count, "text": session.text()}
 
 
-def review_at(place: str) -> Review | None:
-    """The review there; None where there is none that this version reads."""
+def load_review(uri: str) -> Review | None:
+    """The review in a folder; None if there is none that this version can read."""
     try:
-        return Review.load(place) if storage.exists(storage.join(place, REVIEW_FILE)) else None
+        return Review.load(uri) if storage.exists(storage.join(uri, REVIEW_FILE)) else None
     except ValueError as error:
         logger.warning(str(error))
         return None
 
 
-def keep_what_people_say(work_uri: str, key: str, bundle: str, classifier: str, apart: bool = False) -> None:
-    """Where there are answers that measure, puts the share that they choose in the place of the bundle.
+def select_by_answers(
+    work_uri: str, key: str, bundle: str, classifier: str, separate_process: bool = False
+) -> None:  # fmt: skip
+    """If there are enough answers to measure, replaces the bundle by the one with the alpha that they choose.
 
     Args:
-        key: of the data and settings, as of `champion`.
-        apart: in a process of its own, outside of torchrun's.
+        key: of the data and settings, as in `champion`.
+        separate_process: run `must select` in its own process, outside torchrun.
     """
-    place = WorkUri(work_uri).review(key)
-    review = review_at(place)
-    if review is None or review.measured(review.answers(place)) is None:
+    uri = WorkUri(work_uri).review(key)
+    review = load_review(uri)
+    if review is None or review.measured(review.answers(uri)) is None:
         return
     shards = WorkUri(work_uri).shards
-    values = {"model": bundle, "baseline": classifier, "shards": shards, "answers": place, "output": bundle}
-    if not apart:
+    values = {"model": bundle, "baseline": classifier, "shards": shards, "answers": uri, "output": bundle}
+    if not separate_process:
         call("select", **values)
         return
     flags = [text for name, value in values.items() for text in (f"--{name}", value)]
@@ -105,44 +107,44 @@ def keep_what_people_say(work_uri: str, key: str, bundle: str, classifier: str, 
         raise SystemExit(code)
 
 
-def answered_since(work_uri: str, key: str) -> bool:
-    """Whether answers have come since a run of this key was left to people."""
-    place = WorkUri(work_uri).review(key)
-    review = review_at(place)
-    before = storage.join(place, COUNT)
-    known = int(storage.read_bytes(before)) if storage.exists(before) else 0
-    return review is not None and len(review.answers(place)) > known
+def has_new_answers(work_uri: str, key: str) -> bool:
+    """Whether there are more answers than when the page of this key was written."""
+    uri = WorkUri(work_uri).review(key)
+    review = load_review(uri)
+    count_file = storage.join(uri, COUNT)
+    count = int(storage.read_bytes(count_file)) if storage.exists(count_file) else 0
+    return review is not None and len(review.answers(uri)) > count
 
 
-class Put(NamedTuple):
-    place: str
+class Added(NamedTuple):
+    uri: str  # of the review's folder
     text: str  # one line: what the answers measure
 
 
-def put_answers(work_uri: str, file: str, place: str = "") -> Put:
-    """Adds a file of answers to those that are there.
+def add_answers(work_uri: str, file: str, review_uri: str = "") -> Added:
+    """Adds a file of answers to the existing ones.
 
     Args:
-        place: of the review that they are about; else the one of this work_uri that asks about most of its pictures.
+        review_uri: folder of the review to which they belong; if '', the one that has most of the file's pictures.
 
     Raises:
         ValueError: no such file, or lines that are no answers, or about other pictures, or with other classes.
     """
     require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS_FILE}")
-    about = read_answers(file).keys()
-    require(bool(about), f"{file}: there are no answers in it")
-    found = {one: Review.load(one) for one in ([place] if place else reviews(work_uri))}
-    require(bool(found), f"{work_uri}: no run waits for answers there")
-    asked = {one: len(about & {picture.sha256 for picture in review.pictures}) for one, review in found.items()}
-    place = max(asked, key=lambda one: asked[one])
-    require(asked[place] > 0, f"{file}: none of its {len(about):,} answers is about a picture that {place} asks about")
-    review = found[place]
-    read_answers(file, review.classes)  # raises where it names none of them
-    add(storage.join(place, ANSWERS_FILE), storage.read_bytes(file))
-    return Put(place, review.text(review.answers(place)))
+    answered = read_answers(file).keys()
+    require(bool(answered), f"{file}: there are no answers in it")
+    reviews = {uri: Review.load(uri) for uri in ([review_uri] if review_uri else review_uris(work_uri))}
+    require(bool(reviews), f"{work_uri}: no run waits for answers there")
+    matches = {uri: len(answered & {picture.sha256 for picture in review.pictures}) for uri, review in reviews.items()}
+    uri = max(matches, key=lambda uri: matches[uri])
+    require(matches[uri] > 0, f"{file}: none of its {len(answered):,} answers is about a picture that {uri} asks about")
+    review = reviews[uri]
+    read_answers(file, review.classes)  # raises ValueError: an answer with another class
+    add(storage.join(uri, ANSWERS_FILE), storage.read_bytes(file))
+    return Added(uri, review.text(review.answers(uri)))
 
 
-def reviews(work_uri: str) -> Iterator[str]:
+def review_uris(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
     try:
         for entry in storage.list_files(root):

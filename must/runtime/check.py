@@ -1,6 +1,6 @@
-"""A run's parameters against what its stages take, before an image is read: names, values, what belongs to which gate.
+"""Checks a run's parameters before an image is read: names, values, and which settings belong to which gate.
 
-Used where a run is started and again by the run's first stage. It reads nothing and needs no torch.
+It is called when a run is started and again by the run's first stage. It reads no files and needs no torch.
 """
 
 import re
@@ -16,13 +16,13 @@ from must.method.train.presets import AUTO, published
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part", "run_id")
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")
-SERVED = ("none", "write", "apply")  # what becomes of a service for the champion
-# KServe's form of a name; it makes a Service of NAME-predictor, whose own name may have 63 characters.
+SERVED = ("none", "write", "apply")  # the values of the parameter `serve`
+# A name in KServe: it makes a Service NAME-predictor, whose name may have 63 characters.
 SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 
 
 def check_run(values: Mapping[str, Any]) -> None:
-    """Raises ValueError: a parameter of the pipeline that its stage would refuse. Missing ones are their defaults."""
+    """Raises ValueError: a stage would refuse a parameter of the pipeline. Missing parameters have their defaults."""
     name = values.get("model_name", "model")
     check_sharding(values)
     check_training(values)
@@ -37,7 +37,7 @@ def check_run(values: Mapping[str, Any]) -> None:
 
 
 def check_service_name(name: str) -> None:
-    """Raises ValueError: no name that an InferenceService may have."""
+    """Raises ValueError: an InferenceService may not have this name."""
     require(
         SERVICE_NAME.fullmatch(name) is not None,
         f"model_name {name}: a service needs a name that Kubernetes takes: small letters, digits, '-', a letter first, "
@@ -46,9 +46,9 @@ def check_service_name(name: str) -> None:
 
 
 def check_sharding(values: Mapping[str, Any]) -> None:
-    own = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
+    parameters = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
     settings = values.get("shard_settings") or {}
-    with_name("shard_settings" if settings else "", ShardConfig, **sharding_settings(settings, own))
+    with_name("shard_settings" if settings else "", ShardConfig, **sharding_settings(settings, parameters))
 
 
 def check_training(values: Mapping[str, Any]) -> None:
@@ -61,22 +61,22 @@ def check_training(values: Mapping[str, Any]) -> None:
 
 
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
-    """Settings of another gate would be taken and have no effect."""
+    """Raises ValueError: wrong settings, or settings of another gate, which would have no effect."""
     with_name("gate", GateConfig, gate=gate)
-    given = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
-    for name in given:
+    values = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
+    for name in values:
         owner = "label-free" if name in LABEL_FREE else "labelled"
-        fits = gate == owner or (gate == "reviewed" and owner == "label-free")  # for a champion
-        require(fits, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
-    with_name("gate_settings", GateConfig, gate=gate, **given)
+        applies = gate == owner or (gate == "reviewed" and owner == "label-free")  # against a champion
+        require(applies, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
+    with_name("gate_settings", GateConfig, gate=gate, **values)
 
 
 def training_settings(settings: dict[str, Any], preset: str, epochs: int) -> dict[str, Any]:
-    """The parameters of `must train` that a run of the pipeline gives: `epochs` wins unless it is 0."""
+    """The parameters of `must train` in a run of the pipeline. `epochs`, unless it is 0, overrides the settings."""
     return {**settings, "preset": preset, **({"epochs": epochs} if epochs else {})}
 
 
-def sharding_settings(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `must shard`: the pipeline's `own`, and others that a run gives. Raises ValueError: there is no
-    such, or it is one that the pipeline itself gives."""
-    return own | settings_of(ShardConfig, settings, "shard_settings", OF_SHARDING)
+def sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of `must shard`: those of the pipeline, and the run's settings. Raises ValueError: a setting is
+    unknown, or the pipeline itself sets it."""
+    return parameters | settings_of(ShardConfig, settings, "shard_settings", OF_SHARDING)

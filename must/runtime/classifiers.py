@@ -1,6 +1,6 @@
-"""Classifier files kept at WORK_URI/classifiers by what they were made of, and checked before they are used again.
+"""A cache of classifier files at WORK_URI/classifiers by a hash of their inputs. Files are checked before reuse.
 
-The orchestrator's own cache cannot do this: it believes in an artifact that a bucket's rules may have deleted since.
+The orchestrator's own cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ CLASSIFIER_JSON = "classifier.json"
 
 
 @dataclass(frozen=True)
-class Made:
-    """`classes`: their number; `kept`: whether an earlier run had made it."""
+class ClassifierRecord:
+    """`classes`: their number; `kept`: whether an earlier run made the file."""
 
     sha256: str
     classes: int
@@ -33,63 +33,65 @@ class Made:
 
 def classifier(
     work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
-) -> Made:  # fmt: skip
+) -> ClassifierRecord:  # fmt: skip
     """The stage: see `provide`."""
     with stage_note(work_uri, "classifier") as note:
-        made = provide(
+        record = provide(
             work_uri, classes=classes, model=model, pretrained=pretrained, fingerprint=fingerprint, weights=weights
         )
-        note.result = f"{made.classes} classes" + (", made by an earlier run" if made.kept else "")
-    return made
+        note.result = f"{record.classes} classes" + (", made by an earlier run" if record.kept else "")
+    return record
 
 
-def provide(work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str) -> Made:
-    """Writes the classifier file to `weights`: a copy of the kept one if that is whole, else a new one, which is kept.
-
-    A new one's model goes to WORK_URI/models.
+def provide(
+    work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
+) -> ClassifierRecord:  # fmt: skip
+    """Writes the classifier file to `weights`: a copy of the cached file if that is intact, else a new one, which is
+    cached; its model is written to WORK_URI/models.
 
     Args:
-        fingerprint: stands for the contents of class file and model; '' to look at them here.
+        fingerprint: a hash of the contents of class file and model; '' to compute it.
     """
     work = WorkUri(work_uri)
-    place = work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained))
-    if (found := whole(place)) is not None:
-        made, data = found
+    folder = work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained))
+    if (cached := load_cached(folder)) is not None:
+        record, data = cached
         storage.write_bytes(weights, data)
-        logger.info(f"{made.classes} classes: the classifier of an earlier run, {place}")
-        return replace(made, kept=True)
-    file = storage.join(place, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator's, without an ending
+        logger.info(f"{record.classes} classes: the classifier of an earlier run, {folder}")
+        return replace(record, kept=True)
+    file = storage.join(folder, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator, without an extension
     result = call(
         "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models,
     )  # fmt: skip
     data = storage.read_bytes(file)
     storage.write_bytes(weights, data)
-    made = Made(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
-    storage.write_bytes(storage.join(place, CLASSIFIER_JSON), json.dumps(asdict(made)).encode())  # last: now it counts
-    return made
+    record = ClassifierRecord(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
+    # written last: a folder without it is incomplete
+    storage.write_bytes(storage.join(folder, CLASSIFIER_JSON), json.dumps(asdict(record)).encode())
+    return record
 
 
-def whole(place: str) -> tuple[Made, bytes] | None:
-    """The kept file's description and bytes; None if it or its model is not there, or not what the description says."""
+def load_cached(folder: str) -> tuple[ClassifierRecord, bytes] | None:
+    """The cached file's record and bytes; None if it or its model is missing, or does not match the record."""
     try:
-        content = json.loads(storage.read_bytes(storage.join(place, CLASSIFIER_JSON)))
-        made = Made(content["sha256"], content["classes"], content.get("model_folder", ""))
-        data = storage.read_bytes(storage.join(place, CLASSIFIER_FILE))
-        intact = hashlib.sha256(data).hexdigest() == made.sha256
-        if intact and not is_there(made.model_folder):
-            logger.info(f"{place}: its model is not there; it is made again")
+        content = json.loads(storage.read_bytes(storage.join(folder, CLASSIFIER_JSON)))
+        record = ClassifierRecord(content["sha256"], content["classes"], content.get("model_folder", ""))
+        data = storage.read_bytes(storage.join(folder, CLASSIFIER_FILE))
+        intact = hashlib.sha256(data).hexdigest() == record.sha256
+        if intact and not model_exists(record.model_folder):
+            logger.info(f"{folder}: its model is not there; it is made again")
             return None
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        logger.info(f"{place}: is damaged; it is made again")
+        logger.info(f"{folder}: is damaged; it is made again")
         return None
-    return made, data
+    return record, data
 
 
-def is_there(folder: str) -> bool:
-    """Whether a classifier's model is where it was written."""
+def model_exists(folder: str) -> bool:
+    """Whether the files of a classifier's model are in the folder."""
     files = (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS)
     return bool(folder) and all(storage.exists(storage.join(folder, file)) for file in files)

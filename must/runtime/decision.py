@@ -1,4 +1,4 @@
-"""The gate inside a pod, against zero-shot and the champion if there is one; and the promotion that it lets pass."""
+"""The stages gate and promote: the gate compares a model with the zero-shot model and the champion, if there is one."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from must.deploy.promote.registry import Latest, Registry, is_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
-from must.runtime.answers import can_be_asked
+from must.runtime.answers import answers_may_decide
 from must.runtime.evaluation import accuracy, plain
 from must.runtime.lineage import write_lineage
 from must.runtime.notes import Facts, stage_note
@@ -59,45 +59,45 @@ def decide(
     decision: str,
     page: str,
 ) -> tuple[Decision, Facts]:
-    """Asks the gate. Where there is a champion, the model must hold its own against it: that takes an evaluation.
+    """Runs the gate. If there is a champion, the model is also evaluated against it, and must pass that gate too.
 
-    The champion itself is compared with zero-shot alone: a run that failed after its promotion goes on.
+    The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume.
 
     Returns:
-        The decision, and what the summary says of it: outcome, reasons, and the champion's accuracy if it was measured.
+        The decision, and the facts for the summary: outcome, reasons, and the champion's accuracy if it was measured.
     """
     facts = Facts()
     against = "the zero-shot model"
     if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
-        logger.info(f"this model is the champion, {champion}: it is compared with zero-shot")
-        champion_uri, against = "", f"the zero-shot model, for this model is the champion, {champion}"
+        logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
+        champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
     metrics = storage.join(details, METRICS_FILE)
     with tempfile.TemporaryDirectory() as folder:
         if champion_uri and gate != "none":
-            same = read_metrics(metrics, "metrics").data.index_sha256
+            index_sha256 = read_metrics(metrics, "metrics").data.index_sha256
             call(
-                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=same,
-                split=split, output=folder,
+                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards,
+                index_sha256=index_sha256, split=split, output=folder,
             )  # fmt: skip
             against = f"the champion, {champion}"
-            by_champion = f"{folder}/metrics.json"
-            facts = Facts(against=against, before=accuracy(read_metrics(by_champion, "metrics")).get("before"))
+            champion_metrics = f"{folder}/metrics.json"
+            facts = Facts(against=against, before=accuracy(read_metrics(champion_metrics, "metrics")).get("before"))
             if gate == "labelled":
-                metrics = by_champion
+                metrics = champion_metrics
         result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
         if champion_uri and gate in ("label-free", "reviewed"):
-            result = against_champion(result, call("gate", metrics=by_champion, gate=gate, **settings))
+            result = against_champion(result, call("gate", metrics=champion_metrics, gate=gate, **settings))
             storage.write_bytes(decision, result.to_json())
-    asked = not result.passed and can_be_asked(bundle, gate)
-    told = as_markdown(result, against) + ("\nPeople's answers may decide: see the stage *review*.\n" if asked else "")
-    storage.write_bytes(page, encoded(told))
+    waits = not result.passed and answers_may_decide(bundle, gate)
+    hint = "\nPeople's answers may decide: see the stage *review*.\n" if waits else ""
+    storage.write_bytes(page, encoded(as_markdown(result, against) + hint))
     if not result.passed:
-        Registry(registry, model_name).decide(key, LEFT_TO_PEOPLE if asked else "stopped", result.reasons)
+        Registry(registry, model_name).decide(key, LEFT_TO_PEOPLE if waits else "stopped", result.reasons)
         logger.info(
             "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
         )
     outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
-    outcome = WAITS if asked else outcome
+    outcome = WAITS if waits else outcome
     return result, replace(facts, outcome=outcome, reasons=result.reasons)
 
 
@@ -105,20 +105,20 @@ def promote(
     work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str, model_name: str, key: str,
     champion: str, register: str, output: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """The stage: promotes, remembers that this data was decided on, and writes down where the version is and what."""
-    registry, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
+    """The stage: promotes the model, records the decision for this data, and writes the version's facts to `output`."""
+    uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
     with stage_note(work_uri, "promote") as note:
         latest: Latest = call(
-            "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=registry, name=model_name,
+            "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
             champion=champion, register=register,
         )  # fmt: skip
-        place = Registry(registry, model_name)
-        place.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
+        registry = Registry(uri, model_name)
+        registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
         try:
-            write_lineage(work_uri, place, latest.version)
-        except (ValueError, OSError) as error:  # the model is promoted
+            write_lineage(work_uri, registry, latest.version)
+        except (ValueError, OSError) as error:  # only a warning: the model is promoted already
             logger.warning(f"must promote: the version's lineage could not be written: {line_of(error)}")
-        facts = {"version": latest.version, "registry": place.uri_of(latest.version), **model_facts(bundle, details)}
+        facts = {"version": latest.version, "registry": registry.uri_of(latest.version), **model_facts(bundle, details)}
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(facts, indent=1))
         note.result, note.facts = f"promoted as {latest.version}", Facts(version=latest.version)
@@ -126,6 +126,6 @@ def promote(
 
 
 def model_facts(bundle: str, details: str) -> dict[str, Any]:
-    """Metadata of a model artifact: accuracy where there are labels, the data's and the code's revision."""
+    """Metadata of a model artifact: accuracy, if there are labels, and the revisions of data and code."""
     metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
     return plain(origin(bundle) | {"accuracy": accuracy(metrics).get("top1")})

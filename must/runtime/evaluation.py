@@ -1,4 +1,4 @@
-"""Evaluating inside a pod: the figures for Kubeflow's page, the report's copy, one line for the summary."""
+"""The stage evaluate: metrics for Kubeflow's page, a copy of the report, and a line for the summary."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from must.runtime.places import WorkUri
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What Kubeflow's page shows. `top1`: of the adapted model, 0..1; -1 without labels."""
+    """The values on Kubeflow's page. `top1`: accuracy of the adapted model, 0..1; -1 without labels."""
 
     top1: float
     figures: dict[str, float]
@@ -28,8 +28,8 @@ def evaluate(
     work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
     link: str = "",
 ) -> Evaluated:  # fmt: skip
-    """Evaluates against the zero-shot model. The report is also copied to `report`, where Kubeflow shows it; `link`
-    leads to it on Kubeflow's page."""
+    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows; `link` is its
+    URL on Kubeflow's page."""
     with stage_note(work_uri, "evaluate") as note:
         metrics: Metrics = call(
             "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
@@ -46,22 +46,22 @@ def evaluate(
 
 
 def figures(metrics: Metrics) -> dict[str, float]:
-    """The single numbers of both models for Kubeflow's table, which sorts them by name: the gain comes first."""
+    """The metrics of both models that are single numbers. The names put the gain first in Kubeflow's sorted table."""
     after, before = metrics.adapted, metrics.baseline
     first = {"accuracy": after.top1 if after else None, "accuracy_zero_shot": before.top1 if before else None}
     if after and before:
         first["accuracy_gain"] = after.top1 - before.top1
-    rest = {
+    others = {
         f"{model}_{name}": value
-        for model, found in (("adapted", after), ("zero_shot", before))
-        for name, value in (found.numbers if found else {}).items()
+        for model, scores in (("adapted", after), ("zero_shot", before))
+        for name, value in (scores.numbers if scores else {}).items()
         if name != "top1"
     }
-    return plain(first | rest)
+    return plain(first | others)
 
 
 def plain(facts: dict[str, Any]) -> dict[str, Any]:
-    """What an artifact's metadata may hold: without None and numbers that are none, which Kubeflow refuses."""
+    """Removes None, NaN and infinite numbers, which Kubeflow refuses in the metadata of an artifact."""
     return {
         name: value
         for name, value in facts.items()
@@ -70,16 +70,16 @@ def plain(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def accuracy(metrics: Metrics) -> dict[str, float]:
-    """Top-1 of the model (`top1`) and of what it is compared with (`before`), where there are labels."""
+    """Top-1 accuracy of the model (`top1`) and of its baseline (`before`), if there are labels."""
     pair = {"top1": metrics.adapted, "before": metrics.baseline}
-    return {name: found.top1 for name, found in pair.items() if found}
+    return {name: scores.top1 for name, scores in pair.items() if scores}
 
 
 def keep_report(work_uri: str, report: str) -> str:
-    """A copy beside the run's notes, where the summary's page can lead to; returns its place."""
-    place = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
-    storage.write_bytes(place, storage.read_bytes(report))
-    return place
+    """Copies the report to the run's notes, for a link in the summary; returns the copy's URI."""
+    uri = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
+    storage.write_bytes(uri, storage.read_bytes(report))
+    return uri
 
 
 def headline(metrics: Metrics) -> str:

@@ -1,4 +1,4 @@
-"""What a run's inputs are made of, and whether its stages could read them: looked at before anything else."""
+"""The first stage: checks that the run's inputs can be read and its outputs written, and computes a hash of them."""
 
 import hashlib
 import json
@@ -17,25 +17,25 @@ from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
 
 URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
-PROBE_FILE = ".must-may-write"  # a file that is written and deleted
+PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permissions
 
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
-    """A sha256 that changes with the class file's content and with the model's files at a path.
+    """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
 
     Args:
         values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
-        work_uri: where it is given, the places that later stages write to are tried.
+        work_uri: if given, the folders to which later stages write are tested.
 
     Raises:
-        ValueError: what a later stage would refuse: a parameter, the class file, a model that is not there, a place
-            that cannot be written to, a registry that does not let us in; TransientError where that may pass.
+        ValueError: a later stage would fail: a wrong parameter or class file, a missing model, a folder without write
+            permission, a registry that refuses access; TransientError if the problem may be temporary.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
     from must.runtime.check import check_run
 
     check_run(values)
-    try:  # the last stage would, hours later
+    try:  # otherwise only the last stage would fail, hours later
         ask(values.get("register", "none"), values.get("model_name", "model"))
     except ValueError as error:
         raise type(error)(str(error).removesuffix("; nothing was promoted")) from None
@@ -52,29 +52,29 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     return inputs_fingerprint(classes, model, pretrained)
 
 
-def check_writable(name: str, place: str) -> None:
-    """Raises ValueError: no file can be written there and read; TransientError where it may be later. Nothing stays."""
-    if not place:
+def check_writable(name: str, uri: str) -> None:
+    """Raises ValueError: a test file cannot be written and read; TransientError if it may work later."""
+    if not uri:
         return
-    file = storage.join(place, PROBE_FILE)
+    file = storage.join(uri, PROBE_FILE)
     try:
         storage.write_bytes(file, b"")
         storage.read_bytes(file)
     except storage.TransientError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(f"{name} {place}: cannot be read and written: {line_of(error)}") from None
-    with suppress(ValueError, OSError):  # who may write need not be allowed to delete
+        raise UserError(f"{name} {uri}: cannot be read and written: {line_of(error)}") from None
+    with suppress(ValueError, OSError):  # the permission to write may not include deleting
         storage.delete(file)
 
 
 def check_model(model: str, pretrained: str) -> None:
-    """Raises ValueError: no later stage could load it. Weights are not read, nor is torch imported for a folder."""
+    """Raises ValueError: no later stage could load the model. Reads no weights; imports no torch for a folder."""
     in_folder = storage.is_remote(model) or is_folder(model)
     if in_folder:
         folder = model.removeprefix("local-dir:")
-        there = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
-        require(there, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
+        exists = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
+        require(exists, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
     named = not in_folder and not model.startswith("hf-hub:")
     if named:
         from must.method.model.backbone import check_name, check_pretrained
@@ -90,18 +90,18 @@ def inputs_fingerprint(classes: str, model: str, pretrained: str) -> str:
     parts: list[Any] = [__version__, classes, model, pretrained]
     if "/" in classes or classes.endswith((".yaml", ".yml", ".json", ".txt")):
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())
-    parts += [contents(place) for place in (model, pretrained)]
+    parts += [versions_of(uri) for uri in (model, pretrained)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def contents(place: str) -> list[Any]:
-    """Sizes and generations of the files there; nothing for a name that open_clip knows."""
-    if not place:
+def versions_of(uri: str) -> list[Any]:
+    """Sizes and generations of a file, or of the files in a folder; empty for the name of a model."""
+    if not uri:
         return []
     try:
-        if storage.generation(place) is not None and (storage.is_remote(place) or storage.local(place).is_file()):
-            return [storage.size(place), storage.generation(place)]
-        entries = sorted(storage.list_files(place))
+        if storage.generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
+            return [storage.size(uri), storage.generation(uri)]
+        entries = sorted(storage.list_files(uri))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [[entry.name, entry.size, storage.generation(storage.join(place, entry.name))] for entry in entries]
+    return [[entry.name, entry.size, storage.generation(storage.join(uri, entry.name))] for entry in entries]

@@ -1,7 +1,7 @@
-"""A heartbeat of the program that waits for others, so that these stop when nothing waits for them any more.
+"""A heartbeat of the launcher, so that the training processes stop when the launcher has ended.
 
-It is a file that the one renews and the others read, so it tells of every way in which the one can end: killed, its
-machine lost, its run stopped or deleted.
+It is a file that the launcher renews and the processes read. So it covers every way in which the launcher can end:
+killed, its machine lost, its run stopped or deleted.
 """
 
 import json
@@ -21,19 +21,19 @@ from must.base.exits import line_of
 
 logger = logging.getLogger(__name__)
 
-SIGN_S = 30.0  # seconds between signs
-SILENCE = 900.0  # seconds without one: a lost machine is noticed, and its pod started again elsewhere, in less
+SIGN_S = 30.0  # seconds between heartbeats
+SILENCE = 900.0  # seconds without a heartbeat: longer than the restart of a pod whose machine was lost
 
 
 @contextmanager
 def keep_alive(uri: str) -> Iterator[None]:
-    """Renews the sign at `uri` while the block runs."""
-    give_sign(uri)
-    with every(SIGN_S, partial(give_sign, uri)):
+    """Renews the heartbeat at `uri` while the block runs."""
+    write_heartbeat(uri)
+    with every(SIGN_S, partial(write_heartbeat, uri)):
         yield
 
 
-def give_sign(uri: str) -> None:
+def write_heartbeat(uri: str) -> None:
     try:
         storage.write_bytes(uri, json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
     except (ValueError, OSError) as error:
@@ -42,31 +42,31 @@ def give_sign(uri: str) -> None:
 
 @contextmanager
 def stop_when_orphaned(uri: str, silence: float) -> Iterator[None]:
-    """Runs the block; sends SIGTERM to this process when the sign at `uri` has not changed for `silence` seconds.
+    """Runs the block; sends SIGTERM to this process if the heartbeat at `uri` does not change for `silence` seconds.
 
-    The seconds are those of this machine's clock, whatever the other one's says. A place that does not answer says
-    nothing about who gives signs: the seconds start again.
+    The seconds are measured with this machine's clock. If the heartbeat cannot be read, the launcher's state is unknown
+    and the seconds start again.
     """
-    over = threading.Event()
-    threading.Thread(target=watch, args=(uri, silence, over), daemon=True).start()
+    done = threading.Event()
+    threading.Thread(target=watch, args=(uri, silence, done), daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        done.set()
 
 
-def watch(uri: str, silence: float, over: threading.Event) -> None:
+def watch(uri: str, silence: float, done: threading.Event) -> None:
     last, since = b"", time.monotonic()
-    while not over.wait(min(SIGN_S, silence / 4)):
+    while not done.wait(min(SIGN_S, silence / 4)):
         try:
-            seen = storage.read_bytes(uri)
+            current = storage.read_bytes(uri)
         except FileNotFoundError:
-            seen = b""
+            current = b""
         except (ValueError, OSError):
             since = time.monotonic()
             continue
-        if seen != last:
-            last, since = seen, time.monotonic()
+        if current != last:
+            last, since = current, time.monotonic()
         elif time.monotonic() - since > silence:
             logger.warning(
                 f"no heartbeat of the launcher for {silence:g} s: saving a checkpoint and stopping; a new "

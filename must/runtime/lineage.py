@@ -1,8 +1,8 @@
-"""Which data and which pretrained model made a promoted model, as an event of OpenLineage (openlineage.io, spec 2-0-2).
+"""The data and the pretrained model of a promoted model, as an OpenLineage event (openlineage.io, spec 2-0-2).
 
     REGISTRY/NAME/VERSION/openlineage.json
 
-It is a file, and sent nowhere: POST it to /api/v1/lineage of a server that collects such (Marquez, DataHub, ...).
+The file is not sent anywhere: POST it to /api/v1/lineage of a server for lineage (Marquez, DataHub, ...).
 """
 
 import json
@@ -25,7 +25,7 @@ SPEC = "https://openlineage.io/spec"
 
 
 def write_lineage(work_uri: str, registry: Registry, version: str) -> None:
-    """Raises ValueError or OSError: the version cannot be read, or the event not be written."""
+    """Raises ValueError or OSError: the version cannot be read, or the event cannot be written."""
     event = lineage(work_uri, registry, version, os.environ.get(RUN_ID, ""))
     storage.write_bytes(registry.uri_of(version, LINEAGE_FILE), json.dumps(event, indent=1).encode())
 
@@ -33,11 +33,11 @@ def write_lineage(work_uri: str, registry: Registry, version: str) -> None:
 def lineage(work_uri: str, registry: Registry, version: str, run_id: str) -> dict[str, Any]:
     """The event COMPLETE of the run that promoted the version.
 
-    Inputs are the shards, by their index's sha256, and the pretrained model, by its weights'; outputs are the version
-    and the files of its models. Class names and prompts are in the bundle.
+    Inputs are the shards, with the sha256 of their index, and the pretrained model, with that of its weights. Outputs
+    are the version and the files of its models. Class names and prompts are in the bundle.
 
     Args:
-        run_id: Kubeflow's; where it is no UUID, one is made of it and `work_uri`.
+        run_id: Kubeflow's id; if it is no UUID, a UUID is computed from it and `work_uri`.
     """
     provenance = load_description(registry.bundle(version)).provenance
     inputs = [dataset(WorkUri(work_uri).shards, provenance.index_sha256)]
@@ -64,18 +64,18 @@ def lineage(work_uri: str, registry: Registry, version: str, run_id: str) -> dic
 
 
 def dataset(uri: str, version: str) -> dict[str, Any]:
-    """`version`: what changes with its content."""
+    """A dataset of OpenLineage. `version` identifies its content."""
     namespace, name = namespace_of(uri)
     facets = {"version": facet("1-0-1/DatasetVersionDatasetFacet", datasetVersion=version)}
     return {"namespace": namespace, "name": name, "facets": facets}
 
 
 def namespace_of(uri: str) -> tuple[str, str]:
-    """By OpenLineage's rules of naming: a bucket with its scheme and the path in it; 'file' and a path."""
+    """(namespace, name) by OpenLineage's rules: a bucket with its scheme and the path in it, or 'file' and a path."""
     if not storage.is_remote(uri):
         return "file", str(storage.local(uri).absolute())
-    scheme, _, place = uri.partition("://")
-    bucket, _, name = place.partition("/")
+    scheme, _, path = uri.partition("://")
+    bucket, _, name = path.partition("/")
     return f"{scheme}://{bucket}", name or "/"
 
 

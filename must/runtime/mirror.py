@@ -1,4 +1,4 @@
-"""Copies a folder's files to another place while they grow, so that curves can be watched where TensorBoard looks."""
+"""Copies TensorBoard's files to another folder or bucket while they grow, so that the curves can be watched there."""
 
 import logging
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ COPY_EVERY_S = 60.0  # seconds
 
 @contextmanager
 def mirrored(folder: str, uri: str, pattern: str = "*tfevents*") -> Iterator[None]:
-    """Copies changed files while the block runs, and once more at its end. Does nothing when `uri` is ''.
+    """Copies changed files while the block runs, and once more at its end. Does nothing if `uri` is ''.
 
-    A place that cannot be written to is a warning: it must not be what stops the training.
+    A failed copy is only a warning: it must not stop the training.
     """
     if not uri:
         yield

@@ -1,7 +1,7 @@
 """One process of training on several nodes: torchrun -m must.runtime.node JOB.
 
-JOB is a place that every node sees. Its job.yaml holds the parameters of `must train`; the bundle goes to its folder
-bundle. Only paths below work_uri outlive the nodes.
+JOB is a folder or URI that every node can access. Its job.yaml holds the parameters of `must train`; the bundle is
+written to its folder bundle. Only paths below work_uri outlive the nodes.
 """
 
 import os
@@ -16,14 +16,14 @@ from must.base import storage
 from must.base.exits import exiting
 from must.base.files import DESCRIPTION_FILE
 from must.base.processes import end_with_parent
-from must.runtime.answers import keep_what_people_say
+from must.runtime.answers import select_by_answers
 from must.runtime.keepalive import stop_when_orphaned
 from must.runtime.mirror import mirrored
 from must.runtime.places import JobUri
 
 
 def train_job(job: str) -> None:
-    """Trains; the main process then copies what it wrote to the job's place, the bundle's description last."""
+    """Trains; rank 0 then copies the bundle to JOB, its description last."""
     storage.wait_for_credentials(job)  # the launcher has written there
     content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
     storage.wait_for_credentials(content["answers"]["work_uri"], content["tensorboard"])
@@ -31,14 +31,14 @@ def train_job(job: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             call("train", **content["train"], output=folder)
         return
-    launcher = content["launcher"]  # one process notices that it is gone; all of them stop after the same step
+    launcher = content["launcher"]  # only rank 0 watches it; then all ranks stop after the same step
     with (
         stop_when_orphaned(launcher["sign"], launcher["silence"]),
         tempfile.TemporaryDirectory() as folder,
         mirrored(folder, content["tensorboard"]),
     ):
         call("train", **content["train"], output=folder)
-        keep_what_people_say(**content["answers"], bundle=folder, classifier=JobUri(job).classifier, apart=True)
+        select_by_answers(**content["answers"], bundle=folder, classifier=JobUri(job).classifier, separate_process=True)
         publish(Path(folder), JobUri(job).bundle)
 
 

@@ -1,8 +1,8 @@
-"""A note a stage: running, done or failed, with its last log lines, where the next stages and people can read it.
+"""One note per stage: its state (running, done or failed) and last log lines, for the next stages and for people.
 
-The notes of a run are at WORK_URI/notes/RUN_ID. A stage killed without an exit code (out of memory, a lost node)
-leaves the note that it runs, at most a minute old. Kubeflow tells a pipeline's exit handler that something failed, but
-not what, and not always truly.
+The notes of a run are at WORK_URI/notes/RUN_ID. The last note of a stage that is killed without an exit code (out of
+memory, a lost node) has the state running and is at most a minute old. Kubeflow tells a pipeline's exit handler that
+something failed, but not what, and its state can be wrong.
 """
 
 import json
@@ -30,43 +30,41 @@ from must.runtime.tail import Tail
 
 logger = logging.getLogger(__name__)
 
-NOTE_S = 60.0  # seconds between writings of a running stage's note
-FIRST = 4.0  # seconds to the first of them, doubled until they are HEARTBEAT_S
-RESULT_FILE_ENV = (
-    "MUST_NOTE"  # the file by which a stage tells the process that supervises it what to put into the note
-)
+NOTE_S = 60.0  # seconds between two writes of a running stage's note
+FIRST = 4.0  # seconds before the first write; doubled up to NOTE_S
+RESULT_FILE_ENV = "MUST_NOTE"  # environment variable: the file through which a stage passes facts to its supervisor
 NOT_WRITTEN = ("source", "changed")
 
 
 @dataclass
 class Facts:
-    """What came out of a stage, for programs. Each stage sets its own; what is not set is not written."""
+    """The results of a stage, for programs. Each stage sets its own fields; empty fields are not written."""
 
     action: str = ""  # champion: train, or nothing new
-    why: str = ""  # champion: why that
-    index_sha256: str = ""  # of the index that a part of sharding made
+    why: str = ""  # champion: the reason for the action
+    index_sha256: str = ""  # shard: the index that a part made
     trainjob: str = ""  # train: the TrainJob's name
-    top1: float | None = None  # evaluate: accuracy, 0..1, where there are labels
-    before: float | None = None  # evaluate, gate: that of zero-shot, of the champion
-    report: str = ""  # evaluate: a copy of the report
-    report_link: str = ""  # where Kubeflow's own server hands it out
+    top1: float | None = None  # evaluate: accuracy, 0..1, if there are labels
+    before: float | None = None  # accuracy of the zero-shot model (evaluate) or of the champion (gate)
+    report: str = ""  # evaluate: URI of a copy of the report
+    report_link: str = ""  # evaluate: URL of the report on Kubeflow's own server
     outcome: str = ""  # gate: passed, stopped, ...
     against: str = ""  # gate: the champion, in words
-    reasons: list[str] = field(default_factory=list)  # gate: a line a rule
-    place: str = ""  # review: where answers go
-    page: str = ""  # review: the page for people
-    page_link: str = ""
-    pictures: int = 0  # review: on the page
-    text: str = ""  # review: what the answers so far say
-    version: str = ""  # promote: the champion's
-    pod: str = ""  # why the stage's pod ended, in the cluster's words
+    reasons: list[str] = field(default_factory=list)  # gate: one line per rule
+    place: str = ""  # review: URI of the folder for answers
+    page: str = ""  # review: URI of the page with the questions
+    page_link: str = ""  # review: URL of the page on Kubeflow's own server
+    pictures: int = 0  # review: number of pictures on the page
+    text: str = ""  # review: what the answers so far measure
+    version: str = ""  # promote: the new champion
+    pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Facts":
-        """Raises ValueError: a value of another kind. What this version does not know is left out."""
-        found = record_of(cls, {name: value for name, value in content.items() if value is not None})
-        require(all(map(is_moderate, (found.top1 or 0, found.before or 0, found.pictures))), "a value of another kind")
-        return found
+        """Raises ValueError: a value of a wrong type. Names unknown to this version are ignored."""
+        facts = record_of(cls, {name: value for name, value in content.items() if value is not None})
+        require(all(map(is_moderate, (facts.top1 or 0, facts.before or 0, facts.pictures))), "a value of another kind")
+        return facts
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value or isinstance(value, float)}
@@ -79,26 +77,26 @@ class Note:
     started: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0
     code: int = 0  # the exit code of a failed stage
-    result: str = ""  # one line about what came out, for people
-    facts: Facts = field(default_factory=Facts)  # the same for programs
-    checkpoints: str = ""  # where a retry goes on from
-    signalled: float = 0.0  # when it was asked to stop (SIGTERM), in seconds since 1970
-    tries: list[dict[str, Any]] = field(default_factory=list)  # those that failed before: code, seconds, host, line
+    result: str = ""  # one line about the results, for people
+    facts: Facts = field(default_factory=Facts)  # the results, for programs
+    checkpoints: str = ""  # folder of the checkpoints from which a retry resumes
+    signalled: float = 0.0  # time of a SIGTERM, in seconds since 1970
+    tries: list[dict[str, Any]] = field(default_factory=list)  # earlier failed attempts: code, seconds, host, line
     host: str = field(default_factory=socket.gethostname)
-    lines: list[str] = field(default_factory=list)  # the last of the log
-    source: Path | None = None  # what the supervised process tells
-    changed: threading.Event = field(default_factory=threading.Event)  # set it, and the note is written at once
+    lines: list[str] = field(default_factory=list)  # the last lines of the log
+    source: Path | None = None  # the file that the supervised process writes (RESULT_FILE_ENV)
+    changed: threading.Event = field(default_factory=threading.Event)  # set it to write the note immediately
 
-    def listen(self) -> None:
-        """Takes over what the supervised process has told so far."""
+    def update(self) -> None:
+        """Copies the results that the supervised process has written so far."""
         if self.source is not None:
             with suppress(OSError, ValueError):
-                told = json.loads(self.source.read_text())
-                self.result, self.checkpoints = told["result"], told["checkpoints"]
-                self.facts = Facts.of(self.facts.to_dict() | told["facts"])
+                content = json.loads(self.source.read_text())
+                self.result, self.checkpoints = content["result"], content["checkpoints"]
+                self.facts = Facts.of(self.facts.to_dict() | content["facts"])
 
     def failed_try(self, code: int | None, seconds: float, line: str) -> None:
-        """`code` is None where the try ended with no exit code."""
+        """Adds an attempt to `tries`. `code` is None if it ended without an exit code."""
         self.tries.append({"code": code, "seconds": round(seconds, 1), "host": self.host, "line": line[:300]})
 
 
@@ -106,18 +104,18 @@ class Note:
 def stage_note(
     work_uri: str, stage: str, checkpoints: str = "", run_id: str = "", facts: Facts | None = None
 ) -> Iterator[Note]:  # fmt: skip
-    """Keeps the note of the stage that runs inside the block. What it raises passes through.
+    """Writes the note of the stage that runs in the block. Exceptions of the block pass through.
 
-    A note that cannot be written is a warning: it must not be what stops the stage. In a process that is supervised,
-    the supervisor keeps the note and is told what is in this one.
+    A note that cannot be written is only a warning: it must not stop the stage. In a supervised process the supervisor
+    writes the note; the results go to the file RESULT_FILE_ENV for it.
     """
     note = Note(stage, checkpoints=checkpoints, facts=facts or Facts())
     if RESULT_FILE_ENV in os.environ:
         try:
-            tell(Path(os.environ[RESULT_FILE_ENV]), note)
+            write_results(Path(os.environ[RESULT_FILE_ENV]), note)
             yield note
         finally:
-            tell(Path(os.environ[RESULT_FILE_ENV]), note)
+            write_results(Path(os.environ[RESULT_FILE_ENV]), note)
         return
     uri = storage.join(WorkUri(work_uri).notes(run_id or os.environ.get(RUN_ID, "")), f"{stage}.json")
     note.tries = earlier_tries(uri)
@@ -135,7 +133,7 @@ def stage_note(
     else:
         note.state = "done"
     finally:
-        write_note(uri, note, tail)  # the tail is closed by now: nothing the stage printed is missing
+        write_note(uri, note, tail)  # the tail is closed now, so it has everything that the stage printed
 
 
 def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
@@ -150,11 +148,11 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
 
 
 def note_of(data: bytes) -> Note | None:
-    """The note in a file; None for any other file, which may be there too."""
-    return storage.object_or_none(data, sound)
+    """The note in a file; None if the file is no note."""
+    return storage.object_or_none(data, parse_note)
 
 
-def sound(content: dict[str, Any]) -> Note:
+def parse_note(content: dict[str, Any]) -> Note:
     known = {f.name for f in fields(Note)} - {*NOT_WRITTEN, "facts"}
     note = Note(**{name: value for name, value in content.items() if name in known})
     note.facts = Facts.of(content.get("facts") or {})
@@ -163,23 +161,23 @@ def sound(content: dict[str, Any]) -> Note:
 
 
 def is_sound(note: Note) -> bool:
-    """Whether each value is of its kind. Raises TypeError, KeyError or AttributeError where that shows by itself."""
+    """Whether each value has the right type. May raise TypeError, KeyError or AttributeError if one has not."""
     texts = [note.stage, note.state, note.result, note.checkpoints, note.host, *note.lines]
     numbers = [note.started, note.seconds, note.signalled, note.code]
-    for one in note.tries:
-        texts += [one["host"], one["line"]]
-        numbers += [one["seconds"], one["code"] or 0]
-    whole = all(map(is_moderate, numbers)) and all(isinstance(text, str) for text in texts)
-    return whole and isinstance(note.lines, list)
+    for attempt in note.tries:
+        texts += [attempt["host"], attempt["line"]]
+        numbers += [attempt["seconds"], attempt["code"] or 0]
+    valid = all(map(is_moderate, numbers)) and all(isinstance(text, str) for text in texts)
+    return valid and isinstance(note.lines, list)
 
 
 def is_moderate(number: Any) -> bool:
-    """Whether it is a number, and as seconds none beyond the years that the clock's functions take."""
+    """Whether it is a number, and small enough that the functions of `time` accept it as seconds."""
     return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 3e12
 
 
 def earlier_tries(uri: str) -> list[dict[str, Any]]:
-    """What became of this stage in this run before: its pod vanished, or it failed, and it was started again."""
+    """The failed attempts of this stage in this run: its pod vanished, or it failed, and it was started again."""
     try:
         note = note_of(storage.read_bytes(uri))
     except (OSError, ValueError):
@@ -190,17 +188,17 @@ def earlier_tries(uri: str) -> list[dict[str, Any]]:
     return note.tries
 
 
-def tell(file: Path, note: Note) -> None:
+def write_results(file: Path, note: Note) -> None:
     content = {"result": note.result, "checkpoints": note.checkpoints, "facts": note.facts.to_dict()}
     storage.write_bytes(file, json.dumps(content).encode())
 
 
 def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Collection[str]) -> None:
-    """After the run: puts into the notes that say that their stage runs what the cluster says of its pod.
+    """After the run: adds the cluster's reason for the end of the pod to each note that still has the state running.
 
     Args:
-        why: by stage, in the cluster's words.
-        by_themselves: stages of which the pod ended with a code of its own, and could not write that down.
+        why: the reason, by stage.
+        by_themselves: stages whose pod ended with its own exit code but could not write its last note.
     """
     for note in read_notes(work_uri, run_id):
         if note.state != "running" or note.stage not in why:
@@ -222,7 +220,7 @@ def content_of(note: Note) -> dict[str, Any]:
 
 
 def write_note(uri: str, note: Note, tail: Tail) -> None:
-    note.listen()
+    note.update()
     content = content_of(note) | {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())

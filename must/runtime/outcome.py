@@ -1,7 +1,7 @@
-"""How a run ended, from its stages' notes: the backend's word for it is a hint and no more.
+"""How a run ended, determined from its stages' notes. The backend's state is only a hint.
 
-Kubeflow Pipelines hands the exit handler a state that only some of its programs update: a run that went well may be
-RUNNING or FAILED there (and is never SUCCEEDED, which is the word of the local runner).
+Kubeflow Pipelines gives the exit handler a state that only some of its programs update: a successful run may be RUNNING
+or FAILED there (and is never SUCCEEDED, which only the local runner uses).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,59 +12,59 @@ from must.base.lock import run_in
 from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
-WAITS = "waits for answers"  # the outcome of a gate that leaves it to people
-WELL = ("SUCCEEDED", "COMPLETE")
+WAITS = "waits for answers"  # the outcome of a gate that leaves the decision to people
+SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 
 
 class Outcome(NamedTuple):
     name: str
     good: bool
-    headline: str  # one line for a reader who does not know the stages
+    headline: str  # one line, for readers who do not know the stages
 
 
 def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -> Outcome:
-    """Args: `state` is what the backend says of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
-    bad = failing(notes)
-    if bad is not None:
-        kind = failure_kind(bad)
-        if kind == "stopped":  # nothing is wrong with the run
-            return Outcome("failed", False, f"Run stopped from outside, during {bad.stage}")
+    """Args: `state` is the backend's state of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
+    failure = failing(notes)
+    if failure is not None:
+        kind = failure_kind(failure)
+        if kind == "stopped":  # not an error of the run
+            return Outcome("failed", False, f"Run stopped from outside, during {failure.stage}")
         if kind == "overtaken":
             return Outcome("failed", False, "Run stopped: another run promoted a model meanwhile; run it again")
         if kind == "held":
-            return Outcome("failed", False, f"Run stopped: {other_run(bad)} is writing to this work_uri")
-        return Outcome("failed", False, f"Run failed: {bad.stage}: {IN_SHORT[kind]}")
+            return Outcome("failed", False, f"Run stopped: {other_run(failure)} is writing to this work_uri")
+        return Outcome("failed", False, f"Run failed: {failure.stage}: {IN_SHORT[kind]}")
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
             if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                then_lost = f"{headline}. Then broken off: {missing[0]}{more} never started"
-                return Outcome("broken off", False, then_lost)
+                headline = f"{headline}. Then broken off: {missing[0]}{more} never started"
+                return Outcome("broken off", False, headline)
             return Outcome(name, True, headline)
-    if not notes and state in WELL:
+    if not notes and state in SUCCESS_STATES:
         return Outcome("complete", True, "Run complete, but its stages could leave no notes")
     last = f"nothing came after {notes[-1].stage}" if notes else "no stage started"
     return Outcome("broken off", False, f"Run broken off: {last}")
 
 
 def still_due(notes: dict[str, Note], then: Sequence[str]) -> Sequence[str]:
-    """What a run does besides what its good end tells of: `export` runs whatever the gate says."""
+    """The stages that must run after the decision: `export` after every gate, `then` after a promotion."""
     if "promote" in notes:
         return then
     return ["export"] if "gate" in notes else []
 
 
 def failing(notes: list[Note]) -> Note | None:
-    """The stage that is the reason: the first that failed, else the last one that fell silent."""
+    """The stage that ended the run: the first that failed, else the last one without a final note."""
     failed = sorted((note for note in notes if note.state == "failed"), key=lambda note: note.started + note.seconds)
     silent = [note for note in notes if note.state == "running"]
     return next(iter(failed or silent[-1:]), None)
 
 
-# good ends: the first rule that has a headline counts
+# Rules for successful ends: the first rule with a headline counts.
 def kept_zero_shot(notes: dict[str, Note]) -> str:
-    """No part of the adaptation was kept. As the first model of its name it is promoted all the same."""
+    """The zero-shot model was kept (alpha 0). The first model of its name is promoted nevertheless."""
     facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").version
     if facts.outcome != "kept zero-shot":
         return ""
@@ -72,7 +72,7 @@ def kept_zero_shot(notes: dict[str, Note]) -> str:
         return f"Kept zero-shot: no adaptation was better; promoted as {version}, the first of its name"
     if champion := facts.against:
         return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {champion}, stays"
-    return ""  # without a champion a promotion had to follow
+    return ""  # without a champion a promotion must follow
 
 
 def promoted(notes: dict[str, Note]) -> str:
@@ -81,7 +81,7 @@ def promoted(notes: dict[str, Note]) -> str:
 
 
 def waiting(notes: dict[str, Note]) -> str:
-    """The gate leaves it to people, and the page for them is there."""
+    """The gate left the decision to people, and the page with the questions exists."""
     if "review" not in notes or facts_of(notes, "gate").outcome != WAITS:
         return ""
     pictures = facts_of(notes, "review").pictures
@@ -108,7 +108,7 @@ GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
 
 
 def gain(notes: dict[str, Note]) -> str:
-    """Accuracies, where there are labels: against the champion, if it was measured on these images, or zero-shot."""
+    """The accuracies, if there are labels: of the model and of the champion, or else of the zero-shot model."""
     measured, gate = facts_of(notes, "evaluate"), facts_of(notes, "gate")
     after = measured.top1
     before, who = gate.before, gate.against
@@ -128,7 +128,7 @@ def facts_of(notes: dict[str, Note], stage: str) -> Facts:
     return notes[stage].facts if stage in notes else Facts()
 
 
-# bad ends
+# Failures.
 def failure_kind(note: Note) -> str:
     """A key of IN_SHORT and of summary.py's explanations."""
     if note.signalled:
@@ -142,9 +142,9 @@ def failure_kind(note: Note) -> str:
 
 
 def other_run(note: Note) -> str:
-    """Who holds the place that this stage waited for."""
-    found = next(filter(None, map(run_in, reversed(note.lines))), "")
-    return f"another run, {found}," if found else "another program"
+    """The owner of the lock that this stage waited for."""
+    run_id = next(filter(None, map(run_in, reversed(note.lines))), "")
+    return f"another run, {run_id}," if run_id else "another program"
 
 
 IN_SHORT = {

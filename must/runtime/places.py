@@ -1,12 +1,12 @@
-"""Where a run's files are below its work_uri. The layout is defined here alone; security.md says who may write there.
+"""The layout of the files below a run's work_uri. security.md lists who may write there.
 
 WORK_URI/shards                       of all runs, with index.json
-         classifiers/KEY              zero-shot classifiers, by what they were made of
-         models/NAME-KEY              the models they were made with: no later stage asks a hub for them
+         classifiers/KEY              zero-shot classifiers, by a hash of their inputs
+         models/NAME-KEY              the models of the classifiers: later stages need no hub
          checkpoints/KEY, jobs/KEY    of training, by data, classes, start and settings: a retry finds them
-         reviews/KEY                  what people are asked about a model, the page for it, and their answers
-         notes/RUN_ID                 a note a stage, a copy of the report, and the run's page
-         registry                     promoted models, unless the run names another place
+         reviews/KEY                  the questions about a model, the page with them, and people's answers
+         notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
+         registry                     promoted models, unless the run has another registry_uri
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from must.base.files import CLASSIFIER_FILE
 
 @dataclass(frozen=True)
 class WorkUri:
-    """A path that all stages see, or gs://bucket/prefix."""
+    """A path that all stages can access, or gs://bucket/prefix."""
 
     uri: str
 
@@ -32,7 +32,7 @@ class WorkUri:
         return storage.join(self.uri, "notes")
 
     def notes(self, run_id: str) -> str:
-        """The notes of one run; of all runs without an id, where `run_id` is ''."""
+        """The notes of one run. Runs without an id share one folder."""
         return storage.join(self.every_runs_notes, run_id or "run")
 
     def classifier(self, key: str) -> str:
@@ -55,14 +55,14 @@ class WorkUri:
     def review(self, key: str) -> str:
         return storage.join(self.reviews, key)
 
-    def registry(self, other: str = "") -> str:
-        """`other`, unless that is ''."""
-        return other or storage.join(self.uri, "registry")
+    def registry(self, registry_uri: str = "") -> str:
+        """`registry_uri`, or the default if that is ''."""
+        return registry_uri or storage.join(self.uri, "registry")
 
 
 @dataclass(frozen=True)
 class JobUri:
-    """What a TrainJob's launcher and its nodes hand to one another: they see no file of each other's pods."""
+    """The files that a TrainJob's launcher and its nodes exchange: their pods share no disk."""
 
     uri: str
 
@@ -77,7 +77,7 @@ class JobUri:
 
     @property
     def bundle(self) -> str:
-        """The model that the nodes leave."""
+        """The model that the nodes write."""
         return storage.join(self.uri, "bundle")
 
     @property

@@ -1,8 +1,7 @@
-"""What the pipeline's stages do, a function each, in a process of its own (supervise.py).
+"""The pipeline's stages, one function each. Each runs in its own process (supervise.py).
 
-A component hands the function itself to `supervised`, so that a type checker follows a value from the DAG to where it
-is used. They raise as the library does. A stage that has nothing of its own to tell needs no function here: `library`
-runs it.
+A component passes the function itself to `supervised`, so that a type checker can check the arguments. They raise the
+library's exceptions. A stage without special facts for its note needs no function here: `library` runs it.
 """
 
 import logging
@@ -31,12 +30,12 @@ from must.runtime.training import train
 
 
 def part_name(stage: str, part: str) -> str:
-    """A note's name for the part I/N of a stage."""
+    """The name of the note of part I/N of a stage."""
     return f"{stage}-{part.replace('/', '-of-')}"
 
 
 def follow_ups(labelling_pods: int, serve: str) -> list[str]:
-    """Names of the notes that a promotion is followed by."""
+    """The names of the notes of the stages after a promotion."""
     parts = [part_name("predict", part) for part in parts_of(labelling_pods)]
     return parts + ["serve"] * (serve != "none")
 
@@ -45,27 +44,25 @@ def shard_part(
     work_uri: str, *, part: str, source: str, test_source: str, labels: str, split: str, append: bool,
     settings: dict[str, Any],
 ) -> None:  # fmt: skip
-    """What it has done is in the output; its note tells of the index, if it has made that."""
-    run = os.environ.get(RUN_ID, "")
-    own = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    values = sharding_settings(settings, own | {"output": WorkUri(work_uri).shards})
+    """Does one part of sharding. If this part made the index, its note contains the index's sha256."""
+    run_id = os.environ.get(RUN_ID, "")
+    inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
+    values = sharding_settings(settings, inputs | {"output": WorkUri(work_uri).shards})
     with stage_note(work_uri, part_name("shard", part)) as note:
-        index = call("shard", **values, part=part, run_id=run)
+        index = call("shard", **values, part=part, run_id=run_id)
         note.result = "done; other parts have work left or make the shards"
         if index is not None:
-            note.result, note.facts = (
-                f"the shards are there, revision {index.revision}",
-                Facts(index_sha256=index.sha256),
-            )
+            note.result = f"the shards are there, revision {index.revision}"
+            note.facts = Facts(index_sha256=index.sha256)
 
 
 def made_by_parts(work_uri: str, shards: str) -> Index | None:
-    """The index that a part of this very run has made: the source is not listed once more."""
-    made = {note.facts.index_sha256 for note in read_notes(work_uri, os.environ.get(RUN_ID, ""))} - {""}
-    if not made or not storage.exists(storage.join(shards, INDEX_FILE)):
+    """The index, if a part of this run made it: then the source need not be listed again."""
+    hashes = {note.facts.index_sha256 for note in read_notes(work_uri, os.environ.get(RUN_ID, ""))} - {""}
+    if not hashes or not storage.exists(storage.join(shards, INDEX_FILE)):
         return None
     index = load_index(shards)
-    return index if index.sha256 in made else None
+    return index if index.sha256 in hashes else None
 
 
 __all__ = [
@@ -76,9 +73,9 @@ logger = logging.getLogger(__name__)
 
 
 def library(work_uri: str, *, stage: str, values: dict[str, Any], part: str = "") -> None:
-    """The library's stage of that name with its own parameters, which the stage itself checks.
+    """Runs the library's stage of that name; the stage itself checks its parameters `values`.
 
-    The note's line tells the numbers that the stage returns.
+    The note's result lists the numbers that the stage returns.
     """
     with stage_note(work_uri, part_name(stage, part) if part else stage) as note:
         result = call(stage, **values)
@@ -87,7 +84,7 @@ def library(work_uri: str, *, stage: str, values: dict[str, Any], part: str = ""
 
 
 def inputs(work_uri: str, *, parameters: dict[str, Any]) -> str:
-    """Returns a sha256 of what class file and model hold. `parameters`: the run's."""
+    """Checks the run's `parameters`; returns a sha256 of the contents of class file and model."""
     with stage_note(work_uri, "inputs") as note:
         result = check_inputs(parameters, work_uri)
         note.result = "as the stages take them"
@@ -96,7 +93,7 @@ def inputs(work_uri: str, *, parameters: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Sharded:
-    """The index's sha256, where the shards are, and how often images were added."""
+    """The index's sha256, the shards' URI, the index's revision, and the number of images."""
 
     sha256: str
     shards: str
@@ -108,16 +105,15 @@ def shard(
     work_uri: str, *, index: str, source: str, test_source: str, labels: str, split: str, append: bool,
     settings: dict[str, Any],
 ) -> Sharded:  # fmt: skip
-    """Where parts went before it has nothing to do if one of them has made the index, and else what they have left."""
-    shards = WorkUri(work_uri).shards
-    own = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
+    """Makes the shards. After parallel parts it does only the remaining work, none if a part has made the index."""
+    uri = WorkUri(work_uri).shards
+    inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
     with stage_note(work_uri, "shard") as note:
-        result = made_by_parts(work_uri, shards)
-        result = result or call("shard", **sharding_settings(settings, own | {"output": shards}))
-        count = sum(one.samples for one in result.shards)
+        result = made_by_parts(work_uri, uri) or call("shard", **sharding_settings(settings, inputs | {"output": uri}))
+        count = sum(shard.samples for shard in result.shards)
         note.result = f"{count:,} images, revision {result.revision}"
-        storage.write_bytes(index, storage.read_bytes(storage.join(shards, INDEX_FILE)))
-    return Sharded(result.sha256, shards, result.revision, count)
+        storage.write_bytes(index, storage.read_bytes(storage.join(uri, INDEX_FILE)))
+    return Sharded(result.sha256, uri, result.revision, count)
 
 
 def champion(
@@ -128,7 +124,7 @@ def champion(
         best = ask_registry(
             WorkUri(work_uri).registry(registry_uri), name, index_sha256, classifier,
             training_settings(settings, preset, epochs), only_new,
-            answered=partial(answers.answered_since, work_uri),
+            answered=partial(answers.has_new_answers, work_uri),
         )  # fmt: skip
         note.result = "; ".join(best.reasons)
         note.facts = Facts(action=best.action, why=best.reasons[-1].removeprefix("nothing new: "))
@@ -137,18 +133,18 @@ def champion(
 
 
 def review(work_uri: str, *, key: str, bundle: str, classifier: str, output: str, link: str = "") -> dict[str, Any]:
-    """Returns where the page is and how many pictures it asks about. `link` leads to the page beside Kubeflow's."""
+    """Writes the page with questions; returns its folder and number of pictures. `link`: its URL at Kubeflow's page."""
     with stage_note(work_uri, "review") as note:
-        asked = answers.ask(work_uri, key=key, bundle=bundle, classifier=classifier, output=output)
-        note.result = f"{asked['pictures']:,} pictures on the page. {asked['text']}"
-        note.facts = Facts(page=storage.join(asked["place"], answers.PAGE), page_link=link, **asked)
-    return asked
+        page = answers.write_page(work_uri, key=key, bundle=bundle, classifier=classifier, output=output)
+        note.result = f"{page['pictures']:,} pictures on the page. {page['text']}"
+        note.facts = Facts(page=storage.join(page["place"], answers.PAGE), page_link=link, **page)
+    return page
 
 
 def export(
     work_uri: str, *, index_sha256: str, bundle: str, details: str, onnx: str, precision: str, embeddings: bool
 ) -> dict[str, Any]:
-    """Returns what the ONNX artifact tells of the model."""
+    """Returns the metadata of the ONNX artifact."""
     with stage_note(work_uri, "export") as note:
         call(
             "export", model=bundle, output=onnx, precision=precision, embeddings=embeddings, index_sha256=index_sha256,
@@ -162,5 +158,5 @@ def predict(
     work_uri: str, *, part: str, index_sha256: str, onnx: str, output: str, settings: dict[str, Any]
 ) -> None:  # fmt: skip
     """`settings`: other parameters of `must predict`."""
-    own = {"model": onnx, "shards": WorkUri(work_uri).shards, "index_sha256": index_sha256, "output": output}
-    library(work_uri, stage="predict", values={**settings, **own, "part": part}, part=part)
+    inputs = {"model": onnx, "shards": WorkUri(work_uri).shards, "index_sha256": index_sha256, "output": output}
+    library(work_uri, stage="predict", values={**settings, **inputs, "part": part}, part=part)

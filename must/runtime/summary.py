@@ -1,6 +1,6 @@
-"""One page about a run that is over: what came of it, what each stage did, which one failed, why, how to go on.
+"""The summary page of a run that has ended: its outcome, its stages, which one failed, why, and how to resume.
 
-Markdown, for Kubeflow's narrow panel; `as_text` makes it a page for a terminal.
+Markdown, for Kubeflow's narrow panel; `as_text` converts it for a terminal.
 """
 
 import logging
@@ -21,9 +21,9 @@ from must.runtime.places import WorkUri
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.md"
-LOG = "Last lines of "  # begins the page's last part
-RETENTION_S = 14 * 86_400.0  # seconds that notes of a run are kept after the last was written
-RUNS_LOOKED_AT = 50  # other runs' notes whose age a summary looks at
+LOG = "Last lines of "  # the beginning of the page's last part
+RETENTION_S = 14 * 86_400.0  # seconds after its last note for which the notes of a run are kept
+RUNS_CHECKED = 50  # number of other runs whose notes' age a summary checks
 WHY = {
     "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
@@ -36,15 +36,15 @@ WHY = {
     "error": "an error in the program or the machine (exit code {code})",
 }
 SAYS_WHY = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
-GOES_ON = {
-    "time": "yes, for as long again{kept}",
-    "input": "after the input is mended{kept}",
-    "held": "when the other run is over{kept}",
-    "overtaken": "yes: what was done is found, and the model is compared with the new champion",
-    "error": "perhaps{kept_or}",
+RESUMABLE = {
+    "time": "yes, for as long again{progress}",
+    "input": "after the input is corrected{progress}",
+    "held": "when the other run is over{progress}",
+    "overtaken": "yes: finished work is reused, and the model is compared with the new champion",
+    "error": "perhaps{progress_or_hint}",
 }
-STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage that did not come to tell its end; kind: word
-LINE_WIDTH = 66  # characters of the log's lines: Kubeflow shows them in a narrow panel and cuts off what is longer
+STATES = {"stopped": "stopped", "silent": "lost"}  # by failure kind: the state of a stage without a final note
+LINE_WIDTH = 66  # characters of the log's lines: Kubeflow's narrow panel cuts off longer lines
 BROKEN_OFF = [
     "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image",
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which.",
@@ -59,11 +59,11 @@ def summarize(
     """Markdown from the stages' notes.
 
     Args:
-        state: what the backend says of the stages; a hint.
+        state: the backend's state of the stages; only a hint.
         again: the command that starts the same run again.
-        then: the notes that a promotion is followed by.
-        answer: the command that takes people's answers; one by the run's id where it is ''.
-        more: lines for a page about a failure.
+        then: the names of the notes of the stages after a promotion.
+        answer: the command that adds people's answers; '': one with the run's id.
+        more: additional lines for the page of a failed run.
     """
     notes = read_notes(work_uri, run_id)
     outcome = outcome_of(notes, state, then)
@@ -81,41 +81,40 @@ def summarize(
 def leave_page(work_uri: str, run_id: str, page: str) -> None:
     """Writes the page beside the notes, for `submit.py --wait`; then deletes old runs' notes."""
     storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
-    forget_old(work_uri, time.time() - RETENTION_S, run_id)
+    delete_old(work_uri, time.time() - RETENTION_S, run_id)
 
 
-def forget_old(work_uri: str, before: float, own: str = "") -> None:
-    """Deletes the notes of runs that were silent since `before`, in seconds since 1970; a run that lives writes.
+def delete_old(work_uri: str, before: float, current: str = "") -> None:
+    """Deletes the notes of runs that have written none since `before` (seconds since 1970), as live runs do.
 
-    It is no run's task: what keeps it from deleting, no right to it or a store that is away, is a line of warning.
+    A failure, such as a missing permission or an unreachable store, is only a warning.
 
     Args:
-        own: the run whose notes stay, whatever its clocks say.
+        current: id of the run whose notes are never deleted, for the case of a wrong clock.
     """
     root = WorkUri(work_uri).every_runs_notes
     try:
-        runs = notes_of_runs(root, own)
-        for run in random.sample(sorted(runs), min(RUNS_LOOKED_AT, len(runs))):
-            with suppress(FileNotFoundError):  # another run that ends now forgets it, too
-                forget_if_old(storage.join(root, run), runs[run], before)
+        runs = notes_of_runs(root, current)
+        for run in random.sample(sorted(runs), min(RUNS_CHECKED, len(runs))):
+            with suppress(FileNotFoundError):  # another run that ends now may delete it at the same time
+                delete_if_old(storage.join(root, run), runs[run], before)
     except (OSError, ValueError) as error:
         logger.warning(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}")
 
 
-def notes_of_runs(root: str, own: str) -> dict[str, list[str]]:
-    """Each run's files that may be notes, but for those of the run `own`."""
+def notes_of_runs(root: str, current: str) -> dict[str, list[str]]:
+    """The JSON files of each run, except those of the run `current`."""
     runs = dict[str, list[str]]()
     for entry in storage.list_files(root):
         run, _, name = entry.name.partition("/")
-        if run and run != own and name.endswith(".json"):
+        if run and run != current and name.endswith(".json"):
             runs.setdefault(run, []).append(name)
     return runs
 
 
-def forget_if_old(folder: str, names: Sequence[str], before: float) -> None:
-    """Raises FileNotFoundError, OSError, ValueError: as the store says."""
-    found = [note_of(storage.read_bytes(storage.join(folder, name))) for name in names]
-    notes = [note for note in found if note is not None]
+def delete_if_old(folder: str, names: Sequence[str], before: float) -> None:
+    """Raises FileNotFoundError, OSError, ValueError: errors of the store."""
+    notes = [note for name in names if (note := note_of(storage.read_bytes(storage.join(folder, name)))) is not None]
     if notes and all(note.started + note.seconds < before for note in notes):
         storage.delete_folder(folder)
 
@@ -127,7 +126,7 @@ def links(notes: list[Note], run_id: str) -> list[str]:
 
 
 def questions(notes: list[Note], answer: str) -> list[str]:
-    """What a person is asked to do."""
+    """The instructions for answering."""
     facts = next(note.facts for note in notes if note.stage == "review")
     uri, link = facts.page, facts.page_link
     page = f"[the page]({link}), or copy it from `{uri}`" if link else f"the page: `{uri}`"
@@ -141,27 +140,27 @@ def questions(notes: list[Note], answer: str) -> list[str]:
 
 
 def report_at(facts: Facts) -> str:
-    """A link for those who may read the bucket, where its store has a page, or to the copy that Kubeflow's own server
-    hands out, beside its page; else where it is."""
+    """A link to the report: at Cloud Storage, for readers of the bucket, else at Kubeflow's own server; else its URI."""
     uri = facts.report
     if uri.startswith("gs://"):
         return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"
-    shown = f"[Report]({facts.report_link})" if facts.report_link else "Report"
-    return f"{shown}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
+    link = f"[Report]({facts.report_link})" if facts.report_link else "Report"
+    return f"{link}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
 
 
 def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     note = failing(notes)
     assert note is not None
-    kind, kept = failure_kind(note), progress(note)
-    goes_on = GOES_ON.get(kind, "yes{kept}").format(kept=kept, kept_or=kept or ": nothing is lost")
+    kind, text = failure_kind(note), progress(note)
+    resumable = RESUMABLE.get(kind, "yes{progress}")
+    resumable = resumable.format(progress=text, progress_or_hint=text or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, said = WHY[kind].format(code=note.code), last_reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
+    why, reason = WHY[kind].format(code=note.code), last_reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
     return [
-        f"**Why**: {said} · {why}" if said else f"**Why**: {why}",
+        f"**Why**: {reason} · {why}" if reason else f"**Why**: {why}",
         "",
         *after_promotion(notes, f"{note.stage} failed"),
-        f"- **Resumable**: {goes_on}",
+        f"- **Resumable**: {resumable}",
         f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run* (after *Retry* this page stays as it is)",
         *more,
         f"- **Tried**: {tried(note)}",
@@ -171,13 +170,13 @@ def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
 
 
 def last_reason(note: Note) -> str:
-    """The last line of the stage's log, without the command in front."""
+    """The last line of the stage's log, without the command at its beginning."""
     line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
     return plain(re.sub(r"^must [\w-]+: ", "", line.strip()))
 
 
 def plain(text: str) -> str:
-    """As Markdown leaves it alone."""
+    """Escapes Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST_LINE))
 
 
@@ -194,13 +193,13 @@ def wrapped(line: str) -> list[str]:
     return [text[start : start + LINE_WIDTH] for start in range(0, len(text), LINE_WIDTH)] or [""]
 
 
-def after_promotion(notes: list[Note], what: str) -> list[str]:
-    """A run that goes on finds its own model as the champion: `only_new` would call that nothing new."""
-    versions = [one.facts.version or None for one in notes if one.stage == "promote" and one.state == "done"]
+def after_promotion(notes: list[Note], event: str) -> list[str]:
+    """A hint for a run that promoted its model before `event`: when it resumes, `only_new` would find nothing new."""
+    versions = [note.facts.version or None for note in notes if note.stage == "promote" and note.state == "done"]
     if not versions:
         return []
     return [
-        f"- **Promoted all the same** as {versions[0]}, before {what}: LATEST names it. Go on with "
+        f"- **Promoted all the same** as {versions[0]}, before {event}: LATEST names it. Go on with "
         "`only_new` false, which else ends the run early"
     ]
 
@@ -209,8 +208,8 @@ def tried(note: Note) -> str:
     if not note.tries:
         return "once; no retry happened"
     earlier = ", ".join(
-        f"{'no exit code' if one['code'] is None else 'exit code ' + str(one['code'])} after "
-        f"{clock(one['seconds'])}" for one in note.tries
+        f"{'no exit code' if attempt['code'] is None else 'exit code ' + str(attempt['code'])} after "
+        f"{clock(attempt['seconds'])}" for attempt in note.tries
     )  # fmt: skip
     return f"{len(note.tries) + 1} times; before: {earlier}"
 
@@ -237,7 +236,7 @@ def stage_table(notes: list[Note]) -> list[str]:
 
 
 def state_of(note: Note) -> str:
-    """True after the run's end: nothing runs any more."""
+    """The stage's state after the run's end, when nothing runs any more."""
     return STATES.get(failure_kind(note), note.state) if note.state != "done" else "done"
 
 
@@ -248,14 +247,14 @@ def clock(seconds: float) -> str:
 
 
 def is_current(page: str, notes: list[Note]) -> bool:
-    """Whether the page was made of these notes: Kubeflow's own *Retry* repeats stages, but not the summary."""
+    """Whether the page was made from these notes: Kubeflow's own *Retry* repeats stages, but not the summary."""
     return "\n".join(stage_table(notes)).strip() in page
 
 
 def as_text(page: str, notes: list[Note]) -> str:
-    """The log's lines are those of the notes: on the page they are cut into pieces."""
-    shown, log, _ = page.partition(LOG)
-    lines = [without_signs(line) for line in aligned(shown.splitlines())]
+    """The page for a terminal. The log's lines come from the notes, because the page wraps them."""
+    main_part, log, _ = page.partition(LOG)
+    lines = [without_markup(line) for line in aligned(main_part.splitlines())]
     note = failing(notes)
     if log and note is not None:
         lines += [f"{LOG}{note.stage}:", "", *(f"  {line}" for line in note.lines[-20:])]
@@ -265,23 +264,23 @@ def as_text(page: str, notes: list[Note]) -> str:
 
 
 def aligned(lines: list[str]) -> list[str]:
-    """A aligned's columns one below the other."""
+    """Aligns the columns of the page's table."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
-    shown = []
+    aligned_lines = []
     for line in lines:
         if line.startswith("| "):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
         if not line.startswith("|-"):
-            shown.append(line)
-    return shown
+            aligned_lines.append(line)
+    return aligned_lines
 
 
-def without_signs(line: str) -> str:
-    """Without Markdown's signs; a link's address only where it leads somewhere from here."""
+def without_markup(line: str) -> str:
+    """Removes Markdown's markup. Of links only absolute addresses remain."""
     line = re.sub(r"^#+ ", "", line)
     line = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"\1 (\2)", line)
     line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
-    line = re.sub(r"\*\*(.+?)\*\*|(?<!\w)\*(.+?)\*(?!\w)", lambda found: found[1] or found[2], line)
+    line = re.sub(r"\*\*(.+?)\*\*|(?<!\w)\*(.+?)\*(?!\w)", lambda match: match[1] or match[2], line)
     return re.sub(r"\\([\\`*_{}\[\]<>#|~])", r"\1", re.sub(r"(?<!\\)`", "", line))

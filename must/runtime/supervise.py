@@ -1,9 +1,9 @@
-"""Runs a stage in a process of its own, and again unless it is known to stay wrong: a killed worker, a lost store or
-peer may pass, and so may a crash; wrong input does not.
+"""Runs a stage in its own process, and repeats it after errors that may be temporary: a killed worker, a lost store or
+peer, a crash; not after wrong input.
 
-The backend's retries cannot be relied on for that: installations differ, and none tells wrong input from a crash. They
-remain for pods that vanish. This process imports no torch; what the stage prints goes through the descriptors it
-inherits, so that its last lines are known even when it is killed.
+The backend's retries are not enough: installations differ, and none distinguishes wrong input from a crash. They are
+only for pods that vanish. This process imports no torch; the stage prints through inherited file descriptors, so that
+its last lines are known even if it is killed.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-RETRIES = "MUST_RETRIES"  # COUNT,SECONDS,FACTOR in the environment, from cluster.yaml; none without it
-TIME_LIMIT_ENV = "MUST_TIME_LIMIT"  # seconds for all tries in this pod, from cluster.yaml; no limit without it
+RETRIES = "MUST_RETRIES"  # environment variable, from cluster.yaml: COUNT,SECONDS,FACTOR; unset: no retries
+TIME_LIMIT_ENV = "MUST_TIME_LIMIT"  # environment variable, from cluster.yaml: seconds for all tries in this pod
 GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large checkpoint; the pod itself has 900
-NEVER = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)  # done; what stays wrong; the keyboard
-INPUTS = "inputs"  # the stage that has read and written at the run's places before any other does
-PLACES = ("registry_uri", "tensorboard_uri", "output")  # besides work_uri, by the names of `values`
-OVERTAKEN = ("promote", HELD)  # another run promoted meanwhile: no waiting changes that
+NEVER_RETRIED = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)
+INPUTS = "inputs"  # the first stage, which has tested the run's URIs
+URI_VALUES = ("registry_uri", "tensorboard_uri", "output")  # names of `values` that are URIs, besides work_uri
+OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 LONGEST_WAIT = 3600.0  # seconds between two tries
 
 
@@ -49,15 +49,15 @@ LONGEST_WAIT = 3600.0  # seconds between two tries
 class Policy:
     count: int = 0  # tries after the first
     backoff: float = 0.0  # seconds before the first of them
-    factor: int = 2  # on the seconds, from one to the next
+    factor: int = 2  # by which the seconds grow from one try to the next
 
     def pause(self, number: int) -> float:
-        """Seconds before try `number`, the second being 1."""
+        """Seconds before retry `number`, from 1."""
         return min(LONGEST_WAIT, self.backoff * self.factor ** (number - 1))
 
 
 def policy() -> Policy:
-    """Raises ValueError: the environment's is none."""
+    """The policy in the environment. Raises ValueError: it is invalid."""
     text = os.environ.get(RETRIES, "")
     if not text:
         return Policy()
@@ -75,17 +75,17 @@ def supervised(
     *args: Parameters.args,
     **values: Parameters.kwargs,
 ) -> Result:
-    """What `function` returns for `work_uri` and `values`, from a process of its own.
+    """Calls `function` with `work_uri` and `values` in another process; returns its result.
 
     Args:
         stage: the note's name.
-        function: of a module, with keyword parameters of JSON's kinds; it returns such, or a dataclass of such.
+        function: a module's function. Its parameters are JSON values; it returns a JSON value or a dataclass of these.
 
     Raises:
-        SystemExit: with the stage's code, once it will not be tried again; 137 where it was killed.
+        SystemExit: with the exit code of the last try; 137 if it was killed.
     """
     if stage != INPUTS:
-        wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in PLACES))
+        wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
     job = {
         "stage": stage, "module": function.__module__, "function": function.__name__,
         "values": {"work_uri": work_uri, **values},
@@ -93,12 +93,12 @@ def supervised(
     with exiting(stage):
         allowed = policy()
     with stage_note(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
-        note.source = Path(folder) / "told.json"
+        note.source = Path(folder) / "note.json"
         (Path(folder) / "job.json").write_text(json.dumps(job))
         try:
             code = Supervisor(note, Path(folder), allowed, run_id).run()
         finally:
-            note.listen()
+            note.update()
         if code:
             raise SystemExit(code)
         result = json.loads((Path(folder) / "result.json").read_text())
@@ -111,21 +111,21 @@ class Supervisor:
 
     def __init__(self, note: Note, folder: Path, policy: Policy, run_id: str) -> None:
         self.note, self.folder, self.policy = note, folder, policy
-        self.environment = child_environment() | {RESULT_FILE_ENV: str(folder / "told.json"), RUN_ID: run_id}
+        self.environment = child_environment() | {RESULT_FILE_ENV: str(folder / "note.json"), RUN_ID: run_id}
         self.stopping = threading.Event()
         limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
-        self.over = time.monotonic() + limit if limit else None
+        self.deadline = time.monotonic() + limit if limit else None
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """The exit code of the last try."""
-        with handling(signal.SIGTERM, self.hand_on):
+        """Runs the tries; returns the exit code of the last one."""
+        with handling(signal.SIGTERM, self.forward):
             number = 0
             while True:
                 started = time.monotonic()
                 code = self.attempt()
                 overtaken = (self.note.stage, code) == OVERTAKEN
-                if code in NEVER or overtaken or self.stopping.is_set() or number >= self.policy.count:
+                if code in NEVER_RETRIED or overtaken or self.stopping.is_set() or number >= self.policy.count:
                     return code
                 number += 1
                 self.note.failed_try(code, time.monotonic() - started, "")
@@ -138,19 +138,19 @@ class Supervisor:
                 self.note.changed.set()
                 if self.stopping.wait(pause):
                     return PREEMPTED
-                if self.over and time.monotonic() > self.over:
+                if self.deadline and time.monotonic() > self.deadline:
                     return TIME_OVER
 
     def attempt(self) -> int:
         command = [sys.executable, "-m", "must.runtime.supervise", str(self.folder)]
-        # A group of its own: a signal to ours comes to it once, from here.
+        # In its own process group: so it gets a signal to this group only once, from `forward`.
         self.child = subprocess.Popen(command, env=self.environment, process_group=0)
-        if self.stopping.is_set():  # the signal came before there was a child
+        if self.stopping.is_set():  # the signal came before the child was started
             self.child.terminate()
         try:
-            code = self.child.wait(self.over and max(0.0, self.over - time.monotonic()))
+            code = self.child.wait(self.deadline and max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            return self.time_is_over(self.child)
+            return self.stop_at_limit(self.child)
         except KeyboardInterrupt:
             self.child.send_signal(signal.SIGINT)
             code = self.child.wait()
@@ -159,8 +159,8 @@ class Supervisor:
             return PREEMPTED
         return 128 - code if code < 0 else code
 
-    def time_is_over(self, child: subprocess.Popen[bytes]) -> int:
-        """Ends the stage as a signal would: training saves a checkpoint."""
+    def stop_at_limit(self, child: subprocess.Popen[bytes]) -> int:
+        """Ends the stage with SIGTERM, so that training saves a checkpoint."""
         limit = os.environ[TIME_LIMIT_ENV]
         logger.warning(f"must {self.note.stage}: reached its time limit of {limit} s")
         child.terminate()
@@ -171,17 +171,18 @@ class Supervisor:
             child.wait()
         return TIME_OVER
 
-    def hand_on(self, number: int, frame: object) -> None:
+    def forward(self, number: int, frame: object) -> None:
+        """Forwards a signal to the child."""
         self.stopping.set()
         if self.child is not None:
             with suppress(ProcessLookupError):
                 self.child.send_signal(number)
         self.note.signalled = time.time()
-        self.note.changed.set()  # written by another thread: there may be half a second left
+        self.note.changed.set()  # another thread writes the note: half a second may be left
 
 
 def work(folder: Path) -> None:
-    """The supervised process: calls the function and writes down what it returns."""
+    """The supervised process: calls the function and writes its result to a file."""
     end_with_parent()
     job = json.loads((folder / "job.json").read_text())
     with exiting(job["stage"]):

@@ -1,4 +1,4 @@
-"""Training inside one pod of the pipeline: its parameters, its checkpoints' place, its processes (under torchrun)."""
+"""Training in one pod of the pipeline: its parameters, its checkpoint folder, its processes (with torchrun)."""
 
 import hashlib
 import signal
@@ -19,7 +19,7 @@ from must.base.processes import child_environment
 from must.method.model.bundle import load_description, summary_at
 from must.method.model.provenance import RunSummary
 from must.method.train.provenance import run_key
-from must.runtime.answers import keep_what_people_say
+from must.runtime.answers import select_by_answers
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
 from must.runtime.mirror import mirrored
@@ -27,24 +27,24 @@ from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 
 
-def number_of_processes(asked: str) -> int:
-    """`asked` is a number, or auto: one a GPU of this machine, one without GPUs. Raises ValueError: it is neither."""
-    if asked == "auto":
+def number_of_processes(text: str) -> int:
+    """Parses a number, or auto: one process per GPU of this machine, at least one. Raises ValueError: it is neither."""
+    if text == "auto":
         import torch
 
         return max(1, torch.cuda.device_count())
-    require(asked.isdigit() and int(asked) >= 1, f"processes '{asked}': a number of 1 or more, or auto")
-    return int(asked)
+    require(text.isdigit() and int(text) >= 1, f"processes '{text}': a number of 1 or more, or auto")
+    return int(text)
 
 
 def launch(values: dict[str, Any], processes: int) -> RunSummary:
-    """Runs `must train` in `processes` processes; returns the run's summary, from the model that was written.
+    """Runs `must train` in `processes` processes; returns the run's summary, read from the written model.
 
-    A SIGTERM is handed on, so that the processes save a checkpoint before they stop.
+    A SIGTERM is forwarded, so that the processes save a checkpoint before they stop.
 
     Raises:
-        SystemExit: the processes failed, with the code of the one that ended first: 2, the input is wrong (it said
-            so in one line); 75, stopped and resumable.
+        SystemExit: the processes failed. The code is that of the process that ended first: 2, wrong input (with a line
+            on standard error); 75, stopped and resumable.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
@@ -55,19 +55,19 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
         child = subprocess.Popen(command, env=child_environment())
         with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
             code = child.wait()
-    if code == -signal.SIGTERM:  # it had not even begun
+    if code == -signal.SIGTERM:  # before torchrun had installed its signal handler
         code = PREEMPTED
     if code:
         raise SystemExit(code if code > 0 else BUG)
     return summary_at(values["output"])
 
 
-OFTEN = 60  # seconds between checkpoints: a pod that is taken away may have half a second to save one
+CHECKPOINT_SECONDS = 60  # between checkpoints: a pod that is preempted may have only half a second to save one
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a run asks of training, as its stage is given it."""
+    """The run's parameters for training."""
 
     work_uri: str
     index_sha256: str
@@ -77,31 +77,31 @@ class TrainRequest:
     epochs: int = 0
 
     def decision_key(self) -> str:
-        """What `champion` calls this data with these settings."""
+        """The key of this data with these settings in `champion`."""
         return run_key(self.index_sha256, self.classifier, training_settings(self.settings, self.preset, self.epochs))
 
     def job_values(self) -> tuple[str, dict[str, Any]]:
-        """A key, and parameters of `must train` but for the classifier's and the output's place.
+        """A key, and the parameters of `must train` except `classifier` and `output`.
 
-        The key is another one for each combination of data, classes and settings. Checkpoints are under it: a
-        retry finds them, another run does not.
+        The key is different for each combination of data, classes and settings. It is part of the checkpoints' path:
+        a retry finds them, a different run does not.
         """
         values = training_settings(self.settings, self.preset, self.epochs)
         key, work = run_key(self.index_sha256, self.classifier, values), WorkUri(self.work_uri)
-        places = {"shards": work.shards, "index_sha256": self.index_sha256, "checkpoints": work.checkpoints(key)}
-        return key, {"checkpoint_seconds": OFTEN, **values, **places}
+        inputs = {"shards": work.shards, "index_sha256": self.index_sha256, "checkpoints": work.checkpoints(key)}
+        return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The run's summary, and what the bundle tells about its origin."""
+    """The run's summary, and the origin of the bundle (see `origin`)."""
 
     summary: dict[str, Any]
     origin: dict[str, Any]
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the bundle's artifact carries in Kubeflow."""
+        """The metadata of the bundle's artifact in Kubeflow."""
         return plain(self.origin | self.summary) | {"display_name": f"adapted model {self.origin['sha256'][:12]}"}
 
 
@@ -109,26 +109,26 @@ def train(
     work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "",
 ) -> Trained:  # fmt: skip
-    """Trains, or goes on with training."""
-    asked = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
-    key, job = asked.job_values()
+    """Trains, or resumes training."""
+    request = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
+    key, job = request.job_values()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
-        job |= {"classifier": asked.classifier, "output": output}
+        job |= {"classifier": request.classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        keep_what_people_say(work_uri, asked.decision_key(), output, asked.classifier)
+        select_by_answers(work_uri, request.decision_key(), output, request.classifier)
         note.result = words_of_run(summary)
     return Trained(summary.to_dict(), origin(output))
 
 
 def words_of_run(summary: RunSummary, where: str = "") -> str:
-    """A few words for the note."""
+    """A short description of the run for the note."""
     return f"{summary.steps:,} steps{where}, {summary.images_per_s} images/s"
 
 
 def origin(bundle: str) -> dict[str, Any]:
-    """The sha256 of its weights, and the data's and the code's revision."""
+    """The sha256 of the bundle's weights, and the revisions of its data and code."""
     provenance = load_description(bundle).provenance
     weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
     return {

@@ -13,7 +13,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.text import printable
-from must.runtime.answers import put_answers
+from must.runtime.answers import add_answers
 from must.runtime.notes import read_notes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, nearest
@@ -34,8 +34,8 @@ def main() -> None:
 def answer(options: argparse.Namespace) -> None:
     """Raises ValueError: no such run, one that waits for no answers, or answers that are none."""
     if is_place(options.run):
-        put = put_answers(options.run, options.answers)
-        print(printable(f"{put.place}: {put.text}"))
+        put = add_answers(options.run, options.answers)
+        print(printable(f"{put.uri}: {put.text}"))
         print("the next run with the same data and settings goes on with them: start it again (must-pipeline run "
               "or submit --again RUN_ID), or leave it to the schedule")  # fmt: skip
         return
@@ -45,8 +45,8 @@ def answer(options: argparse.Namespace) -> None:
     asked = [note.facts.place for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
     if not any(asked):
         raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
-    put = put_answers(work_uri, options.answers, asked[-1])
-    print(printable(f"{put.place}: {put.text}"))
+    put = add_answers(work_uri, options.answers, asked[-1])
+    print(printable(f"{put.uri}: {put.text}"))
     again = same_again(kfp, run.run_id)
     again.display_name = f"{run.display_name} answered"
     name_successor(work_uri, run.run_id, start(kfp, again))

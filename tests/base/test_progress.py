@@ -36,7 +36,7 @@ def test_it_says_what_how_much_and_how_long_still(capsys):
         until(capsys, "must review: at work for 0 s")
         with working("review"), working("select"):
             until(capsys, "must review: select, at work for 0 s")
-    assert not progress._unseen
+    assert not progress._hidden
 
 
 def test_it_is_silent_while_it_waits_for_people(capsys):
@@ -47,7 +47,7 @@ def test_it_is_silent_while_it_waits_for_people(capsys):
             until(capsys, "must serve: alpha: 0 of 2 images")
         with bar(total=2, desc="quiet", quiet=True) as shown:
             shown.update(2)
-            assert shown.disable and not progress._unseen
+            assert shown.disable and not progress._hidden
 
 
 def test_durations():

@@ -11,7 +11,7 @@ from must.data.loading.reader import ShardReader
 from must.method.answers.review import Review
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from must.method.model.provenance import Provenance
-from must.runtime.answers import answered_since, ask, can_be_asked, keep_what_people_say, put_answers
+from must.runtime.answers import add_answers, answers_may_decide, has_new_answers, select_by_answers, write_page
 from tests.evaluation.digits import digits
 
 KEY = "key"
@@ -19,7 +19,7 @@ KEY = "key"
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """(work_uri, bundle, what `ask` said): a run that waits. Tests copy it."""
+    """(work_uri, bundle, what `write_page` returned): a run that waits. Tests copy it."""
     made, root = digits(), tmp_path_factory.mktemp("asked")
     shutil.copytree(made.shards, root / "shards")
     shutil.copytree(made.adapted, root / "bundle")
@@ -27,7 +27,8 @@ def asked(tmp_path_factory):
 
 
 def asked_at(work, output):
-    return ask(str(work), key=KEY, bundle=str(work / "bundle"), classifier=digits().classifier, output=str(output))
+    bundle, classifier = str(work / "bundle"), digits().classifier
+    return write_page(str(work), key=KEY, bundle=bundle, classifier=classifier, output=str(output))
 
 
 @pytest.fixture
@@ -59,32 +60,32 @@ def test_a_run_asks_is_answered_and_goes_on_until_the_answers_show_a_gain(asked,
     place, bundle = work / "reviews" / KEY, str(work / "bundle")
     assert asked[1]["pictures"] == 150 and asked[1]["text"] == "No answers yet."
     assert (asked[0] / "out/review.html").read_bytes() == (place / "review.html").read_bytes()
-    assert not answered_since(str(work), KEY)
-    keep_what_people_say(str(work), KEY, bundle, digits().classifier)  # nobody has answered
+    assert not has_new_answers(str(work), KEY)
+    select_by_answers(str(work), KEY, bundle, digits().classifier)  # nobody has answered
     assert load_description(bundle).provenance.selection is None
 
     first = answers(work, 3)
-    put = put_answers(str(work), first)
-    assert put.place == str(place) and put.text.startswith("3 answers: zero-shot ")
-    assert answered_since(str(work), KEY)
-    keep_what_people_say(str(work), KEY, bundle, digits().classifier)
+    put = add_answers(str(work), first)
+    assert put.uri == str(place) and put.text.startswith("3 answers: zero-shot ")
+    assert has_new_answers(str(work), KEY)
+    select_by_answers(str(work), KEY, bundle, digits().classifier)
     record = load_description(bundle).provenance.selection.to_dict()
-    assert record["by"] == "3 answers" and record["measured"]["answers"] == 3 and can_be_asked(bundle, "reviewed")
+    assert record["by"] == "3 answers" and record["measured"]["answers"] == 3 and answers_may_decide(bundle, "reviewed")
     again = asked_at(work, tmp_path / "out")
     assert again["pictures"] == 147 and again["text"].startswith("3 answers: ")
-    assert not answered_since(str(work), KEY)
+    assert not has_new_answers(str(work), KEY)
 
     more = answers(work, 80)  # in the order of the model that the three answers chose
-    put_answers(str(work), more)
+    add_answers(str(work), more)
     given = {json.loads(line)["image"] for file in (first, more) for line in Path(file).read_text().splitlines()}
     kept = [json.loads(line)["image"] for line in (place / "answers.jsonl").read_text().splitlines()]
     assert set(kept) == given and len(kept) == len(given) <= 83, "each picture has one answer"
-    assert answered_since(str(work), KEY)
+    assert has_new_answers(str(work), KEY)
     shutil.copytree(digits().adapted, bundle, dirs_exist_ok=True)  # what training's checkpoint gives again
-    keep_what_people_say(str(work), KEY, bundle, digits().classifier)
+    select_by_answers(str(work), KEY, bundle, digits().classifier)
     record = load_description(bundle).provenance.selection.to_dict()
     assert record["by"] == f"{len(given)} answers" and record["measured"]["gain"][1] > 0
-    assert not can_be_asked(bundle, "reviewed"), "they have shown a gain"
+    assert not answers_may_decide(bundle, "reviewed"), "they have shown a gain"
 
 
 CHECK = {"images": 150, "agreement_before": 0.5, "agreement_after": 0.6, "warnings": []}
@@ -108,14 +109,14 @@ def measured(*gain):
 )
 def test_people_are_asked_where_their_answers_may_change_what_the_gate_said(work, selection, label_free, reviewed):
     bundle = recorded(work, **selection)
-    assert (can_be_asked(bundle, "label-free"), can_be_asked(bundle, "reviewed")) == (label_free, reviewed)
-    assert not can_be_asked(bundle, "labelled") and not can_be_asked(bundle, "none")
+    assert (answers_may_decide(bundle, "label-free"), answers_may_decide(bundle, "reviewed")) == (label_free, reviewed)
+    assert not answers_may_decide(bundle, "labelled") and not answers_may_decide(bundle, "none")
 
 
 def test_a_review_of_an_earlier_version_holds_nothing_up(work, tmp_path):
-    put_answers(str(work), answers(work, 80))
+    add_answers(str(work), answers(work, 80))
     file = work / "reviews" / KEY / "review.json"
     file.write_text(file.read_text().replace('"format":2', '"format":1'))
-    keep_what_people_say(str(work), KEY, str(work / "bundle"), digits().classifier)
-    assert load_description(str(work / "bundle")).provenance.selection is None and not answered_since(str(work), KEY)
+    select_by_answers(str(work), KEY, str(work / "bundle"), digits().classifier)
+    assert load_description(str(work / "bundle")).provenance.selection is None and not has_new_answers(str(work), KEY)
     assert asked_at(work, tmp_path / "out")["pictures"] == 70, "answers are kept"

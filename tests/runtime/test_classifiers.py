@@ -11,7 +11,7 @@ from must.base.files import CLASSIFIER_FILE
 from must.config import ClassifierConfig
 from must.method.model.folder import MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS
 from must.runtime import classifiers
-from must.runtime.classifiers import Made, provide
+from must.runtime.classifiers import ClassifierRecord, provide
 from must.runtime.evaluation import figures, plain
 from tests.evaluation.measured import MEASURED
 
@@ -42,7 +42,7 @@ def ask(work, output, key="k"):
 def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, place):
     work = tmp_path / "work" if place == "folder" else bucket_server.uri
     first = ask(work, tmp_path / "a")
-    assert first == Made(hashlib.sha256(made[0]).hexdigest(), 2, f"{work}/models/ViT-B-16")
+    assert first == ClassifierRecord(hashlib.sha256(made[0]).hexdigest(), 2, f"{work}/models/ViT-B-16")
     assert ask(work, tmp_path / "b") == replace(first, kept=True) and (tmp_path / "b").read_bytes() == made[0]
     assert not ask(work, tmp_path / "c", key="other classes").kept and len(made) == 2
 

@@ -8,7 +8,7 @@ import pytest
 from must.base import storage
 from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
-from must.runtime.summary import forget_old, leave_page, summarize
+from must.runtime.summary import delete_old, leave_page, summarize
 
 NOTE = {"stage": "train", "state": "done", "started": 1.0}
 BYTES = {
@@ -32,7 +32,7 @@ def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
     assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
     page = summarize(work, "r1", "SUCCEEDED", "again")
     assert "12 images" in page
-    forget_old(work, time.time() + 1e6)
+    delete_old(work, time.time() + 1e6)
     assert read_notes(work, "r1") == []
 
 
@@ -48,7 +48,7 @@ def test_what_a_stage_printed_cannot_steer_whoever_reads_the_page(tmp_path):
 def test_a_folder_of_other_files_is_never_deleted(tmp_path):
     place = tmp_path / "notes" / "mine" / "thesis.json"
     storage.write_bytes(place, b"[]")
-    forget_old(str(tmp_path), time.time() + 1e6)
+    delete_old(str(tmp_path), time.time() + 1e6)
     assert place.exists()
 
 
@@ -57,5 +57,5 @@ def test_an_object_without_a_run_does_not_take_the_others_along(bucket_server):
     with stage_note(work, "shard", run_id="r1"):
         pass
     storage.write_bytes(f"{WorkUri(work).every_runs_notes}//x.json", json.dumps(NOTE).encode())
-    forget_old(work, 1e6)
+    delete_old(work, 1e6)
     assert [note.stage for note in read_notes(work, "r1")] == ["shard"]

@@ -11,7 +11,7 @@ import pytest
 
 from must.base import storage
 from must.runtime import keepalive
-from must.runtime.keepalive import give_sign, keep_alive, watch
+from must.runtime.keepalive import keep_alive, watch, write_heartbeat
 
 
 class Clock:
@@ -43,14 +43,14 @@ def stopped(monkeypatch):
 
 def test_silence_ends_it_and_nothing_else(stopped, tmp_path, capsys):
     uri = str(tmp_path / "sign")
-    ((when, what),) = stopped(uri, lambda now: give_sign(uri) if now <= 1500 else None)
+    ((when, what),) = stopped(uri, lambda now: write_heartbeat(uri) if now <= 1500 else None)
     assert 2400 < when <= 2460 and what == (os.getpid(), signal.SIGTERM)
     assert "no heartbeat of the launcher for 900 s: saving a checkpoint and stopping" in capsys.readouterr().err
 
 
 def test_a_launcher_that_comes_back_in_time_is_enough(stopped, tmp_path):
     uri = str(tmp_path / "sign")
-    assert not stopped(uri, lambda now: give_sign(uri) if now % 870 == 0 else None)
+    assert not stopped(uri, lambda now: write_heartbeat(uri) if now % 870 == 0 else None)
 
 
 def test_nobody_who_ever_gave_a_sign_is_silence_too(stopped, tmp_path):
@@ -77,7 +77,7 @@ def test_a_place_that_does_not_answer_says_nothing_about_the_launcher(stopped, t
     def moments(now):
         away[:] = [1] if 600 < now <= 1800 else []
         if now <= 600 or now > 2600:  # the launcher could not write either, and needs a while to come back
-            give_sign(uri)
+            write_heartbeat(uri)
 
     assert not stopped(uri, moments)
 

@@ -15,7 +15,7 @@ from must.runtime import mirror, notes
 from must.runtime.mirror import mirrored
 from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
-from must.runtime.summary import forget_old, leave_page, summarize
+from must.runtime.summary import delete_old, leave_page, summarize
 
 
 def stage(work, body):
@@ -45,7 +45,7 @@ def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
             "a dependency failed (exit code 75)",
             "yes; training goes on from",
         ),
-        ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is mended"),
+        ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is corrected"),
         ("print('x'); 1 / 0", "an error in the program or the machine (exit code 1)", "perhaps; training goes on"),
         (
             "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
@@ -116,7 +116,7 @@ def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp
                 note.started -= age * 86_400
                 note.seconds = 5
             edit(WorkUri(str(tmp_path)).notes(run_id), number, seconds=5)
-    forget_old(str(tmp_path), time.time() - week)
+    delete_old(str(tmp_path), time.time() - week)
     assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
 
 

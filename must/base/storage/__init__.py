@@ -1,6 +1,6 @@
-"""Local paths and buckets (gs://, s3://, az://) behind one interface: what is written is complete or absent.
+"""One interface for local paths and buckets (gs://, s3://, az://). A written file is either complete or absent.
 
-A store's module is imported with its first URI: clients are optional.
+The module of a store is imported when its first URI is used, because the client packages are optional.
 """
 
 from must.base.errors import TransientError

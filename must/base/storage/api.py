@@ -1,8 +1,8 @@
-"""One small interface over local paths and buckets: gs://, s3:// and az://.
+"""One small interface for local paths and buckets: gs://, s3:// and az://.
 
-What is written is complete or absent: a local file appears by renaming, an object by finishing its upload. Missing
-files raise FileNotFoundError at either place; what the user has to mend (no credentials, no permission, a full disk,
-an unknown scheme) raises ValueError with one line that says what to do.
+A written file is either complete or absent: a local file is renamed when it is complete, an object becomes visible when
+its upload ends. Missing files raise FileNotFoundError in both cases. What the user has to correct (no credentials, no
+permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do.
 """
 
 import gc
@@ -24,7 +24,7 @@ from must.base.text import without_secrets
 
 
 class Module(NamedTuple):
-    """How a scheme is served: the module that has its STORE, the package that it needs, the extra that installs it."""
+    """The module with the STORE of a scheme, the package that it needs, and the extra that installs this package."""
 
     module: str
     package: str
@@ -42,7 +42,7 @@ STORES = {
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether `uri` names a place in a bucket. Raises ValueError for a scheme that is not known."""
+    """Whether `uri` is in a bucket. Raises ValueError: the scheme is unknown."""
     text = str(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
@@ -54,7 +54,7 @@ def is_remote(uri: str | Path) -> bool:
 
 
 def join(uri: str | Path, *parts: str) -> str:
-    """`uri` and the parts below it, with one "/" between them."""
+    """The path or URI of `parts` below `uri`, with one "/" between them."""
     base = str(uri)
     if base.startswith("file://"):
         base = base.removeprefix("file://")
@@ -64,22 +64,20 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def exists(uri: str | Path) -> bool:
-    """Whether there is a file (an object) of that very name. A remote folder is not an object."""
+    """Whether a file (an object) with exactly this name exists. A remote folder is not an object."""
     return generation(uri) is not None if is_remote(uri) else local(uri).exists()
 
 
 def size(uri: str | Path) -> int:
-    """Bytes of a file. Raises FileNotFoundError."""
+    """The file's size in bytes. Raises FileNotFoundError."""
     if is_remote(uri):
         return remote(uri).stat(str(uri)).size
     return local(uri).stat().st_size
 
 
 def generation(uri: str | Path) -> Generation | None:
-    """What changes whenever the file's content does: the object's generation or ETag, or the time of writing in ns.
-
-    None when there is no such file.
-    """
+    """The file's version, which changes with its content: the object's generation or ETag, or the modification time in
+    ns. None when there is no such file."""
     try:
         if is_remote(uri):
             return remote(uri).stat(str(uri)).generation
@@ -91,9 +89,9 @@ def generation(uri: str | Path) -> Generation | None:
 def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = None) -> Iterator[Entry]:
     """Files below a folder, streamed in no particular order.
 
-    Symbolic links are followed, except back into a folder that is being listed. What cannot be listed (no permission,
-    a link that leads nowhere or round in circles, a socket, a folder too deep) goes to `on_problem` as (name, reason).
-    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A remote one is then just empty.
+    Symbolic links are followed, except back into a folder that is being listed. Entries that cannot be listed (no
+    permission, a broken or circular link, a socket, a folder too deep) go to `on_problem` as (name, reason).
+    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A missing remote folder is empty.
     """
     if is_remote(uri):
         return remote(uri).list_files(str(uri))
@@ -104,31 +102,31 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
         return remote(uri).read_bytes(str(uri), start, length)
-    # Unbuffered and of the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
-    # first allocates all N.
+    # Unbuffered, with the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
+    # first allocates N bytes.
     with open_regular(str(uri).removeprefix("file://")) as file:
         available = max(0, os.fstat(file.fileno()).st_size - start)
-        wanted = available if length is None else min(length, available)
-        if start and wanted:
+        length = available if length is None else min(length, available)
+        if start and length:
             file.seek(start)
-        data = file.read(wanted) or b""
-        while len(data) < wanted and (more := file.read(wanted - len(data))):
+        data = file.read(length) or b""
+        while len(data) < length and (more := file.read(length - len(data))):
             data += more
         return data
 
 
 def read_versioned(uri: str | Path) -> tuple[bytes | None, Generation]:
-    """The content, None if there is no file, and the generation that `write_bytes` wants in order to replace it."""
-    seen = generation(uri)  # before the content: what changes in between is a conflict, which is safe
-    return (None, 0) if seen is None else (read_bytes(uri), seen)
+    """The content (None if there is no file) and its generation, for a conditional `write_bytes`."""
+    current = generation(uri)  # before the content is read: a write in between becomes a conflict, which is safe
+    return (None, 0) if current is None else (read_bytes(uri), current)
 
 
 def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
-    """Writes the whole file at once, over what may be there.
+    """Writes the whole file in one step. Overwrites an existing file.
 
     Raises:
-        ConflictError: the file's generation is not `if_generation_match` (0: there must be none yet). Of several
-            programs that write with the same condition one succeeds.
+        ConflictError: the file's generation is not `if_generation_match` (0: the file must not exist). Of several
+            programs that write with the same condition, exactly one succeeds.
     """
     if is_remote(uri):
         remote(uri).write_bytes(str(uri), data, if_generation_match)
@@ -139,7 +137,7 @@ def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | 
 
 @contextmanager
 def open_write(uri: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write to. It appears under its name when the block ends; after an error nothing appears."""
+    """A binary file to write to. It gets its name when the block ends; after an error no file is left."""
     if not is_remote(uri):
         with open_local(local(uri)) as file:
             yield file
@@ -155,15 +153,15 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
 
 
 def download(uri: str | Path, path: str | Path) -> None:
-    """Copies a file to a local path, which then holds all of it or does not exist. Raises FileNotFoundError."""
+    """Copies a file to a local path. The copy is complete or absent. Raises FileNotFoundError."""
     with open_write(path) as file:
         copy(uri, file)
 
 
 @contextmanager
 def local_copy(uri: str | Path) -> Iterator[Path]:
-    """A path at which the file can be read while the block lasts: its own, or a copy's of a remote one.
-    Raises OSError: a pipe, socket or device."""
+    """A local path of the file while the block runs: the file itself, or a temporary copy of a remote one.
+    Raises OSError: it is a pipe, socket or device."""
     if not is_remote(uri):
         path = local(uri)
         if path.exists():
@@ -177,7 +175,7 @@ def local_copy(uri: str | Path) -> Iterator[Path]:
 
 
 def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
-    """Writes a file's bytes to an open one. Raises FileNotFoundError; ValueError: it is a link, not to be followed."""
+    """Writes a file's bytes to an open file. Raises FileNotFoundError; ValueError: it is a link, with follow=False."""
     if is_remote(uri):
         copy_ranges(remote(uri), str(uri), file)
     else:
@@ -188,13 +186,13 @@ def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
 
 
 def copy_ranges(store: Store, uri: str, file: Writable) -> None:
-    """Ranges of one generation: a lost connection costs a range, and a write in between cannot mix two versions."""
+    """Downloads in ranges, all of one generation, so that a lost connection costs one range and versions never mix."""
     size, generation, _ = store.stat(uri)
     for start in range(0, size, store.RANGE):
-        wanted, data = min(store.RANGE, size - start), b""
+        length, data = min(store.RANGE, size - start), b""
         with suppress(ConflictError, FileNotFoundError):
-            data = store.read_bytes(uri, start, wanted, generation)
-        if len(data) != wanted:
+            data = store.read_bytes(uri, start, length, generation)
+        if len(data) != length:
             raise UserError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
         file.write(data)
 
@@ -208,7 +206,7 @@ def upload(path: str | Path, uri: str | Path) -> None:
 
 
 def move(uri: str | Path, target: str | Path) -> None:
-    """Renames a file within one place. Remotely the server copies and the source is deleted, so it can be repeated."""
+    """Renames a file within one bucket or disk. In a bucket: a copy on the server, then a deletion; safe to repeat."""
     if is_remote(uri):
         try:
             remote(uri).copy(str(uri), str(target))
@@ -222,7 +220,7 @@ def move(uri: str | Path, target: str | Path) -> None:
 
 
 def delete(uri: str | Path) -> None:
-    """Deletes a file. No error when it does not exist."""
+    """Deletes a file, if it exists."""
     if is_remote(uri):
         remote(uri).delete(str(uri))
     elif exists(uri):
@@ -230,7 +228,7 @@ def delete(uri: str | Path) -> None:
 
 
 def delete_folder(uri: str | Path) -> None:
-    """Deletes everything below a folder, and the folder."""
+    """Deletes a folder with all its files."""
     if is_remote(uri):
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda entry: delete(join(uri, entry.name)), list_files(uri)))
@@ -241,13 +239,12 @@ def delete_folder(uri: str | Path) -> None:
 def remote(uri: str | Path) -> Store:
     """The store of a bucket's URI. Its module is imported only when needed: every client is an optional package."""
     scheme = str(uri).split("://", 1)[0]
-    store = STORES[scheme]
+    module, package, extra = STORES[scheme]
     try:
-        return importlib.import_module(store.module).STORE
+        return importlib.import_module(module).STORE
     except ImportError as error:
         raise UserError(
-            f"{scheme}:// needs the package {store.package} ({error}); "
-            f"install it with: pip install 'must-clip[{store.extra}]'"
+            f"{scheme}:// needs the package {package} ({error}); install it with: pip install 'must-clip[{extra}]'"
         ) from None
 
 
@@ -256,16 +253,16 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, Rec
 
 
 def read_object(uri: str | Path, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
-    """`parse_object` of a file. What keeps it from being read, a store that is away for instance, is no damage.
+    """`parse_object` of a file. Errors of reading, such as an unreachable store, are not replaced by `damaged`.
     Raises FileNotFoundError: there is no such file."""
     return parse_object(read_bytes(uri), check, damaged)
 
 
 def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
-    """What `check` makes of the JSON object that `data` is.
+    """Parses `data` as a JSON object and returns `check(object)`.
 
     Raises:
-        The exception `damaged`: it is none, or has not what `check` looks for, which then raises anything in DAMAGE.
+        The exception `damaged`: `data` is no JSON object, or `check` raised one of DAMAGE.
     """
     try:
         content = loads(data)
@@ -277,18 +274,18 @@ def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], d
 
 
 def loads(data: bytes | str) -> Any:
-    """json.loads without the garbage collector, which else looks again and again at all that has been read."""
-    on = gc.isenabled()
+    """json.loads with the garbage collector off: it would scan all parsed objects many times."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         return json.loads(data)
     finally:
-        if on:
+        if enabled:
             gc.enable()
 
 
 def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result]) -> Result | None:
-    """`parse_object`; None where that raises."""
+    """`parse_object`, or None where it raises."""
     try:
         return parse_object(data, check, UserError())
     except ValueError:
@@ -296,7 +293,7 @@ def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result])
 
 
 def read_json(path: str, flag: str) -> dict[str, Any]:
-    """A file's object. Raises ValueError: there is no such file, or it holds no JSON object."""
+    """The JSON object in a file. Raises ValueError: there is no such file, or it holds no JSON object."""
     try:
         return read_object(path, dict, UserError(f"{flag} {path}: is damaged or of another kind"))
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""az:// and abfss:// through azure-storage-blob; `must.base.storage` is what the rest of the code calls.
+"""az:// and abfss:// through azure-storage-blob. Other code calls `must.base.storage`, not this module.
 
-az://CONTAINER/NAME lies in the account that the environment names, as Azure's own command line finds it:
-AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or, with
-neither, whoever is logged in (azure-identity: `az login`, a workload's identity).
-abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/NAME names the account itself. An object's generation is its ETag.
+For az://CONTAINER/NAME the account comes from the environment, as for Azure's own command line:
+AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN. Without a
+key or token the credentials are those of azure-identity (`az login`, a workload's identity).
+abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/NAME contains the account. An object's generation is its ETag.
 """
 
 import base64
@@ -20,7 +20,7 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Location, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 
@@ -28,68 +28,69 @@ class Azure(Store):
     bucket = "container"
     form = "az://container/name or abfss://container@account.dfs.core.windows.net/name"
 
-    def head(self, place: Place) -> Head:
-        found = blob_of(place).get_blob_properties()
-        return Head(int(found.size), str(found.etag), (found.metadata or {}).get(MARK))
+    def head(self, location: Location) -> Head:
+        properties = blob_of(location).get_blob_properties()
+        return Head(int(properties.size), str(properties.etag), (properties.metadata or {}).get(MARK))
 
-    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
-        """Without folders, which accounts with a hierarchical namespace keep as objects."""
-        container = client(place.account).get_container_client(place.bucket)
-        found = container.list_blobs(name_starts_with=prefix, include=["metadata"], results_per_page=self.PAGE)
-        pages = found.by_page(token or None)
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+        """Leaves out folders, which accounts with a hierarchical namespace store as objects."""
+        container = client(location.account).get_container_client(location.bucket)
+        listing = container.list_blobs(name_starts_with=prefix, include=["metadata"], results_per_page=self.PAGE)
+        pages = listing.by_page(token or None)
         blobs = [blob for blob in next(pages, ()) if not (blob.metadata or {}).get("hdi_isfolder")]
         return [(blob.name, int(blob.size)) for blob in blobs], pages.continuation_token or ""
 
-    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
+    def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         try:
-            return blob_of(place).download_blob(start, length, **condition_of(generation)).readall()
+            return blob_of(location).download_blob(start, length, **condition_of(generation)).readall()
         except core.HttpResponseError as error:
             if error.status_code == 416:
                 return b""
             raise
 
-    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation:
+    def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         options = {"overwrite": condition != 0, "metadata": {MARK: mark}, "validate_content": True}
-        return str(blob_of(place).upload_blob(data, **options, **condition_of(condition))["etag"])
+        return str(blob_of(location).upload_blob(data, **options, **condition_of(condition))["etag"])
 
-    def put_parts(self, place: Place, path: Path, mark: str) -> None:
-        """Blocks that are left over go after a week."""
+    def put_parts(self, location: Location, path: Path, mark: str) -> None:
+        """Azure deletes blocks that were never committed after a week."""
         count = -(-path.stat().st_size // self.RANGE)
         names = [base64.b64encode(f"{mark}-{number:06d}".encode()).decode() for number in range(count)]
-        blob = blob_of(place)
+        blob = blob_of(location)
         with path.open("rb") as file:
             for name in names:
-                self.ask(place, partial(blob.stage_block, name, file.read(self.RANGE), validate_content=True))
-        self.ask(place, lambda: blob.commit_block_list([BlobBlock(name) for name in names], metadata={MARK: mark}))
+                self.ask(location, partial(blob.stage_block, name, file.read(self.RANGE), validate_content=True))
+        self.ask(location, lambda: blob.commit_block_list([BlobBlock(name) for name in names], metadata={MARK: mark}))
 
-    def copy_object(self, place: Place, target: Place) -> None:
+    def copy_object(self, source: Location, target: Location) -> None:
         destination = blob_of(target)
-        state = self.ask(place, lambda: destination.start_copy_from_url(blob_of(place).url))["copy_status"]
+        state = self.ask(source, lambda: destination.start_copy_from_url(blob_of(source).url))["copy_status"]
         while state == "pending":
             time.sleep(0.2)
             state = self.ask(target, destination.get_blob_properties).copy.status
         if state != "success":
-            raise UserError(f"{place.uri}: the server could not copy it to {target.uri} ({state})")
+            raise UserError(f"{source.uri}: the server could not copy it to {target.uri} ({state})")
 
-    def remove(self, place: Place, condition: Generation | None) -> None:
-        blob_of(place).delete_blob(**condition_of(condition))
+    def remove(self, location: Location, condition: Generation | None) -> None:
+        blob_of(location).delete_blob(**condition_of(condition))
 
-    def split(self, uri: str) -> Place:
-        """abfss://container@account.host/name names the account itself."""
-        scheme, _, rest = uri.partition("://")
+    def split(self, uri: str) -> Location:
+        """Also parses abfss://container@account.host/name."""
+        scheme, _, path = uri.partition("://")
         if scheme == "az":
             return super().split(uri)
-        where, _, name = rest.partition("/")
-        container, _, host = where.partition("@")
+        authority, _, name = path.partition("/")
+        container, _, host = authority.partition("@")
         if not container or not host:
             raise UserError(f"{uri}: no container; expected {self.form}")
-        return Place(uri, container, name, host.partition(".")[0])
+        return Location(uri, container, name, host.partition(".")[0])
 
-    def no_bucket(self, place: Place) -> str:
-        return f"; check the name and the account, or make it with: az storage container create --name {place.bucket}"
+    def no_bucket(self, location: Location) -> str:
+        command = f"az storage container create --name {location.bucket}"
+        return f"; check the name and the account, or make it with: {command}"
 
     def is_transient(self, error: BaseException) -> bool:
-        if isinstance(error, core.HttpResponseError):  # without a status: the connection broke in the body
+        if isinstance(error, core.HttpResponseError):  # without a status: the connection broke during the body
             return error.status_code is None or is_transient(error.status_code)
         return isinstance(error, (core.ServiceRequestError, core.ServiceResponseError, ConnectionError))
 
@@ -103,16 +104,16 @@ class Azure(Store):
     def log_in_again(self) -> None:
         client_of.drop()
 
-    def translate(self, place: Place, error: Exception) -> Exception | None:
-        uri = place.uri
+    def translate(self, location: Location, error: Exception) -> Exception | None:
+        uri = location.uri
         if isinstance(error, core.ClientAuthenticationError):
             return UserError(f"{uri}: the server does not accept these credentials ({error_code(error)}). {LOG_IN}")
-        if isinstance(error, core.HttpResponseError):  # by status: what has no body has no class of its own
+        if isinstance(error, core.HttpResponseError):  # by status: an error without a body has no class of its own
             match error.status_code:
                 case 404:
-                    return missing(place)
+                    return missing(location)
                 case 409 | 412:
-                    return conflict(place)
+                    return conflict(location)
                 case 403:
                     return UserError(f"{uri}: no permission ({error_code(error)}). {LOG_IN}")
             return UserError(f"{uri}: the server refused: {error_code(error)}")
@@ -123,14 +124,14 @@ STORE = Azure()
 
 
 def condition_of(generation: Generation | None) -> dict[str, Any]:
-    """That the object is the one of that ETag; that there is none yet (0) is said in other ways."""
+    """Options for "only if the object has this ETag". "Only if it does not exist" (0) is the option `overwrite`."""
     if generation is None or generation == 0:
         return {}
     return {"etag": str(generation), "match_condition": MatchConditions.IfNotModified}
 
 
-def blob_of(place: Place) -> Any:
-    return client(place.account).get_blob_client(place.bucket, place.name)
+def blob_of(location: Location) -> Any:
+    return client(location.account).get_blob_client(location.bucket, location.name)
 
 
 def client(account: str = "") -> Any:
@@ -143,7 +144,7 @@ def client(account: str = "") -> Any:
 @per_process
 def client_of(connection: str, account: str, key: str) -> Any:
     options: dict[str, Any] = {
-        "retry_total": 0,  # `repeat` is more patient
+        "retry_total": 0,  # `repeat` retries for longer
         "connection_timeout": HTTP_TIMEOUTS[0],
         "read_timeout": HTTP_TIMEOUTS[1],
         "max_single_put_size": 2 * Store.RANGE,
@@ -158,11 +159,11 @@ def client_of(connection: str, account: str, key: str) -> Any:
     if not account:
         raise UserError(NO_CREDENTIALS)
     return BlobServiceClient(
-        f"https://{account}.blob.core.windows.net", credential=key or whoever_is_logged_in(), **options
+        f"https://{account}.blob.core.windows.net", credential=key or default_credential(), **options
     )
 
 
-def whoever_is_logged_in() -> Any:
+def default_credential() -> Any:
     try:
         from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:

@@ -1,6 +1,7 @@
-"""Files on this machine: opened only where they are files, complete or absent under their names, listed, hashed.
+"""Local files: opening, writing, listing and hashing. A file under its final name is complete.
 
-What is being written has a name that says so. A device such as /dev/zero has no end, and a pipe waits for a writer.
+A file that is being written has a temporary name. Devices and pipes are refused: a device such as /dev/zero has no end,
+and opening a pipe waits for a writer.
 """
 
 import errno
@@ -20,9 +21,9 @@ from must.base.errors import UserError
 from must.base.storage.store import ConflictError, Entry, Generation
 
 TEMPORARY = ".tmp-"
-"""Prefix of files that are not complete yet. Listings leave them out, and what goes on after a kill deletes them."""
-ABANDONED = 3600  # seconds
-DEEPEST = 200  # folders in one another, in a listing
+"""Prefix of incomplete files. Listings leave them out; the program that resumes after a kill deletes them."""
+ABANDONED = 3600  # seconds without a write after which a temporary file counts as abandoned
+DEEPEST = 200  # largest depth of folders in a listing
 
 
 def local(uri: str | Path) -> Path:
@@ -30,27 +31,27 @@ def local(uri: str | Path) -> Path:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Opens as `open` does, but for a pipe it does not wait for a writer."""
+    """An opener for `open` that does not wait for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_regular(status: os.stat_result, path: str | Path) -> None:
-    """Raises OSError: neither a file nor a folder, which `open` refuses itself."""
+    """Raises OSError: neither a file nor a folder. (`open` itself refuses folders.)"""
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(path))
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises OSError: a pipe, socket or device has that name (/dev/null, /dev/stdout); a file would take its place."""
+    """Raises OSError: `path` is a pipe, socket or device (/dev/null, /dev/stdout), which a file would replace."""
     with suppress(FileNotFoundError):
         check_regular(path.stat(), path)
-        if path.is_symlink() and str(path.readlink()).startswith("/proc/"):  # /dev/stdout, sent to a file
+        if path.is_symlink() and str(path.readlink()).startswith("/proc/"):  # /dev/stdout, redirected to a file
             raise OSError(errno.EINVAL, "a pipe, socket or device, no file", str(path))
 
 
 def open_regular(path: str | Path) -> io.FileIO:
-    """The file, unbuffered. Raises OSError: there is none, or something else."""
-    file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115, its caller closes it
+    """Opens a file unbuffered. Raises OSError: there is no such file, or it is no regular file."""
+    file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115, the caller closes it
     try:
         check_regular(os.fstat(file.fileno()), path)
     except OSError:
@@ -64,7 +65,7 @@ def open_local(path: Path, expected: Generation | None = None) -> Iterator[Binar
     with disk_errors(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = unfinished(path.parent)
+        descriptor, name = temporary_file(path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -74,31 +75,30 @@ def open_local(path: Path, expected: Generation | None = None) -> Iterator[Binar
                 Path(name).replace(path)
             else:
                 compare_and_swap(Path(name), path, expected)
-            keep_names(path.parent)
+            sync_folder(path.parent)
         finally:
             Path(name).unlink(missing_ok=True)
 
 
-def unfinished(folder: Path) -> tuple[int, str]:
+def temporary_file(folder: Path) -> tuple[int, str]:
     """A new file in `folder` to write to: its descriptor and its name."""
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
-    # mkstemp makes files private; a shard on a shared volume is read by other users' pods
-    if hasattr(os, "fchmod"):  # not on every Windows, which has no such rights
+    # mkstemp makes files private, but other users' pods read shards from a shared volume
+    if hasattr(os, "fchmod"):  # missing on some versions of Windows
         os.fchmod(descriptor, 0o666 & ~umask())
     return descriptor, name
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Removes what killed programs left unfinished anywhere below a local folder: files and folders that nobody has
-    written to for an hour."""
+    """Removes temporary files and folders below a local folder that no program has written to for an hour."""
     for path in [*local(folder).rglob(f"{TEMPORARY}*")] if "://" not in str(folder) else ():
-        with suppress(OSError):  # another program removes it, too
-            if max(one.stat().st_mtime for one in (path, *path.rglob("*"))) < time.time() - ABANDONED:
+        with suppress(OSError):  # another program may remove it at the same time
+            if max(entry.stat().st_mtime for entry in (path, *path.rglob("*"))) < time.time() - ABANDONED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+    """The process's umask; where /proc does not have it, it can only be read by setting it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("Umask:"):
@@ -109,45 +109,45 @@ def umask() -> int:
 
 
 def compare_and_swap(new: Path, path: Path, expected: Generation) -> None:
-    """Gives a finished file its name if what has it now is of that generation. Rivals do so in turn: they lock what
-    they replace. Raises ConflictError."""
-    rival = ConflictError(f"{path} was written by another program")
+    """Renames a complete file to `path` if the generation of the file there is `expected`. Competing programs take
+    turns: they lock the file that they replace. Raises ConflictError."""
+    conflict = ConflictError(f"{path} was written by another program")
     if expected == 0:
         try:
             link(new, path)
         except FileExistsError:
-            raise rival from None
+            raise conflict from None
         return
     import fcntl  # Windows has none, and predicting imports this module
 
     try:
         file = path.open("rb+")
     except FileNotFoundError:
-        raise rival from None
+        raise conflict from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        mine = os.fstat(file.fileno())
-        if not path.exists() or not os.path.samestat(mine, path.stat()) or mine.st_mtime_ns != expected:
-            raise rival
-        if new.stat().st_mtime_ns <= mine.st_mtime_ns:  # within one tick of the clock: generations grow all the same
-            os.utime(new, ns=(mine.st_mtime_ns + 1, mine.st_mtime_ns + 1))
+        status = os.fstat(file.fileno())
+        if not path.exists() or not os.path.samestat(status, path.stat()) or status.st_mtime_ns != expected:
+            raise conflict
+        if new.stat().st_mtime_ns <= status.st_mtime_ns:  # within one tick of the clock; generations must still grow
+            os.utime(new, ns=(status.st_mtime_ns + 1, status.st_mtime_ns + 1))
         new.replace(path)
 
 
 def link(new: Path, path: Path) -> None:
-    """A second name for a file. Raises FileExistsError: there is a file of that name."""
+    """Makes `path` a hard link to `new`. Raises FileExistsError: there is a file of that name."""
     try:
         os.link(new, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # no hard links here: for a moment readers see an empty file
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # no hard links: for a moment readers see an empty file
         new.replace(path)
 
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Says in one line what a full disk or a folder without permission means for the file that was being written."""
+    """Turns a full disk, a missing permission and the like into a UserError of one line about `path`."""
     try:
         yield
     except OSError as error:
@@ -160,25 +160,22 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
-def keep_names(folder: Path) -> None:
-    """Makes the system write the folder itself: after a power loss a renamed file has its new name, or never had it."""
-    with suppress(PermissionError):  # a folder in which one may write and not read
-        # Windows opens no folder: PermissionError
+def sync_folder(folder: Path) -> None:
+    """Writes the folder's own entries to disk (fsync), so that a rename survives a power loss."""
+    with suppress(PermissionError):  # a folder without read permission, or Windows, which opens no folder
         descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not support it
                 raise
         finally:
             os.close(descriptor)
 
 
 def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
-    """Depth first, one open folder a level, so that memory follows the depth and not the number of files.
-
-    Deeper than DEEPEST nothing is listed: the system's open files and Python's stack come to an end.
-    """
+    """Lists depth first with one open folder a level, so that memory grows with the depth, not with the number of
+    files. Nothing deeper than DEEPEST is listed, because open files and Python's stack are limited."""
     yield from walk_folder(root, "", (), on_problem)
 
 
@@ -211,7 +208,7 @@ def walk_folder(
 
 
 class HashingFile:
-    """Passes on what is written to an open file, counts and hashes it. What exceeds `limit` bytes is not passed on."""
+    """Counts and hashes the written bytes and passes them on to an open file, but no more than `limit` bytes."""
 
     def __init__(self, file: BinaryIO, limit: int | None = None) -> None:
         self.file, self.limit, self.size, self._digest = file, limit, 0, hashlib.sha256()
@@ -232,6 +229,6 @@ class HashingFile:
 
 
 def sha256_of(path: Path) -> str:
-    """A local file's checksum."""
+    """The SHA-256 of a local file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""gs:// through the google-cloud-storage client; `must.base.storage` is what the rest of the code calls.
+"""gs:// through the google-cloud-storage client. Other code calls `must.base.storage`, not this module.
 
-STORAGE_EMULATOR_HOST points it at another server. Every request is repeated on 429, 5xx and lost connections, with
-growing pauses, for up to five minutes. Long transfers are many requests, so these count from the last progress.
+STORAGE_EMULATOR_HOST sets another server. Every request is repeated on 429, 5xx and lost connections, with growing
+pauses, for up to five minutes. A long transfer is many requests, so its five minutes count from the last progress.
 """
 
 import http.client
@@ -24,20 +24,20 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Location, Store, conflict, missing
 
 
 class Gcs(Store):
     form = "gs://bucket/name"
 
-    def head(self, place: Place) -> Head:
-        blob = blob_of(place)
+    def head(self, location: Location) -> Head:
+        blob = blob_of(location)
         blob.reload(retry=None, timeout=HTTP_TIMEOUTS)
         return Head(int(blob.size), int(blob.generation), (blob.metadata or {}).get(MARK))
 
-    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
         blobs = client().list_blobs(
-            place.bucket,
+            location.bucket,
             prefix=prefix,
             page_token=token or None,
             page_size=self.PAGE,
@@ -47,25 +47,25 @@ class Gcs(Store):
         )
         return [(blob.name, int(blob.size)) for blob in next(blobs.pages, ())], blobs.next_page_token or ""
 
-    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
+    def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         end = None if length is None else start + length - 1
         try:
-            blob = blob_of(place, generation=generation)
+            blob = blob_of(location, generation=generation)
             return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=HTTP_TIMEOUTS)
         except api.RequestRangeNotSatisfiable:
             return b""
 
-    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation:
-        blob = self.marked(place, mark)
+    def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
+        blob = self.marked(location, mark)
         blob.upload_from_string(data, if_generation_match=condition, **self.upload_options())
         return int(blob.generation)
 
-    def put_parts(self, place: Place, path: Path, mark: str) -> None:
-        """The client sends the pieces; the server leaves out the bytes that it has from a try before."""
-        self.ask(place, lambda: self.marked(place, mark).upload_from_filename(str(path), **self.upload_options()))
+    def put_parts(self, location: Location, path: Path, mark: str) -> None:
+        """The client sends the parts; the server skips bytes that it has from an earlier attempt."""
+        self.ask(location, lambda: self.marked(location, mark).upload_from_filename(str(path), **self.upload_options()))
 
-    def marked(self, place: Place, mark: str) -> Any:
-        blob = blob_of(place, chunk_size=self.RANGE)  # used from 8 MiB on
+    def marked(self, location: Location, mark: str) -> Any:
+        blob = blob_of(location, chunk_size=self.RANGE)  # the client uses chunks from 8 MiB on
         blob.metadata = {MARK: mark}
         return blob
 
@@ -73,27 +73,27 @@ class Gcs(Store):
         return {
             "content_type": "application/octet-stream",
             "checksum": "auto",
-            "retry": Retry(  # its clock starts with the piece; DEFAULT_RETRY takes a damaged answer for final
+            "retry": Retry(  # the timeout counts from each part; DEFAULT_RETRY does not retry a damaged response
                 self.is_transient, retry.FIRST_PAUSE, retry.LONGEST_PAUSE, 2.0, retry.RETRY_TIMEOUT
             ),
             "timeout": HTTP_TIMEOUTS,
         }
 
-    def copy_object(self, place: Place, target: Place) -> None:
-        source, destination, token = blob_of(place), blob_of(target), None
+    def copy_object(self, source: Location, target: Location) -> None:
+        blob, destination, token = blob_of(source), blob_of(target), None
         while True:
-            rewrite = partial(destination.rewrite, source, token=token, retry=None, timeout=HTTP_TIMEOUTS)
-            token = self.ask(place, rewrite)[0]
+            rewrite = partial(destination.rewrite, blob, token=token, retry=None, timeout=HTTP_TIMEOUTS)
+            token = self.ask(source, rewrite)[0]
             if token is None:
                 return
 
-    def remove(self, place: Place, condition: Generation | None) -> None:
-        blob_of(place).delete(if_generation_match=condition, retry=None, timeout=HTTP_TIMEOUTS)
+    def remove(self, location: Location, condition: Generation | None) -> None:
+        blob_of(location).delete(if_generation_match=condition, retry=None, timeout=HTTP_TIMEOUTS)
 
-    def no_bucket(self, place: Place) -> str:
+    def no_bucket(self, location: Location) -> str:
         return (
             ", or you may not see it; check the name, or make it with: "
-            f"gcloud storage buckets create gs://{place.bucket}"
+            f"gcloud storage buckets create gs://{location.bucket}"
         )
 
     def is_transient(self, error: BaseException) -> bool:
@@ -107,17 +107,17 @@ class Gcs(Store):
     def log_in_again(self) -> None:
         client_of.drop()
 
-    def translate(self, place: Place, error: Exception) -> Exception | None:
-        uri = place.uri
+    def translate(self, location: Location, error: Exception) -> Exception | None:
+        uri = location.uri
         if isinstance(error, auth.RefreshError):
             return UserError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
-        if isinstance(error, api.RetryError):  # of a piece
+        if isinstance(error, api.RetryError):  # of a part
             return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
         match http_status(error):
             case 404:
-                return missing(place)
+                return missing(location)
             case 412:
-                return conflict(place)
+                return conflict(location)
             case 401:
                 return UserError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
             case 403:
@@ -128,8 +128,8 @@ class Gcs(Store):
 STORE = Gcs()
 
 
-def blob_of(place: Place, **options: Any) -> Any:
-    return client().bucket(place.bucket).blob(place.name, **options)
+def blob_of(location: Location, **options: Any) -> Any:
+    return client().bucket(location.bucket).blob(location.name, **options)
 
 
 def client() -> Any:
@@ -139,18 +139,18 @@ def client() -> Any:
 @per_process
 def client_of(emulator: str) -> Any:
     if emulator:
-        made = google_storage.Client(project="test", credentials=AnonymousCredentials())
+        client = google_storage.Client(project="test", credentials=AnonymousCredentials())
     else:
         try:
-            made = google_storage.Client()
+            client = google_storage.Client()
         except auth.DefaultCredentialsError as error:
             raise UserError(NO_CREDENTIALS) from error
-        except OSError:  # there are credentials, but no project; reading and writing objects needs none
-            made = google_storage.Client(project="none")
-    adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=64)  # 64: a worker's reading threads
-    made._http.mount("https://", adapter)
-    made._http.mount("http://", adapter)
-    return made
+        except OSError:  # there are credentials but no project, which reading and writing objects does not need
+            client = google_storage.Client(project="none")
+    adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=64)  # 64: the reader threads of a worker
+    client._http.mount("https://", adapter)
+    client._http.mount("http://", adapter)
+    return client
 
 
 NO_CREDENTIALS = (

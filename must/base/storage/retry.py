@@ -1,4 +1,4 @@
-"""Requests that are repeated while a server is busy or the connection breaks: with growing pauses, for minutes."""
+"""Repeats requests while a server is busy or the connection is lost, with growing pauses, for minutes."""
 
 import os
 import random
@@ -10,9 +10,9 @@ from must.base.errors import TransientError
 from must.base.text import without_secrets
 
 Result = TypeVar("Result")
-FIRST_PAUSE = 0.2  # seconds before a request is repeated; then twice as long each time, at random below that
+FIRST_PAUSE = 0.2  # seconds: upper limit of the first random pause; the limit doubles with each attempt
 LONGEST_PAUSE = 20.0
-RETRY_TIMEOUT = 300.0  # seconds of repeated failure after which a request is given up
+RETRY_TIMEOUT = 300.0  # seconds of failures after which a request is not repeated any more
 HTTP_TIMEOUTS = (10, 60)  # seconds to connect, seconds without a byte
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses
 
@@ -21,15 +21,14 @@ class UnreachableError(TransientError):
     """A server did not answer for minutes."""
 
 
-PROVEN = "MUST_PROVEN_PLACES"  # in the environment: URIs where this run has read and written, one a line
+PROVEN = "MUST_PROVEN_PLACES"  # environment variable: URIs where this run has read and written, one a line
 
 
-def wait_for_credentials(*places: str) -> None:
-    """Refused credentials and rights are waited for at these places and below, here and in processes started from here.
-
-    They have worked there in this run; keys and tokens are renewed, and a refusal in between may pass.
+def wait_for_credentials(*uris: str) -> None:
+    """From now on, refused credentials and permissions are transient errors at these URIs and below, in this process
+    and its children. They have worked there in this run; while keys and tokens are renewed, a refusal can be temporary.
     """
-    os.environ[PROVEN] = "\n".join(dict.fromkeys([*proven(), *filter(None, places)]))
+    os.environ[PROVEN] = "\n".join(dict.fromkeys([*proven(), *filter(None, uris)]))
 
 
 def proven() -> list[str]:
@@ -37,11 +36,11 @@ def proven() -> list[str]:
 
 
 def is_proven(uri: str) -> bool:
-    return any(uri == place or uri.startswith(place.rstrip("/") + "/") for place in proven())
+    return any(uri == folder or uri.startswith(folder.rstrip("/") + "/") for folder in proven())
 
 
 def is_transient(status: int | None) -> bool:
-    """Whether the same request may succeed a moment later, by the HTTP status of its answer."""
+    """Whether the same request may succeed a moment later, by the HTTP status of the response."""
     return status in TRANSIENT
 
 
@@ -53,29 +52,29 @@ def repeat(
     timeout: float | None = None,
     on_first: Callable[[Exception], None] = lambda error: None,
 ) -> Result:
-    """What `call` returns, called again after errors that are transient.
+    """Calls `call` until it succeeds or its error is not transient; returns its result.
 
     Args:
         where: a URI or address, for the message.
-        tries: calls after which it is given up, if not 0.
-        timeout: seconds of failure after which it is given up in any case; RETRY_TIMEOUT if not given.
-        on_first: called with the first error that is transient, for a line on the terminal.
+        tries: largest number of calls; 0: no limit.
+        timeout: seconds of failures after which it gives up; RETRY_TIMEOUT if not given.
+        on_first: called with the first transient error, for a line on the terminal.
 
     Raises:
-        TransientError: it was given up: the one that `call` raised last, or an UnreachableError.
+        TransientError: the limit was reached: the last error of `call`, or an UnreachableError.
     """
     timeout = RETRY_TIMEOUT if timeout is None else timeout
-    end, pause, tried = time.monotonic() + timeout, FIRST_PAUSE, 0
+    deadline, pause, failures = time.monotonic() + timeout, FIRST_PAUSE, 0
     while True:
         try:
             return call()
         except Exception as error:
             if not may_pass(error):
                 raise
-            if not tried:
+            if not failures:
                 on_first(error)
-            wait, tried = random.uniform(0, pause), tried + 1
-            if tried == tries or time.monotonic() + wait > end:
+            wait, failures = random.uniform(0, pause), failures + 1
+            if failures == tries or time.monotonic() + wait > deadline:
                 if isinstance(error, TransientError):
                     raise
                 raise given_up(where, error, timeout) from error

@@ -1,11 +1,11 @@
-"""s3:// through boto3; `must.base.storage` is what the rest of the code calls.
+"""s3:// through boto3. Other code calls `must.base.storage`, not this module.
 
-Credentials, region and endpoint are found as every AWS tool finds them: AWS_ENDPOINT_URL points at an S3-compatible
-server (MinIO, SeaweedFS, Ceph, Cloudflare R2). An object's generation is its ETag, so it changes with the content.
+Credentials, region and endpoint come from the usual AWS settings; AWS_ENDPOINT_URL sets an S3-compatible server
+(MinIO, SeaweedFS, Ceph, Cloudflare R2). An object's generation is its ETag, which changes with the content.
 
-boto3 and not a client that serves many clouds, because it is kept by the service's owner and has what promises are
-made of here: writes and deletes on condition, uploads in parts that are repeated one by one, and no threads that a
-forked process would inherit. Its own retries are off: they give up after seconds, and share a budget between threads.
+boto3 is used instead of a client for many clouds because the service's owner maintains it, and because it has
+conditional writes and deletes, multipart uploads whose parts can be repeated singly, and no threads that a forked
+process would inherit. Its own retries are off: they stop after seconds, and threads share one retry budget.
 """
 
 import base64
@@ -24,71 +24,70 @@ from botocore.config import Config
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Place, Store, conflict, missing
+from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Location, Store, conflict, missing
 from must.base.text import one_line, without_secrets
 
 
 class S3(Store):
     form = "s3://bucket/name"
 
-    def head(self, place: Place) -> Head:
+    def head(self, location: Location) -> Head:
         try:
-            found = client().head_object(**key_of(place))
+            response = client().head_object(**key_of(location))
         except boto.ClientError as error:
-            if http_status(error) in (400, 403):  # of expired credentials, say: the body tells, and HEAD has none
-                client().get_object(**key_of(place), Range="bytes=0-0")
+            if http_status(error) in (400, 403):  # the reason, such as expired credentials, is in a body: not in HEAD's
+                client().get_object(**key_of(location), Range="bytes=0-0")
             raise
-        return Head(int(found["ContentLength"]), found["ETag"], found.get("Metadata", {}).get(MARK))
+        return Head(int(response["ContentLength"]), response["ETag"], response.get("Metadata", {}).get(MARK))
 
-    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
-        where = {"ContinuationToken": token} if token else {}
-        found = client().list_objects_v2(Bucket=place.bucket, Prefix=prefix, MaxKeys=self.PAGE, **where)
-        return [(one["Key"], int(one["Size"])) for one in found.get("Contents", ())], found.get(
-            "NextContinuationToken", ""
-        )
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+        options = {"ContinuationToken": token} if token else {}
+        response = client().list_objects_v2(Bucket=location.bucket, Prefix=prefix, MaxKeys=self.PAGE, **options)
+        objects = [(entry["Key"], int(entry["Size"])) for entry in response.get("Contents", ())]
+        return objects, response.get("NextContinuationToken", "")
 
-    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
-        wanted = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
+    def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
+        options = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
         try:
-            return client().get_object(**key_of(place), **wanted, **condition_of(generation))["Body"].read()
+            return client().get_object(**key_of(location), **options, **condition_of(generation))["Body"].read()
         except boto.ClientError as error:
             if error_code(error) == "InvalidRange":
                 return b""
             raise
 
-    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation:
-        given = key_of(place) | condition_of(condition)
-        return client().put_object(**given, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
+    def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
+        options = key_of(location) | condition_of(condition)
+        return client().put_object(**options, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
 
-    def put_parts(self, place: Place, path: Path, mark: str) -> None:
-        begun = self.ask(place, lambda: client().create_multipart_upload(**key_of(place), Metadata={MARK: mark}))
-        given, sent = key_of(place) | {"UploadId": begun["UploadId"]}, []
+    def put_parts(self, location: Location, path: Path, mark: str) -> None:
+        begun = self.ask(location, lambda: client().create_multipart_upload(**key_of(location), Metadata={MARK: mark}))
+        upload, parts = key_of(location) | {"UploadId": begun["UploadId"]}, []
         try:
             with path.open("rb") as file:
                 for number in range(1, -(-path.stat().st_size // self.RANGE) + 1):
-                    part = {"PartNumber": number, **given}
-                    answer = self.ask(place, partial(send_part, file.read(self.RANGE), part))
-                    sent.append({"PartNumber": number, "ETag": answer["ETag"]})
-            self.ask(place, lambda: client().complete_multipart_upload(**given, MultipartUpload={"Parts": sent}))
+                    part = {"PartNumber": number, **upload}
+                    response = self.ask(location, partial(send_part, file.read(self.RANGE), part))
+                    parts.append({"PartNumber": number, "ETag": response["ETag"]})
+            self.ask(location, lambda: client().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}))
         except BaseException:
-            with suppress(Exception):  # parts that are left over cost money until the bucket's own rule removes them
-                client().abort_multipart_upload(**given)
+            with suppress(Exception):  # without this, the parts cost money until a rule of the bucket deletes them
+                client().abort_multipart_upload(**upload)
             raise
 
-    def copy_object(self, place: Place, target: Place) -> None:
+    def copy_object(self, source: Location, target: Location) -> None:
         """At most 5 GB."""
-        self.ask(place, lambda: client().copy_object(**key_of(target), CopySource=key_of(place)))
+        self.ask(source, lambda: client().copy_object(**key_of(target), CopySource=key_of(source)))
 
-    def remove(self, place: Place, condition: Generation | None) -> None:
-        """S3 deletes on condition; servers that ignore it are asked first, which leaves a moment for a race."""
-        if condition is not None and self.head(place).generation != condition:
-            raise conflict(place)
-        client().delete_object(**key_of(place), **condition_of(condition))
+    def remove(self, location: Location, condition: Generation | None) -> None:
+        """Checks the condition first, because some servers ignore it in a deletion; that leaves a short race."""
+        if condition is not None and self.head(location).generation != condition:
+            raise conflict(location)
+        client().delete_object(**key_of(location), **condition_of(condition))
 
-    def no_bucket(self, place: Place) -> str:
+    def no_bucket(self, location: Location) -> str:
         return (
             f" at {client().meta.endpoint_url}; check the name and AWS_ENDPOINT_URL, or make it with: "
-            f"aws s3 mb s3://{place.bucket}"
+            f"aws s3 mb s3://{location.bucket}"
         )
 
     def is_transient(self, error: BaseException) -> bool:
@@ -100,31 +99,31 @@ class S3(Store):
         return isinstance(error, (*lost, ConnectionError))
 
     def refused(self, error: BaseException) -> str:
-        if isinstance(error, ABOUT_CREDENTIALS):
+        if isinstance(error, CREDENTIALS_ERRORS):
             return KEY
         if not isinstance(error, boto.ClientError):
             return ""
-        if error_code(error) in (*KEYS, *EXPIRED) or http_status(error) == 401:
+        if error_code(error) in (*REFUSED, *EXPIRED) or http_status(error) == 401:
             return KEY
         return RIGHT if http_status(error) == 403 else ""
 
     def log_in_again(self) -> None:
         client_of.drop()
 
-    def translate(self, place: Place, error: Exception) -> Exception | None:
-        uri = place.uri
+    def translate(self, location: Location, error: Exception) -> Exception | None:
+        uri = location.uri
         if isinstance(error, boto.ParamValidationError):
             return UserError(f"{uri}: S3 does not take this name: {one_line(error)}")
         if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
-            hint = f". {NO_CREDENTIALS}" if isinstance(error, ABOUT_CREDENTIALS) else ""
+            hint = f". {NO_CREDENTIALS}" if isinstance(error, CREDENTIALS_ERRORS) else ""
             return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
         if not isinstance(error, boto.ClientError):
             return None
         code, status = error_code(error), http_status(error)
         if code in ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound") or status == 404:
-            return missing(place)
+            return missing(location)
         if code in ("PreconditionFailed", "412") or status == 412:
-            return conflict(place)
+            return conflict(location)
         if code == "NotImplemented" or status == 501:
             return UserError(
                 f"{uri}: this server has no conditional writes (If-Match, If-None-Match), which locks and LATEST "
@@ -132,16 +131,16 @@ class S3(Store):
             )
         if code in EXPIRED:
             return UserError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")
-        if code in KEYS or status == 401:
+        if code in REFUSED or status == 401:
             return UserError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
-        if code in REGION or status == 301:
+        if code in WRONG_REGION or status == 301:
             region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
-            where, value = (f"the region {region}", f"={region}") if region else ("another region", "")
-            return UserError(f"{uri}: the bucket '{place.bucket}' lies in {where}; set AWS_REGION{value}")
+            name, setting = (f"the region {region}", f"={region}") if region else ("another region", "")
+            return UserError(f"{uri}: the bucket '{location.bucket}' lies in {name}; set AWS_REGION{setting}")
         if status == 403:
             return UserError(
-                f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{place.bucket} and "
-                f"s3:GetObject, s3:PutObject, s3:DeleteObject on arn:aws:s3:::{place.bucket}/*"
+                f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{location.bucket} and "
+                f"s3:GetObject, s3:PutObject, s3:DeleteObject on arn:aws:s3:::{location.bucket}/*"
             )
         return UserError(f"{uri}: the server refused: {error.response.get('Error', {}).get('Message') or code}")
 
@@ -159,12 +158,12 @@ def condition_of(generation: Generation | None) -> dict[str, str]:
     return {"IfNoneMatch": "*"} if generation == 0 else {"IfMatch": str(generation)}
 
 
-def key_of(place: Place) -> dict[str, str]:
-    return {"Bucket": place.bucket, "Key": place.name}
+def key_of(location: Location) -> dict[str, str]:
+    return {"Bucket": location.bucket, "Key": location.name}
 
 
 def md5(data: bytes) -> str:
-    """What the server checks the body with. Every S3-compatible server knows it, unlike newer checksums."""
+    """The checksum with which the server verifies the body. All S3-compatible servers have it, unlike newer ones."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
@@ -178,7 +177,7 @@ def client_of(endpoint: str) -> Any:
         connect_timeout=HTTP_TIMEOUTS[0],
         read_timeout=HTTP_TIMEOUTS[1],
         retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=64,  # a worker's reading threads
+        max_pool_connections=64,  # the reader threads of a worker
         request_checksum_calculation="when_required",  # "when_supported" breaks older S3-compatible servers
         response_checksum_validation="when_required",
     )
@@ -194,17 +193,17 @@ NO_CREDENTIALS = (
     "s3:// needs AWS credentials; log in with `aws configure` or `aws sso login`, or set AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, or run in a pod whose service account has a role"
 )
-ABOUT_CREDENTIALS = (
+CREDENTIALS_ERRORS = (
     boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
     boto.SSOError,
 )  # fmt: skip
-KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException")
+REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 BUSY = (
     "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict",
     "OperationAborted", "BadDigest",
 )  # fmt: skip
-REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
+WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 
 
 def error_code(error: boto.ClientError) -> str:

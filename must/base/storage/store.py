@@ -1,7 +1,7 @@
-"""What the three stores of buckets have in common, and the few requests in which they differ.
+"""The common part of the three bucket stores, and the interface of the few requests in which they differ.
 
-`Store` is the contract: a store fills in its abstract methods, a request each. Paging, splitting addresses, conditional
-writes whose answer was lost, large uploads, repeating and the words of errors are here, once.
+A store implements the abstract methods of `Store`; each is one request. Paging, parsing of URIs, conditional writes
+whose response was lost, large uploads, retries and error messages are implemented here.
 """
 
 import time
@@ -18,11 +18,11 @@ from must.base.storage.retry import UnreachableError, is_proven, repeat
 from must.base.text import without_secrets
 
 Generation = int | str
-"""Stands for what an object holds now: a number of Cloud Storage, an ETag elsewhere. 0: there is no object."""
+"""The version of an object: Cloud Storage's generation number, an ETag elsewhere. 0: there is no object."""
 
 
 class Entry(NamedTuple):
-    """A file of a listing: its name relative to what was listed ("/" between folders), its size in bytes."""
+    """A file of a listing: its name relative to the listed folder ("/" between folders), its size in bytes."""
 
     name: str
     size: int
@@ -33,18 +33,18 @@ class Writable(Protocol):
 
 
 class ConflictError(OSError):
-    """The object is not at the generation that the caller expected: another program wrote it."""
+    """The object's generation is not the expected one: another program wrote it."""
 
 
 Result = TypeVar("Result")
 KEY, RIGHT = "key", "right"
-AGAIN = 2.0  # seconds between two clients made anew: many threads are refused at once
-LATE = ". These have worked before, and were tried again for minutes; run the same again when they do"
-MARK = "mustwrite"  # metadata that says which write an object came from
+AGAIN = 2.0  # seconds between two renewals of the client: many threads are refused at once
+WORKED_BEFORE = ". The same credentials worked before, and were tried for minutes; run this again when they work"
+MARK = "mustwrite"  # the object's metadata field with the identifier of the write that made it
 
 
-class Place(NamedTuple):
-    """An address in parts. `account` is '' where the environment names it; `name` is '' for a whole bucket."""
+class Location(NamedTuple):
+    """A parsed URI. `account` is '' where it comes from the environment; `name` is '' for a whole bucket."""
 
     uri: str
     bucket: str
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a store says of an object: bytes, generation, and the mark of the write that it came from."""
+    """An object's size in bytes, its generation, and the identifier (MARK) of the write that made it."""
 
     size: int
     generation: Generation
@@ -61,44 +61,44 @@ class Head(NamedTuple):
 
 
 class Store(ABC):
-    """Objects by URI. What its methods raise is FileNotFoundError, ConflictError, TransientError or a ValueError that
-    says what to do, whatever the client raises."""
+    """Objects by URI. The public methods raise FileNotFoundError, ConflictError, TransientError or a ValueError that
+    says what to do; the client's own exceptions are translated."""
 
-    RANGE = 32 << 20  # bytes of one request of a download or an upload: what a lost connection costs at most
+    RANGE = 32 << 20  # bytes of one request of a download or an upload: a lost connection repeats at most these
     PAGE = 1000  # names of one request of a listing
-    bucket: ClassVar[str] = "bucket"  # what the store calls it
-    form: ClassVar[str]  # of an address, for messages
+    bucket: ClassVar[str] = "bucket"  # the store's own term for a bucket
+    form: ClassVar[str]  # the form of a URI, for messages
 
     def __init__(self) -> None:
-        self.worked = set[tuple[str, str]]()  # accounts and buckets that have answered this process
-        self.logged_in = 0.0
+        self.worked = set[tuple[str, str]]()  # (account, bucket) of the successful requests of this process
+        self.logged_in = 0.0  # time of the last new login
 
-    # A request each. They raise what the client raises, which `translate` puts into our words.
-
-    @abstractmethod
-    def head(self, place: Place) -> Head: ...
+    # Each of these methods is one request. They raise the client's exceptions, which `translate` converts.
 
     @abstractmethod
-    def page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
-        """(names and sizes of what begins with `prefix`, the next page's token): "" is the first, and none follows."""
+    def head(self, location: Location) -> Head: ...
 
     @abstractmethod
-    def get(self, place: Place, start: int, length: int | None, generation: Generation | None) -> bytes:
-        """Bytes from `start`; b"" where that is at the object's end or after it."""
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+        """([(name, size), ...] of objects below `prefix`, next page's token). Token "": the first page, or no next."""
 
     @abstractmethod
-    def put(self, place: Place, data: bytes, condition: Generation | None, mark: str) -> Generation: ...
+    def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
+        """Bytes from `start`; b"" if `start` is not before the object's end."""
 
     @abstractmethod
-    def put_parts(self, place: Place, path: Path, mark: str) -> None:
-        """A file larger than RANGE, in several requests, each of which goes through `ask`."""
+    def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation: ...
 
     @abstractmethod
-    def copy_object(self, place: Place, target: Place) -> None:
-        """On the server, in as many requests through `ask` as that takes."""
+    def put_parts(self, location: Location, path: Path, mark: str) -> None:
+        """Uploads a file larger than RANGE in several requests. Each request goes through `ask`."""
 
     @abstractmethod
-    def remove(self, place: Place, condition: Generation | None) -> None: ...
+    def copy_object(self, source: Location, target: Location) -> None:
+        """Copies on the server. Each request goes through `ask`."""
+
+    @abstractmethod
+    def remove(self, location: Location, condition: Generation | None) -> None: ...
 
     @abstractmethod
     def is_transient(self, error: BaseException) -> bool:
@@ -106,33 +106,33 @@ class Store(ABC):
 
     @abstractmethod
     def refused(self, error: BaseException) -> str:
-        """KEY: the credentials, whatever is asked for; RIGHT: what these credentials asked for; '': neither."""
+        """KEY: the server refused the credentials; RIGHT: the credentials lack the permission; '': another error."""
 
     @abstractmethod
     def log_in_again(self) -> None:
-        """Drops the clients, so that the next request reads the credentials anew."""
+        """Drops the clients, so that the next request reads the credentials again."""
 
     @abstractmethod
-    def translate(self, place: Place, error: Exception) -> Exception | None:
-        """A client's error in our words; None: it is none of the client's."""
+    def translate(self, location: Location, error: Exception) -> Exception | None:
+        """The exception to raise for a client's error; None: the error is not the client's."""
 
     @abstractmethod
-    def no_bucket(self, place: Place) -> str:
-        """What to say of a bucket that is missing: '; check ...'."""
+    def no_bucket(self, location: Location) -> str:
+        """The end of the message about a missing bucket: '; check ...'."""
 
-    # What is made of them.
+    # The public operations, implemented with these requests.
 
     def stat(self, uri: str) -> Head:
-        place = self.object_at(uri)
-        return self.ask(place, lambda: self.head(place))
+        location = self.object_at(uri)
+        return self.ask(location, lambda: self.head(location))
 
     def list_files(self, uri: str) -> Iterator[Entry]:
-        """One page at a time. Placeholders of folders (names that end with "/") are left out."""
-        place, token = self.split(uri), ""
-        prefix = place.name.rstrip("/") + "/" if place.name else ""
+        """Lists one page at a time. Placeholders of folders (names that end with "/") are left out."""
+        location, token = self.split(uri), ""
+        prefix = location.name.rstrip("/") + "/" if location.name else ""
         while True:
-            with self.needing_bucket(place):
-                page, token = self.ask(place, partial(self.page, place, prefix, token))
+            with self.needing_bucket(location):
+                page, token = self.ask(location, partial(self.page, location, prefix, token))
             for name, size in page:
                 if not name.endswith("/"):
                     yield Entry(name[len(prefix) :], size)
@@ -144,53 +144,53 @@ class Store(ABC):
     ) -> bytes:
         if length == 0:
             return b""
-        place = self.object_at(uri)
-        return self.ask(place, lambda: self.get(place, start, length, generation))
+        location = self.object_at(uri)
+        return self.ask(location, lambda: self.get(location, start, length, generation))
 
     def write_bytes(self, uri: str, data: bytes, if_generation_match: Generation | None = None) -> Generation:
         """Returns the new object's generation."""
-        place, mark = self.object_at(uri), uuid.uuid4().hex
-        with self.needing_bucket(place):
+        location, mark = self.object_at(uri), uuid.uuid4().hex
+        with self.needing_bucket(location):
             try:
-                return self.ask(place, lambda: self.put(place, data, if_generation_match, mark))
+                return self.ask(location, lambda: self.put(location, data, if_generation_match, mark))
             except ConflictError:
-                if generation := self.written_by(place, mark):
+                if generation := self.written_by(location, mark):
                     return generation
                 raise
 
     def upload(self, path: Path, uri: str) -> None:
-        """Files larger than RANGE go in parts, each of which is repeated by itself."""
+        """Files larger than RANGE are sent in parts; each part is retried singly."""
         if path.stat().st_size <= self.RANGE:
             self.write_bytes(uri, path.read_bytes())
             return
-        place, mark = self.object_at(uri), uuid.uuid4().hex
-        with self.needing_bucket(place):
+        location, mark = self.object_at(uri), uuid.uuid4().hex
+        with self.needing_bucket(location):
             try:
-                self.put_parts(place, path, mark)
+                self.put_parts(location, path, mark)
             except TransientError:
                 raise
-            except (FileNotFoundError, ValueError):  # what is complete already cannot be completed again
-                if not self.written_by(place, mark):
+            except (FileNotFoundError, ValueError):  # an upload that is complete already cannot be completed again
+                if not self.written_by(location, mark):
                     raise
 
     def copy(self, uri: str, target: str) -> None:
         self.copy_object(self.object_at(uri), self.object_at(target))
 
     def delete(self, uri: str, if_generation_match: Generation | None = None) -> None:
-        place = self.object_at(uri)
+        location = self.object_at(uri)
         with suppress(FileNotFoundError):
-            self.ask(place, lambda: self.remove(place, if_generation_match))
+            self.ask(location, lambda: self.remove(location, if_generation_match))
 
-    def written_by(self, place: Place, mark: str) -> Generation | None:
-        """The object's generation if it came from the write of that mark: a first try arrived, its answer got lost."""
+    def written_by(self, location: Location, mark: str) -> Generation | None:
+        """The object's generation if the write `mark` made it: the write succeeded, but its response was lost."""
         with suppress(FileNotFoundError):
-            found = self.ask(place, lambda: self.head(place))
-            if found.mark == mark:
-                return found.generation
+            head = self.ask(location, lambda: self.head(location))
+            if head.mark == mark:
+                return head.generation
         return None
 
-    def split(self, uri: str) -> Place:
-        """Raises ValueError: there is no bucket in it, or more than that."""
+    def split(self, uri: str) -> Location:
+        """Parses a URI. Raises ValueError: it has no bucket, or it contains credentials."""
         bucket, _, name = uri.partition("://")[2].partition("/")
         if not bucket:
             raise UserError(f"{uri}: no {self.bucket}; expected {self.form}")
@@ -199,56 +199,56 @@ class Store(ABC):
                 f"{without_secrets(uri)}: has a name or key before the {self.bucket}; expected {self.form}, and "
                 "credentials in the environment"
             )
-        return Place(uri, bucket, name)
+        return Location(uri, bucket, name)
 
-    def object_at(self, uri: str) -> Place:
-        place = self.split(uri)
-        if not place.name:
+    def object_at(self, uri: str) -> Location:
+        location = self.split(uri)
+        if not location.name:
             raise FileNotFoundError(f"{uri} is a {self.bucket}, not an object")
-        return place
+        return location
 
     @contextmanager
-    def needing_bucket(self, place: Place) -> Iterator[None]:
-        """Listing and writing find no object missing: then it is the bucket."""
+    def needing_bucket(self, location: Location) -> Iterator[None]:
+        """Turns FileNotFoundError into a UserError: for listing and writing it means that the bucket is missing."""
         try:
             yield
         except FileNotFoundError as error:
-            raise UserError(
-                without_secrets(f"{place.uri}: there is no {self.bucket} '{place.bucket}'{self.no_bucket(place)}")
-            ) from error
+            message = f"{location.uri}: there is no {self.bucket} '{location.bucket}'{self.no_bucket(location)}"
+            raise UserError(without_secrets(message)) from error
 
-    def ask(self, place: Place, call: Callable[[], Result]) -> Result:
-        """`call`, repeated while its failure may be transient; its errors in our words."""
+    def ask(self, location: Location, call: Callable[[], Result]) -> Result:
+        """Calls `call`, with retries of transient errors, and translates its errors."""
         try:
-            result = repeat(place.uri, call, partial(self.may_pass, place))
+            result = repeat(location.uri, call, partial(self.may_pass, location))
         except Exception as error:
             cause = error.__cause__ if isinstance(error, UnreachableError) else None
-            late = cause if isinstance(cause, Exception) and self.refused(cause) else None
-            known = self.translate(place, late or error)
-            if known is None:
+            refusal = cause if isinstance(cause, Exception) and self.refused(cause) else None
+            translated = self.translate(location, refusal or error)
+            if translated is None:
                 raise
-            kind = TransientError if late else type(known)
-            raise kind(without_secrets(f"{known}{LATE if late else ''}")) from error
-        self.worked.add((place.account, place.bucket))
+            kind = TransientError if refusal else type(translated)
+            raise kind(without_secrets(f"{translated}{WORKED_BEFORE if refusal else ''}")) from error
+        self.worked.add((location.account, location.bucket))
         return result
 
-    def may_pass(self, place: Place, error: BaseException) -> bool:
-        """A refusal passes where keys or tokens are being renewed: the same have worked before.
+    def may_pass(self, location: Location, error: BaseException) -> bool:
+        """Whether the request is retried. A refusal is retried where the same credentials have worked before: they may
+        be renewed at this moment.
 
-        A key that was good for something in this bucket is; a right has to be one to this place.
+        For credentials (KEY) a success in the same bucket is enough; for a permission (RIGHT) it must be for this URI.
         """
         refused = self.refused(error)
-        known = bool(refused) and is_proven(place.uri)
-        known = known or (refused == KEY and (place.account, place.bucket) in self.worked)
-        if known and time.monotonic() - self.logged_in > AGAIN:
+        worked = bool(refused) and is_proven(location.uri)
+        worked = worked or (refused == KEY and (location.account, location.bucket) in self.worked)
+        if worked and time.monotonic() - self.logged_in > AGAIN:
             self.logged_in = time.monotonic()
             self.log_in_again()
-        return known or self.is_transient(error)
+        return worked or self.is_transient(error)
 
 
-def missing(place: Place) -> FileNotFoundError:
-    return FileNotFoundError(f"{place.uri} does not exist")
+def missing(location: Location) -> FileNotFoundError:
+    return FileNotFoundError(f"{location.uri} does not exist")
 
 
-def conflict(place: Place) -> ConflictError:
-    return ConflictError(f"{place.uri} was written by another program")
+def conflict(location: Location) -> ConflictError:
+    return ConflictError(f"{location.uri} was written by another program")

@@ -23,6 +23,7 @@ from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import printable
 from must.config import ShardConfig
+from must.config.part import parse_part
 from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards import commit
@@ -65,7 +66,7 @@ def shard(config: ShardConfig) -> Index | None:
             f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better"
         )
     sources = open_sources(config)
-    number, parts = config.place()
+    number, parts = parse_part(config.part)
     with fresh_folder(config.output), ExitStack() as locks:
         if parts > 1:
             locks.enter_context(locked_part(config.output, number, parts))
@@ -93,7 +94,7 @@ def run_alone(config: ShardConfig, sources: Sources, check_lock: Callable[[], No
 
 def run_part(config: ShardConfig, sources: Sources) -> Index | None:
     """Processes this part's share of the chunks; makes the shards if the other parts are done."""
-    number, parts = config.place()
+    number, parts = parse_part(config.part)
     began = time.monotonic()
     with Workdir(config.output, number, parts) as work:
         task = find_work(config, sources, work)

@@ -25,6 +25,7 @@ from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.base.workers import Workers
 from must.config import PredictConfig
+from must.config.part import parse_part
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.table_files import need_pyarrow
@@ -50,7 +51,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     index = load_index(config.shards, config.index_sha256)
     shards = index.shards_of(config.split) if config.split else index.shards
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
-    number, parts = config.place()
+    number, parts = parse_part(config.part)
     mine = shards[number - 1 :: parts]
     processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
     with open_model(config) as model, processes as decoders:
