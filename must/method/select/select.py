@@ -29,7 +29,7 @@ from must.method.model.bundle import (
     LOG_FILE,
     Bundle,
     Description,
-    have_one_shape,
+    have_same_shape,
     load_bundle,
     preprocess_of,
     save_bundle,
@@ -221,7 +221,7 @@ def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
     )
     zero_shot = zero_shot_bundle(classifier)
     require(
-        have_one_shape(bundle, zero_shot),
+        have_same_shape(bundle, zero_shot),
         f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
