@@ -17,7 +17,7 @@ import yaml
 
 from must.api.adapted import Adapted
 from must.api.functions import run_stage
-from must.api.inputs import entries_of, provide
+from must.api.inputs import entries_of, to_source
 from must.api.preflight import require_apart
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
@@ -59,12 +59,12 @@ def adapt(
 ) -> Adapted:
     """Adapts CLIP to images without labels: shard, classifier, train, refine, evaluate, all below `output`.
 
-    The same call goes on where an earlier one was stopped, and returns at once where it was finished.
+    Called again with the same arguments, it resumes a stopped call, and returns at once if everything is done.
 
     Args:
         images: a folder, or whatever `must.shard(source=...)` takes; a list of paths, PIL images or uint8 arrays; a
             Hugging Face `datasets.Dataset` with an image column; or a torch Dataset of images or (image, label) pairs.
-            Labels are not read. Images that are no files are written to `output`.
+            Labels are not read. Images that are not files are written to `output`.
         classes: a list of names; a dictionary of names with their prompts; or a file, .txt with a name a line or .yaml.
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
@@ -120,7 +120,7 @@ def steps(
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
     try:
-        image_source = provide(images, folder, fixed=index.exists() and not again, replace=again)
+        image_source = to_source(images, folder, fixed=index.exists() and not again, replace=again)
         decisive = {name: value for name, value in settings.items() if name not in FREE}
         grown = record(
             folder,
@@ -156,12 +156,12 @@ def steps(
     run("shard", {"source": image_source.source, "output": shards, "max_rejected": max_rejected, **labelled})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    more = {"shards": shards, "device": device, **workers}
+    common = {"shards": shards, "device": device, **workers}
     if not storage.exists(storage.join(labels, REFINED_FILE)):  # the last file that `must refine` writes
-        run("refine", {"classifier": classifier, "model": bundle, "output": labels, **more})
+        run("refine", {"classifier": classifier, "model": bundle, "output": labels, **common})
     if not storage.exists(storage.join(report, REPORT_FILE)):  # the last file here too
         paths = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}
-        run("evaluate", {**paths, "split": "test" if test_images else "train", **more})
+        run("evaluate", {**paths, "split": "test" if test_images else "train", **common})
     return Adapted(folder)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS
-from must.api.results import Exported, Pushed, framed
+from must.api.results import Exported, Pushed, iframe
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
@@ -24,7 +24,7 @@ class Report(PosixPath):
     """The path of report.html. A notebook shows the page."""
 
     def _repr_html_(self) -> str:
-        return framed(self.read_text(encoding="utf-8"))
+        return iframe(self.read_text(encoding="utf-8"))
 
 
 class OpenClip(NamedTuple):
@@ -75,7 +75,7 @@ class Adapted:
         return list(self.metrics["classes"])
 
     def _repr_html_(self) -> str:
-        """A notebook shows the verdict and some pictures; `report` is the whole page."""
+        """A notebook shows the verdict and some pictures; `report` is the full page."""
         from must.evaluation.report.verdict import verdict
         from must.evaluation.result import metrics_of
 
@@ -100,7 +100,7 @@ class Adapted:
                 does not stop the others: it is in the result's `unreadable`.
 
         Raises:
-            ValueError: none can be read, or what is no path is no image; the message says which.
+            ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
         """
         if device not in self._models:
             self._models[device] = load(self.bundle, device=device)
@@ -111,7 +111,7 @@ class Adapted:
         return {}
 
     def to_open_clip(self) -> OpenClip:
-        """The whole CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
+        """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
         `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as `predict` does. The text
         tower is the original one: training moves the image tower and the class weights, so that the text tower's

@@ -58,7 +58,7 @@ def command_line(stage: str, bare: Sequence[str], values: dict[str, Any]) -> str
     return shlex.join(["must", stage, *bare, *flags])
 
 
-def beside(path: str, name: str) -> str:
+def sibling(path: str, name: str) -> str:
     """NAME in the folder that `path` is in."""
     return storage.join(
         path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else "."), name
@@ -67,7 +67,7 @@ def beside(path: str, name: str) -> str:
 
 def of_bundle(path: str, name: str) -> str:
     """The path of NAME beside the bundle, named after the bundle."""
-    return locate(beside(path, "") or ".").own(name, path.rstrip("/")).removeprefix("./")
+    return locate(sibling(path, "") or ".").own(name, path.rstrip("/")).removeprefix("./")
 
 
 def photos_of(shards: str) -> str:
@@ -87,8 +87,8 @@ def predict(model: str, photos: str, output: str = "") -> str:
 
 
 def after_shard(config: Any, _: Any) -> list[str]:
-    work = locate(beside(config.output, "") or ".")
-    bundle, classifier = beside(config.output, BUNDLE), beside(config.output, CLASSIFIER_FILE)
+    work = locate(sibling(config.output, "") or ".")
+    bundle, classifier = sibling(config.output, BUNDLE), sibling(config.output, CLASSIFIER_FILE)
     if len(work.classifier) == 1:
         return [command("train", shards=config.output, classifier=work.classifier[0], output=bundle)]
     return [
@@ -98,12 +98,12 @@ def after_shard(config: Any, _: Any) -> list[str]:
 
 
 def after_classifier(config: Any, _: Any) -> list[str]:
-    work = locate(beside(config.output, "") or ".")
+    work = locate(sibling(config.output, "") or ".")
     if len(work.shards) != 1:
-        return [predict(config.output, ""), command("shard", PHOTOS, output=beside(config.output, "shards"))]
+        return [predict(config.output, ""), command("shard", PHOTOS, output=sibling(config.output, "shards"))]
     inputs = {"shards": work.shards[0], "classifier": config.output}
     return [
-        command(stage, **inputs, output=beside(config.output, name))
+        command(stage, **inputs, output=sibling(config.output, name))
         for stage, name in (("train", BUNDLE), ("refine", LABELS))
     ]
 
@@ -111,11 +111,11 @@ def after_classifier(config: Any, _: Any) -> list[str]:
 def after_plan(config: Any, _: Any) -> list[str]:
     names = sorted({field.name for field in parameters_of(TrainConfig)} & config.passed)
     passed = {name: getattr(config, name) for name in names}
-    flags = {name: text(value) for name, value in passed.items() if value and (name, value) != ("preset", "auto")}
-    return [command_line("train", (), flags | {"output": config.output or beside(config.shards, BUNDLE)})]
+    flags = {name: as_text(value) for name, value in passed.items() if value and (name, value) != ("preset", "auto")}
+    return [command_line("train", (), flags | {"output": config.output or sibling(config.shards, BUNDLE)})]
 
 
-def text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     return value if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -126,7 +126,7 @@ def after_train(config: Any, _: Any) -> list[str]:
 
 
 def evaluate(model: str, baseline: str, shards: str) -> str:
-    split = locate(beside(shards, "") or ".").split()
+    split = locate(sibling(shards, "") or ".").split()
     values = {"model": model, "baseline": baseline, "shards": shards, "output": of_bundle(model, REPORT)}
     return command("evaluate", **values, split="" if split == "test" else split)
 
@@ -153,8 +153,8 @@ def after_adapt(config: Any, adapted: Any) -> list[str]:
 def after_refine(config: Any, _: Any) -> list[str]:
     table, photos = storage.join(config.output, PREDICTIONS_FILE), photos_of(config.shards) or PHOTOS
     return [
-        command("sort", table, into=beside(config.output, "sorted"), root=photos),
-        command("labels", table, to="csv", output=beside(config.output, "labels.csv"), root=photos),
+        command("sort", table, into=sibling(config.output, "sorted"), root=photos),
+        command("labels", table, to="csv", output=sibling(config.output, "labels.csv"), root=photos),
     ]
 
 
@@ -188,9 +188,9 @@ def after_gate(config: Any, decision: Any) -> list[str]:
         return []
     if not decision.passed:
         return [review(model, evaluated.get("baseline", ""), evaluated.get("shards", ""))]
-    onnx, folder = of_bundle(model, "onnx"), Path(beside(model, "") or ".").resolve().name
+    onnx, folder = of_bundle(model, "onnx"), Path(sibling(model, "") or ".").resolve().name
     values = {"model": model, "metrics": config.metrics, "decision": config.output}
-    values |= {"onnx": onnx if Path(onnx).is_dir() else "", "registry": beside(model, "registry")}
+    values |= {"onnx": onnx if Path(onnx).is_dir() else "", "registry": sibling(model, "registry")}
     return [command("promote", **values, name=re.sub("[^a-z0-9]+", "-", folder.lower()).strip("-") or "model")]
 
 
@@ -205,10 +205,10 @@ def after_promote(config: Any, _: Any) -> list[str]:
 
 def after_predict(config: Any, _: Any) -> list[str]:
     if config.output and not config.shards:
-        return [command("sort", config.output, into=beside(config.output, "sorted"))]
+        return [command("sort", config.output, into=sibling(config.output, "sorted"))]
     if config.output or len(config.images) > 3 or "-" in config.images:
         return []
-    flags = {name: text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.passed}
+    flags = {name: as_text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.passed}
     return [command_line("predict", config.images, {"model": config.model, **flags, "output": "predictions.csv"})]
 
 
@@ -223,7 +223,7 @@ def after_sort(config: Any, _: Any) -> list[str]:
 
 
 def after_labels(config: Any, _: Any) -> list[str]:
-    line = command("sort", config.output, into=beside(config.output, "sorted"))
+    line = command("sort", config.output, into=sibling(config.output, "sorted"))
     return [line] if config.to in ("csv", "answers") else []
 
 

@@ -45,12 +45,12 @@ def function_at_must(name: str) -> Callable[..., Any]:
 def run_stage(name: str, values: dict[str, Any]) -> Any:
     """Runs a stage of the table in this thread. Handles no signals; a SystemExit becomes a TransientError."""
     config = configure(name, values)
-    more: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     predictions: list[Any] = []
     if name == "predict" and not values.get("output"):
-        more["take"] = predictions.append
+        extra["take"] = predictions.append
     try:
-        raw = run(name, config, **more)
+        raw = run(name, config, **extra)
     except SystemExit as stopped:
         reason = getattr(stopped, "reason", "stopped")
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped

@@ -32,7 +32,7 @@ class ImageSource(NamedTuple):
     key: str
 
 
-def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
+def to_source(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
 
     Args:
@@ -47,7 +47,7 @@ def provide(images: Any, output: Path, fixed: bool = False, replace: bool = Fals
         return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
-    return written(items_of(images), output / FOLDER, replace)
+    return write_images(items_of(images), output / FOLDER, replace)
 
 
 def manifest(paths: list[Path], file: Path, fixed: bool) -> ImageSource:
@@ -92,7 +92,7 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
+def write_images(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
     """Writes the images, unless an earlier call wrote the same ones."""
     key_file = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
@@ -104,7 +104,7 @@ def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageS
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        key = pixels_sha256(saved(images, unfinished))
+        key = pixels_sha256(save_each(images, unfinished))
         (unfinished / key_file.name).write_text(key)
         if not (key_file.is_file() and key_file.read_text() == key):
             shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +114,7 @@ def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageS
     return ImageSource(str(folder), key)
 
 
-def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
+def save_each(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
     """Writes each image as a PNG file and yields it."""
     for number, image in enumerate(images):
         path = folder / f"{number // 10_000:04d}" / f"{number:08d}.png"

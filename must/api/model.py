@@ -67,7 +67,7 @@ class Model:
             embeddings: give each prediction's `.embedding`, float32 [D], too.
 
         Raises:
-            ValueError: none can be read, or what is no path is no image; the message says which.
+            ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
@@ -85,8 +85,8 @@ class Model:
                 predictions.append(prediction)
         if not predictions and predictions.unreadable:
             name, reason = next(iter(predictions.unreadable.items()))
-            more = len(predictions.unreadable) - 1
-            raise UserError(f"{name}: {reason}" + (f", nor can the {more} others be read" if more else ""))
+            remaining = len(predictions.unreadable) - 1
+            raise UserError(f"{name}: {reason}" + (f", nor can the {remaining} others be read" if remaining else ""))
         return predictions
 
     @cached_property
@@ -131,7 +131,7 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
 
 
 def is_single(images: Any) -> bool:
-    """Whether a single image was given: not a collection, nor a path that stands for several."""
+    """Whether a single image was given: not a collection, nor a path of several images."""
     if not isinstance(images, str | os.PathLike):
         return is_image(images)
     name = os.fspath(images)

@@ -54,12 +54,12 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
         "not change is kept, and the rest is moved to a folder before-1 in it",
     )
     if outdated:
-        aside = next(path for n in range(1, 10_000) if not (path := folder / f"before-{n}").exists())
-        aside.mkdir()
+        backup = next(path for n in range(1, 10_000) if not (path := folder / f"before-{n}").exists())
+        backup.mkdir()
         for part in sorted(outdated):
-            (folder / part).rename(aside / part)
+            (folder / part).rename(backup / part)
         logger.info(
-            f"{folder}: made from other inputs ({differences}): {', '.join(sorted(outdated))} moved to {aside.name}"
+            f"{folder}: made from other inputs ({differences}): {', '.join(sorted(outdated))} moved to {backup.name}"
         )
     mark = {GROWN: True} if growing or (grown and SHARDS not in outdated) else {}
     if before != now or not file.exists():
@@ -71,12 +71,12 @@ def changes_of(name: str, old: Any, new: Any) -> list[str]:
     """Texts "name: old -> new" of an input that changed; "other NAME" where only checksums are known."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in keys]
+        return [f"{key}: {short_text(old.get(key))} -> {short_text(new.get(key))}" for key in keys]
     words = name.replace("_", " ")
     if any(isinstance(value, str) and len(value) == 64 and "/" not in value for value in (old, new)):
         return [f"other {words}"]
-    return [f"{words}: {shown(old)} -> {shown(new)}"]
+    return [f"{words}: {short_text(old)} -> {short_text(new)}"]
 
 
-def shown(value: Any) -> str:
+def short_text(value: Any) -> str:
     return "none" if value in (None, "", {}) else brief(value).strip("'")

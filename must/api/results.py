@@ -131,12 +131,12 @@ class Evaluated:
 
     @classmethod
     def of(cls, config: configs.EvaluateConfig, metrics: Metrics) -> Self:
-        top1, before = (accuracy.top1 if accuracy else None for accuracy in (metrics.adapted, metrics.baseline))
+        top1, baseline_top1 = (accuracy.top1 if accuracy else None for accuracy in (metrics.adapted, metrics.baseline))
         report = storage.join(config.output, REPORT_FILE)
-        return cls(config.output, report, metrics.images, top1, before, metrics.to_dict())
+        return cls(config.output, report, metrics.images, top1, baseline_top1, metrics.to_dict())
 
     def _repr_html_(self) -> str:
-        return framed(storage.read_bytes(self.report).decode())
+        return iframe(storage.read_bytes(self.report).decode())
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,6 @@ RESULTS: dict[str, type] = {
 }  # fmt: skip
 
 
-def framed(page: str, height: int = 700) -> str:
+def iframe(page: str, height: int = 700) -> str:
     """An HTML page inside a notebook: an iframe."""
     return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" frameborder="0"></iframe>'

@@ -99,8 +99,8 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     return load(config, values)
 
 
-def run(stage: str, config: StageConfig, **more: Any) -> Any:
-    """Checks the inputs, then imports and calls the stage's function, with the keywords `more` besides."""
+def run(stage: str, config: StageConfig, **extra: Any) -> Any:
+    """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
     module, function = STAGES[stage].function.split(":")
     preflight(config)
     if STAGES[stage].torch:
@@ -108,7 +108,7 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     try:
         with warnings.catch_warnings(), killed_workers(), working(stage):
             silence_pillow()
-            return getattr(importlib.import_module(module), function)(config, **more)
+            return getattr(importlib.import_module(module), function)(config, **extra)
     except ModuleNotFoundError as error:  # an installation without extras, or another image
         if (error.name or "must").split(".")[0] == "must":
             raise

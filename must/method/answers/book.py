@@ -69,8 +69,8 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
                 f"{brief(entry.get('label'))} is none of the model's classes",
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
-            raise UserError(f"{answers_file(uri)}, line {number}: {why}") from None
+            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
+            raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
         answers.pop(sha256, None)  # so that the order is that of the last answers
         if answer is not None:
             answers[sha256] = answer

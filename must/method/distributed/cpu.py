@@ -100,7 +100,7 @@ def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
     Args:
         batch_bytes: bytes of the batches that one loader process prefetches to shared memory.
     """
-    most = min(max(1, own_cores() - 1), MOST_LOADERS)
+    limit = min(max(1, own_cores() - 1), MOST_LOADERS)
     if batch_bytes and shared.is_dir():
-        most = min(most, shutil.disk_usage(shared).free // 2 // batch_bytes)
-    return max(1, most)
+        limit = min(limit, shutil.disk_usage(shared).free // 2 // batch_bytes)
+    return max(1, limit)

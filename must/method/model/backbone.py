@@ -182,11 +182,11 @@ def set_activation(visual: Any, vision_cfg: dict[str, Any]) -> Any:
 
     transformers uses the tanh approximation of GELU for all of SigLIP, timm only for some sizes.
     """
-    if "timm_model_name" in vision_cfg and (chosen := vision_cfg.get("act_kwargs")):
+    if "timm_model_name" in vision_cfg and (arguments := vision_cfg.get("act_kwargs")):
         for module in visual.trunk.modules():
             for name, child in module.named_children():
                 if isinstance(child, nn.GELU | timm.layers.GELU | timm.layers.GELUTanh):
-                    setattr(module, name, nn.GELU(**chosen))
+                    setattr(module, name, nn.GELU(**arguments))
     return visual
 
 

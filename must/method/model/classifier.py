@@ -170,8 +170,8 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
         f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
     )
     unknown = content.keys() - {"classes", "templates"}
-    few = ", ".join(sorted(map(brief, unknown))[:5])
-    require(not unknown, f"--classes {source}: unknown key {few}; known: classes, templates")
+    examples = ", ".join(sorted(map(brief, unknown))[:5])
+    require(not unknown, f"--classes {source}: unknown key {examples}; known: classes, templates")
     return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
 
 
@@ -205,8 +205,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
                 f"{where}: class {number + 1} is {brief(name)}, which is no name",
             )
             name = str(name)
-        odd = isinstance(name, str) and UNWRITABLE.search(name)
-        require(not odd, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
+        unwritable = isinstance(name, str) and UNWRITABLE.search(name)
+        require(not unwritable, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
         require(
             is_text(name),
             f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",

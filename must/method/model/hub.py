@@ -68,11 +68,11 @@ def fetched(repository: str, *names: str) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     advice = folder_advice(repository, names[0])
-    hub, known = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
-    patience = PATIENCE if known == constants.DEFAULT_ETAG_TIMEOUT else known
+    hub, timeout_setting = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
+    timeout_s = PATIENCE if timeout_setting == constants.DEFAULT_ETAG_TIMEOUT else timeout_setting
     for name in names:
         try:
-            get_hf_file_metadata(hf_hub_url(repository, name), timeout=patience)
+            get_hf_file_metadata(hf_hub_url(repository, name), timeout=timeout_s)
         except EntryNotFoundError:
             continue
         except Exception as error:  # many kinds of network errors, which change with huggingface_hub's versions
@@ -85,14 +85,14 @@ def fetched(repository: str, *names: str) -> bool:
             kind = TransientError if may_succeed_later(status, error) else UserError
             raise kind(f"the hub {hub} {explain(status, error)}, or {advice}") from error
         try:
-            hf_hub_download(repository, name, etag_timeout=patience)
+            hf_hub_download(repository, name, etag_timeout=timeout_s)
         except Exception as error:
             first, _, _ = str(error).partition("\n")  # the other lines are advice for programmers
-            why = without_secrets(first) or type(error).__name__
+            cause = without_secrets(first) or type(error).__name__
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             kind = TransientError if may_succeed_later(status, error) else UserError
             raise kind(
-                f"{name} of {repository} could not be downloaded from {hub} ({why}): {TRY_LATER}, or {advice}"
+                f"{name} of {repository} could not be downloaded from {hub} ({cause}): {TRY_LATER}, or {advice}"
             ) from error
         return True
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")

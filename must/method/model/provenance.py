@@ -111,11 +111,11 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is not known."""
-        known = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "more"}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "more"}
         nested = {name: known[name].to_dict() for name in ("summary", "selection") if known[name] is not None}
         return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})} | self.more
 
 
 def unknown(kind: type[Selection] | type[Provenance], values: dict[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in fields(kind)}
+    names = {f.name for f in fields(kind)}
     return {name: value for name, value in values.items() if name not in names}

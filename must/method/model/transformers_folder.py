@@ -116,14 +116,14 @@ def unsupported_model(config: dict[str, Any]) -> str:
     """The message for a model of another kind."""
     kind = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
     name = brief(kind[0] if isinstance(kind, list) and kind else kind)
-    why = ""
+    hint = ""
     if config.get("model_type") == "siglip2":
-        why = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
+        hint = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
     elif re.search(r"(Vision|Text)Model|ForImageClass", name):
-        why = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
+        hint = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
     elif "pretrained_cfg" in config:
-        why = " (an image tower of timm without a text tower)"
-    return f"its {CONFIG_FILE} names {name}{why}; CLIPModel and SiglipModel of transformers can be read"
+        hint = " (an image tower of timm without a text tower)"
+    return f"its {CONFIG_FILE} names {name}{hint}; CLIPModel and SiglipModel of transformers can be read"
 
 
 def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:

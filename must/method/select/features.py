@@ -130,9 +130,9 @@ def extract_features(
     return ImageFeatures(torch.cat(numbers), torch.cat(features), torch.cat(probabilities, 1), sources)
 
 
-def subsample(source: EvalSource, most: int) -> EvalSource:
-    """Limits the source to `most` images of the split, evenly spread; a process keeps its share of them."""
+def subsample(source: EvalSource, limit: int) -> EvalSource:
+    """Limits the source to `limit` images of the split, evenly spread; a process keeps its share of them."""
     images = len(source)
-    if images > most:
-        source.numbers = [n for n in source.numbers if n * most // images > (n - 1) * most // images]
+    if images > limit:
+        source.numbers = [n for n in source.numbers if n * limit // images > (n - 1) * limit // images]
     return source

@@ -106,13 +106,13 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
     P = probabilities.float()
     inputs = torch.cat([P, values], 1)
     known, errors = inputs[answered], one_hot(labels, P.shape[1]) - P[answered]
-    least, change = float(errors.square().sum()), None
+    smallest, change = float(errors.square().sum()), None
     for ridge in RIDGES:
         inverse = torch.linalg.inv(known @ known.T + ridge * torch.eye(len(known), device=known.device))
         weights = inverse @ errors
         left_out = float((weights / inverse.diagonal()[:, None]).square().sum())
-        if left_out < least:
-            least, change = left_out, known.T @ weights
+        if left_out < smallest:
+            smallest, change = left_out, known.T @ weights
     if change is None:
         return P
     P = (P + inputs @ change).clamp(min=SMALLEST_PROBABILITY)

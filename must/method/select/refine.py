@@ -100,7 +100,7 @@ def refined_labels(extracted: ImageFeatures, device: torch.device, answers: dict
     values = whitened(extracted.features.to(device).float())
     mean = extracted.probabilities.float().mean(0).to(device)
     refined = refined_probabilities(*nearest(values), values, mean, answer_rows(answers or {}, extracted.numbers))
-    models = [Predicted.of(one) for one in extracted.probabilities]
+    models = [Predicted.of(probabilities) for probabilities in extracted.probabilities]
     return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
 
 

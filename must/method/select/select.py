@@ -199,11 +199,11 @@ def correct_at(
     return torch.cat(rows, 1).numpy()
 
 
-def best_alpha(correct: np.ndarray, usual: float) -> float:
-    """The alpha with the highest accuracy in `correct`, bool [len(ALPHAS), A], but `usual` unless the difference
+def best_alpha(correct: np.ndarray, default: float) -> float:
+    """The alpha with the highest accuracy in `correct`, bool [len(ALPHAS), A], but `default` unless the difference
     from it is more than its standard error."""
     best = int(correct.mean(1).argmax())
-    return ALPHAS[best] if difference(correct[ALPHAS.index(usual)], correct[best], z=1).low > 0 else usual
+    return ALPHAS[best] if difference(correct[ALPHAS.index(default)], correct[best], z=1).low > 0 else default
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:

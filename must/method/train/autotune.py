@@ -24,7 +24,7 @@ def pixel_bytes(size: int) -> int:
     return 2 * size * size * 3
 
 
-def choose_micro_batches(must_step: MustStep, masked: int, local: int, before: int) -> int:
+def choose_micro_batches(must_step: MustStep, masked: int, local: int, previous: int) -> int:
     """The number of micro-batches of the `local` images of a process's step; the same in all processes.
 
     On a CUDA GPU the smallest that fits: two trial steps, whose results are discarded, measure the memory of an image.
@@ -32,14 +32,14 @@ def choose_micro_batches(must_step: MustStep, masked: int, local: int, before: i
 
     Args:
         masked: number of masked patches of an image.
-        before: images of a micro-batch of the resumed run, which does not change (sums in another order differ in the
+        previous: images of a micro-batch of the resumed run, which does not change (sums in another order differ in the
             last bits); 0: a new run.
 
     Raises:
         ValueError: not even one image fits.
     """
-    if before and local % before == 0:
-        return local // before
+    if previous and local % previous == 0:
+        return local // previous
     if must_step.world.device.type != "cuda":
         return 1
     fixed, per_image, free = zip(*must_step.world.gather(measured(must_step, masked, local)), strict=True)

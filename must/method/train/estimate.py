@@ -123,13 +123,13 @@ class StepTimer:
     def enough(self, seconds: float) -> bool:
         return self.steps >= FEWEST_TIMED and self.seconds >= seconds
 
-    def pace(self, memory: Memory, images: int, batch_size: int, more: float = 0.0) -> Pace:
+    def pace(self, memory: Memory, images: int, batch_size: int, extra: float = 0.0) -> Pace:
         """Args:
         images: of a measured step.
-        more: seconds per step besides the timed ones.
+        extra: seconds per step besides the timed ones.
         """
         marks = self.marks[WARM_UP - 1 :]
-        times = [(after - before) * batch_size / images + more for before, after in itertools.pairwise(marks)]
+        times = [(after - before) * batch_size / images + extra for before, after in itertools.pairwise(marks)]
         waited = (self.waited[-1] - self.waited[WARM_UP - 1]) / self.seconds
         return Pace(sum(times) / len(times), min(times), max(times), len(times), images, waited, memory)
 

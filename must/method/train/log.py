@@ -83,7 +83,7 @@ class TrainLog:
             eta = (now - self.started) / done * (self.steps - step - 1)
             logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}")
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
         with self.bar.external_write_mode(file=sys.stdout):
             logger.info(line)
@@ -104,7 +104,7 @@ class NoLog:
 
     def write(self, step: int, line: dict[str, Any]) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def message(self, line: str) -> None: ...
 
     def close(self, finished: bool) -> None: ...
 

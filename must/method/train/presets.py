@@ -28,9 +28,9 @@ class Resolved:
     def lines(self) -> list[str]:
         """One line per reason, with its settings."""
         values, by_reason = self.config.to_dict(), dict[str, list[str]]()
-        for name, why in self.reasons.items():
-            by_reason.setdefault(why, []).append(f"{name} {values[name]}")
-        return [f"{', '.join(chosen)}: {why}" for why, chosen in by_reason.items()]
+        for name, reason in self.reasons.items():
+            by_reason.setdefault(reason, []).append(f"{name} {values[name]}")
+        return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:

@@ -225,7 +225,7 @@ class Trainer:
                 clock.saved(timer.timed(self.state.save, self.must_step))
             if stopping:
                 checkpoints.close()
-                log.say(f"stopped by a signal after step {progress.step}; run the same command to go on")
+                log.message(f"stopped by a signal after step {progress.step}; run the same command to go on")
                 raise Preempted
         timer.read()
 
@@ -254,7 +254,7 @@ class Trainer:
             batch, remaining = self.config.batch_size, self.batches.steps - self.state.progress.step
             pace = steps.pace(memory_of(self.world.device), batch, batch)
             for line in pace.lines(self.size(), remaining) if remaining else ():
-                log.say(line)
+                log.message(line)
         return None
 
     def size(self) -> Size:
