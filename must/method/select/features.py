@@ -1,7 +1,7 @@
 """One pass over unlabeled images: features of the frozen zero-shot tower, and predictions of the models.
 
 The similarity of images is computed from the frozen tower, which the adaptation does not change: the class token and
-the patch tokens after each block (for CLIP's own towers without the last block's patches, which are not computed).
+the patch tokens after each block (without the last block of CLIP's own towers, which computes the class token only).
 """
 
 from __future__ import annotations
