@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from must.method.model.backbone import architecture_of, build_visual
+from must.method.model.backbone import build_visual, read_architecture
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.optimizer import build_optimizer, set_learning_rate
@@ -76,7 +76,7 @@ def measure(training: Training, checkpoints: Nothing, steps: int, every: int) ->
 class Training:
     def __init__(self, model: str, batch: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        architecture = architecture_of(model, model, {})
+        architecture = read_architecture(model, model, {})
         classifier = torch.nn.functional.normalize(torch.randn(architecture["embed_dim"], 100), dim=0)
         self.student = MaskedViT(build_visual(architecture), classifier).to(device)
         self.teacher = make_teacher(self.student)

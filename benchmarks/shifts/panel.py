@@ -18,10 +18,10 @@ import torch
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.run import ANSWERS, one
 from benchmarks.shifts.tasks import FITTING, JUDGING, VARIANTS
-from must.method.select.select import TRIED
+from must.method.select.select import ALPHAS
 
 SEEDS = (0, 1)
-HALF, ALL = TRIED.index(0.5), len(TRIED) - 1
+HALF, ALL = ALPHAS.index(0.5), len(ALPHAS) - 1
 Row = dict[str, Any]
 
 
@@ -67,7 +67,7 @@ def cell(row: Row) -> str:
 
 
 def kept(row: Row) -> float:
-    return float(row["points"][TRIED.index(row["kept"])])
+    return float(row["points"][ALPHAS.index(row["kept"])])
 
 
 def sums(rows: list[Row], role: str) -> list[str]:
@@ -87,7 +87,7 @@ def sums(rows: list[Row], role: str) -> list[str]:
             continue
         values = {name: [value(row) for row in of] for name, value in columns.items()}
         below = [row for row in of if kept(row) < -1]
-        beyond = [row for row in below if -kept(row) > row["errors"][TRIED.index(row["kept"])]]
+        beyond = [row for row in below if -kept(row) > row["errors"][ALPHAS.index(row["kept"])]]
         totals = {name: f"{sum(of):+.1f}" for name, of in values.items()}
         share = f" ({sum(values['kept']) / sum(values['best']):.0%})" if sum(values["best"]) > 0 else ""
         lines.append(

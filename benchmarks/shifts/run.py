@@ -34,7 +34,7 @@ from must.method.select.check import Check, Predicted
 from must.method.select.features import extract_features
 from must.method.select.knn import nearest, whitened
 from must.method.select.refine import refined_labels
-from must.method.select.select import TRIED, WeightPath, adapted_end, both_ends, start_of
+from must.method.select.select import ALPHAS, WeightPath, adapted_end, both_ends, start_of
 from must.method.train.trainer import train
 
 DRAWS = 5  # of simulated answers
@@ -110,7 +110,7 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     bundle, zero_shot = both_ends(adapted_end(folder), names)
     frozen, device = start_of(bundle, zero_shot), torch.device("cpu")
     preprocess = preprocess_of(bundle.description)
-    path = WeightPath(frozen, bundle.model.state_dict(), TRIED[1:])
+    path = WeightPath(frozen, bundle.model.state_dict(), ALPHAS[1:])
     labels, hidden = truth(shards, "test", made.labels), truth(shards, "train", made.hidden)
     counts = np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes))
     test = extract_features(frozen, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), device, path)
@@ -118,7 +118,7 @@ def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]
     accuracy = [top1(one, labels, counts) for one in predicted]
     errors = [paired_error(predicted[0], one, labels, counts) for one in predicted]
     pool = extract_features(frozen, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device, path)
-    classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(TRIED)}
+    classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(ALPHAS)}
     neighbours, _ = nearest(whitened(pool.features.float()))
     selection = load_bundle(folder).description.provenance.selection
     assert selection is not None
@@ -186,7 +186,7 @@ def paired_error(before: np.ndarray, after: np.ndarray, labels: np.ndarray, coun
 
 
 def summary(row: dict[str, Any]) -> str:
-    points, half, pool = row["points"], row["points"][TRIED.index(0.5)], row["labels"]
+    points, half, pool = row["points"], row["points"][ALPHAS.index(0.5)], row["labels"]
     return (
         f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {row['zero_shot']:5.1f} "
         f"half {half:+5.1f} all {points[-1]:+5.1f} best {max(points):+5.1f} | labels: adapted "

@@ -1,4 +1,4 @@
-"""The library's face: each stage a function of keyword arguments at `must`, with typed results.
+"""The public API: each stage is a function of keyword arguments at `must`, with a typed result.
 
-`must.NAME` finds its function here; nothing heavy is imported before one runs.
+`must.NAME` is made here; large packages are imported only when a stage runs.
 """

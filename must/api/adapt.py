@@ -2,7 +2,7 @@
 
     images, classes -> classifier.safetensors + shards/ -> model/ -> labels/ -> report/
 
-Each step's last file says that it is whole, so a call that was stopped goes on where it was.
+A step is complete when its last file exists, so a call that was stopped resumes at the first incomplete step.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import yaml
 
 from must.api.adapted import Adapted
 from must.api.functions import run_stage
-from must.api.inputs import entries_of, provide
+from must.api.inputs import entries_of, to_source
 from must.api.preflight import require_apart
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
@@ -36,10 +36,10 @@ from must.method.train.provenance import RESUME_SAFE_FIELDS
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL, ITS_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
+DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
-FREE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
+CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]
 
@@ -59,12 +59,12 @@ def adapt(
 ) -> Adapted:
     """Adapts CLIP to images without labels: shard, classifier, train, refine, evaluate, all below `output`.
 
-    The same call goes on where an earlier one was stopped, and returns at once where it was finished.
+    Called again with the same arguments, it resumes a stopped call, and returns at once if everything is done.
 
     Args:
         images: a folder, or whatever `must.shard(source=...)` takes; a list of paths, PIL images or uint8 arrays; a
             Hugging Face `datasets.Dataset` with an image column; or a torch Dataset of images or (image, label) pairs.
-            Labels are not read. Images that are no files are written to `output`.
+            Labels are not read. Images that are not files are written to `output`.
         classes: a list of names; a dictionary of names with their prompts; or a file, .txt with a name a line or .yaml.
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
@@ -89,18 +89,18 @@ def adapt(
 
 
 def command(config: AdaptConfig) -> Adapted:
-    """The stage `must adapt`; prints what was written."""
-    ran = set[str]()
+    """The stage `must adapt`; prints the paths of what was written."""
+    executed = set[str]()
 
     def run(stage: str, values: dict[str, Any]) -> Any:
-        ran.add(stage)
+        executed.add(stage)
         return call(stage, **values)
 
     adapted = steps(run, **config.to_dict())
-    places = {"model": adapted.bundle, "labels": adapted.labels}
-    if "evaluate" not in ran:  # which prints it itself
-        places["report"] = adapted.report
-    logger.info("\n".join(f"{name + ':':8}{place}" for name, place in places.items()))
+    paths = {"model": adapted.bundle, "labels": adapted.labels}
+    if "evaluate" not in executed:  # `must evaluate` prints the path of the report itself
+        paths["report"] = adapted.report
+    logger.info("\n".join(f"{name + ':':8}{path}" for name, path in paths.items()))
     return adapted
 
 
@@ -118,61 +118,61 @@ def steps(
     index = folder / SHARDS / INDEX_FILE
     file, content = read_classes(classes)
     if model == DEFAULT_MODEL:
-        pretrained = pretrained or ITS_WEIGHTS
+        pretrained = pretrained or DEFAULT_WEIGHTS
     try:
-        taken = provide(images, folder, fixed=index.exists() and not again, replace=again)
-        decisive = {name: value for name, value in settings.items() if name not in FREE}
+        image_source = to_source(images, folder, fixed=index.exists() and not again, replace=again)
+        decisive = {name: value for name, value in settings.items() if name not in CHANGEABLE}
         grown = record(
             folder,
             {
-                "images": taken.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
+                "images": image_source.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
                 "model": absolute_model(model), "pretrained": pretrained,
                 "test_images": labelled_key(test_images), "settings": decisive,
             },
             again,
         )  # fmt: skip
-        there = not test_images or storage.is_remote(test_images) or "{" in test_images or Path(test_images).exists()
-        require(there, f"test_images {test_images}: there is no such folder or file")
+        unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
+        require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
         if not index.exists():
-            require_enough(taken.source, str(folder / SHARDS))
+            require_enough(image_source.source, str(folder / SHARDS))
         if not file:
             file = str(folder / "classes.yaml")
             storage.write_bytes(file, content)
         parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
         shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
-        if not storage.exists(classifier):  # the first: where there is no model, no images are packed
-            of = {"classes": file, "model": model, "pretrained": pretrained}
-            run("classifier", {**of, "output": classifier, "device": device})
+        if not storage.exists(classifier):  # first: without a model, no images are packed
+            options = {"model": model, "pretrained": pretrained, "device": device}
+            run("classifier", {"classes": file, "output": classifier, **options})
     except BaseException:
         if new and folder.is_dir():
             clean(folder)
         raise
     labelled: dict[str, Any] = {}
     if test_images:
-        labelled = {"test_source": labelled_folder(test_images, folder, taken.source), "labels": "folder"}
+        labelled = {"test_source": labelled_folder(test_images, folder, image_source.source), "labels": "folder"}
     if grown:
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
-    run("shard", {"source": taken.source, "output": shards, "max_rejected": max_rejected, **labelled})
+    run("shard", {"source": image_source.source, "output": shards, "max_rejected": max_rejected, **labelled})
     if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
         run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    more = {"shards": shards, "device": device, **workers}
-    if not storage.exists(storage.join(labels, REFINED_FILE)):  # the last that is written
-        run("refine", {"classifier": classifier, "model": bundle, "output": labels, **more})
-    if not storage.exists(storage.join(report, REPORT_FILE)):  # likewise
-        places = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}
-        run("evaluate", {**places, "split": "test" if test_images else "train", **more})
+    common = {"shards": shards, "device": device, **workers}
+    if not storage.exists(storage.join(labels, REFINED_FILE)):  # the last file that `must refine` writes
+        run("refine", {"classifier": classifier, "model": bundle, "output": labels, **common})
+    if not storage.exists(storage.join(report, REPORT_FILE)):  # the last file here too
+        paths = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}
+        run("evaluate", {**paths, "split": "test" if test_images else "train", **common})
     return Adapted(folder)
 
 
 def require_enough(source: str, shards: str) -> None:
-    """Looks at as many images as are needed, where that costs nothing. Raises UserError: there are not so many."""
+    """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer."""
     if storage.is_remote(source) or "{" in source:
         return
-    found = open_source(source, "none", "images", shards)
-    if isinstance(found, Folder | Manifest):
+    listing = open_source(source, "none", "images", shards)
+    if isinstance(listing, Folder | Manifest):
         problems = ListingReport(lambda name, reason: None)
-        count = len(list(islice(found.items(problems), FEWEST_IMAGES)))
+        count = len(list(islice(listing.items(problems), FEWEST_IMAGES)))
         require(count > 0, f"images {source}: {no_images(problems.skipped)}")
         require(
             count >= FEWEST_IMAGES,
@@ -183,7 +183,7 @@ def require_enough(source: str, shards: str) -> None:
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Raises ValueError: a setting that `must train` would refuse, as far as can be told before there are shards."""
+    """Raises ValueError: a setting that `must train` would refuse, as far as can be checked before there are shards."""
     for name in SET_BY_ADAPT:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "must.api")
@@ -194,35 +194,35 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 
 def read_classes(classes: Any) -> tuple[str, bytes]:
-    """(file, content): of a class file, or what one with the names and prompts from Python would hold, its name then
-    being ''. Raises ValueError."""
+    """(file name, content) of a class file. For names and prompts from Python the file name is '' and the content is
+    that of a class file with them. Raises ValueError."""
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
         if file == BUNDLED_SET:
             return file, b""
-        found = load_class_set(file)
+        class_set = load_class_set(file)
         if storage.exists(file):
             return file, storage.read_bytes(file)
-        classes = list(found.names)  # cat,dog,horse
+        classes = list(class_set.names)  # cat,dog,horse
     entries = entries_of(classes)
     make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 
 def labelled_key(test_images: str) -> str:
-    """What labelled images are known by: their folder, or a file of labels with what is in it."""
-    place = str(Path(test_images).absolute()) if test_images else ""
-    return f"{place} ({storage.sha256_of(Path(place))[:12]})" if is_labels(test_images) else place
+    """What identifies the labelled images: their folder, or a file of labels with its checksum."""
+    path = str(Path(test_images).absolute()) if test_images else ""
+    return f"{path} ({storage.sha256_of(Path(path))[:12]})" if is_labels(test_images) else path
 
 
 def is_labels(test_images: str) -> bool:
-    """Whether it is a file of labels, as `must sort` takes it, and no folder or archive of images."""
+    """Whether it is a file of labels that `must sort` reads, not a folder or an archive of images."""
     return test_images.lower().endswith((".csv", ".json", ".jsonl")) and Path(test_images).is_file()
 
 
 def labelled_folder(test_images: str, output: Path, images: str) -> str:
-    """A folder with a folder of labelled images a class; of a file of labels, links below OUTPUT. Its names may be
-    below the folder `images`, as those of answers are."""
+    """A folder with one folder of labelled images for each class; for a file of labels, one of links below OUTPUT.
+    Paths in the file may be relative to the folder `images`, as in a file of answers."""
     if not is_labels(test_images):
         return test_images
     into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
@@ -232,12 +232,12 @@ def labelled_folder(test_images: str, output: Path, images: str) -> str:
 
 
 def absolute_model(model: str) -> str:
-    """The model in whatever folder this program runs."""
+    """The model, with an absolute path if it is a folder."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def clean(folder: Path) -> None:
-    """Takes away what a refused first call wrote."""
+    """Removes the files that a refused first call wrote."""
     for name in (RECORD_FILE, "classes.yaml", "images.jsonl"):
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):

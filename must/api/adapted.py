@@ -1,4 +1,4 @@
-"""What `must.adapt` returns: the adapted model, its report, and the ways on from there."""
+"""What `must.adapt` returns: the adapted model, its report, and methods to predict, export and publish."""
 
 import html
 import re
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS
-from must.api.results import Exported, Pushed, framed
+from must.api.results import Exported, Pushed, iframe
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
@@ -21,10 +21,10 @@ TITLE = re.compile(r'<h2>([^<]*)</h2>\s*<p class="note">At most three of a kind'
 
 
 class Report(PosixPath):
-    """The path of report.html, which a notebook shows as the page."""
+    """The path of report.html. A notebook shows the page."""
 
     def _repr_html_(self) -> str:
-        return framed(self.read_text(encoding="utf-8"))
+        return iframe(self.read_text(encoding="utf-8"))
 
 
 class OpenClip(NamedTuple):
@@ -37,7 +37,7 @@ class OpenClip(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapted model in the folder `output`; `Adapted(folder)` opens one that is there.
+    """An adapted model in the folder `output`; `Adapted(folder)` opens an existing one.
 
     `metrics` are those of metrics.json, `classes` the names that predictions are of.
 
@@ -63,7 +63,7 @@ class Adapted:
 
     @property
     def labels(self) -> Path:
-        """A table of the unlabeled images with their refined labels, beside zero-shot's and the model's."""
+        """A table of the unlabeled images: refined labels, and those of the zero-shot and the adapted model."""
         return self.output / LABELS / PREDICTIONS_FILE
 
     @property
@@ -75,12 +75,12 @@ class Adapted:
         return list(self.metrics["classes"])
 
     def _repr_html_(self) -> str:
-        """A notebook shows the verdict and some pictures; `report` is the whole page."""
+        """A notebook shows the verdict and some pictures; `report` is the full page."""
         from must.evaluation.report.verdict import verdict
         from must.evaluation.result import metrics_of
 
-        found = verdict(metrics_of(self.metrics))
-        parts = [f"<h3>{html.escape(found.headline)}</h3>", f"<p>{html.escape(found.plain)}</p>"]
+        summary = verdict(metrics_of(self.metrics))
+        parts = [f"<h3>{html.escape(summary.headline)}</h3>", f"<p>{html.escape(summary.plain)}</p>"]
         if self.report.is_file():
             page = self.report.read_text(encoding="utf-8")
             title, pictures = TITLE.search(page), PICTURE.findall(page)[:12]
@@ -100,7 +100,7 @@ class Adapted:
                 does not stop the others: it is in the result's `unreadable`.
 
         Raises:
-            ValueError: none can be read, or what is no path is no image; the message says which.
+            ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
         """
         if device not in self._models:
             self._models[device] = load(self.bundle, device=device)
@@ -111,11 +111,11 @@ class Adapted:
         return {}
 
     def to_open_clip(self) -> OpenClip:
-        """The whole CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
+        """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
         `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as `predict` does. The text
-        tower is the original one: training moves the image tower and the class weights, so that what the text tower
-        says of the same prompts is no longer exactly `classifier`.
+        tower is the original one: training moves the image tower and the class weights, so that the text tower's
+        features of the same prompts are no longer exactly `classifier`.
         """
         from open_clip import get_model_preprocess_cfg, image_transform
         from torchvision.transforms import Compose
@@ -125,17 +125,17 @@ class Adapted:
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
-        told = get_model_preprocess_cfg(clip)
-        options = {name: told[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
-        theirs = image_transform(told["size"], is_train=False, **options)
-        preprocess = Compose([to_rgb, theirs])  # theirs alone shows what lies under transparent pixels
+        preprocess_cfg = get_model_preprocess_cfg(clip)
+        options = {name: preprocess_cfg[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
+        transform = image_transform(preprocess_cfg["size"], is_train=False, **options)
+        preprocess = Compose([to_rgb, transform])  # without to_rgb, colours under transparent pixels show
         return OpenClip(clip.eval(), preprocess, bundle.model.classifier.detach().clone())
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:
-        """`must.export` of this model, to OUTPUT/onnx if no place is given, checked on the images it was adapted to."""
-        given = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / METRICS_FILE)}
-        place = str(output or self.output / "onnx")
-        return run_stage("export", {**given, **parameters, "model": str(self.bundle), "output": place})
+        """`must.export` of this model, to OUTPUT/onnx by default, checked on the images it was adapted to."""
+        defaults = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / METRICS_FILE)}
+        paths = {"model": str(self.bundle), "output": str(output or self.output / "onnx")}
+        return run_stage("export", {**defaults, **parameters, **paths})
 
     def push_to_hub(self, repo: str, *, to: str = "open_clip", **parameters: Any) -> Pushed:
         """Exports the model to OUTPUT/hub-TO, for the library `to`, and sends that to the hub's `repo`, "team/name".
@@ -146,6 +146,6 @@ class Adapted:
         Raises:
             ValueError: the hub refuses it, or the library's format cannot hold the model.
         """
-        whole = {"classifier": str(self.output / CLASSIFIER_FILE)} if to != "onnx" else {}
-        exported = self.export(self.output / f"hub-{to}", to=to, **whole)
+        text_tower = {"classifier": str(self.output / CLASSIFIER_FILE)} if to != "onnx" else {}
+        exported = self.export(self.output / f"hub-{to}", to=to, **text_tower)
         return run_stage("push", {**parameters, "model": exported.output, "repo": repo})

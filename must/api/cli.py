@@ -1,4 +1,4 @@
-"""The command line: one subcommand a stage, its flags made from must/config/."""
+"""The command line: one subcommand for each stage, with flags made from must/config/."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ from must.base.progress import minutely
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 
-SETTINGS = "settings."  # before the name of a flag of `must train` that `must adapt` was given
+SETTINGS = "settings."  # prefix of a `must train` flag given to `must adapt`
 
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run is at work there, 75 stopped and
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def with_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Flags of `must train` that were given to `must adapt` as its --settings. Raises ValueError: one is in both."""
+    """Moves flags of `must train` given to `must adapt` into its --settings. Raises ValueError: one is in both."""
     flags = {name: options.pop(name) for name in [*options] if name.startswith(SETTINGS)}
     if not flags:
         return options
@@ -101,7 +101,7 @@ def run_completion(options: dict[str, Any]) -> None:
     print(shtab.complete(build_parser(), options["shell"]))
 
 
-# commands that are no stages
+# commands that are not stages
 OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completion}
 
 
@@ -186,14 +186,14 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 
 
 def environment() -> str:
-    """Versions, system and devices, a line each, without packages that are not installed. Imports torch, if there."""
+    """Versions, system and devices, one per line, and installed packages only. Imports torch if it is installed."""
     rows = {
         "must": must.__version__ + (f" ({revision})" if (revision := os.environ.get("MUST_GIT_REVISION")) else ""),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.platform()} {platform.machine()}",
         "cores": str(cores()),
         "memory": memory(),
-        "GPUs": gpus(),
+        "GPUs": gpu_report(),
     }
     rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
     rows |= {name: version for name in PACKAGES if (version := version_of(name))}
@@ -210,24 +210,24 @@ def version_of(package: str) -> str:
 def memory() -> str:
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (AttributeError, ValueError, OSError):  # no Unix
+    except (AttributeError, ValueError, OSError):  # not Unix
         return "unknown"
 
 
-def gpus() -> str:
-    """What the driver says, and whether torch can use it: the two differ where a bug is."""
-    said = "none that nvidia-smi knows"
+def gpu_report() -> str:
+    """The GPUs that the driver lists, and how many torch can use: a bug may make the two differ."""
+    gpus = "none that nvidia-smi knows"
     if program := shutil.which("nvidia-smi"):
         question = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         try:
-            done = subprocess.run([program, *question], capture_output=True, text=True, timeout=20, check=False)
-            said = "; ".join((done.stdout or done.stderr or "nvidia-smi says nothing").split("\n")).strip("; ")
+            process = subprocess.run([program, *question], capture_output=True, text=True, timeout=20, check=False)
+            gpus = "; ".join((process.stdout or process.stderr or "nvidia-smi says nothing").split("\n")).strip("; ")
         except (OSError, subprocess.TimeoutExpired) as error:
-            said = f"nvidia-smi failed ({type(error).__name__})"
+            gpus = f"nvidia-smi failed ({type(error).__name__})"
     try:
         import torch
     except ImportError:
-        return said
+        return gpus
     except Exception as error:  # a torch that does not load may be what the report is about
-        return f"{said}; torch does not load: {type(error).__name__}"
-    return f"{said}; torch sees {torch.cuda.device_count()}, built for CUDA {torch.version.cuda or '(none)'}"
+        return f"{gpus}; torch does not load: {type(error).__name__}"
+    return f"{gpus}; torch sees {torch.cuda.device_count()}, built for CUDA {torch.version.cuda or '(none)'}"

@@ -1,4 +1,4 @@
-"""What to type after a command: one to three lines that can be pasted, made from its parameters."""
+"""The commands to run next, printed after a command: one to three lines to paste, made from its parameters."""
 
 import logging
 import re
@@ -22,12 +22,12 @@ from must.evaluation.result import read_metrics
 
 logger = logging.getLogger(__name__)
 
-# Where nothing says which.
+# Placeholders, where the parameters name none.
 PHOTOS, EXAMPLE_CLASSES, EXAMPLE_MODEL = "photos/", "classes.txt", "ViT-B-16/datacomp_xl_s13b_b90k"
 
 
 def show(stage: str, config: Any, result: Any) -> None:
-    """Prints them, to standard error: they are no result."""
+    """Prints the next commands to standard error, as they are not a result."""
     lines = list[str]()
     with suppress(UserError, OSError):  # the command itself is done
         lines = [line for line in FOLLOWING.get(stage, lambda *_: [])(config, result) if line]
@@ -36,29 +36,29 @@ def show(stage: str, config: Any, result: Any) -> None:
 
 
 def command(stage: str, *bare: str, **values: str) -> str:
-    """The shortest line with that meaning: WORK alone, if what is in it is what `values` name."""
+    """The shortest equivalent command line: WORK alone, if `values` are the paths found in it."""
     values = {name: value for name, value in values.items() if value}
-    long = spelt(stage, bare, values)
+    long = command_line(stage, bare, values)
     known = {field.name: field for field in parameters_of(STAGES[stage].config)}
     for folder in dict.fromkeys(
         str(Path(value).parent) for name, value in values.items() if known[name].metadata["work"]
     ):
         try:
-            found = with_work(STAGES[stage].config, {"model": folder})
+            located = with_work(STAGES[stage].config, {"model": folder})
         except UserError:
             continue
-        rest = {name: value for name, value in values.items() if found.get(name) != value}
-        if all(name in found or name in rest for name, field in known.items() if is_required(field)):
-            long = min(long, spelt(stage, (folder,), rest), key=len)
+        others = {name: value for name, value in values.items() if located.get(name) != value}
+        if all(name in located or name in others for name, field in known.items() if is_required(field)):
+            long = min(long, command_line(stage, (folder,), others), key=len)
     return long
 
 
-def spelt(stage: str, bare: Sequence[str], values: dict[str, Any]) -> str:
+def command_line(stage: str, bare: Sequence[str], values: dict[str, Any]) -> str:
     flags = [word for name, value in values.items() for word in (flag(name), *([] if value is True else [value]))]
     return shlex.join(["must", stage, *bare, *flags])
 
 
-def beside(path: str, name: str) -> str:
+def sibling(path: str, name: str) -> str:
     """NAME in the folder that `path` is in."""
     return storage.join(
         path.rstrip("/").rpartition("/")[0] or ("/" if path.startswith("/") else "."), name
@@ -66,8 +66,8 @@ def beside(path: str, name: str) -> str:
 
 
 def of_bundle(path: str, name: str) -> str:
-    """Beside the bundle, named after it."""
-    return locate(beside(path, "") or ".").output_of(path.rstrip("/"), name).removeprefix("./")
+    """The path of NAME beside the bundle, named after the bundle."""
+    return locate(sibling(path, "") or ".").output_of(path.rstrip("/"), name).removeprefix("./")
 
 
 def photos_of(shards: str) -> str:
@@ -83,12 +83,12 @@ def predict(model: str, photos: str, output: str = "") -> str:
     work = locate(str(Path(model).parent)) if "://" not in model else None
     if work and (work.bundle == (model,) or (not work.bundle and work.onnx == (model,))):
         model = work.folder
-    return spelt("predict", (photos or PHOTOS,), {"model": model} | ({"output": output} if output else {}))
+    return command_line("predict", (photos or PHOTOS,), {"model": model} | ({"output": output} if output else {}))
 
 
 def after_shard(config: Any, _: Any) -> list[str]:
-    work = locate(beside(config.output, "") or ".")
-    bundle, classifier = beside(config.output, BUNDLE), beside(config.output, CLASSIFIER_FILE)
+    work = locate(sibling(config.output, "") or ".")
+    bundle, classifier = sibling(config.output, BUNDLE), sibling(config.output, CLASSIFIER_FILE)
     if len(work.classifier) == 1:
         return [command("train", shards=config.output, classifier=work.classifier[0], output=bundle)]
     return [
@@ -98,25 +98,24 @@ def after_shard(config: Any, _: Any) -> list[str]:
 
 
 def after_classifier(config: Any, _: Any) -> list[str]:
-    work = locate(beside(config.output, "") or ".")
+    work = locate(sibling(config.output, "") or ".")
     if len(work.shards) != 1:
-        return [predict(config.output, ""), command("shard", PHOTOS, output=beside(config.output, "shards"))]
-    given = {"shards": work.shards[0], "classifier": config.output}
+        return [predict(config.output, ""), command("shard", PHOTOS, output=sibling(config.output, "shards"))]
+    inputs = {"shards": work.shards[0], "classifier": config.output}
     return [
-        command(stage, **given, output=beside(config.output, name))
+        command(stage, **inputs, output=sibling(config.output, name))
         for stage, name in (("train", BUNDLE), ("refine", LABELS))
     ]
 
 
 def after_plan(config: Any, _: Any) -> list[str]:
-    given = {
-        name: getattr(config, name) for name in sorted({one.name for one in parameters_of(TrainConfig)} & config.passed)
-    }
-    given = {name: text(it) for name, it in given.items() if it and (name, it) != ("preset", "auto")}
-    return [spelt("train", (), given | {"output": config.output or beside(config.shards, BUNDLE)})]
+    names = sorted({field.name for field in parameters_of(TrainConfig)} & config.passed)
+    passed = {name: getattr(config, name) for name in names}
+    flags = {name: as_text(value) for name, value in passed.items() if value and (name, value) != ("preset", "auto")}
+    return [command_line("train", (), flags | {"output": config.output or sibling(config.shards, BUNDLE)})]
 
 
-def text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     return value if isinstance(value, bool) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -127,7 +126,7 @@ def after_train(config: Any, _: Any) -> list[str]:
 
 
 def evaluate(model: str, baseline: str, shards: str) -> str:
-    split = locate(beside(shards, "") or ".").split()
+    split = locate(sibling(shards, "") or ".").split()
     values = {"model": model, "baseline": baseline, "shards": shards, "output": of_bundle(model, REPORT)}
     return command("evaluate", **values, split="" if split == "test" else split)
 
@@ -154,8 +153,8 @@ def after_adapt(config: Any, adapted: Any) -> list[str]:
 def after_refine(config: Any, _: Any) -> list[str]:
     table, photos = storage.join(config.output, PREDICTIONS_FILE), photos_of(config.shards) or PHOTOS
     return [
-        command("sort", table, into=beside(config.output, "sorted"), root=photos),
-        command("labels", table, to="csv", output=beside(config.output, "labels.csv"), root=photos),
+        command("sort", table, into=sibling(config.output, "sorted"), root=photos),
+        command("labels", table, to="csv", output=sibling(config.output, "labels.csv"), root=photos),
     ]
 
 
@@ -178,50 +177,53 @@ def after_evaluate(config: Any, metrics: Any) -> list[str]:
 
 def after_export(config: Any, _: Any) -> list[str]:
     if config.to != "onnx":
-        return [spelt("push", (config.output,), {"repo": "my-team/my-model", "private": True})]
+        return [command_line("push", (config.output,), {"repo": "my-team/my-model", "private": True})]
     return [predict(config.output, photos_of(config.shards)), command("serve", model=config.output)]
 
 
 def after_gate(config: Any, decision: Any) -> list[str]:
-    told = read_metrics(config.metrics)
-    model, made = told.model.bundle, told.config
-    if not model or not made:
+    metrics = read_metrics(config.metrics)
+    model, evaluated = metrics.model.bundle, metrics.config
+    if not model or not evaluated:
         return []
     if not decision.passed:
-        return [review(model, made.get("baseline", ""), made.get("shards", ""))]
-    onnx, folder = of_bundle(model, "onnx"), Path(beside(model, "") or ".").resolve().name
+        return [review(model, evaluated.get("baseline", ""), evaluated.get("shards", ""))]
+    onnx, folder = of_bundle(model, "onnx"), Path(sibling(model, "") or ".").resolve().name
     values = {"model": model, "metrics": config.metrics, "decision": config.output}
-    values |= {"onnx": onnx if Path(onnx).is_dir() else "", "registry": beside(model, "registry")}
+    values |= {"onnx": onnx if Path(onnx).is_dir() else "", "registry": sibling(model, "registry")}
     return [command("promote", **values, name=re.sub("[^a-z0-9]+", "-", folder.lower()).strip("-") or "model")]
 
 
 def after_promote(config: Any, _: Any) -> list[str]:
-    of = {"registry": config.registry, "name": config.name}
-    lines = [spelt("serve", (), of) if config.onnx else "", spelt("promote", (), of | {"list": True})]
+    model = {"registry": config.registry, "name": config.name}
+    lines = [
+        command_line("serve", (), model) if config.onnx else "",
+        command_line("promote", (), model | {"list": True}),
+    ]
     return lines if config.model else []
 
 
 def after_predict(config: Any, _: Any) -> list[str]:
     if config.output and not config.shards:
-        return [command("sort", config.output, into=beside(config.output, "sorted"))]
+        return [command("sort", config.output, into=sibling(config.output, "sorted"))]
     if config.output or len(config.images) > 3 or "-" in config.images:
         return []
-    given = {name: text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.passed}
-    return [spelt("predict", config.images, {"model": config.model, **given, "output": "predictions.csv"})]
+    flags = {name: as_text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.passed}
+    return [command_line("predict", config.images, {"model": config.model, **flags, "output": "predictions.csv"})]
 
 
 def after_demo(config: Any, _: Any) -> list[str]:
     names = {"classes": "classes.yaml", "model": "model", "test_images": "images/test", "output": "work"}
-    places = {name: storage.join(config.output, of) for name, of in names.items()}
-    return [spelt("adapt", (storage.join(config.output, "images/unlabeled"),), places)]
+    paths = {name: storage.join(config.output, file) for name, file in names.items()}
+    return [command_line("adapt", (storage.join(config.output, "images/unlabeled"),), paths)]
 
 
 def after_sort(config: Any, _: Any) -> list[str]:
-    return [] if config.undo else [spelt("sort", (), {"undo": True, "into": config.into})]
+    return [] if config.undo else [command_line("sort", (), {"undo": True, "into": config.into})]
 
 
 def after_labels(config: Any, _: Any) -> list[str]:
-    line = command("sort", config.output, into=beside(config.output, "sorted"))
+    line = command("sort", config.output, into=sibling(config.output, "sorted"))
     return [line] if config.to in ("csv", "answers") else []
 
 
@@ -231,4 +233,4 @@ FOLLOWING: dict[str, Callable[[Any, Any], list[str]]] = {
     "export": after_export, "gate": after_gate, "promote": after_promote, "predict": after_predict,
     "sort": after_sort, "labels": after_labels,
 }  # fmt: skip
-"""By stage. Review and serve say it themselves, while they run; `must push` prints an address."""
+"""By stage. `must review` and `must serve` print their own lines while they run; `must push` prints an address."""

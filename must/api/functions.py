@@ -1,4 +1,4 @@
-"""Makes the stages' functions from the table of stages: signature and docstring come from their parameters."""
+"""Makes the stages' Python functions from the table of stages; parameters give signature and docstring."""
 
 import importlib
 import inspect
@@ -17,14 +17,12 @@ ENDING = """
 Raises:
     must.UserError: the input is wrong, in one line; must.TransientError: the same call may work later. Both are
         ValueErrors.
-    OSError: a place that cannot be read or written."""
+    OSError: a path that cannot be read or written."""
 
 
 ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
-BESIDE = {  # functions at `must` that are no stages
-    "load": "must.api.model:load",
-}
-PYTHON_FUNCTIONS = BESIDE | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not made here
+OTHERS = {"load": "must.api.model:load"}  # functions at `must` that are not stages
+PYTHON_FUNCTIONS = OTHERS | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated here
 
 
 def function_at_must(name: str) -> Callable[..., Any]:
@@ -35,25 +33,24 @@ def function_at_must(name: str) -> Callable[..., Any]:
     stage = STAGES[name]
 
     def function(**values: Any) -> Any:
-        given = {key: value for key, value in values.items() if value is not None}
-        return run_stage(name, given)
+        return run_stage(name, {key: value for key, value in values.items() if value is not None})
 
     function.__name__ = function.__qualname__ = name
-    function.__module__ = "must"  # where it is found again, by a pickle too
+    function.__module__ = "must"  # where it is imported from, by pickle too
     function.__doc__ = docstring(stage)
     function.__signature__ = signature(name, stage)  # type: ignore[attr-defined]
     return function
 
 
 def run_stage(name: str, values: dict[str, Any]) -> Any:
-    """Runs a stage of the table in this thread; no signal is handled and no exit code is raised."""
+    """Runs a stage of the table in this thread. Handles no signals; a SystemExit becomes a TransientError."""
     config = configure(name, values)
-    more: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     predictions: list[Any] = []
     if name == "predict" and not values.get("output"):
-        more["take"] = predictions.append
+        extra["take"] = predictions.append
     try:
-        raw = run(name, config, **more)
+        raw = run(name, config, **extra)
     except SystemExit as stopped:
         reason = getattr(stopped, "reason", "stopped")
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
@@ -62,26 +59,26 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
 
 
 def signature(name: str, stage: Stage) -> inspect.Signature:
-    """All keywords, the required ones first, then those that are used most."""
+    """Keyword parameters: the required ones first, then the most used."""
     hints = get_type_hints(stage.config)
     parameters = [
         inspect.Parameter(
-            f.name,
+            field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if is_required(f) else default_of(f),
-            annotation=hints[f.name],
+            default=inspect.Parameter.empty if is_required(field) else default_of(field),
+            annotation=hints[field.name],
         )
-        for f in in_order(stage.config)
+        for field in ordered_fields(stage.config)
     ]
     return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
 
 
-def in_order(config: type[StageConfig]) -> list[Field[Any]]:
+def ordered_fields(config: type[StageConfig]) -> list[Field[Any]]:
     return sorted((field for _, field in with_headings(config)), key=lambda field: not is_required(field))
 
 
 def docstring(stage: Stage) -> str:
-    """The stage's help, its parameters under their headings, and what is raised."""
+    """The stage's help, its parameters under their headings, and the errors."""
     groups: dict[str, list[str]] = {}
     for heading, field in with_headings(stage.config):
         text = f"{field.name}: {as_python(field.metadata['help'])}"
@@ -93,7 +90,7 @@ def docstring(stage: Stage) -> str:
 
 
 def as_python(text: str) -> str:
-    """A help text's --flag-names as the parameters they are here."""
+    """A help text with --flag-names replaced by the names of the parameters."""
 
     def parameter(match: re.Match[str]) -> str:
         name = match[2].replace("-", "_")

@@ -1,4 +1,4 @@
-"""What a Python program gives: images become a source that `must shard` reads, class names a class file's entries."""
+"""Inputs from Python: images become a source that `must shard` reads, class names the entries of a class file."""
 
 import hashlib
 import json
@@ -26,28 +26,28 @@ MANIFEST, FOLDER = "images.jsonl", "images"
 
 
 class ImageSource(NamedTuple):
-    """`source`: what `must shard` reads; `key`: stands for the images, so that others are noticed."""
+    """`source`: what `must shard` reads; `key`: identifies the images, so that a change of them is detected."""
 
     source: str
     key: str
 
 
-def provide(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
+def to_source(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
 
     Args:
-        fixed: shards were made from a list of paths already; it may not change any more.
-        replace: other images that were in memory, and are written already, may go.
+        fixed: shards were already made from a list of paths, so it may not change.
+        replace: images that an earlier call wrote may be replaced.
 
     Raises:
-        ValueError: they are none of the kinds that are known, or one of them is no image.
+        ValueError: `images` is of an unknown kind, or one of them is not an image.
     """
     if isinstance(images, str | os.PathLike):
         source = os.fspath(images)
         return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
-    return written(items_of(images), output / FOLDER, replace)
+    return write_images(items_of(images), output / FOLDER, replace)
 
 
 def manifest(paths: list[Path], file: Path, fixed: bool) -> ImageSource:
@@ -63,7 +63,7 @@ def manifest(paths: list[Path], file: Path, fixed: bool) -> ImageSource:
 
 
 def items_of(images: Any) -> Iterator[Any]:
-    """What the collection holds, an image each."""
+    """The images of a collection."""
     require(images is not None and not isinstance(images, bytes), f"images: expected {ACCEPTED}")
     if hasattr(images, "column_names"):
         return column_of(images)
@@ -82,8 +82,7 @@ def column_of(dataset: Any) -> Iterator[Any]:
     features = getattr(dataset, "features", None) or {}
     columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     require(len(columns) > 0, f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}")
-    only = dataset.select_columns([columns[0]])
-    return (row[columns[0]] for row in only)
+    return (row[columns[0]] for row in dataset.select_columns([columns[0]]))
 
 
 def first_of(item: Any) -> Any:
@@ -93,20 +92,21 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
-    """Writes the images, unless the same ones are there from an earlier call."""
-    note = folder / "key"
+def write_images(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
+    """Writes the images, unless an earlier call wrote the same ones."""
+    key_file = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
-    if note.is_file() and not replace:
+    if key_file.is_file() and not replace:
         key = pixels_sha256(images)
-        require(note.read_text() == key, f"{folder}: holds other images; choose another output, or delete the folder")
+        same = key_file.read_text() == key
+        require(same, f"{folder}: holds other images; choose another output, or delete the folder")
         return ImageSource(str(folder), key)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        key = pixels_sha256(saved(images, unfinished))
-        (unfinished / note.name).write_text(key)
-        if not (note.is_file() and note.read_text() == key):
+        key = pixels_sha256(save_each(images, unfinished))
+        (unfinished / key_file.name).write_text(key)
+        if not (key_file.is_file() and key_file.read_text() == key):
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
     finally:
@@ -114,8 +114,8 @@ def written(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageS
     return ImageSource(str(folder), key)
 
 
-def saved(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
-    """The images, each written as a PNG file on its way."""
+def save_each(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
+    """Writes each image as a PNG file and yields it."""
     for number, image in enumerate(images):
         path = folder / f"{number // 10_000:04d}" / f"{number:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,14 +134,14 @@ def pixels_sha256(images: Iterable[Image.Image]) -> str:
 
 
 def as_image(item: Any, where: str) -> Image.Image:
-    """An RGB or grey image, as a viewer shows it: upright, and what is transparent on white.
+    """An RGB or grey image as a viewer shows it: upright, transparent pixels on white.
 
     Args:
         item: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
             path; or the bytes of a file, by themselves or as {"bytes": ...}.
 
     Raises:
-        ValueError: it is none; the message begins with `where`.
+        ValueError: it is not an image; the message begins with `where`.
     """
     if isinstance(item, dict):  # a Hugging Face image that is not decoded
         item = item.get("bytes") or item.get("path")
@@ -164,24 +164,24 @@ def as_image(item: Any, where: str) -> Image.Image:
             require(item.ndim == 2 or item.shape[2:] in ((1,), (3,), (4,)), f"an array of {shape} is no image")
             item = Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item)
         require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
-        item.load()  # a TIFF says only then that it has been turned
-        turned = orientation(item)
-        plain = item.mode in ("L", "RGB") and not is_transparent(item) and turned == 1
-        return item if plain else upright(to_rgb(item), turned)
+        item.load()  # the orientation of a TIFF is known only after loading
+        rotation = orientation(item)
+        plain = item.mode in ("L", "RGB") and not is_transparent(item) and rotation == 1
+        return item if plain else upright(to_rgb(item), rotation)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def entries_of(classes: Any) -> list[Any]:
-    """Classes from Python as a class file has them. Raises ValueError: something is neither a name nor a prompt."""
+    """Classes from Python as entries of a class file. Raises ValueError: one is neither a name nor a prompt."""
     if isinstance(classes, dict):
-        return [{"name": name_of(name), "prompts": prompts_of(name, given)} for name, given in classes.items()]
+        return [{"name": name_of(name), "prompts": prompts_of(name, prompts)} for name, prompts in classes.items()]
     require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
     return [entry if isinstance(entry, dict) else name_of(entry) for entry in classes]
 
 
 def name_of(name: Any) -> Any:
-    """A plain text, also of a kind of text such as numpy's; a number is a name, too, as in a file."""
+    """The name as a plain string, for subclasses of str such as numpy's too; numbers stay, as in a class file."""
     if isinstance(name, str):
         return str(name)
     known = type(name) in (int, float)
@@ -189,8 +189,8 @@ def name_of(name: Any) -> Any:
     return name
 
 
-def prompts_of(name: Any, given: Any) -> list[str]:
-    prompts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+def prompts_of(name: Any, entry: Any) -> list[str]:
+    prompts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Iterable) else [None]
     require(
         all(isinstance(prompt, str) for prompt in prompts),
         f"classes: the prompts of {brief(name)} must be a string or a list of strings",

@@ -1,4 +1,4 @@
-"""`must.load`: a model that stays in memory and classifies whatever looks like an image."""
+"""`must.load`: a model that stays in memory and classifies images of any kind."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ from must.deploy.predict.writer import Prediction
 
 
 class Predictions(list[Prediction]):
-    """A prediction for each image that could be read, in their order; `unreadable`: by the others' names, why not;
-    `skipped`: the number of other files in folders, by their ending."""
+    """A prediction for each readable image, in order; `unreadable`: {name: reason} of the other images;
+    `skipped`: {ending: number} of the files in folders that are not images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class Predictions(list[Prediction]):
 class Model:
     """What `must.load` returns; `classes`: their names, in the model's order.
 
-    model("photo.jpg").name                                     # one image: a Prediction
-    for found in model(["a.jpg", "b.jpg"]): print(found.top)    # several, or a folder: Predictions
+    model("photo.jpg").name                                               # one image: a Prediction
+    for prediction in model(["a.jpg", "b.jpg"]): print(prediction.top)  # several, or a folder: Predictions
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -52,8 +52,8 @@ class Model:
         Raises:
             ValueError: the one image, or all of several, cannot be read.
         """
-        found = self.predict(images, **options)
-        return found[0] if is_one(images) else found
+        predictions = self.predict(images, **options)
+        return predictions[0] if is_single(images) else predictions
 
     def predict(
         self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32, embeddings: bool = False
@@ -67,26 +67,26 @@ class Model:
             embeddings: give each prediction's `.embedding`, float32 [D], too.
 
         Raises:
-            ValueError: none can be read, or what is no path is no image; the message says which.
+            ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
         if embeddings:
             self._classifier.require_embeddings("embeddings")
         unsure = threshold(abstain, self._classifier.metadata, self.where)
-        asked = Options(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
+        settings = Options(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
         predictions = Predictions()
         problems = ListingReport(predictions.unreadable.__setitem__)
         predictions.skipped = problems.skipped
-        for found in classify(self._classifier, named_images(images, problems), self._read, asked):
-            if isinstance(found, Unreadable):
-                predictions.unreadable[found.image] = found.reason
+        for prediction in classify(self._classifier, named_images(images, problems), self._read, settings):
+            if isinstance(prediction, Unreadable):
+                predictions.unreadable[prediction.image] = prediction.reason
             else:
-                predictions.append(found)
+                predictions.append(prediction)
         if not predictions and predictions.unreadable:
             name, reason = next(iter(predictions.unreadable.items()))
-            more = len(predictions.unreadable) - 1
-            raise UserError(f"{name}: {reason}" + (f", nor can the {more} others be read" if more else ""))
+            remaining = len(predictions.unreadable) - 1
+            raise UserError(f"{name}: {reason}" + (f", nor can the {remaining} others be read" if remaining else ""))
         return predictions
 
     @cached_property
@@ -94,7 +94,7 @@ class Model:
         return EvalView(self._classifier.preprocess)
 
     def _read(self, item: Any) -> tuple[np.ndarray | None, str]:
-        """A file as `must predict` sees it; what is no file is the caller's mistake if it is no image."""
+        """(pixels, reason why not) of a file, as in `must predict`. Raises ValueError: an object is not an image."""
         if isinstance(item, str):
             return pixels_of_file(item, self._view)
         number, image = item
@@ -116,22 +116,22 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
     Raises:
         ValueError: there is no such model, or it is damaged.
     """
-    named = os.fspath(classes) if isinstance(classes, str | os.PathLike) else entries_of(classes)
+    class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else entries_of(classes)
     config, opener = opened_by(
         PredictConfig(
             model=os.fspath(model),
-            classes=named if isinstance(named, str) else "given",
+            classes=class_names if isinstance(class_names, str) else "given",
             device=device,
             threads=threads,
-            images=["-"],  # they come later
+            images=["-"],  # a placeholder
         )
     )
-    with opener(config) if isinstance(named, str) else zero_shot()(config, named) as found:
-        return Model(found.open(False))
+    with opener(config) if isinstance(class_names, str) else zero_shot()(config, class_names) as opened:
+        return Model(opened.open(False))
 
 
-def is_one(images: Any) -> bool:
-    """Whether a single image was given: not a collection, nor a path that stands for several."""
+def is_single(images: Any) -> bool:
+    """Whether a single image was given: not a collection, nor a path of several images."""
     if not isinstance(images, str | os.PathLike):
         return is_image(images)
     name = os.fspath(images)
@@ -139,15 +139,15 @@ def is_one(images: Any) -> bool:
 
 
 def is_image(item: Any) -> bool:
-    """Whether it is an image in memory, and no collection of them."""
+    """Whether it is one image in memory, not a collection of them."""
     dimensions = getattr(item, "ndim", None)
     return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or (dimensions or 4) < 4
 
 
 def named_images(images: Any, problems: ListingReport) -> Iterator[tuple[str, Any]]:
-    """(name, file) of each file that is meant, and (number, (number, image)) of what is no file."""
-    one = isinstance(images, str | os.PathLike) or is_image(images)
-    for number, item in enumerate([images] if one else images):
+    """(name, file) of each file, and (number, (number, image)) of each image in memory."""
+    single = isinstance(images, str | os.PathLike) or is_image(images)
+    for number, item in enumerate([images] if single else images):
         if isinstance(item, str | os.PathLike):
             yield from ((file, file) for file in find_images([os.fspath(item)], problems))
         else:

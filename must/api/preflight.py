@@ -1,7 +1,7 @@
 """Preflight checks of a stage's inputs, before torch is imported: a wrong path is reported at once, not after seconds.
 
-What is looked at is read by the functions that the stage itself reads it with, so both say the same in the same words.
-A stage called from Python needs no first look: it finds the same faults, later.
+The checks read files with the same functions as the stage itself, so their error messages are the same. A stage called
+from Python can do without them: it raises the same errors, later.
 """
 
 import os
@@ -17,8 +17,8 @@ from must.config.trackers import require_packages
 
 
 def preflight(config: Any) -> None:
-    """Looks at every parameter that is given and of a kind in CHECKS, in the order in which they are declared.
-    Raises ValueError: something that the stage needs is not there, is damaged, or cannot be written to."""
+    """Checks every given parameter with the function in CHECKS for its kind, in the order of their declaration.
+    Raises ValueError: an input is missing or damaged, or an output cannot be written."""
     for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
             if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):
@@ -30,14 +30,14 @@ def preflight(config: Any) -> None:
 def check_class_set(config: Any, classes: str, _: str) -> None:
     from must.method.model.classifier import BUNDLED_SET, load_class_set
 
-    if classes != BUNDLED_SET:  # that one is open_clip's, which imports torch
+    if classes != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
         load_class_set(classes)
 
 
-def check_bundle(config: Any, place: str, _: str) -> None:
+def check_bundle(config: Any, uri: str, _: str) -> None:
     from must.method.model.bundle import load_description
 
-    load_description(place)
+    load_description(uri)
 
 
 def check_classifier(config: Any, file: str, flag: str) -> None:
@@ -52,11 +52,10 @@ def check_classifier(config: Any, file: str, flag: str) -> None:
         require_shares(header.get("shares"), file)
 
 
-def check_baseline(config: Any, place: str, flag: str) -> None:
+def check_baseline(config: Any, uri: str, flag: str) -> None:
     """A classifier file or a bundle."""
-
-    if not storage.exists(storage.join(place, DESCRIPTION_FILE)):
-        check_classifier(config, place, flag)
+    if not storage.exists(storage.join(uri, DESCRIPTION_FILE)):
+        check_classifier(config, uri, flag)
 
 
 def check_shards(config: Any, uri: str, _: str) -> None:
@@ -75,7 +74,7 @@ def check_preset(config: Any, name: str, _: str) -> None:
 
 
 def check_trackers(config: Any, names: list[str], _: str) -> None:
-    if not isinstance(config, PlanConfig):  # which tracks nothing
+    if not isinstance(config, PlanConfig):  # `must plan` tracks nothing
         require_packages(names)
 
 
@@ -102,17 +101,17 @@ CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
 }
 
 
-def require_apart(folder: Path, what: str) -> None:
-    """Raises UserError: it is a model, or is inside one: nothing of one run is written into another's."""
-    model = next((one for one in (folder, *folder.parents) if (one / DESCRIPTION_FILE).is_file()), None)
-    require(model is None, f"{what}: is in the model {model}; choose a folder beside it")
+def require_apart(folder: Path, label: str) -> None:
+    """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
+    model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
+    require(model is None, f"{label}: is in the model {model}; choose a folder beside it")
 
 
 def check_output(uri: str, flag: str = "--output") -> None:
-    """Places on this machine only: what a bucket allows is known when it is written to."""
+    """Checks paths on this machine only: a bucket's permissions show when it is written to."""
     if storage.is_remote(uri):
         return
     path = storage.local(uri).absolute()
-    place = path if path.exists() else next(above for above in path.parents if above.exists())
-    require(place == path or place.is_dir(), f"{flag} {uri}: cannot be written: {place} is no folder")
-    require(os.access(place, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {place}")
+    existing = path if path.exists() else next(parent for parent in path.parents if parent.exists())
+    require(existing == path or existing.is_dir(), f"{flag} {uri}: cannot be written: {existing} is no folder")
+    require(os.access(existing, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {existing}")

@@ -1,4 +1,4 @@
-"""adapt.json: what the parts of a folder of `must adapt` were made from, and what becomes of them with other inputs."""
+"""adapt.json: the inputs that a folder of `must adapt` was made from; outdated parts are moved when they change."""
 
 import json
 import logging
@@ -18,22 +18,22 @@ MADE_FROM = {
     **dict.fromkeys(("images", "test_images"), (SHARDS, *TRAINED)), "settings": TRAINED,
     **dict.fromkeys(("classes", "model", "pretrained"), (CLASSIFIER_FILE, *TRAINED)),
 }  # fmt: skip
-"""By input: what is made from it."""
-CHEAP = {CLASSIFIER_FILE, LABELS, REPORT}  # made anew without a question
-GROWN = "grown"  # in the record: labelled images came to shards that were there already
+"""By input: the parts that are made from it."""
+CHEAP = {CLASSIFIER_FILE, LABELS, REPORT}  # remade without asking
+GROWN = "grown"  # in the record: labelled images were added to existing shards
 
 
 def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
-    """Remembers what the folder is made from. What was made from something else goes to a folder before-N in it.
+    """Writes down what the folder is made from. Parts made from other inputs are moved to a folder before-N in it.
 
     Returns:
-        Whether labelled images have to be added to shards that are there.
+        Whether labelled images have to be added to existing shards.
 
     Raises:
-        ValueError: shards or a model were made from something else, and `again` does not say that they may go.
+        ValueError: shards or a model were made from other inputs, and `again` is not set.
     """
-    place, now = folder / RECORD_FILE, json.loads(json.dumps(inputs, default=str))
-    before = storage.read_json(str(place), "adapt") if place.exists() else dict(now)
+    file, now = folder / RECORD_FILE, json.loads(json.dumps(inputs, default=str))
+    before = storage.read_json(str(file), "adapt") if file.exists() else dict(now)
     grown = bool(before.pop(GROWN, False))
     changed = {name for name in now if before.get(name) != now[name]}
     growing = "test_images" in changed and not before.get("test_images") and (folder / SHARDS / INDEX_FILE).exists()
@@ -46,36 +46,37 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
         not (growing and begun and BUNDLE not in outdated),
         f"{folder}: training has begun without test images; finish it with the same command as before, then add them",
     )
-    differences = ", ".join(text for name in sorted(changed) for text in named(name, before.get(name), now[name]))
+    changes = (change for name in sorted(changed) for change in changes_of(name, before.get(name), now[name]))
+    differences = ", ".join(changes)
     require(
         again or outdated <= CHEAP,
         f"{folder}: was made from other inputs ({differences}); choose another output, or give --again: what they do "
         "not change is kept, and the rest is moved to a folder before-1 in it",
     )
     if outdated:
-        aside = next(at for n in range(1, 10_000) if not (at := folder / f"before-{n}").exists())
-        aside.mkdir()
+        backup = next(path for n in range(1, 10_000) if not (path := folder / f"before-{n}").exists())
+        backup.mkdir()
         for part in sorted(outdated):
-            (folder / part).rename(aside / part)
+            (folder / part).rename(backup / part)
         logger.info(
-            f"{folder}: made from other inputs ({differences}): {', '.join(sorted(outdated))} moved to {aside.name}"
+            f"{folder}: made from other inputs ({differences}): {', '.join(sorted(outdated))} moved to {backup.name}"
         )
-    kept = {GROWN: True} if growing or (grown and SHARDS not in outdated) else {}
-    if before != now or not place.exists():
-        storage.write_bytes(str(place), json.dumps(now | kept, indent=1).encode())
-    return bool(kept)
+    mark = {GROWN: True} if growing or (grown and SHARDS not in outdated) else {}
+    if before != now or not file.exists():
+        storage.write_bytes(str(file), json.dumps(now | mark, indent=1).encode())
+    return bool(mark)
 
 
-def named(name: str, old: Any, new: Any) -> list[str]:
-    """What has changed, old -> new; of what is known by a checksum alone, its name."""
+def changes_of(name: str, old: Any, new: Any) -> list[str]:
+    """Texts "name: old -> new" of an input that changed; "other NAME" where only checksums are known."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in keys]
+        return [f"{key}: {short_text(old.get(key))} -> {short_text(new.get(key))}" for key in keys]
     words = name.replace("_", " ")
     if any(isinstance(value, str) and len(value) == 64 and "/" not in value for value in (old, new)):
         return [f"other {words}"]
-    return [f"{words}: {shown(old)} -> {shown(new)}"]
+    return [f"{words}: {short_text(old)} -> {short_text(new)}"]
 
 
-def shown(value: Any) -> str:
+def short_text(value: Any) -> str:
     return "none" if value in (None, "", {}) else brief(value).strip("'")

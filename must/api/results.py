@@ -1,6 +1,6 @@
-"""What the functions at `must` return: the places that were written to, and the main numbers.
+"""What the functions at `must` return: the paths that were written to, and the main numbers.
 
-Places are text, as they may be a bucket's URI; shares and accuracies are fractions, 0..1.
+Paths are strings, as they may be URIs of a bucket; shares and accuracies are fractions, 0..1.
 """
 
 import html
@@ -22,8 +22,8 @@ from must.method.model.provenance import RunSummary
 
 @dataclass(frozen=True)
 class Shards:
-    """`splits`: images of each split; `rejected`: files that are no whole images; `sha256`: of index.json, "" after a
-    `part` while others still have to do theirs; then there are no images yet."""
+    """`splits`: images of each split; `rejected`: files that cannot be decoded; `sha256`: of index.json. After one
+    `part`, `splits` and `sha256` are empty while other parts are not done yet."""
 
     output: str
     splits: dict[str, int]
@@ -50,13 +50,13 @@ class Classifier:
     model_folder: str
 
     @classmethod
-    def of(cls, config: configs.ClassifierConfig, made: Any) -> Self:
-        return cls(config.output, made.classes, made.weights.shape[0], made.model_folder)
+    def of(cls, config: configs.ClassifierConfig, classifier: Any) -> Self:
+        return cls(config.output, classifier.classes, classifier.weights.shape[0], classifier.model_folder)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """`seconds` that training would take here; `plan`: memory and what else was measured."""
+    """`seconds` that training would take on this machine; `plan`: memory and the other measurements."""
 
     steps: int
     seconds: float
@@ -64,14 +64,14 @@ class Planned:
     plan: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, _config: configs.PlanConfig, found: dict[str, Any]) -> Self:
-        return cls(found["steps"], found["seconds"], found["images_per_s"], found)
+    def of(cls, _config: configs.PlanConfig, content: dict[str, Any]) -> Self:
+        return cls(content["steps"], content["seconds"], content["images_per_s"], content)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """`output`: the bundle; `kept`: share of the way from zero-shot's weights to the trained ones (`--alpha`);
-    `summary`: speed and what went wrong on the way."""
+    """`output`: the bundle; `kept`: position between the zero-shot weights (0) and the trained ones (1), `--alpha`;
+    `summary`: speed and problems of the run."""
 
     output: str
     steps: int
@@ -83,13 +83,13 @@ class Trained:
     @classmethod
     def of(cls, config: configs.TrainConfig, summary: RunSummary) -> Self:
         selection = load_description(config.output).provenance.selection
-        kept = selection.alpha if selection else 1.0
-        return cls(config.output, summary.steps, summary.images, summary.seconds, kept, summary.to_dict())
+        alpha = selection.alpha if selection else 1.0
+        return cls(config.output, summary.steps, summary.images, summary.seconds, alpha, summary.to_dict())
 
 
 @dataclass(frozen=True)
 class Refined:
-    """`predictions`: the table of labels; `changed`: share of the images with another label than zero-shot's."""
+    """`predictions`: the table of labels; `changed`: share of the images whose label is not the zero-shot one."""
 
     output: str
     predictions: str
@@ -99,13 +99,13 @@ class Refined:
 
     @classmethod
     def of(cls, config: configs.RefineConfig, story: dict[str, Any]) -> Self:
-        place = storage.join(config.output, PREDICTIONS_FILE)
-        return cls(config.output, place, story["images"], story["changed"], story)
+        predictions = storage.join(config.output, PREDICTIONS_FILE)
+        return cls(config.output, predictions, story["images"], story["changed"], story)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """`kept`: share of the way from zero-shot's weights to the trained ones; `by`: what set it; `warnings` of the
+    """`kept`: position between the zero-shot weights (0) and the trained ones (1); `by`: what set it; `warnings` of the
     check."""
 
     output: str
@@ -131,18 +131,18 @@ class Evaluated:
 
     @classmethod
     def of(cls, config: configs.EvaluateConfig, metrics: Metrics) -> Self:
-        top1, before = (found.top1 if found else None for found in (metrics.adapted, metrics.baseline))
+        top1, baseline_top1 = (accuracy.top1 if accuracy else None for accuracy in (metrics.adapted, metrics.baseline))
         report = storage.join(config.output, REPORT_FILE)
-        return cls(config.output, report, metrics.images, top1, before, metrics.to_dict())
+        return cls(config.output, report, metrics.images, top1, baseline_top1, metrics.to_dict())
 
     def _repr_html_(self) -> str:
-        return framed(storage.read_bytes(self.report).decode())
+        return iframe(storage.read_bytes(self.report).decode())
 
 
 @dataclass(frozen=True)
 class Exported:
-    """`model`: the ONNX file, or the folder for another library; it was compared with PyTorch on `images` images, and
-    `largest_difference` is that of a probability; `result`: all that was compared."""
+    """`model`: the ONNX file, or the folder for another library; it was compared with PyTorch on `images` images;
+    `largest_difference`: of a probability; `result`: all comparisons."""
 
     output: str
     model: str
@@ -159,7 +159,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Pushed:
-    """`url`: the commit's address."""
+    """`url`: address of the commit."""
 
     repo: str
     url: str
@@ -171,20 +171,21 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Predicted:
-    """`predictions`: one an image that could be read, with its most probable classes, best first."""
+    """`predictions`: one for each readable image, with its most probable classes, best first."""
 
     predictions: list[Prediction] = field(repr=False)
     images: int
     unreadable: int
 
     @classmethod
-    def of(cls, _config: configs.PredictConfig, found: tuple[list[Prediction], dict[str, int]]) -> Self:
-        return cls(found[0], found[1]["images"], found[1]["unreadable"])
+    def of(cls, _config: configs.PredictConfig, output: tuple[list[Prediction], dict[str, int]]) -> Self:
+        predictions, counts = output
+        return cls(predictions, counts["images"], counts["unreadable"])
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Places of the bundled example: `images` without labels, labelled `test_images`, `classes` and `model`."""
+    """Paths of the bundled example: `images` without labels, labelled `test_images`, `classes` and `model`."""
 
     output: str
     images: str
@@ -205,6 +206,6 @@ RESULTS: dict[str, type] = {
 }  # fmt: skip
 
 
-def framed(page: str, height: int = 700) -> str:
-    """A page of its own inside a notebook's."""
+def iframe(page: str, height: int = 700) -> str:
+    """An HTML page inside a notebook: an iframe."""
     return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" frameborder="0"></iframe>'

@@ -1,4 +1,4 @@
-"""The library's stages, a row each: the parameters, the function that does the work, and what it is for.
+"""The table of the library's stages: parameters, function and help text of each.
 
 The command line is made from this table, and `call` runs a stage from Python:
 
@@ -25,7 +25,7 @@ class Stage(NamedTuple):
     function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
     help: str
     python: str = ""  # the function at `must.`, where that takes more than the parameters: "module:name"
-    torch: bool = False  # it imports torch, which takes seconds that a terminal is told of
+    torch: bool = False  # it imports torch, which takes seconds: the terminal shows a message
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -81,14 +81,14 @@ def call(stage: str, /, **values: Any) -> Any:
     Raises:
         UserError: the input is wrong.
         TransientError: the same may work later.
-        OSError: a place that cannot be read or written.
+        OSError: a path that cannot be read or written.
         SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
     """
     return run(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` over the YAML `file` over what WORK holds, over the defaults.
+    """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults.
 
     The preset of training is `auto` if none is named.
     """
@@ -99,8 +99,8 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     return load(config, values)
 
 
-def run(stage: str, config: StageConfig, **more: Any) -> Any:
-    """Imports no more than the stage needs, and that after a first look at its inputs. `more` goes to its function."""
+def run(stage: str, config: StageConfig, **extra: Any) -> Any:
+    """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
     module, function = STAGES[stage].function.split(":")
     preflight(config)
     if STAGES[stage].torch:
@@ -108,11 +108,11 @@ def run(stage: str, config: StageConfig, **more: Any) -> Any:
     try:
         with warnings.catch_warnings(), killed_workers(), working(stage):
             silence_pillow()
-            return getattr(importlib.import_module(module), function)(config, **more)
-    except ModuleNotFoundError as error:  # a small installation, or the wrong image
+            return getattr(importlib.import_module(module), function)(config, **extra)
+    except ModuleNotFoundError as error:  # an installation without extras, or another image
         if (error.name or "must").split(".")[0] == "must":
             raise
-        if error.name in ("fcntl", "resource"):  # Python's own, where there is no Unix
+        if error.name in ("fcntl", "resource"):  # of Python's library, on Unix only
             raise UserError(
                 "works on Linux or macOS; here `must predict` and `must.load` do (docs/install.md)"
             ) from None

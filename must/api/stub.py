@@ -1,4 +1,4 @@
-"""Writes must/__init__.pyi, which tells editors and type checkers the stages' signatures: python -m must.api.stub"""
+"""Writes must/__init__.pyi, the stages' signatures for editors and type checkers: python -m must.api.stub"""
 
 import inspect
 from pathlib import Path
@@ -31,28 +31,29 @@ def stub() -> str:
     results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
     typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
-    imports += [f"from {where.replace(':', ' import ')} as {name}" for name, where in PYTHON_FUNCTIONS.items()]
+    imports += [f"from {target.replace(':', ' import ')} as {name}" for name, target in PYTHON_FUNCTIONS.items()]
     imports += [f"from must.base.errors import {name} as {name}" for name in ERRORS]
     names = "\n".join(["[", *(f'    "{name}",' for name in sorted(must.__all__)), "]"])
     parts = [HEAD.format(doc=must.__doc__, typing=typing, imports="\n".join(sorted(imports)), names=names)]
-    parts += [declared(name, signature) for name, signature in functions.items()]
+    parts += [declaration(name, signature) for name, signature in functions.items()]
     return "".join(parts)
 
 
-def declared(name: str, signature: inspect.Signature) -> str:
+def declaration(name: str, signature: inspect.Signature) -> str:
     lines = [
-        f"    {p.name}: {typed(p.annotation)}" + ("" if p.default is p.empty else f" = {p.default!r}".replace("'", '"'))
+        f"    {p.name}: {type_text(p.annotation)}"
+        + ("" if p.default is p.empty else f" = {p.default!r}".replace("'", '"'))
         for p in signature.parameters.values()
     ]
     result = signature.return_annotation.__name__
     return f"\ndef {name}(\n    *,\n" + ",\n".join(lines) + f",\n) -> {result}:\n" + f'    """{STAGES[name].help}"""\n'
 
 
-def typed(kind: Any) -> str:
+def type_text(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"Literal[{', '.join(chr(34) + str(value) + chr(34) for value in get_args(kind))}]"
     if get_origin(kind) in (Union, UnionType):
-        return " | ".join(map(typed, get_args(kind)))
+        return " | ".join(map(type_text, get_args(kind)))
     if kind is str:
         return "Text"
     return str(kind) if get_args(kind) else kind.__name__

@@ -17,7 +17,7 @@ from must.api import cli, functions
 from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.inputs import as_image, entries_of, provide
+from must.api.inputs import as_image, entries_of, to_source
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from must.evaluation.result import metrics_of
@@ -238,20 +238,20 @@ def of_hugging_face(images):
 @pytest.mark.parametrize("kind", [list, of_torch, of_hugging_face, iter, lambda images: list(map(np.asarray, images))])
 def test_every_kind_of_images_has_the_same_pixels(tmp_path, kind):
     images = pictures()
-    given = provide(kind(images), tmp_path)
+    given = to_source(kind(images), tmp_path)
     files = sorted(Path(given.source).rglob("*.png"))
     assert [np.asarray(Image.open(file)).tolist() for file in files] == [np.asarray(i).tolist() for i in images]
     before = [path.stat().st_mtime_ns for path in files]
-    assert provide(pictures(), tmp_path) == given, "the same pixels have the same key"
+    assert to_source(pictures(), tmp_path) == given, "the same pixels have the same key"
     assert [path.stat().st_mtime_ns for path in files] == before
     with pytest.raises(ValueError, match="holds other images"):
-        provide(images[:3], tmp_path)
+        to_source(images[:3], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
 def test_paths_are_read_where_they_are(digits, tmp_path):
     paths = sorted(digits.images.glob("train/*/*.png"))[:30]
-    source = provide(paths, tmp_path).source
+    source = to_source(paths, tmp_path).source
     assert must.shard(source=source, output=tmp_path / "shards", workers=1).splits == {"train": 30}
 
 
@@ -259,9 +259,9 @@ def test_a_dataset_without_images_or_of_splits_is_refused(tmp_path):
     datasets = pytest.importorskip("datasets")
     words = datasets.Dataset.from_dict({"text": ["a"]})
     with pytest.raises(ValueError, match="no column of images; it has: text"):
-        provide(words, tmp_path)
+        to_source(words, tmp_path)
     with pytest.raises(ValueError, match=r"several splits .*; give one of them"):
-        provide(datasets.DatasetDict({"train": words}), tmp_path)
+        to_source(datasets.DatasetDict({"train": words}), tmp_path)
 
 
 @pytest.mark.parametrize("item", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), torch.full((3, 4, 4), 2.0), b"x"])

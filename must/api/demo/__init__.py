@@ -1,4 +1,4 @@
-"""The bundled example: a tiny CLIP that knows computer fonts, and real handwriting to adapt it to."""
+"""The bundled example: a tiny CLIP trained on computer fonts, and real handwriting to adapt it to."""
 
 import hashlib
 import logging
@@ -25,12 +25,12 @@ def demo(config: DemoConfig) -> Path:
     """The stage: writes images/, classes.yaml and model/ to ``config.output``; a second run writes the same again.
 
     Raises:
-        ValueError: the folder holds something else. A classes.yaml or pipeline.yaml that was changed is left alone.
+        ValueError: the folder holds other files. A changed classes.yaml or pipeline.yaml is not overwritten.
     """
     output = Path(config.output)
     check_output(output)
     (output / "model").mkdir(parents=True, exist_ok=True)
-    # First: it says whose folder this is.
+    # First, as check_output recognises the folder by this file.
     shutil.copyfile(asset_folder() / MODEL_FOLDER_FILE, output / "model" / MODEL_FOLDER_FILE)
     counts = write_images(output / "images")
     shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
@@ -50,12 +50,12 @@ def demo(config: DemoConfig) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """Raises ValueError: it is no folder, or one with files of somebody else's."""
+    """Raises ValueError: it is not a folder, or one with other files."""
     require(not output.exists() or output.is_dir(), f"--output {output}: is a file; give a new folder")
-    sign = output / "model" / MODEL_FOLDER_FILE
-    ours = sign.is_file() and sign.read_bytes() == (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
+    config = output / "model" / MODEL_FOLDER_FILE
+    is_demo = config.is_file() and config.read_bytes() == (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
     require(
-        ours or not output.exists() or not any(output.iterdir()),
+        is_demo or not output.exists() or not any(output.iterdir()),
         f"--output {output}: holds files of yours, which the example would be mixed with; give a new folder, say "
         f"{output / 'demo'}",
     )
@@ -112,11 +112,11 @@ def enlarge(pixels: np.ndarray) -> Image.Image:
 def write_images(folder: Path, parts: tuple[str, ...] = ("unlabeled", "test")) -> dict[str, int]:
     """Writes PNG files, ``unlabeled/00000.png`` without and ``test/<class>/00000.png`` with labels; returns counts."""
     counts = {}
-    everything = digit_parts()
+    digits = digit_parts()
     for part in parts:
-        for number, (image, label) in enumerate(everything[part]):
+        for number, (image, label) in enumerate(digits[part]):
             path = folder / part / ("" if part == "unlabeled" else label) / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
-        counts[part] = len(everything[part])
+        counts[part] = len(digits[part])
     return counts

@@ -32,10 +32,10 @@ def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
     """open_clip's own, [N, D]."""
     import open_clip
 
-    from must.method.model.backbone import quiet
+    from must.method.model.backbone import quiet_open_clip
 
     try:
-        with quiet():
+        with quiet_open_clip():
             model = open_clip.create_model(f"local-dir:{folder}").eval()
     except Exception as error:  # text towers of transformers are asked for at a hub, which raises anything
         raise UserError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error

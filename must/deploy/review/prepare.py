@@ -37,7 +37,7 @@ from must.method.model.bundle import preprocess_of
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import places_of, refined_probabilities
+from must.method.select.propagate import answer_rows, refined_probabilities
 from must.method.select.select import both_ends
 
 SIMILAR = 6  # pictures that are shown beside one
@@ -91,7 +91,7 @@ class Images:
 
     def refined(self, answers: dict[int, int]) -> Tensor:
         """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
-        return refined_probabilities(*self.tensors, places_of(answers, self.numbers))
+        return refined_probabilities(*self.tensors, answer_rows(answers, self.numbers))
 
 
 class Teaching:

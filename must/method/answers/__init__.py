@@ -1,4 +1,4 @@
-"""What people say that pictures show: the pictures that are asked, the answers, what they measure. numpy alone.
+"""People's answers about pictures: the pictures to ask about, the answers, the measured accuracies. Needs only numpy.
 
-`review` is the file of the pictures, `book` that of the answers, `estimate` the accuracies that follow.
+`review` is the file of the pictures, `book` that of the answers, `estimate` computes the accuracies.
 """

@@ -1,13 +1,13 @@
-"""answers.jsonl: what people said about pictures, a JSON object a line, never rewritten.
+"""answers.jsonl: people's answers about pictures, one JSON object per line, append-only.
 
     {"image": "a.jpg", "sha256": "...", "label": "cat", "who": "ann", "when": "2026-01-01T12:00:00+00:00", ...}
 
-`label` is a class name, or null where the picture shows none of the classes; `"unsure": true` stands in its place where
-the person could not tell, and `"undone": true` beside that where an answer was taken back. The last line about a
-picture counts. A picture is known by the sha256 of its file, so answers stay valid for another model, and may come from
-another program. `"picked": true` says that the picture was not drawn at random: such an answer teaches, and measures
-nothing; `how` says how it came to be asked: random, doubtful, grid (a class's pictures side by side), similar (to one
-that was asked), chosen (looked at again).
+`label` is a class name, or null where the picture shows none of the classes; `"unsure": true` replaces it where the
+person could not tell, with `"undone": true` besides where the person withdrew an answer. The last line about a picture
+counts. A picture is identified by the sha256 of its file, so answers stay valid for another model, and may come from
+another program. `"picked": true` marks a picture that was not drawn at random: such an answer corrects labels, and is
+not used to measure; `how` is the way in which it was chosen: random, doubtful, grid (pictures of a class side by side),
+similar (to an answered one), chosen (opened again by the person).
 """
 
 import json
@@ -24,7 +24,7 @@ from must.base.parameters import require
 from must.base.text import brief
 
 LARGEST = 1 << 16  # bytes of a line
-TRIES = 5  # to add answers while others do
+TRIES = 5  # to add answers while other programs do
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,25 @@ class Answer:
     picked: bool = False
 
 
-def place(uri: str) -> str:
-    """The file of answers, of its folder or as it is."""
+def answers_file(uri: str) -> str:
+    """The file of answers in a folder; the URI of a file is returned as it is."""
     return uri if uri.endswith(".jsonl") else storage.join(uri, ANSWERS_FILE)
 
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:
-    """sha256 -> the answer that counts. No file: no answers. What a killed program left of a last line is
-    left out.
+    """sha256 -> the answer that counts. No file: no answers. An incomplete last line, of a killed program, is skipped.
 
     Raises:
-        ValueError: a line is no answer, or names a class that is none of `classes`; says which.
+        ValueError: a line is not an answer, or names a class that is not in `classes`; the message has its number.
     """
     try:
-        data = storage.read_bytes(place(uri))
+        data = storage.read_bytes(answers_file(uri))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     known = None if classes is None else set(classes)
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     *lines, last = data.split(b"\n")
-    for number, line in enumerate([*lines, last] if whole(last) else lines, 1):
+    for number, line in enumerate([*lines, last] if is_complete(last) else lines, 1):
         if not line.strip():
             continue
         try:
@@ -70,34 +69,34 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
                 f"{brief(entry.get('label'))} is none of the model's classes",
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
-            raise UserError(f"{place(uri)}, line {number}: {why}") from None
-        found.pop(sha256, None)  # so that they are in the order in which they were given
+            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
+            raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
+        answers.pop(sha256, None)  # so that the order is that of the last answers
         if answer is not None:
-            found[sha256] = answer
-    return found
+            answers[sha256] = answer
+    return answers
 
 
 def parsed(entry: dict[str, Any], sha256: str) -> Answer | None:
-    """None: the answer was taken back."""
+    """None: the answer was withdrawn."""
     if entry.get("undone") is True:
         return None
     unsure = entry.get("unsure") is True
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when")}
-    picked = bool(entry.get("picked")) or "position" in entry  # of must 0.1, which drew by weight
+    picked = bool(entry.get("picked")) or "position" in entry  # "position": of must 0.1, which drew by weight
     return Answer(sha256, label, unsure, **texts, picked=picked)
 
 
-def whole(line: bytes) -> bool:
-    """Whether a line that has no end is one all the same: no beginning of an object is an object."""
+def is_complete(line: bytes) -> bool:
+    """Whether a line is a complete JSON object, even without a newline."""
     return storage.object_or_none(line, dict) is not None
 
 
 def append(path: Path, *entries: dict[str, Any]) -> None:
-    """Adds a line an entry, and returns when all are on the disk. What a killed program left of a line is taken away
-    first: it was confirmed to nobody."""
+    """Appends one line per entry, and returns when all are on the disk. An incomplete last line of a killed program is
+    removed first: nobody was told that it was saved."""
     line = b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -105,7 +104,7 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
         begin = max(size - LARGEST, 0)
         tail = os.pread(descriptor, size - begin, begin)
         last = tail[tail.rfind(b"\n") + 1 :]
-        if last and whole(last):
+        if last and is_complete(last):
             line = b"\n" + line
         elif last:
             os.ftruncate(descriptor, size - len(last))
@@ -117,16 +116,16 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
 
 
 def add(uri: str, data: bytes) -> int:
-    """Puts the lines of `data` that are not there yet at the end of the file `uri`; returns how many those are.
+    """Appends the lines of `data` that the file `uri` does not have yet; returns their number.
 
     Raises:
-        ValueError: others wrote there all the time.
+        ValueError: other programs wrote to the file at every try.
     """
     for _ in range(TRIES):
         before, token = storage.read_versioned(uri)
         lines = (before or b"").splitlines()
         known = set(lines)
-        new = [line for line in data.splitlines() if line.strip() and line not in known and whole(line)]
+        new = [line for line in data.splitlines() if line.strip() and line not in known and is_complete(line)]
         try:
             storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
         except storage.ConflictError:

@@ -21,8 +21,8 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies on the answered images. `gain`: of the model over zero-shot, paired; `refined`: of the refined labels
-    before any answer."""
+    """Accuracies on the answered images. `gain`: of the model over the zero-shot model, paired; `refined`: of the
+    refined labels before any answer."""
 
     answers: int
     zero_shot: Share
@@ -32,7 +32,7 @@ class Measured:
 
     @classmethod
     def of(cls, zero_shot: np.ndarray, model: np.ndarray, refined: np.ndarray | None = None) -> Self:
-        """From bool [A]: whether each is right about each answered image."""
+        """From bool [A]: whether each model is right about each answered image."""
         return cls(
             len(model), share(zero_shot), share(model), difference(zero_shot, model),
             share(refined) if refined is not None else None,
@@ -49,7 +49,7 @@ class Measured:
 
     @property
     def verdict(self) -> str:
-        """What the gain decides, a sentence."""
+        """A sentence: whether the gain shows that the model is better."""
         low, high = (f"{100 * end:+.0f}".replace("-", "\N{MINUS SIGN}") for end in self.gain[1:])
         between = f"its gain is between {low} and {high} points"
         if self.gain.low > 0:
@@ -57,9 +57,9 @@ class Measured:
         return f"No, zero-shot is better: {between}." if self.gain.high < 0 else f"Not decided yet: {between}."
 
     def text(self) -> str:
-        """One line."""
+        """One line for the log."""
         parts = [("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined)]
-        shares = [f"{name} {of.value:.1%} ({of.low:.0%} to {of.high:.0%})" for name, of in parts if of]
+        shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
         gain = f"gain of the model {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
         return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}"
@@ -77,12 +77,12 @@ def share(right: np.ndarray) -> Share:
 
 
 def difference(before: np.ndarray, after: np.ndarray, z: float = Z) -> Share:
-    """Mean of `after` - `before`, bool [A] of the same images, with the interval of Bonett and Price (2012), which
-    holds for few images too, of `z` standard errors."""
+    """Mean of `after` - `before`, bool [A] of the same images, with an interval of `z` standard errors (Bonett and
+    Price 2012, valid for few images too)."""
     count = len(before)
     if not count:
         return Share(0.0, -1.0, 1.0)
-    won, lost = (int((one & ~other).sum()) + 1 for one, other in ((after, before), (before, after)))
+    won, lost = (int((first & ~second).sum()) + 1 for first, second in ((after, before), (before, after)))
     middle = (won - lost) / (count + 2)
     half = z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
     return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))

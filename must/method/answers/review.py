@@ -1,9 +1,9 @@
-"""review.json: the pictures that people are asked about, in their order. A function of the model, the images and a
-seed, written once.
+"""review.json: the pictures that people are asked about, in their order. It depends on the model, the images and a
+seed, and is written once.
 
-In the order `random` every picture is as likely as any other to be among the first n, so that answers measure without
-bias; and the first n are spread over the refined labels, so that they teach each class. In the order `doubtful` come
-the pictures that the model is least sure of; nothing can be measured by those.
+In the order `random` every picture is equally likely to be among the first n, so that answers measure without bias; and
+the first n are spread over the refined labels, so that every class gets answers. The order `doubtful` begins with the
+pictures that the model is least sure of; answers to those do not measure accuracy.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ from must.method.answers.book import Answer, read_answers
 from must.method.answers.estimate import Measured
 
 REVIEW_FILE = "review.json"
-IMAGES_FILE = "review.safetensors"  # beside it once all images were looked at
+IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
 FORMAT = 2
-FIRST_IMAGES = 128  # images, drawn at random, that questions begin with
+FIRST_IMAGES = 128  # images, drawn at random, for the first questions
 RANDOM, DOUBTFUL = "random", "doubtful"
 NO_CLASS = -1  # a picture that shows none of the classes
-ZERO_SHOT, MODEL, REFINED = range(3)  # places in a picture's `classes`
+ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`number`: in the split; `classes`: numbers of the classes that zero-shot, the model and the refined labels give
-    it; `confidence`: the model's; `likely`: the classes by falling probability, ten at most; `similar`: numbers of the
+    """`number`: in the split; `classes`: class numbers of the zero-shot model, the model and the refined labels;
+    `confidence`: the model's; `likely`: the classes by falling probability, ten at most; `similar`: numbers of the
     most similar pictures."""
 
     number: int
@@ -54,7 +54,7 @@ class Review:
     split: str
     classes: list[str]
     order: str  # RANDOM or DOUBTFUL
-    images: int  # of which the pictures were chosen
+    images: int  # among which the pictures were chosen
     pictures: list[Picture]
     format: int = FORMAT
 
@@ -68,7 +68,7 @@ class Review:
 
     @classmethod
     def load(cls, folder: str, flag: str = "--answers") -> Self:
-        """Raises ValueError: there is none, it is damaged, or of another version."""
+        """Raises ValueError: it is missing, damaged, or of another version."""
         uri = storage.join(folder, REVIEW_FILE)
         damaged = f"{uri}: is damaged or of another version; delete it, and `must review` makes it again"
         try:
@@ -78,7 +78,7 @@ class Review:
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
-        """Raises any of `storage.read_object`'s errors: not what `save` writes."""
+        """Raises any of `storage.read_object`'s errors: not a file that `save` wrote."""
         require(content.keys() == {f.name for f in fields(cls)} and content["format"] == FORMAT, "other fields")
         review = cls(**content | {"pictures": [parse_picture(entry) for entry in content["pictures"]]})
         require(all(isinstance(name, str) for name in review.classes), "classes")
@@ -88,7 +88,7 @@ class Review:
         return review
 
     def require(self, classes: list[str], index_sha256: str, flag: str) -> None:
-        """Raises ValueError: it is about other classes, or about another revision of the shards; begins with `flag`."""
+        """Raises ValueError: the review has other classes or another revision of the shards; begins with `flag`."""
         require(self.classes == classes, f"{flag}: is a review of a model with other classes; give its own model")
         require(
             self.index_sha256 == index_sha256,
@@ -98,23 +98,23 @@ class Review:
 
     def answers(self, folder: str) -> dict[str, Answer]:
         """sha256 -> the answer that counts, of this review's pictures. Raises ValueError: as `read_answers`."""
-        asked = {picture.sha256 for picture in self.pictures}
-        return {key: one for key, one in read_answers(folder, self.classes).items() if key in asked}
+        known = {picture.sha256 for picture in self.pictures}
+        return {sha256: answer for sha256, answer in read_answers(folder, self.classes).items() if sha256 in known}
 
     def truth(self, answers: dict[str, Answer], drawn: bool = False) -> tuple[list[Picture], np.ndarray]:
-        """(the pictures that somebody could answer, int64 [A] of their class numbers, NO_CLASS where it is none).
+        """(the pictures with a sure answer, int64 [A] of their class numbers, NO_CLASS for none of the classes).
 
         Args:
-            drawn: only answers about pictures that were drawn at random, which measure. All of those count, whatever
-                is left out between them: people skip few pictures, and "cannot tell" is not counted.
+            drawn: only answers about pictures that were drawn at random, as accuracies need. Skipped pictures are
+                ignored: people skip few, and "cannot tell" is not counted.
         """
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
-        sure = [(picture, one) for picture, one in pairs if one and not one.unsure and not (drawn and one.picked)]
-        labels = [NO_CLASS if one.label is None else self.number_of[one.label] for _, one in sure]
+        sure = [(picture, a) for picture, a in pairs if a and not a.unsure and not (drawn and a.picked)]
+        labels = [NO_CLASS if answer.label is None else self.number_of[answer.label] for _, answer in sure]
         return [picture for picture, _ in sure], np.array(labels, np.int64)
 
     def measured(self, answers: dict[str, Answer]) -> Measured | None:
-        """What the answers about pictures that were drawn at random measure; None where there are none."""
+        """Accuracies by the answers about pictures drawn at random; None if there are no such answers."""
         pictures, labels = self.truth(answers, drawn=True)
         if not pictures:
             return None
@@ -122,11 +122,11 @@ class Review:
         return Measured.of(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
 
     def text(self, answers: dict[str, Answer]) -> str:
-        """What the answers measure, and how many do not. The same in every place that tells it."""
+        """The measured accuracies, and the number of answers that do not measure."""
         if not answers:
             return "No answers yet."
-        measured, given = self.measured(answers), answers.values()
-        unsure, picked = sum(one.unsure for one in given), sum(one.picked and not one.unsure for one in given)
+        measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
+        picked = sum(answer.picked and not answer.unsure for answer in answers.values())
         parts = [f"{measured.text()}."] if measured else []
         if picked:
             parts.append(f"{counted(picked, 'answer')} for correcting labels only: not drawn at random.")
@@ -135,7 +135,7 @@ class Review:
         return " ".join(parts)
 
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:
-        """The pictures to which people give another class than the model, or none of the classes."""
+        """The pictures to which people gave another class than the model did, or none of the classes."""
         return [
             (picture, answers[picture.sha256])
             for picture, label in zip(*self.truth(answers), strict=True)
@@ -155,10 +155,10 @@ def parse_picture(entry: dict[str, Any]) -> Picture:
 
 
 def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Int64 [N], images in the order in which they are asked.
+    """Int64 [N]: the images in the order of the questions.
 
     The images, sorted by their predicted class `labels` [N] and at random within a class, are drawn by a van der Corput
-    sequence with a random start: each image is as likely as any other, and any first n are spread over the classes.
+    sequence with a random start: all images are equally likely, and any first n are spread over the classes.
     """
     images = len(labels)
     rng = np.random.default_rng(seed)
@@ -170,9 +170,9 @@ def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
     for bit in range(bits):
         mirrored |= ((numbers >> bit) & 1) << (bits - 1 - bit)
     points = (mirrored / (1 << bits) + rng.random()) % 1
-    places = (points * images).astype(np.int64).clip(0, images - 1)
-    _, first = np.unique(places, return_index=True)
-    return ordered[places[np.sort(first)]]
+    positions = (points * images).astype(np.int64).clip(0, images - 1)
+    _, first_index = np.unique(positions, return_index=True)
+    return ordered[positions[np.sort(first_index)]]
 
 
 def doubtful_order(confidence: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Processes: joining them, stopping them together, naming the lost one, and what a CPU is set to.
+"""Processes: joining them, stopping them together, naming a lost one, and the settings of a CPU.
 
-Ground floor for all that runs on several of them: imports cores, and no other room.
+The modules of the method that run on several processes use it; it imports none of them.
 """

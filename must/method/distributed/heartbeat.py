@@ -1,8 +1,8 @@
-"""A heartbeat from each process of a run, so that a lost one is named instead of waited for in silence.
+"""A heartbeat from each process of a run, so that a lost process is reported by name.
 
-Every process has a thread that writes to the store which torchrun keeps beside the processes (it outlives each of
-them), and reads what the others wrote. One rule: a process of which nothing new was read for `timeout` seconds is lost.
-The thread acts by itself, since the main thread may hang in a collective that nothing in Python can interrupt.
+Every process has a thread that writes to torchrun's store (which outlives the processes), and reads the heartbeats of
+the others. A process without a new heartbeat for `timeout` seconds is lost. The thread ends the process itself, since
+the main thread may hang in a collective, which Python cannot interrupt.
 """
 
 import logging
@@ -22,113 +22,113 @@ from must.base.exits import PREEMPTED
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0  # seconds between two heartbeats
-SILENCE_S = 5.0  # seconds of silence that are enough once a collective has failed
-LEFT = "left"  # instead of a step: the process ended on its own and has said why itself
+SILENCE_S = 5.0  # seconds without a heartbeat that are enough once a collective has failed
+EXITED = "left"  # instead of a step: the process exited normally, and reported any error itself
 
 
 @dataclass
-class Sign:
-    """The last text that was read of a process, and when that was new (by this process's monotonic clock)."""
+class LastBeat:
+    """The last heartbeat of a process, and when it was first read (by this process's monotonic clock)."""
 
     text: str  # "count step pid host"
-    heard: float
+    read_at: float
 
     @property
-    def left(self) -> bool:
-        return self.text.split(" ")[1] == LEFT
+    def exited(self) -> bool:
+        return self.text.split(" ")[1] == EXITED
 
-    def where(self) -> str:
+    def location(self) -> str:
         _, step, pid, host = self.text.split(" ", 3)
         return f"pid {pid} on {host}, last heard of {f'in step {int(step) + 1}' if step else 'before the first step'}"
 
 
 class Heartbeat:
-    """This process's heartbeats, and its view of the others'.
+    """Writes this process's heartbeats and reads those of the others.
 
     Args:
         store: reachable by all processes, and by no other run.
-        timeout: seconds of silence after which a process is lost, and this one ends.
+        timeout: seconds without a heartbeat after which a process is lost, and this one ends.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
         self.store, self.rank, self.timeout = store, rank, timeout
-        self.beat = min(HEARTBEAT_S, timeout / 8)
+        self.interval = min(HEARTBEAT_S, timeout / 8)
         self.others = [str(other) for other in range(size) if other != rank]
         self.step = ""
         self._count = 0
         self._stop = threading.Event()
         self._write()
         self.store.wait(self.others, timedelta(seconds=timeout))
-        self.signs = {int(name): Sign(text, time.monotonic()) for name, text in self._read().items()}
+        self.beats = {int(name): LastBeat(text, time.monotonic()) for name, text in self._read().items()}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def begin(self, step: int) -> None:
-        """Call it when step `step` begins; the next heartbeat says so (the first step's is written at once)."""
+        """Call it when step `step` begins; the next heartbeat has its number (the first step's is written at once)."""
         first, self.step = not self.step, str(step)
         if first:
             with suppress(Exception):
                 self._write()
 
     def close(self) -> None:
-        """This process leaves on its own."""
+        """This process exits normally."""
         self._stop.set()
         self._thread.join()
-        self.step = LEFT
-        with suppress(Exception):  # the store is gone, and so are its readers
+        self.step = EXITED
+        with suppress(Exception):  # the store is gone, and with it its readers
             self._write()
 
     def lost(self, seconds: float) -> list[int]:
-        """The processes of which nothing new was read for so long; of all, where the store cannot be read."""
+        """The processes without a new heartbeat for so many seconds; all, if the store cannot be read."""
         with suppress(Exception):  # of the store's client
             for name, text in self._read().items():
-                if text != self.signs[int(name)].text:
-                    self.signs[int(name)] = Sign(text, time.monotonic())
+                if text != self.beats[int(name)].text:
+                    self.beats[int(name)] = LastBeat(text, time.monotonic())
         now = time.monotonic()
-        return [rank for rank, sign in self.signs.items() if not sign.left and now - sign.heard > seconds]
+        return [rank for rank, beat in self.beats.items() if not beat.exited and now - beat.read_at > seconds]
 
     def explain(self) -> str:
-        """After a collective failed: which process is lost, in one line; '' if none is, LEFT if one left on its own."""
+        """After a collective failed: a line that names the lost processes; '' if none, EXITED if one exited."""
         self._stop.set()
         self._thread.join()
         seconds = min(SILENCE_S, self.timeout)
         deadline = time.monotonic() + 2 * seconds
         while time.monotonic() < deadline:
             with suppress(Exception):
-                self._write()  # the others are to see that this one is there
-            if lost := self._together(seconds):
+                self._write()  # so that the others see that this process is alive
+            if lost := self._all_lost(seconds):
                 return self.line(lost, seconds)
-            if any(sign.left for sign in self.signs.values()):
-                return LEFT
-            time.sleep(self.beat / 4)
+            if any(beat.exited for beat in self.beats.values()):
+                return EXITED
+            time.sleep(self.interval / 4)
         return ""
 
     def line(self, ranks: list[int], seconds: float) -> str:
-        named = "; ".join(f"rank {rank} ({self.signs[rank].where()})" for rank in ranks)
+        names = "; ".join(f"rank {rank} ({self.beats[rank].location()})" for rank in ranks)
         return (
-            f"{named} is lost: no heartbeat for {seconds:g} s; stopping, run the same command again "
+            f"{names} is lost: no heartbeat for {seconds:g} s; stopping, run the same command again "
             "(training goes on from its last checkpoint)"
         )
 
     def _run(self) -> None:
-        while not self._stop.wait(self.beat):
-            with suppress(Exception):  # a store that cannot be reached is silence, for all
+        while not self._stop.wait(self.interval):
+            with suppress(Exception):  # an unreachable store: all processes become lost
                 self._write()
-            if lost := self._together(self.timeout):
+            if lost := self._all_lost(self.timeout):
                 self._end(lost)
 
-    def _together(self, seconds: float) -> list[int]:
-        """Those that are lost, two beats after the first: what takes away several does so in the same beat."""
+    def _all_lost(self, seconds: float) -> list[int]:
+        """The lost processes, two beats after the first one, so that several lost at once are reported together."""
         if self.lost(seconds):
-            time.sleep(2 * self.beat)
+            time.sleep(2 * self.interval)
         return self.lost(seconds)
 
     def _end(self, lost: list[int]) -> None:
-        """Ends all processes, for the main thread may be in a collective for ever; the first of them says why."""
-        if self.rank < min((rank for rank, sign in self.signs.items() if rank not in lost), default=self.rank + 1):
+        """Ends this process, whose main thread may hang in a collective; the lowest rank logs why."""
+        if self.rank < min((rank for rank, beat in self.beats.items() if rank not in lost), default=self.rank + 1):
             logger.warning(f"must: {self.line(lost, self.timeout)}")
         else:
-            time.sleep(2 * self.beat)  # the end of one is the end of all: torchrun sees to that
+            time.sleep(2 * self.interval)  # torchrun ends all processes when one ends
         os._exit(PREEMPTED)
 
     def _write(self) -> None:
@@ -140,9 +140,9 @@ class Heartbeat:
 
 
 def connect_store(timeout: float, purpose: str = "heartbeat") -> Any:
-    """A connection of its own to the store of this life of torchrun's processes, for keys of one purpose.
+    """A new connection to torchrun's store, with a key prefix of this purpose and this attempt.
 
-    torchrun keeps one store for all lives of a run: what a life writes there, the next one must not read.
+    torchrun keeps one store for all attempts of a run, and an attempt must not read the keys of an earlier one.
     """
     store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
@@ -151,7 +151,7 @@ def connect_store(timeout: float, purpose: str = "heartbeat") -> Any:
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout),
     )
-    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(  # type: ignore[attr-defined]
-        f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{life}", store
+        f"must/{purpose}/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{attempt}", store
     )

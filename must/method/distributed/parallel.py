@@ -1,6 +1,6 @@
 """Networks on several processes: a replica on each (DDP), or each parameter sharded over all of them (FSDP2).
 
-Checkpoints and bundles always hold full state dicts under the same names, so that a run may resume in the other form
+Checkpoints and bundles always hold full state dicts under the same names, so that a run may resume with the other kind
 and on another number of processes.
 """
 
@@ -19,14 +19,14 @@ from must.method.distributed.process_group import World
 
 
 def apply_fsdp(network: nn.Module, blocks: Iterable[nn.Module], bf16: bool) -> None:
-    """Shards the parameters over the processes, in place: a block's are gathered only while it works.
+    """Shards the parameters over the processes, in place: those of a block are gathered only while it computes.
 
-    In bf16 the parameters travel as bf16; the shards and the gradients' sums stay float32.
+    In bf16 the parameters are gathered as bf16; the shards and the sums of gradients stay float32.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in blocks:
         fully_shard(block, mp_policy=policy)
-    fully_shard(network, mp_policy=policy, reshard_after_forward=True)  # else the teacher's stay whole: no backward
+    fully_shard(network, mp_policy=policy, reshard_after_forward=True)  # the teacher has no backward pass to do it
 
 
 def apply_ddp(network: nn.Module, world: World) -> nn.Module:
@@ -55,7 +55,7 @@ def to_local(value: Tensor) -> Tensor:
 
 
 def all_ranks(flag: Tensor, like: Tensor) -> Tensor:
-    """Whether `flag` holds on all processes, if `like` is sharded over them: an all-reduce."""
+    """Whether `flag` is true on all processes, if `like` is sharded over them: an all-reduce."""
     if isinstance(like, DTensor):
         flag = flag.int()
         dist.all_reduce(flag, dist.ReduceOp.MIN)
@@ -76,15 +76,15 @@ def full_state_dict(state: Any, keep: bool) -> Any:
 
 
 def distribute_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, sharded the way `like` is."""
+    """A full tensor, sharded in the same way as `like`."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def load_network(network: nn.Module, state: dict[str, Tensor]) -> None:
-    ours = network.state_dict()
-    network.load_state_dict({name: distribute_like(value, ours.get(name, value)) for name, value in state.items()})
+    current = network.state_dict()
+    network.load_state_dict({name: distribute_like(value, current.get(name, value)) for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""SIGTERM: the process that gets it and all the others save a checkpoint after the same step, and leave with code 75.
+"""SIGTERM to one process: all processes save a checkpoint after the same step, and exit with code 75.
 
-The handler and the agreement between processes are here; `must/method/train/trainer.py` saves and raises.
+This module has the handler and the agreement between processes; `must/method/train/trainer.py` saves and raises.
 """
 
 import signal
@@ -12,11 +12,11 @@ import torch.distributed as dist
 from must.base.exits import PREEMPTED, answers_signals
 from must.method.distributed.process_group import World
 
-SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal, and handed on by torchrun
+SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal and from torchrun
 
 
 class Preempted(SystemExit):
-    """Stopped, with a checkpoint to go on from; exits with the code that says 'run me again'."""
+    """Stopped, with a checkpoint to resume from; exits with the code for 'run the same again'."""
 
     def __init__(self, reason: str = "stopped by a signal") -> None:
         super().__init__(PREEMPTED)
@@ -26,15 +26,15 @@ class Preempted(SystemExit):
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills.
 
-    Only in a must program (`must.base.exits`): elsewhere, and in its threads, signals are the program's own.
+    Only in the main thread of a must program (`must.base.exits`): other programs handle signals themselves.
     """
 
     def __init__(self) -> None:
         self.received = False
         self._sums: list[AsyncHostCopy] = []
         self._since = 0.0
-        ours = (signal.SIGTERM, signal.SIGINT) if answers_signals() else ()
-        self._previous = {number: signal.signal(number, self._handle) for number in ours}
+        handled = (signal.SIGTERM, signal.SIGINT) if answers_signals() else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.received and time.monotonic() - self._since < SIGNAL_ECHO:
@@ -45,23 +45,23 @@ class StopSignal:
         self.received, self._since = True, time.monotonic()
 
     def agreed(self, world: World, due: bool = False) -> tuple[bool, bool]:
-        """Whether all processes leave now, and whether they save a checkpoint: one all-reduce of two numbers.
+        """Whether all processes stop now, and whether they save a checkpoint: one all-reduce of two numbers.
 
-        Every process calls it after every step. On a GPU the answer is that of the step before, so that the host
+        Every process calls it after every step. On a GPU the result is that of the previous step, so that the host
         never waits for the step just queued.
 
         Args:
-            due: this process wants a checkpoint; it is enough that one of them does.
+            due: this process wants a checkpoint; one process is enough.
         """
         if world.size == 1:
             return self.received, due
-        wishes = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
-        dist.all_reduce(wishes)
-        self._sums.append(AsyncHostCopy(wishes))
+        requests = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
+        dist.all_reduce(requests)
+        self._sums.append(AsyncHostCopy(requests))
         if len(self._sums) <= (world.device.type == "cuda"):
             return False, False
-        leave, save = self._sums.pop(0).read()
-        return leave > 0, save > 0
+        stop, save = self._sums.pop(0).read()
+        return stop > 0, save > 0
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
@@ -69,7 +69,7 @@ class StopSignal:
 
 
 class AsyncHostCopy:
-    """Numbers on their way from the device to the host."""
+    """Copies numbers from the device to the host without blocking; `read` waits for them."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values, self.arrived = values, None

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from must.base.errors import UserError
 from must.base.exits import PREEMPTED
-from must.method.distributed.heartbeat import LEFT, SILENCE_S, Heartbeat, connect_store
+from must.method.distributed.heartbeat import EXITED, SILENCE_S, Heartbeat, connect_store
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class World:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in rank order, in every process, each of which must call it. Travels as a pickle."""
+        """The values of all processes, in rank order (an all-gather of pickles). Every process must call it."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -38,7 +38,7 @@ class World:
         return values
 
     def sum(self, number: float) -> float:
-        """The sum over all processes (an all-reduce), each of which must call it. The host waits for the answer."""
+        """The sum over all processes (an all-reduce). Every process must call it; the host waits for the result."""
         if self.size == 1:
             return number
         total = torch.tensor(number, dtype=torch.float64, device=self.device)
@@ -46,13 +46,13 @@ class World:
         return total.item()
 
     def begin(self, step: int) -> None:
-        """Call it when a step begins, so that a lost process can be named by the step it is in."""
+        """Call it when a step begins, so that a message about a lost process can name its step."""
         if self.heartbeat is not None:
             self.heartbeat.begin(step)
 
 
 class LostRank(SystemExit):
-    """Another process of the run is gone; exits with the code that says 'run me again'."""
+    """Another process of the run is lost; exits with the code for 'run the same again'."""
 
     reason = "another process of the run is gone"
 
@@ -61,10 +61,10 @@ class LostRank(SystemExit):
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), which trains a single process only.
+    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only.
 
     Raises:
-        ValueError: a device that this machine does not have, or that several processes cannot share.
+        ValueError: the machine does not have the device, or several processes cannot share it.
     """
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if name == "auto":
@@ -86,10 +86,10 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
 
     Args:
-        timeout: seconds after which a lost or frozen process is given up.
+        timeout: seconds after which a silent process is considered lost.
 
     Raises:
-        LostRank: a collective failed because another process is gone; a line on stderr says which.
+        LostRank: a collective failed because another process is lost; a line on stderr names it.
     """
     device = pick_device(device_name)
     if device.type == "cuda":
@@ -98,7 +98,7 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
         yield World(0, 1, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # The heartbeat can say who is lost, so it comes first; the collectives' own limit is the net below it.
+    # The heartbeat names the lost process, so its timeout is shorter than that of the collectives.
     limit = timeout + 4 * min(SILENCE_S, timeout)
     join_process_group(backend, limit)
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -111,7 +111,7 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
             reason = f"a process did not respond for {limit:g} s; stopping, run the same command again"
         if not reason:
             raise
-        if reason != LEFT:
+        if reason != EXITED:
             logger.warning(f"must: {reason}")
         raise LostRank from None
     finally:
@@ -123,8 +123,8 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
 def join_process_group(backend: str, limit: float) -> None:
     """Initializes the default process group at torchrun's rendezvous.
 
-    Where torchrun keeps the store, processes that it started again could find the addresses of those before them in
-    it (torch 2.13 adds no prefix), and wait for what is gone: so this life's keys get a prefix of their own.
+    Where torchrun keeps the store, restarted processes could read the addresses of the previous attempt in it (torch
+    2.13 adds no prefix), and wait for processes that are gone: so the keys of each attempt have their own prefix.
     """
     wait = timedelta(seconds=limit)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

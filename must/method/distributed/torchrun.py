@@ -1,9 +1,9 @@
-"""torchrun, but it ends with the exit code of the process that ended first, and without pages about it.
+"""torchrun that exits with the code of the process that ended first, without a long report.
 
     python -m must.method.distributed.torchrun --nproc-per-node=8 -m must train ...
 
-torchrun itself ends with 1 whatever happened. A retry policy needs to know: 2, the input is wrong;
-75, run the same again. Everything else is torchrun's own, options included.
+torchrun itself always exits with 1. A retry policy needs the code: 2, the input is wrong; 75, run the same again.
+All options are torchrun's.
 """
 
 import logging
@@ -22,8 +22,8 @@ from must.base.processes import PARENT, end_with_parent
 
 logger = logging.getLogger(__name__)
 
-SPOKEN_FOR = (WRONG_INPUT, HELD, PREEMPTED)  # codes of processes that said themselves what the matter is
-FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # memory ran out, or the machine was reclaimed
+REPORTED = (WRONG_INPUT, HELD, PREEMPTED)  # exit codes of processes that printed the reason themselves
+KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # out of memory, or the machine was reclaimed
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     attach()
     if PARENT in os.environ:
         end_with_parent()
-    os.environ[PARENT] = str(os.getpid())  # for the processes that it starts
+    os.environ[PARENT] = str(os.getpid())  # for the started processes
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     parser = torchrun.get_args_parser()
@@ -43,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torchrun.run(parser.parse_args(options))
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        if first.exitcode not in SPOKEN_FOR:
+        if first.exitcode not in REPORTED:
             code = first.exitcode
-            how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
-            logger.warning(f"rank {rank} (pid {first.pid}) {how}")
-        if first.exitcode in FROM_OUTSIDE:
+            outcome = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+            logger.warning(f"rank {rank} (pid {first.pid}) {outcome}")
+        if first.exitcode in KILLED:
             return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1
-    except SignalException:  # handed on to the processes, which saved a checkpoint
+    except SignalException:  # passed on to the processes, which saved a checkpoint
         return PREEMPTED
     return 0
 

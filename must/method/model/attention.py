@@ -1,9 +1,8 @@
 """Self-attention over tokens that are stored image by image.
 
-The blocks of open_clip 3 hold torch's MultiheadAttention, which turns the batch around before its first projection; in
-bf16 on a CPU the product with what is then no contiguous matrix costs more in copies than the whole rest of the block.
-Those of open_clip 4 hold an attention of its own. This module has the same parameters under the same names as both and
-computes the same.
+The blocks of open_clip 3 use torch's MultiheadAttention, which transposes the batch before its first projection. The
+matrix is then not contiguous, and in bf16 on a CPU copying it takes longer than the other operations of the block.
+open_clip 4 has its own attention. This module has the parameters of both, under the same names, and computes the same.
 """
 
 from typing import Any
@@ -14,23 +13,23 @@ from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """Stands in for the attention of a block, with one embedding size, whose parameters it takes over."""
+    """Replaces the attention of a block and takes over its parameters; all embedding sizes are equal."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.num_heads = original.num_heads
         self.in_proj_weight, self.in_proj_bias = original.in_proj_weight, original.in_proj_bias
         self.out_proj = original.out_proj
-        self.in_a_pair = isinstance(original, nn.MultiheadAttention)  # its block takes the first of two answers
+        self.returns_pair = isinstance(original, nn.MultiheadAttention)  # its block expects (output, weights)
 
     def forward(
         self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None, **options: Any
     ) -> Tensor | tuple[Tensor, None]:
-        """What the block asks for; open_clip 4 calls the keys k_x. Values are of the same tokens as keys."""
-        assert options.get("attn_mask") is None, "image towers let every token see every other"
+        """The attention with the signature of both; open_clip 4 calls the keys k_x. Values have the keys' tokens."""
+        assert options.get("attn_mask") is None, "in image towers every token attends to all others"
         key = options.get("k_x") if key is None else key
-        found = self.attended(query, query if key is None else key)
-        return (found, None) if self.in_a_pair else found
+        output = self.attended(query, query if key is None else key)
+        return (output, None) if self.returns_pair else output
 
     def attended(self, query: Tensor, key: Tensor) -> Tensor:
         """Tokens [B, Q, W], which attend to the tokens `key` [B, L, W] -> [B, Q, W]."""
@@ -47,7 +46,7 @@ class SelfAttention(nn.Module):
 
 
 def attended(attention: Any, query: Tensor, key: Tensor) -> Tensor:
-    """What an attention of torch's, of open_clip 4 or of ours makes of `query` [B, Q, W], which attends to `key`."""
+    """The output of an attention of torch, open_clip 4 or this module: `query` [B, Q, W] attends to `key`."""
     if isinstance(attention, SelfAttention):
         return attention.attended(query, key)
     if isinstance(attention, nn.MultiheadAttention):
@@ -70,23 +69,23 @@ def use_contiguous_attention(tower: nn.Module) -> None:
     """Replaces the self-attention of a tower's blocks in place."""
     for block in tower.modules():
         attention = getattr(block, "attn", None)
-        if (isinstance(attention, nn.MultiheadAttention) or is_residual(block)) and can_stand_in(attention):
+        if (isinstance(attention, nn.MultiheadAttention) or is_residual(block)) and can_replace(attention):
             block.attn = SelfAttention(attention)
 
 
 def is_residual(block: nn.Module) -> bool:
-    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x), and none that FSDP made."""
+    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x), not wrapped by FSDP."""
     return type(block).__name__ == "ResidualAttentionBlock"
 
 
-def can_stand_in(attention: Any) -> bool:
+def can_replace(attention: Any) -> bool:
     """Whether `SelfAttention` computes what this module does."""
     if type(attention) is nn.MultiheadAttention:
         return attention.batch_first and attention.in_proj_weight is not None
-    return knows(attention) and attention.in_proj_weight is not None and attention.in_proj_bias is not None
+    return is_known(attention) and attention.in_proj_weight is not None and attention.in_proj_bias is not None
 
 
-def knows(attention: Any) -> bool:
+def is_known(attention: Any) -> bool:
     """Whether it is torch's attention, or open_clip 4's without any of its options."""
     if type(attention) is nn.MultiheadAttention:
         return True

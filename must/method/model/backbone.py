@@ -35,27 +35,27 @@ from must.method.model.hub import (
     same_kind,
 )
 from must.method.model.towers import tower_of
-from must.method.model.transformers_folder import TOKENIZER_FILE, as_open_clips, is_transformers, read_weights
+from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
 from must.method.model.transformers_names import from_transformers
-from must.method.model.weights_file import AVERAGED, compared, of_transformers, weights_of
+from must.method.model.weights_file import AVERAGED, has_transformers_names, weights_of, weights_problem
 
 logger = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-TEXT_CONFIG_FILE = "config.json"  # and, of a text tower of transformers, what it is built from
+TEXT_CONFIG_FILE = "config.json"  # in a model folder of open_clip: the configuration of a transformers text tower
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A whole CLIP model and what is needed to build it, or its image tower alone, again."""
+    """A CLIP model, and what is needed to build it or its image tower again."""
 
     clip: nn.Module
     tokenizer: Any
     model: str
     pretrained: str
     config: dict[str, Any]  # open_clip's model_cfg
-    vocabulary: bytes | None  # of a model folder that brings its own
+    vocabulary: bytes | None  # of a model folder with its own tokenizer
     architecture: dict[str, Any]  # embed_dim, vision_cfg, quick_gelu
     preprocess: Preprocess
     logit_scale: float  # learned factor on the cosine
@@ -69,52 +69,52 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     Raises:
         ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
     """
-    given, tag = parse_model_name(model, pretrained)
-    model, pretrained = ensure_local(given), ensure_local(tag)
-    asked = f"--model {given}" + (f" --pretrained {tag}" if tag else "")
-    with opened(model, asked) as (name, theirs):
+    requested_model, tag = parse_model_name(model, pretrained)
+    model, pretrained = ensure_local(requested_model), ensure_local(tag)
+    label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
+    with open_model(model, label) as (name, transformers_folder):
         if not is_folder(name) and not name.startswith(HUB):
             check_name(model)
             check_pretrained(model, pretrained)
         options: dict[str, Any] = dict(quick_gelu_option(name, pretrained))
-        with hub_files(name, pretrained, asked, weights=False):
-            config = config_of(given, name, options)
-        check_tower(given, tower_of_config(config))  # before gigabytes are downloaded
+        with hub_files_cached(name, pretrained, label, weights=False):
+            config = read_config(requested_model, name, options)
+        check_tower(requested_model, architecture_from(config))  # before gigabytes are downloaded
         folder = Path(name.removeprefix("local-dir:")) if is_folder(name) else None
         vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
         tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
         if folder and (folder / TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
             options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
-        if theirs and model.startswith(HUB):
-            fetch_weights(model.removeprefix(HUB), asked)
-        with hub_files(name, pretrained, asked):
+        if transformers_folder and model.startswith(HUB):
+            fetch_weights(model.removeprefix(HUB), label)
+        with hub_files_cached(name, pretrained, label):
             try:
-                with quiet():
-                    clip = with_weights(name, pretrained, theirs, options)
+                with quiet_open_clip():
+                    clip = create_with_weights(name, pretrained, transformers_folder, options)
                     tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
             except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
-                raise UserError(f"{asked}: {why(error)}") from error
-        with_activation(clip.visual, config["vision_cfg"])
+                raise UserError(f"{label}: {load_problem(error)}") from error
+        set_activation(clip.visual, config["vision_cfg"])
         try:
             preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
         except ValueError as error:
-            raise UserError(f"{asked}: {error}") from None
+            raise UserError(f"{label}: {error}") from None
         return Backbone(
             clip=clip.eval(),
             tokenizer=tokenizer,
-            model=given,
+            model=requested_model,
             pretrained=tag,
             config=config,
             vocabulary=vocabulary.read_bytes() if vocabulary else None,
-            architecture=tower_of_config(config),
+            architecture=architecture_from(config),
             preprocess=preprocess,
             logit_scale=clip.logit_scale.exp().item(),
         )
 
 
-def why(error: Exception) -> str:
-    """What went wrong while a model was loaded, and what to do about it."""
-    if "TorchScript" in str(error):  # as OpenAI's own files are
+def load_problem(error: Exception) -> str:
+    """The message for an error while a model was loaded, with what to do about it."""
+    if "TorchScript" in str(error):  # OpenAI's own files are TorchScript
         return (
             "is a TorchScript program, and those are not run; take --pretrained openai, or a folder of the same model "
             "as a hub has it (docs/models.md)"
@@ -125,12 +125,12 @@ def why(error: Exception) -> str:
 
 
 @contextmanager
-def opened(model: str, asked: str) -> Iterator[tuple[str, Path | None]]:
-    """(open_clip's name of a model, the folder of transformers that has its weights). A folder of transformers goes by
-    the name of one with its configuration and tokenizer, which is there inside the block.
+def open_model(model: str, label: str) -> Iterator[tuple[str, Path | None]]:
+    """(open_clip's name of a model, the transformers folder with its weights or None). For a transformers folder the
+    name is that of a temporary folder with its configuration and tokenizer; it is removed after the block.
 
     Raises:
-        UserError: a folder of another kind; TransientError: no answer of the hub. The message begins with `asked`.
+        UserError: a folder of another kind; TransientError: the hub does not respond. Messages begin with `label`.
     """
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
         try:
@@ -140,36 +140,36 @@ def opened(model: str, asked: str) -> Iterator[tuple[str, Path | None]]:
             if folder.is_file():
                 hint = "give its folder, if it is a model's, or say which model's it is: --model NAME --pretrained FILE"
                 raise UserError(f"is a file; {hint}")
-            theirs = folder if is_folder(model) and is_transformers(folder) else None
-            if theirs:
-                as_open_clips(theirs, Path(scratch))
+            transformers_folder = folder if is_folder(model) and is_transformers(folder) else None
+            if transformers_folder:
+                write_open_clip_folder(transformers_folder, Path(scratch))
         except ValueError as error:
-            raise same_kind(error, f"{asked}: {error}") from error
-        yield open_clip_name(scratch if theirs else model), theirs
+            raise same_kind(error, f"{label}: {error}") from error
+        yield open_clip_name(scratch if transformers_folder else model), transformers_folder
 
 
-def with_weights(name: str, pretrained: str, theirs: Path | None, options: dict[str, Any]) -> Any:
-    """open_clip's model, with the weights of `pretrained`, of the folder itself, or of the folder `theirs`."""
+def create_with_weights(name: str, pretrained: str, transformers_folder: Path | None, options: dict[str, Any]) -> Any:
+    """open_clip's model, with the weights of `pretrained`, of its own folder, or of `transformers_folder`."""
     file = Path(pretrained)
-    found: tuple[dict[str, Tensor], str] | None
-    if theirs:
-        found = read_weights(theirs), ""
+    loaded: tuple[dict[str, Tensor], str] | None
+    if transformers_folder:
+        loaded = read_weights(transformers_folder), ""
     else:
-        found = (
+        loaded = (
             weights_of(file) if file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not is_folder(name) else None
         )
-    if found is None:
+    if loaded is None:
         return open_clip.create_model(name, pretrained=pretrained or None, **options)
-    with quieted(logging.ERROR, ""):  # it warns of random numbers, which do not stay
+    with quieted(logging.ERROR, ""):  # it warns of random weights, which are replaced below
         clip: Any = open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
-    weights, entry = found
+    weights, entry = loaded
     if entry.partition(".")[0] in AVERAGED:
         logger.info(f"{pretrained}: takes the averaged weights, {entry}")
-    if of_transformers(weights):
+    if has_transformers_names(weights):
         weights = from_transformers(clip, weights)
-    if wrong := compared(clip.state_dict(), weights):
+    if wrong := weights_problem(clip.state_dict(), weights):
         try:
-            open_clip.load_checkpoint(clip, pretrained)  # which knows older names, and stretches positions
+            open_clip.load_checkpoint(clip, pretrained)  # handles older names, and resizes position embeddings
         except Exception as error:
             raise UserError(wrong) from error
     else:
@@ -177,55 +177,53 @@ def with_weights(name: str, pretrained: str, theirs: Path | None, options: dict[
     return clip
 
 
-def with_activation(visual: Any, vision_cfg: dict[str, Any]) -> Any:
-    """A tower of timm with the activation that its configuration names: open_clip 3 leaves it as timm's model has it.
+def set_activation(visual: Any, vision_cfg: dict[str, Any]) -> Any:
+    """Sets the activation that the configuration of a timm tower names, which open_clip 3 ignores; returns the tower.
 
-    transformers computes all of SigLIP with the approximation of GELU by tanh, timm some sizes of it.
+    transformers uses the tanh approximation of GELU for all of SigLIP, timm only for some sizes.
     """
-    if "timm_model_name" in vision_cfg and (chosen := vision_cfg.get("act_kwargs")):
+    if "timm_model_name" in vision_cfg and (arguments := vision_cfg.get("act_kwargs")):
         for module in visual.trunk.modules():
             for name, child in module.named_children():
                 if isinstance(child, nn.GELU | timm.layers.GELU | timm.layers.GELUTanh):
-                    setattr(module, name, nn.GELU(**chosen))
+                    setattr(module, name, nn.GELU(**arguments))
     return visual
 
 
 def open_clip_name(model: str) -> str:
-    """What open_clip calls the model."""
+    """open_clip's name of the model."""
     if is_folder(model):
         return f"local-dir:{model.removeprefix('local-dir:')}"
     return model if model.startswith(HUB) else model.replace("/", "-")
 
 
 @contextmanager
-def hub_files(model: str, pretrained: str, asked: str, weights: bool = True) -> Iterator[None]:
-    """What lies on a hub, configuration or weights, is in its cache inside the block; nothing is asked for the rest.
+def hub_files_cached(model: str, pretrained: str, label: str, weights: bool = True) -> Iterator[None]:
+    """Downloads a model's configuration or weights into the hub's cache, if it is on a hub, before the block runs.
 
     Raises:
-        UserError, TransientError: it cannot be had; the message begins with `asked`.
+        UserError, TransientError: they cannot be downloaded; the message begins with `label`.
     """
-    answers = True
+    online = True
     try:
         if model.startswith(HUB):
             names = (OPEN_CLIP_WEIGHTS, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
-            answers = fetched(model.removeprefix(HUB), *names)
+            online = fetched(model.removeprefix(HUB), *names)
         elif weights and not is_folder(model) and not Path(pretrained).is_file():
             repository, _, file = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"].rpartition(
                 "/"
             )
             safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
-            answers = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
+            online = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
     except ValueError as error:
-        raise same_kind(error, f"{asked}: {error}") from error
-    with (
-        patched_constants(HF_HUB_OFFLINE=True) if not answers else nullcontext()
-    ):  # each further question would take its time
+        raise same_kind(error, f"{label}: {error}") from error
+    with nullcontext() if online else patched_constants(HF_HUB_OFFLINE=True):  # each request would wait for its timeout
         yield
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """open_clip logs its every step to the root logger, and warns of activations that are chosen here."""
+def quiet_open_clip() -> Iterator[None]:
+    """Hides open_clip's messages in the root logger, and its warnings about activations, which are set here."""
     with quieted(logging.WARNING, ""), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="These pretrained weights|'torch.load' received a zip file")
         yield
@@ -234,10 +232,10 @@ def quiet() -> Iterator[None]:
 def build_visual(architecture: dict[str, Any]) -> Any:
     """The image tower of a stored architecture, with random weights and no access to any hub.
 
-    The text tower that open_clip's constructor insists on is made as small as it can be, and dropped.
+    open_clip's constructor needs a text tower: the smallest possible one is built, and dropped.
 
     Raises:
-        ValueError: the architecture names what would have to be fetched.
+        ValueError: the architecture names a model that would have to be downloaded.
     """
     check_fetches_nothing(architecture)
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
@@ -247,44 +245,44 @@ def build_visual(architecture: dict[str, Any]) -> Any:
         text_cfg=text,
         quick_gelu=architecture["quick_gelu"],
     )
-    return with_activation(clip.visual, architecture["vision_cfg"])
+    return set_activation(clip.visual, architecture["vision_cfg"])
 
 
 def check_fetches_nothing(architecture: dict[str, Any]) -> None:
-    """A tower of timm's goes by the name of one of its own models: else it would ask a hub, or read another folder."""
+    """Raises UserError: the tower's name is none of timm's models, so timm would ask a hub or read another folder."""
     name = architecture["vision_cfg"].get("timm_model_name")
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and timm.is_model(name)):
         raise UserError(f"its image tower is called {brief(name)}, which is none of timm's own models")
 
 
-def config_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
+def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
     """open_clip's model_cfg. Raises ValueError: it cannot be read, or has no image tower."""
     try:
         config = open_clip.get_model_config(name)
-        options_of_tokenizer = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
-        if options_of_tokenizer.get("trust_remote_code"):
+        tokenizer_options = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+        if tokenizer_options.get("trust_remote_code"):
             raise UserError("it asks to run its own code (trust_remote_code), which is not done")
         config["quick_gelu"] = bool(options.get("force_quick_gelu", config.get("quick_gelu", False)))
-        tower_of_config(config)
+        architecture_from(config)
         return config
-    except Exception as error:  # a damaged file, or anything that the hub raises
+    except Exception as error:  # a damaged file, or any error of the hub
         raise UserError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
 
 
-def architecture_of(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
+def read_architecture(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
     """What `build_visual` needs. Raises ValueError: the configuration cannot be read."""
-    return tower_of_config(config_of(model, name, options))
+    return architecture_from(read_config(model, name, options))
 
 
-def tower_of_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What `build_visual` needs, of open_clip's model_cfg. Raises ValueError: it has no image tower."""
+def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of open_clip's model_cfg that `build_visual` needs. Raises ValueError: it has no image tower."""
     if not config.get("vision_cfg"):  # audio, or one network for images and texts
         raise UserError("it has no image tower of its own")
     return {name: config[name] for name in ("embed_dim", "vision_cfg", "quick_gelu")}
 
 
 def check_tower(model: str, architecture: dict[str, Any]) -> None:
-    """Raises ValueError: the image tower is none that MUST can train. Needs no weights."""
+    """Raises ValueError: MUST cannot train the image tower. Needs no weights."""
     try:
         with torch.device("meta"):
             visual = build_visual(architecture)
@@ -300,16 +298,16 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights.
 
     Raises:
-        ValueError: the model is unknown, or its tower is none that MUST can train.
+        ValueError: the model is unknown, or MUST cannot train its tower.
     """
-    given, pretrained = parse_model_name(model, pretrained)
-    asked, model, pretrained = f"--model {given}", ensure_local(given), ensure_local(pretrained)
-    with opened(model, asked) as (name, _):
+    requested_model, pretrained = parse_model_name(model, pretrained)
+    label, model, pretrained = f"--model {requested_model}", ensure_local(requested_model), ensure_local(pretrained)
+    with open_model(model, label) as (name, _):
         if not is_folder(name) and not name.startswith(HUB):
             check_name(model)
-        with hub_files(name, pretrained, asked, weights=False):
-            architecture = architecture_of(given, name, quick_gelu_option(name, pretrained))
-    check_tower(given, architecture)
+        with hub_files_cached(name, pretrained, label, weights=False):
+            architecture = read_architecture(requested_model, name, quick_gelu_option(name, pretrained))
+    check_tower(requested_model, architecture)
     with torch.device("meta"):
         visual = build_visual(architecture)
     tower, size = tower_of(visual), visual.image_size
@@ -317,17 +315,17 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
 
 
 def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
-    """(model, pretrained) of names that people write: NAME/TAG and NAME/FILE.
+    """(model, pretrained), after splitting names like NAME/TAG and NAME/FILE.
 
     Raises:
-        ValueError: a tag in the name and another one beside it.
+        ValueError: the name has a tag, and `pretrained` is another one.
     """
     if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
         return model, pretrained
     known = open_clip.list_models()
-    cuts = [(model[:at], model[at + 1 :]) for at, sign in enumerate(model) if sign == "/"]
-    name, tag = next((cut for cut in cuts if cut[0].replace("/", "-") in known), ("", ""))
-    if model.replace("/", "-") in known or not name:  # ViT-B/16, or another thing altogether
+    splits = [(model[:i], model[i + 1 :]) for i, character in enumerate(model) if character == "/"]
+    name, tag = next((split for split in splits if split[0].replace("/", "-") in known), ("", ""))
+    if model.replace("/", "-") in known or not name:  # ViT-B/16, or an unknown name
         return model, pretrained
     if pretrained and pretrained != tag:
         raise UserError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
@@ -337,8 +335,8 @@ def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
 def check_name(model: str) -> None:
     known = open_clip.list_models()
     if model.replace("/", "-") not in known:
-        near = close_to(model.replace("/", "-"), known, 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        similar = close_to(model.replace("/", "-"), known, 3)
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
             hint = f"; if it is a model on a hub, call it {HUB}{model}{hint}"
         raise UserError(f"--model {model}: no open_clip model and no folder{hint}")
@@ -348,8 +346,8 @@ def check_pretrained(model: str, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
     if not pretrained:
         more = f" (or {', '.join(tags[1:4])}{f' or {len(tags) - 4} more' if len(tags) > 4 else ''})" if tags[1:] else ""
-        say = f"needs --pretrained {tags[0]}{more}" if tags else "needs --pretrained"
-        raise UserError(f"--model {model}: {say}, or a checkpoint file")
+        need = f"needs --pretrained {tags[0]}{more}" if tags else "needs --pretrained"
+        raise UserError(f"--model {model}: {need}, or a checkpoint file")
     looks_like_path = os.sep in pretrained or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
     if looks_like_path and not Path(pretrained).is_file():
         raise UserError(f"--pretrained {pretrained}: no such file")
@@ -358,6 +356,6 @@ def check_pretrained(model: str, pretrained: str) -> None:
 
 
 def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:
-    """OpenAI's weights (and some others) want QuickGELU, whatever the model's name says."""
+    """Options for weights that need QuickGELU: OpenAI's and some others, whatever the model's name is."""
     tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
     return {"force_quick_gelu": True} if tag.get("quick_gelu") else {}

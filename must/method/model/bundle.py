@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from must.method.model.classifier import TextClassifier
     from must.method.model.masked_vit import MaskedViT
 
-LOG_FILE = "train_log.jsonl"  # of the training, beside them; a bundle may be without
+LOG_FILE = "train_log.jsonl"  # the training log, beside them; not every bundle has one
 BUNDLE_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """`description`: everything about the model but its weights; `model`: ready to classify, in eval mode."""
+    """`description`: all but the weights; `model`: ready to classify, in eval mode."""
 
     model: MaskedViT
     description: Description
@@ -47,12 +47,12 @@ class Description:
     format: int = BUNDLE_FORMAT
 
     def to_dict(self) -> dict[str, Any]:
-        """As model.json has it."""
+        """The content of model.json."""
         return vars(self) | {"provenance": self.provenance.to_dict()}
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
-    """Writes both files; the description last, so that a folder with model.json is a whole bundle."""
+    """Writes both files; the description last, so that a folder with model.json is a complete bundle."""
     from safetensors.torch import save
 
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -64,17 +64,17 @@ def load_description(folder: str) -> Description:
     """Raises ValueError: no bundle there, a damaged one, or one of another format."""
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
-    found = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
-    if not isinstance(found, Description):
+    parsed = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
+    if not isinstance(parsed, Description):
         raise UserError(
-            f"--model {folder}: its format is {brief(found)}, and must {__version__} reads format {BUNDLE_FORMAT}; "
+            f"--model {folder}: its format is {brief(parsed)}, and must {__version__} reads format {BUNDLE_FORMAT}; "
             "use the version of must that wrote it, or a newer one"
         )
-    return found
+    return parsed
 
 
 def checked(values: dict[str, Any]) -> Description | int | float:
-    """What a bundle's file says; its format, if that is another one."""
+    """The description in a bundle's file, or the number of its format if that is another one."""
     if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
@@ -84,7 +84,7 @@ def checked(values: dict[str, Any]) -> Description | int | float:
 
 
 def is_sound(description: Description) -> bool:
-    """Whether what a file says is of its kind. Raises TypeError where that shows by itself."""
+    """Whether the fields have the right types and ranges. May raise TypeError for a wrong type."""
     texts = [description.backbone, description.pretrained, *description.classes, *description.templates]
     factor = description.logit_factor
     return (
@@ -96,7 +96,7 @@ def is_sound(description: Description) -> bool:
 
 
 def summary_at(folder: str) -> RunSummary:
-    """Of the run that made this bundle. Raises ValueError: no bundle, or one that does not say."""
+    """The summary of the training run of a bundle. Raises ValueError: no bundle, or one without a summary."""
     summary = load_description(folder).provenance.summary
     if summary is None:
         raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: has no summary of a training")
@@ -104,7 +104,7 @@ def summary_at(folder: str) -> RunSummary:
 
 
 def check_weights(uri: str) -> None:
-    """Without torch. Raises ValueError: it is no safetensors file, or ends elsewhere than its header says."""
+    """Checks without torch. Raises ValueError: not a safetensors file, or its size does not match its header."""
     require(storage.exists(uri), f"{uri}: is missing")
     size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
     damaged = UserError(f"{uri}: is damaged or no weights of a model")
@@ -126,14 +126,14 @@ def load_bundle(folder: str) -> Bundle:
     description = load_description(folder)
     uri = storage.join(folder, WEIGHTS_FILE)
     require(storage.exists(uri), f"{uri}: is missing")
-    place = storage.join(folder, DESCRIPTION_FILE)
+    file = storage.join(folder, DESCRIPTION_FILE)
     try:
         check_fetches_nothing(description.architecture)
         Preprocess.from_dict(description.preprocess)
     except ValueError as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{place}: is damaged") from None
+        raise UserError(f"{file}: is damaged") from None
     data = storage.read_bytes(uri)
     try:
         weights = load(data)
@@ -142,7 +142,7 @@ def load_bundle(folder: str) -> Bundle:
     except Exception as error:
         raise UserError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
     names, columns = len(description.classes), model.classifier.shape[1]
-    require(names == columns, f"{place}: names {names} classes, {WEIGHTS_FILE} has {columns}; copy both files again")
+    require(names == columns, f"{file}: names {names} classes, {WEIGHTS_FILE} has {columns}; copy both files again")
     return Bundle(model.eval(), description)
 
 
@@ -151,21 +151,21 @@ def zero_shot_bundle(
 ) -> Bundle:
     """The untrained model of a classifier file: the baseline, and what training starts from.
 
-    It is read from the classifier's model folder, unless `model` or `pretrained` name another; no hub is asked then.
+    It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
     `logit_factor` is a number or 'model'.
 
     Raises:
-        ValueError: the model is not there, or not what the classifier was made with.
+        ValueError: the model is missing, or it is not the model that the classifier was made with.
     """
     from must.method.model.backbone import load_backbone
     from must.method.model.folder import verified
 
-    named = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
-    kept = classifier.model_folder if not (model or pretrained) else ""
-    place = (verified(kept, classifier.model_sha256), "") if kept else named
-    backbone = load_backbone(*place, with_tokenizer=False)
+    names = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
+    folder = classifier.model_folder if not (model or pretrained) else ""
+    source = (verified(folder, classifier.model_sha256), "") if folder else names
+    backbone = load_backbone(*source, with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
-    return untrained(backbone, classifier, *named, factor)
+    return untrained(backbone, classifier, *names, factor)
 
 
 def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretrained: str, factor: float) -> Bundle:
@@ -186,21 +186,21 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
 
 
 def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
-    """What `must classifier` makes of a model's name and classes, in memory."""
+    """The zero-shot bundle of a model's name and classes: `must classifier` in memory."""
     from must.method.distributed.process_group import pick_device
     from must.method.model.backbone import load_backbone
     from must.method.model.classifier import load_class_set, text_classifier
 
     class_set, backbone = load_class_set(classes), load_backbone(model)
-    made = text_classifier(backbone, class_set, pick_device(device))
+    classifier = text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()
-    return untrained(backbone, made, backbone.model, backbone.pretrained, backbone.logit_scale)
+    return untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
-def have_one_shape(one: Bundle, other: Bundle) -> bool:
-    """Whether there is a way between two models: weights of the same shapes, which look at the same pixels."""
-    shapes = [{name: value.shape for name, value in each.model.state_dict().items()} for each in (one, other)]
-    return shapes[0] == shapes[1] and preprocess_of(one.description) == preprocess_of(other.description)
+def have_same_shape(first: Bundle, second: Bundle) -> bool:
+    """Whether two models can be interpolated: their weights have the same shapes, and their images the same pixels."""
+    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (first, second)]
+    return shapes[0] == shapes[1] and preprocess_of(first.description) == preprocess_of(second.description)
 
 
 def preprocess_of(description: Description) -> Preprocess:

@@ -1,4 +1,4 @@
-"""Zero-shot classifier weights from class names and prompt templates, and the file they travel in."""
+"""Zero-shot classifier weights from class names and prompt templates, and the classifier file."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ logger = logging.getLogger(__name__)
 
 METADATA_KEY = "must"
 BUNDLED_SET = "imagenet"
-DEFAULT_TEMPLATE = "a photo of a {}."  # of classes that come with none
-CLASS_FILE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # names of files, where a list of classes could be meant
-LONGEST_NUMBER = 320  # bits of a number that is a name: Python refuses to write out very long ones
+DEFAULT_TEMPLATE = "a photo of a {}."  # for classes without templates
+CLASS_FILE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # anything else may be a list of classes
+LONGEST_NUMBER = 320  # bits of a number that is a class name: Python does not print very long ones
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-LARGEST_SET, A_PROMPT = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
-LARGEST_FACTOR = 1e30  # on the cosine: with more, float32 has no probabilities
-LARGEST_SHARE = 1e9  # and its inverse the smallest: a ratio that float32 can hold
+LARGEST_SET, PROMPT_OVERHEAD = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
+LARGEST_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow
+LARGEST_SHARE = 1e9  # its inverse is the smallest share: float32 can hold the ratio
 
 
 @dataclass(frozen=True)
 class ClassSet:
-    """Class names, for each class the prompts that describe it, and how frequent each is, if that is known."""
+    """Class names, the prompts of each class, and the class frequencies, if known."""
 
     names: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
-    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
+    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: unknown
 
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """`weights` [D, K], unit columns, and where they come from."""
+    """`weights` [D, K], unit columns, and their origin."""
 
     weights: Tensor
     classes: tuple[str, ...]
@@ -56,33 +56,33 @@ class TextClassifier:
     model: str
     pretrained: str
     logit_scale: float
-    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: not known
-    model_folder: str = ""  # the model's own files; empty: of an earlier version, which loads it by its name
+    shares: tuple[float, ...] = ()  # of the images, sum 1; empty: unknown
+    model_folder: str = ""  # the model's own files; empty in files of earlier versions: loaded by name
     model_sha256: str = ""  # of the weights in it
-    refined: bool = False  # the weights are no longer the text's alone: `must refine` fitted them
+    refined: bool = False  # `must refine` fitted the weights; they are not the text features
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.method.distributed.process_group import pick_device
     from must.method.model.backbone import load_backbone
-    from must.method.model.folder import default_place, save_model
+    from must.method.model.folder import default_models_folder, save_model
 
     class_set = load_class_set(config.classes)
     backbone = load_backbone(config.model, config.pretrained)
-    made = text_classifier(backbone, class_set, pick_device(config.device))
-    models = config.model_store or default_place(config.output)
+    text_weights = text_classifier(backbone, class_set, pick_device(config.device))
+    models = config.model_store or default_models_folder(config.output)
     folder, sha256 = save_model(backbone, models)
-    result = replace(made, model_folder=folder, model_sha256=sha256)
+    result = replace(text_weights, model_folder=folder, model_sha256=sha256)
     save_classifier(result, config.output)
-    prompts, dimensions = sum(map(len, class_set.prompts)), len(made.weights)
+    prompts, dimensions = sum(map(len, class_set.prompts)), len(text_weights.weights)
     logger.info(f"{len(class_set.names)} classes, {prompts} prompts, {dimensions} dimensions -> {config.output}")
     logger.info(f"the model, for later stages -> {folder}")
     return result
 
 
 def text_classifier(backbone: Any, class_set: ClassSet, device: Any) -> TextClassifier:
-    """What the text tower makes of the classes; the tower stays on the device."""
+    """The classifier from the text tower's features of the prompts; the tower stays on the device."""
     return TextClassifier(
         build_classifier(backbone, class_set, device),
         class_set.names,
@@ -120,7 +120,7 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
 
 
 def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
-    """A message if a prompt does not fit the text tower: open_clip would cut it off in silence."""
+    """A message if a prompt is too long for the text tower: open_clip would truncate it silently."""
     limit = getattr(tokenizer, "context_length", None)
     if limit is None or not hasattr(tokenizer, "encode"):
         return ""
@@ -132,15 +132,15 @@ def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
 
 
 def load_class_set(source: str | list[Any]) -> ClassSet:
-    """Reads a class file (YAML, or .txt with a name a line), the set that ships ('imagenet': 1,000 names and 80
-    templates, from open_clip), or the classes themselves: a list of them, or "cat,dog,horse".
+    """Reads a class file (YAML, or .txt with one name per line), the bundled set ('imagenet': 1,000 names and 80
+    templates, from open_clip), or the names themselves: a list, or "cat,dog,horse".
 
     The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
     ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
 
     Raises:
         ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
-            share that is no such number or that only some classes have.
+            share that is no such number, or shares for some classes only.
     """
     if source == BUNDLED_SET:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
@@ -150,8 +150,8 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     if isinstance(source, list):
         return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes is missing; give names or a file")
-    is_place = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
-    if not is_place and "," in source and not storage.exists(source):
+    is_path = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
+    if not is_path and "," in source and not storage.exists(source):
         return make_class_set(
             [name.strip() for name in source.split(",")], [DEFAULT_TEMPLATE], f"--classes {brief(source)}"
         )
@@ -170,14 +170,14 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
         f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
     )
     unknown = content.keys() - {"classes", "templates"}
-    few = ", ".join(sorted(map(brief, unknown))[:5])
-    require(not unknown, f"--classes {source}: unknown key {few}; known: classes, templates")
+    examples = ", ".join(sorted(map(brief, unknown))[:5])
+    require(not unknown, f"--classes {source}: unknown key {examples}; known: classes, templates")
     return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
 
 
 def names_in(data: bytes, where: str) -> list[str]:
-    """The names in a text file, one a line; a line that begins with "# " is a comment. Raises ValueError: it is no
-    UTF-8, or has all names in one line."""
+    """The names in a text file, one per line; a line that begins with "# " is a comment. Raises ValueError: it is not
+    UTF-8, or all names are in one line."""
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
@@ -195,8 +195,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             is_text(template) and template.count("{}") >= 1,
             f"{where}: the template {brief(template)} has no {{}} for the class name",
         )
-    names, prompts, shares, left = [], [], dict[str, Any](), LARGEST_SET
-    longest = sum(A_PROMPT + len(template) for template in templates)
+    names, prompts, shares, room = [], [], dict[str, Any](), LARGEST_SET
+    longest = sum(PROMPT_OVERHEAD + len(template) for template in templates)
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
         if isinstance(name, int | float) and not isinstance(name, bool):
@@ -205,18 +205,18 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
                 f"{where}: class {number + 1} is {brief(name)}, which is no name",
             )
             name = str(name)
-        odd = isinstance(name, str) and UNWRITABLE.search(name)
-        require(not odd, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
+        unwritable = isinstance(name, str) and UNWRITABLE.search(name)
+        require(not unwritable, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
         require(
             is_text(name),
             f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
         )
         name = name.strip()
-        own = entry.get("prompts") if isinstance(entry, dict) else None
-        left -= A_PROMPT * len(own) if isinstance(own, list) else longest + len(templates) * len(name)
-        require(left >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 5 million")
+        listed = entry.get("prompts") if isinstance(entry, dict) else None
+        room -= PROMPT_OVERHEAD * len(listed) if isinstance(listed, list) else longest + len(templates) * len(name)
+        require(room >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 5 million")
         require(
-            own is None or (isinstance(own, list) and bool(own) and all(map(is_text, own))),
+            listed is None or (isinstance(listed, list) and bool(listed) and all(map(is_text, listed))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
         )
         if isinstance(entry, dict) and "share" in entry:
@@ -227,7 +227,7 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
                 f"{LARGEST_SHARE:g}, not {brief(shares[name])}",
             )
         names.append(name)
-        prompts.append(tuple(own or (template.replace("{}", name) for template in templates)))
+        prompts.append(tuple(listed or (template.replace("{}", name) for template in templates)))
     repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
     require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} appears more than once")
     without = next((name for name in names if name not in shares), "")
@@ -245,17 +245,17 @@ def is_share(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a string with something in it that can be written anywhere: YAML can spell half a character."""
+    """Whether it is a string that is not blank and can be encoded: YAML can contain half a surrogate pair."""
     return isinstance(value, str) and bool(value.strip()) and not UNWRITABLE.search(value)
 
 
 def unique(names: list[str]) -> tuple[str, ...]:
-    """ImageNet has two 'missile's and two 'sunglasses': the later one is numbered, its prompts stay as they are."""
-    seen: dict[str, int] = {}
+    """Numbers repeated names: ImageNet has 'missile' and 'sunglasses' twice. The prompts stay the same."""
+    counts: dict[str, int] = {}
     result = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        counts[name] = counts.get(name, 0) + 1
+        result.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
     return tuple(result)
 
 
@@ -267,35 +267,35 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
     description["sha256"] = checksum(result.weights)
     for name in ("shares", "model_folder", "model_sha256", "refined"):
         if not description[name]:
-            del description[name]  # a file without them is what it was before there were any
+            del description[name]  # so that the file is the same as one of an earlier version
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
 def checksum(weights: Tensor) -> str:
-    """Of the weights as they are in the file. Files of earlier versions have none."""
+    """The sha256 of the weights, which files of earlier versions do not have."""
     return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
-    """Reads a classifier file, local or gs://; `flag` is what the user named it with.
+    """Reads a classifier file, local or gs://; `flag` is the command line flag that named it.
 
     Raises:
-        ValueError: no such file, or none that `must classifier` wrote.
+        ValueError: no such file, or it is not a file of `must classifier`.
     """
     from safetensors.torch import load
 
-    check_is_there(uri, flag)
+    require_file(uri, flag)
     data = storage.read_bytes(uri)
-    header = found(parse_header(data[8 : 8 + header_size(data)], uri, flag), uri)
+    header = with_model_folder(parse_header(data[8 : 8 + header_size(data)], uri, flag), uri)
     try:
         weights = load(data)["classifier"]
-        whole = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
-        whole = whole and bool(weights.isfinite().all())  # of 100,000 dimensions it would take a minute
-        whole = whole and (header.get("sha256") is None or header["sha256"] == checksum(weights))
+        intact = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
+        intact = intact and bool(weights.isfinite().all())  # after ndim: with 100,000 dimensions it takes a minute
+        intact = intact and (header.get("sha256") is None or header["sha256"] == checksum(weights))
     except Exception:
-        whole = False
-    if not whole:
-        raise damaged(uri, flag)
+        intact = False
+    if not intact:
+        raise damage_error(uri, flag)
     known = {field.name for field in fields(TextClassifier)} - {"weights"}
     values = {name: value for name, value in header.items() if name in known and value is not None}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -303,14 +303,14 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
 
 
 def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
-    """What a classifier file says of itself, all but the weights; no torch. Raises as `load_text_classifier` does."""
-    check_is_there(uri, flag)
+    """The contents of a classifier file but its weights, without torch. Raises as `load_text_classifier` does."""
+    require_file(uri, flag)
     header = parse_header(storage.read_bytes(uri, 8, header_size(storage.read_bytes(uri, 0, 8))), uri, flag)
-    return found(header, uri)
+    return with_model_folder(header, uri)
 
 
-def found(header: dict[str, Any], uri: str) -> dict[str, Any]:
-    """The header with the place where its model folder is now."""
+def with_model_folder(header: dict[str, Any], uri: str) -> dict[str, Any]:
+    """The header with the current path of its model folder."""
     from must.method.model.folder import resolve_folder
 
     folder = resolve_folder(header.get("model_folder", ""), uri)
@@ -327,24 +327,24 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
         texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
         scale = header["logit_scale"]
-        whole = all(isinstance(text, str) for text in texts)
-        whole &= isinstance(scale, int | float) and 0 < scale <= LARGEST_FACTOR
-        whole &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
-        require(whole, "a value of another kind")
+        valid = all(isinstance(text, str) for text in texts)
+        valid &= isinstance(scale, int | float) and 0 < scale <= LARGEST_FACTOR
+        valid &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
+        require(valid, "a value of another kind")
         return header
 
-    text = storage.parse_object(data, lambda found: found["__metadata__"][METADATA_KEY], damaged(uri, flag))
-    return storage.parse_object(text, checked, damaged(uri, flag))
+    text = storage.parse_object(data, lambda header: header["__metadata__"][METADATA_KEY], damage_error(uri, flag))
+    return storage.parse_object(text, checked, damage_error(uri, flag))
 
 
 def are_shares(value: Any, classes: int) -> bool:
     """Whether a value from a file is a share above 0 for each class."""
-    listed = isinstance(value, list) and len(value) == classes
-    return listed and all(isinstance(share, int | float) and 0 < share <= 1 for share in value)
+    has_all = isinstance(value, list) and len(value) == classes
+    return has_all and all(isinstance(share, int | float) and 0 < share <= 1 for share in value)
 
 
 def require_shares(shares: Sequence[float] | None, uri: str) -> None:
-    """Raises ValueError: a classifier file does not say how frequent its classes are."""
+    """Raises ValueError: a classifier file has no class shares."""
     require(
         bool(shares),
         f"--class-prior given: {uri} holds no class shares; give every class a share: in the class file and make it "
@@ -352,7 +352,7 @@ def require_shares(shares: Sequence[float] | None, uri: str) -> None:
     )
 
 
-def check_is_there(uri: str, flag: str) -> None:
+def require_file(uri: str, flag: str) -> None:
     folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
     require(
         not folder, f"{flag} {uri}: is a folder; give the classifier file in it, {storage.join(uri, CLASSIFIER_FILE)}"
@@ -360,7 +360,7 @@ def check_is_there(uri: str, flag: str) -> None:
     require(storage.exists(uri), f"{flag} {uri}: no such file; make it with `must classifier`")
 
 
-def damaged(uri: str, flag: str) -> ValueError:
+def damage_error(uri: str, flag: str) -> ValueError:
     folder, _, name = uri.rpartition("/")
     parts = (DESCRIPTION_FILE, MODEL_FOLDER_FILE, "config.json")
     if name.endswith("model.safetensors") and any(storage.exists(storage.join(folder, part)) for part in parts):

@@ -1,10 +1,10 @@
-"""A classifier's model as files: a whole open_clip model folder, so that later stages need no hub.
+"""A classifier's model as files: an open_clip model folder, so that later stages need no hub.
 
     MODELS/NAME-KEY/open_clip_config.json        architecture and preprocessing
                     open_clip_model.safetensors  weights; in half precision where that loses nothing
-                    ...                          a tokenizer's files, where the model has one of its own
+                    ...                          files of the tokenizer, if the model has its own
 
-KEY follows from what the files hold, so that classifiers of one model share a folder.
+KEY is a hash of the contents, so that classifiers of the same model share a folder.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MODELS_FOLDER = "models"  # beside the classifier file
 
 
 def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
-    """Writes the model to a folder below `models`, unless it is there; the configuration last, so that a folder
-    with it is whole. Returns that folder and the weights' sha256."""
-    named = [PurePosixPath(name).name for name in (backbone.model, backbone.pretrained)]
-    named[0] = re.sub(r"-[0-9a-f]{12}$", "", named[0])  # it may be such a folder
-    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, named))) or "model"
+    """Writes the model to a folder below `models`, unless it exists; the configuration last, so that a folder
+    with it is complete. Returns that folder and the weights' sha256."""
+    names = [PurePosixPath(name).name for name in (backbone.model, backbone.pretrained)]
+    names[0] = re.sub(r"-[0-9a-f]{12}$", "", names[0])  # the key, if the model is such a folder
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, names))) or "model"
     models = absolute(models)
     beside = None if storage.is_remote(models) else storage.local(models)
     if beside:
@@ -50,11 +50,11 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
         files.sort(key=lambda path: path.name == MODEL_FOLDER_FILE)
         contents = {str(path.relative_to(scratch)): storage.sha256_of(path) for path in files}
         key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
-        place = storage.join(models, f"{name}-{key}")
-        if not is_whole(place, Path(scratch) / OPEN_CLIP_WEIGHTS, contents[OPEN_CLIP_WEIGHTS]):
+        target = storage.join(models, f"{name}-{key}")
+        if not is_complete(target, Path(scratch) / OPEN_CLIP_WEIGHTS, contents[OPEN_CLIP_WEIGHTS]):
             for path, file in zip(files, contents, strict=True):
-                (storage.move if beside else storage.upload)(path, storage.join(place, file))
-    return place, contents[OPEN_CLIP_WEIGHTS]
+                (storage.move if beside else storage.upload)(path, storage.join(target, file))
+    return target, contents[OPEN_CLIP_WEIGHTS]
 
 
 def write_files(backbone: Backbone, folder: Path) -> None:
@@ -70,72 +70,72 @@ def write_files(backbone: Backbone, folder: Path) -> None:
     if "hf_model_name" in backbone.config["text_cfg"]:
         text: Any = backbone.clip.text
         text.config.save_pretrained(folder)
-    for path in folder.rglob("*"):  # safetensors makes files private; other users' pods read these
+    for path in folder.rglob("*"):  # safetensors makes files private, and pods of other users read them
         if path.is_file():
             path.chmod(0o666 & ~storage.umask())
 
 
 def save_weights(weights: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file into a scratch folder. Raises ValueError: there is no room for it."""
+    """Writes a safetensors file into a scratch folder. Raises ValueError: it cannot be written (disk full)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file(weights, path, metadata)
-    except SafetensorError as error:  # in whose place OSError would be
+    except SafetensorError as error:  # safetensors raises it instead of OSError
         raise UserError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
 
 
 def compact(clip: Any) -> dict[str, Any]:
-    """The weights, each in half precision if all its numbers are such: OpenAI's were published so."""
+    """The weights, in half precision where that is exact, as for OpenAI's published weights."""
     import torch
 
-    weights, seen = {}, set()
+    weights, pointers = {}, set()
     for name, value in clip.state_dict().items():
         value = value.detach().cpu().contiguous()
         half = value.half() if value.dtype == torch.float32 else value
         if torch.equal(half.to(value.dtype), value):
             value = half
-        if value.data_ptr() in seen:  # two names for one tensor, which the format refuses
+        if value.data_ptr() in pointers:  # two names for one tensor, which safetensors refuses
             value = value.clone()
-        seen.add(value.data_ptr())
+        pointers.add(value.data_ptr())
         weights[name] = value
     return weights
 
 
-def is_whole(place: str, ours: Path, sha256: str) -> bool:
-    """Whether the folder is there with these weights; in a bucket, with as many bytes of them."""
-    weights = storage.join(place, ours.name)
-    if not storage.exists(storage.join(place, MODEL_FOLDER_FILE)) or not storage.exists(weights):
+def is_complete(folder: str, expected: Path, sha256: str) -> bool:
+    """Whether the folder exists with these weights; in a bucket only their size is compared."""
+    weights = storage.join(folder, expected.name)
+    if not storage.exists(storage.join(folder, MODEL_FOLDER_FILE)) or not storage.exists(weights):
         return False
-    if storage.is_remote(place):
-        return storage.size(weights) == ours.stat().st_size
+    if storage.is_remote(folder):
+        return storage.size(weights) == expected.stat().st_size
     return storage.sha256_of(storage.local(weights)) == sha256
 
 
-def default_place(classifier: str) -> str:
-    """Where a classifier's models lie unless it is said: beside it."""
+def default_models_folder(classifier: str) -> str:
+    """The default folder of a classifier's models: beside the classifier file."""
     return storage.join(absolute(classifier).rpartition("/")[0], MODELS_FOLDER)
 
 
 def absolute(uri: str) -> str:
-    """What names the same place in any working directory."""
+    """The absolute path; URIs stay as they are."""
     return uri if storage.is_remote(uri) else os.path.normpath(storage.local(uri).absolute())
 
 
 def resolve_folder(recorded: str, classifier: str) -> str:
-    """Where a folder is that a classifier file names: beside the file, which may have moved, else as recorded.
+    """The model folder that a classifier file names: beside the file, which may have moved, else at the recorded path.
 
-    '' for a file that names none, as those of earlier versions.
+    '' for files of earlier versions, which name none.
     """
     if not recorded:
         return ""
-    beside = storage.join(default_place(classifier), PurePosixPath(recorded).name)
+    beside = storage.join(default_models_folder(classifier), PurePosixPath(recorded).name)
     return beside if storage.exists(storage.join(beside, MODEL_FOLDER_FILE)) else recorded
 
 
 def require_model(folder: str) -> None:
-    """Raises ValueError: the folder that a classifier file names is not there."""
+    """Raises ValueError: the model folder of a classifier file is missing."""
     require(
         not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
         f"{folder}: the classifier's model is not there, nor in the folder {MODELS_FOLDER} beside the classifier file; "
@@ -145,8 +145,7 @@ def require_model(folder: str) -> None:
 
 
 def verified(folder: str, sha256: str) -> str:
-    """The folder on this machine. Raises ValueError: it is not there, or its weights are not those of `sha256`."""
-
+    """The folder on this machine. Raises ValueError: it is missing, or its weights have another sha256."""
     require_model(folder)
     path = Path(ensure_local(folder))
     file = path / OPEN_CLIP_WEIGHTS

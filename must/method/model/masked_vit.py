@@ -17,7 +17,7 @@ from must.method.model.towers import tower_of
 
 
 class StudentOutput(NamedTuple):
-    """What the student says about masked images."""
+    """The student's output for masked images."""
 
     logits: Tensor  # [B, K], logit factor x cosine
     reconstruction: Tensor  # [B, M, 3 P P] normalised pixels of the masked patches, in (channel, row, column) order
@@ -31,7 +31,7 @@ class MaskedViT(nn.Module):
     a second instance of the same class. What depends on the tower's architecture is in `must.method.model.towers`.
 
     Raises:
-        ValueError: the tower is none that the method can train, or the classifier is of another model.
+        ValueError: the method cannot train the tower, or the classifier is of another model.
     """
 
     def __init__(self, visual: Any, classifier: Tensor, logit_factor: float = 100.0) -> None:
@@ -56,12 +56,12 @@ class MaskedViT(nn.Module):
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Tensor | StudentOutput:
         """Images [B, 3, H, W], normalised -> logits [B, K]; with masked patch numbers [B, M] -> StudentOutput."""
-        tokens, chosen = self.tower.forward_features(images, lambda patches: self.mask(patches, masked), masked)
+        tokens, masked_tokens = self.tower.forward_features(images, lambda patches: self.mask(patches, masked), masked)
         feature = F.normalize(self.tower.feature(tokens), dim=-1)
         logits = self.logit_factor * feature @ self.classifier
-        if chosen is None:
+        if masked_tokens is None:
             return logits
-        patches = self.ln_patch(chosen)
+        patches = self.ln_patch(masked_tokens)
         local = F.normalize(self.tower.project_patches(patches), dim=-1)
         alignment = (local - feature[:, None]).square().sum(-1)
         return StudentOutput(logits, self.decoder(patches), alignment)
@@ -94,8 +94,8 @@ class MaskedViT(nn.Module):
         """The layer of a parameter: 0 for embeddings and mask token, N + 1 for block N, layers + 1 for the rest."""
         if name == "mask_token":
             return 0
-        inside = name.removeprefix("visual.")
-        return self.tower.layer_of(inside) if inside != name else self.layers + 1
+        tower_name = name.removeprefix("visual.")
+        return self.tower.layer_of(tower_name) if tower_name != name else self.layers + 1
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

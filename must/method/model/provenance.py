@@ -1,7 +1,7 @@
-"""Where an adapted model comes from: what training and selecting write into its bundle, and others read.
+"""The origin of an adapted model: training and selection write it into the bundle.
 
 In the bundle it is the JSON that `to_dict` makes and `of_dict` reads; the bundle's `format` is the version of both.
-What earlier versions wrote besides is kept as it is, in `more`, so that a bundle that is written again loses nothing.
+Unknown fields of earlier versions are kept in `more`, so that a bundle that is written again loses nothing.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,7 +16,7 @@ __all__ = ["CheckResult", "Provenance", "RunSummary", "Selection"]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Of a whole run of training, its interruptions included; None where nothing was trained."""
+    """Totals of a training run, interruptions included; None where nothing was trained."""
 
     steps: int = 0
     images: int = 0
@@ -33,7 +33,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The check without labels (must/method/select/check.py), which says what its figures are."""
+    """The check without labels; must/method/select/check.py explains the fields."""
 
     images: int
     agreement_before: float
@@ -50,7 +50,7 @@ class CheckResult:
 class Selection:
     """How much of an adaptation is kept, what decided it, a check without labels, accuracies by answers or labels."""
 
-    alpha: float = 1.0  # share of the way from zero-shot's weights (0) to the adapted ones (1)
+    alpha: float = 1.0  # position between the zero-shot weights (0) and the adapted ones (1)
     by: str = ""
     check: CheckResult | None = None
     measured: Measured | None = None
@@ -58,16 +58,16 @@ class Selection:
 
     @classmethod
     def of_dict(cls, values: Any) -> Self | None:
-        """None: nothing that this version understands."""
+        """None: nothing that this version can read."""
         if not isinstance(values, dict):
             return None
         measured = values.get("measured")
         try:
-            found = record_of(cls, {name: value for name, value in values.items() if name not in ("measured", "more")})
-            found = replace(found, measured=Measured.from_dict(measured) if measured else None)
+            plain = {name: value for name, value in values.items() if name not in ("measured", "more")}
+            selection = replace(record_of(cls, plain), measured=Measured.from_dict(measured) if measured else None)
         except (TypeError, ValueError, AttributeError):
             return None
-        return replace(found, more=unknown(cls, values)) if 0 <= found.alpha <= 1 else None
+        return replace(selection, more=unknown(cls, values)) if 0 <= selection.alpha <= 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         check, measured = asdict(self.check) if self.check else None, self.measured.to_dict() if self.measured else None
@@ -77,7 +77,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Provenance:
-    """False for a zero-shot model, which has none."""
+    """False for a zero-shot model, which has no provenance."""
 
     index_sha256: str = ""  # of the shards
     index_revision: int | None = None
@@ -87,7 +87,7 @@ class Provenance:
     summary: RunSummary | None = None
     git_revision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)  # of must, Python and packages
-    class_shares: list[float] = field(default_factory=list)  # [K], what the class balance aimed at; [] for uniform
+    class_shares: list[float] = field(default_factory=list)  # [K], the class balance's target; [] for uniform
     model_folder: str = ""  # the pretrained model's own files
     model_sha256: str = ""
     selection: Selection | None = None
@@ -98,23 +98,24 @@ class Provenance:
 
     @classmethod
     def of_dict(cls, values: Any) -> Self:
-        """A selection that cannot be understood is none.
+        """A selection that cannot be read is left out.
 
         Raises:
             UserError: another value has a wrong type.
         """
         if not isinstance(values, dict):
             raise UserError("provenance has a wrong type")
-        found = record_of(cls, {name: value for name, value in values.items() if name not in ("selection", "more")})
-        return replace(found, selection=Selection.of_dict(values.get("selection")), more=unknown(cls, values))
+        plain = {name: value for name, value in values.items() if name not in ("selection", "more")}
+        selection = Selection.of_dict(values.get("selection"))
+        return replace(record_of(cls, plain), selection=selection, more=unknown(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is not known."""
-        known = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "more"}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "more"}
         nested = {name: known[name].to_dict() for name in ("summary", "selection") if known[name] is not None}
         return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})} | self.more
 
 
 def unknown(kind: type[Selection] | type[Provenance], values: dict[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in fields(kind)}
+    names = {f.name for f in fields(kind)}
     return {name: value for name, value in values.items() if name not in names}

@@ -1,11 +1,11 @@
-"""A CLIP or SigLIP that transformers saved, as a folder that open_clip builds the same network from.
+"""Converts a CLIP or SigLIP folder of transformers to a folder from which open_clip builds the same network.
 
     config.json                           the architecture
-    model.safetensors                     weights; in pieces with model.safetensors.index.json; or pytorch_model.bin
+    model.safetensors                     weights; several files with model.safetensors.index.json; or pytorch_model.bin
     tokenizer.json, or vocab.json and merges.txt, ...
     preprocessor_config.json              how images are prepared
 
-transformers is needed for tokenizers only that are not CLIP's own byte pairs.
+The package transformers is needed only for tokenizers other than CLIP's own byte pairs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
 TOKENIZER_FILE = "bpe.txt.gz"  # a byte-pair vocabulary as open_clip reads it
 WEIGHTS = ("model.safetensors", WEIGHTS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second of transformers 5
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second is of transformers 5
 TOKENIZERS = ("*token*.json", "*.model", "vocab.*", "merges.txt")
 BEGIN, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
 MODEL_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
-CONFIG_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # what config.json need not say
+CONFIG_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # values that config.json may omit
     "clip": {
         "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 32},
         "text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408},
@@ -56,7 +56,7 @@ CONFIG_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {  # what config.json ne
     },
 }
 GELUS = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}  # how the Gaussian integral is approximated
-SIGLIPS = {  # (width, blocks, heads, width of the MLP): what timm calls SigLIP's image tower
+SIGLIPS = {  # (width, blocks, heads, width of the MLP): timm's name of SigLIP's image tower
     (768, 12, 12, 3072): "base",
     (1024, 24, 16, 4096): "large",
     (1152, 27, 16, 4304): "so400m",
@@ -65,7 +65,7 @@ SIGLIPS = {  # (width, blocks, heads, width of the MLP): what timm calls SigLIP'
 
 
 def is_transformers(folder: Path) -> bool:
-    """Raises ValueError: neither of transformers nor of open_clip; what it is, and what to do."""
+    """False for a folder of open_clip. Raises ValueError: a folder of another kind, with what to do."""
     if (folder / MODEL_FOLDER_FILE).is_file():
         return False
     if (folder / DESCRIPTION_FILE).is_file():
@@ -77,23 +77,23 @@ def is_transformers(folder: Path) -> bool:
     return True
 
 
-def as_open_clips(folder: Path, output: Path) -> None:
-    """Writes what open_clip builds the network and the tokenizer from, all but the weights.
+def write_open_clip_folder(folder: Path, output: Path) -> None:
+    """Writes the configuration and tokenizer files that open_clip needs, but not the weights.
 
     Raises:
-        ValueError: a network or images that open_clip has no equal of.
+        ValueError: a network or image preparation that open_clip cannot reproduce.
     """
     config = read(folder / CONFIG_FILE)
     model = model_of(config)
     preprocess = preprocess_of(folder, config["model_type"], model["vision_cfg"]["image_size"])
     if not write_vocabulary(folder, output, model["text_cfg"]):
-        for path in (found for pattern in TOKENIZERS for found in folder.glob(pattern)):
+        for path in (path for pattern in TOKENIZERS for path in folder.glob(pattern)):
             shutil.copyfile(path, output / path.name)
         model["text_cfg"] |= {"hf_tokenizer_name": "transformers", "tokenizer_kwargs": {"clean": "canonicalize"}}
         if config["model_type"] == "clip":
             model["text_cfg"]["tokenizer_kwargs"] = {"clean": "lower"}
-    whole = {"model_cfg": model, "preprocess_cfg": preprocess}
-    (output / MODEL_FOLDER_FILE).write_text(json.dumps(whole), encoding="utf-8")
+    open_clip_config = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (output / MODEL_FOLDER_FILE).write_text(json.dumps(open_clip_config), encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def model_of(config: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's model_cfg. Raises ValueError: it has none that computes the same."""
+    """open_clip's model_cfg. Raises ValueError: open_clip has no model that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
-        raise UserError(what_else(config))
+        raise UserError(unsupported_model(config))
     try:
         image, text = (part_of(config, part) for part in ("vision", "text"))
         return clip_of(config, image, text) if kind == "clip" else siglip_of(image, text)
@@ -112,44 +112,45 @@ def model_of(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"its {CONFIG_FILE} is damaged") from error
 
 
-def what_else(config: dict[str, Any]) -> str:
-    named = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
-    name = brief(named[0] if isinstance(named, list) and named else named)
-    why = ""
+def unsupported_model(config: dict[str, Any]) -> str:
+    """The message for a model of another kind."""
+    kind = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
+    name = brief(kind[0] if isinstance(kind, list) and kind else kind)
+    hint = ""
     if config.get("model_type") == "siglip2":
-        why = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
+        hint = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
     elif re.search(r"(Vision|Text)Model|ForImageClass", name):
-        why = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
+        hint = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
     elif "pretrained_cfg" in config:
-        why = " (an image tower of timm without a text tower)"
-    return f"its {CONFIG_FILE} names {name}{why}; CLIPModel and SiglipModel of transformers can be read"
+        hint = " (an image tower of timm without a text tower)"
+    return f"its {CONFIG_FILE} names {name}{hint}; CLIPModel and SiglipModel of transformers can be read"
 
 
 def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:
-    """The configuration of a tower, with transformers' defaults in it."""
-    known = CONFIG_DEFAULTS[config["model_type"]]
-    values = {"num_hidden_layers": 12, "image_size": 224, "num_channels": 3, **known["both"], **known[part]}
-    for name in (f"{part}_config", f"{part}_config_dict"):  # an older version's; it wins there too
+    """The configuration of a tower, with transformers' defaults added."""
+    defaults = CONFIG_DEFAULTS[config["model_type"]]
+    values = {"num_hidden_layers": 12, "image_size": 224, "num_channels": 3, **defaults["both"], **defaults[part]}
+    for name in (f"{part}_config", f"{part}_config_dict"):  # the second is of older versions, and overrides the first
         values |= {key: value for key, value in (config.get(name) or {}).items() if value is not None}
     for name in ("image_size", "patch_size"):
         if isinstance(side := values.get(name), list) and len(set(side)) == 1:
             values[name] = side[0]
-    known_ones = [*GELUS, "quick_gelu"] if config["model_type"] == "clip" else [*GELUS]
-    if values["hidden_act"] not in known_ones:
-        raise UserError(f"its activation {brief(values['hidden_act'])} is none of {', '.join(known_ones)}")
+    supported = [*GELUS, "quick_gelu"] if config["model_type"] == "clip" else [*GELUS]
+    if values["hidden_act"] not in supported:
+        raise UserError(f"its activation {brief(values['hidden_act'])} is none of {', '.join(supported)}")
     return values
 
 
 def clip_of(config: dict[str, Any], image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
-    acts = [part["hidden_act"] for part in (image, text)]
-    if len({act == "quick_gelu" for act in acts}) > 1:
-        raise UserError(f"its towers have the activations {' and '.join(acts)}, and open_clip has one for both")
+    activations = [part["hidden_act"] for part in (image, text)]
+    if len({act == "quick_gelu" for act in activations}) > 1:
+        raise UserError(f"its towers have the activations {' and '.join(activations)}, and open_clip has one for both")
     highest = text["vocab_size"] - 1
     eos = text.get("eos_token_id", highest)
-    pool = {} if eos in (2, highest) else {"pool_type": "eos", "eos_id": eos}  # 2: older versions meant the highest
+    pool = {} if eos in (2, highest) else {"pool_type": "eos", "eos_id": eos}  # older versions: 2 for the highest
     return {
         "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": acts[0] == "quick_gelu",
+        "quick_gelu": activations[0] == "quick_gelu",
         "vision_cfg": {
             "image_size": image["image_size"],
             "patch_size": image["patch_size"],
@@ -164,7 +165,7 @@ def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     import timm
 
     patch = image["patch_size"]
-    size = image["image_size"] // patch * patch  # what no patch covers is no part of the network
+    size = image["image_size"] // patch * patch  # pixels that no patch covers are not used
     if size != image["image_size"]:
         logger.warning(
             f"images are resized to {size} pixels, not {image['image_size']}, which patches of {patch} do not divide"
@@ -197,11 +198,11 @@ def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
 
 def shape_of(part: dict[str, Any]) -> dict[str, Any]:
     width, inner = part["hidden_size"], part["intermediate_size"]
-    ratio = inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width  # it is rounded down
-    found = {"width": width, "layers": part["num_hidden_layers"], "mlp_ratio": ratio}
+    ratio = inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width  # open_clip rounds down
+    shape = {"width": width, "layers": part["num_hidden_layers"], "mlp_ratio": ratio}
     eps = {} if part["layer_norm_eps"] == 1e-5 else {"norm_kwargs": {"eps": part["layer_norm_eps"]}}
     approximate = GELUS.get(part["hidden_act"], "none")
-    return {**found, **eps, **({} if approximate == "none" else {"act_kwargs": {"approximate": approximate}})}
+    return {**shape, **eps, **({} if approximate == "none" else {"act_kwargs": {"approximate": approximate}})}
 
 
 def text_of(text: dict[str, Any]) -> dict[str, Any]:
@@ -210,73 +211,74 @@ def text_of(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def preprocess_of(folder: Path, kind: str, size: int) -> dict[str, Any]:
-    """open_clip's preprocess_cfg. Raises ValueError: it has none that gives the same pixels."""
-    given: dict[str, Any] = next((read(folder / name) for name in PREPROCESSORS if (folder / name).is_file()), {})
-    given = given.get("image_processor") or given
-    if not given:
+    """open_clip's preprocess_cfg. Raises ValueError: open_clip cannot give the same pixels."""
+    settings: dict[str, Any] = next((read(folder / name) for name in PREPROCESSORS if (folder / name).is_file()), {})
+    settings = settings.get("image_processor") or settings
+    if not settings:
         logger.warning(f"{folder}: no {PREPROCESSORS[0]}; images are prepared as {MODEL_CLASSES[kind]} does by default")
     filters = {int(number): name for name, number in FILTERS.items()}
-    resample = given.get("resample", 3)
-    if resample not in filters or abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    resample = settings.get("resample", 3)
+    if resample not in filters or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise UserError(f"its image preparation (resample {brief(resample)}) is neither bicubic nor bilinear")
-    crops = given.get("do_center_crop", kind == "clip")
-    side = given.get("size")
+    crops = settings.get("do_center_crop", kind == "clip")
+    side = settings.get("size")
     side = side.get("shortest_edge") or side.get("height") if isinstance(side, dict) else side
     if crops and side not in (None, size):
         logger.warning(f"images are resized to {size} pixels and not, before they are cropped, to {side}")
     mean, std = ([0.5] * 3, [0.5] * 3) if kind == "siglip" else (list(CLIP_MEAN), list(CLIP_STD))
-    if not given.get("do_normalize", True):
-        given |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    if not settings.get("do_normalize", True):
+        settings |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     return {
         "size": size,
-        "mean": given.get("image_mean") or mean,
-        "std": given.get("image_std") or std,
+        "mean": settings.get("image_mean") or mean,
+        "std": settings.get("image_std") or std,
         "interpolation": filters[resample],
         "resize_mode": "shortest" if crops else "squash",
     }
 
 
 def write_vocabulary(folder: Path, output: Path, text: dict[str, Any]) -> bool:
-    """The byte pairs of CLIP's tokenizer in open_clip's form, unless it has the same. False: of another kind."""
+    """Writes the byte pairs of a CLIP tokenizer in open_clip's format, unless they are open_clip's own. False: another
+    kind of tokenizer."""
     import open_clip
 
     if text.get("no_causal_mask"):  # SigLIP's
         return False
-    found = byte_pairs(folder)
-    if found is None:
+    vocabulary = byte_pairs(folder)
+    if vocabulary is None:
         return False
-    numbers, merges = found
+    numbers, merges = vocabulary
     packed = gzip.compress("\n".join(["#version: 0.2", *merges]).encode(), mtime=0)
-    own, published = output / TOKENIZER_FILE, open_clip.SimpleTokenizer()
-    own.write_bytes(packed)
-    for tokenizer in (published, open_clip.SimpleTokenizer(str(own))):
+    file, published = output / TOKENIZER_FILE, open_clip.SimpleTokenizer()
+    file.write_bytes(packed)
+    for tokenizer in (published, open_clip.SimpleTokenizer(str(file))):
         special = {tokenizer.sot_token_id: BEGIN, tokenizer.eot_token_id: END_OF_TEXT}
         if numbers == {special.get(number, word): number for word, number in tokenizer.encoder.items()}:
             if tokenizer is published:
-                own.unlink()
+                file.unlink()
             return True
-    own.unlink()
+    file.unlink()
     return False
 
 
 def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
-    """(number of each word, merges) of a tokenizer of byte pairs; OpenAI's where there are no files of any."""
+    """(number of each token, merges) of a byte-pair tokenizer; None: another kind. Raises UserError: no tokenizer."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         added = read(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-        return read(folder / "vocab.json") | added, [one for one in lines if one and not one.startswith("#version")]
+        return read(folder / "vocab.json") | added, [line for line in lines if line and not line.startswith("#version")]
     if (folder / "tokenizer.json").is_file():
-        whole = read(folder / "tokenizer.json")
-        model = whole.get("model") or {}
+        tokenizer = read(folder / "tokenizer.json")
+        model = tokenizer.get("model") or {}
         if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":
             return None
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-        return model["vocab"] | {one["content"]: one["id"] for one in whole.get("added_tokens") or ()}, merges
+        return model["vocab"] | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}, merges
     raise UserError("has no tokenizer: no tokenizer.json, nor vocab.json with merges.txt; save it to this folder")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, by transformers' names. Raises ValueError: they are not there, or damaged."""
+    """All tensors of a folder's weights, by transformers' names. Raises ValueError: they are missing or damaged."""
     import torch
     from safetensors.torch import load_file
 
@@ -286,13 +288,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     files = [name]
     if name.endswith(".index.json"):
         files = sorted(set((read(folder / name).get("weight_map") or {}).values()))
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"no {brief(file)} in this folder, which {name} names")
         try:
             safe = file.endswith(".safetensors")
-            found |= load_file(folder / file) if safe else torch.load(folder / file, weights_only=True, mmap=True)
+            weights |= load_file(folder / file) if safe else torch.load(folder / file, weights_only=True, mmap=True)
         except Exception as error:
             raise UserError(f"its {file} is damaged ({type(error).__name__})") from error
-    return found
+    return weights

@@ -1,4 +1,4 @@
-"""A checkpoint of any training program: the weights of the model in it, without prefixes, optimizer and the like."""
+"""Reads the model's weights from a checkpoint of any training program, without prefixes and optimizer state."""
 
 import argparse
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # taken before the others: what was to be used
-HOLDERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
-ANCHOR = "logit_scale"  # every CLIP has it: what stands before is a prefix
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # averaged weights are preferred
+WEIGHT_KEYS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
+ANCHOR = "logit_scale"  # every CLIP has it: the text before it is the prefix of all names
 
 
 def weights_of(file: Path) -> tuple[dict[str, Tensor], str] | None:
-    """(the model's weights, the name of the entry they were under); None for a file that open_clip reads as it is.
+    """(the model's weights, the name of the entry they were under); None for a file that is left to open_clip.
 
     The weights have open_clip's names or those of transformers.
     """
@@ -21,45 +21,45 @@ def weights_of(file: Path) -> tuple[dict[str, Tensor], str] | None:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(file)
+            content: Any = load_file(file)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # programs keep their arguments in it
-                found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # of numpy, a program, damaged: open_clip says it
+            with torch.serialization.safe_globals([argparse.Namespace]):  # programs store their arguments as one
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # numpy arrays, TorchScript, or damaged: open_clip reports it
         return None
-    place = []
-    while isinstance(found, dict) and (inner := next((name for name in HOLDERS if holds(found.get(name))), None)):
-        place.append(inner)
-        found = found[inner]
-    if not isinstance(found, dict):
+    keys = []
+    while isinstance(content, dict) and (key := next((k for k in WEIGHT_KEYS if is_filled(content.get(k))), None)):
+        keys.append(key)
+        content = content[key]
+    if not isinstance(content, dict):
         return None
-    anchors = [name for name in found if isinstance(name, str) and name.endswith(ANCHOR)]
+    anchors = [name for name in content if isinstance(name, str) and name.endswith(ANCHOR)]
     prefix = min(anchors, key=len).removesuffix(ANCHOR) if anchors else ""
     weights = {
         name.removeprefix(prefix): value
-        for name, value in found.items()
+        for name, value in content.items()
         if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Tensor)
     }
-    return weights, ".".join(place)
+    return weights, ".".join(keys)
 
 
-def holds(value: Any) -> bool:
+def is_filled(value: Any) -> bool:
     return isinstance(value, dict) and bool(value)
 
 
-def of_transformers(weights: dict[str, Tensor]) -> bool:
+def has_transformers_names(weights: dict[str, Tensor]) -> bool:
     return any(name.startswith(("vision_model.", "text_model.")) for name in weights)
 
 
-def compared(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """What is wrong with weights for a model, in a line; '' if nothing is."""
-    missing = [name for name in expected if name not in found]
-    others = [name for name in found if name not in expected]
-    shapes = [name for name in expected if name in found and expected[name].shape != found[name].shape]
+def weights_problem(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    """One line that says why weights do not fit a model; '' if they do."""
+    missing = [name for name in expected if name not in weights]
+    others = [name for name in weights if name not in expected]
+    shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
     if shapes:
-        name, of = shapes[0], f"{len(shapes)} of {len(expected)}"
-        one, other = (list(weights[name].shape) for weights in (found, expected))
-        return f"it is of another model: {of} tensors have other shapes ({name} has {one}, not {other})"
+        name, count = shapes[0], f"{len(shapes)} of {len(expected)}"
+        shape, expected_shape = list(weights[name].shape), list(expected[name].shape)
+        return f"it is of another model: {count} tensors have other shapes ({name} has {shape}, not {expected_shape})"
     counts = [f"lacks {len(missing)} of {len(expected)} tensors ({missing[0]})"] if missing else []
     counts += [f"has {len(others)} others ({others[0]})"] if others else []
     return f"it is of another model: {' and '.join(counts)}" if counts else ""

@@ -1,7 +1,7 @@
-"""One check of an adapted model against zero-shot, without labels, on at most 2,000 images. N images, K classes.
+"""Compares an adapted model with the zero-shot model, without labels, on at most 2,000 images. N images, K classes.
 
-Similar images mostly show the same class. The check asks how often an image's nearest neighbours, by the features of
-the frozen zero-shot tower, have the image's class: before (zero-shot) and after (the model).
+Similar images mostly show the same class. The check computes how often an image's nearest neighbours, by the features
+of the frozen zero-shot tower, have the image's class: before (zero-shot model) and after (adapted model).
 """
 
 from dataclasses import asdict, dataclass
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 CHECKED_IMAGES = 2_000
-FEWEST = 50  # images below which nothing is said
-HARMED = -2.0  # standard errors by which the agreement may fall
-UNSURE = 0.6  # mean confidence, as a share of zero-shot's, below which the model is taken for harmed
-DEAD = 0.005  # share of the images that zero-shot gives a class which the model gives to none
+FEWEST = 50  # images; with fewer there are no warnings
+HARMED = -2.0  # standard errors; a larger fall of the agreement is a warning
+UNSURE = 0.6  # ratio of the mean confidences after and before; a lower one is a warning
+DEAD = 0.005  # share of the images of a zero-shot class; the model predicting none of them is a warning
 
 
 class Predicted(NamedTuple):
@@ -38,17 +38,17 @@ class Check:
     error: float
     confidence_before: float
     confidence_after: float
-    changed: float  # share of the images whose class is another than zero-shot's
-    dead_classes: list[str]  # that zero-shot sees and the model does not
+    changed: float  # share of the images whose class is not the zero-shot class
+    dead_classes: list[str]  # predicted by the zero-shot model and not by the adapted one
 
     @classmethod
     def of(cls, neighbours: Tensor, before: Predicted, after: Predicted, classes: list[str]) -> Self:
         """Args:
         neighbours: int64 [N, C], by the features of the frozen zero-shot tower.
-        before, after: what zero-shot and the model predict of the same images.
+        before, after: predictions of the zero-shot and the adapted model for the same images.
         """
-        same = [agreement(one.labels, neighbours) for one in (before, after)]
-        counts = [torch.bincount(one.labels, minlength=len(classes)) for one in (before, after)]
+        same = [agreement(predicted.labels, neighbours) for predicted in (before, after)]
+        counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
         images = len(before.labels)
         dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
         return cls(
@@ -64,19 +64,19 @@ class Check:
 
     @property
     def warnings(self) -> list[str]:
-        """What speaks against the model, a sentence each; none where nothing does, or where the images are too few."""
+        """Reasons against the model, one sentence each; none if there are too few images."""
         if self.images < FEWEST:
             return []
-        found = []
+        reasons = []
         change = self.agreement_after - self.agreement_before
         if change < HARMED * self.error:
-            found.append(f"similar images agree on a class less often than before ({change:+.1%} ± {self.error:.1%})")
+            reasons.append(f"similar images agree on a class less often than before ({change:+.1%} ± {self.error:.1%})")
         if self.confidence_after < UNSURE * self.confidence_before:
-            found.append(f"the mean confidence fell from {self.confidence_before:.2f} to {self.confidence_after:.2f}")
+            reasons.append(f"the mean confidence fell from {self.confidence_before:.2f} to {self.confidence_after:.2f}")
         if self.dead_classes:
             names = ", ".join(self.dead_classes[:5]) + (", ..." if len(self.dead_classes) > 5 else "")
-            found.append(f"{len(self.dead_classes)} classes are no longer predicted ({names})")
-        return found
+            reasons.append(f"{len(self.dead_classes)} classes are no longer predicted ({names})")
+        return reasons
 
     @property
     def passed(self) -> bool:
@@ -100,7 +100,7 @@ def agreement(labels: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def agreement_gain(before: Tensor, after: Tensor, neighbours: Tensor) -> float:
-    """Standard errors by which nearest neighbours [N, C] share a class of `after` [N] more often than of `before`."""
+    """The gain in agreement of nearest neighbours [N, C], from labels `before` [N] to `after`, in standard errors."""
     gain = agreement(after, neighbours) - agreement(before, neighbours)
     error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return float(gain.mean()) / error if error else 0.0

@@ -1,7 +1,7 @@
-"""One pass over unlabeled images: what the frozen zero-shot tower sees, and what zero-shot and a model predict.
+"""One pass over unlabeled images: features of the frozen zero-shot tower, and predictions of the models.
 
-Which images are similar follows from the frozen tower, which the adaptation cannot influence: the class token and the
-patch tokens after each block (but the last of CLIP's own towers, which is computed for the class token alone).
+The similarity of images is computed from the frozen tower, which the adaptation does not change: the class token and
+the patch tokens after each block (without the last block of CLIP's own towers, which computes the class token only).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.method.model.masked_vit import MaskedViT
 
-GRID = (4, 2, 1)  # patches a side after pooling; the first that gives at most WIDE numbers an image
-WIDE = 65_536
-NUMBERS = 512  # an image, after a fixed random projection where there are more than eight times as many
+GRIDS = (4, 2, 1)  # patches per side after pooling; the first that gives at most MAX_SIZE numbers per image is used
+MAX_SIZE = 65_536
+PROJECTED_SIZE = 512  # numbers per image after a random projection, which is used above eight times this size
 
 
 @dataclass
@@ -44,21 +44,21 @@ class ImageFeatures:
             numbers[order],
             torch.cat([part.features for part in parts])[order],
             torch.cat([part.probabilities for part in parts], 1)[:, order],
-            [sources[place] for place in order.tolist()],
+            [sources[index] for index in order.tolist()],
         )
 
 
 class BlockTokens:
-    """Collects what the blocks of a network's tower give while it looks at images. Use as a context; then `take`."""
+    """Collects the outputs of the blocks of a network's tower during a forward pass. Use as a context; then `take`."""
 
     def __init__(self, network: MaskedViT) -> None:
         self.tower = network.tower
         self.blocks = list(self.tower.blocks)
-        self.caught: list[Tensor] = []
+        self.outputs: list[Tensor] = []
         self.projection: Tensor | None = None
 
     def __enter__(self) -> BlockTokens:
-        self.caught = []
+        self.outputs = []
         self.hooks = [block.register_forward_hook(self.catch) for block in self.blocks]
         return self
 
@@ -67,28 +67,28 @@ class BlockTokens:
             hook.remove()
 
     def catch(self, _module: Any, _inputs: Any, output: Any) -> None:
-        self.caught.append(output[0] if isinstance(output, tuple) else output)
+        self.outputs.append(output[0] if isinstance(output, tuple) else output)
 
     def take(self) -> Tensor:
-        """Float32 [B, D] of the batch that was looked at last."""
-        tokens, self.caught = self.caught, []
+        """Float32 [B, D]: the features of the last batch."""
+        tokens, self.outputs = self.outputs, []
         patches = [self.tower.patches(block).float() for block in tokens]
         prefixes = [
-            block[:, : block.shape[1] - len(own[0])].float() for block, own in zip(tokens, patches, strict=True)
+            block[:, : block.shape[1] - part.shape[1]].float() for block, part in zip(tokens, patches, strict=True)
         ]
         width, side = patches[0].shape[2], round(patches[0].shape[1] ** 0.5)
-        for grid in GRID:
-            if len(tokens) * (prefixes[0].shape[1] + grid**2) * width <= WIDE:
+        for grid in GRIDS:
+            if len(tokens) * (prefixes[0].shape[1] + grid**2) * width <= MAX_SIZE:
                 break
         if grid < side and side * side == patches[0].shape[1]:
-            square = (own.transpose(1, 2).unflatten(2, (side, side)) for own in patches)
-            patches = [F.adaptive_avg_pool2d(own, grid).flatten(2).transpose(1, 2) for own in square]
+            square = (part.transpose(1, 2).unflatten(2, (side, side)) for part in patches)
+            patches = [F.adaptive_avg_pool2d(part, grid).flatten(2).transpose(1, 2) for part in square]
         flat = torch.cat([part.flatten(1) for pair in zip(prefixes, patches, strict=True) for part in pair], 1)
-        if flat.shape[1] <= 8 * NUMBERS:
+        if flat.shape[1] <= 8 * PROJECTED_SIZE:
             return flat
         if self.projection is None:
             generator = torch.Generator().manual_seed(0)
-            random = torch.randn(flat.shape[1], NUMBERS, generator=generator)
+            random = torch.randn(flat.shape[1], PROJECTED_SIZE, generator=generator)
             self.projection = (random / flat.shape[1] ** 0.5).to(flat.device)
         return flat @ self.projection
 
@@ -101,7 +101,7 @@ def extract_features(
     others: Callable[[Tensor], Iterable[Tensor]] | None = None,
     pause: Callable[[], None] | None = None,
 ) -> ImageFeatures:
-    """Looks at every image once. No random number is drawn from torch's own generator.
+    """Runs the models on every image once. Does not change the state of torch's random generator.
 
     Args:
         others: normalised images [B, 3, H, W] on the device -> the logits [B, K] of each other model.
@@ -113,16 +113,16 @@ def extract_features(
     zero_shot = zero_shot.to(device).eval()
     tokens = BlockTokens(zero_shot)
     numbers, features, probabilities, sources = [], [], [], list[str]()
-    with torch.random.fork_rng(devices=[]):  # loaders draw a seed
+    with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
         for batch in watched(source, "predictions"):
             if pause is not None:
                 pause()
             images = normalize(batch.pixels.to(device), source.preprocess)
             with tokens:
                 logits = [zero_shot(images)]
-            own = tokens.take()
+            batch_features = tokens.take()
             logits += others(images) if others else ()
-            features.append(own.half().cpu())
+            features.append(batch_features.half().cpu())
             probabilities.append(torch.stack(logits).float().softmax(-1).half().cpu())
             numbers.append(batch.samples)
             sources += batch.sources
@@ -130,9 +130,9 @@ def extract_features(
     return ImageFeatures(torch.cat(numbers), torch.cat(features), torch.cat(probabilities, 1), sources)
 
 
-def subsample(source: EvalSource, most: int) -> EvalSource:
-    """The same source, with `most` images of the split, evenly spread, if it has more; a process keeps its share."""
+def subsample(source: EvalSource, limit: int) -> EvalSource:
+    """Limits the source to `limit` images of the split, evenly spread; a process keeps its share of them."""
     images = len(source)
-    if images > most:
-        source.numbers = [n for n in source.numbers if n * most // images > (n - 1) * most // images]
+    if images > limit:
+        source.numbers = [n for n in source.numbers if n * limit // images > (n - 1) * limit // images]
     return source

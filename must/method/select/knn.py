@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine in whitened features, by matrix products. N images, D numbers, C neighbours."""
+"""Nearest neighbours by cosine of whitened features, with matrix products. N images, D numbers, C neighbours."""
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,21 @@ ROWS = 1_024  # images that are compared with all others at a time: ROWS x N num
 
 def whitened(features: Tensor, components: int = COMPONENTS) -> Tensor:
     """Unit vectors float32 [N, P]: coordinates on the first principal components, each divided by its standard
-    deviation, so that what most images differ in (brightness, position) weighs no more than what few do.
+    deviation, so that frequent differences (brightness, position) weigh no more than rare ones.
 
-    P is `components`, less among few images: one component for each four.
+    P is `components`, or a quarter of the number of images if that is less.
 
     Args:
         features: [N, D], any floating type.
     """
     images = len(features)
-    some = features[torch.linspace(0, images - 1, min(images, FITTED), device=features.device).long()].double()
-    mean = some.mean(0)
-    _, spread, axes = torch.linalg.svd(some - mean, full_matrices=False)
-    wanted = max(1, min(components, len(some) // 4))
-    there = spread[:wanted] > 1e-6 * spread[0].clamp(min=1e-30)
-    scale = len(some) ** 0.5 / spread[:wanted].clamp(min=1e-30) * there
-    project = (axes[:wanted] * scale[:, None]).T.float()
+    sample = features[torch.linspace(0, images - 1, min(images, FITTED), device=features.device).long()].double()
+    mean = sample.mean(0)
+    _, spread, axes = torch.linalg.svd(sample - mean, full_matrices=False)
+    count = max(1, min(components, len(sample) // 4))
+    nonzero = spread[:count] > 1e-6 * spread[0].clamp(min=1e-30)
+    scale = len(sample) ** 0.5 / spread[:count].clamp(min=1e-30) * nonzero
+    project = (axes[:count] * scale[:, None]).T.float()
     values = [(rows.float() - mean.float()) @ project for rows in features.split(65_536)]
     return F.normalize(torch.cat(values), dim=1)
 
@@ -43,7 +43,7 @@ def nearest(values: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     for start in range(0, len(values) if count else 0, ROWS):
         rows = slice(start, start + ROWS)
         similar = values[rows] @ values.T
-        at = torch.arange(len(similar), device=values.device)
-        similar[at, at + start] = -torch.inf
+        row = torch.arange(len(similar), device=values.device)
+        similar[row, row + start] = -torch.inf
         cosines[rows], numbers[rows] = similar.topk(count, dim=1)
     return numbers, cosines

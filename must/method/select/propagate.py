@@ -1,16 +1,16 @@
-"""Labels from similar images. N images, K classes, C neighbours an image, A images that a person has answered.
+"""Labels from similar images. N images, K classes, C neighbours per image, A images with a person's answer.
 
 Without answers, from the models' probabilities P [N, K] and an image's nearest neighbours j with weights w_j of sum 1,
 ten times:
 
     Z_i <- P_i times the product over j of (1 - r + r Z_j / M) ^ (VOTES w_j), scaled to sum 1;    M = mean of all Z
 
-This is naive Bayes with neighbours that share the image's class with probability r and are otherwise any image; VOTES
-of them count as independent. r is how often neighbours have the same most probable class in P, beyond chance, so that
-neighbours that know nothing of the classes change nothing.
+This is naive Bayes, where a neighbour has the image's class with probability r and else is any image; VOTES of them
+count as independent. r is how often neighbours have the same most probable class in P, beyond chance, so that
+neighbours unrelated to the classes change nothing.
 
-Answers come first: what P gets wrong on the answered images is taken for what it gets wrong on images like them, by
-kernel ridge regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
+Answers are used first: the errors of P on the answered images predict its errors on similar images, by kernel ridge
+regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
 (arXiv 2010.13993).
 """
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 ROUNDS = 10
-SHARPNESS = 5.0  # a neighbour weighs exp(5 (cosine - 1))
-VOTES = 2.0  # of an image's neighbours that count as independent
-RARE = 1e-3  # added to a class's mean, so that a class that is nowhere has no infinite lift; and the smallest lift
+SHARPNESS = 5.0  # a neighbour has weight exp(5 (cosine - 1))
+VOTES = 2.0  # number of an image's neighbours that count as independent
+RARE = 1e-3  # added to a class's mean, so that the lift of an absent class is finite; and the smallest lift
 SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
-BLOCK_NUMBERS = 1 << 25  # that a block of images holds at a time
+BLOCK_NUMBERS = 1 << 25  # numbers of a block of images
 
 
 def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, mean: Tensor, answers: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, m
 
     Args:
         neighbours, cosines: as of `nearest(values)`.
-        answers: int64 [2, A], as of `places_of`.
+        answers: int64 [2, A], as of `answer_rows`.
     """
     answered, labels = answers.to(mean.device)
     if len(answered):
@@ -39,10 +39,10 @@ def refined_probabilities(neighbours: Tensor, cosines: Tensor, values: Tensor, m
     return propagate(neighbours, cosines, mean, answered, labels)
 
 
-def places_of(answers: dict[int, int], numbers: Tensor) -> Tensor:
-    """Int64 [2, A]: the places in `numbers` [N] of answered images, and their classes, of {number: class number}."""
-    known = [(place, answers[number]) for place, number in enumerate(numbers.tolist()) if number in answers]
-    return torch.tensor(known, dtype=torch.int64).reshape(-1, 2).T
+def answer_rows(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the indices in `numbers` [N] of answered images, and their classes, of {number: class number}."""
+    pairs = [(index, answers[number]) for index, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
 
 
 def propagate(
@@ -52,7 +52,7 @@ def propagate(
     answered: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Float32 [N, K] of rows that sum to 1. Answered images stay at their class.
+    """Float32 [N, K], rows of sum 1. Answered images keep their class.
 
     Args:
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
@@ -67,36 +67,36 @@ def propagate(
     rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
     shared, Z = shared_share(neighbours, weights, P.argmax(1)), P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
-        usual, mixed = Z.mean(0) + RARE, torch.empty_like(Z)
+        mean, updated = Z.mean(0) + RARE, torch.empty_like(Z)
         for start in range(0, len(Z), rows):
-            of = slice(start, start + rows)
-            votes = (1 - shared + shared * Z[neighbours[of]] / usual).clamp(min=RARE).log()
-            mixed[of] = P[of] * torch.einsum("nc,nck->nk", VOTES * weights[of], votes).exp()
-        Z = mixed.div_(mixed.sum(1, keepdim=True).clamp(min=1e-12))
+            block = slice(start, start + rows)
+            votes = (1 - shared + shared * Z[neighbours[block]] / mean).clamp(min=RARE).log()
+            updated[block] = P[block] * torch.einsum("nc,nck->nk", VOTES * weights[block], votes).exp()
+        Z = updated.div_(updated.sum(1, keepdim=True).clamp(min=1e-12))
         if answered is not None:
             Z[answered] = P[answered]
     return Z
 
 
 def shared_share(neighbours: Tensor, weights: Tensor, labels: Tensor) -> float:
-    """From 0 to 1: how much more often than two images drawn at random an image and its neighbours [N, C], with their
-    `weights` [N, C], have the same of the `labels` [N], as a share of the most that is possible."""
+    """How often an image and its neighbours [N, C], with `weights` [N, C], have the same of the `labels` [N], beyond
+    chance: 0 for as often as two random images, 1 for always."""
     same = float((weights * (labels[neighbours] == labels[:, None])).sum(1).mean())
     chance = float((labels.bincount() / len(labels)).square().sum())
     return max(0.0, same - chance) / max(1 - chance, RARE)
 
 
 def neighbour_weights(cosines: Tensor) -> Tensor:
-    """[N, C] of rows that sum to 1, of the `cosines` [N, C] of `nearest`."""
+    """Weights [N, C], rows of sum 1, from the `cosines` [N, C] of `nearest`."""
     weights = torch.exp(SHARPNESS * (cosines - 1))
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor) -> Tensor:
-    """Float32 [N, K]: the probabilities with what the answers say of the errors on similar images.
+    """Float32 [N, K]: the probabilities, corrected by the errors on similar answered images.
 
-    The ridge is the one of RIDGES with the smallest leave-one-out error on the answers; where none has a smaller one
-    than no correction, as with few answers and many classes, the probabilities stay.
+    The ridge is the one of RIDGES with the smallest leave-one-out error on the answers; if no correction has a smaller
+    error, as with few answers and many classes, the probabilities do not change.
 
     Args:
         probabilities: [N, K].
@@ -104,18 +104,18 @@ def corrected(probabilities: Tensor, values: Tensor, answered: Tensor, labels: T
         answered: int64 [A], and `labels`, int64 [A]; -1 where an image shows none of the classes.
     """
     P = probabilities.float()
-    both = torch.cat([P, values], 1)
-    own, errors = both[answered], one_hot(labels, P.shape[1]) - P[answered]
-    least, change = float(errors.square().sum()), None
+    inputs = torch.cat([P, values], 1)
+    known, errors = inputs[answered], one_hot(labels, P.shape[1]) - P[answered]
+    smallest, change = float(errors.square().sum()), None
     for ridge in RIDGES:
-        inverse = torch.linalg.inv(own @ own.T + ridge * torch.eye(len(own), device=own.device))
+        inverse = torch.linalg.inv(known @ known.T + ridge * torch.eye(len(known), device=known.device))
         weights = inverse @ errors
         left_out = float((weights / inverse.diagonal()[:, None]).square().sum())
-        if left_out < least:
-            least, change = left_out, own.T @ weights
+        if left_out < smallest:
+            smallest, change = left_out, known.T @ weights
     if change is None:
         return P
-    P = (P + both @ change).clamp(min=SMALLEST_PROBABILITY)
+    P = (P + inputs @ change).clamp(min=SMALLEST_PROBABILITY)
     return P / P.sum(1, keepdim=True)
 
 

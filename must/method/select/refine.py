@@ -1,4 +1,4 @@
-"""The stage `must refine`: better labels for the unlabeled images themselves, in seconds and without training."""
+"""The stage `must refine`: better labels for the unlabeled images, in seconds and without training."""
 
 import json
 import logging
@@ -22,14 +22,14 @@ from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import places_of, refined_probabilities
+from must.method.select.propagate import answer_rows, refined_probabilities
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Refined:
-    """N images: what zero-shot, the model (if there is one) and the refined labels say of them."""
+    """Labels of N images: of the zero-shot model, the adapted model (if there is one), and refined."""
 
     zero_shot: Predicted
     model: Predicted | None
@@ -37,7 +37,7 @@ class Refined:
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
-    """Writes predictions.csv to OUTPUT, a row an image, then refined.json, and returns what that holds.
+    """Writes predictions.csv to OUTPUT, one row per image, then refined.json; returns the content of refined.json.
 
     Raises:
         ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded.
@@ -53,22 +53,23 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         )
         model = bundle.model
     answers = answers_of(config, classes)
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must refine runs in one process")
+    with init_distributed(config.device, timeout=600) as world:
+        require(world.size == 1, "must refine runs in one process")
         source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
-        other = model.to(here.device) if model else None
+        other = model.to(world.device) if model else None
         others = (lambda images: [other(images)]) if other else None
-        seen = extract_features(zero_shot.model, source, here.device, others)
-        refined = refined_labels(seen, here.device, answers)
+        extracted = extract_features(zero_shot.model, source, world.device, others)
+        refined = refined_labels(extracted, world.device, answers)
     summary = {
         "must_version": __version__,
-        "images": len(seen.numbers),
+        "images": len(extracted.numbers),
         "undecodable": source.skipped,
         "answers": len(answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "config": config.to_dict(),
     }
-    storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), predictions_csv(seen.sources, classes, refined))
+    table = predictions_csv(extracted.sources, classes, refined)
+    storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(storage.join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
@@ -90,23 +91,23 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
     return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}
 
 
-def refined_labels(seen: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
-    """The mean of zero-shot's and the model's probabilities, corrected by answers, then propagated (propagate.py).
+def refined_labels(extracted: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
+    """The mean of the models' probabilities, corrected by answers, then propagated (propagate.py).
 
     Args:
         answers: {number in the split: class number, -1 for none of the classes}.
     """
-    values = whitened(seen.features.to(device).float())
-    mean = seen.probabilities.float().mean(0).to(device)
-    refined = refined_probabilities(*nearest(values), values, mean, places_of(answers or {}, seen.numbers))
-    models = [Predicted.of(one) for one in seen.probabilities]
+    values = whitened(extracted.features.to(device).float())
+    mean = extracted.probabilities.float().mean(0).to(device)
+    refined = refined_probabilities(*nearest(values), values, mean, answer_rows(answers or {}, extracted.numbers))
+    models = [Predicted.of(probabilities) for probabilities in extracted.probabilities]
     return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
-    """image, class (the refined one) and its confidence, then zero-shot's and the model's class and probability.
+    """Columns: image, refined class and its confidence, then class and probability of the zero-shot and adapted models.
 
-    The class is empty where a person said that the image shows none of the classes.
+    The class is empty where a person answered that the image shows none of the classes.
     """
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
     if refined.model:
@@ -115,11 +116,11 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined) ->
     for name in columns:
         header += [name, "confidence" if name == "class" else f"{name}_confidence"]
     names = [cell(name) for name in classes]
-    values = [(one.labels.tolist(), one.confidence.tolist()) for one in columns.values()]
+    values = [(predicted.labels.tolist(), predicted.confidence.tolist()) for predicted in columns.values()]
     rows = [header]
-    for place, source in enumerate(sources):
+    for row, source in enumerate(sources):
         parts = []
-        for labels, sure in values:
-            parts += [names[labels[place]] if sure[place] else "", f"{sure[place]:.6f}"]
+        for labels, confidence in values:
+            parts += [names[labels[row]] if confidence[row] else "", f"{confidence[row]:.6f}"]
         rows.append([cell(source), *parts])
     return csv_of(rows)

@@ -1,7 +1,7 @@
-"""Weight interpolation: the model is a point between zero-shot's weights and the adapted ones (WiSE-FT, 2109.01903).
+"""Weight interpolation between the zero-shot weights and the adapted ones (WiSE-FT, arXiv 2109.01903).
 
-`must train` keeps the share `--alpha` of the way and puts all of the adaptation beside it, in OUTPUT/adapted; `must
-select` makes a model of another share from the same two ends.
+`must train` writes the model at `--alpha` between them, and the fully adapted one beside it, in OUTPUT/adapted; `must
+select` makes a model with another alpha from the same two ends.
 """
 
 import copy
@@ -29,7 +29,7 @@ from must.method.model.bundle import (
     LOG_FILE,
     Bundle,
     Description,
-    have_one_shape,
+    have_same_shape,
     load_bundle,
     preprocess_of,
     save_bundle,
@@ -44,23 +44,23 @@ from must.method.select.knn import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
-TRIED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # where labels or answers choose
-DEFAULT_ALPHA = 0.4  # share of the way
-HALF, CLEAR = 0.5, 5.0  # all of it is kept if agreement grows from there to the end by so many standard errors
-CLASSIFIES = ("visual.", "classifier")  # the other weights serve training, and zero-shot has none of its own
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # the candidates where labels or answers choose
+DEFAULT_ALPHA = 0.4
+HALF, CLEAR = 0.5, 5.0  # alpha is 1 if the agreement from HALF to 1 grows by more than CLEAR standard errors
+CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for training only
 
 Weights = dict[str, Tensor]
 
 
 def adapted_end(model: str) -> str:
-    """The bundle with all of an adaptation, which training keeps beside one that has only a part of it."""
-    whole = storage.join(model, ADAPTED)
-    return whole if storage.exists(storage.join(whole, DESCRIPTION_FILE)) else model
+    """The bundle with alpha 1, which training writes beside one with a smaller alpha."""
+    full = storage.join(model, ADAPTED)
+    return full if storage.exists(storage.join(full, DESCRIPTION_FILE)) else model
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`alpha`: the share of the way; `by`: what chose it; `measured`: on answers or labels, where those did."""
+    """`alpha`; `by`: what chose it; `measured`: accuracies on answers or labels, if those chose it."""
 
     alpha: float
     by: str
@@ -71,22 +71,22 @@ class Choice:
         return Selection(self.alpha, self.by, record_of(CheckResult, self.check.to_dict()), self.measured)
 
     def text(self) -> str:
-        """For the log: a line of the share, one of the check, and one a warning."""
+        """For the log: a line with alpha, one of the check, and one per warning."""
         line = f"alpha {self.alpha:g} ({self.by})"
         return "\n".join([line, self.check.text(), *(f"warning: {reason}" for reason in self.check.warnings)])
 
 
 def select(config: SelectConfig) -> Choice:
-    """The stage: writes a bundle with a share of an adaptation; why, and a check of it, are in its provenance.
+    """The stage: writes a bundle with another alpha; its provenance has the reason and a check.
 
     Raises:
         ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
     """
     bundle, zero_shot = both_ends(adapted_end(config.model), config.baseline)
     description = bundle.description
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must select runs in one process")
-        frozen, adapted, device = start_of(bundle, zero_shot), bundle.model.state_dict(), here.device
+    with init_distributed(config.device, timeout=600) as world:
+        require(world.size == 1, "must select runs in one process")
+        frozen, adapted, device = start_of(bundle, zero_shot), bundle.model.state_dict(), world.device
 
         def chosen(alpha: float | str) -> Choice:
             source = subsample(EvalSource.of(config, preprocess_of(description)), CHECKED_IMAGES)
@@ -100,7 +100,7 @@ def select(config: SelectConfig) -> Choice:
             correct = correct_at(frozen, adapted, source, labels, device)
             alpha = best_alpha(correct, choice.alpha)
             by = f"{len(labels):,} {'answers' if config.answers else f'labels of {split}'}"
-            measured = Measured.of(correct[0], correct[TRIED.index(alpha)])
+            measured = Measured.of(correct[0], correct[ALPHAS.index(alpha)])
             choice = replace(choice if alpha == choice.alpha else chosen(alpha), by=by, measured=measured)
         network = start_of(bundle, zero_shot)
         network.load_state_dict(between(frozen.cpu().state_dict(), bundle.model.cpu().state_dict(), choice.alpha))
@@ -119,59 +119,59 @@ def choose_alpha(
     alpha: float | str,
     pause: Callable[[], None] | None = None,
 ) -> Choice:
-    """Takes the share `alpha`, or for "auto" chooses it, and checks the model there. No label is read.
+    """Takes `alpha`, or chooses it for "auto", and checks the model with it. No label is read.
 
-    "auto" is DEFAULT_ALPHA, or all of the way if similar images share a class more often there than at HALF, by more
-    than CLEAR standard errors.
+    "auto" is DEFAULT_ALPHA, or 1 if similar images share a class more often at 1 than at HALF, by more than CLEAR
+    standard errors.
 
     Args:
         zero_shot: with the adapted model's logit factor.
         adapted: weights of the same network.
-        source: images to look at; at most 2,000 are enough.
+        source: at most 2,000 images are enough.
         pause: called before every batch; it may raise to stop.
     """
     alphas = (0.0, DEFAULT_ALPHA, HALF, 1.0) if alpha == "auto" else (0.0, float(alpha))
     path = WeightPath(zero_shot.to(device), adapted, alphas[1:])
-    seen = extract_features(zero_shot, source, device, path, pause)
-    neighbours, _ = nearest(whitened(seen.features.to(device).float()))
-    probabilities = seen.probabilities.to(device)
-    place, by = len(alphas) - 1, "--alpha"
+    extracted = extract_features(zero_shot, source, device, path, pause)
+    neighbours, _ = nearest(whitened(extracted.features.to(device).float()))
+    probabilities = extracted.probabilities.to(device)
+    chosen, by = len(alphas) - 1, "--alpha"
     if alpha == "auto":
         labels = probabilities.argmax(-1)
         gain = agreement_gain(labels[alphas.index(HALF)], labels[-1], neighbours)
-        place = alphas.index(1.0 if gain > CLEAR else DEFAULT_ALPHA)
+        chosen = alphas.index(1.0 if gain > CLEAR else DEFAULT_ALPHA)
         by = (
             f"from alpha 0.5 to 1 the agreement of similar images changes by {gain:+.1f} standard errors; "
             f"alpha is 1 above {CLEAR:+g}"
         )
-    before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[place])
-    return Choice(alphas[place], by, Check.of(neighbours, before, after, classes))
+    before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[chosen])
+    return Choice(alphas[chosen], by, Check.of(neighbours, before, after, classes))
 
 
 class WeightPath:
-    """Models on the way from zero-shot's weights to the adapted ones; called with images it gives their logits."""
+    """The models between the zero-shot weights and the adapted ones; a call with images yields the logits of each."""
 
     def __init__(self, zero_shot: MaskedViT, adapted: Weights, alphas: Sequence[float]) -> None:
         device = next(zero_shot.parameters()).device
         self.start = {name: value.detach().clone() for name, value in zero_shot.state_dict().items()}
         self.end = {name: value.detach().to(device) for name, value in adapted.items()}
-        self.moving, self.alphas = copy.deepcopy(zero_shot).eval(), alphas
+        self.model, self.alphas = copy.deepcopy(zero_shot).eval(), alphas
 
     def __call__(self, images: Tensor) -> Iterator[Tensor]:
         for alpha in self.alphas:
-            self.moving.load_state_dict(between(self.start, self.end, alpha))
-            yield self.moving(images)
+            self.model.load_state_dict(between(self.start, self.end, alpha))
+            yield self.model(images)
 
 
 def known_labels(config: SelectConfig, description: Description) -> tuple[dict[int, int], str]:
-    """({number in the split: class number}, the split) of the answers or the labelled split that alpha is chosen by."""
+    """({number in the split: class number}, the split) of the answers or the labelled split that choose alpha."""
     if config.answers:
         review = Review.load(config.answers)
         review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
         answers = review.answers(config.answers)
         pictures, labels = review.truth(answers, drawn=True)
-        why = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
-        require(bool(pictures), f"--answers {config.answers}: {why}")
+        problem = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
+        require(bool(pictures), f"--answers {config.answers}: {problem}")
         logger.info(f"{config.answers}: {review.text(answers)}")
         return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
     if not config.labelled:
@@ -188,8 +188,8 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
 def correct_at(
     zero_shot: MaskedViT, adapted: Weights, source: EvalSource, labels: dict[int, int], device: torch.device
 ) -> np.ndarray:
-    """Bool [len(TRIED), A]: whether the model at each share of the way is right about the source's images."""
-    path = WeightPath(zero_shot.to(device), adapted, TRIED)
+    """Bool [len(ALPHAS), A]: whether the model with each alpha is right about the source's images."""
+    path = WeightPath(zero_shot.to(device), adapted, ALPHAS)
     rows = []
     for batch in watched(source, "alpha"):
         images = normalize(batch.pixels.to(device), source.preprocess)
@@ -199,50 +199,49 @@ def correct_at(
     return torch.cat(rows, 1).numpy()
 
 
-def best_alpha(correct: np.ndarray, usual: float) -> float:
-    """Of bool [len(TRIED), A], whether each share of the way is right: the most accurate one, but `usual` unless the
-    difference from it is more than its standard error."""
+def best_alpha(correct: np.ndarray, default: float) -> float:
+    """The alpha with the highest accuracy in `correct`, bool [len(ALPHAS), A], but `default` unless the difference
+    from it is more than its standard error."""
     best = int(correct.mean(1).argmax())
-    return TRIED[best] if difference(correct[TRIED.index(usual)], correct[best], z=1).low > 0 else usual
+    return ALPHAS[best] if difference(correct[ALPHAS.index(default)], correct[best], z=1).low > 0 else default
 
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
-    """(the adapted model, zero-shot), between which weights are interpolated.
+    """(the adapted model, the zero-shot model), between which weights are interpolated.
 
     Raises:
         ValueError: no bundle, or a classifier file of other classes or of another model.
     """
     bundle, classifier = load_bundle(model), load_text_classifier(baseline)
-    ours, theirs = bundle.description, list(classifier.classes)
+    description, classes = bundle.description, list(classifier.classes)
     require(
-        ours.classes == theirs,
-        f"--baseline {baseline}: has other classes ({len(theirs)}) than the model ({len(ours.classes)}); take "
+        description.classes == classes,
+        f"--baseline {baseline}: has other classes ({len(classes)}) than the model ({len(description.classes)}); take "
         "the classifier file that the model was trained with",
     )
     zero_shot = zero_shot_bundle(classifier)
     require(
-        have_one_shape(bundle, zero_shot),
-        f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {ours.backbone} of "
+        have_same_shape(bundle, zero_shot),
+        f"--baseline {baseline}: is of {zero_shot.description.backbone}, the model is a {description.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
     return bundle, zero_shot
 
 
 def start_of(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
-    """Zero-shot with the adapted model's logit factor, and its weights where they serve training alone. A network of
-    its own."""
+    """A copy of the zero-shot model with the adapted model's logit factor and training-only weights."""
     frozen = MaskedViT(copy.deepcopy(zero_shot.model.visual), zero_shot.model.classifier, bundle.model.logit_factor)
     frozen.load_state_dict(start_weights(zero_shot.model.state_dict(), bundle.model.state_dict()))
     return frozen.eval()
 
 
 def start_weights(zero_shot: Weights, adapted: Weights) -> Weights:
-    """Zero-shot's weights, but the adapted ones where they serve training alone: decoder, mask token, patch norm."""
-    return zero_shot | {name: value for name, value in adapted.items() if not name.startswith(CLASSIFIES)}
+    """The zero-shot weights, with the adapted training-only weights: decoder, mask token, patch norm."""
+    return zero_shot | {name: value for name, value in adapted.items() if not name.startswith(CLASSIFIER_PREFIXES)}
 
 
 def between(start: Weights, end: Weights, alpha: float) -> Weights:
-    """start + alpha (end - start); at 0 and 1 the very bits of the two."""
+    """start + alpha (end - start); at 0 and 1 exactly `start` and `end`."""
     if alpha in (0, 1):
         return end if alpha else start
     return {
@@ -252,12 +251,12 @@ def between(start: Weights, end: Weights, alpha: float) -> Weights:
 
 
 def with_selection(description: Description, choice: Choice) -> Description:
-    """The bundle's description with the share that was kept, why, and the check."""
+    """The bundle's description with alpha, its reason, and the check."""
     return replace(description, provenance=replace(description.provenance, selection=choice.record()))
 
 
 def copy_log(model: str, output: str) -> None:
-    """The training log goes with the weights."""
+    """Copies the training log beside the weights."""
     log = storage.join(model, LOG_FILE)
     if storage.exists(log) and log != storage.join(output, LOG_FILE):
         storage.write_bytes(storage.join(output, LOG_FILE), storage.read_bytes(log))

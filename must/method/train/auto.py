@@ -1,21 +1,21 @@
-"""`--preset auto`: settings that follow from the data's size and the model's shape, for users who cannot tune.
+"""`--preset auto`: settings computed from the data's size and the model's shape, for users who cannot tune.
 
 The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14 with 3,760 to 1.28 million images; tiny towers
-were measured (docs/selection.md). A setting in between is on a straight line of the logarithms.
+were measured (docs/selection.md). Settings between them are interpolated linearly in the logarithms.
 """
 
 import math
 from typing import Any
 
-IMAGES_AT_WIDTH_128 = 48_000  # to look at in training at width 128, where the data are few
+IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
 EPOCHS = (10, 24)
 BATCHES = (16, 256)
 STEPS_AN_EPOCH = 16
-TINY, ITS_LR, ITS_CLASSES = 128, 1e-3, 10  # width of a tower, its learning rate at 64 images a step, and of how many
-LARGE_WIDTH, ITS_LR_TOO = 768, 2e-5  # ViT-B, at the same batch, of 43 to 1,000 classes
-MEMORY = 0.12, 0.25  # of the EMA teacher, as shares of all steps, at first and after the ramp
+TINY_WIDTH, TINY_LR, TINY_CLASSES = 128, 1e-3, 10  # a measured tower: width, learning rate at batch 64, classes
+LARGE_WIDTH, LARGE_LR = 768, 2e-5  # ViT-B, at the same batch, with 43 to 1,000 classes
+MEMORY = 0.12, 0.25  # of the EMA teacher, as shares of all steps: at the start and after the ramp
 RAMP = 0.15  # of the steps
-CONFIDENT = 0.4  # share of the images that are confident at first
+CONFIDENT = 0.4  # share of the images that are confident at the start
 
 
 REASONS = {
@@ -47,20 +47,20 @@ REASONS = {
 
 
 def settings(images: int, classes: int, width: int, size: int, patch: int) -> dict[str, Any]:
-    """The settings, a pure function of the numbers; REASONS has why each of them is so.
+    """The settings, a pure function of the arguments; REASONS has the reason of each.
 
     Args:
         images: of the split.
-        width, size, patch: of the image tower; pixels a side of its input and of a patch.
+        width, size, patch: of the image tower; `size` and `patch` are sides of its input and of a patch, in pixels.
     """
-    wanted = max(images / STEPS_AN_EPOCH, classes)
-    batch = 2 ** round(math.log2(min(max(wanted, BATCHES[0]), BATCHES[1])))
+    target = max(images / STEPS_AN_EPOCH, classes)
+    batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
     batch = min(batch, max(images, 1))
-    shown = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY)
-    epochs = round(min(max(shown / max(images, 1), EPOCHS[0]), EPOCHS[1]))
+    total = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY_WIDTH)
+    epochs = round(min(max(total / max(images, 1), EPOCHS[0]), EPOCHS[1]))
     steps = max(images // batch, 1) * epochs
-    slope = math.log(ITS_LR_TOO / ITS_LR) / math.log(LARGE_WIDTH / TINY)
-    lr = ITS_LR * (width / TINY) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
+    slope = math.log(LARGE_LR / TINY_LR) / math.log(LARGE_WIDTH / TINY_WIDTH)
+    lr = TINY_LR * (width / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
     return {
@@ -91,15 +91,15 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
 
 
 def for_classes(classes: int, width: int) -> float:
-    """What the learning rate is multiplied by because there are so many classes: at most 1."""
-    return float(min(math.sqrt(ITS_CLASSES / max(classes, 1)), 1.0) ** narrow(width))
+    """The factor of the learning rate for the number of classes: at most 1."""
+    return float(min(math.sqrt(TINY_CLASSES / max(classes, 1)), 1.0) ** narrow(width))
 
 
 def narrow(width: int) -> float:
-    """1 for a tower of width 128 and narrower ones, 0 for one of 768 and wider ones, between them as the logarithm."""
-    return min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY), 0.0), 1.0)
+    """1 up to width 128, 0 from width 768, interpolated by the logarithm between them."""
+    return min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY_WIDTH), 0.0), 1.0)
 
 
 def decay(memory: float) -> float:
-    """EMA decay whose memory is so many steps: 0.9 to 0.9998."""
+    """The EMA decay that averages over so many steps: 0.9 to 0.9998."""
     return min(max(1 - 1 / max(memory, 1), 0.9), 0.9998)

@@ -1,4 +1,4 @@
-"""What `auto` chooses: loader processes, and gradient accumulation that fits into a GPU's memory."""
+"""Chooses `auto` settings: loader processes, and gradient accumulation that fits into a GPU's memory."""
 
 import torch
 
@@ -8,14 +8,12 @@ from must.method.distributed.cpu import division, loader_processes
 from must.method.distributed.parallel import to_local
 from must.method.train.step import MustStep
 
-MEMORY_SHARE = 0.85  # of the free memory that a step may take: allocators leave gaps
+MEMORY_SHARE = 0.85  # of the free memory that a step may take, as memory is fragmented
 TRIAL = 8  # images of the smaller trial; the larger one has twice as many
 
 
 def choose_loaders(must_step: MustStep, images: int) -> int:
-    """Args:
-    images: of a batch that a loader process makes.
-    """
+    """The number of loader processes; `images`: per batch of a loader process."""
     if must_step.world.device.type == "cpu":
         return division(must_step.work).loaders
     return loader_processes(PREFETCH * images * pixel_bytes(must_step.preprocess.size))
@@ -26,22 +24,22 @@ def pixel_bytes(size: int) -> int:
     return 2 * size * size * 3
 
 
-def choose_micro_batches(must_step: MustStep, masked: int, local: int, before: int) -> int:
-    """How many micro-batches the `local` images of a process's step are cut into; the same in all processes.
+def choose_micro_batches(must_step: MustStep, masked: int, local: int, previous: int) -> int:
+    """The number of micro-batches of the `local` images of a process's step; the same in all processes.
 
-    On a CUDA GPU the fewest that fit: two trial steps, thrown away, tell what an image takes, and the rest is
-    arithmetic. Elsewhere 1, for there the memory is the machine's.
+    On a CUDA GPU the smallest that fits: two trial steps, whose results are discarded, measure the memory of an image.
+    On other devices 1, as there the memory is the machine's.
 
     Args:
-        masked: patches of an image that are masked.
-        before: images of a micro-batch of the run that goes on, which stays what it was (sums in another order are not
-            the same to the bit); 0: none.
+        masked: number of masked patches of an image.
+        previous: images of a micro-batch of the resumed run, which does not change (sums in another order differ in the
+            last bits); 0: a new run.
 
     Raises:
         ValueError: not even one image fits.
     """
-    if before and local % before == 0:
-        return local // before
+    if previous and local % previous == 0:
+        return local // previous
     if must_step.world.device.type != "cuda":
         return 1
     fixed, per_image, free = zip(*must_step.world.gather(measured(must_step, masked, local)), strict=True)
@@ -63,29 +61,29 @@ def fewest_micro_batches(local: int, fixed: float, per_image: float, free: float
 
 
 def measured(must_step: MustStep, masked: int, local: int) -> tuple[float, float, float]:
-    """Bytes of a step that do not depend on the micro-batch, those of an image, and those that are free, by trial."""
+    """(bytes of a step that do not depend on the micro-batch, bytes per image, free bytes), measured by trial steps."""
     small = min(TRIAL, local)
-    less, more = (trial(must_step, masked, images) for images in (small, 2 * small))
-    per_image = max(more - less, 0) / small
+    few_bytes, many_bytes = (trial(must_step, masked, images) for images in (small, 2 * small))
+    per_image = max(many_bytes - few_bytes, 0) / small
     parameters = [to_local(value) for group in must_step.optimizer.param_groups for value in group["params"]]
-    moments = sum(2 * value.numel() * value.element_size() for value in parameters)  # they are there after a step
+    moments = sum(2 * value.numel() * value.element_size() for value in parameters)  # of AdamW, after a first step
     views = local * pixel_bytes(must_step.preprocess.size)  # all micro-batches of a step are on the device
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(must_step.world.device)
-    return max(less - per_image * small, 0) + moments + views, per_image, free
+    return max(few_bytes - per_image * small, 0) + moments + views, per_image, free
 
 
 def trial(must_step: MustStep, masked: int, images: int) -> int:
-    """Bytes that a forward and backward pass takes at its height, above what is held before. Changes no weight."""
+    """Peak bytes of a forward and backward pass, above those allocated before. Changes no weight."""
     device = must_step.world.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     must_step.differentiate([blank(images, must_step.preprocess.size, masked).to(device)])
     torch.cuda.synchronize(device)
-    height = torch.cuda.max_memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - before
     must_step.optimizer.zero_grad(set_to_none=True)
-    return height
+    return peak
 
 
 def blank(images: int, size: int, masked: int) -> TrainBatch:

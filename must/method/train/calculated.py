@@ -1,4 +1,4 @@
-"""`must plan --gpu`: a run on GPUs that are not here, by arithmetic. Only the loaders' speed is measured."""
+"""`must plan --gpu`: calculates a run on GPUs that this machine does not have; only the loaders' speed is measured."""
 
 import re
 import time
@@ -11,24 +11,22 @@ from must.data.loading.loader import TrainDataset
 from must.method.train.autotune import MEMORY_SHARE, pixel_bytes
 from must.method.train.estimate import GB, Size, duration
 
-# A step takes the time of its products, and then of what it moves to and from memory. Large products reach some 70% of
-# the data sheet, copies 85% (assumed). Published trainings reach 65 to 95% of that: docs/training.md has them.
+# The time of a step is that of its matrix products plus that of its memory transfers. Large products reach some 70% of
+# the data sheet, transfers 85% (assumed). Published trainings reach 65 to 95% of that: see docs/training.md.
 PRODUCTS, COPIES, REACHED = 0.7, 0.85, (0.65, 0.95)
-MOVED_BYTES = (
-    88  # a token, block and unit of width that a forward pass moves: bf16, residuals in float32, counted in the page
-)
-FORWARDS = 4  # dense forward passes' worth of a step: teacher 1, student forward 1, backward 2
-LOOKS_TWICE = 5 / 4  # gradient accumulation: the student's extra pass
-STATE_BYTES = 24  # a parameter in float32: weight, teacher, gradient, two moments, DDP's bucket
-ACTIVATION_BYTES = 60  # a token, block and unit of width: what bf16 autocast keeps for the backward pass
+MOVED_BYTES = 88  # per token, block and unit of width of a forward pass: bf16, residuals in float32 (docs/training.md)
+FORWARDS = 4  # the work of a step in forward passes: teacher 1, student forward 1, backward 2
+ACCUMULATION_FACTOR = 5 / 4  # of the work, with gradient accumulation: the student's extra forward pass
+STATE_BYTES = 24  # per parameter in float32: weight, teacher, gradient, two moments, DDP's bucket
+ACTIVATION_BYTES = 60  # per token, block and unit of width, kept for the backward pass by bf16 autocast
 LAUNCH = 5e-6  # seconds that the host takes to queue an operation, assumed; small models wait for it
-# Operations of a step, and besides for each block; tests/method/train/test_waiting.py counts them.
+# Operations of a step, and besides of each block; tests/method/train/test_waiting.py counts them.
 LAUNCHES = (70, 134)
-MOST_TRIED = 1.0  # seconds of looking at how fast images are prepared
+SPEED_TEST_SECONDS = 1.0  # of the measurement of the loaders' speed
 
 
 class Card(NamedTuple):
-    """By its maker's data sheet."""
+    """A GPU, by its manufacturer's data sheet."""
 
     tflops: float  # dense bf16 (fp16 where there is no bf16), summed in float32
     memory: float  # GB
@@ -37,7 +35,7 @@ class Card(NamedTuple):
 
 CARDS: Final[dict[str, Card]] = {
     "b200": Card(2250, 180, 8000),
-    "h200": Card(989, 141, 4800),  # SXM, as the next
+    "h200": Card(989, 141, 4800),  # SXM, also the next one
     "h100": Card(989, 80, 3350),
     "mi300": Card(1307, 192, 5300),  # MI300X
     "a100": Card(312, 80, 2039),  # SXM
@@ -53,7 +51,7 @@ CARDS: Final[dict[str, Card]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Of an image tower."""
+    """The dimensions of an image tower."""
 
     size: int  # pixels a side of an image
     patch: int
@@ -66,18 +64,18 @@ class Shape:
 
     @property
     def forward_flops(self) -> float:
-        """Of one image: 2 x (patch embedding + blocks of 12 W^2 a token + attention's two products of (L + 1)^2 W)."""
+        """For one image: 2 x (patch embedding + blocks of 12 W^2 a token + attention's two products of (L + 1)^2 W)."""
         W, T = self.width, self.tokens
         return 2 * ((T - 1) * W * 3 * self.patch**2 + self.layers * (12 * W * W * T + 2 * T * T * W))
 
     def seconds(self, card: Card, forwards: float) -> float:
-        """That so many forward passes' worth of one image take at best, a backward pass being two."""
+        """The least seconds for the work of so many forward passes of one image; a backward pass counts as two."""
         moved = MOVED_BYTES * self.tokens * self.width * self.layers
         products = self.forward_flops / (PRODUCTS * card.tflops * 1e12)
         return forwards * (products + moved / (COPIES * card.bandwidth * 1e9))
 
     def activation_bytes(self, checkpointing: bool) -> float:
-        """Of one image, nearly; with activation checkpointing a block's input each and the insides of one block."""
+        """Bytes for one image, about; with activation checkpointing all block inputs and one block's activations."""
         block = ACTIVATION_BYTES * self.tokens * self.width
         return self.layers * 4 * self.tokens * self.width + block if checkpointing else self.layers * block
 
@@ -95,22 +93,22 @@ def parse_gpus(text: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Calculated:
-    """A run on cards that are not here. Everything but `core_images_per_s` is arithmetic."""
+    """A calculated run on other GPUs. Only `core_images_per_s` is measured."""
 
     card: str
     gpus: int
-    images_per_s: tuple[float, float]  # at least and at most, as `seconds`
+    images_per_s: tuple[float, float]  # lowest and highest, as `seconds`
     launching: bool  # the host's launches take longer than the GPU's arithmetic
     seconds: tuple[float, float]
     share: tuple[float, float]  # of the peak
     micro_batches: int  # of each process; 0: not one image fits
     memory: float  # GB of each GPU
     image_bytes: float
-    core_images_per_s: float  # measured here
+    core_images_per_s: float  # measured on this machine
 
     @property
     def cores(self) -> float:
-        """That prepare the images as fast as the GPUs take them at most."""
+        """The number of cores that prepare images as fast as the GPUs can take them."""
         return self.images_per_s[1] / self.core_images_per_s
 
     def lines(self, size: Size) -> list[str]:
@@ -139,7 +137,7 @@ class Calculated:
 
 def calculate(gpus: str, shape: Shape, size: Size, checkpointing: bool, core_images_per_s: float) -> Calculated:
     """Args:
-    size: of the run; its processes and micro-batches are those of this machine and do not count.
+    size: of the run; its processes and micro-batches, those of this machine, are ignored.
     """
     name, count = parse_gpus(gpus)
     require(size.batch_size % count == 0, f"--gpu {gpus}: --batch-size {size.batch_size} does not divide by {count}")
@@ -148,7 +146,7 @@ def calculate(gpus: str, shape: Shape, size: Size, checkpointing: bool, core_ima
     image = shape.activation_bytes(checkpointing)
     fitting = (pieces for pieces in range(1, local + 1) if local % pieces == 0)
     pieces = next((p for p in fitting if fixed + image * (local // p) <= MEMORY_SHARE * card.memory * GB), 0)
-    forwards = FORWARDS * (LOOKS_TWICE if pieces > 1 or checkpointing else 1)
+    forwards = FORWARDS * (ACCUMULATION_FACTOR if pieces > 1 or checkpointing else 1)
     computing = local * shape.seconds(card, forwards)
     launching = LAUNCH * max(pieces, 1) * (LAUNCHES[0] + LAUNCHES[1] * shape.layers)
     slow, fast = (max(computing / reached, launching) for reached in REACHED)
@@ -168,10 +166,10 @@ def calculate(gpus: str, shape: Shape, size: Size, checkpointing: bool, core_ima
 
 
 def core_speed(dataset: TrainDataset, images: int = 256) -> float:
-    """Images a second that one process prepares for the device, of the run's own, on this machine."""
-    dataset[(0, 0)]  # what is loaded and made once
+    """Images per second that one process on this machine prepares, measured on the run's data."""
+    dataset[(0, 0)]  # initialization, not timed
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < MOST_TRIED and count < images:
+    while time.perf_counter() - began < SPEED_TEST_SECONDS and count < images:
         dataset[(0, count % len(dataset.reader))]
         count += 1
     return count / (time.perf_counter() - began)

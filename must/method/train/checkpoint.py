@@ -1,8 +1,7 @@
-"""Checkpoints: step-named, whole or absent, checked by sha256, written in the background.
+"""Checkpoints: named by step, complete or ignored, checked by sha256, written in the background.
 
 ``step-000000400.pt`` holds the state, ``step-000000400.json`` (written after it) its size and sha256; ``LAST`` names
-the newest. A checkpoint without a matching description does not count. Order is by step: nothing here looks at a clock
-or at the time of a file.
+the newest. A checkpoint without a matching description is ignored. The order is that of steps, not of file times.
 """
 
 import json
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.(json|pt)")
 CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
-FAILURES = 2  # writes that may fail in a row before training stops: a full disk may be emptied, a bucket come back
+FAILURES = 2  # failed writes in a row after which training stops: a full disk or a bucket's failure may be temporary
 
 
 class Checkpoints:
@@ -37,19 +36,19 @@ class Checkpoints:
 
     Args:
         keep: how many of the newest to keep.
-        keep_every: besides those, keep the ones whose step is a multiple of this for good; 0: none.
+        keep_every: besides, never delete those whose step is a multiple of this; 0: none.
     """
 
     def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
         self.uri, self.keep, self.keep_every = uri, keep, keep_every
-        self.still_ours: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
+        self.check_lock: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
         self._snapshot = Snapshot()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._failures: list[Exception] = []  # of the writes since the last good one
+        self._failures: list[Exception] = []  # of the writes since the last successful one
 
     def due(self, step: int, every: int) -> bool:
-        """Whether a checkpoint is wanted after `step` steps, with one every `every`."""
+        """Whether to save a checkpoint after `step` steps, with one every `every`."""
         return step % every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
     @property
@@ -60,8 +59,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copies `state` to host memory and writes it in the background, after an earlier write is done.
 
-        A write that fails is reported at once and training goes on; when the next one fails too, its error comes out
-        here.
+        A failed write is logged and training goes on; if the next one fails too, `save` raises its error.
         """
         self._finish_pending()
         if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
@@ -69,7 +67,7 @@ class Checkpoints:
         self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
 
     def wait(self) -> None:
-        """Returns when the last state is on disk. Raises what went wrong there."""
+        """Returns when the last state is on disk. Raises the error of its write."""
         self._finish_pending()
         if self._failures:
             raise self._failures[-1]
@@ -93,34 +91,33 @@ class Checkpoints:
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         name = f"step-{step:09d}"
-        self.still_ours()
+        self.check_lock()
         with storage.open_write(storage.join(self.uri, f"{name}.pt")) as file:
             state_file = StateFile(file)
             try:
                 torch.save(state, cast(IO[bytes], state_file))
-            except RuntimeError as error:  # torch says so of any error of the file, a full disk among them
+            except RuntimeError as error:  # torch raises it for any error of the file, such as a full disk
                 raise (state_file.error or error) from None
-        self.still_ours()  # writing took its time
+        self.check_lock()  # again, as writing may take long
         description = {"step": step, "bytes": state_file.size, "sha256": state_file.sha256}
         storage.write_bytes(storage.join(self.uri, f"{name}.json"), json.dumps(description).encode())
         storage.write_bytes(storage.join(self.uri, LAST_FILE), name.encode())
         self._tidy(step)
 
     def _tidy(self, step: int) -> None:
-        """Removes what is not to be kept once `step` is whole.
+        """Removes old checkpoints once `step` is complete.
 
-        Later steps are of a life that was given up (--no-resume, or a damaged checkpoint that was skipped). A
-        state without a description is what a kill left of a write.
+        Later steps are of an abandoned run (--no-resume, or a damaged checkpoint that was skipped). A state without
+        a description is an incomplete write of a killed process.
         """
         files = self._files()
-        whole = sorted(number for number, ending in files if ending == "json")
-        old = [number for number in whole if number <= step]
-        kept = set(old[-self.keep :]) | {number for number in old if self.keep_every and number % self.keep_every == 0}
-        for number in {number for number, _ in files} - kept:
+        complete = sorted(number for number, ending in files if ending == "json" and number <= step)
+        keep = {number for number in complete if self.keep_every and number % self.keep_every == 0}
+        for number in {number for number, _ in files} - keep - set(complete[-self.keep :]):
             self.remove(number)
 
     def _files(self) -> list[tuple[int, str]]:
-        """(step, "pt" or "json") of every file there."""
+        """(step, "pt" or "json") of every file."""
         try:
             names = [CHECKPOINT_NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
         except FileNotFoundError:
@@ -132,26 +129,26 @@ class Checkpoints:
         return sorted(step for step, ending in self._files() if ending == "json")
 
     def remove(self, step: int) -> None:
-        for ending in ("json", "pt"):  # the description first: what is left of a half-done removal does not count
+        for ending in ("json", "pt"):  # the description first, so that the rest of an interrupted removal is ignored
             storage.delete(storage.join(self.uri, f"step-{step:09d}.{ending}"))
 
     def remove_leftovers(self) -> None:
-        """Temporary files that a kill left in a local folder; only while nothing is being written there."""
+        """Removes temporary files of killed processes from a local folder; only while nothing is written there."""
         if not storage.is_remote(self.uri):
             for path in storage.local(self.uri).glob(f"{storage.TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
     @contextmanager
     def newest(self) -> Iterator[Path | None]:
-        """A local path of the newest whole checkpoint for as long as the block lasts, or None.
+        """A local path of the newest complete checkpoint inside the block, or None.
 
-        Damaged ones are skipped with a warning. What cannot be read for another reason (a bucket that does not
-        answer, no permission) is an error: going on from an older one would throw the newer ones away.
+        Damaged ones are skipped with a warning. Any other failure to read one (a bucket that does not respond, no
+        permission) is an error: resuming from an older one would delete the newer ones.
         """
         with ExitStack() as stack:
             for step in reversed(self.steps()):
                 try:
-                    path = stack.enter_context(self._whole(step))
+                    path = stack.enter_context(self._verified(step))
                 except (DamagedError, FileNotFoundError) as error:
                     warnings.warn(f"checkpoint skipped: {error}", stacklevel=4)
                     continue
@@ -160,7 +157,7 @@ class Checkpoints:
             yield None
 
     @contextmanager
-    def _whole(self, step: int) -> Iterator[Path]:
+    def _verified(self, step: int) -> Iterator[Path]:
         uri = storage.join(self.uri, f"step-{step:09d}.pt")
         size, sha256 = self._describe(step)
         with storage.local_copy(uri) as path:
@@ -171,19 +168,18 @@ class Checkpoints:
             yield path
 
     def _describe(self, step: int) -> tuple[int, str]:
-        """Bytes and sha256 of a checkpoint, as written down beside it."""
+        """Bytes and sha256 of a checkpoint, from its description."""
         uri = storage.join(self.uri, f"step-{step:09d}.json")
-        return storage.read_object(
-            uri, lambda found: (found["bytes"], found["sha256"]), DamagedError(f"{uri} is damaged")
-        )
+        damaged = DamagedError(f"{uri} is damaged")
+        return storage.read_object(uri, lambda content: (content["bytes"], content["sha256"]), damaged)
 
 
 class DamagedError(UserError):
-    """A checkpoint is not the one that was written."""
+    """A checkpoint differs from what was written."""
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Raises DamagedError: it is no state of a training, though its checksum is the one beside it."""
+    """Raises DamagedError: it is not a training state, although its checksum matches."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
@@ -196,7 +192,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 class StateFile(storage.HashingFile):
-    """What the state is written to: it is never held as bytes in memory. Keeps the `error` of writing."""
+    """A file that the state is written to directly, without a copy in memory. Keeps the `error` of writing."""
 
     error: OSError | None = None
 
@@ -209,10 +205,10 @@ class StateFile(storage.HashingFile):
 
 
 class Snapshot:
-    """Copies nested states of the same shape again and again, into the same buffers.
+    """Copies nested states of the same shape repeatedly into the same buffers.
 
-    Fresh memory costs more than the copy: the system hands it out page by page. From a GPU the buffers are pinned, so
-    that all copies are queued at once and the host waits a single time.
+    Allocating memory takes longer than the copy, as the system maps it page by page. For a GPU the buffers are pinned,
+    so that all copies are queued at once and the host waits a single time.
     """
 
     def __init__(self) -> None:
@@ -227,26 +223,26 @@ class Snapshot:
             torch.mps.synchronize()
         return copy
 
-    def _copy(self, place: tuple[Any, ...], value: Any) -> Any:
+    def _copy(self, path: tuple[Any, ...], value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._buffer(place, value).copy_(value.detach(), non_blocking=True)
+            return self._buffer(path, value).copy_(value.detach(), non_blocking=True)
         if isinstance(value, dict):
-            return {key: self._copy((*place, key), item) for key, item in value.items()}
+            return {key: self._copy((*path, key), item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self._copy((*place, number), item) for number, item in enumerate(value))
+            return type(value)(self._copy((*path, number), item) for number, item in enumerate(value))
         return value
 
-    def _buffer(self, place: tuple[Any, ...], value: Tensor) -> Tensor:
-        buffer = self._buffers.get(place)
+    def _buffer(self, path: tuple[Any, ...], value: Tensor) -> Tensor:
+        buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._buffers[place] = buffer
+            self._buffers[path] = buffer
         return buffer
 
 
 @contextmanager
 def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[None]:
-    """Keeps other runs from writing to the checkpoints while the block lasts. The main process holds the lock.
+    """Prevents other runs from writing to the checkpoints inside the block. The main process holds the lock.
 
     Raises:
         ValueError: another run writes there; every process raises.
@@ -255,7 +251,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
         problem: Exception | None = None
         if world.is_main:
             try:
-                checkpoints.still_ours = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
+                checkpoints.check_lock = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
             except CannotLockError as error:
                 logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:
@@ -267,11 +263,11 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
 
 @contextmanager
 def newest_checkpoint(checkpoints: Checkpoints, world: World) -> Iterator[Path | None]:
-    """A local path of the newest whole checkpoint, or None; in every process, for as long as all are in the block.
+    """A local path of the newest complete checkpoint, or None; in every process, while all are in the block.
 
-    Of a remote one each machine's first process makes a copy, which the machine's others read.
+    The first process of each machine copies a remote one, and the machine's other processes read the copy.
     """
     machine, is_first = os.environ.get("GROUP_RANK", "0"), world.is_main or os.environ.get("LOCAL_RANK") == "0"
-    with checkpoints.newest() if is_first else nullcontext() as own:
-        yield dict(place for place in world.gather((machine, own) if is_first else None) if place)[machine]
+    with checkpoints.newest() if is_first else nullcontext() as path:
+        yield dict(pair for pair in world.gather((machine, path) if is_first else None) if pair)[machine]
         world.gather(None)  # the others have read it

@@ -1,4 +1,4 @@
-"""What a run will cost: what is known before it begins, and how long it takes by the first steps of it."""
+"""The cost of a run: its size, known before it begins, and its duration, estimated from the first steps."""
 
 import itertools
 import multiprocessing
@@ -20,24 +20,24 @@ from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
 
 GB = 10**9
-WARM_UP = 1  # steps that are not counted: memory is taken, kernels are chosen, the loaders begin
-FEWEST_TIMED, LONG_ENOUGH = 3, 10.0  # steps and seconds after which training says how long it will take
-LARGE = 50e6  # parameters of a model that is no toy: ViT-B/32's image tower has 88 million
+WARM_UP = 1  # steps that are not timed: memory is allocated, kernels are chosen, loaders start
+FEWEST_TIMED, LONG_ENOUGH = 3, 10.0  # steps and seconds after which training logs the estimate
+LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
 
 
 class Memory(NamedTuple):
     used: int  # bytes
-    total: int  # that there are; 0: unknown
+    total: int  # bytes of the device; 0: unknown
     place: str
 
     def __str__(self) -> str:
-        of = f" of {self.total / GB:.3g}" if self.total else ""
-        return f"memory: {self.used / GB:.2g}{of} GB of {self.place}"
+        total = f" of {self.total / GB:.3g}" if self.total else ""
+        return f"memory: {self.used / GB:.2g}{total} GB of {self.place}"
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a run is, before any step of it."""
+    """The size of a run, known before its first step."""
 
     images: int  # of the split
     steps: int
@@ -51,7 +51,7 @@ class Size:
     checkpoint_bytes: int
     checkpoints_kept: int
     shards_bytes: int  # of the split
-    cache_bytes: int  # what of them the cache will hold at most; 0: they are on this machine
+    cache_bytes: int  # most bytes of them in the cache; 0: they are on this machine
     threads: int = 0  # of torch, of each process on a CPU
     precision: str = "fp32"
 
@@ -72,50 +72,48 @@ class Size:
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured. Times are seconds a step of the whole batch."""
+    """The measured speed. Times are seconds per step of the full batch."""
 
     mean: float
     least: float
     most: float
     measured: int  # steps
-    images: int  # of each of them, over all processes
+    images: int  # of each step, over all processes
     waiting: float  # share of the time
     memory: Memory
 
-    def lines(self, size: Size, left: int) -> list[str]:
-        """Args:
-        left: steps still to be done.
-        """
-        rate, seconds = size.batch_size / self.mean, self.mean * left
+    def lines(self, size: Size, remaining: int) -> list[str]:
+        """The log lines for so many remaining steps."""
+        rate, seconds = size.batch_size / self.mean, self.mean * remaining
         part = f" with {self.images} of its images" if self.images < size.batch_size else ""
-        found = [
-            f"{duration(seconds)} for {left:,} steps on this machine: {self.mean:.3g} s a step ({self.least:.3g} to "
-            f"{self.most:.3g}), {rate:.3g} images/s, {self.waiting:.0%} of it waiting for data; {self.memory}; "
-            f"measured on {self.measured} steps{part}, after {WARM_UP} to warm up"
+        lines = [
+            f"{duration(seconds)} for {remaining:,} steps on this machine: {self.mean:.3g} s a step ("
+            f"{self.least:.3g} to {self.most:.3g}), {rate:.3g} images/s, {self.waiting:.0%} of it waiting for data; "
+            f"{self.memory}; measured on {self.measured} steps{part}, after {WARM_UP} to warm up"
         ]
         if size.device == "cpu" and size.parameters >= LARGE:
-            found.append(
+            lines.append(
                 f"at {rate:.2g} images/s this is {duration(seconds)}; use a GPU (--device cuda; several: torchrun) or "
                 "a smaller model"
             )
-        return found
+        return lines
 
 
 class StepTimer:
-    """Times the steps of a run that goes on; `mark` after each of them."""
+    """Times the steps of a run; call `mark` after each step."""
 
     def __init__(self) -> None:
         self.marks: list[float] = []
         self.waited: list[float] = []
 
     def mark(self, waited: float) -> None:
-        """`waited`: seconds of the run until now in which there was no batch."""
+        """`waited`: seconds that the run has waited for batches until now."""
         self.marks.append(time.monotonic())
         self.waited.append(waited)
 
     @property
     def seconds(self) -> float:
-        """Measured so far, without the warm-up."""
+        """Measured seconds, without the warm-up."""
         return self.marks[-1] - self.marks[WARM_UP - 1] if len(self.marks) > WARM_UP else 0.0
 
     @property
@@ -125,13 +123,13 @@ class StepTimer:
     def enough(self, seconds: float) -> bool:
         return self.steps >= FEWEST_TIMED and self.seconds >= seconds
 
-    def pace(self, memory: Memory, images: int, batch_size: int, more: float = 0.0) -> Pace:
+    def pace(self, memory: Memory, images: int, batch_size: int, extra: float = 0.0) -> Pace:
         """Args:
         images: of a measured step.
-        more: seconds a step that are not in what was timed.
+        extra: seconds per step besides the timed ones.
         """
         marks = self.marks[WARM_UP - 1 :]
-        times = [(after - before) * batch_size / images + more for before, after in itertools.pairwise(marks)]
+        times = [(after - before) * batch_size / images + extra for before, after in itertools.pairwise(marks)]
         waited = (self.waited[-1] - self.waited[WARM_UP - 1]) / self.seconds
         return Pace(sum(times) / len(times), min(times), max(times), len(times), images, waited, memory)
 
@@ -146,13 +144,13 @@ def size_of(
 ) -> Size:
     """Args:
     batches: of the run from its first step on.
-    progress: with what was chosen for it.
-    loaders: processes that load, of each training process.
+    progress: with the chosen settings.
+    loaders: loader processes of each training process.
     """
     classes = must_step.student.classifier.shape[1]
     labels = bytes_of(len(reader), classes) if config.pseudo_labels == "propagated" else 0
-    kept = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
-    kept += batches.steps // config.keep_every if config.keep_every else 0
+    keep = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
+    keep += batches.steps // config.keep_every if config.keep_every else 0
     total = sum(shard.bytes for shard in reader.shards)
     return Size(
         images=len(reader),
@@ -165,7 +163,7 @@ def size_of(
         device=must_step.world.device.type,
         parameters=sum(p.numel() for p in must_step.student.parameters()),
         checkpoint_bytes=state_bytes(must_step.student, must_step.teacher, must_step.optimizer) + labels,
-        checkpoints_kept=kept,
+        checkpoints_kept=keep,
         shards_bytes=total,
         cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,
         threads=progress.threads,
@@ -174,26 +172,26 @@ def size_of(
 
 
 def state_bytes(student: torch.nn.Module, teacher: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of a checkpoint, nearly: both networks and AdamW's two moments."""
+    """About the bytes of a checkpoint: both networks and AdamW's two moments."""
     networks = [value for network in (student, teacher) for value in network.state_dict().values()]
     moments = [value for group in optimizer.param_groups for value in group["params"]] * 2
     return sum(value.numel() * value.element_size() for value in [*networks, *moments])
 
 
 def memory_of(device: torch.device) -> Memory:
-    """The most that this process took of its GPU; on a CPU, what it and its loaders take of the machine now.
+    """The peak memory of this process on its GPU; on a CPU, the current memory of it and its loaders.
 
-    Memory that processes share is counted once.
+    Shared memory is counted once.
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return Memory(torch.cuda.max_memory_reserved(device), total, "the GPU")
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
-    return Memory(sum(own_bytes(pid) for pid in pids), machine_bytes(), "this machine")
+    return Memory(sum(process_bytes(pid) for pid in pids), machine_bytes(), "this machine")
 
 
-def own_bytes(pid: int) -> int:
-    """A process's memory, shared pages divided among those that share them; 0 where the system does not tell."""
+def process_bytes(pid: int) -> int:
+    """A process's memory (Pss: shared pages are divided among processes); 0 where the system does not report it."""
     with suppress(OSError):
         match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
         return int(match.group(1)) * 1024 if match else 0

@@ -1,4 +1,4 @@
-"""What a run reports: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end."""
+"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end."""
 
 import json
 import logging
@@ -18,12 +18,12 @@ from must.method.train.train_state import TrainProgress
 
 logger = logging.getLogger(__name__)
 
-LEARNED = 0.005  # share of confident labels below which nothing is learned of them
-LINE_SECONDS = 5  # without a terminal, a line at most this often
+LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
+LINE_SECONDS = 5  # seconds between lines where there is no terminal
 
 
 class Meter:
-    """Sums values on the device; reading them, the only point where the host waits, is `read`."""
+    """Sums values on the device; only `read` makes the host wait."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -34,7 +34,7 @@ class Meter:
     def add(self, values: dict[str, Tensor]) -> None:
         stacked = torch.stack([value.detach() for value in values.values()])
         self.names = list(values)
-        if stacked.device.type != "mps":  # which has no float64
+        if stacked.device.type != "mps":  # MPS has no float64
             stacked = stacked.double()
         self.total = stacked if self.total is None else self.total + stacked
         self.count += 1
@@ -50,7 +50,7 @@ class Meter:
 
 
 class TrainLog:
-    """The main process's log. A resumed run starts with the lines that its checkpoint carries, in any folder."""
+    """The main process's log. A resumed run starts with the lines in its checkpoint, in any folder."""
 
     def __init__(
         self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], trackers: Trackers
@@ -83,8 +83,8 @@ class TrainLog:
             eta = (now - self.started) / done * (self.steps - step - 1)
             logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}")
 
-    def say(self, line: str) -> None:
-        """A line of its own, above the bar where there is one."""
+    def message(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
         with self.bar.external_write_mode(file=sys.stdout):
             logger.info(line)
 
@@ -98,24 +98,24 @@ class TrainLog:
 
 
 class NoLog:
-    """The log of the processes that are not the main one: nothing."""
+    """The log of the other processes: writes nothing."""
 
     def advance(self) -> None: ...
 
     def write(self, step: int, line: dict[str, Any]) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def message(self, line: str) -> None: ...
 
     def close(self, finished: bool) -> None: ...
 
 
 def brief(line: dict[str, Any]) -> str:
-    """For a bar, which has little room."""
+    """A short text for the bar."""
     return f"loss {line['loss']:.3f}, confident {line['confident']:.0%}, {line['images_per_s']:.0f} images/s"
 
 
 def short(line: dict[str, Any]) -> str:
-    """The loss and its parts in words, and how the labels are that the model gives itself."""
+    """The loss with its parts, and the confidence of the pseudo-labels."""
     parts = [
         f"{name} {line[key]:.3f}"
         for name, key in (
@@ -132,7 +132,7 @@ def short(line: dict[str, Any]) -> str:
 
 
 def unlearned(lines: list[dict[str, Any]]) -> str:
-    """A warning if no label that the model gave itself has ever counted: of the classes it has learned nothing."""
+    """A warning if no pseudo-label was ever confident: the model has then learned nothing about the classes."""
     if not lines or max(line.get("confident", 1.0) for line in lines) >= LEARNED:
         return ""
     return (

@@ -2,7 +2,7 @@
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. All that this needs from the other processes is one all-reduce of K + 6 numbers.
+that of the global batch. This needs one all-reduce of K + 6 numbers.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
 from must.method.train.settings import Objective
 
-MANY_CLASSES = 512  # from here on the class balance is a running mean: one batch cannot hold all classes
+MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
 
 
 class PseudoLabels(NamedTuple):
@@ -29,7 +29,7 @@ class LossSums(NamedTuple):
     """Sums over some images of one process; differentiable."""
 
     cross_entropy: Tensor  # of the confident images
-    confident: Tensor  # how many
+    confident: Tensor  # number of them
     images: Tensor
     reconstruction: Tensor
     alignment: Tensor
@@ -37,7 +37,7 @@ class LossSums(NamedTuple):
 
 
 class GlobalSums(NamedTuple):
-    """What the losses must know of the whole global batch before they can be differentiated; detached."""
+    """The sums over the global batch that the losses need before they can be differentiated; detached."""
 
     cross_entropy: Tensor
     confident: Tensor
@@ -46,15 +46,15 @@ class GlobalSums(NamedTuple):
     alignment: Tensor
     rank_means: Tensor  # of the self-training loss, summed over processes
     probability: Tensor  # [K]
-    own_confident: Tensor  # of this process alone
+    local_confident: Tensor  # of this process alone
 
 
 class Losses(NamedTuple):
-    """`total` is what a process differentiates; the rest are the global batch's values, detached."""
+    """`total`: the loss that a process differentiates; `values`: those of the global batch, detached."""
 
     total: Tensor
     values: dict[str, Tensor]
-    class_balance: Tensor | None  # the running mean to hand to the next step of the epoch
+    class_balance: Tensor | None  # the running mean, for the next step of the epoch
 
 
 def pseudo_labels(probabilities: Tensor, threshold: float) -> PseudoLabels:
@@ -80,10 +80,10 @@ def must_losses(
         labels: from the teacher on the weak views of the same images.
         strong_images: [B, 3, H, W], normalised; the reconstruction target.
         masked: [B, M] numbers of the masked patches, the same M for every image.
-        class_balance: running class balance [K] of this epoch's steps before (512 classes and more), else None.
-        totals: of the whole global batch, if these images are but a micro-batch of it: the gradients of all
-            micro-batches then add up to the batch's. Without it these images are this process's part of the batch.
-        prior: [K], sum 1: what the class balance aims at; None: uniform.
+        class_balance: running class balance [K] of this epoch's earlier steps (512 classes and more), else None.
+        totals: of the global batch, if these images are only a micro-batch of it: the gradients of all micro-batches
+            then add up to the batch's. Without it these images are this process's part of the batch.
+        prior: [K], sum 1: the class balance's target; None: uniform.
     """
     terms = loss_sums(student, labels, strong_images, masked)
     totals = totals or all_reduce_sums([terms])
@@ -92,9 +92,9 @@ def must_losses(
         self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
         self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
     else:  # the mean is taken per process, then over processes, as published
-        self_training = terms.cross_entropy / totals.own_confident.clamp(min=1)
+        self_training = terms.cross_entropy / totals.local_confident.clamp(min=1)
         self_training_value = totals.rank_means / world
-    # The value is the global batch's; the gradient is that of these images, times `world` against DDP's averaging.
+    # The value is the global batch's; the gradient is that of these images, times `world`, which DDP's mean cancels.
     balance, local = totals.probability / totals.images, world * terms.probability / totals.images
     fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
     pixels = objective.reconstruction_weight * terms.reconstruction + objective.align_weight * terms.alignment
@@ -117,7 +117,7 @@ def must_losses(
 
 
 def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> LossSums:
-    """The sums that the losses are made of; arguments as in `must_losses`."""
+    """The sums from which the losses are computed; arguments as in `must_losses`."""
     logits = upcast(student.logits)
     patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
     target = take(patchify(strong_images, patch), masked)
@@ -134,23 +134,23 @@ def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tenso
 
 def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers."""
-    own = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
-    *sums, probability = own
-    sums.append(own.cross_entropy / own.confident.clamp(min=1))
-    everything = torch.cat([torch.stack(sums), probability])
+    local = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
+    *sums, probability = local
+    sums.append(local.cross_entropy / local.confident.clamp(min=1))
+    packed = torch.cat([torch.stack(sums), probability])
     if dist.is_initialized():
-        dist.all_reduce(everything)
-    scalars, probability = everything.split([len(sums), len(probability)])
-    return GlobalSums(*scalars, probability, own.confident)  # type: ignore[call-arg]
+        dist.all_reduce(packed)
+    scalars, probability = packed.split([len(sums), len(probability)])
+    return GlobalSums(*scalars, probability, local.confident)  # type: ignore[call-arg]
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of the mean prediction `balance` [K] from `prior` [K], or the uniform distribution: as published.
 
-    That is KL(prior || balance) up to a constant, so it is least where they are the same.
+    That is KL(prior || balance) up to a constant, so it is smallest where they are equal.
 
-    With 512 classes and more the balance is averaged with that of the epoch's steps before (weight 1/2, no gradient
-    into the past) and the loss is doubled, at the epoch's first step too, as published.
+    With 512 classes and more the balance is averaged with that of the epoch's earlier steps (weight 1/2, without
+    their gradient) and the loss is doubled, at the epoch's first step too, as published.
     """
     if len(balance) < MANY_CLASSES:
         return -prior_mean(safe_log(balance), prior), None
@@ -163,7 +163,7 @@ def prior_mean(x: Tensor, prior: Tensor | None) -> Tensor:
 
 
 def safe_log(x: Tensor) -> Tensor:
-    """log, with a floor far below any probability that matters: a class that no image predicts must not give inf."""
+    """log, with a floor far below all relevant probabilities: a class without predictions must not give inf."""
     return x.clamp(min=torch.finfo(x.dtype).tiny).log()
 
 

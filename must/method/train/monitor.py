@@ -1,4 +1,4 @@
-"""What a log line says besides losses, and what ends a run that is not well."""
+"""The values of a log line besides losses, and the conditions that stop a run."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -18,7 +18,7 @@ MAX_SKIPPED = 20  # steps without finite gradients in one run, after which train
 @dataclass
 class RunMonitor:
     """Args:
-    batch_size: images a step, over all processes.
+    batch_size: images per step, over all processes.
     max_replaced: largest share of images that cannot be decoded.
     zero_shot: the model before training, for the share of labels that changed.
     """
@@ -32,11 +32,11 @@ class RunMonitor:
     zero_shot: MaskedViT
 
     def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
-        """The means since the last reading, with what the log adds to them. Every process calls this.
+        """The means since the last reading, with the other values of a log line. Every process calls this.
 
         Raises:
-            ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. What was
-                learned so far is in a checkpoint.
+            ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
+                is saved before.
         """
         count, progress, must_step = meter.count, self.state.progress, self.must_step
         line: dict[str, Any] = meter.read()
@@ -61,22 +61,22 @@ class RunMonitor:
         }
 
     def agreement(self, batch: TrainBatch) -> dict[str, float]:
-        """How often the teacher says what zero-shot and the student say: of this process's images, but all processes
-        look, as parameters may be cut."""
+        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
+        process calls this, as parameters may be sharded."""
         networks = (self.must_step.teacher, self.must_step.student, self.zero_shot)
-        taught, learned, before = (self.must_step.predict(network, batch.weak) for network in networks)
+        teacher, student, zero_shot = (self.must_step.predict(network, batch.weak) for network in networks)
         return {
-            "agreement": (taught == before).float().mean().item(),
-            "stability": (taught == learned).float().mean().item(),
+            "agreement": (teacher == zero_shot).float().mean().item(),
+            "stability": (teacher == student).float().mean().item(),
         }
 
     def too_many_replaced(self) -> bool:
-        """The share is of all images so far, but at least of an epoch or of 1000: one of the first ten is no share."""
-        seen = self.state.progress.step * self.batch_size
-        return self.state.progress.replaced > self.max_replaced * max(seen, min(1000, len(self.reader)))
+        """The share is of all images so far, but of at least an epoch or 1000, so that early ones do not count."""
+        images = self.state.progress.step * self.batch_size
+        return self.state.progress.replaced > self.max_replaced * max(images, min(1000, len(self.reader)))
 
     def stop(self, reason: str) -> NoReturn:
-        """Saves a checkpoint first."""
+        """Saves a checkpoint, then raises."""
         self.state.save(self.must_step)
         self.state.checkpoints.close()
         raise UserError(f"stopped after step {self.state.progress.step}: {reason}")

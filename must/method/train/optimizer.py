@@ -14,7 +14,7 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer).
 
-    Weight decay is left out for one-dimensional tensors alone: embeddings, projection and classifier are decayed.
+    Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -46,16 +46,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def learning_rate(step: int, steps: int, lr: float, min_lr: float, batch_size: int) -> float:
-    """Cosine from lr to min_lr, both x batch_size / 256, over all steps; no warm-up, the end itself is not reached."""
+    """Cosine from lr to min_lr, both x batch_size / 256, over all steps; without warm-up, and min_lr is not reached."""
     scale = batch_size / 256
     return scale * (min_lr + (lr - min_lr) / 2 * (1 + math.cos(math.pi * step / steps)))
 
 
 def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
-    """Steps unless a gradient is not finite; whether it did, as a bool tensor on the device.
+    """Steps unless a gradient is not finite; returns whether it did, as a bool tensor on the device.
 
-    The fused kernel itself skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not
-    wait for the answer. After averaging all processes see the same gradients, or their parts of the same.
+    The fused kernel skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not wait.
+    After averaging, all processes have the same gradients, or their shards of the same.
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     finite = torch.isfinite(torch.stack(torch._foreach_norm([to_local(gradient) for gradient in gradients]))).all()

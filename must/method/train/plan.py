@@ -1,4 +1,4 @@
-"""`must plan`: what `must train` with the same parameters would cost, measured on steps that are thrown away."""
+"""`must plan`: the cost of `must train` with the same parameters, measured on steps whose result is discarded."""
 
 import itertools
 import json
@@ -23,42 +23,42 @@ from must.method.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-FEW, LONG = 8, 5.0  # images of a first look on a CPU; seconds of a step above which the others are as small
+FEW, LONG = 8, 5.0  # images of the first step on a CPU; seconds of a full step above which all steps are as small
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
-    """The stage: prints what a run would be and how long it would take here. Writes nothing but ``--json``.
+    """The stage: prints the size of a run and its duration on this machine. Writes only the file of ``--json``.
 
-    Shards that are read from a bucket stay in the cache, as training would leave them there.
+    Shards that are read from a bucket stay in the cache, as with training.
 
     Raises:
-        ValueError: what `must train` would refuse.
+        ValueError: `must train` would refuse the parameters.
     """
     if config.gpu:
         parse_gpus(config.gpu)
-    with init_distributed(config.device, config.timeout) as processes:
-        prepare_machine(processes.device)
-        trainer = Trainer(config, processes)
+    with init_distributed(config.device, config.timeout) as world:
+        prepare_machine(world.device)
+        trainer = Trainer(config, world)
         trainer.choose()
         size = trainer.size()
-        if processes.is_main:
+        if world.is_main:
             trainer.announce()
             for line in trainer.resolved.lines():
                 logger.info(line)
         if config.gpu:
-            return elsewhere(trainer, config, size)
+            return calculated(trainer, config, size)
         pace = measure(trainer, config.seconds)
-        if processes.is_main:
+        if world.is_main:
             logger.info("\n".join(pace.lines(size, size.steps)))
         seconds = size.steps * pace.mean
         step = asdict(pace) | {"memory": pace.memory._asdict()}
-        found = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": step}
-        write_plan(found, config, processes.is_main)
-        return found
+        content = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": step}
+        write_plan(content, config, world.is_main)
+        return content
 
 
-def elsewhere(trainer: Trainer, config: PlanConfig, size: Size) -> dict[str, Any]:
-    """`--gpu`: the same by arithmetic, for cards that are not here."""
+def calculated(trainer: Trainer, config: PlanConfig, size: Size) -> dict[str, Any]:
+    """`--gpu`: calculates the cost on GPUs that this machine does not have."""
     student = trainer.must_step.student
     shape = Shape(trainer.must_step.preprocess.size, student.patch_size, student.tower.width, student.layers)
     run = calculate(config.gpu, shape, size, config.activation_checkpointing, core_speed(trainer.dataset))
@@ -75,9 +75,9 @@ def write_plan(content: dict[str, Any], config: PlanConfig, is_main: bool) -> No
 
 
 def measure(trainer: Trainer, seconds: float) -> Pace:
-    """Takes steps of the run, with its loaders, for so long. The trainer is of no use for training afterwards.
+    """Takes steps of the run, with its loaders, for so many seconds. Afterwards the trainer cannot train.
 
-    On a CPU a step of a large model may take minutes; there steps of a few images stand for whole ones.
+    On a CPU a step of a large model may take minutes; then steps of a few images are measured instead.
     """
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
@@ -93,7 +93,7 @@ def measure(trainer: Trainer, seconds: float) -> Pace:
         steps.mark(progress.waited)
         if count < local and len(steps.marks) == 1:
             too_long = (time.monotonic() - began) * local / count > LONG
-            if not world.sum(too_long):  # the whole batch, then, with a warm-up of its own
+            if not world.sum(too_long):  # then the full batch, with its own warm-up
                 count, steps = local, StepTimer()
         if world.sum(steps.enough(seconds)):
             break
@@ -110,7 +110,7 @@ def first_images(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch
 
 
 def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
-    """The groups, then the last one for ever: a run may have fewer steps than it takes to measure one."""
+    """The groups, then the last one repeatedly: a run may have fewer steps than the measurement needs."""
     last = list[TrainBatch]()
     for last in groups:
         yield last

@@ -1,4 +1,4 @@
-"""Settings that a preset chooses: those published for a data set (presets.yaml), or by data and model (`auto`)."""
+"""Settings of a preset: published ones for a data set (presets.yaml), or computed from data and model (`auto`)."""
 
 import re
 from dataclasses import dataclass, replace
@@ -15,26 +15,26 @@ from must.method.model.classifier import TextClassifier
 from must.method.train.auto import REASONS, settings
 
 AUTO = "auto"
-REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for and what it reached
+REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for, and its published accuracy
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """`config`: all settings of a run; `reasons`: why the preset has set those that it has set, by their names."""
+    """`config`: all settings of a run; `reasons`: by name, why the preset has set a setting."""
 
     config: TrainConfig
     reasons: dict[str, str]
 
     def lines(self) -> list[str]:
-        """A line a reason, with the settings that it is of."""
+        """One line per reason, with its settings."""
         values, by_reason = self.config.to_dict(), dict[str, list[str]]()
-        for name, why in self.reasons.items():
-            by_reason.setdefault(why, []).append(f"{name} {values[name]}")
-        return [f"{', '.join(chosen)}: {why}" for why, chosen in by_reason.items()]
+        for name, reason in self.reasons.items():
+            by_reason.setdefault(reason, []).append(f"{name} {values[name]}")
+        return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:
-    """A run's settings: what was passed, before what the preset sets, before the defaults. Call it once, at the start.
+    """A run's settings: passed values override the preset's, which override the defaults. Call it once, at the start.
 
     Raises:
         ValueError: no such preset, or none for this model.
@@ -46,13 +46,13 @@ def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Re
     else:
         values = published(config.preset, config.model or classifier.model)
         reasons = dict.fromkeys(values, f"--preset {config.preset}, a row of must/config/presets.yaml")
-    ours = {name: value for name, value in values.items() if not config.is_passed(name)}
-    complete = replace(config, **ours, passed=config.passed | values.keys())
-    return Resolved(complete, {name: reasons[name] for name in ours})
+    preset_values = {name: value for name, value in values.items() if not config.is_passed(name)}
+    complete = replace(config, **preset_values, passed=config.passed | values.keys())
+    return Resolved(complete, {name: reasons[name] for name in preset_values})
 
 
 def auto(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[str, Any]:
-    """Settings for the images of the split, the classifier's classes and the model that is trained."""
+    """Settings for the split's number of images, the classifier's classes and the trained model."""
     from must.method.model.backbone import tower_shape  # imports torch
 
     images = sum(shard.samples for shard in index.shards_of(config.split))
@@ -60,8 +60,8 @@ def auto(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[
     if not model:
         stored = "" if pretrained else classifier.model_folder
         model, pretrained = stored or classifier.model, pretrained or ("" if stored else classifier.pretrained)
-    found = settings(images, len(classifier.classes), *tower_shape(model, pretrained))
-    return found | ({"class_prior": "given"} if classifier.shares else {})
+    values = settings(images, len(classifier.classes), *tower_shape(model, pretrained))
+    return values | ({"class_prior": "given"} if classifier.shares else {})
 
 
 def published(name: str, model: str) -> dict[str, Any]:

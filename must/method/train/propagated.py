@@ -1,13 +1,14 @@
-"""`--pseudo-labels propagated`: labels corrected by similar images, made anew in each step.
+"""`--pseudo-labels propagated`: labels corrected by similar images, computed anew in each step.
 
-It is label propagation by the neighbours' mean; `must refine` weighs them by how often they agree
-(must/method/select/propagate.py), which is worse in training (docs/selection.md). For an image i, with the mean P_i of
-zero-shot's and the teacher's probabilities:
+It is label propagation with the neighbours' mean; `must refine` uses naive Bayes (must/method/select/propagate.py),
+which is worse in training (docs/selection.md). For an image i, with the mean P_i of the zero-shot model's and the
+teacher's probabilities:
 
     Z_i = P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours j) / (mean of Z over all images)
 
-The neighbours are those of the frozen zero-shot tower. Z starts as zero-shot's propagated labels; a step replaces it
-for the images of its batch. Of each Z the largest TOP values are stored. N images, K classes, C neighbours, T values.
+The neighbours are those of the frozen zero-shot tower. Z starts as the propagated labels of the zero-shot model; a step
+replaces it for the images of its batch. The largest TOP values of each Z are stored. N images, K classes, C neighbours,
+T values.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,14 +31,14 @@ IMAGES_AT_ONCE = 4096
 
 
 class PropagatedLabels:
-    """Z of all images, and what it is made of.
+    """Z of all images, and the tensors to update it.
 
     Args:
-        neighbours: int64 [N, C], numbers in the split; `weights` [N, C] sum to 1. Rows of zeros: cannot be decoded.
+        neighbours: int64 [N, C], numbers in the split; `weights` [N, C] sum to 1. Rows of zeros: undecodable images.
         zero_shot: the largest probabilities, [N, T], after their classes, int64 [N, T].
         classes: int64 [N, T]; `values` [N, T]: the largest values of Z.
         total: [K], the sum of Z over all images.
-        images: how many can be decoded.
+        images: number of decodable images.
     """
 
     def __init__(
@@ -57,43 +58,44 @@ class PropagatedLabels:
     def of(
         cls, zero_shot: MaskedViT, source: EvalSource, world: World, pause: Callable[[], None] | None = None
     ) -> tuple[Self, Tensor]:
-        """(zero-shot's propagated labels of the source's images, the largest one of each image that can be decoded).
+        """(the zero-shot model's propagated labels, the largest Z of each decodable image).
 
-        Every process calls this with a source of the whole split, predicts its share and gets everything.
+        Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
 
         Args:
             pause: called before every batch; it may raise to stop.
 
         Raises:
-            UserError: none of a process's share can be decoded.
+            UserError: none of a process's images can be decoded.
         """
-        everything = len(source.reader)
+        images = len(source.reader)
         source.numbers = source.numbers[world.rank :: world.size]
-        seen = extract_features(zero_shot, source, world.device, pause=pause)
-        top = seen.probabilities[0].float().topk(min(TOP, seen.probabilities.shape[-1]))
-        parts = world.gather((seen.numbers, seen.features, top.values, top.indices))
+        extracted = extract_features(zero_shot, source, world.device, pause=pause)
+        top = extracted.probabilities[0].float().topk(min(TOP, extracted.probabilities.shape[-1]))
+        parts = world.gather((extracted.numbers, extracted.features, top.values, top.indices))
         numbers, features, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))
         order = numbers.argsort()
         numbers = numbers[order].to(world.device)
         near, cosines = nearest(whitened(features[order].to(world.device).float()))
         weights = neighbour_weights(cosines)
 
-        def of_all(rows: Tensor) -> Tensor:
-            """A row for each image of the split, of those of the images that could be decoded."""
-            spread = rows.new_zeros(everything, *rows.shape[1:])
-            spread[numbers] = rows
-            return spread
+        def scatter(rows: Tensor) -> Tensor:
+            """Rows of decodable images -> rows of all images, with zeros for the others."""
+            scattered = rows.new_zeros(images, *rows.shape[1:])
+            scattered[numbers] = rows
+            return scattered
 
-        first = of_all(classes[order].to(world.device)), of_all(values[order].to(world.device))
-        total = torch.zeros(seen.probabilities.shape[-1], device=world.device)
-        self = cls(of_all(numbers[near]), of_all(weights), first, first[0].clone(), first[1].clone(), total, len(near))
+        first = scatter(classes[order].to(world.device)), scatter(values[order].to(world.device))
+        total = torch.zeros(extracted.probabilities.shape[-1], device=world.device)
+        self = cls(
+            scatter(numbers[near]), scatter(weights), first, first[0].clone(), first[1].clone(), total, len(near)
+        )
         self.total = self.dense(numbers).sum(0)
         for _ in range(ROUNDS):
-            made = [
-                self(self.zero_shot_of(some), some).topk(classes.shape[1]) for some in numbers.split(IMAGES_AT_ONCE)
-            ]
-            self.values[numbers] = torch.cat([part.values for part in made])
-            self.classes[numbers] = torch.cat([part.indices for part in made])
+            blocks = numbers.split(IMAGES_AT_ONCE)
+            tops = [self(self.zero_shot_of(block), block).topk(classes.shape[1]) for block in blocks]
+            self.values[numbers] = torch.cat([part.values for part in tops])
+            self.classes[numbers] = torch.cat([part.indices for part in tops])
             self.total = self.dense(numbers).sum(0)
         return self, self.values[numbers, 0]
 
@@ -101,7 +103,7 @@ class PropagatedLabels:
         """Z [B, K] of images with the teacher's `probabilities` [B, K]; `samples` int64 [B], numbers in the split."""
         near, weights = self.neighbours[samples], self.weights[samples]
         lift = torch.zeros_like(probabilities)
-        # One neighbour at a time: so sums have the same order each time, on a GPU, too.
+        # One neighbour at a time, so that sums are in the same order each time, on a GPU too.
         for neighbour, weight in zip(near.T, weights.T, strict=True):
             lift.scatter_add_(1, self.classes[neighbour], weight[:, None] * self.values[neighbour])
         lift = lift / (self.total / self.images + RARE)
@@ -120,15 +122,15 @@ class PropagatedLabels:
         self.classes[numbers], self.values[numbers] = classes, values
 
     def zero_shot_of(self, numbers: Tensor) -> Tensor:
-        """[B, K]: zero-shot's probabilities of some images."""
+        """[B, K]: the zero-shot model's probabilities of images."""
         return self.spread(*(part[numbers] for part in self.zero_shot))
 
     def dense(self, numbers: Tensor) -> Tensor:
-        """[B, K]: the stored labels of some images."""
+        """[B, K]: the stored labels of images."""
         return self.spread(self.classes[numbers], self.values[numbers])
 
     def spread(self, classes: Tensor, values: Tensor) -> Tensor:
-        """[B, K] of the values [B, T] at the classes [B, T], zero elsewhere."""
+        """[B, K]: the values [B, T] at the classes [B, T], and zeros."""
         return torch.zeros(len(values), len(self.total), device=values.device).scatter_(1, classes, values)
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class PropagatedLabels:
 
 
 def bytes_of(images: int, classes: int) -> int:
-    """Of the state, in a checkpoint and on each device."""
+    """Bytes of the state, in a checkpoint and on each device."""
     return images * 12 * (NEIGHBOURS + 2 * min(TOP, classes))  # int64 and float32
 
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: what makes two runs the same run, and what a bundle tells about its training."""
+"""The origin of a model: the identity of a run, and the provenance of its training in a bundle."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from must.config import TrainConfig
 from must.data.format.index import Index
 from must.method.model.provenance import Provenance, RunSummary
 
-# Parameters that say how and where a run is carried out; the result does not depend on them.
+# Parameters of how and where a run is executed; the result does not depend on them.
 RESUME_SAFE_FIELDS = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
     | {
@@ -37,7 +37,7 @@ RESUME_SAFE_FIELDS = frozenset(
 )
 
 
-# What runs were made with before there was a choice: their checkpoints do not say it.
+# Settings of runs before there was a choice; their checkpoints do not contain them.
 DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "class_prior": "uniform",
     "class_shares": None,
@@ -45,21 +45,21 @@ DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "confident_share": 0.0,
     "pseudo_labels": "teacher",
 }
-# What runs could be made with earlier and no more: one that was is another run, whatever else is the same.
+# Settings that no longer exist: a run with another value of one is another run.
 REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "init": ""}
 
 
 def run_identity(
     config: TrainConfig, index_sha256: str, classifier_sha256: str, shares: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """What decides a run's weights: a run may resume from the checkpoint of one with the same identity."""
+    """All that determines a run's weights: a run may resume from the checkpoint of one with the same identity."""
     settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_SAFE_FIELDS}
-    used = list(shares) if config.class_prior == "given" else None
-    return {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256, "class_shares": used, **settings}
+    inputs: dict[str, Any] = {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256}
+    return {**inputs, "class_shares": list(shares) if config.class_prior == "given" else None, **settings}
 
 
 def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str:
-    """A short name for what a run is made of: a retry finds its checkpoints, another run does not."""
+    """A hash of a run's inputs: a retry finds its checkpoints by it, another run does not."""
     parts = [index_sha256, hashlib.sha256(storage.read_bytes(classifier)).hexdigest(), settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -73,8 +73,8 @@ def provenance(
     origin: dict[str, str],
 ) -> Provenance:
     """Args:
-    prior: [K], what the class balance aimed at; empty for uniform.
-    origin: `model_folder` and `model_sha256` of the pretrained model, where they are known.
+    prior: [K], the class balance's target; empty for uniform.
+    origin: `model_folder` and `model_sha256` of the pretrained model, if known.
     """
     packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
     return Provenance(
@@ -93,7 +93,7 @@ def provenance(
 
 
 def git_revision() -> str | None:
-    """The commit of the image that runs (MUST_GIT_REVISION), else of the checkout that holds this package, if any."""
+    """The commit of the container image (MUST_GIT_REVISION), else of the checkout with this package, if any."""
     if revision := os.environ.get("MUST_GIT_REVISION"):
         return revision
     root = Path(must.__file__).parent.parent

@@ -1,6 +1,6 @@
-"""What a step takes of a run's settings, by parts. TrainConfig has the same names, with what they mean and defaults.
+"""The settings of a step, in groups. TrainConfig has the same names, with their meaning and defaults.
 
-The views' part is `must.data.augment.draws.ViewSettings`.
+The settings of views are in `must.data.augment.draws.ViewSettings`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from must.config import TrainConfig
 
 @dataclass(frozen=True)
 class Optim:
-    """Of AdamW, and of the teacher's moving average."""
+    """Settings of AdamW and of the teacher's moving average."""
 
     batch_size: int
     lr: float
@@ -26,7 +26,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Objective:
-    """Of the losses and the pseudo-labels."""
+    """Settings of the losses and the pseudo-labels."""
 
     fairness_weight: float
     reconstruction_weight: float
@@ -37,7 +37,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a step is carried out; it decides nothing about the result but rounding."""
+    """How a step is executed; of the result it changes only rounding."""
 
     precision: Literal["auto", "fp32", "bf16"]
     parallel: Literal["ddp", "fsdp"]

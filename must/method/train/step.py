@@ -38,12 +38,12 @@ from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 
 
 class MustStep:
-    """The two networks and what changes them.
+    """Student, teacher and optimizer; a call is one training step.
 
     Args:
         student: the zero-shot model, on its device; it is trained in place.
         steps, steps_per_epoch: of the whole run, for the schedules.
-        prior: [K], sum 1, what the class balance aims at; none: uniform.
+        prior: [K], sum 1, the class balance's target; empty: uniform.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class MustStep:
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.threshold = self.objective.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
-        # Floating point operations of an image's training, nearly: four forward passes' worth (teacher 1, student 3).
+        # About the floating point operations to train on an image: those of four forward passes (teacher 1, student 3).
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
-        asked = self.execution.precision
-        self.precision = auto_precision(world.device, self.work) if asked == "auto" else asked
+        setting = self.execution.precision
+        self.precision = auto_precision(world.device, self.work) if setting == "auto" else setting
         self.prepare()
         self.optimizer = build_optimizer(student, self.optim.layer_decay, self.optim.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
-        self.class_balance: Tensor | None = None  # of the epoch's steps before, with many classes
+        self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
         self.network = student if self.uses_fsdp else apply_ddp(student, world)
 
     def prepare(self) -> None:
-        """What must be done to the networks before the optimizer sees their parameters."""
+        """Sets up activation checkpointing and FSDP, before the optimizer gets the parameters."""
         if self.execution.activation_checkpointing:
             self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
@@ -86,8 +86,8 @@ class MustStep:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
 
         Returns:
-            Values of the global batch, on the device: nothing here waits for them. And 'replaced', the samples of
-            this process that could not be decoded.
+            Values of the global batch, on the device: the host does not wait for them. And 'replaced', the number of
+            undecodable samples of this process.
         """
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
@@ -104,8 +104,8 @@ class MustStep:
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
     def differentiate(self, batches: list[TrainBatch]) -> tuple[Losses, list[PseudoLabels]]:
-        """Sets the student's gradients, and nothing else; the micro-batches are on the device. Returns the last one's
-        losses, which tell the values of all, and the pseudo-labels of each."""
+        """Sets only the student's gradients; the micro-batches are on the device. Returns the last one's losses,
+        whose values are those of the global batch, and the pseudo-labels of each micro-batch."""
         labels = [self.pseudo_labels(batch) for batch in batches]
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -120,7 +120,7 @@ class MustStep:
 
     @torch.no_grad()
     def pseudo_labels(self, batch: TrainBatch) -> PseudoLabels:
-        """The teacher's, on the weak views; with --pseudo-labels propagated corrected by similar images' labels."""
+        """From the teacher, on the weak views; corrected by similar images with --pseudo-labels propagated."""
         with self.autocast():
             logits = self.teacher(normalize(batch.weak, self.preprocess))
         probabilities = upcast(logits).softmax(-1)
@@ -129,17 +129,17 @@ class MustStep:
         return pseudo_labels(probabilities, self.threshold)
 
     def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
-        """The student on the masked strong views, and those."""
+        """(the student's output for the masked strong views, the strong views)."""
         strong = normalize(batch.strong, self.preprocess)
         with self.autocast():
             return self.network(strong, batch.masked), strong
 
     @torch.no_grad()
     def totals(self, batches: list[TrainBatch], labels: list[PseudoLabels]) -> GlobalSums:
-        """What the losses must know of the whole batch before any micro-batch of it can be differentiated.
+        """The sums over the full batch that the losses need before any micro-batch can be differentiated.
 
-        The class balance is that of all images, and its logarithm is not linear: so the student looks at every
-        micro-batch twice, here without gradients. That makes five forward passes' worth of work of four.
+        The class balance is that of all images, and its logarithm is not linear: so the student computes every
+        micro-batch twice, here without gradients. That is the work of five forward passes instead of four.
         """
         terms = []
         for batch, label in zip(batches, labels, strict=True):
@@ -149,7 +149,7 @@ class MustStep:
 
     @torch.no_grad()
     def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:
-        """Class numbers [B] that a network gives to uint8 pixels [B, H, W, 3]."""
+        """Class numbers [B] that a network predicts for uint8 pixels [B, H, W, 3]."""
         with self.autocast():
             return network(normalize(pixels.to(self.world.device), self.preprocess)).argmax(-1)
 
@@ -167,7 +167,7 @@ class MustStep:
         return self.execution.parallel == "fsdp" and self.world.size > 1
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 for the networks, if wanted; weights, losses and EMA stay float32."""
+        """bf16 for the networks, if set; weights, losses and EMA stay float32."""
         return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,10 +177,10 @@ class MustStep:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        others: dict[str, Any] = {"class_balance": self.class_balance}
+        more: dict[str, Any] = {"class_balance": self.class_balance}
         if self.propagated is not None:
-            others |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
-        return full_state_dict(state, self.world.is_main) | others
+            more |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
+        return full_state_dict(state, self.world.is_main) | more
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_network(self.student, state["student"])

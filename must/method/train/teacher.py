@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def make_teacher(student: Model) -> Model:
-    """A copy of the student, every tensor of it, that no gradient reaches."""
+    """A deep copy of the student, without gradients."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher.eval()
@@ -21,8 +21,8 @@ def make_teacher(student: Model) -> Model:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    ours, theirs = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
-    torch._foreach_lerp_(ours, theirs, 1 - decay)
+    average, current = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(average, current, 1 - decay)
 
 
 def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:

@@ -1,4 +1,4 @@
-"""Clocks of a run: what its steps took and how long it waited, over all of its lives, and when a checkpoint is due."""
+"""Timers of a run: the time of steps and of waiting, over all attempts, and when a checkpoint is due."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -7,17 +7,17 @@ from typing import Any, TypeVar
 from must.method.train.train_state import TrainProgress
 
 Item = TypeVar("Item")
-SHARE = 20  # an interval is at least so many times as long as training stood still for the last checkpoint
+SHARE = 20  # an interval is at least so many times the seconds that the last checkpoint stopped training
 
 
 class RunTimer:
-    """Adds to `progress.seconds` and `progress.waited`, which travel with the checkpoints. It runs once it is made."""
+    """Adds to `progress.seconds` and `progress.waited`, which checkpoints contain. It starts when it is created."""
 
     def __init__(self, progress: TrainProgress) -> None:
         self.progress, self.since = progress, time.monotonic()
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; the time until each of them is there is waiting for data."""
+        """The items; the time until each arrives counts as waiting for data."""
         began = time.monotonic()
         for item in items:
             self.progress.waited += time.monotonic() - began
@@ -25,14 +25,13 @@ class RunTimer:
             began = time.monotonic()
 
     def read(self) -> None:
-        """Brings `progress.seconds` up to now."""
+        """Updates `progress.seconds`."""
         now = time.monotonic()
         self.progress.seconds += now - self.since
         self.since = now
 
     def timed(self, function: Callable[..., Any], *arguments: Any) -> float:
-        """Calls the function, with `progress` up to date; returns the seconds that training stood still for it, which
-        it adds to `progress.saving`."""
+        """Calls the function, with `progress` up to date; returns its seconds, and adds them to `progress.saving`."""
         self.read()
         function(*arguments)
         seconds = time.monotonic() - self.since
@@ -41,9 +40,9 @@ class RunTimer:
 
 
 class CheckpointTimer:
-    """When a checkpoint is due by the clock: often enough that a kill costs a minute, rare enough to cost little.
+    """When a checkpoint is due by time: often enough that a kill costs a minute, and rarely enough to cost little.
 
-    It is the main process's; the others learn from the step's all-reduce that a checkpoint is due.
+    Only the main process has one; the others get its decision by the step's all-reduce.
 
     Args:
         seconds: between two checkpoints; 0: never.
@@ -51,15 +50,15 @@ class CheckpointTimer:
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.cost = seconds, 0.0
-        self.since, self.asked = time.monotonic(), False
+        self.since, self.requested = time.monotonic(), False
 
     def due(self, busy: bool) -> bool:
-        """Whether to save now; true once a checkpoint. `busy`: saving would wait for the last one's writing."""
-        if not self.seconds or busy or self.asked:
+        """Whether to save now; true once per checkpoint. `busy`: the last checkpoint is still being written."""
+        if not self.seconds or busy or self.requested:
             return False
-        self.asked = time.monotonic() - self.since >= max(self.seconds, SHARE * self.cost)
-        return self.asked
+        self.requested = time.monotonic() - self.since >= max(self.seconds, SHARE * self.cost)
+        return self.requested
 
     def saved(self, cost: float) -> None:
-        """`cost`: seconds that training stood still for it."""
-        self.since, self.cost, self.asked = time.monotonic(), cost, False
+        """`cost`: seconds that it stopped training."""
+        self.since, self.cost, self.requested = time.monotonic(), cost, False

@@ -1,4 +1,4 @@
-"""What a run is besides its networks: how far it got, what it logged, and which checkpoints it may go on from."""
+"""The state of a run besides its networks: its progress, its log, and the checkpoints that it may resume from."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from must.method.train.step import MustStep
 
 @dataclass
 class TrainProgress:
-    """What changes during a run besides weights."""
+    """Counters and chosen settings of a run."""
 
     step: int = 0
     skipped: int = 0  # steps without finite gradients
@@ -27,20 +27,20 @@ class TrainProgress:
     seconds: float = 0.0
     waited: float = 0.0  # of `seconds`, for data
     saving: float = 0.0  # of `seconds`, for checkpoints
-    micro_batch: int = 0  # images that a process takes at once; 0: not known, in checkpoints of earlier versions
-    precision: str = ""  # of the networks' arithmetic; "": likewise
-    threads: int = 0  # of torch, in each process on a CPU; 0: likewise, and on a GPU
+    micro_batch: int = 0  # images that a process takes at once; 0: unknown, in checkpoints of earlier versions
+    precision: str = ""  # of the networks' arithmetic; "": unknown
+    threads: int = 0  # of torch, in each process on a CPU; 0: unknown, and on a GPU
 
 
 @dataclass
 class TrainState:
-    """Saves to, and goes on from, the checkpoints of one run."""
+    """Saves to, and resumes from, the checkpoints of one run."""
 
     checkpoints: Checkpoints
     identity: dict[str, Any]
     progress: TrainProgress = field(default_factory=TrainProgress)
-    log_lines: list[dict[str, Any]] = field(default_factory=list)  # of the whole run; they travel with the checkpoints
-    run_ids: dict[str, str] = field(default_factory=dict)  # the trackers' names for the run, likewise
+    log_lines: list[dict[str, Any]] = field(default_factory=list)  # of all the run; checkpoints contain them
+    run_ids: dict[str, str] = field(default_factory=dict)  # the trackers' names for the run; checkpoints contain them
 
     @classmethod
     def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> Self:
@@ -64,20 +64,20 @@ class TrainState:
         return state
 
     def resume(self, must_step: MustStep) -> bool:
-        """Goes on from the newest whole checkpoint, if there is one.
+        """Resumes from the newest complete checkpoint. False: there is none.
 
         Raises:
-            ValueError: it belongs to another run, or not all processes find the same one.
+            ValueError: it belongs to another run, or processes find different ones.
         """
         if must_step.world.is_main:
             self.checkpoints.remove_leftovers()
         with newest_checkpoint(self.checkpoints, must_step.world) as path:
             state = load_state(path) if path else None
-        self.check_all_find(state["progress"]["step"] if state else 0, must_step.world)
+        self.check_same_step(state["progress"]["step"] if state else 0, must_step.world)
         if state is None:
             return False
-        ours, theirs = REMOVED_SETTINGS | self.identity, REMOVED_SETTINGS | DEFAULTS_OF_OLD_RUNS | state["identity"]
-        changed = [f"{name} ({theirs.get(name)} -> {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
+        new, old = REMOVED_SETTINGS | self.identity, REMOVED_SETTINGS | DEFAULTS_OF_OLD_RUNS | state["identity"]
+        changed = [f"{name} ({old.get(name)} -> {new[name]})" for name in new if old.get(name) != new[name]]
         if changed:
             raise UserError(
                 f"{self.checkpoints.uri}: holds checkpoints of a run with other settings: {', '.join(changed[:5])}; "
@@ -89,10 +89,10 @@ class TrainState:
         must_step.load_state_dict(state)
         return True
 
-    def check_all_find(self, step: int, world: World) -> None:
-        """Processes that go on from different steps would train different models, or wait for each other for ever."""
-        found = world.gather(step)
-        newest, oldest = max(found), min(found)
+    def check_same_step(self, step: int, world: World) -> None:
+        """Raises UserError: processes would resume from different steps, and train different models or hang."""
+        steps = world.gather(step)
+        newest, oldest = max(steps), min(steps)
         require(
             newest == oldest,
             f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "

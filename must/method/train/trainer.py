@@ -1,8 +1,8 @@
-"""The training loop: batches in, steps of the method, checkpoints, a bundle out.
+"""The training loop: reads batches, takes steps of the method, saves checkpoints, writes the bundle.
 
-Where training starts, the first that there is:
+Training starts from the first of these that exists:
 
-1. the newest whole checkpoint of the same run (`Trainer.resume`), unless --no-resume;
+1. the newest complete checkpoint of the same run (`Trainer.resume`), unless --no-resume;
 2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
 """
 
@@ -43,7 +43,7 @@ from must.method.select.select import (
 )
 from must.method.train.autotune import choose_loaders, choose_micro_batches
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.compiled import compile_blocks, pays
+from must.method.train.compiled import compile_blocks, should_compile
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
 from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
 from must.method.train.monitor import RunMonitor
@@ -61,28 +61,28 @@ from must.method.train.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
-CHECK_BATCH = 256  # images a forward pass of the check
+CHECK_BATCH = 256  # images per forward pass of the check
 
 
 def train(config: TrainConfig) -> RunSummary:
-    """Trains, or goes on with training, and writes the bundle to ``config.output``. Returns the run's summary.
+    """Trains, or resumes training, and writes the bundle to ``config.output``. Returns the run's summary.
 
     Raises:
-        ValueError: the user's input is wrong, or the numbers stopped being numbers.
-        Preempted: a signal arrived and a checkpoint is saved; or the place of the checkpoints cannot be reached.
-        LostRank: another process of the run is gone.
+        ValueError: the user's input is wrong, or gradients are no longer finite.
+        Preempted: a signal arrived and a checkpoint is saved; or the storage of the checkpoints cannot be reached.
+        LostRank: another process of the run is lost.
     """
     stop = StopSignal()
     try:
-        with init_distributed(config.device, config.timeout) as processes:
-            prepare_machine(processes.device)
-            trainer = Trainer(config, processes)
-            with exclusive_checkpoints(trainer.state.checkpoints, processes):
+        with init_distributed(config.device, config.timeout) as world:
+            prepare_machine(world.device)
+            trainer = Trainer(config, world)
+            with exclusive_checkpoints(trainer.state.checkpoints, world):
                 trainer.resume()
                 return trainer.run(stop)
     except UnreachableError as error:
-        of_a_loader = f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: "  # the end of its traceback
-        reason = printable(str(error).strip().splitlines()[-1].removeprefix(of_a_loader))
+        prefix = f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: "  # in a loader's traceback
+        reason = printable(str(error).strip().splitlines()[-1].removeprefix(prefix))
         logger.warning(f"must train: {reason}; run the same command to go on from the last checkpoint")
         raise Preempted(reason) from error
     finally:
@@ -90,10 +90,10 @@ def train(config: TrainConfig) -> RunSummary:
 
 
 class Trainer:
-    """One process's part of a run."""
+    """One process of a run."""
 
-    def __init__(self, config: TrainConfig, processes: World) -> None:
-        self.world = processes
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.world = world
         self.reader = open_reader(
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
@@ -104,31 +104,31 @@ class Trainer:
         if config.class_prior == "given":
             require_shares(classifier.shares, config.classifier)
             self.prior = classifier.shares
-        torch.manual_seed(config.seed)  # mask token and decoder start at random, the same in every process
-        kept = not (config.model or config.pretrained)
-        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if kept}
+        torch.manual_seed(config.seed)  # mask token and decoder are initialized at random, the same in every process
+        own_model = not (config.model or config.pretrained)
+        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if own_model}
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
-        student = self.zero_shot.model.to(processes.device)
+        student = self.zero_shot.model.to(world.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = preprocess_of(self.zero_shot.description)
         if config.mask_token == "mean":
-            start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), processes.device)
+            start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), world.device)
         views = part_of(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
         self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         self.batches = self.batches_from(0)
         if config.accumulate != "auto":
-            MicroBatches(self.batches, config.accumulate)  # refuses what does not divide, before anything is made
+            MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
-            student, preprocess, StepSettings.of(config), processes, self.batches.steps, self.batches.steps_per_epoch,
+            student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
         )  # fmt: skip
         self.state = TrainState.of(config, self.reader.index, classifier)
         self.monitor = RunMonitor(
-            config.batch_size, config.max_replaced, processes, self.reader, self.must_step, self.state, self.reference
+            config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
         )
-        self.micro_batches = self.loaders = 0  # of a step, and processes; `choose` sets them
-        self.not_compiled = ""  # why torch.compile fails here, where it was asked for
+        self.micro_batches = self.loaders = 0  # micro-batches per step, loader processes; set by `choose`
+        self.not_compiled = ""  # why torch.compile fails on this machine, if it was requested
 
     def batches_from(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -149,7 +149,7 @@ class Trainer:
             logger.info(f"going on after step {step} of {uri}")
 
     def choose(self) -> None:
-        """What `auto` means on this machine, once it is known whether the run goes on."""
+        """Chooses the `auto` settings on this machine, after it is known whether the run resumes."""
         config, progress, local = self.config, self.state.progress, self.batches.local_size
         count, workers = config.accumulate, config.workers
         if count == "auto":
@@ -159,16 +159,16 @@ class Trainer:
             workers = choose_loaders(self.must_step, progress.micro_batch)
         self.choose_arithmetic()
         self.micro_batches, self.loaders = count, workers
-        if pays(config.compile, self.world.device.type, self.batches.steps - progress.step):
+        if should_compile(config.compile, self.world.device.type, self.batches.steps - progress.step):
             self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
 
     def start_labels(self, stop: StopSignal) -> None:
-        """What pseudo-labels follow from besides the teacher, by zero-shot's predictions of the images."""
+        """Computes propagated labels and the confidence threshold from zero-shot predictions, as the settings need."""
         config, step = self.config, self.must_step
-        if step.propagated is not None:  # a checkpoint had them
+        if step.propagated is not None:  # from the checkpoint
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
-        pause = leave_if(stop, "predicting all images") if self.world.size == 1 else None
+        pause = raise_if_stopped(stop, "predicting all images") if self.world.size == 1 else None
         if config.pseudo_labels == "propagated":
             step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world, pause)
         elif config.confident_share:
@@ -177,17 +177,17 @@ class Trainer:
             step.threshold = self.world.gather(threshold_of(config.confident_share, confidence))[0]
 
     def choose_arithmetic(self) -> None:
-        """Threads and precision; a run that goes on keeps its own, as sums in another order are not the same to the
-        bit. Earlier versions had one core less and fp32 on a CPU."""
+        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits. Earlier
+        versions left one core free and used fp32 on a CPU."""
         must_step, progress, on_cpu = self.must_step, self.state.progress, self.world.device.type == "cpu"
         earlier = progress.step > 0 and not progress.precision
         if self.config.precision == "auto":
-            own = "fp32" if earlier and on_cpu else must_step.precision
-            must_step.precision = progress.precision or self.world.gather(own)[0]
+            chosen = "fp32" if earlier and on_cpu else must_step.precision
+            must_step.precision = progress.precision or self.world.gather(chosen)[0]
         progress.precision = must_step.precision
         if on_cpu:
-            kept = min(progress.threads, own_cores())
-            share_cores(0 if earlier else kept or division(must_step.work).threads)
+            threads = min(progress.threads, own_cores())
+            share_cores(0 if earlier else threads or division(must_step.work).threads)
             progress.threads = torch.get_num_threads()
 
     def run(self, stop: StopSignal) -> RunSummary:
@@ -219,18 +219,18 @@ class Trainer:
             if last or progress.step % config.log_every == 0:
                 log.write(step, self.monitor.check(meter, step, micro_batches[0]))
 
-            leave, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
+            stopping, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
             save |= checkpoints.due(progress.step, config.checkpoint_every or self.batches.steps_per_epoch)
-            if leave or (save and not last):
+            if stopping or (save and not last):
                 clock.saved(timer.timed(self.state.save, self.must_step))
-            if leave:
+            if stopping:
                 checkpoints.close()
-                log.say(f"stopped by a signal after step {progress.step}; run the same command to go on")
+                log.message(f"stopped by a signal after step {progress.step}; run the same command to go on")
                 raise Preempted
         timer.read()
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
-        """A step's micro-batches at a time."""
+        """The micro-batches of each step."""
         batches = MicroBatches(self.batches_from(first_step), self.micro_batches)
         return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.micro_batches)
 
@@ -246,15 +246,15 @@ class Trainer:
         return log
 
     def estimate(self, steps: StepTimer, log: TrainLog | NoLog) -> StepTimer | None:
-        """Logs how long the run will take, once its own first steps tell; None then."""
+        """Logs the estimated duration once enough steps are timed; returns None then."""
         steps.mark(self.state.progress.waited)
         if not steps.enough(LONG_ENOUGH):
             return steps
         if self.world.is_main:
-            batch, left = self.config.batch_size, self.batches.steps - self.state.progress.step
+            batch, remaining = self.config.batch_size, self.batches.steps - self.state.progress.step
             pace = steps.pace(memory_of(self.world.device), batch, batch)
-            for line in pace.lines(self.size(), left) if left else ():
-                log.say(line)
+            for line in pace.lines(self.size(), remaining) if remaining else ():
+                log.message(line)
         return None
 
     def size(self) -> Size:
@@ -267,27 +267,25 @@ class Trainer:
         logger.info("\n".join([f"{backbone}, {len(description.classes)} classes, {images}", *size.lines()]))
 
     def finish(self, stop: StopSignal) -> RunSummary:
-        """Writes the bundle; the checkpoint of the last step stays, so that running again does nothing twice."""
+        """Writes the bundle; the last step's checkpoint is kept, so that a second run repeats no work."""
         progress, config = self.state.progress, self.config
         summary = summary_of(progress, config.batch_size)
         networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
             settings = replace(config, accumulate=self.micro_batches)
-            made = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
-            made = replace(
-                made, threads=progress.threads or None, config=made.config | {"precision": progress.precision}
-            )
-            description = replace(self.zero_shot.description, provenance=made)
-            self.save_model(networks[config.save], description, leave_if(stop, "checking the model"))
+            origin = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
+            values = origin.config | {"precision": progress.precision}
+            origin = replace(origin, threads=progress.threads or None, config=values)
+            description = replace(self.zero_shot.description, provenance=origin)
+            self.save_model(networks[config.save], description, raise_if_stopped(stop, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
     def save_model(self, adapted: Weights, description: Description, pause: Callable[[], None]) -> None:
-        """Writes the model at `--alpha` of the way from zero-shot, with its check, and beside it all of the adaptation.
+        """Writes the model interpolated at `--alpha`, with its check, and beside it the fully adapted one.
 
-        A function of the weights and the images of the reader that was trained with: a run that was killed here and
-        goes on writes the same.
+        It depends only on the weights and the training images: a run that is killed here and resumes writes the same.
         """
         config, zero_shot, end = self.config, self.reference, copy.deepcopy(self.reference)
         end.load_state_dict(adapted)
@@ -298,20 +296,20 @@ class Trainer:
             config.alpha, pause=pause,
         )  # fmt: skip
         logger.info(choice.text())
-        whole = storage.join(config.output, ADAPTED)
+        adapted_uri = storage.join(config.output, ADAPTED)
         if choice.alpha != 1:
-            save_bundle(whole, end, description)
-            logger.info(f"all of the adaptation is beside it: {whole}")
-        elif storage.exists(storage.join(whole, DESCRIPTION_FILE)):  # of an earlier run
-            storage.delete_folder(whole)
+            save_bundle(adapted_uri, end, description)
+            logger.info(f"all of the adaptation is beside it: {adapted_uri}")
+        elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
+            storage.delete_folder(adapted_uri)
         zero_shot.load_state_dict(between(zero_shot.state_dict(), end.state_dict(), choice.alpha))
         save_bundle(config.output, zero_shot, with_selection(description, choice))
 
 
-def leave_if(stop: StopSignal, doing: str) -> Callable[[], None]:
-    def look() -> None:
+def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
+    def check() -> None:
         if stop.received:
-            logger.info(f"stopped by a signal while {doing}; run the same command to go on")
+            logger.info(f"stopped by a signal while {activity}; run the same command to go on")
             raise Preempted
 
-    return look
+    return check

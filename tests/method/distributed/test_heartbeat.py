@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from must.base.processes import is_running
-from must.method.distributed.heartbeat import LEFT, Heartbeat
+from must.method.distributed.heartbeat import EXITED, Heartbeat
 
 SILENCE = 2.0  # seconds; many beats long, so that a busy machine does not silence anybody
 
@@ -38,7 +38,7 @@ def processes():
         started[rank] = multiprocessing.get_context("fork").Process(target=beat, args=(server.port, rank, 7))
         started[rank].start()
     heartbeat = heart(server.port, 0, 7)
-    until(lambda: not heartbeat.lost(SILENCE) and all("in step 8" in sign.where() for sign in heartbeat.signs.values()))
+    until(lambda: not heartbeat.lost(SILENCE) and all("step 8" in beat.location() for beat in heartbeat.beats.values()))
     yield heartbeat, started
     heartbeat.close()
     for process in started.values():
@@ -82,9 +82,9 @@ def test_a_process_that_left_on_its_own_is_no_lost_one(processes):
     heartbeat, started = processes
     started[1].kill()
     started[1].join()
-    heartbeat.store.set("1", f"99 {LEFT} {started[1].pid} somewhere")
+    heartbeat.store.set("1", f"99 {EXITED} {started[1].pid} somewhere")
     heartbeat.timeout = SILENCE
-    assert heartbeat.explain() == LEFT and heartbeat.lost(SILENCE) == []
+    assert heartbeat.explain() == EXITED and heartbeat.lost(SILENCE) == []
 
 
 def test_all_are_lost_where_the_store_is_gone(processes):

@@ -15,7 +15,7 @@ from torch import nn
 from must.base.parameters import load
 from must.config import ClassifierConfig, ExportConfig, TrainConfig
 from must.deploy.export.onnx import export_onnx
-from must.method.model.backbone import architecture_of, build_visual, check_tower, load_backbone
+from must.method.model.backbone import build_visual, check_tower, load_backbone, read_architecture
 from must.method.model.bundle import load_bundle, load_description
 from must.method.model.classifier import classifier
 from must.method.model.masked_vit import MaskedViT
@@ -193,7 +193,7 @@ def table() -> list[tuple[list[str], bool]]:
 def works(name: str) -> bool:
     with torch.device("meta"):
         try:
-            visual = build_visual(architecture_of(name, name, {}))
+            visual = build_visual(read_architecture(name, name, {}))
             model = MaskedViT(visual, torch.empty(open_clip.get_model_config(name)["embed_dim"], 3)).eval()
         except ValueError as error:
             assert "cannot be trained" in str(error) and "\n" not in str(error)
@@ -229,7 +229,7 @@ def test_every_architecture_of_open_clip_is_what_the_table_says():
     answers: dict[str, bool] = {}  # names of one architecture share theirs
 
     def answer(name: str) -> bool:
-        kind = json.dumps(architecture_of(name, name, {}))
+        kind = json.dumps(read_architecture(name, name, {}))
         if kind not in answers:
             answers[kind] = works(name)
         return answers[kind]

@@ -8,7 +8,7 @@ from must.method.model.backbone import load_backbone
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.towers import tower_of
 from must.method.select import features as module
-from must.method.select.features import NUMBERS, BlockTokens, ImageFeatures
+from must.method.select.features import PROJECTED_SIZE, BlockTokens, ImageFeatures
 from tests.method.model.tiny import FAMILIES, LAYERS, PATCH, SIZE, WIDTH, model_folder
 
 PATCHES = (SIZE // PATCH) ** 2
@@ -62,11 +62,11 @@ def test_they_are_the_tokens_after_every_block_that_is_called(clip):
     assert torch.equal(found, torch.cat(expected, 1).float())
 
 
-@pytest.mark.parametrize("wide", [module.WIDE, 8])
+@pytest.mark.parametrize("wide", [module.MAX_SIZE, 8])
 def test_batches_and_torchs_generator_make_no_difference(clip, monkeypatch, wide):
     """Also where the numbers are pooled and projected, by a matrix that is always the same."""
-    monkeypatch.setattr(module, "WIDE", wide)
-    monkeypatch.setattr(module, "NUMBERS", 4 if wide == 8 else NUMBERS)
+    monkeypatch.setattr(module, "MAX_SIZE", wide)
+    monkeypatch.setattr(module, "PROJECTED_SIZE", 4 if wide == 8 else PROJECTED_SIZE)
     torch.manual_seed(5)
     state = torch.get_rng_state()
     whole = features_of(clip, [images(7)])

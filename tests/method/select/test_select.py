@@ -18,7 +18,7 @@ from must.method.model.provenance import Provenance
 from must.method.select.check import agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
-from must.method.select.select import DEFAULT_ALPHA, TRIED, select
+from must.method.select.select import ALPHAS, DEFAULT_ALPHA, select
 from must.method.train import trainer
 from must.method.train.trainer import train
 
@@ -104,7 +104,7 @@ def test_a_ruined_model_is_kept_as_asked_and_warned_of(digits, tmp_path, capsys)
 
 def test_labels_choose_alpha_and_what_they_measure_is_recorded(digits, tmp_path):
     found = selected(digits, digits.adapted, tmp_path / "labelled", labelled="test")
-    assert found["by"] == "120 labels of test" and found["alpha"] in TRIED
+    assert found["by"] == "120 labels of test" and found["alpha"] in ALPHAS
     values = {"model": str(tmp_path / "labelled"), "baseline": digits.classifier, "shards": digits.shards}
     metrics = evaluate(EvaluateConfig(**values, output=str(tmp_path / "report"), workers=0, device="cpu"))
     assert found["measured"]["answers"] == 120
@@ -220,4 +220,4 @@ def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from
         )
     )
     assert exported["check"]["images"] > 0
-    assert selected(digits, tmp_path / "old", tmp_path / "new")["alpha"] in TRIED
+    assert selected(digits, tmp_path / "old", tmp_path / "new")["alpha"] in ALPHAS

@@ -103,7 +103,7 @@ def test_the_warm_up_does_not_count():
     watch = StepTimer()
     watch.marks, watch.waited = [100.0, 101.0, 103.0, 106.0], [50.0, 50.0, 50.5, 51.5]
     assert watch.enough(6.0) and not watch.enough(6.1)
-    pace = watch.pace(Memory(1, 2, "x"), images=8, batch_size=32, more=0.5)
+    pace = watch.pace(Memory(1, 2, "x"), images=8, batch_size=32, extra=0.5)
     assert (pace.mean, pace.least, pace.most, pace.measured, pace.waiting) == (8.5, 4.5, 12.5, 3, 0.25)
 
 

@@ -12,7 +12,7 @@ from must.method.train.start_values import start_mask_token
 
 
 def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
-    monkeypatch.setattr(start_values, "LOOKED_AT", 40)
+    monkeypatch.setattr(start_values, "MASK_TOKEN_IMAGES", 40)
     fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
     preprocess, patches = preprocess_of(fresh.description), []
     reader = open_reader(digits.shards, "train")

@@ -1,8 +1,8 @@
-"""Image towers: what MUST needs to know of an architecture, a small class for each kind that a library has.
+"""Image towers: what MUST needs of an architecture, in one small class for each kind.
 
 The method is written for a CLIP Vision Transformer: patches, one of which can be replaced by a mask token before
-positions are added, and a class token that becomes the image's feature. A tower answers for another architecture where
-its patches are, how tokens become the image's feature, and what a single patch looks like in the same space.
+positions are added, and a class token that becomes the image's feature. A tower class defines for another
+architecture where its patches are, how tokens become the image's feature, and the feature of a single patch.
 
 A new one is a class here, a case in choose.py, a tiny model in tests/method/model/tiny.py and a row in docs/models.md.
 """

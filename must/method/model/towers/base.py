@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 
 class Tower(ABC):
-    """An image tower of open_clip, taken apart. It refers to the module `visual`; the parameters stay that module's.
+    """The parts of an open_clip image tower. It refers to the module `visual`, which owns the parameters.
 
-    The local feature u of a patch is one rule for every family: the tower's own head, applied to that patch as if it
-    were all there is, with ln_patch in place of the tower's last normalization.
+    The local feature u of a patch follows one rule for every family: the tower's own head, applied to that patch
+    alone, with ln_patch in place of the tower's last normalization.
 
     - class token (as published, arXiv 2206.02967):  u = n(proj(ln_patch(x)))
     - mean of the patches:                           u = n(proj(ln_patch(x))): the mean over one patch is the patch
     - attention pooling:                             u = n(head(pool({ln_patch(x)}))): the softmax over one key is 1, so
       the patch passes through the value and output projections (and the pool's MLP, if it has one)
 
-    n(v) = v / |v|. The last two are ours; the paper has class tokens only.
+    n(v) = v / |v|. The last two are this project's; the paper has class tokens only.
     """
 
     visual: Any
@@ -34,7 +34,7 @@ class Tower(ABC):
     def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         """Images [B, 3, H, W] -> all tokens after the last block, [B, T, W].
 
-        `replace` maps patch embeddings [B, L, W] to what goes on: masking happens before positions are added.
+        `replace` maps patch embeddings [B, L, W] to the input of the blocks: positions are added after masking.
         """
 
     def forward_features(
@@ -42,7 +42,7 @@ class Tower(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """(tokens for `feature`, the patches [B, M, W] with the numbers `masked` [B, M]), after the last block.
 
-        A tower may leave out of its last block what neither of the two needs.
+        A tower need not compute tokens of its last block that neither of the two needs.
         """
         tokens = self.forward_tokens(images, replace)
         return tokens, None if masked is None else take(self.patches(tokens), masked)
@@ -63,8 +63,8 @@ class Tower(ABC):
     def patch_norm(self) -> nn.Module:
         """A new ln_patch.
 
-        With a class token it starts fresh, as published. Where the head reads patches it starts as a copy of the
-        tower's last normalization, which is what the head was trained on.
+        With a class token it is newly initialized, as published. Where the head pools patches, it is a copy of the
+        tower's last normalization, with which the head was trained.
         """
 
     @abstractmethod

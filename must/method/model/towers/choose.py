@@ -1,11 +1,11 @@
-"""Which tower a model has, and one clear line for those that the method cannot train."""
+"""Chooses the tower class of a model; an error in one line for those that the method cannot train."""
 
 from typing import Any, NoReturn
 
 from must.base.errors import UserError
 from must.method.model.towers.base import Tower
 
-NEEDED = (
+NEEDS_PATCHES = (
     "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
 )
 HIERARCHICAL = (
@@ -25,7 +25,7 @@ def tower_of(visual: Any) -> Tower:
         return timm_tower(visual)
     if hasattr(visual, "class_embedding") and hasattr(visual, "conv1"):
         return clip_tower(visual)
-    refuse(type(visual).__name__, HIERARCHICAL if hasattr(visual, "layer4") else NEEDED)
+    refuse(type(visual).__name__, HIERARCHICAL if hasattr(visual, "layer4") else NEEDS_PATCHES)
 
 
 def clip_tower(visual: Any) -> Tower:
@@ -57,8 +57,8 @@ def timm_tower(visual: Any) -> Tower:
     trunk = visual.trunk
     name = f"{type(trunk).__name__} (timm)"
     if type(trunk) not in (VisionTransformer, Eva):
-        sizes = {layer.get("reduction") for layer in getattr(trunk, "feature_info", ())}  # pixels a place
-        refuse(name, NAFLEX if "naflex" in name.lower() else HIERARCHICAL if len(sizes) > 1 else NEEDED)
+        sizes = {layer.get("reduction") for layer in getattr(trunk, "feature_info", ())}  # pixels per position
+        refuse(name, NAFLEX if "naflex" in name.lower() else HIERARCHICAL if len(sizes) > 1 else NEEDS_PATCHES)
     embed = trunk.patch_embed
     if type(embed) is not PatchEmbed:
         refuse(name, f"its patches come from a convolutional stem ({type(embed).__name__}), not from single patches")
@@ -75,7 +75,7 @@ def timm_tower(visual: Any) -> Tower:
 
 
 def check_grid(name: str, image: tuple[int, int], patch: int) -> None:
-    """Some models leave a margin of pixels that no patch covers."""
+    """Raises UserError: patches do not cover the image, which some models allow."""
     if image[0] % patch or image[1] % patch:
         refuse(
             name,

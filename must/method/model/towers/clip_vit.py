@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from must.base.errors import UserError
-from must.method.model.attention import SelfAttention, attended, can_stand_in, is_residual, knows
+from must.method.model.attention import SelfAttention, attended, can_replace, is_known, is_residual
 from must.method.model.towers.base import Tower, take
 
 BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
@@ -24,17 +24,17 @@ class ClipTower(Tower):
         self.visual = visual
         self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
         self.blocks = visual.transformer.resblocks
-        visual.output_tokens = False  # CoCa's towers hand out all tokens besides the feature
-        for block in self.blocks:  # `forward` does the last one's work itself
+        visual.output_tokens = False  # CoCa's towers return all tokens besides the feature
+        for block in self.blocks:  # `forward_features` computes the last block itself
             known = not is_residual(block) or isinstance(block.attn, SelfAttention)
-            if not known and not can_stand_in(block.attn):
+            if not known and not can_replace(block.attn):
                 refuse_attention(block.attn)
 
     def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         return self.visual.transformer(self.embedded(images, replace))
 
     def embedded(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
-        """What goes into the first block."""
+        """The input of the first block."""
         visual = self.visual
         patches = replace(visual.conv1(images).flatten(2).transpose(1, 2))
         class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
@@ -54,7 +54,7 @@ class ClipTower(Tower):
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
-        # The last block's tokens are read for the class and the masked patches only: the others stay keys and values.
+        # Only the class token and the masked patches of the last block are used: the others are keys and values only.
         read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
         read = read + last.ls_1(attended(last.attn, last.ln_1(read), last.ln_1(tokens)))
         read = read + last.ls_2(last.mlp(last.ln_2(read)))
@@ -82,7 +82,7 @@ class ClipTower(Tower):
 
 
 def refuse_attention(attention: Any) -> NoReturn:
-    """Another open_clip may call and answer otherwise, and nothing would fail: the logits would be wrong."""
+    """Raises UserError: in another open_clip the arguments may differ, and logits would be wrong without an error."""
     raise UserError(
         f"the attention of open_clip {open_clip.__version__} ({type(attention).__name__}) is none that MUST knows; "
         "install one that has it: pip install 'open_clip_torch>=3,<4'"
@@ -107,7 +107,7 @@ class CocaTower(ClipTower):
 
     def __init__(self, visual: Any) -> None:
         super().__init__(visual)
-        if not knows(visual.attn_pool.attn):
+        if not is_known(visual.attn_pool.attn):
             refuse_attention(visual.attn_pool.attn)
 
     def feature(self, tokens: Tensor) -> Tensor:

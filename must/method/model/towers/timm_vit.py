@@ -1,6 +1,6 @@
 """timm Vision Transformers inside open_clip: SigLIP and SigLIP2, Perception Encoder, EVA, and others of their kind.
 
-Prefix tokens (class, registers) may be there or not; the head pools by class token, by mean or by attention.
+Prefix tokens (class, registers) are optional; the head pools by class token, by mean or by attention.
 """
 
 import copy
@@ -53,7 +53,7 @@ class TimmTower(Tower):
         trunk = self.visual.trunk
         if trunk.attn_pool is not None:
             normed = trunk.attn_pool(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
-        if not isinstance(trunk.norm, nn.Identity):  # else ln_patch stands for fc_norm already
+        if not isinstance(trunk.norm, nn.Identity):  # else ln_patch already is a copy of fc_norm
             normed = trunk.fc_norm(normed)
         return self.visual.head(trunk.head(normed))
 

@@ -1,4 +1,4 @@
-"""Where training curves go besides the log: TensorBoard's files, an MLflow server.
+"""Trackers of training curves besides the log: TensorBoard's files, an MLflow server.
 
-A tracker has three methods: start, log and close (`base.Tracker`). `fan.Trackers` is what training talks to.
+A tracker has three methods: start, log and close (`base.Tracker`). Training uses `fan.Trackers`.
 """

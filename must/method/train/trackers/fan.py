@@ -15,12 +15,12 @@ from must.method.train.trackers.trainer_status import TrainerStatus
 
 logger = logging.getLogger(__name__)
 
-FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end for what is still to be sent
-LAST_LINES_TIMEOUT = 5.0  # where the run was stopped: whoever did that will not wait for long
+FLUSH_TIMEOUT = 60.0  # seconds that a tracker has at the end to send its queue
+LAST_LINES_TIMEOUT = 5.0  # the same if the run was stopped, as the process may be killed soon
 
 
 class TensorBoard:
-    """Points of an earlier attempt that are after its checkpoint are struck out (TensorBoard's purge)."""
+    """Points after the checkpoint of an earlier attempt are removed (TensorBoard's purge)."""
 
     run_id = ""
 
@@ -46,8 +46,8 @@ MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "ml
 
 class Trackers:
     """Args:
-    attempt: with the run_id left out; `run_ids` has those of each tracker by name.
-    steps: of the whole run, where it is to be told to Kubeflow Trainer too.
+    attempt: without run_id; `run_ids` has those of each tracker by name.
+    steps: of the whole run, for Kubeflow Trainer.
     """
 
     def __init__(self, names: Sequence[str], attempt: Attempt, run_ids: dict[str, str], steps: int = 0) -> None:
@@ -58,17 +58,17 @@ class Trackers:
         """Returns the trackers' run_ids, for a later attempt.
 
         Raises:
-            ValueError: a run that begins cannot be tracked. One that goes on does so without the tracker.
+            ValueError: a new run cannot be tracked. A resumed run continues without the tracker.
         """
         require_packages([tracker.name for tracker in self.all])
         for tracker in list(self.all):
             try:
                 tracker.tracker.start(config)
-            except Exception as error:  # the packages have many of their own
+            except Exception as error:  # the packages have many exceptions of their own
                 if not self.attempt.first_step:
                     message = reason(error)
-                    begins = f"--trackers {tracker.name}: "
-                    raise UserError(message if message.startswith(begins) else begins + message) from None
+                    prefix = f"--trackers {tracker.name}: "
+                    raise UserError(message if message.startswith(prefix) else prefix + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
         if self.attempt.first_step < self.steps and TrainerStatus.is_wanted():
@@ -85,7 +85,7 @@ class Trackers:
 
 
 class AsyncTracker:
-    """Takes points to a tracker, in a thread: a server that does not answer must not be waited for."""
+    """Sends points to a tracker in a thread, so that training does not wait for a server."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self.name, self.tracker, self.failed = name, tracker, False
@@ -107,7 +107,7 @@ class AsyncTracker:
             self.warn(TimeoutError(f"timed out with values unsent ({patience:.0f} s)"))
 
     def begin(self) -> None:
-        """Not at the start: the loader processes are forked then, and threads do not go well with that."""
+        """Starts the thread, at the first point and not earlier: loader processes are forked before."""
         if self.thread is None:
             self.thread = threading.Thread(target=self.work, name=f"tracker-{self.name}", daemon=True)
             self.thread.start()
@@ -117,10 +117,10 @@ class AsyncTracker:
             while not isinstance(point := self.points.get(), bool):
                 self.tracker.log(*point)
             self.tracker.close(point)
-        except Exception as error:  # the packages have many of their own
+        except Exception as error:  # the packages have many exceptions of their own
             self.warn(error)
 
     def warn(self, error: Exception) -> None:
-        """Once: nothing is sent to a tracker that failed."""
+        """Called once: nothing is sent to a tracker after it failed."""
         self.failed = True
         logger.warning(f"warning: --trackers {self.name}: {reason(error)}; training goes on without it")

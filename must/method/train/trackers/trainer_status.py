@@ -1,7 +1,7 @@
-"""Progress in Kubeflow Trainer's `status.trainerStatus`: what `kubectl get trainjob -o yaml` and its SDK show.
+"""Progress in Kubeflow Trainer's `status.trainerStatus`, which `kubectl get trainjob -o yaml` and its SDK show.
 
-Trainer 2.3 gives a TrainJob's pods three variables where its feature gate TrainJobStatus is on. It is no tracker that a
-run asks for: where they are not there, nothing is sent, and an answer that is none costs a line of warning.
+Trainer 2.3 sets three variables in a TrainJob's pods if its feature gate TrainJobStatus is on. It is not in --trackers:
+without the variables nothing is sent, and a failed request only logs a warning.
 """
 
 import json
@@ -19,13 +19,13 @@ from must.method.train.trackers.base import reason
 logger = logging.getLogger(__name__)
 
 URL, CERTIFICATES, TOKEN = (f"KUBEFLOW_TRAINER_SERVER_{name}" for name in ("URL", "CA_CERT", "TOKEN"))  # two are files
-EVERY = 10.0  # seconds between two reports, at least
+EVERY = 10.0  # least seconds between two reports
 STATUS_TIMEOUT = 10  # seconds
 METRICS = ("loss", "confident", "agreement", "images_per_s")
 
 
 class TrainerStatus:
-    """Of a run of so many steps, of which an attempt before this one did the first."""
+    """Reports a run of `steps` steps, of which earlier attempts took `first_step`."""
 
     run_id = ""
 
@@ -63,13 +63,13 @@ class TrainerStatus:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         status: dict[str, Any] = {"progressPercentage": 100 * (step + 1) // self.steps, "lastUpdatedTime": now}
         if done > 0:
-            left = (time.monotonic() - self.started) / done * (self.steps - step - 1)
-            status["estimatedRemainingSeconds"] = round(left)
+            remaining = (time.monotonic() - self.started) / done * (self.steps - step - 1)
+            status["estimatedRemainingSeconds"] = round(remaining)
         metrics = [{"name": name, "value": f"{values[name]:.6g}"} for name in METRICS if name in values]
         return status | ({"metrics": metrics} if metrics else {})
 
     def post(self, body: dict[str, Any]) -> None:
-        """Raises OSError or ValueError: no answer, or none that it takes. The token is read anew: it lives an hour."""
+        """Raises OSError or ValueError: the request failed. The token is read each time: it expires in an hour."""
         token = Path(os.environ[TOKEN]).read_text().strip()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         trusted = ssl.create_default_context(cafile=os.environ[CERTIFICATES])
