@@ -41,7 +41,7 @@ def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Ab
 
 
 def first_count(images: int, target: float) -> int:
-    """How many images the first threshold names: enough for the target to hold with a few errors. Labels do not matter."""
+    """Images that the first threshold names: enough for the target to hold with a few errors. Independent of labels."""
     without_error = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-target))
     return min(3 * without_error, max(without_error, images // 2))
 

@@ -20,7 +20,7 @@ EXTRA = {
     "kfp": "pipeline",
     "kfp_server_api": "submit",
     "kubernetes": "pipeline",
-}  # package -> the extra that installs it
+}  # package -> the extra with it
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""The DAG: shard and classifier; then, if there are new images, train, evaluate, export, gate, and promote and serve, or
-ask people.
+"""The DAG: shard and classifier; then, if there are new images, train, evaluate, export, gate, and then promote and
+serve, or ask people.
 
-A stage in several pods is a loop over its parts. Each part writes to the bucket, where the next stage reads it; the loop
-returns nothing.
+A stage in several pods is a loop over its parts. Each part writes to the bucket, from which the next stage reads; the
+loop returns nothing.
 """
 
 from functools import partial

@@ -78,7 +78,7 @@ def six_fields(cron: str) -> str:
 
 
 def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
-    """Kubeflow cannot change a recurring run: creates a new one, then deletes the old one (pauses it if a run of it is in
+    """Kubeflow cannot change a recurring run: creates a new one, then deletes the old one (pauses it if it has a run in
     progress).
 
     If this is interrupted in between, there are two until it is applied again. If their runs overlap, one of them fails

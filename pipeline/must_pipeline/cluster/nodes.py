@@ -1,6 +1,6 @@
 """The settings of cluster.yaml for pods that other controllers create: a TrainJob's nodes, and a server's pods.
 
-Plain dictionaries, because they are pipeline parameters. manifest.py of must_components' train_job and serving reads them.
+Plain dictionaries, because they are pipeline parameters, read by manifest.py of must_components' train_job and serving.
 """
 
 import re

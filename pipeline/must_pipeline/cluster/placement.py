@@ -62,7 +62,7 @@ def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: i
     """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them.
 
     Args:
-        default_limit: GiB of memory for a pod for which cluster.yaml sets none; without a limit it could take the node's.
+        default_limit: GiB of memory for a pod for which cluster.yaml sets none.
     """
     limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
     for value, setter in (
@@ -100,7 +100,7 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
         seconds = (retries.count + 1) * (seconds + 300) + sum(pauses(retries))
     elif seconds:
-        # The stage ends itself at the limit with a message; Kubernetes gives none, and its limit includes the image pull.
+        # The stage ends itself at the limit with a message; Kubernetes' limit has none and includes the image pull.
         task.set_env_variable("MUST_TIME_LIMIT", str(seconds))
         seconds += BACKSTOP
     if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts

@@ -45,7 +45,7 @@ class Workflows:
 
 
 def connect() -> Any:
-    """The Kubernetes API, or None: no configuration, or no client, which is installed with kfp (submitting needs no kfp)."""
+    """The Kubernetes API, or None: no configuration, or no client (kfp installs it, but submitting needs no kfp)."""
     try:
         from kubernetes import client, config
     except ModuleNotFoundError:
