@@ -1,9 +1,9 @@
-"""Rivals that use labels: how many labelled images is a label-free result worth?
+"""Methods that use labels, for comparison: how many labelled images give the same accuracy as a label-free result.
 
     python -m benchmarks.few_shot --baseline classifier.safetensors --shards shards/ --split test
 
-Top-1 of both on the evaluated split, for each number of labelled images a class, beside zero-shot's. Both work on the
-zero-shot model's frozen features of a few labelled images a class:
+Prints top-1 of both methods on the evaluated split, for each number of labelled images per class, and of the zero-shot
+model. Both use the zero-shot model's frozen features of a few labelled images per class:
 
 - a linear probe: logistic regression on unit features (Radford et al. 2021, arXiv 2103.00020, section 3.2);
 - Tip-Adapter without training: a cache of labelled features whose affinity is added to the zero-shot logits
@@ -51,9 +51,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
-    found = few_shot(load_baseline(options.baseline), options)
-    print(f"zero-shot {100 * found['zero-shot']:.1f}%")
-    for name, rows in found["methods"].items():
+    results = few_shot(load_baseline(options.baseline), options)
+    print(f"zero-shot {100 * results['zero-shot']:.1f}%")
+    for name, rows in results["methods"].items():
         cells = (f"{row['shots']}: {100 * row['top1']:.1f}% +- {100 * row['spread']:.1f}" for row in rows)
         print(f"{name}, labelled images a class: {', '.join(cells)}")
 
@@ -115,21 +115,21 @@ def labelled_features(options: argparse.Namespace, split: str, baseline: Bundle)
 
 
 def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Row numbers of `shots` random images of each class, of all images where a class has fewer."""
+    """Row numbers of `shots` random images of each class, or of all images of a smaller class."""
     generator = np.random.default_rng((seed, shots))
     rows = [generator.permutation(np.flatnonzero(labels == number))[:shots] for number in np.unique(labels)]
     return np.concatenate(rows)
 
 
 def linear_probe(few: Features, features: np.ndarray, seed: int) -> np.ndarray:
-    """Class numbers [N]. The regularization is cross-validated on the support images where each class has two."""
+    """Class numbers [N]. The regularization is cross-validated on the support images if each class has two."""
     known = np.unique(few.labels)
-    least = int(np.bincount(few.labels)[known].min())
+    smallest = int(np.bincount(few.labels)[known].min())
     if len(known) < 2:
         return np.full(len(features), few.labels[0])
     best = REGULARIZATION[-2]
-    if least >= 2:
-        fold = fold_numbers(few.labels, min(least, 4), seed)
+    if smallest >= 2:
+        fold = fold_numbers(few.labels, min(smallest, 4), seed)
         best = max(REGULARIZATION, key=lambda c: cross_validated(few, fold, c))
     return logistic_regression(few, best, features)
 

@@ -28,10 +28,8 @@ def review(
     from must.runtime.supervise import supervised
     from must_components.kept import download_of
 
-    written = supervised(
+    page = supervised(
         "review", stages.review, run_id, work_uri, bundle=bundle.path, classifier=classifier.path,
         key=key, output=questions.path, link=download_of(f"{questions.uri}/review.html"),
     )  # fmt: skip
-    questions.metadata.update(
-        {"display_name": f"{written['pictures']} pictures to answer about", "page": written["place"]}
-    )
+    questions.metadata.update({"display_name": f"{page['pictures']} pictures to answer about", "page": page["place"]})

@@ -16,11 +16,7 @@ COMMANDS = {
     "catalogue": ("catalogue", "write the components that work alone, for other people's pipelines"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
-EXTRA = {
-    "kfp": "pipeline",
-    "kfp_server_api": "submit",
-    "kubernetes": "pipeline",
-}  # package -> the extra with it
+EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> its extra
 
 
 def main() -> None:

@@ -155,10 +155,8 @@ def make_pipeline(cluster: Cluster) -> Any:
                     gate_settings=gate_settings, split=evaluate_split, **run, **registry,
                 )  # fmt: skip
                 configure(decided, "gate")
-                with_embeddings = True if predicts_embeddings(cluster) else embeddings
-                exported = export(
-                    bundle=bundle, details=details, precision=precision, embeddings=with_embeddings, **indexed
-                )
+                embedded = True if predicts_embeddings(cluster) else embeddings
+                exported = export(bundle=bundle, details=details, precision=precision, embeddings=embedded, **indexed)
                 configure(exported, "export")
                 with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
                     promoted = promote(

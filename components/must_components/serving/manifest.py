@@ -108,9 +108,7 @@ def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
         current, configured = container.get("resources") or {}, predictor["containers"][0]["resources"]
         if container.get("name") != CONTAINER or not current:
             continue
-        if any(
-            current.get(kind, {}).get(key) != value for kind in configured for key, value in configured[kind].items()
-        ):
+        if any(current.get(kind, {}).get(key) != size for kind in configured for key, size in configured[kind].items()):
             changes.append("resources " + json.dumps(current, sort_keys=True))
         predictor["containers"][0]["resources"] = current
     return ", ".join(changes)

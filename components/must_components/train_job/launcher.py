@@ -35,9 +35,7 @@ def train_on_nodes(
     with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
         prepare(job, values, training.classifier, curves, {"work_uri": work_uri, "key": decision_key})
-        logging.getLogger("kubeflow").setLevel(
-            logging.ERROR
-        )  # hides its long warning about a version that it cannot read
+        logging.getLogger("kubeflow").setLevel(logging.ERROR)  # hides a long warning about an unknown version
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"]), model_name).run()
         copy_bundle(job.bundle, output)
         summary = summary_at(output)

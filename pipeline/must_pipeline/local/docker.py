@@ -51,13 +51,9 @@ def docker_runner(
             written.append(local(value).absolute())
             written[-1].mkdir(parents=True, exist_ok=True)
     mounted = written + read_only
-    read_only = [
-        path for path in dict.fromkeys(read_only) if not any(path != p and path.is_relative_to(p) for p in mounted)
-    ]
+    read_only = [path for path in read_only if not any(path != p and path.is_relative_to(p) for p in mounted)]
     return DockerRunner(
-        mounts=[
-            Mount(str(p), str(p), type="bind", read_only=p not in written) for p in dict.fromkeys(written + read_only)
-        ],
+        mounts=[Mount(str(p), str(p), "bind", p not in written) for p in dict.fromkeys(written + read_only)],
         environment=environment,
         # In a rootless engine the container's root is the user who started the engine.
         user=user or ("0:0" if rootless else f"{os.getuid()}:0"),

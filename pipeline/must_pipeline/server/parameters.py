@@ -37,9 +37,7 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
     values = {
         name: convert(value, KINDS[known[name]["parameterType"]], f"parameter {name}") for name, value in values.items()
     }
-    missing = sorted(
-        name for name, parameter in known.items() if not parameter.get("isOptional") and name not in values
-    )
+    missing = sorted(name for name in known.keys() - values.keys() if not known[name].get("isOptional"))
     if missing:
         raise UserError(f"parameters missing: {', '.join(missing)}")
     if (size := len(json.dumps(values).encode())) > LIMIT:
