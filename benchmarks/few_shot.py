@@ -77,10 +77,10 @@ def few_shot(baseline: Bundle, options: argparse.Namespace) -> dict[str, Any]:
         accuracy: dict[str, list[float]] = {name: [] for name in methods}
         for seed in range(options.seeds):
             rows = draw(support.labels, number, seed)
-            few = Features(support.features[rows], support.labels[rows])
+            subset = Features(support.features[rows], support.labels[rows])
             predictions = {
-                "linear probe": linear_probe(few, test.features, seed),
-                "Tip-Adapter": tip_adapter(few, test.features, classifier, baseline.description.logit_factor),
+                "linear probe": linear_probe(subset, test.features, seed),
+                "Tip-Adapter": tip_adapter(subset, test.features, classifier, baseline.description.logit_factor),
             }
             for name, predicted in predictions.items():
                 accuracy[name].append(float((predicted == test.labels).mean()))
@@ -121,25 +121,27 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def linear_probe(few: Features, features: np.ndarray, seed: int) -> np.ndarray:
+def linear_probe(support: Features, features: np.ndarray, seed: int) -> np.ndarray:
     """Class numbers [N]. The regularization is cross-validated on the support images if each class has two."""
-    known = np.unique(few.labels)
-    smallest = int(np.bincount(few.labels)[known].min())
+    known = np.unique(support.labels)
+    smallest = int(np.bincount(support.labels)[known].min())
     if len(known) < 2:
-        return np.full(len(features), few.labels[0])
+        return np.full(len(features), support.labels[0])
     best = REGULARIZATION[-2]
     if smallest >= 2:
-        fold = fold_numbers(few.labels, min(smallest, 4), seed)
-        best = max(REGULARIZATION, key=lambda c: cross_validated(few, fold, c))
-    return logistic_regression(few, best, features)
+        fold = fold_numbers(support.labels, min(smallest, 4), seed)
+        best = max(REGULARIZATION, key=lambda c: cross_validation(support, fold, c))
+    return logistic_regression(support, best, features)
 
 
-def cross_validated(few: Features, fold: np.ndarray, c: float) -> float:
+def cross_validation(support: Features, fold: np.ndarray, c: float) -> float:
     """Mean accuracy on the folds, each predicted from the others."""
     accuracy = []
     for number in range(fold.max() + 1):
-        inside, outside = (Features(few.features[rows], few.labels[rows]) for rows in (fold != number, fold == number))
-        accuracy.append((logistic_regression(inside, c, outside.features) == outside.labels).mean())
+        train, test = (
+            Features(support.features[rows], support.labels[rows]) for rows in (fold != number, fold == number)
+        )
+        accuracy.append((logistic_regression(train, c, test.features) == test.labels).mean())
     return float(np.mean(accuracy))
 
 
@@ -152,10 +154,10 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return numbers
 
 
-def logistic_regression(few: Features, c: float, features: np.ndarray) -> np.ndarray:
+def logistic_regression(support: Features, c: float, features: np.ndarray) -> np.ndarray:
     """Class numbers [N] by the minimum of c x (summed cross entropy) + |W|^2 / 2, the intercept not penalised."""
-    known, target = np.unique(few.labels, return_inverse=True)
-    x, y = torch.from_numpy(few.features), torch.from_numpy(target)
+    known, target = np.unique(support.labels, return_inverse=True)
+    x, y = torch.from_numpy(support.features), torch.from_numpy(target)
     weight = torch.zeros(x.shape[1], len(known), requires_grad=True)
     bias = torch.zeros(len(known), requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -173,10 +175,10 @@ def logistic_regression(few: Features, c: float, features: np.ndarray) -> np.nda
         return known[(torch.from_numpy(features) @ weight + bias).argmax(dim=1).numpy()]
 
 
-def tip_adapter(few: Features, features: np.ndarray, classifier: np.ndarray, logit_factor: float) -> np.ndarray:
+def tip_adapter(support: Features, features: np.ndarray, classifier: np.ndarray, logit_factor: float) -> np.ndarray:
     """Class numbers [N] by logit factor x cosine + alpha exp(-beta (1 - affinity)) labels; classifier [D, K]."""
-    one_hot = np.eye(classifier.shape[1], dtype=np.float32)[few.labels]
-    affinity = features @ few.features.T
+    one_hot = np.eye(classifier.shape[1], dtype=np.float32)[support.labels]
+    affinity = features @ support.features.T
     cache = np.exp(-BETA * (1 - affinity)) @ one_hot
     return (logit_factor * features @ classifier + ALPHA * cache).argmax(axis=1)
 

@@ -57,7 +57,7 @@ class Client:
     def run(self) -> None:
         port, stop, method, path, body, pause = self.arguments
         while not stop.is_set():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             try:
                 connection.request(method, path, body)
@@ -68,7 +68,7 @@ class Client:
                 self.statuses[type(error).__name__] += 1
             finally:
                 connection.close()
-            self.waits.append(time.perf_counter() - begun)
+            self.waits.append(time.perf_counter() - started)
             stop.wait(pause)
 
 
@@ -126,16 +126,16 @@ def connections(count: int, start: bytes) -> Callable[[int, threading.Event], No
     """`count` connections that send `start` and then nothing, opened again when they are closed."""
 
     def abuse(port: int, stop: threading.Event) -> None:
-        held: list[socket.socket] = []
+        open_clients: list[socket.socket] = []
         while not stop.is_set():
             with suppress(OSError):
                 client = socket.create_connection(("127.0.0.1", port), timeout=5)
                 client.sendall(start)
-                held.append(client)
-            if len(held) > count:
-                held.pop(0).close()
+                open_clients.append(client)
+            if len(open_clients) > count:
+                open_clients.pop(0).close()
                 stop.wait(0.002)
-        for client in held:
+        for client in open_clients:
             client.close()
 
     return abuse

@@ -162,27 +162,27 @@ def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tupl
         pixels = np.stack([view(decode(pictures[i % len(pictures)])) for i in range(batch)])
         ready = normalize_pixels(pixels, classifier.preprocess)
         classifier.session.run(None, {classifier.input_name: ready})
-        begun, images = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds / 3:
+        started, images = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds / 3:
             classifier.session.run(None, {classifier.input_name: ready})
             images += batch
-        rates.append((images / (time.perf_counter() - begun), batch))
+        rates.append((images / (time.perf_counter() - started), batch))
     batch = max(rates)[1]
-    begun, images = time.perf_counter(), 0
+    started, images = time.perf_counter(), 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead: deque[Any] = deque()
 
         def prepare(number):
             return normalize_pixels(view(decode(pictures[number % len(pictures)]))[None], classifier.preprocess)[0]
 
-        while time.perf_counter() - begun < seconds:
+        while time.perf_counter() - started < seconds:
             while len(ahead) < 2:
                 ahead.append([pool.submit(prepare, images + i) for i in range(batch)])
             classifier.session.run(
                 None, {classifier.input_name: np.stack([future.result() for future in ahead.popleft()])}
             )
             images += batch
-        rate = images / (time.perf_counter() - begun)
+        rate = images / (time.perf_counter() - started)
     return max(rates)[0], rate
 
 
@@ -229,21 +229,21 @@ def load(port: int, folder: Path, clients: int, seconds: float) -> None:
         nonlocal failed
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head, re.I)
             assert length, head
             await reader.readexactly(int(length[1]))
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
             failed += b" 200 " not in head[:20]
             number += clients
         writer.close()
 
     async def all_clients() -> float:
-        begun = time.perf_counter()
-        await asyncio.gather(*(client(number, begun + seconds) for number in range(clients)))
-        return time.perf_counter() - begun
+        started = time.perf_counter()
+        await asyncio.gather(*(client(number, started + seconds) for number in range(clients)))
+        return time.perf_counter() - started
 
     duration = asyncio.run(all_clients())
     p50, p99 = np.percentile(times, [50, 99]) * 1e3

@@ -99,7 +99,7 @@ def consume(loader: Iterable[Any]) -> dict[str, float]:
         images += len(batch[0])
     seconds = time.perf_counter() - began
     del batches  # ends the loader processes, so that their CPU times are counted
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    usage = [resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(u.ru_utime + u.ru_stime for u in usage) - START
     return {"images/s": images / seconds, "a core": (images + BATCH) / cpu}
 

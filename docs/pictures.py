@@ -84,9 +84,9 @@ def digits(rows: list[dict[str, str]], metrics: dict[str, Any], folder: Path, pe
             column_x, y = margin + column * (cell + gap), top + number * (cell + 50)
             image = Image.open(folder / row["source"]).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
             picture.paste(image, (column_x, y + 18))
-            for answer, line in ((row["baseline"], y), (row["adapted"], y + cell + 19)):
-                centre = column_x + (cell - draw.textlength(answer, small)) / 2
-                draw.text((centre, line), answer, GOOD if answer == name else BAD, small)
+            for predicted, line in ((row["baseline"], y), (row["adapted"], y + cell + 19)):
+                centre = column_x + (cell - draw.textlength(predicted, small)) / 2
+                draw.text((centre, line), predicted, GOOD if predicted == name else BAD, small)
     return picture.quantize(64)
 
 

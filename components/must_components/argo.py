@@ -41,7 +41,7 @@ def is_refused(message: str) -> bool:
     return refused is not None and "exceeded quota" not in message
 
 
-def own_code(message: str) -> int | None:
+def exit_code_of(message: str) -> int | None:
     """The exit code of a pod that ended by itself; None if it was killed, or unknown."""
     match = re.search(r"^main: Error \(exit code (\d+)\)", message)
     return int(match[1]) if match and match[1] not in ("137", "143") else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from must.base.exits import line_of
 from must.runtime.notes import read_notes, settle
-from must_components.argo import failures, is_stopped, own_code
+from must_components.argo import exit_code_of, failures, is_stopped
 from must_components.cluster import TRAINER, Cluster
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,13 @@ def last_look(work_uri: str, run_id: str) -> list[str]:
         workflow = workflow_of_this_pod(cluster) if cluster else None
         if cluster is None or workflow is None:
             return []
-        why = {stage: messages[-1] for stage, messages in failures(workflow).items()}
-        settle(work_uri, run_id, why, {stage for stage, text in why.items() if own_code(text) is not None})
+        reasons = {stage: messages[-1] for stage, messages in failures(workflow).items()}
+        ended = {stage for stage, reason in reasons.items() if exit_code_of(reason) is not None}
+        settle(work_uri, run_id, reasons, ended)
         if not is_stopped(workflow):
             return []
         jobs = [note.facts.trainjob for note in read_notes(work_uri, run_id) if note.facts.trainjob]
-        return [f"- **TrainJob**: {end(cluster, job, run_id)}" for job in jobs]
+        return [f"- **TrainJob**: {end_job(cluster, job, run_id)}" for job in jobs]
     except (ValueError, OSError, KeyError, TypeError) as error:
         logger.warning(f"must: the status of this run's pods is not known: {line_of(error)}")
         return []
@@ -50,7 +51,7 @@ def workflow_of_this_pod(cluster: Cluster) -> dict[str, Any] | None:
     return workflow if status == 200 else None
 
 
-def end(cluster: Cluster, job: str, run_id: str) -> str:
+def end_job(cluster: Cluster, job: str, run_id: str) -> str:
     """Suspends the job, which ends its pods, and deletes it. Returns a sentence about the outcome.
 
     Trainer 2.3 creates a JobSet again while it is being deleted, but starts no pods for a suspended job.

@@ -34,11 +34,11 @@ def summary(
 
     attach()
     wait_for_credentials(work_uri)
-    more = last_look(work_uri, run_id)
-    again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
+    job_lines = last_look(work_uri, run_id)
+    command = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     local = "MUST_RUN_AGAIN" in os.environ  # on one machine the run has no id on a server
     answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"
-    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve), answer, more)
+    text = summarize(work_uri, run_id, status.state, command, follow_ups(labelling_pods, serve), answer, job_lines)
     write_bytes(what_came_of_it.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

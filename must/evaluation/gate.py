@@ -78,7 +78,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     require(before.effective_classes > 0, f"--metrics {config.metrics}: the baseline predicts no class; evaluate again")
     name = metrics.baseline_name
     zero_shot, same = name.endswith("zero-shot"), compared.agreement == 1
-    rules = [unchanged(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
+    rules = [unchanged_rule(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
     rules.append(rule(f"same class as {name}", compared.agreement, config.min_agreement))
     share = after.effective_classes / before.effective_classes
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
@@ -87,7 +87,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     return Decision(passed, "label-free", [text for _, text in rules], outcome)
 
 
-def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
+def unchanged_rule(name: str, zero_shot: bool) -> tuple[bool, str]:
     if zero_shot:
         return True, line(True, "zero-shot is kept: no image changes its class")
     return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
@@ -95,16 +95,18 @@ def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
 
 def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
     """One failed rule per warning, or one passed rule if there are none."""
-    where = "images"
+    source = "images"
     if check.images < FEWEST_LABELS and name.endswith("zero-shot") and selection and selection.check:
-        check, where = selection.check, "training images"
-    of = f"{check.images:,} {where}"
+        check, source = selection.check, "training images"
+    images = f"{check.images:,} {source}"
     if check.images < FEWEST_LABELS:
-        return [(False, line(False, f"{of} are too few to check a model without labels; {FEWEST_LABELS} are needed"))]
+        return [
+            (False, line(False, f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed"))
+        ]
     if check.warnings:
-        return [(False, line(False, f"{warning} ({of})")) for warning in check.warnings]
+        return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
     before, after = check.agreement_before, check.agreement_after
-    text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({of})"
+    text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({images})"
     return [(True, line(True, text))]
 
 
@@ -121,8 +123,8 @@ def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
     if not selection.alpha:
         return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], NOTHING_KEPT)
     passed = selection.measured.gain.low > 0
-    more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
-    return Decision(passed, "reviewed", [line(passed, text + more)])
+    advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
+    return Decision(passed, "reviewed", [line(passed, text + advice)])
 
 
 def measured_text(selection: Selection) -> str:
@@ -153,8 +155,8 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
         ),
     ]
     if picked:
-        why = "must review picked the labelled images: no gain on all images follows from them"
-        reasons.append(line(False, f"{why}; take the reviewed gate, after `must select --answers`"))
+        reason = "must review picked the labelled images: no gain on all images follows from them"
+        reasons.append(line(False, f"{reason}; take the reviewed gate, after `must select --answers`"))
     return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
@@ -193,10 +195,10 @@ def decision_text(decision: Decision) -> str:
 
 def as_markdown(decision: Decision, against: str) -> str:
     """The decision as a Markdown page for Kubeflow."""
-    head = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
+    title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
     if decision.outcome == NOTHING_KEPT:
-        head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
+        title = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":
-        head = "# Passed: no gate"
+        title = "# Passed: no gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
-    return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])
+    return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

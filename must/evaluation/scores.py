@@ -143,9 +143,9 @@ def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources:
         if label is None:
             continue
         if label not in lookup:
-            shown = ", ".join(list(lookup)[:20]) + (", ..." if len(lookup) > 20 else "")
+            known = ", ".join(list(lookup)[:20]) + (", ..." if len(lookup) > 20 else "")
             raise UserError(
-                f"{sources[i] or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({shown}); "
+                f"{sources[i] or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({known}); "
                 "rename the label or the class, or evaluate without labels: --labels ignore"
             )
         numbers[i] = lookup[label]

@@ -30,11 +30,11 @@ def compile_pipeline(cluster: Cluster, output: Path) -> None:
         compiled = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
         text = compiled.read_text()
-    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads these comments
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
     spec, *platform = documents(text)
     shorten(spec)
     offer_choices(spec)
-    output.write_text(head + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
+    output.write_text(header + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
 
 
 def shorten(spec: dict[str, Any]) -> None:

@@ -101,89 +101,88 @@ def make_pipeline(cluster: Cluster) -> Any:
                 write and apply it; or none.
         """
         run = {"work_uri": work_uri, "run_id": run_id}
-        page = summary(labelling_pods=cluster.predict.pods, serve=serve, **run)
-        configure(page, "summary")
-        with dsl.ExitHandler(page, name="stages"):
+        summary_task = summary(labelling_pods=cluster.predict.pods, serve=serve, **run)
+        configure(summary_task, "summary")
+        with dsl.ExitHandler(summary_task, name="stages"):
             names = {**run, "classes": classes, "model": model, "pretrained": pretrained}
-            recipe = {"preset": preset, "settings": settings, "epochs": epochs}
-            checked = inputs(
+            recipe, server = {"preset": preset, "settings": settings, "epochs": epochs}, server_of(cluster)
+            inputs_task = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
                 registry_uri=registry_uri, predict_uri=cluster.predict.uri,
-                tensorboard_uri=cluster.tensorboard, server=server_of(cluster),
+                tensorboard_uri=cluster.tensorboard, server=server,
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
             )  # fmt: skip
-            configure(checked, "inputs")
-            text = classifier(fingerprint=checked.output, **names)
-            configure(text, "classifier")
+            configure(inputs_task, "inputs")
+            classifier_task = classifier(fingerprint=inputs_task.output, **names)
+            configure(classifier_task, "classifier")
             images = {
                 "source": source, "test_source": test_source, "labels": labels, "split": split, "append": append,
                 "settings": shard_settings, **run,
             }  # fmt: skip
             if cluster.shard.pods > 1:
                 with dsl.ParallelFor(parts_of(cluster.shard.pods), name="shard parts") as part:
-                    packed = shard_part(part=part, **images)
-                    configure(packed, "shard", title="shard part").after(checked)
+                    last_task = shard_part(part=part, **images)
+                    configure(last_task, "shard", title="shard part").after(inputs_task)
             else:
-                packed = checked
-            sharded = shard(**images)
-            configure(sharded, "shard").after(packed)
-            index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
+                last_task = inputs_task
+            shard_task = shard(**images)
+            configure(shard_task, "shard").after(last_task)
+            index_sha256, weights = shard_task.outputs["Output"], classifier_task.outputs["weights"]
             registry = {"registry_uri": registry_uri, "model_name": model_name}
-            best = champion(
+            champion_task = champion(
                 index_sha256=index_sha256, classifier=weights, only_new=only_new, **run,
                 **registry, **recipe,
             )  # fmt: skip
-            configure(best, "champion")
-            with dsl.If(best.outputs["Output"] == "train", name="something new"):
-                indexed = {**run, "index_sha256": index_sha256}
-                start = {**indexed, "classifier": weights, **recipe}
+            configure(champion_task, "champion")
+            key, version = champion_task.outputs["key"], champion_task.outputs["version"]
+            with dsl.If(champion_task.outputs["Output"] == "train", name="something new"):
+                shards = {**run, "index_sha256": index_sha256}
+                start = {**shards, "classifier": weights, "tensorboard_uri": cluster.tensorboard, **recipe}
                 if cluster.trains_in_trainjob:
-                    trained = train_job(
-                        nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, model_name=model_name, **start
-                    )
+                    train_task = train_job(nodes=nodes_of(cluster), model_name=model_name, **start)
                 else:
-                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
-                configure(trained, "train")
-                bundle = trained.outputs["bundle"]
-                evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **indexed)
-                configure(evaluated, "evaluate")
-                details = evaluated.outputs["details"]
-                decided = gate_stage(
-                    bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
-                    champion=best.outputs["version"], champion_uri=best.outputs["bundle_uri"],
+                    train_task = train(processes=cluster.training.processes, **start)
+                configure(train_task, "train")
+                bundle = train_task.outputs["bundle"]
+                evaluate_task = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **shards)
+                configure(evaluate_task, "evaluate")
+                details = evaluate_task.outputs["details"]
+                gate_task = gate_stage(
+                    bundle=bundle, details=details, key=key, gate=gate,
+                    champion=version, champion_uri=champion_task.outputs["bundle_uri"],
                     gate_settings=gate_settings, split=evaluate_split, **run, **registry,
                 )  # fmt: skip
-                configure(decided, "gate")
+                configure(gate_task, "gate")
                 embedded = True if predicts_embeddings(cluster) else embeddings
-                exported = export(bundle=bundle, details=details, precision=precision, embeddings=embedded, **indexed)
-                configure(exported, "export")
-                with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
-                    promoted = promote(
-                        bundle=bundle, onnx=exported.outputs["onnx"], details=details,
-                        decision=decided.outputs["decision"], key=best.outputs["key"], champion=best.outputs["version"],
+                export_task = export(bundle=bundle, details=details, precision=precision, embeddings=embedded, **shards)
+                configure(export_task, "export")
+                with dsl.If(gate_task.outputs["Output"] == "promote", name="passed the gate"):
+                    promote_task = promote(
+                        bundle=bundle, onnx=export_task.outputs["onnx"], details=details,
+                        decision=gate_task.outputs["decision"], key=key, champion=version,
                         register=register, **run, **registry,
                     )  # fmt: skip
-                    configure(promoted, "promote")
+                    configure(promote_task, "promote")
                     if cluster.predict.pods:
                         # The version is passed as an artifact: in a loop, kfp 2.17's local runner replaces every
                         # parameter that comes from a task outside the loop by the loop's item.
                         with dsl.ParallelFor(parts_of(cluster.predict.pods), name="predict parts") as part:
-                            labelled = predict(
-                                part=part, onnx=exported.outputs["onnx"], promoted=promoted.outputs["promoted"],
-                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **indexed,
+                            predict_task = predict(
+                                part=part, onnx=export_task.outputs["onnx"], promoted=promote_task.outputs["promoted"],
+                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **shards,
                             )  # fmt: skip
-                            configure(labelled, "predict", title="predict part")
+                            configure(predict_task, "predict", title="predict part")
                     with dsl.If(serve != "none", name="served"):
-                        served = serve_stage(
-                            version=promoted.outputs["Output"], server=server_of(cluster), how=serve, **run, **registry
+                        serve_task = serve_stage(
+                            version=promote_task.outputs["Output"], server=server, how=serve, **run, **registry
                         )
-                        configure(served, "serve")
+                        configure(serve_task, "serve")
                     with dsl.Else(name="not served"):
                         configure(close(why="serve is none: no server is written"), "close", title="not served")
-                with dsl.Elif(decided.outputs["Output"] == "ask", name="waiting for answers"):
-                    questions = review(bundle=bundle, classifier=weights, key=best.outputs["key"], **run)
-                    configure(questions, "review")
+                with dsl.Elif(gate_task.outputs["Output"] == "ask", name="waiting for answers"):
+                    review_task = review(bundle=bundle, classifier=weights, key=key, **run)
+                    configure(review_task, "review")
                 with dsl.Else(name="not promoted"):
                     configure(
                         close(why="the gate promotes nothing: the champion stays"), "close", title="champion stays"

@@ -15,13 +15,13 @@ from must_components.train_job.jobs import NO_ANSWER, Jobs
 LINES = 30  # of a failed job's log and of its events
 
 
-def report(jobs: Jobs, name: str, why: str, followed: Sequence[str]) -> NoReturn:
+def report(jobs: Jobs, name: str, reason: str, last_lines: Sequence[str]) -> NoReturn:
     """Prints the last lines of the node that failed first, and Kubernetes' events. Exits with the nodes' code.
 
     Args:
-        followed: the last lines of rank 0's log, in case its pod was deleted.
+        last_lines: the last lines of rank 0's log, in case its pod was deleted.
     """
-    failed, lines, title = [], list(followed), "rank 0"
+    failed, lines, title = [], list(last_lines), "rank 0"
     events = ["(no events)"]
     with suppress(ApiException, *NO_ANSWER):
         failed = endings(jobs, name)
@@ -31,7 +31,7 @@ def report(jobs: Jobs, name: str, why: str, followed: Sequence[str]) -> NoReturn
             title = f"node {pod.metadata.labels.get(INDEX, '?')}, exit code {failed[0][1]}"
     with suppress(ApiException, *NO_ANSWER):
         events = jobs.events(name)[-LINES:] or events
-    text = [f"the TrainJob {name} failed ({why}). Last lines of {title}:"]
+    text = [f"the TrainJob {name} failed ({reason}). Last lines of {title}:"]
     text += [f"  {line}" for line in lines[-LINES:] or ["(no log)"]]
     text += ["Events:", *(f"  {event}" for event in events)]
     code = exit_code([code for _, code, _ in failed])
@@ -46,9 +46,9 @@ def endings(jobs: Jobs, name: str) -> list[tuple[Any, int, Any]]:
     failed = []
     for pod in jobs.pods(name):
         for status in pod.status.container_statuses or []:
-            ended = status.state.terminated or status.last_state.terminated
-            if ended and ended.exit_code:
-                failed.append((ended.finished_at or pod.metadata.creation_timestamp, ended.exit_code, pod))
+            terminated = status.state.terminated or status.last_state.terminated
+            if terminated and terminated.exit_code:
+                failed.append((terminated.finished_at or pod.metadata.creation_timestamp, terminated.exit_code, pod))
     return sorted(failed, key=lambda item: (item[1] == PREEMPTED, item[0]))
 
 

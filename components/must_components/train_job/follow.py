@@ -40,8 +40,8 @@ class LogFollower(threading.Thread):
         pod, container = current
         if container != self.container:
             if self.container:
-                how = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
-                print(f"[{self.pod} {how}]", flush=True)
+                event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                print(f"[{self.pod} {event}]", flush=True)
             self.pod, self.container, self.printed = pod, container, 0
         for number, line in enumerate(self.jobs.follow(pod), 1):
             if number > self.printed:

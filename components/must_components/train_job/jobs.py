@@ -69,19 +69,19 @@ class Jobs:
         over = any(each["status"] == "True" and each["type"] in ("Complete", "Failed") for each in conditions)
         if over or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"]:
             return
-        where = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
+        path = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
         patch = {"metadata": {"uid": job["metadata"]["uid"]}, "spec": {"suspend": True}}
         with suppress(ApiException):
-            self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=REQUEST_TIMEOUT)
+            self.custom.patch_namespaced_custom_object(*path, patch, _request_timeout=REQUEST_TIMEOUT)
 
     def mark(self, job: dict[str, Any], run: str, name: str, model: str) -> None:
         """Labels the job with the id and name of the run that waits for it, and with its model. Without the permission
         it does nothing."""
-        where = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
+        path = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
         labels = {RUN: run, MODEL: model.rstrip("-._") or None}  # Kubernetes' rule for a label's end
         patch = {"uid": job["metadata"]["uid"], "labels": labels, "annotations": {RUN_NAME: name}}
         with suppress(ApiException):
-            self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=REQUEST_TIMEOUT)
+            self.custom.patch_namespaced_custom_object(*path, {"metadata": patch}, _request_timeout=REQUEST_TIMEOUT)
 
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
         """Complete, Failed, Suspended or '' while it runs, and why.

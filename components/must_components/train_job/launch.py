@@ -51,7 +51,7 @@ class Launch:
             with keep_alive(self.job.sign):
                 self.submit_or_attach()
                 follower.start()
-                outcome, why = self.wait()
+                outcome, reason = self.wait()
                 follower.finish(DRAIN)
         except StoppedError:
             self.exit_on_sigterm()
@@ -66,7 +66,7 @@ class Launch:
             follower.over.set()
             signal.signal(signal.SIGTERM, previous)
         if outcome == "Failed":
-            report(self.jobs, self.name, why, follower.last)
+            report(self.jobs, self.name, reason, follower.last)
 
     def exit_on_sigterm(self) -> NoReturn:
         """Exits within half a second. Deletes the job if the run is stopped, but not if only this pod is."""
@@ -133,9 +133,9 @@ class Launch:
         """Waits until the job is over: Complete or Failed, and why. Raises TimeoutError."""
         queued = False
         while (job := self.current_job()) is not None:
-            outcome, why = self.with_retry(partial(self.jobs.outcome, job))
+            outcome, reason = self.with_retry(partial(self.jobs.outcome, job))
             if outcome in ("Complete", "Failed"):
-                return outcome, why
+                return outcome, reason
             if outcome == "Suspended" and not queued:
                 print(f"the TrainJob {self.name} waits in its queue; its time does not count yet", flush=True)
             queued = outcome == "Suspended"

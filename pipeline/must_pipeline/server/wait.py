@@ -49,7 +49,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
     while True:
         run = get_run_with_retry(kfp, run_id)
         state = run.state or "PENDING"
-        status = " ".join([state.lower(), *running(run)])
+        status = " ".join([state.lower(), *running_stages(run)])
         if status != printed:
             printed = status
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
@@ -95,13 +95,13 @@ def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> s
 
     Without permission to read the workflow, Kubeflow's list of tries has the number of failures but no reason.
     """
-    failed_stages = failures(workflow) or {name: [""] * count for name, count in tries_failed(run).items()}
-    for stage, why in failed_stages.items():
-        if len(why) >= FAILURES_REPORTED and stage not in reported:
+    stages = failures(workflow) or {name: [""] * count for name, count in failed_tries(run).items()}
+    for stage, messages in stages.items():
+        if len(messages) >= FAILURES_REPORTED and stage not in reported:
             reported.add(stage)
-            reason = why[-1] or "the workflow's events say why (kubectl describe workflow)"
+            reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
             print(
-                f"{time.strftime('%H:%M:%S')} {stage} failed {len(why)} times: {printable(reason, 1000)}",
+                f"{time.strftime('%H:%M:%S')} {stage} failed {len(messages)} times: {printable(reason, 1000)}",
                 flush=True,
             )
             if is_refused(reason):
@@ -109,7 +109,7 @@ def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> s
     return None
 
 
-def tries_failed(run: Any) -> Counter[str]:
+def failed_tries(run: Any) -> Counter[str]:
     """Failed tries of each stage: Kubeflow's list names them STAGE(0), STAGE(1), ..."""
     details = (run.run_details and run.run_details.task_details) or []
     tries = [re.sub(r"\(\d+\)$", "", task.display_name) for task in details
@@ -117,13 +117,13 @@ def tries_failed(run: Any) -> Counter[str]:
     return Counter(name for name in tries if not FRAMES.fullmatch(name))
 
 
-def report(run: Any, state: str, page: str, why: dict[str, list[str]]) -> int:
+def report(run: Any, state: str, page: str, messages: dict[str, list[str]]) -> int:
     if state not in GOOD:
         if was_terminated(run):
             print("the run was ended by a person")
         elif not page:
-            print(f"failed: {', '.join(failed(run)) or 'no stage has begun'}")
-            for stage, reasons in why.items():
+            print(f"failed: {', '.join(failed_stages(run)) or 'no stage has begun'}")
+            for stage, reasons in messages.items():
                 print(f"{stage}: {printable(reasons[-1], 1000)}")
     print(
         f"\n{printable_page(page)}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True
@@ -174,12 +174,12 @@ def page_of(work_uri: str, run_id: str) -> str:
         return ""
 
 
-def failed(run: Any) -> list[str]:
+def failed_stages(run: Any) -> list[str]:
     """Stages and drivers that failed and were not repeated with success."""
     return tasks(run, "FAILED")
 
 
-def running(run: Any) -> list[str]:
+def running_stages(run: Any) -> list[str]:
     return tasks(run, "RUNNING")
 
 
