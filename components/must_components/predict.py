@@ -16,7 +16,7 @@ def predict(
     predict_uri: str,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
-    """Labels every N-th shard; the last part writes the summary. Never cached.
+    """Labels every N-th shard; the part that ends last writes the summary. Never cached.
 
     Args:
         part: I/N, such as 1/4.

@@ -1,4 +1,4 @@
-"""Packs one part of the images. Several pods of this share the work; shard.py makes the shards of all parts."""
+"""Packs one part of the images. Several pods of this share the work; the component shard runs after them."""
 
 from kfp import dsl
 
@@ -17,7 +17,7 @@ def shard_part(
     append: bool = False,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
-    """Reads, checks and packs every N-th unit of the images; the last part makes the shards.
+    """Reads, checks and packs every N-th unit of the images; the part that ends last makes the shards.
 
     Args:
         part: I/N, such as 1/4.

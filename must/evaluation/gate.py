@@ -100,9 +100,8 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str) -> l
         check, source = selection.check, "training images"
     images = f"{check.images:,} {source}"
     if check.images < FEWEST_LABELS:
-        return [
-            (False, line(False, f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed"))
-        ]
+        text = f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed"
+        return [(False, line(False, text))]
     if check.warnings:
         return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
     before, after = check.agreement_before, check.agreement_after

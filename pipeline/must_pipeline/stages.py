@@ -18,7 +18,7 @@ class Stage:
     loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
     cached: bool = False  # may use Kubeflow's cache; docs/kubeflow.md says why no stage does
     optional: bool = False  # part of the DAG only if cluster.yaml asks for it
-    retried: bool = True  # False for the exit task: its retries would delay the summary of a failure
+    retried: bool = True  # False for the exit task, whose own failures would hide the run's
 
 
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
