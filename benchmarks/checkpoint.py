@@ -1,9 +1,9 @@
-"""What checkpoints cost a training loop: none, ours (copied, then written in the background), torch.save in the loop.
+"""Time that checkpoints take in a training loop: none, MUST's (copied, then written in the background), torch.save.
 
     python benchmarks/checkpoint.py --model ViT-B-16 --batch 8 --steps 6 --every 3
 
 The same steps run three times in turn, on random images: a student with AdamW and an EMA teacher, so that the state is
-that of a real run (weights four times over). Prints images/s, and how long the loop stood still for a checkpoint.
+that of a real run (four times the weights). Prints images/s, and how long the loop waited for a checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(args.model, args.batch, device)
-    training.step()  # the optimizer has its moments from here on
+    training.step()  # creates the optimizer's moments
     size = sum(v.numel() * v.element_size() for v in tensors(training.state()))
     print(f"{args.model} on {device}, {torch.get_num_threads()} threads, batch {args.batch}; state {size / 1e9:.2f} GB")
     kinds = {"none": Nothing, "background": Background, "torch.save": Plain}
@@ -58,8 +58,8 @@ def main() -> None:
 
 
 def measure(training: Training, checkpoints: Nothing, steps: int, every: int) -> tuple[float, list[float]]:
-    """(seconds of all steps and what they waited for, seconds of each checkpoint). The last write is not waited for:
-    in a run the next steps go on beside it."""
+    """(seconds of all steps with their waits, seconds of each checkpoint), without the end of the last write: in a run,
+    training continues during it."""
     stalled = []
     started = time.perf_counter()
     for step in range(1, steps + 1):
@@ -130,7 +130,7 @@ class Background(Nothing):
 
 
 class Plain(Nothing):
-    """In the loop, with the flush to disk that makes it survive a power cut (ours does it too)."""
+    """In the loop, with a flush to disk that makes it survive a power failure, as in must."""
 
     def save(self, step: int, state: dict) -> bool:
         with (Path(self.folder) / "state.pt").open("wb") as file:

@@ -1,9 +1,9 @@
-"""JPEG decoders on the same files, in one process: milliseconds an image, and how far their pixels are from Pillow's.
+"""JPEG decoders on the same files, in one process: milliseconds per image, and the difference from Pillow's pixels.
 
     python benchmarks/decoders.py [--images 300] [--folder DIR]
 
-The files are those of benchmarks/shard.py: 500x400 JPEGs with the noise spectrum of photographs. "large" are the same
-scene at 2000x1600, where decoding at a part of the size pays. CPU seconds are counted; best of 3.
+The files are those of benchmarks/shard.py: 500x400 JPEGs with the noise spectrum of photographs. "large" is the
+same scene at 2000x1600, for which decoding at reduced size is faster. CPU seconds; best of 3.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     folder = Path(args.folder) / f"images-{args.images}"
     make_images(folder, args.images)
     files = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
-    large = [enlarged(data) for data in files[:40]]
+    large = [enlarge(data) for data in files[:40]]
     print(f"{'':<48}{'500x400':>9}{'large':>8}  pixels")
     for name, decoder in DECODERS.items():
         cells = f"{milliseconds(decoder, files):>9.2f}{milliseconds(decoder, large):>8.2f}"
@@ -71,7 +71,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-def enlarged(data: bytes) -> bytes:
+def enlarge(data: bytes) -> bytes:
     image = Image.open(io.BytesIO(data))
     buffer = io.BytesIO()
     image.resize((2000, 1600), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -91,10 +91,11 @@ def milliseconds(decoder: Callable[[bytes], Any], files: list[bytes]) -> float:
 def difference(decoder: Callable[[bytes], Any], files: list[bytes]) -> str:
     largest, mean = 0, 0.0
     for data in files:
-        ours, theirs = np.asarray(decoder(data)).astype(int), pillow(data)
-        if ours.shape != theirs.shape:
+        pixels, expected = np.asarray(decoder(data)).astype(int), pillow(data)
+        if pixels.shape != expected.shape:
             return "another size"
-        largest, mean = max(largest, int(np.abs(ours - theirs).max())), mean + np.abs(ours - theirs).mean() / len(files)
+        distance = np.abs(pixels - expected)
+        largest, mean = max(largest, int(distance.max())), mean + distance.mean() / len(files)
     return "equal" if not largest else f"differ by {mean:.2f}, at most {largest}"
 
 

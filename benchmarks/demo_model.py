@@ -1,4 +1,4 @@
-"""Pre-trains the bundled tiny CLIP on digits drawn from computer fonts (it never sees handwriting).
+"""Pre-trains the bundled tiny CLIP on digits drawn from computer fonts, without handwriting.
 
 The weights that ship in ``must/api/demo/assets`` were made by exactly this command (needs ``pip install matplotlib``):
 
@@ -181,7 +181,7 @@ def draw_glyphs() -> tuple[Tensor, list[str]]:
     fonts["Pillow"] = ImageFont.load_default(46)
     glyphs, names = [], []
     for name, font in fonts.items():
-        # Many people write a one as a bare stroke: sans-serif fonts draw it once as their 1, once as their l.
+        # Many people write a one as a single stroke: with sans-serif fonts also the letter l is drawn as a one.
         alphabets = ("0123456789", "0l23456789") if name in SANS_SERIF else ("0123456789",)
         for stroke, alphabet in itertools.product(STROKES, alphabets):
             glyphs.append(torch.stack([draw_digit(character, font, stroke) for character in alphabet]))
@@ -194,11 +194,9 @@ def draw_digit(text: str, font: Any, stroke: int) -> Tensor:
     ImageDraw.Draw(picture).text((CANVAS / 2, CANVAS / 2), text, fill=255, font=font, anchor="mm", stroke_width=stroke)
     box = picture.getbbox()
     assert box is not None
-    left, top, right, bottom = box  # centre the ink itself, not the font's line box
+    x0, y0, x1, y1 = box  # centre the ink itself, not the font's line box
     centred = Image.new("L", (CANVAS, CANVAS))
-    centred.paste(
-        picture.crop((left, top, right, bottom)), ((CANVAS - right + left) // 2, (CANVAS - bottom + top) // 2)
-    )
+    centred.paste(picture.crop((x0, y0, x1, y1)), ((CANVAS - x1 + x0) // 2, (CANVAS - y1 + y0) // 2))
     return torch.from_numpy(np.asarray(centred, dtype=np.float32) / 255)[None]
 
 
@@ -214,13 +212,13 @@ def render(glyphs: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
     width, height = (
         uniform(0.45, 1.0),
         uniform(0.5, 0.75),
-    )  # parts of the canvas that are shown: the ink fills the frame
+    )  # shares of the canvas that are shown: the ink fills the frame
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
     skew = torch.stack([torch.stack([width, shear], -1), torch.stack([torch.zeros(count), height], -1)], 1)
     theta = torch.cat([rotation @ skew, uniform(-0.08, 0.08, 2, 1)], -1)
     grid = F.affine_grid(theta, [count, 1, CANVAS, CANVAS], align_corners=False)
-    bend = uniform(-0.12, 0.12, 2, 4, 4)  # a smooth random deformation: no two strokes are straight in the same way
+    bend = uniform(-0.12, 0.12, 2, 4, 4)  # a smooth random deformation
     bend = F.interpolate(bend, size=(CANVAS, CANVAS), mode="bicubic", align_corners=True)
     pictures = F.grid_sample(pictures, grid + bend.permute(0, 2, 3, 1), align_corners=False)
     small = int(torch.randint(8, 14, (1,), generator=generator))  # a coarse scan, as of a small camera or sensor

@@ -1,10 +1,10 @@
-"""Accuracy of the bundled example over seeds, and what each loss brings to it.
+"""Accuracy of the bundled example over seeds, and how much each loss contributes.
 
     python benchmarks/digits.py --seeds 3,4,5,6,7,8 --output build/digits.json
 
-Trains the preset `digits` with each seed and with parts of the method left out, and by the default settings, and
+Trains the preset `digits` with each seed, in full and without some of the losses, and with the default settings, and
 measures top-1 of the teacher on the labelled test part (or, to choose settings, on the validation part). Results are
-kept in the output file: a second run adds what is missing.
+kept in the output file: a second run adds missing ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Rivals that use labels: how many labelled images is a label-free result worth?
+"""Methods that use labels, for comparison: how many labelled images give the same accuracy as a label-free result.
 
     python -m benchmarks.few_shot --baseline classifier.safetensors --shards shards/ --split test
 
-Top-1 of both on the evaluated split, for each number of labelled images a class, beside zero-shot's. Both work on the
-zero-shot model's frozen features of a few labelled images a class:
+Prints top-1 of both methods on the evaluated split, for each number of labelled images per class, and of the zero-shot
+model. Both use the zero-shot model's frozen features of a few labelled images per class:
 
 - a linear probe: logistic regression on unit features (Radford et al. 2021, arXiv 2103.00020, section 3.2);
 - Tip-Adapter without training: a cache of labelled features whose affinity is added to the zero-shot logits
@@ -51,9 +51,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
-    found = few_shot(load_baseline(options.baseline), options)
-    print(f"zero-shot {100 * found['zero-shot']:.1f}%")
-    for name, rows in found["methods"].items():
+    results = few_shot(load_baseline(options.baseline), options)
+    print(f"zero-shot {100 * results['zero-shot']:.1f}%")
+    for name, rows in results["methods"].items():
         cells = (f"{row['shots']}: {100 * row['top1']:.1f}% +- {100 * row['spread']:.1f}" for row in rows)
         print(f"{name}, labelled images a class: {', '.join(cells)}")
 
@@ -77,10 +77,10 @@ def few_shot(baseline: Bundle, options: argparse.Namespace) -> dict[str, Any]:
         accuracy: dict[str, list[float]] = {name: [] for name in methods}
         for seed in range(options.seeds):
             rows = draw(support.labels, number, seed)
-            few = Features(support.features[rows], support.labels[rows])
+            subset = Features(support.features[rows], support.labels[rows])
             predictions = {
-                "linear probe": linear_probe(few, test.features, seed),
-                "Tip-Adapter": tip_adapter(few, test.features, classifier, baseline.description.logit_factor),
+                "linear probe": linear_probe(subset, test.features, seed),
+                "Tip-Adapter": tip_adapter(subset, test.features, classifier, baseline.description.logit_factor),
             }
             for name, predicted in predictions.items():
                 accuracy[name].append(float((predicted == test.labels).mean()))
@@ -115,31 +115,33 @@ def labelled_features(options: argparse.Namespace, split: str, baseline: Bundle)
 
 
 def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Row numbers of `shots` random images of each class, of all images where a class has fewer."""
+    """Row numbers of `shots` random images of each class, or of all images of a smaller class."""
     generator = np.random.default_rng((seed, shots))
     rows = [generator.permutation(np.flatnonzero(labels == number))[:shots] for number in np.unique(labels)]
     return np.concatenate(rows)
 
 
-def linear_probe(few: Features, features: np.ndarray, seed: int) -> np.ndarray:
-    """Class numbers [N]. The regularization is cross-validated on the support images where each class has two."""
-    known = np.unique(few.labels)
-    least = int(np.bincount(few.labels)[known].min())
+def linear_probe(support: Features, features: np.ndarray, seed: int) -> np.ndarray:
+    """Class numbers [N]. The regularization is cross-validated on the support images if each class has two."""
+    known = np.unique(support.labels)
+    smallest = int(np.bincount(support.labels)[known].min())
     if len(known) < 2:
-        return np.full(len(features), few.labels[0])
+        return np.full(len(features), support.labels[0])
     best = REGULARIZATION[-2]
-    if least >= 2:
-        fold = fold_numbers(few.labels, min(least, 4), seed)
-        best = max(REGULARIZATION, key=lambda c: cross_validated(few, fold, c))
-    return logistic_regression(few, best, features)
+    if smallest >= 2:
+        fold = fold_numbers(support.labels, min(smallest, 4), seed)
+        best = max(REGULARIZATION, key=lambda c: cross_validation(support, fold, c))
+    return logistic_regression(support, best, features)
 
 
-def cross_validated(few: Features, fold: np.ndarray, c: float) -> float:
+def cross_validation(support: Features, fold: np.ndarray, c: float) -> float:
     """Mean accuracy on the folds, each predicted from the others."""
     accuracy = []
     for number in range(fold.max() + 1):
-        inside, outside = (Features(few.features[rows], few.labels[rows]) for rows in (fold != number, fold == number))
-        accuracy.append((logistic_regression(inside, c, outside.features) == outside.labels).mean())
+        train, test = (
+            Features(support.features[rows], support.labels[rows]) for rows in (fold != number, fold == number)
+        )
+        accuracy.append((logistic_regression(train, c, test.features) == test.labels).mean())
     return float(np.mean(accuracy))
 
 
@@ -152,10 +154,10 @@ def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return numbers
 
 
-def logistic_regression(few: Features, c: float, features: np.ndarray) -> np.ndarray:
+def logistic_regression(support: Features, c: float, features: np.ndarray) -> np.ndarray:
     """Class numbers [N] by the minimum of c x (summed cross entropy) + |W|^2 / 2, the intercept not penalised."""
-    known, target = np.unique(few.labels, return_inverse=True)
-    x, y = torch.from_numpy(few.features), torch.from_numpy(target)
+    known, target = np.unique(support.labels, return_inverse=True)
+    x, y = torch.from_numpy(support.features), torch.from_numpy(target)
     weight = torch.zeros(x.shape[1], len(known), requires_grad=True)
     bias = torch.zeros(len(known), requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -173,10 +175,10 @@ def logistic_regression(few: Features, c: float, features: np.ndarray) -> np.nda
         return known[(torch.from_numpy(features) @ weight + bias).argmax(dim=1).numpy()]
 
 
-def tip_adapter(few: Features, features: np.ndarray, classifier: np.ndarray, logit_factor: float) -> np.ndarray:
+def tip_adapter(support: Features, features: np.ndarray, classifier: np.ndarray, logit_factor: float) -> np.ndarray:
     """Class numbers [N] by logit factor x cosine + alpha exp(-beta (1 - affinity)) labels; classifier [D, K]."""
-    one_hot = np.eye(classifier.shape[1], dtype=np.float32)[few.labels]
-    affinity = features @ few.features.T
+    one_hot = np.eye(classifier.shape[1], dtype=np.float32)[support.labels]
+    affinity = features @ support.features.T
     cache = np.exp(-BETA * (1 - affinity)) @ one_hot
     return (logit_factor * features @ classifier + ALPHA * cache).argmax(axis=1)
 

@@ -1,11 +1,11 @@
-"""Lists a bucket of a million objects and plans their sharding: our side's time and memory, as `must shard` does it.
+"""Lists a bucket of a million objects and plans their sharding, as `must shard` does: the client's time and memory.
 
     python benchmarks/listing.py [--store s3] [--objects 1000000]
 
-On the servers that the tests use a million objects would have to be put one by one first (benchmarks/stores.py lists
-some thousands there). So the pages come from a program that makes them up as they are asked for: the right XML or JSON
-and nothing else, for names as photo collections have them. "CPU" is that of the listing process alone; "wall" has the
-program's work in it, in place of a real bucket's round trip for each request.
+On the servers that the tests use, a million objects would have to be uploaded one by one first (benchmarks/stores.py
+lists some thousands there). So a simulated server generates the pages for each request: correct XML or JSON, with names
+like those of photo collections. "CPU" is that of the listing process alone; "wall" includes the simulated server's
+work, instead of a real bucket's round trip for each request.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def main() -> None:
                 text=True,
             )
             server.kill()
-        found = json.loads(result.stdout)
-        assert found["items"] == count
-        numbers = f"{found['cpu']:>8.1f}{found['wall']:>8.1f}{found['peak'] / 1e6:>9.0f}"
+        cost = json.loads(result.stdout)
+        assert cost["items"] == count
+        numbers = f"{cost['cpu']:>8.1f}{cost['wall']:>8.1f}{cost['peak'] / 1e6:>9.0f}"
         print(f"{count:>10}{max(1, -(-count // PAGE)):>10}{numbers}", flush=True)
 
 
 def measure(store: str) -> dict[str, float]:
-    """The listing of `must shard`, to the plan of its units on a local disk."""
+    """The listing of `must shard`, up to the plan of its units on a local disk."""
     from must.data.shards.listing import shuffle
     from must.data.sources.base import ListingReport
     from must.data.sources.files import Folder
@@ -114,7 +114,7 @@ def serve(count: int) -> None:
 
 
 def as_xml(start: int, stop: int, count: int) -> str:
-    found = "".join(
+    contents = "".join(
         f"<Contents><Key>{name_of(number)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
         f"<ETag>&quot;{number:032x}&quot;</ETag><Size>127000</Size><StorageClass>STANDARD</StorageClass></Contents>"
         for number in range(start, stop)
@@ -124,7 +124,7 @@ def as_xml(start: int, stop: int, count: int) -> str:
     return (
         '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
         f"<Name>bucket</Name><Prefix>photos/</Prefix><KeyCount>{stop - start}</KeyCount><MaxKeys>{PAGE}</MaxKeys>"
-        f"{end}{found}</ListBucketResult>"
+        f"{end}{contents}</ListBucketResult>"
     )
 
 

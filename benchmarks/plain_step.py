@@ -1,7 +1,7 @@
-"""One MUST step written down plainly: what benchmarks/train_step.py compares with.
+"""A simple implementation of one MUST step, with which benchmarks/train_step.py compares.
 
 Eager, torch's own MultiheadAttention, the decoder over all patches as a convolution with pixel shuffle, one parameter
-group a tensor, an EMA over the state dict, and `.item()` after every step. With `autocast` the networks run in bf16.
+group per tensor, an EMA over the state dict, and `.item()` after every step. With `autocast` the networks run in bf16.
 """
 
 import copy
@@ -68,7 +68,7 @@ class PlainStep:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            ours = self.teacher.state_dict()
+            weights = self.teacher.state_dict()
             for name, value in self.student.state_dict().items():
-                ours[name].copy_(0.999 * ours[name] + 0.001 * value)
+                weights[name].copy_(0.999 * weights[name] + 0.001 * value)
         return loss.item()

@@ -1,10 +1,10 @@
-"""How far training in bf16 strays from float32 on the bundled task, beside what another seed does.
+"""Difference of training in bf16 from float32 on the bundled task, compared with that of another seed.
 
     python benchmarks/precision.py --output build/precision
 
 Trains the preset `digits` for about 200 steps in float32 and in bf16 (autocast; weights, losses and EMA stay float32)
-with the same seed, and in float32 with another. Prints the losses along the way, their mean absolute difference from
-the first run's, and top-1 of teacher and zero-shot model on the test part.
+with the same seed, and in float32 with another. Prints the losses during training, their mean absolute difference
+from the first run's, and top-1 of teacher and zero-shot model on the test part.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
         logs[name] = training_log(str(folder))
         base = base or logs[name]
         distance = {
-            value: sum(abs(ours[value] - theirs[value]) for ours, theirs in zip(logs[name], base, strict=True))
+            value: sum(abs(line[value] - first[value]) for line, first in zip(logs[name], base, strict=True))
             / len(base)
             for value in VALUES
         }

@@ -1,11 +1,11 @@
-"""Labels a whole folder of shards: one to four programs against plain onnxruntime on images that are decoded already.
+"""Labels a folder of shards with one to four processes, compared with plain onnxruntime on decoded images.
 
     python benchmarks/predict_parts.py --model onnx/ --shards shards/ [--split train] [--runs 3]
 
 Each variant runs --runs times, interleaved; images a second are the median [slowest, fastest], and the ratio is that of
-the medians. Plain onnxruntime has the pixels in memory and as many threads as there are cores: it reads, decodes and
-writes nothing, so it is what the others could reach at best. `must predict` runs as a user starts it: Python's start,
-imports and the model's loading are in its time. With several parts each program has one thread and one worker.
+the medians. Plain onnxruntime has the pixels in memory and one thread per core, and does not read, decode or write:
+the upper limit for the others. `must predict` runs as a user starts it: its time includes Python's start, imports and
+the model's loading. With several parts each process has one thread and one worker.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     classifier = OnnxClassifier(Path(model_uri(options.model)))
     began = time.perf_counter()
-    pixels = decoded(options, classifier.preprocess)
+    pixels = decode_split(options, classifier.preprocess)
     print(f"{len(pixels)} images, {cores()} cores, load before: {os.getloadavg()[0]:.1f}")
     print(f"decoding alone, one process: {len(pixels) / (time.perf_counter() - began):.0f} images/s")
 
@@ -63,7 +63,7 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - began)
     best = statistics.median(seconds["plain onnxruntime, decoded images"])
     for name, times in seconds.items():
-        middle, speeds = statistics.median(times), [len(pixels) / one for one in times]
+        middle, speeds = statistics.median(times), [len(pixels) / duration for duration in times]
         rate = f"{len(pixels) / middle:8.0f} images/s [{min(speeds):.0f}, {max(speeds):.0f}]"
         print(f"{name:<36}{middle:7.2f} s" + ("" if run_only(name) else f"{rate:>34}  {best / middle:5.2f} x plain"))
     print(f"load after: {os.getloadavg()[0]:.1f}")
@@ -73,18 +73,18 @@ def run_only(name: str) -> bool:
     return name.startswith("Python")
 
 
-def decoded(options: argparse.Namespace, preprocess: Preprocess) -> np.ndarray:
+def decode_split(options: argparse.Namespace, preprocess: Preprocess) -> np.ndarray:
     """uint8 [N, S, S, 3]: all images of the split that can be decoded."""
-    index, found = load_index(options.shards), []
+    index, pixels = load_index(options.shards), []
     for shard in index.shards_of(options.split):
         with local_shard(options.shards, shard) as path:
             rows = decode_rows(path, load_offsets(options.shards, shard), None, preprocess, index.max_pixels)
-        found += [row.pixels for row in rows if row.pixels is not None]
-    return np.stack(found)
+        pixels += [row.pixels for row in rows if row.pixels is not None]
+    return np.stack(pixels)
 
 
 def label(options: argparse.Namespace, parts: list[str], workers: int, threads: int) -> None:
-    """Runs a program for each part at the same time, into a folder that is gone afterwards."""
+    """Runs a process for each part at the same time, into a temporary folder."""
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "must", "predict", "--model", options.model, "--shards", options.shards]
         command += ["--split", options.split, "--output", output, "--batch-size", str(options.batch_size)]

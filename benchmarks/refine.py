@@ -2,8 +2,8 @@
 
     python benchmarks/refine.py [--images 100000] [--classes 10] [--device cpu]
 
-Features are random around a centre a class. The plain alternative is numpy's, a block of rows at a time, on the first
-10,000 images.
+Features are random around one centre per class. The plain alternative uses numpy, a block of rows at a time, on the
+first 10,000 images.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from must.method.select.knn import NEIGHBOURS, nearest, whitened
 from must.method.select.propagate import corrected, propagate
 
-PLAIN = 10_000  # images that the plain alternative is run on
+PLAIN = 10_000  # images for the plain alternative
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     began = time.perf_counter()
     values = whitened(features)
     neighbours, cosines = nearest(values)
-    found = time.perf_counter()
+    lap = time.perf_counter()
     labels = truth.to(options.device)[answered]
     propagate(neighbours, cosines, corrected(probabilities, values, answered, labels), answered, labels)
     if options.device != "cpu":
@@ -43,16 +43,14 @@ def main() -> None:
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     ended = time.perf_counter()
-    print(f"{options.images:,} images, {options.classes} classes, {options.device}: neighbours {found - began:.1f} s, ")
-    print(f"answers and propagation {ended - found:.1f} s, peak memory {memory:.2f} GB")
-    some = values[:PLAIN].cpu()
+    print(f"{options.images:,} images, {options.classes} classes, {options.device}: neighbours {lap - began:.1f} s, ")
+    print(f"answers and propagation {ended - lap:.1f} s, peak memory {memory:.2f} GB")
+    subset = values[:PLAIN].cpu()
     began = time.perf_counter()
-    plain(some.numpy())
-    middle = time.perf_counter()
-    nearest(some)
-    print(
-        f"neighbours of {len(some):,}: {(middle - began) / (time.perf_counter() - middle):.1f} times as fast as numpy"
-    )
+    plain(subset.numpy())
+    lap = time.perf_counter()
+    nearest(subset)
+    print(f"neighbours of {len(subset):,}: {(lap - began) / (time.perf_counter() - lap):.1f} times as fast as numpy")
 
 
 def plain(values: np.ndarray, rows: int = 1024) -> None:

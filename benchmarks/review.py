@@ -1,11 +1,11 @@
-"""What a person's answers change: simulates them, from the true labels of the bundled digits.
+"""Effect of a person's answers, which are simulated from the true labels of the bundled digits.
 
     python benchmarks/review.py [--epochs 0] [--draws 20]
 
-Prepares `must review` on the 1,097 unlabeled digits, with zero-shot alone or with a model that is trained for
-`--epochs` first. Then, for each number of answers and `--draws` orders of the pictures: how many refined labels of
-other images change, how many of those other images are right before and after, how accurate the answers say that the
-refined labels are (mean and width of the interval), and in how many draws that interval has the true accuracy.
+Prepares `must review` on the 1,097 unlabeled digits, with the zero-shot model or with a model that is first trained for
+`--epochs`. Then, for each number of answers and `--draws` orders of the images: how many refined labels of the images
+without answers change, their accuracy before and after, the accuracy of the refined labels as estimated from the
+answers (mean and width of the interval), and the share of draws whose interval contains the true accuracy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        images, truth = prepared(Path(folder), options.epochs)
+        images, truth = prepare_images(Path(folder), options.epochs)
     usual = images.usual
     right = (usual == truth).float().mean()
     print(f"{len(truth):,} images, {right:.1%} of the refined labels are right without answers")
@@ -48,14 +48,14 @@ def main() -> None:
     )
     orders = [random_order(usual.numpy(), seed) for seed in range(options.draws)]
     for count in ANSWERS:
-        rows = np.array([simulated(images, truth, order[:count]) for order in orders])
+        rows = np.array([simulate(images, truth, order[:count]) for order in orders])
         changed, before, after, measured, width, holds = rows.mean(0)
         line = f"{count:>8}{changed:>9.1f}{before:>22.1%}{after:>8.1%}{measured:>11.1%}{width:>8.1%}{holds:>7.0%}"
         print(line, flush=True)
 
 
-def prepared(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
-    """(what `must review` saves of the images, int64 [N]: their true classes)."""
+def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
+    """(the images' data of `must review`, their true classes int64 [N])."""
     write_images(folder / "images", ("unlabeled",))
     (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "templates": list(TEMPLATES)}))
     shards, classifier, model = (str(folder / name) for name in ("shards", "classifier.safetensors", "model"))
@@ -73,17 +73,17 @@ def prepared(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
     return images, torch.tensor([labels[int(source)] for source in sources])
 
 
-def simulated(images: Images, truth: torch.Tensor, asked: np.ndarray) -> list[float]:
-    """The columns of a draw."""
-    places = torch.from_numpy(asked)
-    answers = dict(zip(images.numbers[places].tolist(), truth[places].tolist(), strict=True))
+def simulate(images: Images, truth: torch.Tensor, order: np.ndarray) -> list[float]:
+    """The columns of one draw, in which the images `order` get answers."""
+    answered = torch.from_numpy(order)
+    answers = dict(zip(images.numbers[answered].tolist(), truth[answered].tolist(), strict=True))
     labels, usual = images.refined(answers).argmax(1), images.usual
     others = torch.ones(len(truth), dtype=torch.bool)
-    others[places] = False
-    before, after = ((one == truth)[others].float().mean().item() for one in (usual, labels))
-    of = share((usual == truth)[places].numpy())
-    holds = of.low <= (usual == truth).float().mean().item() <= of.high
-    return [int((labels != usual)[others].sum()), before, after, of.value, of.high - of.low, holds]
+    others[answered] = False
+    before, after = ((each == truth)[others].float().mean().item() for each in (usual, labels))
+    estimate = share((usual == truth)[answered].numpy())
+    holds = estimate.low <= (usual == truth).float().mean().item() <= estimate.high
+    return [int((labels != usual)[others].sum()), before, after, estimate.value, estimate.high - estimate.low, holds]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/serve.py --bundle model/ --shards shards/       a model and its data
     python benchmarks/serve.py --architecture ViT-B-16                random weights of an open_clip architecture
 
-Every candidate sees the same images with the same number of threads. Rounds are interleaved, so that a noisy neighbour
-meets all of them; ratios are taken over medians. With shards, top-1 on the labelled split is printed as well.
+Every candidate gets the same images and the same number of threads. Rounds are interleaved, so that other load on the
+machine affects all of them; ratios are of medians. With shards, top-1 on the labelled split is printed as well.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def top1(candidates: dict[str, Classify], bundle: Bundle, options: argparse.Name
     reader, view = ShardReader(options.shards, options.split), EvalView(preprocess_of(bundle.description))
     pixels = np.stack([view(decode(reader.image(i))) for i in range(len(reader))])
     labels = [bundle.description.classes.index(reader.description(i)["label"]) for i in range(len(reader))]
-    found = {}
+    accuracy = {}
     for name, run in candidates.items():
         predicted = np.concatenate([run(pixels[i : i + 32]).argmax(1) for i in range(0, len(pixels), 32)])
-        found[name] = float((predicted == labels).mean())
-    return found
+        accuracy[name] = float((predicted == labels).mean())
+    return accuracy
 
 
 def random_bundle(architecture: str, folder: Path) -> str:

@@ -1,10 +1,10 @@
-"""A good client's worst wait beside each kind of abuse, all in one run against one server.
+"""The longest wait of a normal client during each kind of abuse, all in one run against one server.
 
     python benchmarks/serve_abuse.py --model onnx/ [--seconds 10] [--width 4000]
 
-The good client sends one photo after the other, as JPEG of that width; beside it, a probe asks for health, and for the
-metrics, every tenth of a second. A line a kind of abuse: the good client's answers, median and longest wait, the
-longest of health and metrics, and the server's memory at its peak. The exit code is 1 if anything but 200 was answered.
+The normal client sends one photo after the other, as JPEG of that width; at the same time a probe requests health and
+metrics every tenth of a second. One line per kind of abuse: the normal client's responses, its median and longest wait,
+the longest waits for health and metrics, and the server's peak memory. The exit code is 1 if any status is not 200.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.image_cost import chunk, png, saved, scans, segments, textured, webp_animated
+from benchmarks.image_cost import chunk, encode, png, scans, segments, texture, webp_animated
 
 NAME = "photos"
 
@@ -42,8 +42,8 @@ def body_of(files: list[bytes]) -> tuple[bytes, dict[str, str]]:
     return header + blob, {"Inference-Header-Content-Length": str(len(header))}
 
 
-class Ask:
-    """Asks again and again until the event is set; waits and statuses."""
+class Client:
+    """Repeats a request until the event is set, and records the waits and statuses."""
 
     def __init__(
         self, port: int, stop: threading.Event, method: str, path: str, body: bytes | None, pause: float
@@ -57,23 +57,23 @@ class Ask:
     def run(self) -> None:
         port, stop, method, path, body, pause = self.arguments
         while not stop.is_set():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             try:
                 connection.request(method, path, body)
-                answer = connection.getresponse()
-                answer.read()
-                self.statuses[answer.status] += 1
+                response = connection.getresponse()
+                response.read()
+                self.statuses[response.status] += 1
             except (OSError, http.client.HTTPException) as error:
                 self.statuses[type(error).__name__] += 1
             finally:
                 connection.close()
-            self.waits.append(time.perf_counter() - begun)
+            self.waits.append(time.perf_counter() - started)
             stop.wait(pause)
 
 
 def requests(files: list[bytes], clients: int) -> Callable[[int, threading.Event], None]:
-    """So many clients that send the same request again as soon as they are answered."""
+    """`clients` clients, each of which repeats the same request as soon as it is answered."""
     body, headers = body_of(files)
 
     def client(port: int, stop: threading.Event) -> None:
@@ -94,7 +94,7 @@ def requests(files: list[bytes], clients: int) -> Callable[[int, threading.Event
 
 
 def sends(data: bytes, clients: int, reset: bool = False) -> Callable[[int, threading.Event], None]:
-    """So many clients, each of which sends these bytes over a new connection and reads what comes, or resets it."""
+    """`clients` clients, each of which sends these bytes over new connections and reads the response, or resets it."""
 
     def client(port: int, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -122,28 +122,28 @@ def of_json(data: bytes, shape: str) -> bytes:
     return post(f"/v2/models/{NAME}/infer", tensor)
 
 
-def connections(count: int, begun: bytes) -> Callable[[int, threading.Event], None]:
-    """So many connections that send `begun` and then nothing, opened again when they are closed."""
+def connections(count: int, start: bytes) -> Callable[[int, threading.Event], None]:
+    """`count` connections that send `start` and then nothing, opened again when they are closed."""
 
     def abuse(port: int, stop: threading.Event) -> None:
-        held: list[socket.socket] = []
+        open_clients: list[socket.socket] = []
         while not stop.is_set():
             with suppress(OSError):
                 client = socket.create_connection(("127.0.0.1", port), timeout=5)
-                client.sendall(begun)
-                held.append(client)
-            if len(held) > count:
-                held.pop(0).close()
+                client.sendall(start)
+                open_clients.append(client)
+            if len(open_clients) > count:
+                open_clients.pop(0).close()
                 stop.wait(0.002)
-        for client in held:
+        for client in open_clients:
             client.close()
 
     return abuse
 
 
 def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
-    photo = saved(textured(1000, 800), "JPEG")
-    small, get = saved(textured(32, 32), "PNG"), b"GET /metrics HTTP/1.1\r\nhost: x\r\n"
+    photo = encode(texture(1000, 800), "JPEG")
+    small, get = encode(texture(32, 32), "PNG"), b"GET /metrics HTTP/1.1\r\nhost: x\r\n"
     chunked = b"POST /classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     return {
         "nothing": lambda port, stop: None,
@@ -185,9 +185,9 @@ def main() -> int:
     command = [sys.executable, "-m", "must", "serve", "--model", options.model, "--name", NAME, "--port", "0"]
     server = subprocess.Popen([*command, "--drain", "0"], stdout=subprocess.PIPE, text=True)
     assert server.stdout
-    found = re.search(r":(\d+) ", server.stdout.readline())
-    assert found
-    port, photo, good = int(found[1]), saved(textured(options.width, options.width * 3 // 4), "JPEG"), True
+    match = re.search(r":(\d+) ", server.stdout.readline())
+    assert match
+    port, photo, passed = int(match[1]), encode(texture(options.width, options.width * 3 // 4), "JPEG"), True
     print("| beside | answers | median s | longest s | health, longest s | metrics, longest s | peak MB |")
     print("|---|---|--:|--:|--:|--:|--:|")
     try:
@@ -197,31 +197,31 @@ def main() -> int:
             abuser = threading.Thread(target=abuse, args=(port, stop), daemon=True)
             abuser.start()
             time.sleep(2)
-            asks = [
-                Ask(port, stop, "POST", "/classify", photo, 0.05),
-                Ask(port, stop, "GET", "/v2/health/live", None, 0.1),
-                Ask(port, stop, "GET", "/metrics", None, 0.1),
+            clients = [
+                Client(port, stop, "POST", "/classify", photo, 0.05),
+                Client(port, stop, "GET", "/v2/health/live", None, 0.1),
+                Client(port, stop, "GET", "/metrics", None, 0.1),
             ]
             time.sleep(options.seconds)
             stop.set()
-            for ask in asks:
-                ask.thread.join(70)
+            for client in clients:
+                client.thread.join(70)
             abuser.join(70)
-            client, health, metrics = asks
-            said = ", ".join(f"{count} x {status}" for status, count in sorted(client.statuses.items(), key=str))
+            photos, health, metrics = clients
+            statuses = ", ".join(f"{count} x {status}" for status, count in sorted(photos.statuses.items(), key=str))
             print(
-                f"| {name} | {said} | {statistics.median(client.waits):.3f} | {max(client.waits):.3f} "
+                f"| {name} | {statuses} | {statistics.median(photos.waits):.3f} | {max(photos.waits):.3f} "
                 f"| {max(health.waits):.3f} | {max(metrics.waits):.3f} | {peak(server.pid):.0f} |",
                 flush=True,
             )
-            good = good and all(set(ask.statuses) == {200} for ask in asks)
-            for ask in asks[1:]:
-                if set(ask.statuses) != {200}:
-                    print(f"  {ask.arguments[3]}: {dict(ask.statuses)}")
+            passed = passed and all(set(client.statuses) == {200} for client in clients)
+            for client in clients[1:]:
+                if set(client.statuses) != {200}:
+                    print(f"  {client.arguments[3]}: {dict(client.statuses)}")
     finally:
         server.terminate()
         server.wait(60)
-    return int(not good)
+    return int(not passed)
 
 
 if __name__ == "__main__":

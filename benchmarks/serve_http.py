@@ -1,12 +1,12 @@
-"""A JPEG in, a name out: `must serve` against onnxruntime alone and against a plain FastAPI server with torch.
+"""Classifies JPEGs with `must serve`, onnxruntime alone, and a plain FastAPI server with torch, for comparison.
 
     python benchmarks/serve_http.py                              a ViT-B/32 with random weights, 256 x 256 JPEGs
     python benchmarks/serve_http.py --bundle model/ --shards shards/
 
-All in one run on one machine. Servers are processes of their own; the clients are one more process, which keeps a
-connection a client open and sends the same pictures over and over: it takes cores from the server that is measured, as
-servers' neighbours do. `onnxruntime` is the model alone, in its best batches, on pictures that are decoded before;
-`decode + onnxruntime` is what a program without a server could do, with as many threads.
+All in one run on one machine. Each server is a process; the clients are one more process, which keeps one connection
+per client open and sends the same images repeatedly. It uses cores of the same machine. `onnxruntime` is the model
+alone, with its best batch size, on decoded images; `decode + onnxruntime` is a program without a server, with as many
+threads.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ def main() -> None:
     if options.load:
         load(int(options.load[0]), Path(options.load[1]), options.clients[0], options.seconds)
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         bundle, models = make_models(options, folder)
         pictures = make_pictures(options, folder / "pictures")
         size = np.mean([len(data) for data in pictures]) / 1e3
         print(f"{options.bundle or options.architecture}, {os.cpu_count()} cores, JPEGs of {size:.1f} kB\n")
         alone = {name: onnxruntime_alone(path, pictures, options.seconds) for name, path in models.items()}
-        for name, (model, whole) in alone.items():
-            print(f"onnxruntime {name}: {model:.1f} images/s; with decoding: {whole:.1f} images/s")
+        for name, (model, with_decoding) in alone.items():
+            print(f"onnxruntime {name}: {model:.1f} images/s; with decoding: {with_decoding:.1f} images/s")
         print("\n| | clients | p50 ms | p99 ms | images/s | of onnxruntime | of decode + onnxruntime | x plain |")
         print("|---|--:|--:|--:|--:|--:|--:|--:|", flush=True)
         plain: dict[int, float] = {}
@@ -91,17 +91,17 @@ def main() -> None:
             **{f"must serve {name}": serve_command(path) for name, path in models.items()},
         }.items():
             for clients in options.clients:
-                found = measure(command, folder / "pictures", clients, options)
-                plain.setdefault(clients, found["rate"])
-                print(row(name, clients, found, alone, plain[clients]), flush=True)
+                speed = measure(command, folder / "pictures", clients, options)
+                plain.setdefault(clients, speed["rate"])
+                print(row(name, clients, speed, alone, plain[clients]), flush=True)
 
 
-def row(name, clients, found, alone, plain) -> str:
+def row(name, clients, speed, alone, plain) -> str:
     references = alone.get(name.removeprefix("must serve "), (None, None))
-    shares = [f"{100 * found['rate'] / value:.0f}%" if value else "" for value in references]
-    values = [f"{found[key]:.1f}" for key in ("p50", "p99", "rate")]
-    failed = f" {found['failed']} failed" if found["failed"] else ""
-    return "| " + " | ".join([name, str(clients), *values, *shares, f"{found['rate'] / plain:.2f}"]) + " |" + failed
+    shares = [f"{100 * speed['rate'] / value:.0f}%" if value else "" for value in references]
+    values = [f"{speed[key]:.1f}" for key in ("p50", "p99", "rate")]
+    failed = f" {speed['failed']} failed" if speed["failed"] else ""
+    return "| " + " | ".join([name, str(clients), *values, *shares, f"{speed['rate'] / plain:.2f}"]) + " |" + failed
 
 
 def make_models(options, folder: Path) -> tuple[str, dict[str, Path]]:
@@ -150,7 +150,7 @@ def make_pictures(options, folder: Path) -> list[bytes]:
 
 
 def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tuple[float, float]:
-    """Images a second of (the model on ready tensors in its best batch, decoding and the model)."""
+    """Images per second of (the model on tensors in memory with its best batch size, decoding and the model)."""
     from must.data.image.decode import decode
     from must.data.image.preprocess import EvalView, normalize_pixels
     from must.deploy.predict.session import OnnxClassifier
@@ -162,27 +162,27 @@ def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tupl
         pixels = np.stack([view(decode(pictures[i % len(pictures)])) for i in range(batch)])
         ready = normalize_pixels(pixels, classifier.preprocess)
         classifier.session.run(None, {classifier.input_name: ready})
-        begun, images = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds / 3:
+        started, images = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds / 3:
             classifier.session.run(None, {classifier.input_name: ready})
             images += batch
-        rates.append((images / (time.perf_counter() - begun), batch))
+        rates.append((images / (time.perf_counter() - started), batch))
     batch = max(rates)[1]
-    begun, images = time.perf_counter(), 0
+    started, images = time.perf_counter(), 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead: deque[Any] = deque()
 
-        def one(number):
+        def prepare(number):
             return normalize_pixels(view(decode(pictures[number % len(pictures)]))[None], classifier.preprocess)[0]
 
-        while time.perf_counter() - begun < seconds:
+        while time.perf_counter() - started < seconds:
             while len(ahead) < 2:
-                ahead.append([pool.submit(one, images + i) for i in range(batch)])
+                ahead.append([pool.submit(prepare, images + i) for i in range(batch)])
             classifier.session.run(
                 None, {classifier.input_name: np.stack([future.result() for future in ahead.popleft()])}
             )
             images += batch
-        rate = images / (time.perf_counter() - begun)
+        rate = images / (time.perf_counter() - started)
     return max(rates)[0], rate
 
 
@@ -202,22 +202,22 @@ def serve_command(path: Path) -> list[str]:
 
 
 def measure(command: list[str], pictures: Path, clients: int, options) -> dict:
-    """Starts the server, warms it, and has the clients' process send pictures to it."""
+    """Starts the server, warms it up, and runs the clients' process."""
     port = free_port()
     server = subprocess.Popen([str(port) if word == "PORT" else word for word in command], stdout=subprocess.DEVNULL)
     try:
         wait_for(port, server)
-        me = [sys.executable, __file__, "--load", str(port), str(pictures), "--clients", str(clients)]
-        subprocess.run([*me, "--seconds", "2"], check=True, capture_output=True)
-        found = subprocess.run([*me, "--seconds", str(options.seconds)], check=True, capture_output=True, text=True)
-        return json.loads(found.stdout)
+        load_command = [sys.executable, __file__, "--load", str(port), str(pictures), "--clients", str(clients)]
+        subprocess.run([*load_command, "--seconds", "2"], check=True, capture_output=True)
+        load_command += ["--seconds", str(options.seconds)]
+        return json.loads(subprocess.run(load_command, check=True, capture_output=True, text=True).stdout)
     finally:
         server.terminate()
         server.wait()
 
 
 def load(port: int, folder: Path, clients: int, seconds: float) -> None:
-    """The clients: each sends a picture when the one before is answered. Prints the latencies' percentiles."""
+    """The clients: each sends the next image after a response. Prints the latencies' percentiles."""
     pictures = [path.read_bytes() for path in sorted(folder.iterdir())]
     requests = [
         b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data) + data for data in pictures
@@ -229,25 +229,25 @@ def load(port: int, folder: Path, clients: int, seconds: float) -> None:
         nonlocal failed
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head, re.I)
             assert length, head
             await reader.readexactly(int(length[1]))
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
             failed += b" 200 " not in head[:20]
             number += clients
         writer.close()
 
     async def all_clients() -> float:
-        begun = time.perf_counter()
-        await asyncio.gather(*(client(number, begun + seconds) for number in range(clients)))
-        return time.perf_counter() - begun
+        started = time.perf_counter()
+        await asyncio.gather(*(client(number, started + seconds) for number in range(clients)))
+        return time.perf_counter() - started
 
-    took = asyncio.run(all_clients())
+    duration = asyncio.run(all_clients())
     p50, p99 = np.percentile(times, [50, 99]) * 1e3
-    print(json.dumps({"p50": p50, "p99": p99, "rate": len(times) / took, "failed": failed}))
+    print(json.dumps({"p50": p50, "p99": p99, "rate": len(times) / duration, "failed": failed}))
 
 
 def free_port() -> int:

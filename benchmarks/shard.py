@@ -3,8 +3,8 @@
     python benchmarks/shard.py [--images 20000] [--folder DIR]
 
 The files are 500x400 JPEGs whose noise has the spectrum of photographs (amplitude falls as 1 / frequency). They are
-read once before anything is measured, so all ways read them from memory. Every way runs in a process of its own; the
-ways take turns, and the best of --repeat runs counts. Peak memory is the sum over the run's processes.
+read once before anything is measured, so all variants read them from memory. Every variant runs in its own process; the
+variants take turns, and the best of --repeat runs counts. Peak memory is the sum over the run's processes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
         for way in [way for way in WAYS if re.search(args.only, way)]:
             shutil.rmtree(output, ignore_errors=True)
             os.sync()
-            now = measured([sys.executable, __file__, *sys.argv[1:], "--worker", way])
-            best[way] = min(now, best.get(way, now))
+            current = measure([sys.executable, __file__, *sys.argv[1:], "--worker", way])
+            best[way] = min(current, best.get(way, current))
     shutil.rmtree(output, ignore_errors=True)
     print(f"{'':<32}{'s':>8}{'images/s':>10}{'MB/s':>8}{'CPU s':>8}{'peak MB':>9}")
     for way, (seconds, cpu, memory) in best.items():
@@ -66,7 +66,7 @@ class Measure(NamedTuple):
 
 
 def make_images(folder: Path, count: int) -> int:
-    """Makes what is missing and reads everything once; the bytes of all files."""
+    """Creates missing images and reads all once; returns the total size in bytes."""
     missing = [number for number in range(count) if not path_of(folder, number).exists()]
     if missing:
         print(f"making {len(missing)} images", flush=True)
@@ -154,7 +154,7 @@ def check_alone(images: Path, output: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """What `--validate decode` does with each file: all of its data, but an eighth of its pixels."""
+    """The check of `--validate decode`: decodes all data of the file, at an eighth of its size."""
     from must.data.image.decode import check, identify
 
     check(identify(path.read_bytes()))
@@ -179,7 +179,7 @@ RATIOS = (
 )
 
 
-def measured(command: list[str]) -> Measure:
+def measure(command: list[str]) -> Measure:
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak, ended = [0], threading.Event()
@@ -195,20 +195,20 @@ def measured(command: list[str]) -> Measure:
 
 
 def watch(process: int, peak: list[int], ended: threading.Event) -> None:
-    """Adds up the proportional set sizes, in which memory that processes share counts once."""
+    """Sums the proportional set sizes, which count shared memory once."""
     while not ended.wait(0.3):
         peak[0] = max(peak[0], sum(memory_of(number) for number in family(process)))
 
 
 def family(parent: int) -> list[int]:
-    found = [parent]
-    for number in found:
+    processes = [parent]
+    for number in processes:
         try:
             children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
         except OSError:
             continue
-        found += [int(child) for child in children]
-    return found
+        processes += [int(child) for child in children]
+    return processes
 
 
 def memory_of(number: int) -> int:

@@ -1,9 +1,9 @@
-"""Memory and time of `must shard`'s bookkeeping for a listing that was never on a disk.
+"""Memory and time of `must shard`'s bookkeeping for a generated listing.
 
     python benchmarks/shard_memory.py [--entries 1000000] [--folder DIR]
 
-Listing, shuffling, cutting into chunks, searching duplicates and the tables for --append run on made-up entries, each
-size in a process of its own; only images are not read. Flat memory means that the peak hardly follows the size.
+Listing, shuffling, cutting into chunks, searching duplicates and the tables for --append run on generated entries, each
+size in its own process; images are not read. The peak of memory should hardly depend on the size.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def bookkeeping(entries: int, folder: Path) -> None:
             yield number, "train", np.random.default_rng(number // 2 * 2).integers(0, 256, (1000, 32), np.uint8)
 
     if entries:
-        found = find_duplicates(hashes(), ("train",), folder / "duplicates", drop_all=False)
-        assert found.count == 1000 * (plan.chunks // 2)
+        duplicates = find_duplicates(hashes(), ("train",), folder / "duplicates", drop_all=False)
+        assert duplicates.count == 1000 * (plan.chunks // 2)
         lap("duplicates")
         names = (
             np.random.default_rng(chunk).integers(0, 2**63, (1000, 2)).astype(np.uint64) for chunk in range(plan.chunks)

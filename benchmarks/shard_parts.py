@@ -1,11 +1,11 @@
-"""Shards one folder with 1, 2 and 4 programs that share the work (`must shard --part`), each with one worker.
+"""Shards one folder with 1, 2 and 4 processes that share the work (`must shard --part`), each with one worker.
 
     python benchmarks/shard_parts.py [--images 8000] [--runs 3] [--validate header]
 
-The files are those of benchmarks/shard.py. Programs of a variant start at the same time and as a user starts them:
-Python's start, the listing that each part makes for itself, and the last one's joining are in their time. Variants take
-turns; images a second are the median of --runs [slowest, fastest], ratios are those of the medians. "2 workers" is one
-program without parts. That the bytes are the same is checked each time.
+The files are those of benchmarks/shard.py. The processes of a variant start at the same time and as a user starts them:
+their time includes Python's start, each part's listing, and the last part's merge. Variants take turns; images/s are
+the median of --runs [slowest, fastest], ratios are of medians. "2 workers" is one process without parts. Each run
+checks that the output is the same.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     size = make_images(images, options.images)
     print(f"{options.images} JPEGs, {size / 1e6:.0f} MB; {cores()} cores, load before: {os.getloadavg()[0]:.1f}")
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    sums = set()
+    checksums = set()
     for _ in range(options.runs):
         for name, (parts, workers) in VARIANTS.items():
             shutil.rmtree(output, ignore_errors=True)
@@ -54,13 +54,14 @@ def main() -> None:
             programs = [subprocess.Popen([*command, "--part", part], stdout=subprocess.DEVNULL) for part in parts]
             assert [program.wait() for program in programs] == [0] * len(parts)
             seconds[name].append(time.perf_counter() - began)
-            sums.add(hashlib.sha256((output / "index.json").read_bytes()).hexdigest())  # it holds all others' sums
+            # index.json has the checksums of all shards
+            checksums.add(hashlib.sha256((output / "index.json").read_bytes()).hexdigest())
     shutil.rmtree(output)
-    assert len(sums) == 1, "the variants wrote different bytes"
+    assert len(checksums) == 1, "the variants wrote different bytes"
     first = statistics.median(seconds["1 part, 1 worker"])
     print(f"{'':<22}{'s':>8}{'images/s':>10}{'[slowest, fastest]':>22}{'ratio':>8}")
     for name, times in seconds.items():
-        middle, rates = statistics.median(times), [options.images / one for one in times]
+        middle, rates = statistics.median(times), [options.images / duration for duration in times]
         spread = f"[{min(rates):.0f}, {max(rates):.0f}]"
         print(f"{name:<22}{middle:>8.2f}{options.images / middle:>10.0f}{spread:>22}{first / middle:>8.2f}")
     print(f"load after: {os.getloadavg()[0]:.1f}")

@@ -1,4 +1,4 @@
-"""How well --shuffle-window mixes shards that lie in the order of their classes, in part of it, or in none.
+"""How well --shuffle-window mixes shards whose images are sorted by class, partly sorted, or in random order.
 
     python benchmarks/shuffle.py [--classes 1000] [--samples 1280000] [--samples-per-shard 1000] [--batch 1024]
 
@@ -8,9 +8,9 @@ For each window, over the batches of an epoch:
             batches drawn at random (multinomial; a little below for drawing without replacement)
     TV      mean total variation distance between a batch's classes and the split's, over that of random batches
     classes mean number of different classes in a batch, over that of random batches
-    drift   TV of the classes of 10 batches in a row, over that of random ones: what is left after averaging
+    drift   TV of the classes of 10 batches in a row, over that of random ones: what averaging does not remove
 
-The numbers depend on how many shards a class fills and a batch holds, not on the images.
+The numbers depend on the number of shards per class and of images per batch, not on the images.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How long a user waits for help, and for a line that says what is wrong: seconds, CPU seconds, and times Python alone.
+"""Time until --help and until an error message: seconds, CPU seconds, and their ratio to Python's start.
 
     python benchmarks/startup.py [--runs 5]
     python benchmarks/startup.py --dag [--runs 3]
 
-Medians. "python -c pass" is what every command costs; "import torch, open_clip" is what the stages with a model need
-before they can begin. Each command runs once before it counts, so that its files are in the page cache.
+Medians. "python -c pass" is part of every command; the stages with a model first need "import torch, open_clip". Each
+command runs once before it counts, so that its files are in the page cache.
 
---dag: what processes of their own cost the stages: the pipeline on the bundled digits, one epoch, on the local runner,
-beside the same steps in one process, in turn. Needs kfp.
+--dag: the cost of a process per stage: the pipeline on the bundled digits, one epoch, on the local runner, and the same
+steps in one process, in turn. Needs kfp.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def main() -> None:
     plain = 0.0
     for name, command in COMMANDS.items():
         measure(command)
-        seconds, busy = (
+        seconds, cpu = (
             statistics.median(values) for values in zip(*(measure(command) for _ in range(runs)), strict=True)
         )
-        plain = plain or busy
-        print(f"{name:<88}{seconds:>8.2f}{busy:>7.2f}{busy / plain:>7.1f}")
+        plain = plain or cpu
+        print(f"{name:<88}{seconds:>8.2f}{cpu:>7.2f}{cpu / plain:>7.1f}")
 
 
 def compare(folder: Path, runs: int) -> None:
@@ -84,17 +84,17 @@ def compare(folder: Path, runs: int) -> None:
     commands = {"dag": [sys.executable, "-m", *DAG.split()], "one": [*PYTHON, STEPS]}
     ratios = []
     for _ in range(runs):
-        (dag, dag_busy), (one, one_busy) = (measure(command, str(folder)) for command in commands.values())
-        ratios.append(dag_busy / one_busy)
-        print(f"the DAG {dag:.1f} s, CPU {dag_busy:.1f} s; one process {one:.1f} s, CPU {one_busy:.1f} s", flush=True)
+        (dag, dag_cpu), (one, one_cpu) = (measure(command, str(folder)) for command in commands.values())
+        ratios.append(dag_cpu / one_cpu)
+        print(f"the DAG {dag:.1f} s, CPU {dag_cpu:.1f} s; one process {one:.1f} s, CPU {one_cpu:.1f} s", flush=True)
     print(f"CPU seconds of the DAG by those of one process: {statistics.median(ratios):.2f}")
 
 
 def measure(command: list[str], below: str | None = None) -> tuple[float, float]:
-    """Seconds on the clock and on the CPUs, user and system together, of one run in an empty folder.
+    """Wall seconds and CPU seconds (user and system) of one run in an empty folder.
 
     Raises:
-        SystemExit: a run `below` a folder of the caller's failed: it is to do work.
+        SystemExit: the command failed and `below`, the folder for the empty folder, was given.
     """
     with tempfile.TemporaryDirectory(dir=below) as folder:
         began = time.perf_counter()

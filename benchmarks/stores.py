@@ -2,11 +2,11 @@
 
     python benchmarks/stores.py [--images 2000] [--runs 3]
 
-moto's S3 server and fake-gcs-server, which the tests use, run beside this program on the same machine: no network, and
-their work is on the same cores. So this says what our side and these servers cost, not what a bucket's distance does.
-The files are those of benchmarks/shard.py. "first pass" starts with an empty cache, "second pass" has all shards in it;
-both read every image in an epoch's order, in a process of their own. Variants take turns; images a second are the
-median of --runs. Then a listing of 500, 1,000 and 2,000 objects that are on these servers.
+moto's S3 server and fake-gcs-server, which the tests use, run on the same machine: no network, and they use the same
+cores. So this measures the client and these servers, not the distance to a bucket. The files are those of
+benchmarks/shard.py. "first pass" starts with an empty cache, "second pass" has all shards in it; both read every image
+in an epoch's order, in their own process. Variants take turns; images/s are the median of --runs. Then it lists 500,
+1,000 and 2,000 objects on these servers.
 """
 
 from __future__ import annotations
@@ -51,32 +51,32 @@ def main() -> None:
     print(f"{options.images} JPEGs, {size / 1e6:.0f} MB; load before: {os.getloadavg()[0]:.1f}")
     with ExitStack() as stack:
         servers = {"gs": stack.enter_context(fake_gcs()), "s3": stack.enter_context(moto())}
-        places = {"local": str(shards)} | {name: f"{name}://{BUCKET}/shards" for name in servers}
+        uris = {"local": str(shards)} | {name: f"{name}://{BUCKET}/shards" for name in servers}
         for path in shards.iterdir():
             for name in servers:
-                storage.upload(path, f"{places[name]}/{path.name}")
+                storage.upload(path, f"{uris[name]}/{path.name}")
         seconds: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.runs):
-            for name, uri in places.items():
+            for name, uri in uris.items():
                 with tempfile.TemporaryDirectory() as cache:
-                    for passed in ("first pass", "second pass"):
+                    for pass_name in ("first pass", "second pass"):
                         command = [sys.executable, __file__, "--read", uri, cache]
-                        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-                        assert found["images"] == options.images
-                        seconds.setdefault((name, passed), []).append(found["seconds"])
+                        reading = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                        assert reading["images"] == options.images
+                        seconds.setdefault((name, pass_name), []).append(reading["seconds"])
         print(f"{'':<22}{'images/s':>10}{'MB/s':>8}{'of local':>10}")
-        for (name, passed), times in seconds.items():
-            middle, local = statistics.median(times), statistics.median(seconds["local", passed])
+        for (name, pass_name), times in seconds.items():
+            middle, local = statistics.median(times), statistics.median(seconds["local", pass_name])
             rates = f"{options.images / middle:>10.0f}{size / middle / 1e6:>8.0f}{local / middle:>10.2f}"
-            print(f"{name + ', ' + passed:<22}{rates}")
+            print(f"{name + ', ' + pass_name:<22}{rates}")
         print(f"\n{'listing, seconds':<22}" + "".join(f"{count:>10}" for count in LISTED))
         for name in servers:
-            print(f"{name:<22}" + "".join(f"{listed(name, count):>10.2f}" for count in LISTED), flush=True)
+            print(f"{name:<22}" + "".join(f"{list_seconds(name, count):>10.2f}" for count in LISTED), flush=True)
     print(f"load after: {os.getloadavg()[0]:.1f}")
 
 
 def read(uri: str, cache: str) -> dict[str, float]:
-    """All images of the split train in the order of an epoch, by the reader that training has."""
+    """Reads all images of the split train in the order of an epoch, with the reader of training."""
     from must.data.loading.order import EpochOrder
     from must.data.loading.reader import open_reader
 
@@ -88,8 +88,8 @@ def read(uri: str, cache: str) -> dict[str, float]:
     return {"images": len(reader), "bytes": size, "seconds": time.perf_counter() - began}
 
 
-def listed(store: str, count: int) -> float:
-    """Seconds to list so many objects, the best of three times."""
+def list_seconds(store: str, count: int) -> float:
+    """Seconds to list `count` objects, the best of three times."""
     from must.base import storage
 
     uri = f"{store}://{BUCKET}/listed-{count}"

@@ -1,14 +1,14 @@
-"""Two training views at 224 px: our loader against ImageFolder and the same transforms in torch's DataLoader.
+"""Two training views at 224 px: MUST's loader against ImageFolder and the same transforms in torch's DataLoader.
 
     python benchmarks/stream.py [--images 1500] [--workers 1] [--folder DIR]
 
 The files are those of benchmarks/shard.py: 500x400 JPEGs with the noise spectrum of photographs. Every way makes the
-same batches of two views and a mask with the same number of loader processes, in a process of its own; they take
-turns, and the best of --repeat runs counts. "a core" divides by the CPU seconds of all processes, the main one too,
-so that it says what a machine of many cores would give, and bears a neighbour on this one.
+same batches of two views and a mask with the same number of loader processes, in its own process; they take turns, and
+the best of --repeat runs counts. "a core" divides by the CPU seconds of all processes, including the main one, so that
+it applies to machines with more cores and depends little on other load.
 
-"plain" is what the published code does: torchvision's ImageFolder, torchvision's and timm's transforms, a float tensor
-for each view. The second table says where the time of one image goes, in one process.
+"plain" is the published code: torchvision's ImageFolder, torchvision's and timm's transforms, a float tensor for each
+view. The second table has the time of each operation per image, in one process.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     images, shards = Path(args.folder) / f"images-{args.images}", Path(args.folder) / f"shards-{args.images}"
     torch.set_num_threads(1)
     if args.way:
-        loader = plain(images, args.workers) if args.way == "plain" else ours(shards, args.workers, args.way)
+        loader = plain(images, args.workers) if args.way == "plain" else must_loader(shards, args.workers, args.way)
         print(json.dumps(consume(loader)))
         return
     make_images(images, args.images)
@@ -71,13 +71,13 @@ def main() -> None:
     for _ in range(args.repeat):
         for way in ("plain", "exact", "fast", "gpu"):
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            if way not in best or found["a core"] > best[way]["a core"]:
-                best[way] = found
+            speed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            if way not in best or speed["a core"] > best[way]["a core"]:
+                best[way] = speed
     print(f"{'':<28}{'images/s':>10}{'a core':>8}{'ms CPU an image':>17}{'ratio a core':>14}")
-    for way, found in best.items():
-        ratio, cpu = found["a core"] / best["plain"]["a core"], 1000 / found["a core"]
-        print(f"{NAMES[way]:<28}{found['images/s']:>10.0f}{found['a core']:>8.0f}{cpu:>17.2f}{ratio:>14.2f}")
+    for way, speed in best.items():
+        ratio, cpu = speed["a core"] / best["plain"]["a core"], 1000 / speed["a core"]
+        print(f"{NAMES[way]:<28}{speed['images/s']:>10.0f}{speed['a core']:>8.0f}{cpu:>17.2f}{ratio:>14.2f}")
     print("* what the loader processes do; the views themselves are the device's work")
     breakdown(images)
 
@@ -91,15 +91,15 @@ NAMES = {
 
 
 def consume(loader: Iterable[Any]) -> dict[str, float]:
-    """Images a second from the second batch on, and for each CPU second of this process and its children."""
+    """Images per second from the second batch on, and per CPU second of this process and its children."""
     batches = iter(loader)
     next(batches)
     began, images = time.perf_counter(), 0
     for batch in batches:
         images += len(batch[0])
     seconds = time.perf_counter() - began
-    del batches  # ends the loader processes, whose times are counted then
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    del batches  # ends the loader processes, so that their CPU times are counted
+    usage = [resource.getrusage(target) for target in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(u.ru_utime + u.ru_stime for u in usage) - START
     return {"images/s": images / seconds, "a core": (images + BATCH) / cpu}
 
@@ -127,7 +127,7 @@ class TwoViews:
         )
         for operation in self.strong.transforms[2].ops:
             if operation.aug_fn is auto_augment.posterize:
-                operation.aug_fn = posterize  # timm's fails with Pillow 13 when no bit is to be kept
+                operation.aug_fn = posterize  # timm's fails with Pillow 13 for 0 bits
         self.mask = PatchMask(SIZE, 16, 32, 0.3)
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -142,7 +142,7 @@ def plain(images: Path, workers: int) -> Iterable[Any]:
     return (views for views, _ in loader)
 
 
-def ours(shards: Path, workers: int, way: str) -> Iterable[Any]:
+def must_loader(shards: Path, workers: int, way: str) -> Iterable[Any]:
     reader = ShardReader(str(shards), "train")
     order = GlobalBatches(reader.sizes, BATCH, 1, 0)
     views = LoadersOnly(ViewSettings()) if way == "gpu" else make_views(ViewSettings(), way)
@@ -151,7 +151,7 @@ def ours(shards: Path, workers: int, way: str) -> Iterable[Any]:
 
 
 class LoadersOnly(DeviceViews):
-    """Leaves out what the device would do."""
+    """Omits the work of the device."""
 
     def __call__(self, batch: DeviceInputs) -> tuple[torch.Tensor, torch.Tensor]:
         return batch.pixels, batch.pixels
@@ -163,18 +163,18 @@ def breakdown(images: Path) -> None:
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]
     pictures = [decode(part) for part in data]
-    exact, fast, theirs = TrainViews(ViewSettings()), FastViews(ViewSettings()), TwoViews()
-    to_input = transforms.Compose(theirs.weak.transforms[2:])
+    exact, fast, published = TrainViews(ViewSettings()), FastViews(ViewSettings()), TwoViews()
+    to_input = transforms.Compose(published.weak.transforms[2:])
     draws = []
     for number, picture in enumerate(pictures):
         seed_views(0, 0, number)
         draws.append(exact.draws(*picture.size))
     headers = [Image.open(path) for path in files]
 
-    def decoded(i: int) -> tuple[torch.Tensor, int]:
+    def decode_fast(i: int) -> tuple[torch.Tensor, int]:
         return pixels_of(data[i], headers[i], min(*headers[i].size, *draws[i].strong[2:]), SIZE, MAX_PIXELS)
 
-    reduced = [decoded(i) for i in range(len(data))]
+    reduced = [decode_fast(i) for i in range(len(data))]
     print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}{'fast':>8}")
 
     def draw_exact(i: int) -> AugmentParams:
@@ -187,7 +187,7 @@ def breakdown(images: Path) -> None:
             [
                 lambda i: Image.open(files[i]).convert("RGB"),
                 lambda i: decode(data[i]),
-                decoded,
+                decode_fast,
             ],
         ),
         (
@@ -201,7 +201,7 @@ def breakdown(images: Path) -> None:
         (
             "weak view",
             [
-                lambda i: transforms.Compose(theirs.weak.transforms[:2])(pictures[i]),
+                lambda i: transforms.Compose(published.weak.transforms[:2])(pictures[i]),
                 lambda i: exact.weak(pictures[i], draws[i]),
                 lambda i: fast.fast_weak(*reduced[i], 500, 400, draws[i]),
             ],
@@ -209,7 +209,7 @@ def breakdown(images: Path) -> None:
         (
             "strong view",
             [
-                lambda i: transforms.Compose(theirs.strong.transforms[:3])(pictures[i]),
+                lambda i: transforms.Compose(published.strong.transforms[:3])(pictures[i]),
                 lambda i: exact.strong(pictures[i], draws[i]),
                 lambda i: fast.fast_strong(*reduced[i], draws[i]),
             ],

@@ -3,9 +3,9 @@
     python benchmarks/train_step.py                                  ViT-B/16 at 224 px, on what the machine has
     python benchmarks/train_step.py --model ViT-L-14-quickgelu --batch-size 256 --device cuda --compile
 
-Every variant runs in a process of its own, on random weights and random images that lie in memory (no loading). The
-work is counted as a dense forward pass for the teacher and three for the student (forward and backward), whatever a
-variant really saves; the peak is that of a matrix product of the model's own shapes in the same precision.
+Every variant runs in its own process, on random weights and random images in memory (no loading). The work is counted
+as one dense forward pass for the teacher and three for the student (forward and backward), for all variants; the peak
+is that of a matrix product of the model's shapes in the same precision.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def main() -> None:
         return
     print(f"{options.model}, batch {options.batch_size}, {options.steps} steps, median [smallest, largest]")
     rounds = [[run(variant) for variant in variants(options)] for _ in range(options.rounds)]
-    rows = [joined(runs) for runs in zip(*rounds, strict=True)]
+    rows = [merge(runs) for runs in zip(*rounds, strict=True)]
     for row in rows:
         print(line(row, rows[0]))
 
 
 def variants(options: argparse.Namespace) -> list[dict[str, Any]]:
-    ours: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {"name": "must, as shipped", "precision": "auto"},
         {"name": "must, fp32", "precision": "fp32"},
         {"name": "must, bf16", "precision": "bf16"},
     ]
     if options.compile:
-        ours.append({"name": "must, bf16, compiled", "precision": "bf16", "compile": True})
+        rows.append({"name": "must, bf16, compiled", "precision": "bf16", "compile": True})
     if options.checkpointing:
-        ours.append({"name": "must, bf16, checkpointing", "precision": "bf16", "activation_checkpointing": True})
+        rows.append({"name": "must, bf16, checkpointing", "precision": "bf16", "activation_checkpointing": True})
     plain = {"name": "plain, fp32", "plain": True, "precision": "fp32"}
-    return [plain, {"name": "plain, bf16 autocast", "plain": True, "precision": "bf16"}, *ours]
+    return [plain, {"name": "plain, bf16 autocast", "plain": True, "precision": "bf16"}, *rows]
 
 
 def run(variant: dict[str, Any]) -> dict[str, Any]:
@@ -69,15 +69,15 @@ def run(variant: dict[str, Any]) -> dict[str, Any]:
     )
     if result.returncode:
         return {"name": variant["name"], "error": f"failed with code {result.returncode}"}
-    *said, last = result.stdout.strip().splitlines()
-    print("\n".join(said), end="\n" if said else "")
+    *output, last = result.stdout.strip().splitlines()
+    print("\n".join(output), end="\n" if output else "")
     return {"name": variant["name"], **json.loads(last)}
 
 
-def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A variant's row of all its rounds."""
-    if bad := [row for row in runs if "error" in row]:
-        return bad[0]
+def merge(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row for all rounds of a variant."""
+    if errors := [row for row in runs if "error" in row]:
+        return errors[0]
     speeds = sorted(speed for row in runs for speed in row["speeds"])
     middle, peak = statistics.median(speeds), max(row["peak"] for row in runs)
     return {
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, A
 
 
 def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> tuple[Any, float, str]:
-    """(a function of the step's number, floating point operations an image, its precision)"""
+    """(a function of the step's number, floating point operations per image, its precision)"""
     import logging
 
     import open_clip
@@ -151,11 +151,11 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
         first, second = (normalize(view.to(device), Preprocess(size=size)) for view in (weak, strong))
         mask = torch.zeros(B, patches).scatter(1, masked, 1.0).to(device)
         return lambda _: plain(first, second, mask), flops, variant["precision"]
-    step, precision = ours(options, variant, device, visual, classifier, (weak, strong, masked))
+    step, precision = must_step(options, variant, device, visual, classifier, (weak, strong, masked))
     return step, flops, precision
 
 
-def ours(options: argparse.Namespace, variant: dict[str, Any], device: Any, visual: Any, classifier: Any, data: Any):
+def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, classifier: Any, data: Any):
     import torch
 
     from must.config import TrainConfig

@@ -1,6 +1,6 @@
-"""Makes the pictures in docs/pictures from a finished demo, so that they stay true: `make pictures`.
+"""Makes the pictures in docs/pictures from a finished demo: `make pictures`.
 
-The report's own page is photographed by chromium (--chromium names another); the others are drawn here.
+The pictures of the report are screenshots by chromium (--chromium: another browser); the others are drawn here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pictures_dag import dag
-from pictures_report import explained
+from pictures_report import annotate
 
 from must.data.loading.order import EpochOrder
 
@@ -48,9 +48,9 @@ def main() -> None:
     (output / "order.svg").write_text(order())
     (output / "pipeline.svg").write_text(dag())
     if options.chromium:
-        photograph(options.chromium, details / "report.html", output / "report.png", options.demo)
-        places = {str(options.demo.resolve()): "demo"}
-        explained(options.chromium, details / "report.html", output / "report-explained.png", places)
+        screenshot(options.chromium, details / "report.html", output / "report.png", options.demo)
+        replaced = {str(options.demo.resolve()): "demo"}
+        annotate(options.chromium, details / "report.html", output / "report-explained.png", replaced)
     else:
         print("pictures: those of the report are left as they were: no chromium here", file=sys.stderr)
     for file in sorted(output.iterdir()):
@@ -60,43 +60,43 @@ def main() -> None:
 
 
 def digits(rows: list[dict[str, str]], metrics: dict[str, Any], folder: Path, per_class: int = 4) -> Image.Image:
-    """A column a class: test images with zero-shot's answer above and the adapted model's below."""
+    """One column per class: test images with the zero-shot model's class above and the adapted model's below."""
     names = list(dict.fromkeys(sorted((row["label"] for row in rows), key=class_number(metrics))))
-    cell, gap, left, top = 64, 14, 16, 84
-    width, height = left * 2 + len(names) * (cell + gap) - gap, top + per_class * (cell + 50) + 6
+    cell, gap, margin, top = 64, 14, 16, 84
+    width, height = margin * 2 + len(names) * (cell + gap) - gap, top + per_class * (cell + 50) + 6
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     small, large = ImageFont.load_default(15), ImageFont.load_default(21)
     before, after = (100 * metrics[model]["top1"] for model in ("baseline", "adapted"))
-    draw.text((left, 12), "Handwritten digits, without a label:", INK, large)
-    at = left + draw.textlength("Handwritten digits, without a label:  ", large)
-    draw.text((at, 12), f"zero-shot {before:.1f}%", BAD, large)
-    at += draw.textlength(f"zero-shot {before:.1f}%  ", large)
-    draw.text((at, 12), f"adapted {after:.1f}% right", GOOD, large)
-    draw.text((left, 44), "above each image: zero-shot's answer; below it: the adapted model's", GREY, small)
+    draw.text((margin, 12), "Handwritten digits, without a label:", INK, large)
+    x = margin + draw.textlength("Handwritten digits, without a label:  ", large)
+    draw.text((x, 12), f"zero-shot {before:.1f}%", BAD, large)
+    x += draw.textlength(f"zero-shot {before:.1f}%  ", large)
+    draw.text((x, 12), f"adapted {after:.1f}% right", GOOD, large)
+    draw.text((margin, 44), "above each image: zero-shot's answer; below it: the adapted model's", GREY, small)
     for column, name in enumerate(names):
-        # In the order of the files; as many of them wrong before as are wrong before in the whole test set.
-        mine = [row for row in rows if row["label"] == name]
-        share = sum(row["baseline"] != name for row in mine) / len(mine)
-        wrong = [row for row in mine if row["baseline"] != name][: round(share * per_class)]
-        right = [row for row in mine if row["baseline"] == name][: per_class - len(wrong)]
-        for place, row in enumerate(wrong + right):
-            x, y = left + column * (cell + gap), top + place * (cell + 50)
+        # In the order of the files, with the share of wrong baseline predictions of the whole test set.
+        in_class = [row for row in rows if row["label"] == name]
+        share = sum(row["baseline"] != name for row in in_class) / len(in_class)
+        wrong = [row for row in in_class if row["baseline"] != name][: round(share * per_class)]
+        right = [row for row in in_class if row["baseline"] == name][: per_class - len(wrong)]
+        for number, row in enumerate(wrong + right):
+            column_x, y = margin + column * (cell + gap), top + number * (cell + 50)
             image = Image.open(folder / row["source"]).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
-            picture.paste(image, (x, y + 18))
-            for answer, line in ((row["baseline"], y), (row["adapted"], y + cell + 19)):
-                centre = x + (cell - draw.textlength(answer, small)) / 2
-                draw.text((centre, line), answer, GOOD if answer == name else BAD, small)
+            picture.paste(image, (column_x, y + 18))
+            for predicted, line in ((row["baseline"], y), (row["adapted"], y + cell + 19)):
+                centre = column_x + (cell - draw.textlength(predicted, small)) / 2
+                draw.text((centre, line), predicted, GOOD if predicted == name else BAD, small)
     return picture.quantize(64)
 
 
 def class_number(metrics: dict[str, Any]) -> Any:
-    names = [one if isinstance(one, str) else one["name"] for one in metrics["classes"]]
+    names = [item if isinstance(item, str) else item["name"] for item in metrics["classes"]]
     return names.index
 
 
 def curves(log: list[dict[str, Any]]) -> str:
-    """Three panels over the epochs: losses, what the teacher is sure of, and how far it has gone from zero-shot."""
+    """Three panels over the epochs: losses, share of confident images, and agreement with other models."""
     epochs = [row["epoch"] for row in log]
     panels = [
         ("Losses", {"self-training": "loss_self_training", "reconstruction": "loss_reconstruction",
@@ -112,49 +112,49 @@ def curves(log: list[dict[str, Any]]) -> str:
 
 
 def panel(x: int, title: str, epochs: list[float], values: dict[str, list[float]], highest: float) -> str:
-    left, top, width, height = x + 34, 50, 236, 150
+    x0, top, width, height = x + 34, 50, 236, 150
     lines = [text(x, 24, title, INK, 15, weight="bold")]
     for share in (0, 0.5, 1):
         y = top + height * (1 - share)
-        lines.append(f'<path d="M{left} {y}h{width}" stroke="{PALE}"/>')
-        lines.append(text(left - 6, y + 4, f"{highest * share:.3g}", GREY, 11, "end"))
-    at: float = left
+        lines.append(f'<path d="M{x0} {y}h{width}" stroke="{PALE}"/>')
+        lines.append(text(x0 - 6, y + 4, f"{highest * share:.3g}", GREY, 11, "end"))
+    legend_x: float = x0
     for (name, points), colour in zip(values.items(), SERIES, strict=False):
         path = " ".join(
-            f"{left + width * e / epochs[-1]:.1f},{top + height * (1 - v / highest):.1f}"
+            f"{x0 + width * e / epochs[-1]:.1f},{top + height * (1 - v / highest):.1f}"
             for e, v in zip(epochs, points, strict=True)
         )
         lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        lines.append(text(at, top + height + 42, name, colour, 12))
-        at += 14 + 6.6 * len(name)
-    lines.append(text(left, top + height + 18, "0", GREY, 11))
-    lines.append(text(left + width, top + height + 18, f"{epochs[-1]:.0f} epochs", GREY, 11, "end"))
+        lines.append(text(legend_x, top + height + 42, name, colour, 12))
+        legend_x += 14 + 6.6 * len(name)
+    lines.append(text(x0, top + height + 18, "0", GREY, 11))
+    lines.append(text(x0 + width, top + height + 18, f"{epochs[-1]:.0f} epochs", GREY, 11, "end"))
     return "".join(lines)
 
 
 def order(shards: int = 24, images: int = 48, window: int = 6, processes: int = 4, batch: int = 64) -> str:
-    """The real order of an epoch: a dot a sample; where it lies in the shards over when it is used."""
-    taken = EpochOrder([images] * shards, seed=0, epoch=0, window=window).take(0, shards * images)
-    left, top, width, height = 70, 54, 780, 330
+    """The order of an epoch: one dot per sample, its position in the shards over the time of its use."""
+    samples = EpochOrder([images] * shards, seed=0, epoch=0, window=window).take(0, shards * images)
+    x0, top, width, height = 70, 54, 780, 330
     total = shards * images
     lines = [text(20, 24, "One epoch: when each image is used, and where it lies", INK, 15, weight="bold")]
     for shard in range(0, shards + 1, window):
         y = top + height * shard / shards
-        lines.append(f'<path d="M{left} {y:.1f}h{width}" stroke="{PALE}"/>')
-        lines.append(text(left - 8, y + 4, f"shard {shard}" if shard < shards else "", GREY, 11, "end"))
+        lines.append(f'<path d="M{x0} {y:.1f}h{width}" stroke="{PALE}"/>')
+        lines.append(text(x0 - 8, y + 4, f"shard {shard}" if shard < shards else "", GREY, 11, "end"))
     for process in range(processes):
-        mine = [at for at in range(total) if at % batch * processes // batch == process]
-        path = "".join(f"M{left + width * at / total:.1f} {top + height * taken[at] / total:.1f}h0" for at in mine)
+        of_process = [i for i in range(total) if i % batch * processes // batch == process]
+        path = "".join(f"M{x0 + width * i / total:.1f} {top + height * samples[i] / total:.1f}h0" for i in of_process)
         lines.append(
             f'<path d="{path}" stroke="{SERIES[process]}" stroke-width="3.4" stroke-linecap="round" fill="none"/>'
         )
-        lines.append(text(left + 330 + process * 112, top + height + 28, f"● process {process}", SERIES[process], 12))
-    lines.append(text(left, top + height + 28, f"steps 1 to {total // batch}, {batch} images each", GREY, 12))
+        lines.append(text(x0 + 330 + process * 112, top + height + 28, f"● process {process}", SERIES[process], 12))
+    lines.append(text(x0, top + height + 28, f"steps 1 to {total // batch}, {batch} images each", GREY, 12))
     return page(870, 430, lines)
 
 
-def photograph(chromium: str, report: Path, target: Path, demo: Path) -> None:
-    """The page's top; where the demo lies on this machine is nobody's business."""
+def screenshot(chromium: str, report: Path, target: Path, demo: Path) -> None:
+    """The page's top, without this machine's path of the demo."""
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "report.png"
         page = Path(folder) / "report.html"

@@ -1,4 +1,4 @@
-"""The compiled pipeline as a drawing: its tasks, what each waits for, and what is only run on a condition."""
+"""Draws the compiled pipeline: its tasks, their dependencies, and the tasks that run only on a condition."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ def dag() -> str:
     waits: dict[str, set[str]] = {}
     groups: list[tuple[str, set[str]]] = []
     collect(spec, spec["root"]["dag"], waits, groups, set())
-    last = {"summary"}  # the exit handler: it waits for all
+    last = {"summary"}  # the exit handler, which waits for all tasks
     level: dict[str, int] = {}
     while len(level) < len(waits) - 1:
         for name, before in waits.items():
             if name not in level and name not in last and before <= level.keys():
-                level[name] = 1 + max((level[one] for one in before), default=-1)
-    place: dict[str, tuple[float, float]] = {}
+                level[name] = 1 + max((level[stage] for stage in before), default=-1)
+    positions: dict[str, tuple[float, float]] = {}
     rows = max(list(level.values()).count(number) for number in set(level.values()))
     for number in sorted(set(level.values())):
         names = [name for name in STAGES if level.get(name) == number]
         for row, name in enumerate(names):
             y = EDGE + 40 + (row + (rows - len(names)) / 2) * (HIGH + GAP_Y)
-            if len(names) == 1 and len(before := reduced(waits, name)) == 1:  # beside the one that it waits for
-                y = place[min(before)][1]
-            place[name] = (EDGE + number * (WIDE + GAP_X), y)
+            if len(names) == 1 and len(before := direct(waits, name)) == 1:  # in the row of the task that it waits for
+                y = positions[min(before)][1]
+            positions[name] = (EDGE + number * (WIDE + GAP_X), y)
     width = EDGE * 2 + (max(level.values()) + 1) * (WIDE + GAP_X) - GAP_X + 20
     bottom = EDGE + 40 + rows * (HIGH + GAP_Y)
-    place["summary"] = (width - EDGE - WIDE - 20, bottom + 34)
+    positions["summary"] = (width - EDGE - WIDE - 20, bottom + 34)
     around = [sum(members < other for _, other in groups) for _, members in groups]
-    body = [group(*one, place, depth) for one, depth in zip(groups, around, strict=True)]
-    body += [arrow(place[a], place[b]) for b in waits for a in sorted(reduced(waits, b))]
-    body += [box(name, *place[name]) for name in place]
-    x, y = place["summary"]
+    body = [group(*item, positions, depth) for item, depth in zip(groups, around, strict=True)]
+    body += [arrow(positions[a], positions[b]) for b in waits for a in sorted(direct(waits, b))]
+    body += [box(name, *positions[name]) for name in positions]
+    x, y = positions["summary"]
     body.append(label(x - 12, y + HIGH / 2 + 4, "in any case, at the end:", GREY, 12, "end"))
     height = bottom + 34 + HIGH + EDGE
     return (
@@ -54,37 +54,37 @@ def dag() -> str:
     )
 
 
-def collect(spec: Any, one: Any, waits: dict[str, set[str]], groups: list[Any], above: set[str]) -> set[str]:
+def collect(spec: Any, dag: Any, waits: dict[str, set[str]], groups: list[Any], above: set[str]) -> set[str]:
     """Reads one DAG of the compiled file and those inside it; returns the names of its stages."""
-    mine: set[str] = set()
-    for name, task in one["tasks"].items():
-        if name.startswith("close"):  # only says that nothing follows
+    stages: set[str] = set()
+    for name, task in dag["tasks"].items():
+        if name.startswith("close"):  # only shows that the branch ends
             continue
         component = spec["components"][task["componentRef"]["name"]]
         if "dag" in component:
-            # What decides the condition is waited for by all that is below it.
+            # All tasks below wait for the stages in the condition.
             deciders = {
                 stage for stage in STAGES if f"pipelinechannel--{stage}-Output" in str(task.get("triggerPolicy"))
             }
             inner = collect(spec, component["dag"], waits, groups, above | deciders)
             if inner and "condition" in task.get("triggerPolicy", {}):
                 groups.insert(0, (task["taskInfo"]["name"], inner))
-            mine |= inner
+            stages |= inner
             continue
         inputs = str(task.get("inputs"))
-        found = {s for s in STAGES if f"'producerTask': '{s}'" in inputs or f"pipelinechannel--{s}-" in inputs}
-        waits[name] = (found | set(task.get("dependentTasks", [])) | above) & STAGES.keys() - {name}
-        mine.add(name)
-    return mine
+        producers = {s for s in STAGES if f"'producerTask': '{s}'" in inputs or f"pipelinechannel--{s}-" in inputs}
+        waits[name] = (producers | set(task.get("dependentTasks", [])) | above) & STAGES.keys() - {name}
+        stages.add(name)
+    return stages
 
 
-def reduced(waits: dict[str, set[str]], name: str) -> set[str]:
-    """What a stage waits for, without what these wait for themselves."""
+def direct(waits: dict[str, set[str]], name: str) -> set[str]:
+    """The direct dependencies of a stage: without those that another dependency has."""
 
-    def before(one: str) -> set[str]:
-        return waits[one] | {far for near in waits[one] for far in before(near)}
+    def ancestors(stage: str) -> set[str]:
+        return waits[stage] | {far for near in waits[stage] for far in ancestors(near)}
 
-    return {one for one in waits[name] if not any(one in before(other) for other in waits[name])}
+    return {stage for stage in waits[name] if not any(stage in ancestors(other) for other in waits[name])}
 
 
 def box(name: str, x: float, y: float) -> str:
@@ -94,12 +94,12 @@ def box(name: str, x: float, y: float) -> str:
     )
 
 
-def group(title: str, members: set[str], place: dict[str, tuple[float, float]], depth: int) -> str:
+def group(title: str, members: set[str], positions: dict[str, tuple[float, float]], depth: int) -> str:
     fill, line = FILL["condition"]
     pad = 22 - 8 * depth
-    x, y = (min(place[name][axis] for name in members) - pad for axis in (0, 1))
-    right = max(place[name][0] for name in members) + WIDE + pad
-    low = max(place[name][1] for name in members) + HIGH + pad
+    x, y = (min(positions[name][axis] for name in members) - pad for axis in (0, 1))
+    right = max(positions[name][0] for name in members) + WIDE + pad
+    low = max(positions[name][1] for name in members) + HIGH + pad
     return (
         f'<rect x="{x}" y="{y - 18}" width="{right - x}" height="{low - y + 18}" rx="10" fill="{fill}" stroke="{line}" '
         'stroke-dasharray="5 4"/>' + label(x + 10, y - 2, f"only if: {title}", "#0b63ce", 12)

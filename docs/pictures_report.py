@@ -1,4 +1,4 @@
-"""The picture of docs/report.md: a real report, shortened, with numbered arrows to what the page explains."""
+"""The picture of docs/report.md: a real report, shortened, with numbered arrows to the parts that the page explains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-# What is pointed at, in the order of docs/report.md: elements, then the headings of sections
+# Targets of the arrows, in the order of docs/report.md: elements, then headings of sections
 PARTS = ["h1", ".lead", ".tiles", "summary"]
 SECTIONS = ["By class", "Confusions that changed most", "None of these", "Most confident mistakes", "What was kept"]
 WIDTH, HEIGHT = 860, 3600
@@ -32,17 +32,17 @@ points.forEach((point, at) => {
 """
 
 
-def explained(chromium: str, report: Path, target: Path, places: dict[str, str]) -> None:
-    """`places`: text of the page and what stands there instead.
+def annotate(chromium: str, report: Path, target: Path, replaced: dict[str, str]) -> None:
+    """`replaced`: texts of the page -> their replacements.
 
     Raises:
-        SystemExit: the report has not all that the page explains.
+        SystemExit: a section that the page explains is missing in the report.
         CalledProcessError: chromium failed.
     """
     page = report.read_text()
     if missing := [name for name in SECTIONS if f">{name}</h2>" not in page]:
         raise SystemExit(f"pictures: {report} has no section {', '.join(missing)}")
-    for old, new in places.items():
+    for old, new in replaced.items():
         page = page.replace(old, new)
     page = page.replace('http-equiv="Content-Security-Policy"', "")  # the report itself runs no scripts
     page = page.replace("</body>", f"<script>{DRAW.replace('POINTS', json.dumps(PARTS + SECTIONS))}</script></body>")

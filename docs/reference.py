@@ -1,6 +1,6 @@
-"""Writes docs/reference anew: from the stages' parameters, the results' docstrings and the compiled pipeline.
+"""Writes docs/reference from the stages' parameters, the results' docstrings and the compiled pipeline.
 
-`make reference` runs it; a test compares what it would write with what is there.
+`make reference` runs it; a test compares its output with the files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def measure() -> Path:
-    """Writes what docs/architecture.md says of itself under "Is it so?"."""
+    """Writes the measurements into docs/architecture.md, under "Is it so?"."""
     sys.path.insert(0, str(FOLDER.parents[1]))
     from tests.test_architecture import MEASURED, measured
 
@@ -65,27 +65,27 @@ def commands() -> str:
         kinds = get_type_hints(stage.config)
         out.append("| parameter | default | |\n|---|---|---|")
         group = ""
-        for one in parameters_of(stage.config):
-            if one.metadata.get("group") and one.metadata["group"] != group:
-                group = one.metadata["group"]
+        for field in parameters_of(stage.config):
+            if field.metadata.get("group") and field.metadata["group"] != group:
+                group = field.metadata["group"]
                 out.append(f"| *{cell(group)}* | | |")
-            shown = default(one) + (", or the preset's" if one.name in stage.config.by_preset else "")
-            out.append(f"| {flag(one)} | {shown} | {cell(one.metadata['help'])}{choices(kinds[one.name])} |")
+            value = default(field) + (", or the preset's" if field.name in stage.config.by_preset else "")
+            out.append(f"| {flag(field)} | {value} | {cell(field.metadata['help'])}{choices(kinds[field.name])} |")
         out.append("")
     return "\n".join(out)
 
 
-def flag(one: Field[Any]) -> str:
-    word = one.metadata.get("metavar") or ""
-    if one.metadata.get("positional"):
-        return f"`{word or one.name.upper()}`"
-    return f"`--{one.name.replace('_', '-')}`" + (f" {cell(word)}" if word else "")
+def flag(field: Field[Any]) -> str:
+    word = field.metadata.get("metavar") or ""
+    if field.metadata.get("positional"):
+        return f"`{word or field.name.upper()}`"
+    return f"`--{field.name.replace('_', '-')}`" + (f" {cell(word)}" if word else "")
 
 
-def default(one: Field[Any]) -> str:
-    value = one.default
-    if one.default_factory is not MISSING:
-        value = one.default_factory()
+def default(field: Field[Any]) -> str:
+    value = field.default
+    if field.default_factory is not MISSING:
+        value = field.default_factory()
     if value is MISSING:
         return "required"
     if isinstance(value, dict):
@@ -99,8 +99,9 @@ def default(one: Field[Any]) -> str:
 
 def choices(kind: Any) -> str:
     options = [kind] if get_origin(kind) is Literal else []
-    options += [one for one in get_args(kind) if get_origin(kind) in (Union, UnionType) and get_origin(one) is Literal]
-    values = [str(value) for one in options for value in get_args(one)]
+    if get_origin(kind) in (Union, UnionType):
+        options += [option for option in get_args(kind) if get_origin(option) is Literal]
+    values = [str(value) for option in options for value in get_args(option)]
     return f" ({', '.join(f'`{value}`' for value in values)})" if values else ""
 
 
@@ -111,8 +112,8 @@ def python() -> str:
     out.append("| function | does | returns |\n|---|---|---|")
     for name, stage in STAGES.items():
         returns = "Adapted" if stage.python else inspect.signature(function_at_must(name)).return_annotation.__name__
-        own = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
-        link = f"[`{returns}`](#{returns.lower()})" if own else f"`{returns}`"
+        is_result = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
+        link = f"[`{returns}`](#{returns.lower()})" if is_result else f"`{returns}`"
         out.append(f"| [`must.{name}`](commands.md#must-{name}) | {cell(stage.help)} | {link} |")
     out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in OTHERS]
     out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | an exception |" for name in ERRORS]
@@ -123,15 +124,15 @@ def python() -> str:
         out.append(f"## {name}\n")
         out.append(arguments(inspect.cleandoc(kind.__doc__ or "")) + "\n")
         out.append("| field | type |\n|---|---|")
-        out += [f"| `{one.name}` | `{cell(str(one.type))}` |" for one in fields(kind)]
+        out += [f"| `{field.name}` | `{cell(str(field.type))}` |" for field in fields(kind)]
         properties = [n for n, value in vars(kind).items() if isinstance(value, property) and not n.startswith("_")]
         out += [f"| `{n}` | {cell(first_line(getattr(kind, n).fget))} |" for n in properties]
         out.append("")
     return "\n".join(out)
 
 
-def first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+def first_line(documented: Any) -> str:
+    return (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def arguments(doc: str) -> str:
@@ -152,15 +153,15 @@ def pipeline() -> str:
     out.append("## A run's parameters\n")
     out.append("The lines of `run.yaml`, and of `parameters:` in a schedule.\n")
     out.append("| parameter | type | default | |\n|---|---|---|---|")
-    for name, one in spec["root"]["inputDefinitions"]["parameters"].items():
-        value = one.get("defaultValue")
+    for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
+        value = parameter.get("defaultValue")
         if isinstance(value, bool):
             value = str(value).lower()
         elif isinstance(value, float):
             value = f"{value:g}"
-        shown = "required" if not one.get("isOptional") else "" if value in ("", {}, None) else f"`{value}`"
-        kind = one["parameterType"].lower().removeprefix("number_")
-        out.append(f"| `{name}` | {kind} | {shown} | {cell(one.get('description', ''))} |")
+        value = "required" if not parameter.get("isOptional") else "" if value in ("", {}, None) else f"`{value}`"
+        kind = parameter["parameterType"].lower().removeprefix("number_")
+        out.append(f"| `{name}` | {kind} | {value} | {cell(parameter.get('description', ''))} |")
     return "\n".join(out) + "\n"
 
 
@@ -174,7 +175,7 @@ def block(text: str, language: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text as it may stand in a table."""
+    """Escapes text for a table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

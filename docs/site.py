@@ -1,7 +1,7 @@
-"""Puts the pages where the site is built from: build/docs, and build/mkdocs.yml beside it. `make docs` runs this first.
+"""Copies the pages to build/docs, the source of the site, and writes build/mkdocs.yml. `make docs` runs this first.
 
-In these copies links out of docs/ (to code, to the repository's own files) lead to the repository, if it is known, by
-MUST_REPOSITORY or by GitHub's own variables in its workflows. Unknown, such a link becomes its text.
+In these copies, links to files outside docs/ lead to the repository, whose URL is in MUST_REPOSITORY or in GitHub's
+variables for workflows. Without a URL, such a link becomes its text.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def main() -> None:
 
 
 def out(match: re.Match[str], source: Path, dead: list[str]) -> str:
-    """The link as the site has it; what is not there is added to `dead`."""
+    """The link for the site. If the target does not exist, adds a message to `dead`."""
     text, up, path, anchor = match.groups()
     target = (source.parent / up / path).resolve()
     if target.is_relative_to(ROOT / "docs"):
         return match[0]
-    place = target.relative_to(ROOT).as_posix()
+    repository_path = target.relative_to(ROOT).as_posix()
     if not target.exists():
-        dead.append(f"{source.relative_to(ROOT)}: no such file: {place}")
+        dead.append(f"{source.relative_to(ROOT)}: no such file: {repository_path}")
     kind = "tree" if target.is_dir() else "blob"
-    return f"[{text}]({repository()}/{kind}/main/{place}{anchor or ''})" if repository() else text
+    return f"[{text}]({repository()}/{kind}/main/{repository_path}{anchor or ''})" if repository() else text
 
 
 if __name__ == "__main__":

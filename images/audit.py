@@ -1,7 +1,7 @@
-"""audit.py LOCK...: looks locked packages up among the known vulnerabilities, with pip-audit. `make audit` runs it.
+"""audit.py LOCK...: checks locked packages for known vulnerabilities, with pip-audit. `make audit` runs it.
 
-Exit code 0: all were looked up and none is known to be vulnerable; 1: some are; 3: some or all could not be looked up.
-pip-audit itself ends with 0 and "No known vulnerabilities found" when it could not look up a single package.
+Exit code 0: all were checked and none is known to be vulnerable; 1: some are; 3: some or all could not be checked.
+pip-audit itself exits with 0 and "No known vulnerabilities found" even if it could not check a single package.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def main() -> None:
         print(f"audit: NOT DONE: pip-audit gave no answer for the {len(pins)} locked packages: {reason}")
         raise SystemExit(3) from None
     skipped = [package for package in packages if "skip_reason" in package]
-    found = [(package, problem) for package in packages for problem in package.get("vulns", [])]
-    for package, problem in found:
+    vulnerabilities = [(package, problem) for package in packages for problem in package.get("vulns", [])]
+    for package, problem in vulnerabilities:
         fixed = ", ".join(problem["fix_versions"]) or "no release"
         print(f"audit: {package['name']} {package['version']}: {problem['id']}, fixed in {fixed}")
     checked = len(packages) - len(skipped)
-    print(f"audit: {len(pins)} locked packages, {checked} looked up, {len(found)} known vulnerabilities")
+    print(f"audit: {len(pins)} locked packages, {checked} looked up, {len(vulnerabilities)} known vulnerabilities")
     if skipped:
         print(
             f"audit: {'NOT DONE' if not checked else 'INCOMPLETE'}: {len(skipped)} could not be looked up, such as "
             f"{skipped[0]['name']}: {skipped[0]['skip_reason']}"
         )
-    raise SystemExit(1 if found else 3 if skipped else 0)
+    raise SystemExit(1 if vulnerabilities else 3 if skipped else 0)
 
 
 def read_pins(lock: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands of `must-pipeline` from a checkout that need not be installed: the scripts beside this file."""
+"""Runs the commands of `must-pipeline` from a checkout without installing it: used by the scripts beside this file."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Drawn families: characters in fonts of one style to pre-train on, and in fonts of another style to adapt to.
+"""Rendered families: characters in fonts of one style for pre-training, and in fonts of another style to adapt to.
 
 kana: 142 Japanese syllables; cyrillic: 33 capitals (computer fonts -> handwriting and display fonts). kanji: 120
-characters of the first school years, whose computer fonts `faxed` (tasks.py) shows as a bad fax sends them. Fonts are
-npm packages, installed by name (about 200 MB under build/shifts/npm):
+characters of the first school years; `faxed` (tasks.py) degrades their computer fonts like a bad fax. Fonts are npm
+packages, installed by name (about 200 MB under build/shifts/npm):
 
     python -m benchmarks.shifts.families
 """
@@ -46,7 +46,7 @@ KANJI = (
     "一右雨円王音下火花貝学気九休玉金空月犬見五口校左三山子四糸字耳七車手十出女小上森人水正生青夕石赤千川先早草足村大男竹中虫"
     "町天田土二日入年白八百文木本名目立力林六引羽雲園遠何科夏家歌画回会海絵外角楽活間丸岩顔汽記帰弓牛魚京強教近兄形計元言原戸"
 )
-MODELS = {"kanji": ("kanji",), "scripts": ("kana", "cyrillic")}  # a tower, and the families it is pre-trained on
+MODELS = {"kanji": ("kanji",), "scripts": ("kana", "cyrillic")}  # image tower -> families for its pre-training
 STEPS = {"kanji": 600, "scripts": 500}
 CAPTIONS = ["a photo of the {}.", "a picture of the {}.", "a drawing of the {}.", "the {}."]
 
@@ -70,8 +70,8 @@ def characters(name: str) -> list[str]:
     if name == "cyrillic":
         return [chr(code) for code in range(0x410, 0x430)] + ["\u0401"]
     syllables = [chr(code) for code in [*range(0x3042, 0x3094), *range(0x30A2, 0x30F4)]]
-    spoken = [c for c in syllables if "SMALL" not in unicodedata.name(c)]
-    return [c for c in spoken if unicodedata.name(c)[-2:] not in ("WI", "WE")]
+    large = [c for c in syllables if "SMALL" not in unicodedata.name(c)]
+    return [c for c in large if unicodedata.name(c)[-2:] not in ("WI", "WE")]
 
 
 def names_of(name: str) -> list[str]:
@@ -81,7 +81,7 @@ def names_of(name: str) -> list[str]:
     return [text.replace(" letter", "").replace(" syllable", "").replace(" capital", "") for text in names]
 
 
-def drawn(name: str, style: str) -> Drawings:
+def render(name: str, style: str) -> Drawings:
     script, fonts = ("cyrillic", CYRILLIC_FONTS) if name == "cyrillic" else ("japanese", KANA_FONTS)
     pictures, labels = [], []
     for font_name in fonts[style]:
@@ -96,13 +96,13 @@ def drawn(name: str, style: str) -> Drawings:
             for stroke in (0, 1, 3) if style == "source" else (0, 1):
                 picture = Image.new("L", (2 * CANVAS, 2 * CANVAS))
                 ImageDraw.Draw(picture).text((CANVAS, CANVAS), character, 255, font, "mm", stroke_width=stroke)
-                pictures.append(framed(picture))
+                pictures.append(fit(picture))
                 labels.append(number)
     return np.stack(pictures), np.array(labels)
 
 
-def framed(picture: Image.Image, side: int = 48) -> np.ndarray:
-    """The ink in the middle of the canvas, its longer side of `side` pixels."""
+def fit(picture: Image.Image, side: int = 48) -> np.ndarray:
+    """Scales the ink to `side` pixels on its longer side and centres it on the canvas."""
     ink = picture.crop(picture.getbbox() or (0, 0, *picture.size))
     scale = side / max(ink.size)
     ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
@@ -112,10 +112,10 @@ def framed(picture: Image.Image, side: int = 48) -> np.ndarray:
 
 
 def family(name: str, style: str) -> Drawings:
-    """Drawn once, and kept as .npz."""
+    """Rendered once, then read from an .npz file."""
     path = ROOT / "drawings" / f"{name}-{style}.npz"
     if not path.exists():
-        pictures, labels = drawn(name, style)
+        pictures, labels = render(name, style)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, pictures=pictures, labels=labels)
     with np.load(path) as file:

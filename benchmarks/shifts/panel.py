@@ -1,7 +1,7 @@
 """The panel: `--preset auto` on every family and variant with two seeds, and the tables of docs/selection.md.
 
 python -m benchmarks.shifts.families                     (fonts; npm and pip)
-MUST_PHOTOS=DIR python -m benchmarks.shifts.panel        (hours of one core; what is there is not done again)
+MUST_PHOTOS=DIR python -m benchmarks.shifts.panel        (hours of one core; existing results are not computed again)
 python -m benchmarks.shifts.panel --tables               (from the results)
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.shifts.families import ROOT
-from benchmarks.shifts.run import ANSWERS, one
+from benchmarks.shifts.run import ANSWERS, run_task
 from benchmarks.shifts.tasks import FITTING, JUDGING, VARIANTS
 from must.method.select.select import ALPHAS
 
@@ -39,7 +39,7 @@ def main() -> None:
     for seed in options.seeds:
         for variant in VARIANTS:
             for family in options.families:
-                one(family, variant, seed, options.name)
+                run_task(family, variant, seed, options.name)
 
 
 def tables(name: str) -> str:
@@ -47,12 +47,12 @@ def tables(name: str) -> str:
     rows = {(row["task"], row["variant"], row["seed"]): row for row in results}
     lines = ["| family (classes) | role | zero-shot | " + " | ".join(VARIANTS) + " |", "|---|---|--:|" + "--:|" * 5]
     for family in (*JUDGING, *FITTING):
-        of = [rows[key] for key in rows if key[0] == family]
-        if not of:
+        family_rows = [rows[key] for key in rows if key[0] == family]
+        if not family_rows:
             continue
         role = "judging" if family in JUDGING else "fitting"
-        cells = ["; ".join(cell(row) for row in of if row["variant"] == variant) for variant in VARIANTS]
-        as_is = next((row for row in of if row["variant"] == "as-is"), of[0])
+        cells = ["; ".join(cell(row) for row in family_rows if row["variant"] == variant) for variant in VARIANTS]
+        as_is = next((row for row in family_rows if row["variant"] == "as-is"), family_rows[0])
         lines.append(f"| {family} ({as_is['classes']}) | {role} | {as_is['zero_shot']:.1f} | {' | '.join(cells)} |")
     lines += ["", *sums([row for row in results if row["task"] in JUDGING], "judging")]
     lines += ["", *sums([row for row in results if row["task"] in FITTING], "fitting")]
@@ -63,17 +63,17 @@ def tables(name: str) -> str:
 
 def cell(row: Row) -> str:
     points = row["points"]
-    return f"{points[ALL]:+.1f} / {kept(row):+.1f} / {max(points):+.1f}"
+    return f"{points[ALL]:+.1f} / {kept_gain(row):+.1f} / {max(points):+.1f}"
 
 
-def kept(row: Row) -> float:
+def kept_gain(row: Row) -> float:
     return float(row["points"][ALPHAS.index(row["kept"])])
 
 
 def sums(rows: list[Row], role: str) -> list[str]:
-    """Of all of the adaptation, half, what is kept, and the best share by labels."""
+    """The gains with all of the adaptation, half, the kept share, and the best share by labels."""
     columns: dict[str, Callable[[Row], float]] = {
-        "all": lambda row: row["points"][ALL], "half": lambda row: row["points"][HALF], "kept": kept,
+        "all": lambda row: row["points"][ALL], "half": lambda row: row["points"][HALF], "kept": kept_gain,
         "best": lambda row: max(row["points"]),
     }  # fmt: skip
     lines = [
@@ -82,34 +82,35 @@ def sums(rows: list[Row], role: str) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for variant in (*VARIANTS, "together"):
-        of = [row for row in rows if variant in ("together", row["variant"])]
-        if not of:
+        runs = [row for row in rows if variant in ("together", row["variant"])]
+        if not runs:
             continue
-        values = {name: [value(row) for row in of] for name, value in columns.items()}
-        below = [row for row in of if kept(row) < -1]
-        beyond = [row for row in below if -kept(row) > row["errors"][ALPHAS.index(row["kept"])]]
-        totals = {name: f"{sum(of):+.1f}" for name, of in values.items()}
+        values = {name: [value(row) for row in runs] for name, value in columns.items()}
+        below = [row for row in runs if kept_gain(row) < -1]
+        beyond = [row for row in below if -kept_gain(row) > row["errors"][ALPHAS.index(row["kept"])]]
+        totals = {name: f"{sum(gains):+.1f}" for name, gains in values.items()}
         share = f" ({sum(values['kept']) / sum(values['best']):.0%})" if sum(values["best"]) > 0 else ""
         lines.append(
-            f"| {variant} | {len(of)} | {totals['all']} ({statistics.median(values['all']):+.1f}) | {totals['half']} | "
-            f"{totals['kept']}{share} | {totals['best']} | {len(below)} | {len(beyond)} | {min(values['kept']):+.1f} |"
+            f"| {variant} | {len(runs)} | {totals['all']} ({statistics.median(values['all']):+.1f}) | "
+            f"{totals['half']} | {totals['kept']}{share} | {totals['best']} | {len(below)} | {len(beyond)} | "
+            f"{min(values['kept']):+.1f} |"
         )
     return lines
 
 
 def labels(rows: list[Row], role: str) -> list[str]:
-    """Of the unlabeled images' own labels: means of the gain over zero-shot's."""
+    """Mean gains of the unlabeled images' labels over the zero-shot model's."""
     names = [f"gain of {count} answers" for count in ANSWERS]
     head = "".join(f" with {count} answers |" for count in ANSWERS)
     lines = [f"| {role}, labels of the images | runs | adapted | refined | worst refined |{head}"]
     lines.append("|---|--:|--:|--:|--:|" + "--:|" * len(ANSWERS))
     for variant in (*VARIANTS, "together"):
-        of = [row["labels"] for row in rows if variant in ("together", row["variant"])]
-        if not of:
+        runs = [row["labels"] for row in rows if variant in ("together", row["variant"])]
+        if not runs:
             continue
-        adapted, refined = ([row[name] - row["zero_shot"] for row in of] for name in ("adapted", "refined"))
-        answers = "".join(f" {mean(row[name] for row in of if name in row)} |" for name in names)
-        lines.append(f"| {variant} | {len(of)} | {mean(adapted)} | {mean(refined)} | {min(refined):+.1f} |{answers}")
+        adapted, refined = ([row[name] - row["zero_shot"] for row in runs] for name in ("adapted", "refined"))
+        answers = "".join(f" {mean(row[name] for row in runs if name in row)} |" for name in names)
+        lines.append(f"| {variant} | {len(runs)} | {mean(adapted)} | {mean(refined)} | {min(refined):+.1f} |{answers}")
     return lines
 
 

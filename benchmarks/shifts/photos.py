@@ -1,7 +1,7 @@
-"""Three families of photographs, each with a look that the tower has not seen.
+"""Three families of photographs, each with a style that the image tower was not pre-trained on.
 
-The folder that the variable MUST_PHOTOS names (build/shifts/photos without it) holds a folder or a zip of each data
-set, with PART/CLASS/NAME.jpg inside:
+The folder in the variable MUST_PHOTOS (by default build/shifts/photos) has a folder or a zip of each data set, with
+PART/CLASS/NAME.jpg inside:
 
 | family | data set (GitHub) | licence | classes |
 |---|---|---|---|
@@ -9,10 +9,10 @@ set, with PART/CLASS/NAME.jpg inside:
 | clothes | alexeygrigorev/clothing-dataset-small, as `clothing` | CC0 1.0 | 10, of unequal size |
 | groceries | marcusklasson/GroceryStoreDataset, as `groceries` | MIT | 81 |
 
-Each is cut into a source part, an unlabeled part and a test part with no photograph in two of them. Photographs of one
-person (signs) and of one shelf (groceries) stay in one part. The tower is pre-trained on the source part with another
-look: posterised, as a drawing of the edges, or blurred (of signs and clothes in other colours); of groceries also
-on the product pictures, from the image tower of clothes on. The unlabeled and the test part are as photographed.
+Each is split into a source, an unlabeled and a test part without common photographs. Photographs of one person (signs)
+and of one shelf (groceries) stay in one part. The tower is pre-trained on the source part in another style: posterised,
+as a drawing of the edges, or blurred (signs and clothes in other colours); for groceries also on the product pictures,
+starting from the image tower of clothes. The unlabeled and the test part are not changed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from benchmarks.shifts.families import ROOT
 
 SETS = {"signs": "signdigits", "clothes": "clothing", "groceries": "groceries"}
 PREPROCESS: dict[str, Any] = {"size": 40, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
-SIZE = PREPROCESS[
-    "size"
-]  # pixels a side that the towers take; 64 are drawn for pre-training, which bends and crops them
-CANVAS = 64
+SIZE = PREPROCESS["size"]  # pixels a side of the towers' input
+CANVAS = 64  # pixels a side for pre-training, which distorts and crops the images
 STEPS = {"signs": 900, "clothes": 1200, "groceries": 2200}
 CAPTIONS = ["a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a drawing of a {}."]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -84,7 +82,7 @@ def parts(name: str) -> dict[str, list[tuple[str, bytes]]]:
             cut = round(0.6 * len(of_class))
             chosen["unlabeled"] += of_class[:cut]
             chosen["test"] += of_class[cut:]
-    return {part: [(label, data) for _, label, _, data in some] for part, some in chosen.items()}
+    return {part: [(label, data) for _, label, _, data in rows] for part, rows in chosen.items()}
 
 
 def photographs(name: str, part: str, size: int = SIZE) -> list[tuple[Image.Image, int]]:
@@ -94,16 +92,16 @@ def photographs(name: str, part: str, size: int = SIZE) -> list[tuple[Image.Imag
     return [(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC), label) for image, label in opened]
 
 
-def stacked(pairs: list[tuple[Image.Image, int]]) -> Photographs:
+def stack(pairs: list[tuple[Image.Image, int]]) -> Photographs:
     return np.stack([np.asarray(image) for image, _ in pairs]), np.array([label for _, label in pairs])
 
 
-def looks(image: Image.Image, rng: np.random.Generator, turned: bool) -> list[Image.Image]:
-    """The looks of the source: posterised, as a drawing of the edges, and blurred; `turned`: also in other colours."""
+def looks(image: Image.Image, rng: np.random.Generator, recolour: bool) -> list[Image.Image]:
+    """The source's styles: posterised, as a drawing of the edges, and blurred; `recolour`: also in other colours."""
     grey = ImageOps.autocontrast(ImageOps.grayscale(image))
     edges = ImageOps.autocontrast(ImageOps.invert(grey.filter(ImageFilter.FIND_EDGES))).convert("RGB")
     pale = grey.convert("RGB")
-    if not turned:
+    if not recolour:
         return [
             ImageOps.posterize(image, 2),
             Image.blend(edges, image, 0.4),
@@ -116,16 +114,16 @@ def looks(image: Image.Image, rng: np.random.Generator, turned: bool) -> list[Im
 
 
 def source(name: str) -> Photographs:
-    """What the tower is pre-trained on."""
+    """The images for the tower's pre-training."""
     rng = np.random.default_rng(6)
-    turned = name != "groceries"  # of 81 products many differ in colour alone
+    recolour = name != "groceries"  # many of the 81 products differ only in colour
     photos = photographs(name, "source", CANVAS)
-    pairs = [(look, label) for image, label in photos for look in looks(image, rng, turned)]
+    pairs = [(look, label) for image, label in photos for look in looks(image, rng, recolour)]
     for image, label in photographs(name, "iconic", CANVAS):
-        pairs += [(image, label)] * 6 + [(look, label) for look in looks(image, rng, turned)] * 2
-    return stacked(pairs)
+        pairs += [(image, label)] * 6 + [(look, label) for look in looks(image, rng, recolour)] * 2
+    return stack(pairs)
 
 
 def target(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Unlabeled photographs, their classes, test photographs, their classes."""
-    return (*stacked(photographs(name, "unlabeled")), *stacked(photographs(name, "test")))
+    return (*stack(photographs(name, "unlabeled")), *stack(photographs(name, "test")))

@@ -1,4 +1,4 @@
-"""Pre-trains a tiny CLIP of the bundled one's size on one style of pictures; it never sees the style it is adapted to.
+"""Pre-trains a tiny CLIP of the bundled one's size on images of one style; the adaptation is to another style.
 
 python -m benchmarks.shifts.pretrain scripts kanji signs clothes groceries    (minutes each on one core)
 """
@@ -25,7 +25,7 @@ from benchmarks.shifts.families import ROOT
 
 
 def material(name: str) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
-    """(pictures, class numbers, names, templates) that a model is pre-trained on."""
+    """(pictures, class numbers, names, templates) for the pre-training of a model."""
     if name in photos.SETS:
         return (*photos.source(name), photos.class_names(name), photos.CAPTIONS)
     return (*families.source(name), families.CAPTIONS)
@@ -39,27 +39,27 @@ def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) 
     if (ROOT / "models" / name / "open_clip_model.safetensors").exists():
         return
     torch.manual_seed(seed)
-    drawn, numbers, names, templates = material(name)
-    model, config, tokens = untrained(name, names, templates, size)
-    if name == "groceries":  # 81 classes of few photographs: the image tower has seen others
-        before = load_file(ROOT / "models/clothes/open_clip_model.safetensors")
+    pixels, numbers, names, templates = material(name)
+    model, config, tokens = new_model(name, names, templates, size)
+    if name == "groceries":  # 81 classes of few photographs: starts from another image tower
+        previous = load_file(ROOT / "models/clothes/open_clip_model.safetensors")
         model.visual.load_state_dict(
-            {k.removeprefix("visual."): v.float() for k, v in before.items() if k.startswith("visual.")}
+            {k.removeprefix("visual."): v.float() for k, v in previous.items() if k.startswith("visual.")}
         )
-    pictures, labels = torch.from_numpy(drawn), torch.from_numpy(numbers)
+    pictures, labels = torch.from_numpy(pixels), torch.from_numpy(numbers)
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr)
     generator = torch.Generator().manual_seed(seed)
-    spread_names(model, tokens)  # names that begin alike are told apart first, which saves half of the steps
+    spread_names(model, tokens)  # first separates names that begin alike, which saves half of the steps
     started = time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = torch.randint(len(pictures), (batch_size,), generator=generator)
-        images = normalized(distort(pictures[chosen], generator, strength, size), preprocess)
+        images = normalize(distort(pictures[chosen], generator, strength, size), preprocess)
         template = int(torch.randint(len(templates), (), generator=generator))
         text = F.normalize(model.encode_text(tokens[template]), dim=-1)
         logits = model.logit_scale.exp() * F.normalize(model.encode_image(images), dim=-1) @ text.T
@@ -75,7 +75,7 @@ def pretrain(name: str, batch_size: int = 128, lr: float = 2e-3, seed: int = 0) 
     save(model, config, name, preprocess)
 
 
-def untrained(
+def new_model(
     name: str, names: list[str], templates: list[str], size: int = IMAGE_SIZE
 ) -> tuple[open_clip.CLIP, dict[str, Any], Tensor]:
     """(model, its config, tokens [T, K, L] of each name in each template); its tokenizer is in the model's folder."""
@@ -107,9 +107,9 @@ def spread_names(model: open_clip.CLIP, tokens: Tensor, steps: int = 60) -> None
     """Trains the text tower until a name in one template is nearest to itself in another."""
     optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if not n.startswith("visual.")], lr=2e-3)
     for _ in range(steps):
-        some, two = torch.randperm(tokens.shape[1])[:400], torch.randperm(len(tokens))[:2]
-        one, other = (F.normalize(model.encode_text(tokens[k][some]), dim=-1) for k in two)
-        loss = F.cross_entropy(20 * one @ other.T, torch.arange(len(one)))
+        names, templates = torch.randperm(tokens.shape[1])[:400], torch.randperm(len(tokens))[:2]
+        first, second = (F.normalize(model.encode_text(tokens[k][names]), dim=-1) for k in templates)
+        loss = F.cross_entropy(20 * first @ second.T, torch.arange(len(first)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -133,14 +133,14 @@ def distort(pictures: Tensor, generator: torch.Generator, strength: float, size:
     bend = strength * uniform(-0.1, 0.1, 2, 4, 4)
     bend = F.interpolate(bend, size=grid.shape[1:3], mode="bicubic", align_corners=True)
     planes = pictures[:, None] if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2)
-    moved = F.grid_sample(planes.float() / 255, grid + bend.permute(0, 2, 3, 1), align_corners=False)
-    small = F.interpolate(moved, size=(size, size), mode="area")
+    warped = F.grid_sample(planes.float() / 255, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+    small = F.interpolate(warped, size=(size, size), mode="area")
     noise = uniform(0, 0.08, 1, 1, 1) * torch.randn(small.shape, generator=generator)
-    made = (small * uniform(0.6, 1.2, 1, 1, 1) + noise).clamp(0, 1)
-    return made[:, 0] if pictures.ndim == 3 else made.permute(0, 2, 3, 1)
+    output = (small * uniform(0.6, 1.2, 1, 1, 1) + noise).clamp(0, 1)
+    return output[:, 0] if pictures.ndim == 3 else output.permute(0, 2, 3, 1)
 
 
-def normalized(pictures: Tensor, preprocess: dict[str, Any] = PREPROCESS_CONFIG) -> Tensor:
+def normalize(pictures: Tensor, preprocess: dict[str, Any] = PREPROCESS_CONFIG) -> Tensor:
     mean, std = (torch.tensor(preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     planes = pictures[:, None].expand(-1, 3, -1, -1) if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2)
     return (planes - mean) / std

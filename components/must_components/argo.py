@@ -1,4 +1,4 @@
-"""What an Argo workflow says of a run's stages; the workflow is the object as Kubernetes' API gives it."""
+"""Reads the state of a run's stages from an Argo workflow, as Kubernetes' API returns it."""
 
 import base64
 import gzip
@@ -10,19 +10,19 @@ ENDED_BADLY = ("Failed", "Error")
 
 
 def failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
-    """By stage, why its pods failed, in Argo's and Kubernetes' own words; the last one last.
+    """By stage, the messages of its failed pods from Argo and Kubernetes, the latest last.
 
-    A step of Kubeflow's own before a stage has a name of its own: train-driver.
+    Kubeflow's own step before a stage has a name such as train-driver.
     """
-    found = dict[str, list[str]]()
+    messages = dict[str, list[str]]()
     for node in sorted(nodes_of(workflow), key=lambda node: node.get("startedAt") or ""):
         if node.get("type") == "Pod" and node.get("phase") in ENDED_BADLY:
-            found.setdefault(stage_of(node["name"]), []).append(node.get("message") or "no reason given")
-    return found
+            messages.setdefault(stage_of(node["name"]), []).append(node.get("message") or "no reason given")
+    return messages
 
 
 def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
-    """Argo packs those of a large workflow."""
+    """The nodes, which Argo compresses in a large workflow."""
     status = workflow.get("status") or {}
     packed = status.get("compressedNodes")
     nodes = json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status.get("nodes")
@@ -30,21 +30,21 @@ def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def stage_of(node: str) -> str:
-    """Of must-x(0).root(0).exit-handler-1(0).train(0).executor(0): train."""
+    """The stage: train for must-x(0).root(0).exit-handler-1(0).train(0).executor(0)."""
     parts = [re.sub(r"\([\d:]+\)$", "", part) for part in node.split(".")]
     return next(part for part in reversed(parts) if part != "executor")
 
 
 def is_refused(message: str) -> bool:
-    """Whether Kubernetes will not have the pod, however often it is asked; one over a quota waits."""
+    """Whether Kubernetes refuses the pod permanently; a pod over a quota only waits."""
     refused = re.search(r"is forbidden: |denied the request: ", message)
     return refused is not None and "exceeded quota" not in message
 
 
-def own_code(message: str) -> int | None:
-    """The exit code that a pod ended with by itself; None: something else ended it, or nobody knows."""
-    found = re.search(r"^main: Error \(exit code (\d+)\)", message)
-    return int(found[1]) if found and found[1] not in ("137", "143") else None
+def exit_code_of(message: str) -> int | None:
+    """The exit code of a pod that ended by itself; None if it was killed, or unknown."""
+    match = re.search(r"^main: Error \(exit code (\d+)\)", message)
+    return int(match[1]) if match and match[1] not in ("137", "143") else None
 
 
 def is_stopped(workflow: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The registry before training: the champion, and whether there is anything new."""
+"""Reads the registry before training: the champion, and whether there is anything new."""
 
 from kfp import dsl
 
@@ -21,22 +21,22 @@ def champion(
     epochs: int = 0,
     only_new: bool = False,
 ) -> str:
-    """Asks the registry. Never cached.
+    """Reads the registry. Never cached.
 
     Args:
-        work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
         run_id: the run that the stage belongs to.
         index_sha256: of the shards' index.
         classifier: text classifier file.
         model_name: the model's name in the registry.
         version: the champion, or none.
-        bundle_uri: the champion's bundle, or nothing.
-        key: stands for the data, the classes and the settings of this run.
+        bundle_uri: the champion's bundle, or empty.
+        key: identifies the data, the classes and the settings of this run.
         registry_uri: where promoted models live.
-        preset: as the train stage gets it.
-        settings: as the train stage gets them.
-        epochs: as the train stage gets it.
-        only_new: do not train when this data was decided on before with these classes and settings.
+        preset: see train.
+        settings: see train.
+        epochs: see train.
+        only_new: do not train if a gate has already decided on this data with these classes and settings.
 
     Returns:
         train, or nothing new.

@@ -15,15 +15,15 @@ def classifier(
     pretrained: str = "",
     fingerprint: str = "",
 ) -> str:
-    """Computes the zero-shot classifier, or takes the one that an earlier run made of the same. Never cached.
+    """Computes the zero-shot classifier, or reuses the one of an earlier run with the same input. Never cached.
 
     Args:
-        work_uri: where the run's notes go, and classifiers are kept.
+        work_uri: where the run's notes and the classifiers are stored.
         run_id: the run that the stage belongs to.
-        classes: path or URI of a YAML file with classes and templates, or the set that ships: imagenet.
+        classes: path or URI of a YAML file with classes and templates, or the included set: imagenet.
         model: open_clip model name, or a model folder.
         pretrained: open_clip pretrained tag, or a checkpoint file.
-        fingerprint: of what these hold, if it is known; a classifier that was made of the same is taken from work_uri.
+        fingerprint: of these files' contents, if it is known; a classifier with the same one is reused from work_uri.
         weights: the classifier file (.safetensors).
 
     Returns:
@@ -32,10 +32,10 @@ def classifier(
     from must.runtime import stages
     from must.runtime.supervise import supervised
 
-    made = supervised(
+    computed = supervised(
         "classifier", stages.classifier, run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
-    weights.metadata["display_name"] = f"zero-shot classifier, {made.classes} classes"
-    weights.metadata.update(model=model, pretrained=pretrained, classes=made.classes, fingerprint=fingerprint)
-    return made.sha256
+    weights.metadata["display_name"] = f"zero-shot classifier, {computed.classes} classes"
+    weights.metadata.update(model=model, pretrained=pretrained, classes=computed.classes, fingerprint=fingerprint)
+    return computed.sha256

@@ -1,6 +1,6 @@
-"""The end of a way through the DAG that does nothing more: says so on the graph.
+"""The last task of a branch of the DAG that ends early: shows on the graph why.
 
-Kubeflow takes a group whose last step is a skipped condition for running for ever; each ends in something that runs.
+Kubeflow shows a group whose last step was skipped as running for ever, so each branch ends in a task that runs.
 """
 
 from kfp import dsl

@@ -1,4 +1,4 @@
-"""Kubernetes' API as a pod's account may use it; on the standard library, for not every image has a client of it."""
+"""Kubernetes' API with a pod's service account; standard library only, because not every image has a client."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Cluster:
             return None
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", ACCOUNT)
 
-    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
-        """(status, answer). Raises TransientError: none, or the server's own trouble."""
+    def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
+        """(HTTP status, body). Raises TransientError: no response, or an error of the server."""
         headers = {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}", "Content-Type": kind}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         trusted = ssl.create_default_context(cafile=self.account / "ca.crt") if self.url.startswith("https") else None
-        no_proxy = urllib.request.ProxyHandler({})  # urllib takes no range of addresses for $NO_PROXY
+        no_proxy = urllib.request.ProxyHandler({})  # urllib does not support address ranges in $NO_PROXY
         opener = urllib.request.build_opener(no_proxy, urllib.request.HTTPSHandler(context=trusted))
         try:
-            with opener.open(request, timeout=TIMEOUT) as answer:
-                return answer.status, json.load(answer)
+            with opener.open(request, timeout=TIMEOUT) as response:
+                return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read(100_000)
@@ -58,51 +58,51 @@ class Cluster:
 
     @classmethod
     def to_serve(cls) -> Cluster:
-        """Raises ValueError: there is none to apply anything to."""
-        if (found := cls.of_this_pod()) is None:
+        """The cluster of this pod. Raises ValueError: this process is not in a pod."""
+        if (cluster := cls.of_this_pod()) is None:
             raise UserError("serve: apply works in a pod of the cluster only; here, use `write`")
-        return found
+        return cluster
 
     def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
-        """Server-side apply; what others gave a server that is there (replicas, resources) stays. The namespace.
+        """Server-side apply; a running server's replicas and resources are kept (see keep_size). Returns the namespace.
 
         Args:
-            dry: only ask for rights, KServe, and its webhooks' opinion.
+            dry: only check the permissions, KServe, and its webhooks.
 
         Raises:
-            ValueError: no right to do it, or the cluster has no InferenceService; TransientError: see `ask`.
+            ValueError: no permission, or the cluster has no InferenceService; TransientError: see `request`.
         """
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
-        status, answer = self.ask("GET", path)
-        if status == 200 and (kept := keep_size(manifest, answer)) and not dry:
-            logger.warning(f"serve: the cluster's values are kept, not those of cluster.yaml: {kept}")
+        status, response = self.request("GET", path)
+        if status == 200 and (sizes := keep_size(manifest, response)) and not dry:
+            logger.warning(f"serve: the cluster's values are kept, not those of cluster.yaml: {sizes}")
         if status == 403 and not dry:
             logger.warning(
                 "serve: no right to read the server, so replicas and resources are those of cluster.yaml; "
                 "apply deploy/serving.yaml"
             )
-        status, answer = self.ask(
+        status, response = self.request(
             "PATCH",
             f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}",
             manifest,
             "application/apply-patch+yaml",
         )
-        said = one_line(answer.get("message") or "no reason")[:300]
+        message = one_line(response.get("message") or "no reason")[:300]
         if status == 403:
             raise UserError(
                 f"serve: the service account may not apply an {KIND} in {self.namespace}; apply "
-                f"deploy/serving.yaml or use `write` ({said})"
+                f"deploy/serving.yaml or use `write` ({message})"
             )
         require(status != 404, f"serve: this cluster has no {KIND}; install KServe")
-        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {said}")
+        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {message}")
         return self.namespace
 
     def check_trainer(self, runtime: str) -> None:
-        """The TrainJob's runtime, and the right to create one."""
-        space = f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainingruntimes/{runtime}"
-        status, _ = self.ask("GET", space)
+        """Raises ValueError: the training runtime does not exist, or no permission to create TrainJobs."""
+        path = f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainingruntimes/{runtime}"
+        status, _ = self.request("GET", path)
         if status == 404:
-            status, _ = self.ask("GET", f"/apis/{TRAINER}/v1alpha1/clustertrainingruntimes/{runtime}")
+            status, _ = self.request("GET", f"/apis/{TRAINER}/v1alpha1/clustertrainingruntimes/{runtime}")
         require(
             status in (200, 401, 403),
             f"train: there is no training runtime {runtime} in {self.namespace}: is Kubeflow Trainer 2 installed, and "
@@ -113,8 +113,8 @@ class Cluster:
             "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": attributes},
         }  # fmt: skip
-        said, answer = self.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-        allowed = said >= 400 or answer.get("status", {}).get("allowed")  # an answer that is none says nothing
+        review_status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        allowed = review_status >= 400 or response.get("status", {}).get("allowed")  # an error decides nothing
         require(
             status == 200 and bool(allowed),
             f"train: the service account may not use TrainJobs in {self.namespace}; give it the role in "

@@ -1,4 +1,4 @@
-"""Adapted model against the zero-shot one: figures, confusion matrix and an HTML report."""
+"""Compares the adapted model with the zero-shot one: figures, confusion matrix and an HTML report."""
 
 from kfp import dsl
 
@@ -26,10 +26,10 @@ def evaluate(
         index_sha256: of the shards' index; another one is refused.
         bundle: the adapted model.
         classifier: the zero-shot classifier it is compared with.
-        figures: headline numbers for the Kubeflow page.
-        confusion: the confusion matrix, where there are labels and not too many classes.
+        figures: the main numbers for the Kubeflow page.
+        confusion: the confusion matrix, if there are labels and not too many classes.
         details: folder with metrics.json and predictions.csv.
-        report: the same as a page to read.
+        report: the same as an HTML page.
         split: the split to evaluate on.
 
     Returns:
@@ -39,14 +39,14 @@ def evaluate(
     from must.runtime.supervise import supervised
     from must_components.kept import download_of
 
-    done = supervised(
+    evaluated = supervised(
         "evaluate", stages.evaluate, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         classifier=classifier.path, split=split, details=details.path, report=report.path,
         link=download_of(f"{details.uri}/report.html"),
     )  # fmt: skip
-    for name, value in done.figures.items():
+    for name, value in evaluated.figures.items():
         figures.log_metric(name, value)
-    if done.confusion:
+    if evaluated.confusion:
         confusion.metadata["display_name"] = "confusion matrix of the adapted model"
-        confusion.log_confusion_matrix(done.classes, done.confusion)
-    return done.top1
+        confusion.log_confusion_matrix(evaluated.classes, evaluated.confusion)
+    return evaluated.top1

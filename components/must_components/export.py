@@ -19,14 +19,14 @@ def export(
     """Exports the model with its class names and preprocessing. Never cached.
 
     Args:
-        work_uri: the shards in its folder shards have the images that the export is checked with.
+        work_uri: its folder shards has the images with which the export is checked.
         run_id: the run that the stage belongs to.
         index_sha256: of the shards' index; another one is refused.
         bundle: the adapted model.
         details: of the evaluation, for the model card.
         onnx: folder with model.onnx, labels.txt and the model card.
         precision: fp32, fp16 or int8.
-        embeddings: the ONNX model gives the images' embeddings too.
+        embeddings: the ONNX model also outputs the images' embeddings.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised

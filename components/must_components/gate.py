@@ -1,4 +1,4 @@
-"""May the adapted model be promoted? The decision, its reasons, and a page to read."""
+"""Decides whether the adapted model may be promoted: the decision, its reasons, and a page."""
 
 from kfp import dsl
 
@@ -22,7 +22,7 @@ def gate(
     gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     split: str = "test",
 ) -> str:
-    """Decides: against zero-shot, and against the champion where there is one (labelled: that alone). Never cached.
+    """Compares with the zero-shot model, and with the champion if any (labelled: only with that). Never cached.
 
     Args:
         work_uri: shards are in its folder shards.
@@ -31,11 +31,11 @@ def gate(
         details: of its evaluation against the zero-shot model.
         decision: decision.json.
         reasons: the same as a page.
-        key: of the data and settings; a model that is stopped is remembered by it.
+        key: of the data and settings; a stopped model is recorded under it.
         model_name: the model's name in the registry.
         registry_uri: where promoted models live; work_uri/registry if empty.
         champion: the champion's version, or none.
-        champion_uri: its bundle, or nothing.
+        champion_uri: its bundle, or empty.
         gate: label-free, reviewed, labelled or none.
         gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
         split: the split on which the champion is scored.

@@ -1,8 +1,8 @@
 """The image of each stage. cluster.yaml's registry, tag and digests replace these when the pipeline is compiled.
 
-Four images serve all stages, and one the model: a stage that needs no torch must not carry it, and only training needs
-CUDA's. A tag is the version of the code inside: Kubeflow's cache key contains the image's name, so a tag that moves
-makes the cache lie.
+Four images run the stages, and one serves the model: stages without torch get an image without it, and only training
+gets CUDA. A tag is the version of the code: Kubeflow's cache key contains the image's name, so with a moving tag the
+cache would return results of other code.
 """
 
 from typing import Final

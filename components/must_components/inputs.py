@@ -1,4 +1,4 @@
-"""A first look at the run's parameters and what they name: what a later stage would refuse is refused here."""
+"""Checks the run's parameters, and the files they name, before any later stage would refuse them."""
 
 from kfp import dsl
 
@@ -30,34 +30,34 @@ def inputs(
     server: dict = {},  # noqa: B006
     runtime: str = "",
 ) -> str:
-    """Checks them and sums them up. Never cached.
+    """Checks the run's parameters and its input files. Never cached.
 
     Args:
         work_uri: where the run's notes go.
         run_id: the run that the stage belongs to.
-        classes: path or URI of the class file, or the set that ships: imagenet.
+        classes: path or URI of the class file, or the included set: imagenet.
         model: open_clip model name, or a model folder; it may be in a bucket.
         pretrained: open_clip pretrained tag, or a checkpoint file.
-        labels: as the shard stage gets it.
-        split: as the shard stage gets it.
-        shard_settings: as the shard stage gets them.
-        preset: as the train stage gets it.
-        epochs: as the train stage gets it.
-        settings: as the train stage gets them.
-        precision: as the export stage gets it.
-        gate: as the gate stage gets it.
-        gate_settings: as the gate stage gets them.
-        model_name: as the promote stage gets it.
-        register: as the promote stage gets it.
-        serve: none, or how the serve stage is to work.
-        registry_uri: as the promote stage gets it; tried, as the next two are, whether it can be written to.
-        predict_uri: as the predict stage gets it.
-        tensorboard_uri: as the train stage gets it.
-        server: as the serve stage gets it.
-        runtime: of the TrainJob that trains; nothing where it is none.
+        labels: see shard.
+        split: see shard.
+        shard_settings: see shard.
+        preset: see train.
+        epochs: see train.
+        settings: see train.
+        precision: see export.
+        gate: see gate.
+        gate_settings: see gate.
+        model_name: see promote.
+        register: see promote.
+        serve: none, or a mode of the serve stage.
+        registry_uri: see promote; like the next two, it must be writable.
+        predict_uri: see predict.
+        tensorboard_uri: see train.
+        server: see serve.
+        runtime: training runtime of the TrainJob; empty if training is not a TrainJob.
 
     Returns:
-        A sha256 that changes with what the class file and the model files hold.
+        A sha256 of the contents of the class file and the model files.
     """
     from must.runtime.supervise import supervised
     from must_components import first_look

@@ -1,4 +1,4 @@
-"""Where Kubeflow's own server hands an artifact out: an address beside its page."""
+"""The URL at which Kubeflow's server offers an artifact for download."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -7,12 +7,12 @@ NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # i
 
 
 def download_of(uri: str) -> str:
-    """Relative to Kubeflow's page; '' for a place that it does not serve, or of another orchestrator.
+    """The URL relative to Kubeflow's page; '' for a store that it does not serve.
 
-    With several users it wants the namespace; with one it drops it.
+    A multi-user installation needs the namespace; a single-user one ignores it.
     """
-    store, _, rest = uri.partition("://")
+    store, _, path = uri.partition("://")
     if store not in ("minio", "s3"):
         return ""
     namespace = f"?namespace={NAMESPACE.read_text().strip()}" if NAMESPACE.is_file() else ""
-    return f"artifacts/{store}/{quote(rest)}{namespace}"
+    return f"artifacts/{store}/{quote(path)}{namespace}"

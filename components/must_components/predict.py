@@ -1,4 +1,4 @@
-"""The exported model's class for every image of the shards, as Parquet files. Several pods may share the work."""
+"""Predicts a class for every image of the shards, as Parquet files. Several pods may share the work."""
 
 from kfp import dsl
 
@@ -16,7 +16,7 @@ def predict(
     predict_uri: str,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
-    """Labels every N-th shard; whoever finds all files there writes the summary. Never cached.
+    """Labels every N-th shard; the part that ends last writes the summary. Never cached.
 
     Args:
         part: I/N, such as 1/4.
@@ -24,8 +24,8 @@ def predict(
         run_id: the run that the stage belongs to.
         index_sha256: of the shards' index; another one is refused.
         onnx: the exported model.
-        promoted: what says as which version it was promoted.
-        predict_uri: the files go to its folder of that version.
+        promoted: has the version as which it was promoted.
+        predict_uri: the files go to a folder of that version.
         settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
     """
     from must.runtime import stages

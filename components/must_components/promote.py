@@ -1,4 +1,4 @@
-"""The challenger becomes a version of the registry and its champion."""
+"""Makes the challenger a version of the registry, and its champion."""
 
 from kfp import dsl
 
@@ -20,16 +20,16 @@ def promote(
     champion: str = "none",
     register: str = "none",
 ) -> str:
-    """Copies the bundle and the ONNX model, then moves LATEST if no other run did meanwhile. Never cached.
+    """Copies the bundle and the ONNX model, then sets LATEST unless another run has changed it. Never cached.
 
     Args:
-        work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
         run_id: the run that the stage belongs to.
         bundle: the challenger.
         onnx: its ONNX model.
         details: of its evaluation.
         decision: of the gate.
-        promoted: says where the version is, with its accuracy and where it comes from.
+        promoted: the version's URI, accuracy and provenance.
         key: of the data and settings, for `only_new`.
         model_name: the model's name in the registry.
         registry_uri: where promoted models live.

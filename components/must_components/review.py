@@ -1,4 +1,4 @@
-"""What the gate does not promote without answers is left to people: a page with pictures, and the run ends."""
+"""If the gate needs people's answers: writes a page with pictures, and the run ends."""
 
 from kfp import dsl
 
@@ -14,7 +14,7 @@ def review(
     key: str,
     questions: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Looks at the images with zero-shot, the model and all of the adaptation, and writes the page. Never cached.
+    """Compares the zero-shot, the selected and the fully adapted model, and writes the page. Never cached.
 
     Args:
         work_uri: shards are in its folder shards; the page, review.json and later the answers go to its folder reviews.
@@ -22,14 +22,14 @@ def review(
         bundle: the challenger.
         classifier: the zero-shot classifier it is compared with.
         key: of the data and settings; the resumed run has the same.
-        questions: folder with review.html, to be downloaded: it saves nothing inside Kubeflow's page.
+        questions: folder with review.html; download it: inside Kubeflow's page it cannot save answers.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised
     from must_components.kept import download_of
 
-    asked = supervised(
+    page = supervised(
         "review", stages.review, run_id, work_uri, bundle=bundle.path, classifier=classifier.path,
         key=key, output=questions.path, link=download_of(f"{questions.uri}/review.html"),
     )  # fmt: skip
-    questions.metadata.update({"display_name": f"{asked['pictures']} pictures to answer about", "page": asked["place"]})
+    questions.metadata.update({"display_name": f"{page['pictures']} pictures to answer about", "page": page["place"]})

@@ -16,27 +16,27 @@ def serve(
     registry_uri: str = "",
     how: str = "write",
 ) -> str:
-    """Writes it beside LATEST, and applies it where it is asked to. Never cached.
+    """Writes the manifest beside LATEST, and applies it if `how` is apply. Never cached.
 
     Args:
-        work_uri: where the run's notes go; the registry is its folder registry where `registry_uri` is empty.
+        work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
         run_id: the run that the stage belongs to.
-        version: what was promoted; the server finds it by LATEST.
+        version: the promoted version; the server reads it from LATEST.
         service: the manifest.
-        server: what the server's pods are like, from cluster.yaml.
+        server: settings of the server's pods, from cluster.yaml.
         model_name: the model's name in the registry, and the service's.
         registry_uri: where promoted models live.
-        how: write, or apply too.
+        how: write, or apply (write and apply).
 
     Returns:
-        Where the manifest is.
+        The manifest's URI.
     """
     from must.runtime.supervise import supervised
     from must_components.serving.service import serve as service_stage
 
-    made = supervised(
+    written = supervised(
         "serve", service_stage, run_id, work_uri, registry_uri=registry_uri,
         model_name=model_name, how=how, server=server, output=service.path,
     )  # fmt: skip
-    service.metadata.update(manifest=made.manifest, namespace=made.namespace, version=version)
-    return made.manifest
+    service.metadata.update(manifest=written.manifest, namespace=written.namespace, version=version)
+    return written.manifest

@@ -1,4 +1,4 @@
-"""Images -> WebDataset shards at a URI; what is passed on is the index and its sha256."""
+"""Images -> WebDataset shards at a URI; returns the index and its sha256."""
 
 from kfp import dsl
 
@@ -17,16 +17,16 @@ def shard(
     append: bool = False,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ) -> str:
-    """Packs images into WebDataset shards with an index. Never cached, for it looks at the source each time.
+    """Packs images into WebDataset shards with an index. Never cached, because the source may change.
 
     Args:
         source: folder or bucket prefix of images, or a manifest; see `must shard --help`.
-        work_uri: the shards go to its folder shards: gs://bucket/prefix or a path that all stages see.
+        work_uri: the shards go to its folder shards: gs://bucket/prefix or a path that all stages can reach.
         run_id: the run that the stage belongs to.
-        test_source: labelled images for reporting, which become the split 'test'; nothing for none.
+        test_source: labelled images for reporting, which become the split 'test'; empty for none.
         labels: where labels are: folder, csv or none.
         split: shares of `source` by split, such as train=0.9,test=0.1.
-        append: add the source's new files to the shards that are there.
+        append: add the source's new files to the existing shards.
         settings: other parameters of `must shard` by name, such as {"max_rejected": 0.05}.
         index: a copy of index.json; its metadata says where the shards are.
 
@@ -36,9 +36,9 @@ def shard(
     from must.runtime import stages
     from must.runtime.supervise import supervised
 
-    done = supervised(
+    sharded = supervised(
         "shard", stages.shard, run_id, work_uri, index=index.path, settings=settings, source=source,
         test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip
-    index.metadata.update(shards=done.shards, revision=done.revision, images=done.images)
-    return done.sha256
+    index.metadata.update(shards=sharded.shards, revision=sharded.revision, images=sharded.images)
+    return sharded.sha256

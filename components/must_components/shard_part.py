@@ -1,4 +1,4 @@
-"""A part of the images -> what `shard` makes shards of. Several pods of this share the work; shard.py follows them."""
+"""Packs one part of the images. Several pods of this share the work; the component shard runs after them."""
 
 from kfp import dsl
 
@@ -17,18 +17,18 @@ def shard_part(
     append: bool = False,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
-    """Reads, checks and packs every N-th unit of the images; the part that finds all done makes the shards.
+    """Reads, checks and packs every N-th unit of the images; the part that ends last makes the shards.
 
     Args:
         part: I/N, such as 1/4.
-        source: as of shard.
-        work_uri: the shards go to its folder shards, and so does what parts leave there for one another.
+        source: see shard.
+        work_uri: the shards, and the files that parts share, go to its folder shards.
         run_id: the run that the stage belongs to.
-        test_source: as of shard.
-        labels: as of shard.
-        split: as of shard.
-        append: as of shard.
-        settings: as of shard.
+        test_source: see shard.
+        labels: see shard.
+        split: see shard.
+        append: see shard.
+        settings: see shard.
     """
     from must.runtime.stages import part_name, shard_part
     from must.runtime.supervise import supervised

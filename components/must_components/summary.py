@@ -1,4 +1,4 @@
-"""The exit handler: one page about the run, whether it went well or not."""
+"""The exit handler: one page about the run, after success or failure."""
 
 from kfp import dsl
 
@@ -14,15 +14,15 @@ def summary(
     labelling_pods: int = 0,
     serve: str = "none",
 ) -> None:
-    """Sums up the stages' notes: which one failed, its last lines, whether and how it can go on. Never cached.
+    """Summarizes the stages' notes: which one failed, its last lines, whether and how to resume. Never cached.
 
     Args:
         status: of the stages, from Kubeflow; a hint.
-        work_uri: where the stages left their notes.
-        run_id: whose notes are summed up; for the command that resumes it.
+        work_uri: has the stages' notes.
+        run_id: the run whose notes are summarized; for the command that resumes it.
         what_came_of_it: the run's page.
-        labelling_pods: how many label the images after a promotion.
-        serve: whether something is written or applied after a promotion.
+        labelling_pods: number of pods that label the images after a promotion.
+        serve: whether a server is written or applied after a promotion.
     """
     import os
 
@@ -34,11 +34,11 @@ def summary(
 
     attach()
     wait_for_credentials(work_uri)
-    more = last_look(work_uri, run_id)
-    again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
-    local = "MUST_RUN_AGAIN" in os.environ  # there the run's id leads nowhere
+    job_lines = last_look(work_uri, run_id)
+    command = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
+    local = "MUST_RUN_AGAIN" in os.environ  # on one machine the run has no id on a server
     answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"
-    text = summarize(work_uri, run_id, status.state, again, follow_ups(labelling_pods, serve), answer, more)
+    text = summarize(work_uri, run_id, status.state, command, follow_ups(labelling_pods, serve), answer, job_lines)
     write_bytes(what_came_of_it.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

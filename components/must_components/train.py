@@ -19,10 +19,10 @@ def train(
     processes: str = "auto",
     tensorboard_uri: str = "",
 ) -> str:
-    """Trains MUST; goes on from the newest checkpoint when it is retried. Never cached.
+    """Trains MUST; a retry resumes from the newest checkpoint. Never cached.
 
     Args:
-        work_uri: shards are in its folder shards; checkpoints go to checkpoints, a folder a run's data and settings.
+        work_uri: shards are in its folder shards; checkpoints go to checkpoints, one folder for each data and settings.
         run_id: the run that the stage belongs to.
         index_sha256: of the shards' index; another one is refused.
         classifier: text classifier file.
@@ -31,8 +31,8 @@ def train(
         preset: published settings of a data set; see `must train --help`.
         settings: any parameters of `must train` by name; they win over the preset.
         epochs: passes over the data; 0 leaves it to settings and preset.
-        processes: training processes: a number, or auto for one a GPU. Several run under torchrun.
-        tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
+        processes: training processes: a number, or auto for one per GPU. Several run under torchrun.
+        tensorboard_uri: where the curves are copied to while it trains; empty for no copy.
 
     Returns:
         The sha256 of the model's weights.

@@ -1,4 +1,4 @@
-"""Measures a model beside its baseline: scores, metrics with intervals, label-free figures, a report.
+"""Measures a model and its baseline: scores, metrics with intervals, label-free figures, a report.
 
-It does not know how a model was trained, beyond the log in its bundle.
+Of the training it reads only the log in the bundle.
 """

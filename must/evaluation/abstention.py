@@ -1,9 +1,9 @@
 """The probability below which no class should be named, chosen with labels.
 
 Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The lowest
-threshold, which is the largest coverage, whose risk is at most a target is looked for. The risk at a threshold is
-bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down until
-one fails, so that the promise holds for the one that is chosen (Angelopoulos et al. 2021, "Learn then test", arXiv
+threshold whose risk is at most the target is chosen: it has the largest coverage. The risk at a threshold is bounded
+from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down until one
+fails, so that the bound holds for the chosen one (Angelopoulos et al. 2021, "Learn then test", arXiv
 2110.01052: fixed sequence testing).
 """
 
@@ -14,49 +14,49 @@ import numpy as np
 from must.evaluation.result import Abstention
 
 CONFIDENCE = 0.95  # of the bound
-THRESHOLDS_TRIED = 100  # thresholds that are tried
+THRESHOLDS_TRIED = 100
 
 
 def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Abstention:
-    """Top probabilities [N] and bool [N] of labelled images. `threshold` is None, and `reason` says why, where no
-    coverage keeps the target."""
+    """`confidence`: top probabilities [N] of labelled images; `correct`: bool [N]. If no threshold keeps the target,
+    `threshold` is None and `reason` says why."""
     images = len(confidence)
     if not images:
-        return nothing(target, 0, "needs labels of images at random")
+        return no_threshold(target, 0, "needs labels of images at random")
     ordered = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(~correct[ordered])
-    found = nothing(target, images, "the surest images alone do not keep the target with so many labels")
-    fewest = first_named(images, target)
+    best = no_threshold(target, images, "the surest images alone do not keep the target with so many labels")
+    min_images = first_count(images, target)
     for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]:
         named = int((confidence >= threshold).sum())
-        if named < fewest:
+        if named < min_images:
             continue
         errors = int(wrong[named - 1])
         bound = upper_bound(errors, named)
         if bound > target:
             break
         risk = errors / named
-        found = Abstention(target, "labels", floor(threshold), named / images, risk, bound, "", images)
-    return found
+        best = Abstention(target, "labels", floor(threshold), named / images, risk, bound, "", images)
+    return best
 
 
-def first_named(images: int, target: float) -> int:
-    """How many images the first threshold names: enough for the target to hold with a few errors. No label decides."""
+def first_count(images: int, target: float) -> int:
+    """Images that the first threshold names: enough for the target to hold with a few errors. Independent of labels."""
     without_error = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-target))
     return min(3 * without_error, max(without_error, images // 2))
 
 
-def nothing(target: float, images: int, reason: str) -> Abstention:
+def no_threshold(target: float, images: int, reason: str) -> Abstention:
     return Abstention(target, "none", None, None, None, None, reason, images)
 
 
 def floor(threshold: float) -> float:
-    """Six decimals, rounded down: the image whose probability it is stays named, in other arithmetic too."""
+    """Rounded down to six decimals, so that the image with this probability gets a class on other hardware too."""
     return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
 
 
 def upper_bound(errors: int, images: int, confidence: float = CONFIDENCE) -> float:
-    """The largest error rate that so many errors do not refute: P(at most `errors` of `images`) = 1 - confidence."""
+    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - confidence."""
     if errors >= images:
         return 1.0
     low, high = errors / images, 1.0
@@ -67,7 +67,7 @@ def upper_bound(errors: int, images: int, confidence: float = CONFIDENCE) -> flo
 
 
 def binomial_tail(errors: int, images: int, rate: float) -> float:
-    """P(at most `errors` of `images`), in logarithms: it holds for a million images too."""
+    """P(at most `errors` of `images`), computed in logarithms: exact for a million images too."""
     if rate <= 0 or rate >= 1:
         return 1.0 if rate <= 0 else 0.0
     k = np.arange(errors + 1)

@@ -33,43 +33,43 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one model, zero-shot. Shares are from 0 to 1."""
+    """The figures of one zero-shot model. Shares are from 0 to 1."""
 
     model: str
     score: float  # `dispersity`: what the models are ordered by
     agreement: float  # share of the 10 most similar images, by the model's own features, that have an image's class
     accuracy: float | None  # by labels, if there are any
     parameters: int  # of the image tower
-    images_per_s: float  # here, with reading and decoding
-    megabytes: int  # of memory: on a CUDA GPU the most that was taken, else that of the tower's weights
+    images_per_s: float  # on this machine, with reading and decoding
+    megabytes: int  # of memory: the peak on a CUDA GPU, else the tower's weights
 
 
 def backbones(config: BackbonesConfig) -> list[Row]:
     """Prints the table, best first, and writes it to --output.
 
     Raises:
-        ValueError: no images, or a model that cannot be had, or that the method cannot train.
+        ValueError: no images, or a model that cannot be loaded, or that the method cannot train.
     """
     class_set, device, rows = load_class_set(config.classes), pick_device(config.device), list[Row]()
     with tempfile.TemporaryDirectory(prefix="must-backbones-") as folder:
-        reader = ShardReader(some_as_shards(config, folder), "train")
+        reader = ShardReader(as_shards(config, folder), "train")
         truth = labels_of(reader, class_set.names)
         for number, model in enumerate(config.models, 1):
             logger.info(printable(f"{model} ({number} of {len(config.models)})"))
-            rows.append(look(config, model, reader, truth, device))
+            rows.append(measure(config, model, reader, truth, device))
     rows.sort(key=lambda row: -row.score)
-    found = {"must_version": __version__, "images": min(len(reader), config.most), "config": config.to_dict()}
+    summary = {"must_version": __version__, "images": min(len(reader), config.most), "config": config.to_dict()}
     if config.output:
-        content = json.dumps(found | {"best": rows[0].model, "models": [asdict(row) for row in rows]}, indent=1)
+        content = json.dumps(summary | {"best": rows[0].model, "models": [asdict(row) for row in rows]}, indent=1)
         storage.write_bytes(config.output, encoded(content + "\n"))
     logger.info("\n".join(table(rows)))
-    logger.info(printable(f"most promising without labels, on {found['images']:,} images: --model {rows[0].model}"))
+    logger.info(printable(f"most promising without labels, on {summary['images']:,} images: --model {rows[0].model}"))
     return rows
 
 
-def some_as_shards(config: BackbonesConfig, folder: str) -> str:
-    """Shards in `folder`: of files, of at most --most of them, evenly spread by their names; of archives and tables, of
-    all that is in them."""
+def as_shards(config: BackbonesConfig, folder: str) -> str:
+    """Writes shards into `folder`: of at most --most files, evenly spread by name; of archives and tables, all images.
+    Returns their URI."""
     source, uri, labels = open_source(config.images, config.labels, "--images"), config.images, config.labels
     if isinstance(source, Folder | Manifest):
         items = sorted(source.items(ListingReport(lambda name, why: None)))
@@ -78,9 +78,9 @@ def some_as_shards(config: BackbonesConfig, folder: str) -> str:
         base = uri if isinstance(source, Folder) else source.base
         base = base if storage.is_remote(base) else str(storage.local(base).absolute())
         lines = []
-        for item in (items[place * len(items) // count] for place in range(count)):
-            whole = item.name.startswith("/") or "://" in item.name
-            lines.append({"path": item.name if whole else storage.join(base, item.name), "label": item.label})
+        for item in (items[position * len(items) // count] for position in range(count)):
+            absolute = item.name.startswith("/") or "://" in item.name
+            lines.append({"path": item.name if absolute else storage.join(base, item.name), "label": item.label})
         uri, labels = storage.join(folder, "images.jsonl"), "none" if labels == "none" else "csv"
         storage.write_bytes(uri, encoded("".join(json.dumps(line) + "\n" for line in lines)))
     output = storage.join(folder, "shards")
@@ -89,34 +89,34 @@ def some_as_shards(config: BackbonesConfig, folder: str) -> str:
 
 
 def labels_of(reader: ShardReader, classes: Sequence[str]) -> Tensor:
-    """Each image's class number, -1 without a label. Raises ValueError: a label is no class."""
+    """Each image's class number, -1 without a label. Raises ValueError: a label that is not a class."""
     numbers = {name: number for number, name in enumerate(classes)} | {None: -1}
     descriptions = [reader.description(image) for image in range(len(reader))]
-    for one in descriptions:
-        label, image = one.get("label"), printable(one.get("source", ""))
+    for description in descriptions:
+        label, image = description.get("label"), printable(description.get("source", ""))
         require(label in numbers, f"--labels: {image}: its label {brief(label)} is no class of --classes")
-    return torch.tensor([numbers[one.get("label")] for one in descriptions])
+    return torch.tensor([numbers[description.get("label")] for description in descriptions])
 
 
-def look(config: BackbonesConfig, model: str, reader: ShardReader, truth: Tensor, device: torch.device) -> Row:
-    """One model's row; the model is forgotten afterwards. `truth`: as of `labels_of`."""
+def measure(config: BackbonesConfig, model: str, reader: ShardReader, truth: Tensor, device: torch.device) -> Row:
+    """One model's row; the model is freed afterwards. `truth`: from `labels_of`."""
     bundle = named_bundle(model, config.classes, config.device)
     source = EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.monotonic()
-    seen = extract_features(bundle.model, subsample(source, config.most), device)
+    extracted = extract_features(bundle.model, subsample(source, config.most), device)
     seconds = time.monotonic() - began
     tower = [*bundle.model.visual.parameters()]
     weights = sum(value.numel() * value.element_size() for value in tower)
-    probability = seen.probabilities[0].float()
-    labels, right = probability.argmax(1), truth[seen.numbers]
-    neighbours, _ = nearest(whitened(seen.features.to(device).float()))
+    probability = extracted.probabilities[0].float()
+    labels, expected = probability.argmax(1), truth[extracted.numbers]
+    neighbours, _ = nearest(whitened(extracted.features.to(device).float()))
     return Row(
         model=model,
         score=round(dispersity(probability), 4),
         agreement=round(float(agreement(labels, neighbours.cpu()).mean()), 4),
-        accuracy=round(float((labels == right)[right >= 0].float().mean()), 4) if (right >= 0).any() else None,
+        accuracy=round(float((labels == expected)[expected >= 0].float().mean()), 4) if (expected >= 0).any() else None,
         parameters=sum(value.numel() for value in tower),
         images_per_s=round(len(labels) / seconds, 1),
         megabytes=(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else weights) // 10**6,
@@ -124,17 +124,17 @@ def look(config: BackbonesConfig, model: str, reader: ShardReader, truth: Tensor
 
 
 def dispersity(probability: Tensor) -> float:
-    """Nuclear norm of the probabilities [N, K] over the largest that it can be: from 0 to 1.
+    """Nuclear norm of the probabilities [N, K], divided by its largest possible value: from 0 to 1.
 
-    Large where the images' classes are sure, and are many. It ranks models best of what Deng, Suh, Gould and Zheng
-    compared (arXiv 2302.01094).
+    Large when predictions are confident and cover many classes. It ranked models best among the scores that Deng, Suh,
+    Gould and Zheng compared (arXiv 2302.01094).
     """
     images, classes = probability.shape
     return float(torch.linalg.matrix_norm(probability.double(), "nuc")) / (min(images, classes) * images) ** 0.5
 
 
 def table(rows: list[Row]) -> list[str]:
-    """A line a model under a heading."""
+    """One line per model, under a heading."""
     width = max(len(printable(row.model)) for row in rows)
     lines = [f"{'model':{width}}   score  agreement  accuracy  parameters  images/s      MB"]
     for row in rows:

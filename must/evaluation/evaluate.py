@@ -36,7 +36,7 @@ from must.evaluation.metrics import (
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
-from must.evaluation.scores import Samples, Scores, Seen, score_split
+from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
@@ -54,40 +54,39 @@ MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
 
-    Under torchrun every process scores its part of the split, and the first one writes.
-    Raises ValueError: no bundle, no such split, a baseline for other classes, a label that is no class.
+    Under torchrun every process scores its part of the split, and rank 0 writes.
+    Raises ValueError: no bundle, no such split, a baseline for other classes, a label that is not a class.
     """
-    import must.evaluation.report.page  # noqa: F401, needs jinja2, which is better missed before than after the work
+    import must.evaluation.report.page  # noqa: F401, fails now, not after the work, if jinja2 is missing
 
     refined = RefinedLabels.read(config.refined) if config.refined else None
-    with init_distributed(config.device, config.timeout) as here:
+    with init_distributed(config.device, config.timeout) as world:
         bundle = load_bundle(config.model)
         baseline = load_baseline(config.baseline) if config.baseline else None
         if baseline:
             check_classes(bundle, baseline, config)
-        index = load_index(config.shards, config.index_sha256)  # also tells early when there is none
-        samples, after, before = score(config, bundle, baseline, here)
+        index = load_index(config.shards, config.index_sha256)  # fails early if there is none
+        samples, after, before = score(config, bundle, baseline, world)
         metrics = measure(samples, after, before, bundle.description.classes)
-        picked = config.split in index.source.get("picked", ())  # on such the risk is not that of all images
+        picked = config.split in index.source.get("picked", ())  # then the risk is not that of all images
         chosen = samples.labelled & (not picked)
         correct = after.prediction[chosen] == samples.labels[chosen]
         metrics = replace(metrics, abstention=abstention(config.risk, after.confidence[chosen], correct))
-        if not here.is_main:
+        if not world.is_main:
             return metrics
         data = Data(
             config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates,
             picked,
         )  # fmt: skip
-        name, compared, seen = baseline_name(config, baseline), metrics.label_free.compared, None
+        name, compared, features = baseline_name(config, baseline), metrics.label_free.compared, None
         if baseline and before and compared:
-            found, seen = check_of(config, baseline, samples, before, after, here.device)
-            check = record_of(CheckResult, found.to_dict())
-            compared = replace(compared, check=check)
+            check, features = check_model(config, baseline, samples, before, after, world.device)
+            compared = replace(compared, check=record_of(CheckResult, check.to_dict()))
         metrics = replace(
             metrics,
             label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),
             baseline_name=name,
-            model=origin(config, bundle.description),
+            model=model_record(config, bundle.description),
             data=data,
             refined=refined.to_dict() if refined else None,
             config=config.to_dict(),
@@ -97,8 +96,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             storage.join(config.output, PREDICTIONS_FILE), predictions_csv(samples, after, before, metrics.classes)
         )
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
-        # last: a folder with report.html is a whole result; whatever happens to it, the numbers are there
-        report = drawn(config, metrics, samples, after, before, refined, seen)
+        # last: a folder with report.html has all files, and an error here leaves the numbers
+        report = report_page(config, metrics, samples, after, before, refined, features)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
@@ -108,57 +107,58 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 
 
 def load_baseline(uri: str) -> Bundle:
-    """A classifier file's zero-shot model, or another bundle. Raises ValueError: neither."""
+    """A bundle, or the zero-shot model of a classifier file. Raises ValueError: neither."""
     if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
         return load_bundle(uri)
     return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
 
 
 def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> None:
-    ours, theirs = bundle.description.classes, baseline.description.classes
-    if ours != theirs:
-        missing = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
-        what = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
+    classes, others = bundle.description.classes, baseline.description.classes
+    if classes != others:
+        missing = [name for name in classes if name not in others] or [name for name in others if name not in classes]
+        difference = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
         raise UserError(
-            f"--baseline {config.baseline}: has other classes ({len(theirs)}) than the model ({len(ours)}; {what}); "
-            "take the classifier file that the model was trained with"
+            f"--baseline {config.baseline}: has other classes ({len(others)}) than the model ({len(classes)}; "
+            f"{difference}); take the classifier file that the model was trained with"
         )
 
 
 def score(
-    config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, here: World
+    config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, world: World
 ) -> tuple[Samples, Scores, Scores | None]:
-    """One pass for both models; two when they look at different pixels."""
+    """One pass for both models; two if their preprocessing differs."""
     bundles = [bundle, baseline] if baseline else [bundle]
-    alike = len({preprocess_of(one.description) for one in bundles}) == 1
-    runs, results = [bundles] if alike else [[one] for one in bundles], list[Scores]()
-    for run in runs:
-        source = EvalSource.of(config, preprocess_of(run[0].description), here.rank, here.size)
-        models = [item.model for item in run]
-        samples, scores = score_split(models, source, bundle.description.classes, here, config.labels == "auto")
+    same_pixels = len({preprocess_of(each.description) for each in bundles}) == 1
+    passes, results = [bundles] if same_pixels else [[each] for each in bundles], list[Scores]()
+    for group in passes:
+        source = EvalSource.of(config, preprocess_of(group[0].description), world.rank, world.size)
+        models = [each.model for each in group]
+        samples, scores = score_split(models, source, bundle.description.classes, world, config.labels == "auto")
         results.extend(scores)
     return samples, results[0], results[1] if baseline else None
 
 
-def check_of(
+def check_model(
     config: EvaluateConfig, baseline: Bundle, samples: Samples, before: Scores, after: Scores, device: torch.device
-) -> tuple[Check, Seen]:
-    """(the check of the model on at most 2,000 of the images, what it was made from). This process looks alone. Labels
-    are not read."""
+) -> tuple[Check, SampleFeatures]:
+    """The check of the model on at most 2,000 of the images, and the features that it used. Runs in this process only;
+    reads no labels."""
     source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), CHECKED_IMAGES)
-    seen = extract_features(baseline.model, source, device)
-    values = whitened(seen.features.to(device).float())
+    extracted = extract_features(baseline.model, source, device)
+    values = whitened(extracted.features.to(device).float())
     neighbours, _ = nearest(values)
-    rows = np.searchsorted(samples.numbers, seen.numbers.numpy())
-    one, other = (
+    rows = np.searchsorted(samples.numbers, extracted.numbers.numpy())
+    predicted_before, predicted_after = (
         Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
         for scores in (before, after)
     )
-    return Check.of(neighbours.cpu(), one, other, baseline.description.classes), Seen(rows, values.cpu().numpy())
+    check = Check.of(neighbours.cpu(), predicted_before, predicted_after, baseline.description.classes)
+    return check, SampleFeatures(rows, values.cpu().numpy())
 
 
 def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> Metrics:
-    """Everything in metrics.json that follows from scores and labels."""
+    """The part of metrics.json that is computed from scores and labels."""
     chosen = samples.labelled
     metrics = Metrics(
         images=len(samples.numbers),
@@ -182,18 +182,18 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
 def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None) -> Metrics:
     models = {"adapted": new} | ({"baseline": old} if old else {})
     replicates = bootstrap(list(models.values()))
-    found = dict[str, Accuracy]()
+    accuracies = dict[str, Accuracy]()
     for number, (name, results) in enumerate(models.items()):
         values = scalar_metrics(results)
         spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
-        found[name] = Accuracy(**values, intervals=spread, reliability=reliability(results))
+        accuracies[name] = Accuracy(**values, intervals=spread, reliability=reliability(results))
     differences = {  # adapted - baseline
         key: interval([after[key] - before[key] for after, before in replicates]) for key in scalar_metrics(new) if old
     }
     return replace(
         metrics,
-        adapted=found["adapted"],
-        baseline=found.get("baseline"),
+        adapted=accuracies["adapted"],
+        baseline=accuracies.get("baseline"),
         intervals=differences,
         paired=paired(old, new) if old else None,
         per_class=class_table(new, old, metrics.classes),
@@ -203,8 +203,8 @@ def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None) -> M
 
 def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
     rows = []
-    earlier: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
-    for name, after, before in zip(classes, per_class(new), earlier, strict=True):
+    baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
+    for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
         recall, former = after["recall"], before.get("recall")
         rows.append(
             {"class": name, **after}
@@ -215,7 +215,7 @@ def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list
 
 
 def confusion(results: Labelled) -> dict[str, Any]:
-    """The most frequent confusions as class numbers; the whole matrix where it is small."""
+    """The most frequent confusions as class numbers; the full matrix for up to MATRIX_LIMIT classes."""
     matrix = confusion_matrix(results.labels, results.prediction, results.classes)
     return {
         "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
@@ -223,21 +223,20 @@ def confusion(results: Labelled) -> dict[str, Any]:
     }
 
 
-def drawn(
+def report_page(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None, seen: Seen | None,
+    refined: RefinedLabels | None, features: SampleFeatures | None,
 ) -> str:  # fmt: skip
-    """The report's page; if it cannot be drawn, a plain one with the table and the reason. The numbers are safe."""
+    """The report; if it cannot be rendered, a plain page with the table and the error."""
     from must.evaluation.report.page import plain_page, render_report
 
     try:
-        return render_report(config, metrics, samples, after, before, refined, seen)
+        return render_report(config, metrics, samples, after, before, refined, features)
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}", 300)
-        place = storage.join(config.output, METRICS_FILE)
         logger.warning(
-            f"warning: the report could not be drawn ({reason}); all numbers are in {place}, and the page holds the "
-            "table alone"
+            f"warning: the report could not be drawn ({reason}); all numbers are in "
+            f"{storage.join(config.output, METRICS_FILE)}, and the page holds the table alone"
         )
         return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 
@@ -250,7 +249,7 @@ def baseline_name(config: EvaluateConfig, baseline: Bundle | None) -> str:
     return "refined zero-shot" if read_header(config.baseline, "--baseline").get("refined") else "zero-shot"
 
 
-def origin(config: EvaluateConfig, description: Description) -> Model:
+def model_record(config: EvaluateConfig, description: Description) -> Model:
     return Model(
         config.model, description.backbone, description.pretrained, description.logit_factor, description.must_version,
         description.provenance.to_dict(),
@@ -258,7 +257,7 @@ def origin(config: EvaluateConfig, description: Description) -> Model:
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:
-    """A row an image: source, label, adapted class and probability, and the baseline's."""
+    """One row per image: source, label, the adapted model's class and probability, and the baseline's."""
     classes = [cell(name) for name in classes]
     models = {"adapted": after} | ({"baseline": before} if before else {})
     rows = [["sample", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]]

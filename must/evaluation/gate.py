@@ -1,7 +1,7 @@
-"""May the adapted model be promoted? Pure functions of metrics.json; they return the decision and every reason for it.
+"""Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
-Two gates. The label-free one is the default and reads nothing that comes from a label. The labelled one runs only when
-the user asks for it by name, on labels of a split that nothing was trained on.
+The label-free gate is the default and reads no labels. The reviewed gate uses people's answers. The labelled gate runs
+only if the user names it, on labels of a split that nothing was trained on.
 """
 
 import json
@@ -19,16 +19,16 @@ from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)
 
-FEWEST_LABELS = 50  # images below which the check says nothing
+FEWEST_LABELS = 50  # images; with fewer the check decides nothing
 GAIN, NOTHING_KEPT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`reasons`: one line a rule, passed or not, in the order in which the rules were asked.
+    """`reasons`: one line per rule, passed or not, in the order in which the rules were applied.
 
-    `outcome`, for programs: gain; zero-shot, nothing was kept of the adaptation and the model is as good as zero-shot,
-    which passes but replaces no champion; stopped; or unchecked, no gate was asked.
+    `outcome`: "gain"; "zero-shot", the model is the zero-shot model, which passes but replaces no champion; "stopped";
+    or "unchecked", no gate ran.
     """
 
     passed: bool
@@ -45,7 +45,7 @@ class Decision:
 
 
 def read_decision(uri: str, flag: str = "--decision") -> Decision:
-    """What `must gate` wrote. Raises UserError: no such file, or none of the kind."""
+    """Reads the file of `must gate`. Raises UserError: no such file, or another kind of file."""
     try:
         return record_of(Decision, storage.read_json(uri, flag))
     except UserError as error:
@@ -53,20 +53,20 @@ def read_decision(uri: str, flag: str = "--decision") -> Decision:
 
 
 def gate(config: GateConfig) -> Decision:
-    """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is no error.
+    """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is not an error.
     Raises ValueError: no metrics, or metrics without what the gate needs."""
     decision = RULES[config.gate](read_metrics(config.metrics), config)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
-    logger.info("\n".join([f"gate ({decision.gate}): {words_of_decision(decision)}", *decision.reasons]))
+    logger.info("\n".join([f"gate ({decision.gate}): {decision_text(decision)}", *decision.reasons]))
     return decision
 
 
 def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the check of the model against the baseline has no warnings (must/method/select/check.py).
 
-    Where the evaluated images are too few for it, the check of the training images counts, which is in the bundle.
-    Reads `metrics.label_free` and the model's own record only.
+    If the evaluated images are too few, it uses the check of the training images, which is in the bundle.
+    Reads only `metrics.label_free` and the model's provenance.
     Raises ValueError: the metrics have no baseline to compare with, or are of an earlier version.
     """
     free = metrics.label_free
@@ -78,55 +78,56 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     require(before.effective_classes > 0, f"--metrics {config.metrics}: the baseline predicts no class; evaluate again")
     name = metrics.baseline_name
     zero_shot, same = name.endswith("zero-shot"), compared.agreement == 1
-    rules = [unchanged(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
+    rules = [unchanged_rule(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
     rules.append(rule(f"same class as {name}", compared.agreement, config.min_agreement))
     share = after.effective_classes / before.effective_classes
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
     passed = all(passed for passed, _ in rules)
-    kept = passed and zero_shot and same
-    return Decision(passed, "label-free", [text for _, text in rules], NOTHING_KEPT if kept else "")
+    outcome = NOTHING_KEPT if passed and zero_shot and same else ""
+    return Decision(passed, "label-free", [text for _, text in rules], outcome)
 
 
-def unchanged(name: str, zero_shot: bool) -> tuple[bool, str]:
+def unchanged_rule(name: str, zero_shot: bool) -> tuple[bool, str]:
     if zero_shot:
         return True, line(True, "zero-shot is kept: no image changes its class")
     return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
 
 
 def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
-    """A rule a warning, or one that there is none."""
-    where = "images"
+    """One failed rule per warning, or one passed rule if there are none."""
+    source = "images"
     if check.images < FEWEST_LABELS and name.endswith("zero-shot") and selection and selection.check:
-        check, where = selection.check, "training images"
-    of = f"{check.images:,} {where}"
+        check, source = selection.check, "training images"
+    images = f"{check.images:,} {source}"
     if check.images < FEWEST_LABELS:
-        return [(False, line(False, f"{of} are too few to check a model without labels; {FEWEST_LABELS} are needed"))]
+        text = f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed"
+        return [(False, line(False, text))]
     if check.warnings:
-        return [(False, line(False, f"{warning} ({of})")) for warning in check.warnings]
+        return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
     before, after = check.agreement_before, check.agreement_after
-    text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({of})"
+    text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({images})"
     return [(True, line(True, text))]
 
 
 def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    """Passes when people's answers show a gain over zero-shot (`must select --answers`): the lower end of its 95%
-    interval is above 0."""
-    if not metrics.baseline_name.endswith("zero-shot"):  # a champion, which no answer is about
+    """Passes when people's answers show a gain over the zero-shot model (`must select --answers`): the lower end of its
+    95% interval is above 0."""
+    if not metrics.baseline_name.endswith("zero-shot"):  # a champion: people's answers do not compare with it
         return replace(label_free_gate(metrics, config), gate="reviewed")
     selection = metrics.model.selection
     if not selection or not selection.measured:
         text = "there are no answers about this model; ask with `must review`, then `must select --answers`"
         return Decision(False, "reviewed", [line(False, text)])
-    text = measured_in_words(selection)
+    text = measured_text(selection)
     if not selection.alpha:
         return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], NOTHING_KEPT)
     passed = selection.measured.gain.low > 0
-    more = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
-    return Decision(passed, "reviewed", [line(passed, text + more)])
+    advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
+    return Decision(passed, "reviewed", [line(passed, text + advice)])
 
 
-def measured_in_words(selection: Selection) -> str:
-    """What people's answers, or a split with labels, measured of the model."""
+def measured_text(selection: Selection) -> str:
+    """The gain that was measured with people's answers or with a labelled split."""
     return f"{selection.by}: {selection.measured.text().partition(': ')[2]}" if selection.measured else ""
 
 
@@ -153,8 +154,8 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
         ),
     ]
     if picked:
-        why = "must review picked the labelled images: no gain on all images follows from them"
-        reasons.append(line(False, f"{why}; take the reviewed gate, after `must select --answers`"))
+        reason = "must review picked the labelled images: no gain on all images follows from them"
+        reasons.append(line(False, f"{reason}; take the reviewed gate, after `must select --answers`"))
     return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
@@ -175,8 +176,8 @@ def line(passed: bool, text: str) -> str:
 
 
 def against_champion(decision: Decision, by_champion: Decision | None) -> Decision:
-    """The decision on a model when there is a champion: zero-shot replaces none, and a model that is better than
-    zero-shot must not be worse than the champion either."""
+    """The decision when there is a champion: the zero-shot model never replaces it, and a model that is better than the
+    zero-shot model must not be worse than the champion."""
     if decision.outcome == NOTHING_KEPT:
         return replace(decision, passed=False)
     if not decision.passed or by_champion is None:
@@ -185,18 +186,18 @@ def against_champion(decision: Decision, by_champion: Decision | None) -> Decisi
     return Decision(by_champion.passed, decision.gate, reasons)
 
 
-def words_of_decision(decision: Decision) -> str:
+def decision_text(decision: Decision) -> str:
     if decision.outcome == NOTHING_KEPT:
         return "passed, zero-shot is kept" if decision.passed else "zero-shot is kept, the champion stays"
     return "passed" if decision.passed else "stopped"
 
 
 def as_markdown(decision: Decision, against: str) -> str:
-    """The decision as a page of Kubeflow's."""
-    head = f"# {words_of_decision(decision).capitalize()} by the {decision.gate} gate"
+    """The decision as a Markdown page for Kubeflow."""
+    title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
     if decision.outcome == NOTHING_KEPT:
-        head = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
+        title = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     if decision.gate == "none":
-        head = "# Passed: no gate"
+        title = "# Passed: no gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
-    return "\n".join([head, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])
+    return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

@@ -1,7 +1,7 @@
-"""Accuracy, calibration and confusion from scores and labels, and how sure they are: bootstrap intervals, paired tests.
+"""Accuracy, calibration and confusion from scores and labels, with bootstrap intervals and paired tests.
 
-Pure functions of arrays. N images, K classes. What can be said without labels (agreement, confidence, class balance) is
-no accuracy; docs/evaluation.md says how well it told good adaptations from bad ones.
+Pure functions of arrays. N images, K classes. The figures without labels (agreement, confidence, class balance) do not
+measure accuracy; docs/evaluation.md says how well they separated good adaptations from bad ones.
 """
 
 import math
@@ -17,7 +17,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Labelled:
-    """One model's results on the labelled images: what every metric and its bootstrap are computed from."""
+    """One model's results on the labelled images: the input of every metric and its bootstrap."""
 
     labels: np.ndarray  # int64 [N]
     prediction: np.ndarray  # int [N]
@@ -45,7 +45,7 @@ def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, cla
 def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
     """top1, top5, mean_per_class (fractions), nll (nats), ece (fraction), confidence (mean).
 
-    `weights` [N] counts how often each image is in a bootstrap replicate; without it every image counts once.
+    `weights` [N]: how often each image is in a bootstrap replicate; by default once.
     """
     w = np.ones(len(results.labels)) if weights is None else weights
     total = w.sum()
@@ -76,7 +76,7 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.n
 
 
 def reliability(results: Labelled) -> list[dict[str, float]]:
-    """For each of the 15 bins that holds images: its bounds, count, mean confidence and accuracy."""
+    """For each of the 15 bins that has images: its bounds, count, mean confidence and accuracy."""
     bins = bin_numbers(results.confidence)
     rows = []
     for number in np.unique(bins):
@@ -135,18 +135,18 @@ REPLICATES = 1000
 
 
 def bootstrap(models: list[Labelled], replicates: int = REPLICATES, seed: int = 0) -> list[list[dict[str, float]]]:
-    """Metrics of resampled test sets: for each replicate, the summary of each model on the same resampled images.
+    """Metrics of resampled test sets: for each replicate, the metrics of each model.
 
-    Sampling with replacement (Efron & Tibshirani 1993). All models see the same images in a replicate, so that the
-    spread of a difference is that of paired results.
+    Sampling with replacement (Efron & Tibshirani 1993). A replicate has the same images for all models, so that the
+    interval of a difference is that of paired results.
     """
     count = len(models[0].labels)
     generator = np.random.default_rng(seed)
-    result = []
+    metrics = []
     for _ in range(replicates):
         weights = np.bincount(generator.integers(0, count, count), minlength=count).astype(np.float64)
-        result.append([scalar_metrics(model, weights) for model in models])
-    return result
+        metrics.append([scalar_metrics(model, weights) for model in models])
+    return metrics
 
 
 def interval(values: list[float]) -> Interval:
@@ -156,7 +156,7 @@ def interval(values: list[float]) -> Interval:
 
 
 def paired(before: Labelled, after: Labelled) -> Paired:
-    """What the second model fixed and broke, and McNemar's exact test on these two counts."""
+    """Counts of images that the second model fixed and broke, and McNemar's exact test on these two counts."""
     fixed = int((~before.correct & after.correct).sum())
     broken = int((before.correct & ~after.correct).sum())
     return Paired(
@@ -169,7 +169,7 @@ def paired(before: Labelled, after: Labelled) -> Paired:
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """Two-sided p of McNemar's exact test: is a change as likely to fix as to break? (Binomial with p = 1/2.)"""
+    """Two-sided p of McNemar's exact test: binomial, with p = 1/2 for fixed and broken."""
     changed = fixed + broken
     if not changed:
         return 1.0
@@ -191,8 +191,8 @@ def label_free(scores: Scores) -> ModelFigures:
 
     - confidence: mean probability of the predicted class; confident: share of images above 0.7.
     - histogram: predicted images a class [K]; effective_classes: exp of its entropy, K when all are equally frequent.
-    - mutual_information: H(mean p) - mean H(p) over log K, 0..1: sure of each image, balanced over all (Bridle et al.
-      1991, "Unsupervised classifiers, mutual information and phantom targets").
+    - mutual_information: (H(mean p) - mean H(p)) / log K, 0..1: high if predictions are confident and balanced (Bridle
+      et al. 1991, "Unsupervised classifiers, mutual information and phantom targets").
     """
     images, classes = len(scores.top), len(scores.probability_sum)
     histogram = np.bincount(scores.prediction, minlength=classes)
@@ -210,10 +210,10 @@ def compare(before: Scores, after: Scores) -> Compared:
     """Label-free figures of two models on the same images.
 
     - agreement: share of equal predictions.
-    - agreement_confident: the same among images of which the first model is confident; None if there are none.
+    - agreement_confident: the same among the first model's confident images; None if there are none.
     - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
     - vanished: class numbers that the first model predicts for at least 1% of the images and the second for fewer
-      than a tenth of that; dominant: class numbers that took more than three times their former share, and over 20%.
+      than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%.
     """
     classes, images = len(before.probability_sum), len(before.top)
     same = before.prediction == after.prediction

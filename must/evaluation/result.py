@@ -19,8 +19,8 @@ from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
 from must.method.model.provenance import CheckResult, Selection
 
-METRICS_FORMAT = 1  # of the file; one without it is of the time before, and is read as well
-JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json writes these as they are, and ESC escaped
+METRICS_FORMAT = 1  # of the file; an older file without it is read as well
+JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json.dumps leaves these unescaped
 Interval = tuple[float, float]
 
 
@@ -44,7 +44,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Paired:
-    """Labelled images by who was right about them, the baseline or the model; p of McNemar's exact test."""
+    """Counts of labelled images by which models are right: the baseline, the model, both, none; McNemar's p."""
 
     fixed: int
     broken: int
@@ -81,12 +81,12 @@ class LabelFree:
     adapted: ModelFigures
     baseline: ModelFigures | None = None
     compared: Compared | None = None
-    training: dict[str, float] | None = None  # see training.stability
+    training: dict[str, float] | None = None  # see report.provenance.stability
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """The threshold below which no class should be named, None where there is none: see abstention.abstention."""
+    """The probability below which no class should be named; None if there is no such threshold: see abstention.py."""
 
     target: float
     by: str  # labels, or none
@@ -126,7 +126,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Without labels `adapted` and `paired` are None and the tables empty, without a baseline so is `baseline`."""
+    """Without labels `adapted` and `paired` are None and the tables empty. Without a baseline `baseline` is None."""
 
     images: int
     labelled: int
@@ -150,13 +150,13 @@ class Metrics:
     format: int = METRICS_FORMAT
 
     def to_dict(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the file."""
         content = json.loads(json.dumps(asdict(self), allow_nan=False, default=lambda value: value.item()))  # numpy's
         return content | {"adapted": content["adapted"] or {}}
 
 
 def metrics_of(content: dict[str, Any]) -> Metrics:
-    """Raises UserError: not what `must evaluate` writes; the message names the value."""
+    """Raises UserError: `content` is not from `must evaluate`; the message names the value."""
     return record_of(Metrics, content | {"adapted": content.get("adapted") or None})
 
 
@@ -166,7 +166,7 @@ def write_metrics(uri: str, metrics: Metrics) -> None:
 
 
 def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
-    """Raises UserError: no such file, or none of `must evaluate`, or one of a later version."""
+    """Raises UserError: no such file, or it is not from `must evaluate`, or from a later version."""
     content = storage.read_json(uri, flag)
     if content.get("format", METRICS_FORMAT) != METRICS_FORMAT:
         raise UserError(f"{flag} {uri}: is of another version of must (format {brief(content['format'])})")
@@ -181,7 +181,7 @@ PAIRS_LISTED = 10  # pairs of classes
 
 @dataclass(frozen=True)
 class RefinedLabels:
-    """`changed`: image -> (zero-shot's class, the refined one), of the images where the two differ."""
+    """`changed`: image -> (zero-shot class, refined class), of the images for which they differ."""
 
     folder: str
     split: str
@@ -191,13 +191,13 @@ class RefinedLabels:
 
     @classmethod
     def read(cls, folder: str) -> Self:
-        """Raises ValueError: the folder is none of `must refine`."""
+        """Raises ValueError: the folder is not from `must refine`."""
         summary = read_json(storage.join(folder, REFINED_FILE), "--refined")
-        place = storage.join(folder, PREDICTIONS_FILE)
-        require(storage.exists(place), f"--refined {folder}: no {PREDICTIONS_FILE} there")
+        predictions = storage.join(folder, PREDICTIONS_FILE)
+        require(storage.exists(predictions), f"--refined {folder}: no {PREDICTIONS_FILE} there")
         changed, images = dict[str, tuple[str, str]](), 0
         try:
-            for row in csv.DictReader(io.StringIO(storage.read_bytes(place).decode(), newline="")):
+            for row in csv.DictReader(io.StringIO(storage.read_bytes(predictions).decode(), newline="")):
                 images += 1
                 if row["class"] != row["zero_shot"]:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
@@ -209,7 +209,7 @@ class RefinedLabels:
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """What metrics.json holds as `refined`."""
+        """The value of `refined` in metrics.json."""
         pairs = Counter(self.changed.values()).most_common(PAIRS_LISTED)
         return {
             "folder": self.folder,

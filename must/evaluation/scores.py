@@ -1,4 +1,4 @@
-"""One pass over a split: what every model says about every image, small enough to keep for millions of images."""
+"""One pass over a split: every model's predictions for every image, small enough to keep for millions of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ class Samples:
 
 
 @dataclass
-class Seen:
-    """Features of some of the images, by the baseline's tower."""
+class SampleFeatures:
+    """Features of a subset of the images, from the baseline's image tower."""
 
-    rows: np.ndarray  # int64 [M], places in `Samples`
+    rows: np.ndarray  # int64 [M], indices into `Samples`
     values: np.ndarray  # float32 [M, D], unit vectors
 
 
 @dataclass
 class Scores:
-    """What one model says. N images, K classes, T = min(5, K).
+    """One model's predictions. N images, K classes, T = min(5, K).
 
-    Whole probability vectors are not kept (those of ImageNet's training images would take 5 GB): the five best are
-    enough for every metric, and their sum is enough for the label-free ones.
+    Full probability vectors are not kept (for ImageNet's training images they would take 5 GB): the five best are
+    enough for the labelled metrics, and the sum of the vectors is enough for the label-free ones.
     """
 
     top: np.ndarray  # int32 [N, T], the most probable classes, best first
@@ -76,8 +76,8 @@ def score_split(
 ) -> tuple[Samples, list[Scores]]:
     """Runs models with the same preprocessing over this process's part of a split, then collects all parts.
 
-    Every process returns everything, in the order of sample numbers.
-    Raises ValueError: a label that is no class, or no image at all that can be decoded.
+    Every process returns the full result, in the order of sample numbers.
+    Raises ValueError: a label that is not a class, or no image can be decoded.
     """
     lookup = {name: number for number, name in enumerate(classes)}
     samples: list[tuple[np.ndarray, ...]] = []
@@ -87,40 +87,40 @@ def score_split(
         model.to(world.device).eval()
     with (
         torch.inference_mode(),
-        bar(total=len(source.numbers), unit="img", desc="evaluate", leave=False, quiet=not world.is_main) as shown,
+        bar(total=len(source.numbers), unit="img", desc="evaluate", leave=False, quiet=not world.is_main) as progress,
     ):
         for batch in source:
             names = batch.labels if use_labels else [None] * len(batch.labels)
             try:
                 labels = label_numbers(names, lookup, batch.sources)
-            except ValueError as error:  # told after the collective, so that no other process waits for this one
+            except ValueError as error:  # raised after the collective, so that no other process waits for this one
                 problem = str(error)
                 break
             samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
             images = normalize(batch.pixels.to(world.device), source.preprocess)
             for model, collector in zip(models, collectors, strict=True):
                 collector.add(model(images), labels)
-            shown.update(len(images))
+            progress.update(len(images))
     parts = world.gather((samples, collectors, source.skipped, problem))
-    for *_, said in parts:
-        require(not said, said)
-    skipped, found = sum(part[2] for part in parts), [batch for part in parts for batch in part[0]]
-    require(bool(found), f"none of the split's {skipped} images can be decoded; check them: must index verify")
-    numbers, labels, sources = joined(found)
+    for *_, error_text in parts:
+        require(not error_text, error_text)
+    skipped, batches = sum(part[2] for part in parts), [batch for part in parts for batch in part[0]]
+    require(bool(batches), f"none of the split's {skipped} images can be decoded; check them: must index verify")
+    numbers, labels, sources = concatenate(batches)
     order = np.argsort(numbers, kind="stable")
-    scores = [merged([part[1][i] for part in parts], order) for i in range(len(models))]
+    scores = [merge([part[1][i] for part in parts], order) for i in range(len(models))]
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
 class Collector:
-    """Adds up one model's Scores, batch by batch."""
+    """Collects one model's Scores, batch by batch."""
 
     def __init__(self, classes: int) -> None:
         self.images: list[tuple[np.ndarray, ...]] = []
         self.probability_sum = np.zeros(classes)
 
     def add(self, logits: Tensor, labels: np.ndarray) -> None:
-        """Logits [B, K] and class numbers [B] (NO_LABEL without)."""
+        """Logits [B, K] and class numbers [B] (NO_LABEL without a label)."""
         log_probability = logits.float().log_softmax(dim=-1)
         probability = log_probability.exp()
         values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
@@ -133,33 +133,33 @@ class Collector:
         self.probability_sum += exact.sum(0).cpu().numpy()
 
     def result(self) -> Scores:
-        return merged([self])
+        return merge([self])
 
 
 def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources: Sequence[str]) -> np.ndarray:
-    """Class numbers, int64 [B]. Raises ValueError, naming the label and the classes, for a label that is no class."""
+    """Class numbers, int64 [B]. Raises ValueError for a label that is not a class."""
     numbers = np.full(len(labels), NO_LABEL, dtype=np.int64)
     for i, label in enumerate(labels):
         if label is None:
             continue
         if label not in lookup:
-            shown = ", ".join(list(lookup)[:20]) + (", ..." if len(lookup) > 20 else "")
+            known = ", ".join(list(lookup)[:20]) + (", ..." if len(lookup) > 20 else "")
             raise UserError(
-                f"{sources[i] or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({shown}); "
+                f"{sources[i] or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({known}); "
                 "rename the label or the class, or evaluate without labels: --labels ignore"
             )
         numbers[i] = lookup[label]
     return numbers
 
 
-def joined(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """Each of their arrays as one."""
+def concatenate(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """The batches' arrays, each concatenated over the batches."""
     return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
 
-def merged(collectors: Sequence[Collector], order: np.ndarray | slice = slice(None)) -> Scores:
-    """The processes' scores of one model, brought into the order of sample numbers."""
-    images = joined([batch for collector in collectors for batch in collector.images])
+def merge(collectors: Sequence[Collector], order: np.ndarray | slice = slice(None)) -> Scores:
+    """The processes' scores of one model as one, in the given `order`."""
+    images = concatenate([batch for collector in collectors for batch in collector.images])
     top, values, of_label, entropy = (array[order] for array in images)
-    total = np.sum([one.probability_sum for one in collectors], axis=0)
+    total = np.sum([collector.probability_sum for collector in collectors], axis=0)
     return Scores(top, values, of_label, entropy, total)

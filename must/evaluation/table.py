@@ -8,7 +8,7 @@ NAME_SHOWN = 32  # characters of a class name
 
 
 def text_table(metrics: Metrics) -> str:
-    """Aligned text: a row a metric, then a row a class (of many classes: those that changed most)."""
+    """Aligned text: one row per metric, then one per class (with many classes: those that changed most)."""
     rows: list[tuple[str, ...]] = []
     name = metrics.baseline_name
     if after := metrics.adapted:
@@ -22,35 +22,35 @@ def text_table(metrics: Metrics) -> str:
         rows.append(("",))
         rows.extend(class_rows(metrics))
     else:
-        first, last = metrics.label_free.baseline, metrics.label_free.adapted
-        rows.append((f"{metrics.images} images, no labels", *([name] if first else []), "adapted", "difference"))
+        baseline, adapted = metrics.label_free.baseline, metrics.label_free.adapted
+        rows.append((f"{metrics.images} images, no labels", *([name] if baseline else []), "adapted", "difference"))
         for key, title in (("confidence", "mean confidence"), ("confident", "confident (> 0.7)")):
-            rows.append(metric_row(title, getattr(first, key) if first else None, getattr(last, key), None))
+            rows.append(metric_row(title, getattr(baseline, key) if baseline else None, getattr(adapted, key), None))
         if compared := metrics.label_free.compared:
             rows.append((f"same class as {name}", "", percent(compared.agreement)))
     return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics)])
 
 
 def check_lines(metrics: Metrics) -> list[str]:
-    """The check of the model against the baseline, which needs no labels."""
+    """The label-free check of the model against the baseline."""
     compared = metrics.label_free.compared
-    if not compared or not (found := compared.check):
+    if not compared or not (check := compared.check):
         return []
-    before, after = map(percent, (found.agreement_before, found.agreement_after))
-    text = f"check on {found.images:,} images: similar images share a class in {before} before and {after} after"
-    return ["", text, *(f"warning: {printable(warning)}" for warning in found.warnings)]
+    before, after = map(percent, (check.agreement_before, check.agreement_after))
+    text = f"check on {check.images:,} images: similar images share a class in {before} before and {after} after"
+    return ["", text, *(f"warning: {printable(warning)}" for warning in check.warnings)]
 
 
 def abstention_lines(metrics: Metrics) -> list[str]:
-    """The threshold below which no class should be named, and what it is worth."""
-    found = metrics.abstention
-    if not found or not metrics.labelled:
+    """The threshold below which no class should be named, with its coverage and risk."""
+    abstention = metrics.abstention
+    if not abstention or not metrics.labelled:
         return []
-    target = percent(found.target)
-    if found.threshold is None:
-        return [f"abstention: no threshold for {target} wrong ({found.reason})"]
-    named, wrong, most = (percent(value or 0.0) for value in (found.coverage, found.risk, found.bound))
-    return [f"abstention below {found.threshold:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
+    target = percent(abstention.target)
+    if abstention.threshold is None:
+        return [f"abstention: no threshold for {target} wrong ({abstention.reason})"]
+    named, wrong, most = (percent(value or 0.0) for value in (abstention.coverage, abstention.risk, abstention.bound))
+    return [f"abstention below {abstention.threshold:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
 
 
 def metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def percent(value: float) -> str:
 
 
 def align(rows: list[tuple[str, ...]]) -> str:
-    """First column to the left, the others to the right; the last one, which may carry an interval, to the left."""
+    """Aligns the first column left, the others right; the fourth, which may have an interval, left."""
     columns = max(len(row) for row in rows)
     widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns)]
     lines = []

@@ -1,7 +1,7 @@
 """The DAG, how it is compiled, and how it runs: on this machine or on Kubeflow Pipelines.
 
-A module for each command of `must-pipeline`; what they are made of, in the folders.
+One module per command of `must-pipeline`; the folders have the code that they share.
 """
 
-# On Kubeflow's page: of the pipeline, its versions and its experiments.
+# Shown in Kubeflow's page for the pipeline, its versions and its experiments.
 DESCRIPTION = "Adapts CLIP to unlabeled images: masked unsupervised self-training (arXiv 2206.02967)."

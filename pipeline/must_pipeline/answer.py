@@ -1,8 +1,8 @@
-"""Takes people's answers to a run that waits for them: must-pipeline answer RUN answers.jsonl.
+"""Gives people's answers to a run that waits for them: must-pipeline answer RUN answers.jsonl.
 
-RUN is the run's id, its name, or the address of its page; or its work_uri, from where no Kubeflow is asked. The answers
-are checked and put beside the pictures, in work_uri, and the run is started again with its own parameters: what it had
-done is there already, the answers choose how much of the adaptation is kept, and the gate looks at that.
+RUN is the run's id, its name, or the address of its page; or its work_uri, which needs no Kubeflow server. The answers
+are checked and stored beside the pictures, in work_uri, and the run is started again with the same parameters: finished
+stages are not repeated, the answers decide how much of the adaptation is kept, and the gate checks that model.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api_errors
 from must_pipeline.server.wait import name_successor
-from must_pipeline.submit import same_again, start
+from must_pipeline.submit import copy_of, start
 
 
 def main() -> None:
@@ -32,39 +32,39 @@ def main() -> None:
 
 
 def answer(options: argparse.Namespace) -> None:
-    """Raises ValueError: no such run, one that waits for no answers, or answers that are none."""
-    if is_place(options.run):
-        put = add_answers(options.run, options.answers)
-        print(printable(f"{put.uri}: {put.text}"))
+    """Raises ValueError: no such run, a run that does not wait for answers, or a file that has no answers."""
+    if is_work_uri(options.run):
+        stored = add_answers(options.run, options.answers)
+        print(printable(f"{stored.uri}: {stored.text}"))
         print("the next run with the same data and settings goes on with them: start it again (must-pipeline run "
               "or submit --again RUN_ID), or leave it to the schedule")  # fmt: skip
         return
     kfp = Kfp(options)
     run = find_run(kfp, options.run, options.namespace or load_cluster(options.cluster).namespace)
     work_uri = ((run.runtime_config and run.runtime_config.parameters) or {}).get("work_uri", "")
-    asked = [note.facts.place for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
-    if not any(asked):
+    questions = [note.facts.place for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
+    if not any(questions):
         raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
-    put = add_answers(work_uri, options.answers, asked[-1])
-    print(printable(f"{put.uri}: {put.text}"))
-    again = same_again(kfp, run.run_id)
-    again.display_name = f"{run.display_name} answered"
-    name_successor(work_uri, run.run_id, start(kfp, again))
+    stored = add_answers(work_uri, options.answers, questions[-1])
+    print(printable(f"{stored.uri}: {stored.text}"))
+    body = copy_of(kfp, run.run_id)
+    body.display_name = f"{run.display_name} answered"
+    name_successor(work_uri, run.run_id, start(kfp, body))
 
 
-def is_place(run: str) -> bool:
+def is_work_uri(run: str) -> bool:
     if run.startswith(("http://", "https://")):
         return False
     return run.startswith(("/", "./", "../", "~")) or storage.is_remote(run) or Path(run).is_dir()
 
 
-def find_run(kfp: Kfp, wanted: str, namespace: str) -> Any:
-    """By its id, an address that ends with it, or its name, which several may have: then the newest."""
+def find_run(kfp: Kfp, identifier: str, namespace: str) -> Any:
+    """The run of this id, page address or name; of several with the same name the newest."""
     with api_errors(kfp.host):
-        if "/" in wanted:
-            return kfp.runs.run_service_get_run(wanted.rstrip("/").rsplit("/", 1)[-1].split("?")[0])
+        if "/" in identifier:
+            return kfp.runs.run_service_get_run(identifier.rstrip("/").rsplit("/", 1)[-1].split("?")[0])
         every = kfp.pages(kfp.runs.run_service_list_runs, "runs", namespace=namespace)
-        runs = [run for run in every if wanted in (run.run_id, run.display_name)]
+        runs = [run for run in every if identifier in (run.run_id, run.display_name)]
     if not runs:
-        raise UserError(f"run {wanted}: there is none of that id or name")
+        raise UserError(f"run {identifier}: there is none of that id or name")
     return max(runs, key=lambda run: run.created_at)

@@ -16,7 +16,7 @@ COMMANDS = {
     "catalogue": ("catalogue", "write the components that work alone, for other people's pipelines"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
-EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> the extra that brings it
+EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> its extra
 
 
 def main() -> None:
@@ -41,23 +41,23 @@ def run() -> None:
     call(command)
 
 
-def call(command: str, *before: str) -> None:
-    """Runs a command with the flags of this program, after those of `before`. Exits with one line about wrong input."""
+def call(command: str, *arguments: str) -> None:
+    """Runs a command with `arguments` and the program's own. On wrong input it prints one line and exits."""
     attach()
     program = sys.argv[0].rpartition("/")[2]
-    sys.argv[1:1] = before
+    sys.argv[1:1] = arguments
     try:
         importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRA:
             raise
-        said = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
+        message = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
     except BrokenPipeError:
         raise
     except (MustError, OSError) as error:
-        said = line_of(error)
+        message = line_of(error)
     else:
         return
-    print(f"{program}: {said}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(WRONG_INPUT)

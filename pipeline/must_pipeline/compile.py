@@ -25,21 +25,21 @@ from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
 
 
 def compile_pipeline(cluster: Cluster, output: Path) -> None:
-    """Writes the compiled pipeline; the same source and cluster give the same bytes."""
+    """Writes the compiled pipeline. The output is the same for the same source and cluster."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
         text = compiled.read_text()
-    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
     spec, *platform = documents(text)
     shorten(spec)
     offer_choices(spec)
-    output.write_text(head + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
+    output.write_text(header + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
 
 
 def shorten(spec: dict[str, Any]) -> None:
-    """Takes docstrings out of the programs that kfp carries, which are descriptions in the file already, and the blanks
-    by which it pads a command."""
+    """Removes docstrings from the embedded programs (the file has them as descriptions), and the blanks with which kfp
+    pads a command."""
     for executor in spec["deploymentSpec"]["executors"].values():
         command = executor["container"]["command"]
         command[:-1] = [re.sub(" {2,}", " ", line) for line in command[:-1]]
@@ -47,8 +47,8 @@ def shorten(spec: dict[str, Any]) -> None:
 
 
 def offer_choices(spec: dict[str, Any]) -> None:
-    """Names the values that a parameter may have: Kubeflow's page makes menus of them, and its server refuses others
-    before a pod starts. kfp takes no Literal in a pipeline's signature, but its loader does in a file.
+    """Adds the permitted values of parameters: Kubeflow's page shows them as menus, and its server refuses other values
+    before a pod starts. kfp refuses Literal in a pipeline's signature, but its loader reads it from a file.
     """
     for name, values in CHOICES.items():
         spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
@@ -58,7 +58,7 @@ def choices_of(config: type[StageConfig], name: str) -> tuple[str, ...]:
     return get_args(get_type_hints(config)[name])
 
 
-WIDTH: Final = 1_000  # characters of a line: breaks within programs cost a tenth of the file
+WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
 CHOICES: Final = {  # of the pipeline's parameters
     "gate": choices_of(GateConfig, "gate"),
     "labels": choices_of(ShardConfig, "labels"),

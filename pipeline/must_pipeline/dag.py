@@ -1,8 +1,8 @@
-"""The DAG: shard and classifier; then, if there is anything new, train, evaluate, export, gate, promote
-and serve, or ask people.
+"""The DAG: shard and classifier; then, if there are new images, train, evaluate, export, gate, and then promote and
+serve, or ask people.
 
-Stages that several pods share are a loop over their parts. What a part has done stands in the bucket, so nothing is
-collected from the loop: who comes after it looks there.
+A stage in several pods is a loop over its parts. Each part writes to the bucket, from which the next stage reads; the
+loop returns nothing.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ def make_pipeline(cluster: Cluster) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
 
     configure = partial(configure_task, cluster=cluster)
-    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # of `submit --again` and of the run's notes
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
 
     @dsl.pipeline(
         name="must",
@@ -100,90 +100,89 @@ def make_pipeline(cluster: Cluster) -> Any:
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
                 write and apply it; or none.
         """
-        here = {"work_uri": work_uri, "run_id": run_id}
-        page = summary(labelling_pods=cluster.predict.pods, serve=serve, **here)
-        configure(page, "summary")
-        with dsl.ExitHandler(page, name="stages"):
-            names = {**here, "classes": classes, "model": model, "pretrained": pretrained}
-            recipe = {"preset": preset, "settings": settings, "epochs": epochs}
-            looked = inputs(
+        run = {"work_uri": work_uri, "run_id": run_id}
+        summary_task = summary(labelling_pods=cluster.predict.pods, serve=serve, **run)
+        configure(summary_task, "summary")
+        with dsl.ExitHandler(summary_task, name="stages"):
+            names = {**run, "classes": classes, "model": model, "pretrained": pretrained}
+            recipe, server = {"preset": preset, "settings": settings, "epochs": epochs}, server_of(cluster)
+            inputs_task = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
                 registry_uri=registry_uri, predict_uri=cluster.predict.uri,
-                tensorboard_uri=cluster.tensorboard, server=server_of(cluster),
+                tensorboard_uri=cluster.tensorboard, server=server,
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
             )  # fmt: skip
-            configure(looked, "inputs")
-            text = classifier(fingerprint=looked.output, **names)
-            configure(text, "classifier")
+            configure(inputs_task, "inputs")
+            classifier_task = classifier(fingerprint=inputs_task.output, **names)
+            configure(classifier_task, "classifier")
             images = {
                 "source": source, "test_source": test_source, "labels": labels, "split": split, "append": append,
-                "settings": shard_settings, **here,
+                "settings": shard_settings, **run,
             }  # fmt: skip
             if cluster.shard.pods > 1:
                 with dsl.ParallelFor(parts_of(cluster.shard.pods), name="shard parts") as part:
-                    packed = shard_part(part=part, **images)
-                    configure(packed, "shard", title="shard part").after(looked)
+                    last_task = shard_part(part=part, **images)
+                    configure(last_task, "shard", title="shard part").after(inputs_task)
             else:
-                packed = looked
-            sharded = shard(**images)
-            configure(sharded, "shard").after(packed)
-            index_sha256, weights = sharded.outputs["Output"], text.outputs["weights"]
+                last_task = inputs_task
+            shard_task = shard(**images)
+            configure(shard_task, "shard").after(last_task)
+            index_sha256, weights = shard_task.outputs["Output"], classifier_task.outputs["weights"]
             registry = {"registry_uri": registry_uri, "model_name": model_name}
-            best = champion(
-                index_sha256=index_sha256, classifier=weights, only_new=only_new, **here,
+            champion_task = champion(
+                index_sha256=index_sha256, classifier=weights, only_new=only_new, **run,
                 **registry, **recipe,
             )  # fmt: skip
-            configure(best, "champion")
-            with dsl.If(best.outputs["Output"] == "train", name="something new"):
-                material = {**here, "index_sha256": index_sha256}
-                start = {**material, "classifier": weights, **recipe}
+            configure(champion_task, "champion")
+            key, version = champion_task.outputs["key"], champion_task.outputs["version"]
+            with dsl.If(champion_task.outputs["Output"] == "train", name="something new"):
+                shards = {**run, "index_sha256": index_sha256}
+                start = {**shards, "classifier": weights, "tensorboard_uri": cluster.tensorboard, **recipe}
                 if cluster.trains_in_trainjob:
-                    trained = train_job(
-                        nodes=nodes_of(cluster), tensorboard_uri=cluster.tensorboard, model_name=model_name, **start
-                    )
+                    train_task = train_job(nodes=nodes_of(cluster), model_name=model_name, **start)
                 else:
-                    trained = train(processes=cluster.training.processes, tensorboard_uri=cluster.tensorboard, **start)
-                configure(trained, "train")
-                bundle = trained.outputs["bundle"]
-                evaluated = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **material)
-                configure(evaluated, "evaluate")
-                details = evaluated.outputs["details"]
-                decided = gate_stage(
-                    bundle=bundle, details=details, key=best.outputs["key"], gate=gate,
-                    champion=best.outputs["version"], champion_uri=best.outputs["bundle_uri"],
-                    gate_settings=gate_settings, split=evaluate_split, **here, **registry,
+                    train_task = train(processes=cluster.training.processes, **start)
+                configure(train_task, "train")
+                bundle = train_task.outputs["bundle"]
+                evaluate_task = evaluate(bundle=bundle, classifier=weights, split=evaluate_split, **shards)
+                configure(evaluate_task, "evaluate")
+                details = evaluate_task.outputs["details"]
+                gate_task = gate_stage(
+                    bundle=bundle, details=details, key=key, gate=gate,
+                    champion=version, champion_uri=champion_task.outputs["bundle_uri"],
+                    gate_settings=gate_settings, split=evaluate_split, **run, **registry,
                 )  # fmt: skip
-                configure(decided, "gate")
-                given = True if predicts_embeddings(cluster) else embeddings
-                exported = export(bundle=bundle, details=details, precision=precision, embeddings=given, **material)
-                configure(exported, "export")
-                with dsl.If(decided.outputs["Output"] == "promote", name="passed the gate"):
-                    promoted = promote(
-                        bundle=bundle, onnx=exported.outputs["onnx"], details=details,
-                        decision=decided.outputs["decision"], key=best.outputs["key"], champion=best.outputs["version"],
-                        register=register, **here, **registry,
+                configure(gate_task, "gate")
+                embedded = True if predicts_embeddings(cluster) else embeddings
+                export_task = export(bundle=bundle, details=details, precision=precision, embeddings=embedded, **shards)
+                configure(export_task, "export")
+                with dsl.If(gate_task.outputs["Output"] == "promote", name="passed the gate"):
+                    promote_task = promote(
+                        bundle=bundle, onnx=export_task.outputs["onnx"], details=details,
+                        decision=gate_task.outputs["decision"], key=key, champion=version,
+                        register=register, **run, **registry,
                     )  # fmt: skip
-                    configure(promoted, "promote")
+                    configure(promote_task, "promote")
                     if cluster.predict.pods:
-                        # The version comes as an artifact: of a task beside the loop kfp 2.17's local runner puts the
-                        # loop's item in place of any parameter.
+                        # The version is passed as an artifact: in a loop, kfp 2.17's local runner replaces every
+                        # parameter that comes from a task outside the loop by the loop's item.
                         with dsl.ParallelFor(parts_of(cluster.predict.pods), name="predict parts") as part:
-                            labelled = predict(
-                                part=part, onnx=exported.outputs["onnx"], promoted=promoted.outputs["promoted"],
-                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **material,
+                            predict_task = predict(
+                                part=part, onnx=export_task.outputs["onnx"], promoted=promote_task.outputs["promoted"],
+                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **shards,
                             )  # fmt: skip
-                            configure(labelled, "predict", title="predict part")
+                            configure(predict_task, "predict", title="predict part")
                     with dsl.If(serve != "none", name="served"):
-                        served = serve_stage(
-                            version=promoted.outputs["Output"], server=server_of(cluster), how=serve, **here, **registry
+                        serve_task = serve_stage(
+                            version=promote_task.outputs["Output"], server=server, how=serve, **run, **registry
                         )
-                        configure(served, "serve")
+                        configure(serve_task, "serve")
                     with dsl.Else(name="not served"):
                         configure(close(why="serve is none: no server is written"), "close", title="not served")
-                with dsl.Elif(decided.outputs["Output"] == "ask", name="waiting for answers"):
-                    asked = review(bundle=bundle, classifier=weights, key=best.outputs["key"], **here)
-                    configure(asked, "review")
+                with dsl.Elif(gate_task.outputs["Output"] == "ask", name="waiting for answers"):
+                    review_task = review(bundle=bundle, classifier=weights, key=key, **run)
+                    configure(review_task, "review")
                 with dsl.Else(name="not promoted"):
                     configure(
                         close(why="the gate promotes nothing: the champion stays"), "close", title="champion stays"

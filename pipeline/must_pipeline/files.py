@@ -22,13 +22,13 @@ FOLDERS = {"": PIPELINE, "clusters": PIPELINE / "clusters", "deploy": DEPLOY}
 
 
 def nearest(file: Path) -> Path:
-    """The file of that name in the current folder, or else `file`, which came with the package."""
-    here = Path(file.name)
-    return here if here.is_file() else file
+    """The file of that name in the current folder, else `file`, which is part of the package."""
+    local = Path(file.name)
+    return local if local.is_file() else file
 
 
 def documents(pipeline: str | bytes) -> list[Any]:
-    """Of a compiled pipeline's text, read by libyaml where PyYAML has it: in a tenth of the time."""
+    """The YAML documents of a compiled pipeline; libyaml, if PyYAML has it, is ten times as fast."""
     return list(yaml.load_all(pipeline, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
@@ -42,7 +42,7 @@ def copy_files(folder: Path) -> None:
     examples = [(name, source) for name, home in FOLDERS.items() for source in sorted(home.glob("*.yaml"))]
     for name, source in examples:
         target = folder / name / source.name
-        if source.name == COMPILED.name:  # made anew for each cluster
+        if source.name == COMPILED.name:  # compiled for each cluster
             continue
         if target.exists():
             print(f"{target}: is there already, left alone")

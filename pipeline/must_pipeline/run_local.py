@@ -31,8 +31,8 @@ from must_pipeline.local.docker import docker_runner
 from must_pipeline.local.spec import local_spec
 from must_pipeline.server.parameters import check_parameters
 
-# The stages import must, from where this process has it: it need not be installed.
-HOMES = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
+# For PYTHONPATH: the stages import must from here, so it need not be installed.
+SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
 
 
 def main() -> None:
@@ -49,9 +49,9 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
     options = parser.parse_args()
     started = time.monotonic()
-    os.environ["MUST_RUN_AGAIN"] = again()  # for the summary of a run that failed
-    given = read_mapping(options.parameters, f"--parameters {options.parameters}")
-    parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **given})
+    os.environ["MUST_RUN_AGAIN"] = command_line()  # for the summary of a run that failed
+    values = read_mapping(options.parameters, f"--parameters {options.parameters}")
+    parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **values})
     runner = None
     if options.runner == "docker":
         runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
@@ -59,8 +59,8 @@ def main() -> None:
     print(summary(artifacts, time.monotonic() - started))
 
 
-def again() -> str:
-    """The command that was given, by which a run that failed goes on."""
+def command_line() -> str:
+    """The command that started this run, which also resumes it after a failure."""
     script = sys.argv[0].endswith(".py")
     return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])
 
@@ -79,19 +79,19 @@ def run_local(
     dag = components.load_component_from_text(local_spec(pipeline))
     warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
     warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*HOMES, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*SOURCE_FOLDERS, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
     root = output / "runs"
     root.mkdir(exist_ok=True)
     local.init(runner=runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
-    before = set(root.glob("*"))
+    previous = set(root.glob("*"))
     try:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):
             dag(**parameters)
     except RuntimeError as error:
         failed = re.findall(r"task failed: '(.*?)'", COLOR.sub("", str(error))) or ["?"]
         raise UserError(f"the stage '{failed[-1]}' failed; its own message is above") from None
-    (run,) = set(root.glob("*")) - before
+    (run,) = set(root.glob("*")) - previous
     latest = output / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(run.relative_to(output))
@@ -99,28 +99,28 @@ def run_local(
 
 
 def summary(artifacts: dict[str, Path], seconds: float) -> str:
-    """What a newcomer wants to see at the end."""
+    """The text that is printed at the end."""
     if "onnx" not in artifacts:
         return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
     onnx = artifacts["onnx"] / ONNX_FILE
     metrics = read_metrics(str(artifacts["details"] / METRICS_FILE), "metrics")
-    promoted = f"not promoted; {shown(artifacts['reasons'])} says why"
+    promoted = f"not promoted; {display(artifacts['reasons'])} says why"
     if "questions" in artifacts:
-        promoted = f"waits for answers; {shown(artifacts['what_came_of_it'])} says how they are given"
+        promoted = f"waits for answers; {display(artifacts['what_came_of_it'])} says how they are given"
     if "promoted" in artifacts:
-        promoted = shown(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
+        promoted = display(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
     return f"""
 {text_table(metrics)}
 
 The DAG ran in {seconds:.0f} s. What it made:
-  report, to open in a browser   {shown(artifacts["details"] / REPORT_FILE)}
-  adapted model                  {shown(artifacts["bundle"])}
-  ONNX model                     {shown(onnx)}
+  report, to open in a browser   {display(artifacts["details"] / REPORT_FILE)}
+  adapted model                  {display(artifacts["bundle"])}
+  ONNX model                     {display(onnx)}
   registry: the new champion     {promoted}
 Classify an image with it:
-  {shown(Path(sys.executable).with_name("must"))} predict --model {shown(onnx)} IMAGE
+  {display(Path(sys.executable).with_name("must"))} predict --model {display(onnx)} IMAGE
 """
 
 
-def shown(path: Path) -> str:
+def display(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

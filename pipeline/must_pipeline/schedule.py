@@ -4,8 +4,8 @@
     must-pipeline schedule list
     must-pipeline schedule pause|resume|delete NAME
 
-A schedule is known by its name: applying the same file again changes nothing. Each run uses the newest version of the
-pipeline, one run at a time, and runs that were missed are not caught up.
+A schedule is identified by its name: applying the same file again changes nothing. Each run uses the newest version of
+the pipeline, one run at a time, and missed runs are not repeated.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from must_pipeline.server.wait import OVER
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a schedule file holds; pipeline/schedule.yaml explains it."""
+    """The content of a schedule file; pipeline/schedule.yaml explains it."""
 
     name: str = ""
     cron: str = ""
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def read_schedule(path: Path, pipeline: Path) -> Schedule:
-    """Raises ValueError: an unknown key, a cron line that is none, parameters that the pipeline does not take."""
+    """Raises ValueError: an unknown key, a wrong cron line, parameters that the pipeline does not have."""
     schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
     for key in ("name", "cron"):
         if not getattr(schedule, key):
@@ -68,7 +68,7 @@ def read_schedule(path: Path, pipeline: Path) -> Schedule:
 
 
 def six_fields(cron: str) -> str:
-    """Kubeflow's cron lines begin with the second; the usual five fields get a 0 in front."""
+    """Kubeflow's cron lines begin with seconds: adds a 0 to the usual five fields."""
     count = len(cron.split())
     if count not in (5, 6) and not cron.startswith("@"):
         raise UserError(
@@ -78,27 +78,27 @@ def six_fields(cron: str) -> str:
 
 
 def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
-    """Kubeflow cannot change a recurring run: a new one is made, then the old one is deleted (paused, while a run of it
-    is going on).
+    """Kubeflow cannot change a recurring run: creates a new one, then deletes the old one (pauses it if it has a run in
+    progress).
 
-    If this breaks off in between, there are two until it is applied again. Where their runs meet, one of them fails
-    with a line that says so: shards and checkpoints have locks, a stage refuses shards that another run has changed
-    since, and promoting one model refuses the other.
+    If this is interrupted in between, there are two until it is applied again. If their runs overlap, one of them fails
+    with a message: shards and checkpoints have locks, a stage refuses shards that another run has changed since, and
+    after one model is promoted the other is refused.
     """
     experiment = kfp.experiment(schedule.experiment, namespace)
     pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline, namespace)
     if uploaded:
         print(f"pipeline {schedule.pipeline}: new version uploaded; every schedule of it uses it from now on")
-    wanted = recurring_run(schedule, experiment, pipeline, namespace, account)
+    expected = recurring_run(schedule, experiment, pipeline, namespace, account)
     existing = kfp.schedules(namespace, schedule.name)
-    if existing and same(existing[0], wanted):
+    if existing and facts(existing[0]) == facts(expected):
         remove(kfp, existing[1:], namespace)
         print(f"{schedule.name}: is up to date ({state(existing[0])})")
         return
     with api_errors(kfp.host):
         if existing and state(existing[0]) == "paused":
-            wanted.mode = "DISABLE"
-        kfp.recurring.recurring_run_service_create_recurring_run(wanted)
+            expected.mode = "DISABLE"
+        kfp.recurring.recurring_run_service_create_recurring_run(expected)
     remove(kfp, existing, namespace)
     print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
 
@@ -119,12 +119,8 @@ def recurring_run(schedule: Schedule, experiment: str, pipeline: str, namespace:
     )
 
 
-def same(found: Any, wanted: Any) -> bool:
-    """Whether the server has what is wanted, besides what it adds itself and whether it is paused."""
-    return facts(found) == facts(wanted)
-
-
 def facts(run: Any) -> list[Any]:
+    """The fields that a schedule file sets, for comparison with the server's."""
     reference, cron = run.pipeline_version_reference, run.trigger and run.trigger.cron_schedule
     return [
         run.description or None,
@@ -139,28 +135,28 @@ def facts(run: Any) -> list[Any]:
 
 
 def remove(kfp: Kfp, runs: list[Any], namespace: str) -> bool:
-    """Whether all could be deleted. One whose run is going on is paused: the run's workflow would go with it."""
+    """Whether all could be deleted. One with a run in progress is only paused: deleting it would end that run."""
     if not runs:
         return True
-    gone = True
+    all_deleted = True
     with api_errors(kfp.host):
         call = kfp.runs.run_service_list_runs
         busy = {
-            one.recurring_run_id: one.run_id
-            for one in kfp.pages(call, "runs", namespace=namespace)
-            if one.recurring_run_id and (one.state or "PENDING") not in OVER
+            run.recurring_run_id: run.run_id
+            for run in kfp.pages(call, "runs", namespace=namespace)
+            if run.recurring_run_id and (run.state or "PENDING") not in OVER
         }
         for run in runs:
             if run.recurring_run_id not in busy:
                 kfp.recurring.recurring_run_service_delete_recurring_run(run.recurring_run_id)
                 continue
-            gone = False
+            all_deleted = False
             kfp.recurring.recurring_run_service_disable_recurring_run(run.recurring_run_id)
             print(
                 f"{run.display_name}: the run {busy[run.recurring_run_id]} is going on and would end with the schedule "
                 "that began it, which is paused instead; do the same again when the run is over, or terminate it"
             )
-    return gone
+    return all_deleted
 
 
 def print_schedules(kfp: Kfp, namespace: str) -> None:

@@ -1,6 +1,6 @@
-"""The DAG's stages, a row each: what cluster.yaml may name, and what a task gets because of what it does.
+"""The DAG's stages, one row each: the names that cluster.yaml may use, and each stage's image and needs.
 
-A stage's name is the same in Kubeflow's graph, on the run's page, in cluster.yaml and in what `submit --wait` prints.
+A stage's name is the same in Kubeflow's graph, on the run's page, in cluster.yaml and in the output of `submit --wait`.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from typing import Final
 @dataclass(frozen=True)
 class Stage:
     image: str  # of must_components/images.py; on a GPU it is GPU_IMAGE instead
-    # GiB that a pod may have where cluster.yaml says nothing of its memory. ViT-B/16 in float32 with a copy of its
-    # weights and a forward batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may
-    # take a GB a worker for what it decodes.
+    # The memory limit in GiB if cluster.yaml sets none. ViT-B/16 in float32 with a copy of its weights and a forward
+    # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
+    # for decoding.
     memory: int
-    gpu: bool = False  # computes on one, if cluster.yaml's gpu.stages says so
-    loaders: bool = False  # PyTorch's loader processes hand tensors over in /dev/shm
-    cached: bool = False  # may be answered from Kubeflow's cache; docs/kubeflow.md says why none is
+    gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
+    loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
+    cached: bool = False  # may use Kubeflow's cache; docs/kubeflow.md says why no stage does
     optional: bool = False  # part of the DAG only if cluster.yaml asks for it
-    retried: bool = True  # an exit task that fails again and again would hide what it is about
+    retried: bool = True  # False for the exit task, whose own failures would hide the run's
 
 
-GPU_IMAGE: Final = "must-train"  # the one with CUDA's torch
-LAUNCHER_IMAGE: Final = "must-launcher"  # of train, where it is a TrainJob
+GPU_IMAGE: Final = "must-train"  # has torch with CUDA
+LAUNCHER_IMAGE: Final = "must-launcher"  # of the stage train, if it is a TrainJob
 
 STAGES: Final[dict[str, Stage]] = {
     "inputs": Stage("must-torch", 8),

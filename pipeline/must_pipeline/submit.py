@@ -1,7 +1,7 @@
 """Starts one run: must-pipeline submit --parameters FILE.yaml, or --again RUN_ID for the same as a run before.
 
-The compiled pipeline is uploaded as a new version if its content is new. A run that failed is started again with its
-own parameters: what it had done is at work_uri, so it resumes from there.
+The compiled pipeline is uploaded as a new version if its content is new. A run that failed is started again with the
+same parameters; finished stages are at work_uri, so it resumes from there.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from must_pipeline.server.wait import name_successor, wait
 
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
-    what.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
+    source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
     parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
     parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
@@ -49,17 +49,17 @@ def submit(options: argparse.Namespace) -> int:
     namespace = options.namespace or cluster.namespace
     kfp = Kfp(options)
     if options.again:
-        body = same_again(kfp, options.again)
+        body = copy_of(kfp, options.again)
     else:
-        given = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        values = check_parameters(options.pipeline, given)
+        parameters = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        parameters = check_parameters(options.pipeline, parameters)
         experiment = kfp.experiment(options.experiment, namespace)
         pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name, namespace)
         print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
         body = api.V2beta1Run(
             experiment_id=experiment,
             pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=values),
+            runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
             service_account=cluster.service_account or None,
         )
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
@@ -67,15 +67,15 @@ def submit(options: argparse.Namespace) -> int:
     if not options.wait:
         return 0
     work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
-    for left in range(options.restarts, -1, -1):
+    for restarts in range(options.restarts, -1, -1):
         ending = wait(kfp, run_id, work_uri, f"must-pipeline submit --again {run_id}", namespace)
-        if not (ending.lost and left):
+        if not (ending.lost and restarts):
             break
-        again = same_again(kfp, run_id)
-        again.display_name = f"{body.display_name} again"
-        print(f"the run {run_id} was stopped, but not by a person: starting it again ({left} restarts left)")
-        before, run_id = run_id, start(kfp, again)
-        name_successor(work_uri, before, run_id)
+        restarted = copy_of(kfp, run_id)
+        restarted.display_name = f"{body.display_name} again"
+        print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
+        previous, run_id = run_id, start(kfp, restarted)
+        name_successor(work_uri, previous, run_id)
     return ending.code
 
 
@@ -87,7 +87,7 @@ def start(kfp: Kfp, body: Any) -> str:
     return str(run.run_id)
 
 
-def same_again(kfp: Kfp, run_id: str) -> Any:
+def copy_of(kfp: Kfp, run_id: str) -> Any:
     with api_errors(kfp.host):
         old = kfp.runs.run_service_get_run(run_id)
     return api.V2beta1Run(

@@ -16,7 +16,7 @@ from must.base.lock import HeldError
 from must.base.parameters import require
 from must.data.loading.loader import collate
 from must.evaluation.metrics import confusion_matrix
-from must.evaluation.scores import joined
+from must.evaluation.scores import concatenate
 from must.method.distributed.heartbeat import Sign
 from must.method.model.masked_vit import patchify
 from must.runtime.notes import read_notes, stage_note
@@ -25,7 +25,7 @@ BUGS = {  # ValueErrors that Python, numpy and torch raise where our own code is
     "unpacking a text": lambda: Sign("1 2", 0.0).where(),
     "unpacking a shape": partial(patchify, torch.zeros(3, 8, 8), 8),
     "reshape": partial(confusion_matrix, np.array([0, 3]), np.array([0, 1]), 2),
-    "zip of scores": partial(joined, [(np.zeros(1), np.zeros(1)), (np.zeros(1),)]),
+    "zip of scores": partial(concatenate, [(np.zeros(1), np.zeros(1)), (np.zeros(1),)]),
     "zip of samples": partial(collate, False, [(0, 1, 2), (0, 1)]),
     "broadcasting": lambda: np.zeros(3) + np.zeros(2),
 }

@@ -13,7 +13,7 @@ from must.base.storage import TransientError
 from must.runtime.supervise import supervised
 from must_components.cluster import Cluster as Account
 from must_components.serving import service
-from must_components.serving.manifest import inference_service, is_seen
+from must_components.serving.manifest import inference_service, is_reachable
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, Toleration, Volume
 from must_pipeline.cluster.nodes import server_of
 
@@ -62,8 +62,8 @@ def test_names_and_places():
         with pytest.raises(ValueError, match="a name that Kubernetes takes"):
             inference_service(REGISTRY, name, server_of(Cluster()))
     assert inference_service(REGISTRY, "m" * 53, server_of(Cluster()))["metadata"]["name"] == "m" * 53
-    assert is_seen(REGISTRY, {}) and is_seen("/data/registry", {"mount": "/data/"})
-    assert not is_seen("/database", {"mount": "/data"}) and not is_seen("/data/registry", {})
+    assert is_reachable(REGISTRY, {}) and is_reachable("/data/registry", {"mount": "/data/"})
+    assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from must.config import EvaluateConfig, ExportConfig
 from must.deploy.export.onnx import abstention_of, export_onnx
 from must.deploy.predict.session import OnnxClassifier, threshold
-from must.evaluation.abstention import abstention, binomial_tail, first_named, nothing, upper_bound
+from must.evaluation.abstention import abstention, binomial_tail, first_count, no_threshold, upper_bound
 from must.evaluation.evaluate import evaluate
 from tests.evaluation.measured import MEASURED
 
@@ -55,7 +55,7 @@ def test_with_too_few_labels_or_a_bad_model_nothing_is_promised():
     for confidence, correct in (drawn(40, 0), drawn(2000, 0, worst=4)):
         found = abstention(0.05, confidence, correct)
         assert found.threshold is None and found.reason
-    assert first_named(10_000, 0.05) == 3 * 59 and first_named(100, 0.05) == 59
+    assert first_count(10_000, 0.05) == 3 * 59 and first_count(100, 0.05) == 59
 
 
 def test_without_labels_there_is_no_threshold():
@@ -100,6 +100,6 @@ def test_what_an_earlier_version_left_in_the_bundle_counts_without_an_evaluation
     description = load_description(digits.adapted)
     assert abstention_of(description, None) is None
     story = {"selection": {"abstention": {"threshold": 0.7, "coverage": 0.9, "risk": 0.05}}}
-    unpromised = replace(MEASURED, abstention=nothing(0.05, 0, "no labels"))
+    unpromised = replace(MEASURED, abstention=no_threshold(0.05, 0, "no labels"))
     found = abstention_of(replace(description, provenance=Provenance.of_dict(story)), unpromised)
     assert found is not None and found["threshold"] == 0.7 and found["by"] == "similar images"

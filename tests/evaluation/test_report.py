@@ -10,7 +10,7 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
-from must.evaluation.report.gallery import few_of_a_kind, layout, squares
+from must.evaluation.report.gallery import layout, limit_per_kind, squared_distances
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import command_line
 from must.evaluation.report.verdict import verdict
@@ -93,7 +93,7 @@ def test_on_the_map_similar_images_are_near_each_other():
     values = 4 * np.eye(4, 16)[groups] + 0.3 * generator.normal(size=(80, 16))
     places = layout(values)
     assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1 and (places == layout(values)).all()
-    distances = squares(places) + 9 * np.eye(80)
+    distances = squared_distances(places) + 9 * np.eye(80)
     assert (groups[distances.argmin(1)] == groups).all()
     for same in (np.ones((50, 8)), np.repeat(np.eye(2), 30, 0), np.eye(2), np.ones((4, 1)), np.zeros((0, 3))):
         assert np.isfinite(layout(same)).all() and len(layout(same)) == len(same), "copies of one image"
@@ -215,7 +215,7 @@ def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path)
 
 def test_one_frequent_confusion_does_not_fill_the_page():
     labels, predictions = np.array([1] * 10 + [2, 3]), np.array([4] * 10 + [4, 4])
-    assert few_of_a_kind(np.arange(12), labels, predictions) == [0, 1, 2, 10, 11]
+    assert limit_per_kind(np.arange(12), labels, predictions) == [0, 1, 2, 10, 11]
 
 
 def test_the_command_to_reproduce_can_be_pasted():

@@ -36,7 +36,7 @@ def pictures() -> dict[str, bytes]:
         "PPM of comments": b"P3 100 100 255\n" + b"#\n" * 250_000,
         "icon of a large PNG": hard.icon(3000),
         "JPEG of tables": hard.segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 60),
-        "JPEG CMYK, profile of 10,000 steps": hard.printed(10_000),
+        "JPEG CMYK, profile of 10,000 steps": hard.cmyk_profile(10_000),
         "PNG of many profiles": hard.profiles(300),
         "JPEG 2000 of many tiles": hard.jp2_tiled(4080, 16),
         "JPEG 2000 of many tiles and a transform": hard.jp2_tiled(1000, 4, hard.TRANSFORM),

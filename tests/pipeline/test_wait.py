@@ -14,7 +14,7 @@ import yaml
 
 from must.runtime.notes import Facts, read_notes, stage_note
 from must.runtime.summary import as_text, leave_page, stage_table, summarize
-from must_components.argo import failures, is_refused, own_code
+from must_components.argo import exit_code_of, failures, is_refused
 from must_pipeline import cli
 from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
@@ -354,5 +354,5 @@ def test_what_argo_recorded_names_the_stage_and_the_reason():
             for case in recorded["cases"]]  # fmt: skip
     assert {"train": ["pod deleted"]} in said and {"inputs": ["main: Error (exit code 1)"]} in said
     assert all(set(one) in ({"train"}, {"inputs"}) for one in said)
-    assert own_code("main: Error (exit code 1)") == 1 and own_code("main: Error (exit code 143)") is None
-    assert own_code("pod deleted") is None and not is_refused('pods "x" is forbidden: exceeded quota: must')
+    assert exit_code_of("main: Error (exit code 1)") == 1 and exit_code_of("main: Error (exit code 143)") is None
+    assert exit_code_of("pod deleted") is None and not is_refused('pods "x" is forbidden: exceeded quota: must')

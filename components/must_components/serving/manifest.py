@@ -1,4 +1,4 @@
-"""The InferenceService, as a plain dictionary: KServe's serving.kserve.io/v1beta1 with a container of our own."""
+"""The InferenceService, as a plain dictionary: KServe's serving.kserve.io/v1beta1 with a container of this project."""
 
 import json
 from typing import Any
@@ -10,22 +10,22 @@ from must.runtime.check import check_service_name
 PORT = 8080
 KIND, GROUP, VERSION, PLURAL = "InferenceService", "serving.kserve.io", "v1beta1", "inferenceservices"
 CONTAINER = "kserve-container"  # the name that KServe looks for
-GRACE_PERIOD = 60  # seconds: `must serve` drains for 5 and then answers what there is
+GRACE_PERIOD = 60  # seconds: `must serve` drains for 5 and then answers the requests it has
 SIZE = "must/server"  # annotation: replicas and resources of cluster.yaml when it was applied
-OLD_SIZE = {"replicas": 1, "cpu": "1", "memory": "2Gi", "memory_limit": "4Gi"}  # of servers from before it
+OLD_SIZE = {"replicas": 1, "cpu": "1", "memory": "2Gi", "memory_limit": "4Gi"}  # of servers without SIZE
 # A Deployment and a Service. Knative, the default of KServe up to 0.15 and of Kubeflow's installation, refuses a pod's
-# grace period, and claims and node selectors unless an administrator allows them. Newer ones read it as Standard.
+# grace period, and claims and node selectors unless an administrator allows them. Newer versions call it Standard.
 MODE = {"serving.kserve.io/deploymentMode": "RawDeployment"}
 
 
 def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[str, Any]:
-    """`server`: what cluster.yaml says, by must_pipeline/cluster/nodes.py.
+    """`server`: the settings of cluster.yaml, from must_pipeline/cluster/nodes.py.
 
-    The server looks at LATEST itself: the object stays the same from one promotion to the next, no pod is started anew,
-    and what is served is what the registry says, also after a rollback.
+    The server reads LATEST itself: a promotion or a rollback changes the served model, but not this object, and no pod
+    restarts.
 
     Raises:
-        ValueError: no name that Kubernetes takes.
+        ValueError: Kubernetes does not permit this name.
     """
     check_service_name(name)
     size = server["size"]
@@ -53,7 +53,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
     }
     predictor: dict[str, Any] = {
         "minReplicas": size["replicas"],
-        # It decodes strangers' images, and asks the cluster for nothing.
+        # It decodes untrusted images and does not need Kubernetes' API.
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_PERIOD,
         "containers": [container],
@@ -88,49 +88,49 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
 
 
 def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
-    """Puts replicas and resources of the server that is there into the manifest, unless cluster.yaml has changed since.
+    """Copies replicas and resources of the running server into the manifest, unless cluster.yaml has changed since.
 
-    Whoever gave a running server more is not overruled by a promotion. Server-side apply alone cannot do that: KServe's
-    containers are one list to it, which belongs to the one or the other as a whole.
+    So a promotion keeps an administrator's changes. Server-side apply alone cannot do that: it treats the containers of
+    an InferenceService as one list with one owner.
 
     Returns:
-        What was kept, for people; '' where it is what cluster.yaml says.
+        A description of the kept values; '' if they equal cluster.yaml's.
     """
-    before = (live["metadata"].get("annotations") or {}).get(SIZE, json.dumps(OLD_SIZE))
-    if manifest["metadata"]["annotations"][SIZE] != before:
+    applied = (live["metadata"].get("annotations") or {}).get(SIZE, json.dumps(OLD_SIZE))
+    if manifest["metadata"]["annotations"][SIZE] != applied:
         return ""
-    ours, theirs = manifest["spec"]["predictor"], live["spec"]["predictor"]
-    kept = list[str]()
-    if (replicas := theirs.get("minReplicas", ours["minReplicas"])) != ours["minReplicas"]:
-        ours["minReplicas"] = replicas
-        kept.append(f"replicas {replicas}")
-    for container in theirs.get("containers", []):
-        found, wanted = container.get("resources") or {}, ours["containers"][0]["resources"]
-        if container.get("name") != CONTAINER or not found:
+    predictor, running = manifest["spec"]["predictor"], live["spec"]["predictor"]
+    changes = list[str]()
+    if (replicas := running.get("minReplicas", predictor["minReplicas"])) != predictor["minReplicas"]:
+        predictor["minReplicas"] = replicas
+        changes.append(f"replicas {replicas}")
+    for container in running.get("containers", []):
+        current, configured = container.get("resources") or {}, predictor["containers"][0]["resources"]
+        if container.get("name") != CONTAINER or not current:
             continue
-        if any(found.get(kind, {}).get(name) != value for kind in wanted for name, value in wanted[kind].items()):
-            kept.append("resources " + json.dumps(found, sort_keys=True))
-        ours["containers"][0]["resources"] = found
-    return ", ".join(kept)
+        if any(current.get(kind, {}).get(key) != size for kind in configured for key, size in configured[kind].items()):
+            changes.append("resources " + json.dumps(current, sort_keys=True))
+        predictor["containers"][0]["resources"] = current
+    return ", ".join(changes)
 
 
-def is_seen(registry: str, server: dict[str, Any]) -> bool:
-    """Whether a server's pod sees the registry: in a bucket, or on the volume of cluster.yaml."""
+def is_reachable(registry: str, server: dict[str, Any]) -> bool:
+    """Whether a server's pod can read the registry: in a bucket, or on the volume of cluster.yaml."""
     mount = server.get("mount", "")
     return storage.is_remote(registry) or bool(mount and f"{registry}/".startswith(f"{mount.rstrip('/')}/"))
 
 
-def require_seen(registry: str, server: dict[str, Any]) -> None:
+def require_reachable(registry: str, server: dict[str, Any]) -> None:
     require(
-        is_seen(registry, server),
+        is_reachable(registry, server),
         f"serve: a server's pod does not see the registry {registry}; take a bucket, or the volume of cluster.yaml",
     )
 
 
-def add_volume(predictor: dict[str, Any], name: str, place: str, source: dict[str, Any]) -> None:
+def add_volume(predictor: dict[str, Any], name: str, mount_path: str, source: dict[str, Any]) -> None:
     predictor["volumes"].append({"name": name, **source})
-    predictor["containers"][0]["volumeMounts"].append({"name": name, "mountPath": place, "readOnly": True})
+    predictor["containers"][0]["volumeMounts"].append({"name": name, "mountPath": mount_path, "readOnly": True})
 
 
-def probe(what: str, **values: int) -> dict[str, Any]:
-    return {"httpGet": {"path": f"/v2/health/{what}", "port": PORT}, **values}
+def probe(endpoint: str, **values: int) -> dict[str, Any]:
+    return {"httpGet": {"path": f"/v2/health/{endpoint}", "port": PORT}, **values}

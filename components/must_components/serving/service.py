@@ -1,4 +1,4 @@
-"""What the stage serve does: writes the InferenceService beside LATEST, and applies it where it is asked to and may."""
+"""The stage serve: writes the InferenceService beside LATEST, and applies it if requested."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,14 @@ from must.base import storage
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
 from must_components.cluster import Cluster
-from must_components.serving.manifest import inference_service, is_seen, require_seen
+from must_components.serving.manifest import inference_service, is_reachable, require_reachable
 
 MANIFEST_FILE = "inferenceservice.yaml"  # REGISTRY/NAME/...
 
 
 @dataclass(frozen=True)
 class Service:
-    """Where the manifest is, and the namespace where it was applied; '' where it was not."""
+    """The manifest's URI, and the namespace to which it was applied; '' if it was not applied."""
 
     manifest: str
     namespace: str
@@ -25,32 +25,31 @@ class Service:
 def serve(
     work_uri: str, *, registry_uri: str, model_name: str, how: str, server: dict[str, Any], output: str
 ) -> Service:
-    """What the stage serve does."""
     with stage_note(work_uri, "serve") as note:
         registry = WorkUri(work_uri).registry(registry_uri)
         manifest = inference_service(registry, model_name, server)
         if how == "apply":
-            require_seen(registry, server)
+            require_reachable(registry, server)
         text = yaml.safe_dump(manifest, sort_keys=False).encode()
-        place = storage.join(registry, model_name, MANIFEST_FILE)
-        storage.write_bytes(place, text)
+        uri = storage.join(registry, model_name, MANIFEST_FILE)
+        storage.write_bytes(uri, text)
         storage.write_bytes(output, text)
         namespace = Cluster.to_serve().apply(manifest) if how == "apply" else ""
-        note.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(place)
+        note.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(uri)
         print(
             note.result
-            + ("" if is_seen(registry, server) else f"; first put the registry, {registry}, where a pod sees it")
+            + ("" if is_reachable(registry, server) else f"; first put the registry, {registry}, where a pod sees it")
         )
-    return Service(place, namespace)
+    return Service(uri, namespace)
 
 
-def apply_command(place: str) -> str:
-    """What applies the manifest from a person's machine: kubectl reads no bucket."""
-    store, _, rest = place.partition("://")
-    container, _, name = rest.partition("/")
+def apply_command(uri: str) -> str:
+    """The command that applies the manifest from a person's machine: kubectl cannot read buckets."""
+    store, _, path = uri.partition("://")
+    container, _, name = path.partition("/")
     copies = {
-        "gs": f"gcloud storage cat {place}",
-        "s3": f"aws s3 cp {place} -",
+        "gs": f"gcloud storage cat {uri}",
+        "s3": f"aws s3 cp {uri} -",
         "az": f"az storage blob download -c {container} -n {name} -f /dev/stdout --no-progress",
     }
-    return f"{copies[store]} | kubectl apply -f -" if store in copies else f"kubectl apply -f {place}"
+    return f"{copies[store]} | kubectl apply -f -" if store in copies else f"kubectl apply -f {uri}"

@@ -20,7 +20,7 @@ def train_job(
     tensorboard_uri: str = "",
     model_name: str = "",
 ) -> str:
-    """Trains MUST in a TrainJob; a retry attaches to the job that runs. Never cached.
+    """Trains MUST in a TrainJob; a retry attaches to the running job. Never cached.
 
     Args:
         work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.
@@ -29,11 +29,11 @@ def train_job(
         classifier: text classifier file.
         bundle: the adapted model.
         training: the run's figures.
-        nodes: how many nodes and what they are like, from cluster.yaml.
+        nodes: number and settings of the nodes, from cluster.yaml.
         preset: published settings of a data set; see `must train --help`.
         settings: any parameters of `must train` by name; they win over the preset.
         epochs: passes over the data; 0 leaves it to settings and preset.
-        tensorboard_uri: where the curves are copied to while it trains; nothing for nowhere.
+        tensorboard_uri: where the curves are copied to while it trains; empty for no copy.
         model_name: the model's name in the registry, a label of the job.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Prints a TrainJob's log of rank 0 while it grows, whatever happens to the connection or the pod."""
+"""Prints a TrainJob's log of rank 0 as it is written, across lost connections and replaced pods."""
 
 import threading
 from collections import deque
@@ -7,13 +7,13 @@ from must_components.train_job.jobs import Jobs
 from must_components.train_job.manifest import NODE
 
 INDEX = "batch.kubernetes.io/job-completion-index"
-KEPT = 30  # lines
+LINES_KEPT = 30
 
 
 class LogFollower(threading.Thread):
-    """Starts when the pod does. A log that breaks off is read again, and the lines that were printed are skipped.
+    """Starts when the pod starts. If the connection is lost, it reads the log again and skips the printed lines.
 
-    A container that was restarted in its pod has a log of its own, from its first line.
+    A restarted container has a new log, which is printed from its first line.
     """
 
     def __init__(self, jobs: Jobs, name: str, pause: float) -> None:
@@ -21,28 +21,27 @@ class LogFollower(threading.Thread):
         self.jobs, self.name, self.pause = jobs, name, pause
         self.over = threading.Event()
         self.pod, self.container, self.printed = "", "", 0
-        self.last: deque[str] = deque(maxlen=KEPT)
+        self.last: deque[str] = deque(maxlen=LINES_KEPT)
 
     def run(self) -> None:
         last = False
         while not last:
-            last = self.over.is_set()  # once more after the end: a short job may be over before its log was found
+            last = self.over.is_set()  # once more after the end: a short job may end before its log exists
             try:
                 self.follow()
-            except Exception as error:  # the job's state decides, not the log
+            except Exception as error:  # the job's state matters, not the log
                 if self.pod and not last:
                     print(f"[the log of {self.pod} broke off ({type(error).__name__}); reading on]", flush=True)
             self.over.wait(self.pause)
 
     def follow(self) -> None:
-        found = self.find()
-        if found is None:
+        if (current := self.find()) is None:
             return
-        pod, container = found
+        pod, container = current
         if container != self.container:
             if self.container:
-                how = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
-                print(f"[{self.pod} {how}]", flush=True)
+                event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                print(f"[{self.pod} {event}]", flush=True)
             self.pod, self.container, self.printed = pod, container, 0
         for number, line in enumerate(self.jobs.follow(pod), 1):
             if number > self.printed:
@@ -51,7 +50,7 @@ class LogFollower(threading.Thread):
                 self.last.append(line)
 
     def find(self) -> tuple[str, str] | None:
-        """The newest pod of the first node, and its container of this moment, once it runs."""
+        """The newest pod of the first node and its current container, once it runs."""
         for pod in self.jobs.pods(self.name):
             if pod.metadata.labels.get(INDEX) != "0":
                 continue
@@ -62,6 +61,6 @@ class LogFollower(threading.Thread):
         return None
 
     def finish(self, seconds: float) -> None:
-        """Waits for what is left of a log that ends."""
+        """Waits at most so long for the end of the log."""
         self.over.set()
         self.join(seconds)

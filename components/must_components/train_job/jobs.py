@@ -1,7 +1,7 @@
-"""The API server's side of a TrainJob: to create, read and delete it, and to read what became of its pods.
+"""Calls of Kubernetes' API for a TrainJob: create, read and delete it, and read the state of its pods.
 
-The SDK builds and submits the object. What it reads back leaves out annotations, owners and the reasons of conditions,
-and it gives up on resources whose device it does not know; so reading and deleting go to the API itself.
+The SDK builds and submits the object. Its read functions omit annotations, owners and the reasons of conditions, and
+fail on unknown devices; so this module reads and deletes with the API itself.
 """
 
 import os
@@ -21,7 +21,7 @@ from must_components.train_job.manifest import MODEL, NODE, RUN, RUN_NAME, Reque
 TRAINER_API = ("trainer.kubeflow.org", "v1alpha1")
 JOB_SET = ("jobset.x-k8s.io", "v1alpha2")
 WORKFLOW = ("argoproj.io", "v1alpha1")
-REQUEST_TIMEOUT = (5, 30)  # seconds for connecting, and for an answer
+REQUEST_TIMEOUT = (5, 30)  # seconds for connecting, and for a response
 NO_ANSWER = (HTTPError, OSError)
 
 
@@ -33,22 +33,22 @@ class Jobs:
         backend: Any = self.client.backend
         self.custom, self.core, self.namespace = backend.custom_api, backend.core_api, backend.namespace
 
-    def create(self, wanted: Request) -> None:
+    def create(self, request: Request) -> None:
         """Raises RuntimeError with the API server's error as its cause."""
-        self.client.train(runtime=wanted.runtime, trainer=wanted.trainer, options=wanted.options)
+        self.client.train(runtime=request.runtime, trainer=request.trainer, options=request.options)
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The TrainJob, or None if there is none."""
         return self.read(TRAINER_API, "trainjobs", name)
 
     def delete(self, job: dict[str, Any]) -> None:
-        """This very job, not one that has its name by now; it is there until its JobSet and all its pods are gone.
+        """Deletes this job, not a newer one of the same name. It exists until its JobSet and all its pods are deleted.
 
-        One that runs is suspended first, which ends its pods: Trainer 2.3 makes the JobSet of a job anew while that is
-        being deleted, and a suspended one starts no pods.
+        A running job is suspended first, which ends its pods: Trainer 2.3 creates the JobSet again while it is being
+        deleted, but starts no pods for a suspended job.
 
-        Deleted in the background, as the SDK does it, it would be gone at once, and a new job of its name would find
-        the old JobSet: Trainer builds none beside it, and reports the old one's failure as the new job's.
+        The SDK deletes in the background: the job would be gone at once, and a new job of the same name would find the
+        old JobSet. Then Trainer creates no second one, and reports the old one's failure for the new job.
         """
         options = V1DeleteOptions(
             propagation_policy="Foreground", preconditions=V1Preconditions(uid=job["metadata"]["uid"])
@@ -60,44 +60,44 @@ class Jobs:
                 *TRAINER_API, self.namespace, "trainjobs", name, body=options, _request_timeout=REQUEST_TIMEOUT
             )
         except ApiException as error:
-            if error.status not in (404, 409):  # it is gone, or another one by now
+            if error.status not in (404, 409):  # it was deleted, or replaced by another one
                 raise
 
     def suspend(self, job: dict[str, Any]) -> None:
-        """Not one that is over. A job that may not be suspended (an older role of ours) is deleted all the same."""
+        """Suspends a job that is not over. Without the permission (an older role) it does nothing."""
         conditions = job.get("status", {}).get("conditions", [])
-        over = any(one["status"] == "True" and one["type"] in ("Complete", "Failed") for one in conditions)
+        over = any(each["status"] == "True" and each["type"] in ("Complete", "Failed") for each in conditions)
         if over or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"]:
             return
-        where = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
+        path = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
         patch = {"metadata": {"uid": job["metadata"]["uid"]}, "spec": {"suspend": True}}
         with suppress(ApiException):
-            self.custom.patch_namespaced_custom_object(*where, patch, _request_timeout=REQUEST_TIMEOUT)
+            self.custom.patch_namespaced_custom_object(*path, patch, _request_timeout=REQUEST_TIMEOUT)
 
     def mark(self, job: dict[str, Any], run: str, name: str, model: str) -> None:
-        """Says on the job which run waits for it, its id and its name, and for which model. Without the right to it,
-        nothing is said."""
-        where = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
+        """Labels the job with the id and name of the run that waits for it, and with its model. Without the permission
+        it does nothing."""
+        path = (*TRAINER_API, self.namespace, "trainjobs", job["metadata"]["name"])
         labels = {RUN: run, MODEL: model.rstrip("-._") or None}  # Kubernetes' rule for a label's end
         patch = {"uid": job["metadata"]["uid"], "labels": labels, "annotations": {RUN_NAME: name}}
         with suppress(ApiException):
-            self.custom.patch_namespaced_custom_object(*where, {"metadata": patch}, _request_timeout=REQUEST_TIMEOUT)
+            self.custom.patch_namespaced_custom_object(*path, {"metadata": patch}, _request_timeout=REQUEST_TIMEOUT)
 
     def outcome(self, job: dict[str, Any]) -> tuple[str, str]:
         """Complete, Failed, Suspended or '' while it runs, and why.
 
-        An ending that was copied from a JobSet of another, earlier job of this name is none.
+        Ignores a condition that was copied from the JobSet of an earlier job of the same name.
         """
         conditions = {c["type"]: c for c in job.get("status", {}).get("conditions", []) if c["status"] == "True"}
         for kind in ("Complete", "Failed"):
-            if kind in conditions and self.is_own(job, conditions[kind]):
+            if kind in conditions and self.is_condition_of(job, conditions[kind]):
                 return kind, f"{conditions[kind].get('reason', '')}: {conditions[kind].get('message', '')}"
         return ("Suspended", "") if job["spec"].get("suspend") else ("", "")
 
-    def is_own(self, job: dict[str, Any], condition: dict[str, Any]) -> bool:
+    def is_condition_of(self, job: dict[str, Any], condition: dict[str, Any]) -> bool:
         job_set = self.read(JOB_SET, "jobsets", job["metadata"]["name"])
-        if job_set is None:  # deleted at the deadline, or the old one that has just gone
-            return moment(condition["lastTransitionTime"]) >= moment(job["metadata"]["creationTimestamp"])
+        if job_set is None:  # deleted at the deadline, or it was the old one's
+            return parse_time(condition["lastTransitionTime"]) >= parse_time(job["metadata"]["creationTimestamp"])
         owners = [owner["uid"] for owner in job_set["metadata"].get("ownerReferences", [])]
         return job["metadata"]["uid"] in owners
 
@@ -119,14 +119,14 @@ class Jobs:
         yield from watch.Watch().stream(read, name=pod, namespace=self.namespace, container=NODE, follow=True)
 
     def events(self, name: str) -> list[str]:
-        """What Kubernetes noted about the job, what queues it, its JobSet and its pods, the oldest first."""
-        found = [
+        """Kubernetes' events about the job, its queue, its JobSet and its pods, the oldest first."""
+        events = [
             (event.last_timestamp or event.first_timestamp or event.event_time, event.involved_object, event)
             for event in self.core.list_namespaced_event(self.namespace, _request_timeout=REQUEST_TIMEOUT).items
         ]
-        ours = [item for item in found if item[0] and name in item[1].name]
-        ours.sort(key=lambda item: item[0])
-        return [f"{about.kind} {about.name}: {event.reason}: {event.message}" for _, about, event in ours]
+        matches = [item for item in events if item[0] and name in item[1].name]
+        matches.sort(key=lambda item: item[0])
+        return [f"{about.kind} {about.name}: {event.reason}: {event.message}" for _, about, event in matches]
 
     def workflow(self) -> str:
         """The Argo workflow that this pod belongs to, or '' outside one."""
@@ -139,25 +139,25 @@ class Jobs:
         return labels.get("workflows.argoproj.io/workflow", "")
 
     def run_name(self, workflow: str) -> str:
-        found = self.read(WORKFLOW, "workflows", workflow) or {"metadata": {}}
-        return str((found["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", ""))
+        content = self.read(WORKFLOW, "workflows", workflow) or {"metadata": {}}
+        return str((content["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", ""))
 
     def is_over(self, workflow: str) -> bool:
         """Whether the run is being stopped or was deleted, as opposed to this pod alone."""
-        found = self.read(WORKFLOW, "workflows", workflow)
-        return found is None or is_stopped(found)
+        content = self.read(WORKFLOW, "workflows", workflow)
+        return content is None or is_stopped(content)
 
     def read(self, group: tuple[str, str], plural: str, name: str) -> dict[str, Any] | None:
         read = self.custom.get_namespaced_custom_object
         try:
-            found: dict[str, Any] = read(*group, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT)
+            content: dict[str, Any] = read(*group, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT)
         except ApiException as error:
             if error.status == 404:
                 return None
             raise
-        return found
+        return content
 
 
-def moment(text: str) -> datetime:
-    """The moment of a time as Kubernetes writes it."""
+def parse_time(text: str) -> datetime:
+    """Parses a time of Kubernetes' API."""
     return datetime.fromisoformat(text)

@@ -1,7 +1,7 @@
-"""One TrainJob for what is to be trained, submitted once, watched to its end.
+"""Submits one TrainJob per training and waits for its end.
 
-A launcher that is retried finds the job that its predecessor started. A job that failed is replaced by a new one, which
-goes on from the checkpoints.
+A retried launcher finds the job that its predecessor started. A failed job is replaced by a new one, which resumes from
+the checkpoints.
 """
 
 import os
@@ -24,23 +24,23 @@ from must.runtime.keepalive import SILENCE, keep_alive
 from must.runtime.places import JobUri
 from must_components.train_job.failure import explain, report, status_of
 from must_components.train_job.follow import LogFollower
-from must_components.train_job.jobs import NO_ANSWER, Jobs, moment
-from must_components.train_job.manifest import PLACE, Request
+from must_components.train_job.jobs import NO_ANSWER, Jobs, parse_time
+from must_components.train_job.manifest import JOB_URI, Request
 
-POLL_JOB = 5.0  # seconds between looks at the job
-API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher gives up; the job runs on
-DRAIN = 10.0  # seconds for what is left of the log of a job that is over
+POLL_JOB = 5.0  # seconds between requests for the job's state
+API_TIMEOUT = 600.0  # seconds without a response of the API server after which the launcher ends; the job continues
+DRAIN = 10.0  # seconds to read the end of a finished job's log
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
 
 
 class Launch:
-    """One TrainJob from its start, or from where a launcher before left it, to its end."""
+    """One TrainJob, from its submission, or from an earlier launcher's, to its end."""
 
-    def __init__(self, jobs: Jobs, wanted: Request, job: JobUri, timeout: int, model: str = "") -> None:
-        self.jobs, self.wanted, self.job, self.timeout, self.model = jobs, wanted, job, timeout, model
-        self.name: str = wanted.name
+    def __init__(self, jobs: Jobs, request: Request, job: JobUri, timeout: int, model: str = "") -> None:
+        self.jobs, self.request, self.job, self.timeout, self.model = jobs, request, job, timeout, model
+        self.name: str = request.name
         self.workflow = self.run_name = ""
-        with suppress(ApiException, *NO_ANSWER):  # there is no time to ask for it when the SIGTERM is here
+        with suppress(ApiException, *NO_ANSWER):  # read now: after SIGTERM there is no time
             self.workflow = jobs.workflow()
             self.run_name = jobs.run_name(self.workflow) if self.workflow else ""
 
@@ -51,10 +51,10 @@ class Launch:
             with keep_alive(self.job.sign):
                 self.submit_or_attach()
                 follower.start()
-                outcome, why = self.wait()
+                outcome, reason = self.wait()
                 follower.finish(DRAIN)
         except StoppedError:
-            self.leave()
+            self.exit_on_sigterm()
         except (TimeoutError, KeyboardInterrupt) as error:
             print(
                 f"{error or 'interrupted'}; deleting the TrainJob {self.name}. Its checkpoints stay.", file=sys.stderr
@@ -66,10 +66,10 @@ class Launch:
             follower.over.set()
             signal.signal(signal.SIGTERM, previous)
         if outcome == "Failed":
-            report(self.jobs, self.name, why, follower.last)
+            report(self.jobs, self.name, reason, follower.last)
 
-    def leave(self) -> NoReturn:
-        """Half a second is left. The job goes with a run that is stopped, and outlives a pod that is."""
+    def exit_on_sigterm(self) -> NoReturn:
+        """Exits within half a second. Deletes the job if the run is stopped, but not if only this pod is."""
         with suppress(ApiException, *NO_ANSWER):
             if self.workflow and self.jobs.is_over(self.workflow):
                 self.delete()
@@ -86,25 +86,25 @@ class Launch:
         raise SystemExit(PREEMPTED) from None
 
     def submit_or_attach(self) -> None:
-        found = self.current_job()
-        if found is not None:
-            outcome, _ = self.with_retry(partial(self.jobs.outcome, found))
-            if "deletionTimestamp" in found["metadata"]:
+        job = self.current_job()
+        if job is not None:
+            outcome, _ = self.with_retry(partial(self.jobs.outcome, job))
+            if "deletionTimestamp" in job["metadata"]:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
                 print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
             elif outcome == "Complete" and not storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE)):
                 print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
-                self.check_patches(found)
-                self.mark(found)
+                self.check_patches(job)
+                self.mark(job)
                 print(f"attached to the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
                 return
             self.with_retry(self.delete)
             self.wait_until_gone()
         try:
-            self.jobs.create(self.wanted)
-            print(f"submitted the TrainJob {self.name}: {self.wanted.trainer.num_nodes} nodes", flush=True)
+            self.jobs.create(self.request)
+            print(f"submitted the TrainJob {self.name}: {self.request.trainer.num_nodes} nodes", flush=True)
         except RuntimeError as error:
             if status_of(error) != 409:
                 explain(error, f"the TrainJob {self.name} could not be submitted")
@@ -119,7 +119,7 @@ class Launch:
             self.with_retry(partial(self.jobs.mark, job, run, self.run_name, self.model))
 
     def check_patches(self, job: dict[str, Any]) -> None:
-        """Trainer 2.0 and 2.1 know no runtimePatches, and Kubernetes silently drops what it does not know."""
+        """Trainer 2.0 and 2.1 have no runtimePatches, and Kubernetes silently drops unknown fields."""
         if "runtimePatches" not in job["spec"]:
             self.with_retry(self.delete)
             print(
@@ -133,9 +133,9 @@ class Launch:
         """Waits until the job is over: Complete or Failed, and why. Raises TimeoutError."""
         queued = False
         while (job := self.current_job()) is not None:
-            outcome, why = self.with_retry(partial(self.jobs.outcome, job))
+            outcome, reason = self.with_retry(partial(self.jobs.outcome, job))
             if outcome in ("Complete", "Failed"):
-                return outcome, why
+                return outcome, reason
             if outcome == "Suspended" and not queued:
                 print(f"the TrainJob {self.name} waits in its queue; its time does not count yet", flush=True)
             queued = outcome == "Suspended"
@@ -146,13 +146,13 @@ class Launch:
         raise SystemExit(BUG)
 
     def current_job(self) -> dict[str, Any] | None:
-        """The job, or None if there is none. Exits with 2 for one of another place, which is left alone."""
+        """The job, or None if there is none. Exits with 2 for a job of another folder, and does not change it."""
         job = self.with_retry(partial(self.jobs.get, self.name))
         if job is not None:
-            place = (job["metadata"].get("annotations") or {}).get(PLACE)
-            if place != self.job.uri:
+            uri = (job["metadata"].get("annotations") or {}).get(JOB_URI)
+            if uri != self.job.uri:
                 print(
-                    f"must train: there is a TrainJob {self.name} for another place ({place or 'no annotation'}, not "
+                    f"must train: there is a TrainJob {self.name} for another place ({uri or 'no annotation'}, not "
                     f"{self.job.uri}); it was not changed. Delete it, then retry.",
                     file=sys.stderr,
                 )
@@ -162,7 +162,7 @@ class Launch:
     def with_retry(self, action: Callable[[], Any]) -> Any:
         """`action`, repeated while the API server does not answer."""
         try:
-            return storage.repeat(f"the TrainJob {self.name}", action, may_pass, timeout=API_TIMEOUT)
+            return storage.repeat(f"the TrainJob {self.name}", action, is_retried, timeout=API_TIMEOUT)
         except storage.UnreachableError as error:
             assert error.__cause__ is not None
             explain(error.__cause__, f"the API server gave no answer for {API_TIMEOUT:g} s; the TrainJob runs on")
@@ -170,9 +170,9 @@ class Launch:
             explain(error, f"the TrainJob {self.name} cannot be read")
 
     def delete(self) -> None:
-        """The job of this place, if there is one."""
+        """Deletes this folder's job, if there is one."""
         job = self.jobs.get(self.name)
-        if job is not None and (job["metadata"].get("annotations") or {}).get(PLACE) == self.job.uri:
+        if job is not None and (job["metadata"].get("annotations") or {}).get(JOB_URI) == self.job.uri:
             self.jobs.delete(job)
 
     def wait_until_gone(self) -> None:
@@ -186,23 +186,23 @@ class Launch:
             time.sleep(POLL_JOB)
 
 
-class StoppedError(BaseException):  # not Exception: the SDK turns whatever is raised inside a call into its own error
+class StoppedError(BaseException):  # not Exception: the SDK catches every Exception and raises its own
     pass
 
 
 def stop(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # it may come twice
+    signal.signal(number, signal.SIG_IGN)  # SIGTERM may come twice
     raise StoppedError
 
 
-def may_pass(error: BaseException) -> bool:
+def is_retried(error: BaseException) -> bool:
     return isinstance(error, (ApiException, *NO_ANSWER)) and status_of(error) not in (401, 403)
 
 
 def seconds_of(job: dict[str, Any]) -> float:
-    """The seconds for which the job was allowed to run: since it was made, or since it last left its queue."""
+    """Seconds since the job was created, or last left its queue."""
     began = job["metadata"]["creationTimestamp"]
     for condition in job.get("status", {}).get("conditions", []):
         if condition["type"] == "Suspended" and condition["status"] == "False":
             began = condition["lastTransitionTime"]
-    return (datetime.now(UTC) - moment(began)).total_seconds()
+    return (datetime.now(UTC) - parse_time(began)).total_seconds()

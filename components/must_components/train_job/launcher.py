@@ -1,4 +1,4 @@
-"""The stage train as a TrainJob: what its nodes read, the job itself, and the model that they leave."""
+"""The stage train as a TrainJob: writes the nodes' input, runs the job, and copies the model."""
 
 import hashlib
 import logging
@@ -23,19 +23,19 @@ def train_on_nodes(
     work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
     preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "", model_name: str = "",
 ) -> Trained:  # fmt: skip
-    """Trains, or attaches to the job that trains.
+    """Trains, or attaches to the running job.
 
-    Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when it is
-    stopped itself: then the job trains on, unless the whole run is being stopped.
+    Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when this process
+    is stopped: then the job continues, unless the whole run is being stopped.
     """
-    wanted = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
-    asked, (key, values) = wanted.decision_key(), wanted.job_values()
-    job = WorkUri(work_uri).job(key + since(work_uri, asked))
+    training = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
+    decision_key, (key, values) = training.decision_key(), training.job_values()
+    job = WorkUri(work_uri).job(key + answers_suffix(work_uri, decision_key))
     name = job_name(job.uri)
     with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-        prepare(job, values, wanted.classifier, curves, {"work_uri": work_uri, "key": asked})
-        logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns at length when it cannot read a version
+        prepare(job, values, training.classifier, curves, {"work_uri": work_uri, "key": decision_key})
+        logging.getLogger("kubeflow").setLevel(logging.ERROR)  # hides a long warning about an unknown version
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"]), model_name).run()
         copy_bundle(job.bundle, output)
         summary = summary_at(output)
@@ -44,22 +44,22 @@ def train_on_nodes(
 
 
 def job_name(job: str) -> str:
-    """The TrainJob's name for the place `job`: runs with the same key at two places must not find each other's."""
+    """The TrainJob's name for the folder `job`: runs with the same key in two folders need two jobs."""
     return f"must-{hashlib.sha256(job.encode()).hexdigest()[:8]}-{job.rsplit('/', 1)[-1]}"
 
 
-def since(work_uri: str, key: str) -> str:
-    """Another job for what people have answered since: the one before is complete."""
-    place = storage.join(WorkUri(work_uri).review(key), ANSWERS_FILE)
-    return f"-{hashlib.sha256(storage.read_bytes(place)).hexdigest()[:8]}" if storage.exists(place) else ""
+def answers_suffix(work_uri: str, key: str) -> str:
+    """A suffix that changes with people's answers, so that new answers start a new job."""
+    uri = storage.join(WorkUri(work_uri).review(key), ANSWERS_FILE)
+    return f"-{hashlib.sha256(storage.read_bytes(uri)).hexdigest()[:8]}" if storage.exists(uri) else ""
 
 
-def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, asked: dict[str, str]) -> None:
-    """What the nodes read: they see no file of this pod."""
+def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, answers: dict[str, str]) -> None:
+    """Writes the nodes' input to storage: they cannot read this pod's files."""
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))
     launcher = {"sign": job.sign, "silence": SILENCE}
     content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "launcher": launcher}
-    content["answers"] = asked
+    content["answers"] = answers
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
 
 

@@ -6,16 +6,16 @@ from typing import Any
 from kubeflow.trainer import CustomTrainerContainer, options
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
-PLACE = "must/job"  # annotation: the folder that the job works for
+JOB_URI = "must/job"  # annotation: the folder of the job's input and model
 RUN, RUN_NAME = "pipeline/runid", "must/run"  # label and annotation: the run whose launcher waits for the job
 MODEL = "must/model"  # label: the model's name in the registry
-OURS = {"app.kubernetes.io/name": "must"}  # label of the job and of its pods; deploy/network-policy.yaml knows it
+LABELS = {"app.kubernetes.io/name": "must"}  # label of the job and of its pods; used by deploy/network-policy.yaml
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `TrainerClient.train` gets."""
+    """The arguments of `TrainerClient.train`."""
 
     name: str
     runtime: str
@@ -24,7 +24,7 @@ class Request:
 
 
 def request(name: str, nodes: dict[str, Any], job: str) -> Request:
-    """The job that runs `must.runtime.node` for the place `job` on every node; `nodes` of cluster/nodes.py."""
+    """The job that runs `must.runtime.node` for the folder `job` on every node; `nodes`: from cluster/nodes.py."""
     gpus = int(nodes["gpus"])
     processes = max(1, gpus) if nodes["processes"] == "auto" else int(nodes["processes"])
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}
@@ -37,8 +37,8 @@ def request(name: str, nodes: dict[str, Any], job: str) -> Request:
     )
     chosen = [
         options.Name(name),
-        options.Labels({**OURS, **nodes["labels"]}),
-        options.Annotations({PLACE: job}),
+        options.Labels({**LABELS, **nodes["labels"]}),
+        options.Annotations({JOB_URI: job}),
         options.TrainerCommand(["python", "-m", "must.method.distributed.torchrun"]),
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
         options.TrainerArgs([f"--nproc-per-node={processes}", "-m", "must.runtime.node", job]),
@@ -68,7 +68,7 @@ def pod_patch(nodes: dict[str, Any]) -> options.TrainingRuntimeSpecPatch:
         containers=[options.ContainerPatch(NODE, volume_mounts=mounts)] if mounts else None,
     )
     # Istio reads the label, its older versions the annotation.
-    metadata = {"labels": {**OURS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
+    metadata = {"labels": {**LABELS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
     template = options.PodTemplatePatch(metadata=metadata, spec=pod)
     job = options.JobTemplatePatch(spec=options.JobSpecPatch(template=template))
     job_set = options.JobSetSpecPatch(replicated_jobs=[options.ReplicatedJobPatch(NODE, job)])

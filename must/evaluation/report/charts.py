@@ -1,7 +1,7 @@
 """The report's charts as inline SVG: pure functions of numbers. Colours come from the page's style sheet.
 
-Every chart is drawn for about 320 units of width, so that its text stays readable on a phone; the page's grid decides
-how many are side by side.
+Every chart is about 320 units wide, so that its text stays readable on a phone; the page's grid decides how many are
+side by side.
 """
 
 import math
@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 CHART_WIDTH, CHART_HEIGHT = 320, 200
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26
-POINTS = 240  # of a line; more would not be seen
+POINTS = 240  # of a line; more would not be visible
 NOTHING = "\N{EN DASH}"
 
 
@@ -23,7 +23,7 @@ class Line(NamedTuple):
 
 
 class Axes:
-    """Data -> page coordinates, and the grid with its numbers."""
+    """Converts data to page coordinates, and draws the grid with its numbers."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = CHART_HEIGHT) -> None:
         self.x_range, self.y_range = x, y
@@ -41,13 +41,9 @@ class Axes:
     def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool, percent_x: bool = False) -> str:
         parts = []
         for value in y_ticks:
-            at = self.y(value)
-            parts.append(
-                f'<line class="grid" x1="{MARGIN_LEFT}" y1="{at}" x2="{CHART_WIDTH - MARGIN_RIGHT}" y2="{at}"/>'
-            )
-            parts.append(
-                f'<text x="{MARGIN_LEFT - 6}" y="{at + 3.5}" text-anchor="end">{number(value, percent)}</text>'
-            )
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" y1="{y}" x2="{CHART_WIDTH - MARGIN_RIGHT}" y2="{y}"/>')
+            parts.append(f'<text x="{MARGIN_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{number(value, percent)}</text>')
         for value in x_ticks:
             text = number(value, percent_x)
             parts.append(f'<text x="{self.x(value)}" y="{self.bottom + 16}" text-anchor="middle">{text}</text>')
@@ -67,7 +63,7 @@ def line_chart(title: str, lines: Sequence[Line], percent: bool = False, zero: b
 
 
 def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict[str, float]]]]) -> Markup:
-    """Accuracy over confidence, a dot a bin, its area the share of images; (name, style, bins) for each model."""
+    """Accuracy over confidence, one dot per bin, its area the share of images. `models`: (name, style, bins)."""
     axes = Axes((0, 1), (0, 1), height=300)
     ticks = (0, 0.25, 0.5, 0.75, 1)
     parts = [axes.grid(ticks, ticks, percent=True, percent_x=True)]
@@ -97,7 +93,7 @@ def polyline(line: Line, axes: Axes) -> str:
 
 
 def svg(title: str, content: str, height: int = CHART_HEIGHT) -> Markup:
-    """`content` is made of numbers and escaped text only."""
+    """`content`: numbers and escaped text only."""
     return Markup(f'<svg viewBox="0 0 {CHART_WIDTH} {height}" role="img" aria-label="{escape(title)}">{content}</svg>')
 
 

@@ -11,17 +11,17 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
-from must.evaluation.gate import measured_in_words
+from must.evaluation.gate import measured_text
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import Samples, Scores, Seen
+from must.evaluation.scores import SampleFeatures, Samples, Scores
 from must.method.model.provenance import CheckResult, Selection
 
-CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below holds all
+CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -46,18 +46,18 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None, seen: Seen | None = None,
+    refined: RefinedLabels | None = None, features: SampleFeatures | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
     pictures = Pictures(reader, metrics, samples, after, before)
-    found = verdict(metrics)
+    headline = verdict(metrics)
     page = template().render(
         m=metrics,
-        verdict=found,
-        steps=next_steps(config, found.tone),
+        verdict=headline,
+        steps=next_steps(config, headline.tone),
         changes=pictures.changes(),
-        map=pictures.map(seen) if seen else None,
+        map=pictures.map(features) if features else None,
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
@@ -76,7 +76,7 @@ def render_report(
 
 
 def with_contents(page: str) -> str:
-    """The page with a list of its headings, which are ours, in place of the empty one."""
+    """The page with a table of contents, made of its headings, which hold no user text."""
     titles = re.findall("<h2>(.*?)</h2>", page)
     for number in range(len(titles)):
         page = page.replace("<h2>", f'<h2 id="part-{number}">', 1)
@@ -85,7 +85,7 @@ def with_contents(page: str) -> str:
 
 
 def plain_page(table: str, reason: str) -> str:
-    """A page for the case that the report cannot be drawn: the table of the terminal, and why there is no more."""
+    """A page for a report that cannot be rendered: the table of the terminal, and the error."""
     return (
         '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>evaluation</title>\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">\n'
@@ -96,13 +96,13 @@ def plain_page(table: str, reason: str) -> str:
 
 
 def visible(value: Any) -> Any:
-    """Text without what cannot be seen but changes what is: control characters, and those that turn the direction of
-    writing around, which would make a file name rewrite the words beside it, and bytes that are no UTF-8."""
+    """Text without control characters, bidirectional overrides (a file name with one would reorder the words beside it)
+    and surrogates (bytes that are not UTF-8)."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
 def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
-    """A row a metric: both models with intervals, and the difference with its own (paired) interval."""
+    """One row per metric: both models with intervals, and the difference with its paired interval."""
     if not metrics.labelled:
         return []
     rows = []
@@ -132,7 +132,7 @@ def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def class_chart(metrics: Metrics) -> dict[str, Any] | None:
-    """Recall of each class, the largest gains first; of very many classes the two ends."""
+    """Recall of each class, the largest gains first; with very many classes only both ends of the list."""
     if not metrics.labelled:
         return None
     rows = [row for row in metrics.per_class if row["support"]]
@@ -147,14 +147,14 @@ def matrices(metrics: Metrics) -> list[dict[str, Any]]:
     """Confusion matrices with the share of each cell in its row, for colour."""
     if not metrics.labelled or len(metrics.classes) > MATRIX_SHOWN:
         return []
-    found = []
+    tables = []
     for model, title in (("baseline", metrics.baseline_name), ("adapted", "adapted")):
         if model in metrics.confusion:
             counts = np.array(metrics.confusion[model]["matrix"])
             share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             rows = [list(zip(c, s.round(3).tolist(), strict=True)) for c, s in zip(counts.tolist(), share, strict=True)]
-            found.append({"title": title, "rows": list(zip(metrics.classes, rows, strict=True))})
-    return found
+            tables.append({"title": title, "rows": list(zip(metrics.classes, rows, strict=True))})
+    return tables
 
 
 def reliability(metrics: Metrics) -> Markup | None:
@@ -189,26 +189,26 @@ SHARES = ((0.0, "Nothing is kept: the weights are zero-shot's"), (0.5, "Half is 
 
 
 def selection(metrics: Metrics) -> dict[str, Any] | None:
-    """`text`, and `checks`, a column of the table each; None where nothing is known of it. Of a model of an earlier
-    version only the share that was kept is told."""
+    """`text`, and `checks`, one column of the table each; None if the model has neither. A model of an earlier version
+    has only the share that was kept."""
     chosen, compared = metrics.model.selection, metrics.label_free.compared
-    here = f"this split, against {metrics.baseline_name}"
-    columns = (("training images", chosen and chosen.check), (here, compared and compared.check))
+    split_title = f"this split, against {metrics.baseline_name}"
+    columns = (("training images", chosen and chosen.check), (split_title, compared and compared.check))
     checks = [column(title, check) for title, check in columns if check]
     if not chosen and not checks:
         return None
-    return {"text": words_of_selection(chosen) if chosen else "", "checks": checks}
+    return {"text": selection_text(chosen) if chosen else "", "checks": checks}
 
 
-def words_of_selection(chosen: Selection) -> str:
+def selection_text(chosen: Selection) -> str:
     share = dict(SHARES).get(chosen.alpha, "A part is kept")
     if chosen.measured:
-        return f"{share} (alpha {chosen.alpha:g}), chosen by {measured_in_words(chosen)}."
+        return f"{share} (alpha {chosen.alpha:g}), chosen by {measured_text(chosen)}."
     return f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
 
 
 def column(title: str, check: CheckResult) -> dict[str, Any]:
-    """A check in the words of the table's rows."""
+    """A check as a column of the table."""
     dead = check.dead_classes
     return {
         "title": title,

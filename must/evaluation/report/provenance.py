@@ -1,4 +1,4 @@
-"""Where a model comes from: the training log in its bundle and its curves, provenance, the commands to type."""
+"""A model's provenance: the training log in its bundle and its curves, tables, and the commands to type."""
 
 import json
 import shlex
@@ -16,13 +16,13 @@ from must.evaluation.result import Metrics
 from must.method.model.bundle import LOG_FILE
 
 LAST_SHARE = 0.1
-"""Share of the training, at its end, over which `settled` takes means."""
+"""Share of the training, at its end, over which `stability` takes means."""
 
 
 def training_log(bundle: str) -> list[dict[str, Any]]:
-    """The lines of train_log.jsonl beside the bundle's weights; none where there is no log.
+    """The lines of train_log.jsonl beside the bundle's weights; none if there is no log.
 
-    Lines that a kill cut off, and lines without a step, are left out.
+    Incomplete lines (after a kill) and lines without a step are skipped.
     """
     uri = storage.join(bundle, LOG_FILE)
     if not storage.exists(uri):
@@ -43,9 +43,9 @@ def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     - stability: share of images to which student and teacher give the same class.
     - agreement: share of images to which the teacher gives the zero-shot class.
-    - log_lines: from how many log lines.
+    - log_lines: number of log lines.
 
-    None without such lines (a log of an earlier version, or a bundle that was not trained).
+    None if no line has them (a log of an earlier version, or a bundle that was not trained).
     """
     lines = [line for line in lines if is_number(line.get("stability"))]
     if not lines:
@@ -74,25 +74,25 @@ CURVES = (
 
 
 def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Charts of the lines of train_log.jsonl, one for each quantity that it holds."""
-    found = []
+    """One chart per group of CURVES of which train_log.jsonl has values."""
+    curves = []
     for title, names, is_share in CURVES:
-        drawn = []
+        plotted = []
         for number, (key, name) in enumerate(names.items(), start=1):
             values = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
             if len(values) > 1:
-                drawn.append(Line(name, f"curve-{number}", values))
-        if drawn:
+                plotted.append(Line(name, f"curve-{number}", values))
+        if plotted:
             zero = title in ("Images a second", "Learning rate")
-            chart = charts.line_chart(title, drawn, percent=is_share, zero=zero)
-            found.append({"title": title, "lines": drawn, "chart": chart})
-    return found
+            chart = charts.line_chart(title, plotted, percent=is_share, zero=zero)
+            curves.append({"title": title, "lines": plotted, "chart": chart})
+    return curves
 
 
 def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of names and values, by topic."""
     model, data = metrics.model, metrics.data
-    story = model.provenance
+    record = model.provenance
     groups: list[tuple[str, list[tuple[str, str]]]] = []
     splits = [
         (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data.splits.items()
@@ -103,26 +103,26 @@ def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     groups.append(("Data", [(name, str(value)) for name, value in facts]))
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
     facts = [(key.replace("_", " "), str(getattr(model, key))) for key in keys if getattr(model, key) not in (None, "")]
-    for key, value in story.items():
+    for key, value in record.items():
         if key in ("config", "versions", "summary", "selection", "data"):
             continue
         facts.append((f"training: {key.replace('_', ' ')}", str(value)))
-    facts += [(f"run: {key}", short(value)) for key, value in flatten(story.get("summary") or {})]
+    facts += [(f"run: {key}", short(value)) for key, value in flatten(record.get("summary") or {})]
     groups.append(("Model", facts))
     for key, title in (("versions", "Versions"), ("config", "Training configuration")):
-        if story.get(key):
-            groups.append((title, [(name, short(value)) for name, value in flatten(story[key])]))
+        if record.get(key):
+            groups.append((title, [(name, short(value)) for name, value in flatten(record[key])]))
     return groups
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+    pairs = []
     for key, value in values.items():
         if isinstance(value, dict):
-            found.extend(flatten(value, f"{prefix}{key}."))
+            pairs.extend(flatten(value, f"{prefix}{key}."))
         else:
-            found.append((f"{prefix}{key}", value))
-    return found
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
 
 
 def short(value: Any) -> str:
@@ -131,7 +131,7 @@ def short(value: Any) -> str:
 
 
 def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
-    """What to type to get this model and this report again. Parameters with their default values are left out."""
+    """The commands that make this model and this report again, without parameters that have their default values."""
     lines = []
     training = metrics.model.provenance.get("config")
     if training:
@@ -141,21 +141,19 @@ def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
 
 
 def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
-    """(why, what to type) after a report whose headline has this tone."""
-    given = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
-    model, baseline, shards = map(shlex.quote, given.values())
-    places, metrics = (
-        f"--model {model} --baseline {baseline} --shards {shards}",
-        storage.join(config.output, METRICS_FILE),
-    )
-    to = {"review": f"{places} --output review/", "select": f"{places} --output selected/"}
-    to |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
-    if work := standing_for(ReviewConfig, given):
-        to, model = dict.fromkeys(to, shlex.quote(work)), shlex.quote(work)
+    """(why, command) after a report whose headline has this tone."""
+    uris = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
+    model, baseline, shards = map(shlex.quote, uris.values())
+    inputs = f"--model {model} --baseline {baseline} --shards {shards}"
+    metrics = storage.join(config.output, METRICS_FILE)
+    arguments = {"review": f"{inputs} --output review/", "select": f"{inputs} --output selected/"}
+    arguments |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
+    if work := standing_for(ReviewConfig, uris):
+        arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
     predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
-    export = ("Take the model elsewhere, as ONNX:", f"must export {to['export']}")
-    review = ("Measure it by about fifty answers of yours:", f"must review {to['review']}")
-    less = ("Keep less of the adaptation:", f"must select {to['select']} --alpha 0.2")
+    export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
+    review = ("Measure it by about fifty answers of yours:", f"must review {arguments['review']}")
+    less = ("Keep less of the adaptation:", f"must select {arguments['select']} --alpha 0.2")
     if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
         return [predict, export]
     return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
@@ -167,8 +165,8 @@ def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
         if parameter.name not in values:
             continue
         value = values[parameter.name]
-        made = parameter.default_factory
-        if value == (made() if callable(made) else parameter.default):
+        factory = parameter.default_factory
+        if value == (factory() if callable(factory) else parameter.default):
             continue
         name = "--" + parameter.name.replace("_", "-")
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The report's first sentence: what the numbers allow to say, and no more."""
+"""The report's first sentence: the conclusion that the numbers support."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ class Verdict(NamedTuple):
     tone: str  # good, bad or open
     headline: str
     text: str  # the statistics
-    plain: str = ""  # the same for somebody who knows none
+    plain: str = ""  # the same without statistics
 
 
 PICKED = (
@@ -22,13 +22,13 @@ HELPS = " What helps: better class names or prompts, more images, or a model tha
 
 
 def verdict(metrics: Metrics) -> Verdict:
-    found = on_its_images(metrics)
+    _, headline, text, plain = as_random = verdict_on_random(metrics)
     if metrics.labelled and metrics.data.picked:
-        return Verdict("open", f"{found.headline}, on picked images", found.text, f"{found.plain} {PICKED}")
-    return found
+        return Verdict("open", f"{headline}, on picked images", text, f"{plain} {PICKED}")
+    return as_random
 
 
-def on_its_images(metrics: Metrics) -> Verdict:
+def verdict_on_random(metrics: Metrics) -> Verdict:
     if metrics.adapted and metrics.baseline:
         return with_labels(metrics, metrics.baseline.top1, metrics.adapted.top1)
     if metrics.adapted:
@@ -46,10 +46,10 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
     assert changed and compared
     were, are = out_of_100(before, after), out_of_100(after, before)
     guessing = 1 / len(metrics.classes)
-    mind = f" Guessing would be right about {out_of_100(guessing)} times in 100." if after < 2 * guessing else ""
+    chance = f" Guessing would be right about {out_of_100(guessing)} times in 100." if after < 2 * guessing else ""
     if compared.agreement == 1:
         text = f"All {metrics.labelled:,} images keep their class, so both have the same accuracy."
-        plain = f"Nothing has changed: every image keeps its class, and of 100 images {are} are right.{mind}"
+        plain = f"Nothing has changed: every image keeps its class, and of 100 images {are} are right.{chance}"
         return Verdict("open", f"The same as {name}", text, plain + HELPS)
     points = 100 * (after - before)
     facts = (
@@ -57,7 +57,7 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
         f"fixed, {changed.broken:,} broken, of {metrics.labelled:,}; McNemar's exact test: p "
         f"{p_value(changed.mcnemar_p)}."
     )
-    now = f"{are} of 100 are right, before it was {were}.{mind}"
+    now = f"{are} of 100 are right, before it was {were}.{chance}"
     if low > 0:
         return Verdict("good", f"Better than {name}", facts, f"Better than before on these images: {now}")
     if high < 0:
@@ -67,7 +67,7 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
 
 
 def out_of_100(share: float, other: float = -1.0) -> str:
-    """A share as a number of 100, with a decimal where it would else be the same as the `other`."""
+    """A share as a number of 100, with a decimal if it would otherwise equal `other`."""
     same = share != other and round(100 * share) == round(100 * other)
     return f"{100 * share:.1f}" if same else f"{100 * share:.0f}"
 
@@ -90,9 +90,9 @@ def without_labels(metrics: Metrics) -> Verdict:
         names = ", ".join(classes[i] for i in compared.dominant[:5])
         warnings.append(f"few classes have taken over ({names})")
     if warnings:
-        found = "; ".join(warnings)
-        return Verdict("bad", "Signs of harm", f"{text} But {found}.", f"Do not use it: {found}.")
-    if compared.vanished:  # classes that zero-shot imagined may well be absent
+        signs = "; ".join(warnings)
+        return Verdict("bad", "Signs of harm", f"{text} But {signs}.", f"Do not use it: {signs}.")
+    if compared.vanished:  # not a warning: the zero-shot model may predict classes that are absent
         names = ", ".join(classes[i] for i in compared.vanished[:5])
         text += f" Mind that {len(compared.vanished)} classes are hardly predicted any more ({names})."
     changed = f"{out_of_100(1 - compared.agreement)} of 100 images have another class than before"

@@ -1,4 +1,4 @@
-"""cluster.yaml, what the platform team decides once: read strictly, checked, and put on the DAG's tasks.
+"""cluster.yaml, the settings of the platform team: read strictly, checked, and applied to the DAG's tasks.
 
-May import must, components.images, pipeline.stages and, where tasks are placed, kfp; knows no server and no engine.
+May import must, must_components.images, must_pipeline.stages and, in placement.py, kfp; no server and no engine.
 """

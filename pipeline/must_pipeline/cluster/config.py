@@ -22,7 +22,7 @@ class CpuPool:
 
 @dataclass(frozen=True)
 class GpuPool:
-    count: int = 0  # a node, for training; 0: train on CPUs
+    count: int = 0  # per node, for training; 0: train on CPUs
     accelerator: str = "nvidia.com/gpu"
     stages: list[str] = field(default_factory=lambda: ["train"])
     node_selector: dict[str, str] = field(default_factory=dict)
@@ -114,8 +114,8 @@ class Cluster:
 
     def image(self, name: str) -> str:
         """The full name of one of must_components/images.py's images."""
-        place = f"{self.registry.rstrip('/')}/{name}" if self.registry else name
-        return f"{place}@{self.digests[name]}" if name in self.digests else f"{place}:{self.tag}"
+        repository = f"{self.registry.rstrip('/')}/{name}" if self.registry else name
+        return f"{repository}@{self.digests[name]}" if name in self.digests else f"{repository}:{self.tag}"
 
     @property
     def trains_in_trainjob(self) -> bool:

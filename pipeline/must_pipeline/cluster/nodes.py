@@ -1,6 +1,6 @@
-"""cluster.yaml's decisions for pods that others make: the nodes of a TrainJob, and a server's.
+"""The settings of cluster.yaml for pods that other controllers create: a TrainJob's nodes, and a server's pods.
 
-Plain dictionaries, for they travel as parameters; the manifest.py of must_components' train_job and serving read them.
+Plain dictionaries, because they are pipeline parameters, read by manifest.py of must_components' train_job and serving.
 """
 
 import re
@@ -14,7 +14,7 @@ SERVER_IMAGE = "must-serve"
 
 
 def nodes_of(cluster: Cluster) -> dict[str, Any]:
-    """As the launcher gets them."""
+    """The launcher's parameter `nodes`."""
     resources = cluster.resources.get("train")
     return pods_of(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
         "image": cluster.image(GPU_IMAGE),
@@ -23,7 +23,7 @@ def nodes_of(cluster: Cluster) -> dict[str, Any]:
         "runtime": cluster.training.runtime,
         "gpus": cluster.gpu.count,
         "accelerator": cluster.gpu.accelerator,
-        # The SDK knows one number for request and limit.
+        # The SDK has one number for request and limit.
         "cpu": (resources.cpu_limit or resources.cpu) if resources else "",
         "memory": (resources.memory_limit or resources.memory) if resources else "",
         "shm": cluster.shm,
@@ -32,8 +32,8 @@ def nodes_of(cluster: Cluster) -> dict[str, Any]:
 
 
 def server_of(cluster: Cluster) -> dict[str, Any]:
-    """As the stage serve gets it."""
-    # A server is no batch job: KServe hands the labels to its pods, and they would wait for Kueue's quota.
+    """The parameter `server` of the stage serve."""
+    # Without Kueue's label: KServe copies the labels to the server's pods, which would wait for a quota of batch jobs.
     labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
     size = {"size": vars(cluster.server)}
     return pods_of(cluster, cluster.cpu) | {"image": cluster.image(SERVER_IMAGE), "labels": labels} | size
@@ -42,7 +42,7 @@ def server_of(cluster: Cluster) -> dict[str, Any]:
 def pods_of(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:
     return {
         "node_selector": pool.node_selector,
-        "tolerations": [{"operator": "Equal", **toleration_fields(one)} for one in pool.tolerations],
+        "tolerations": [{"operator": "Equal", **toleration_fields(toleration)} for toleration in pool.tolerations],
         "labels": cluster.labels,
         "service_account": cluster.service_account,
         "pull_secrets": cluster.pull_secrets,
@@ -57,18 +57,18 @@ def pods_of(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:
 
 
 # GKE's gke-spot and gke-preemptible, EKS' capacityType: SPOT, Karpenter's capacity-type, AKS' scalesetpriority.
-WORD = re.compile(r"(?i)\b(spot|preemptible|preemptable)\b")
-NOT = ("false", "no", "0")
+SPOT = re.compile(r"(?i)\b(spot|preemptible|preemptable)\b")
+FALSE = ("false", "no", "0")
 
 
 def is_spot(pool: CpuPool | GpuPool) -> bool:
-    """By the labels that its pods ask for and the taints that they tolerate."""
-    pairs = list(pool.node_selector.items()) + [(one.key, one.value) for one in pool.tolerations]
-    return any(WORD.search(f"{key} {value}") and value.lower() not in NOT for key, value in pairs)
+    """Whether the node selector or the tolerations name spot nodes."""
+    pairs = list(pool.node_selector.items()) + [(each.key, each.value) for each in pool.tolerations]
+    return any(SPOT.search(f"{key} {value}") and value.lower() not in FALSE for key, value in pairs)
 
 
 def spot_warning(cluster: Cluster) -> str:
-    """About training in a stage's own pod on such nodes; "" if there is nothing to say."""
+    """A warning if training runs in a stage's own pod on spot nodes; else ""."""
     pool = cluster.gpu if cluster.uses_gpu("train") else cluster.cpu
     if cluster.trains_in_trainjob or not is_spot(pool):
         return ""

@@ -1,4 +1,4 @@
-"""Puts cluster.yaml's decisions on a task: image, pool, resources, volumes, retries, time limit."""
+"""Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit."""
 
 import math
 from typing import Any
@@ -11,13 +11,13 @@ from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
-BACKSTOP = 900  # seconds that Kubernetes gives a stage beyond its time limit: for its image, and to end
-LEAST = Resources(cpu="500m", memory="1Gi")  # what a stage asks for that cluster.yaml says nothing of
+BACKSTOP = 900  # seconds by which Kubernetes' limit exceeds the stage's: to pull its image and to end
+DEFAULT = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
 def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: str = "") -> dsl.PipelineTask:
     """`stage` is a name of must_pipeline/stages.py, under which cluster.yaml has the task's resources and timeout;
-    `title` is shown in place of its name."""
+    `title` is shown instead of its name."""
     row = STAGES[stage]
     task.set_display_name(title or stage).set_caching_options(row.cached)
     launcher = stage == "train" and cluster.trains_in_trainjob
@@ -36,15 +36,13 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
         kubernetes.add_toleration(task, **toleration_fields(toleration))
     if gpu:
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
-    # A launcher waits, and hands the model on; its nodes get what cluster.yaml says of training.
+    # A launcher only waits and passes the model on; its nodes get cluster.yaml's resources of training.
     set_resources(
         task,
         Resources() if launcher else cluster.resources.get(stage, Resources()),
         STAGES["promote"].memory if launcher else limit_of(stage, cluster),
     )
-    kubernetes.set_security_context(
-        task, run_as_non_root=True
-    )  # the rest of `restricted` Pipelines 2.17 sets by itself
+    kubernetes.set_security_context(task, run_as_non_root=True)  # Pipelines 2.17 sets the rest of `restricted`
     if cluster.shm and row.loaders and not launcher:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
     set_access(task, cluster)
@@ -53,24 +51,27 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
 
 
 def limit_of(stage: str, cluster: Cluster) -> int:
-    """GiB at most, where cluster.yaml says nothing of the stage's memory: /dev/shm counts against it, a GPU has its own
-    process."""
+    """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
+    against the limit."""
     row = STAGES[stage]
     shm = bytes_of(cluster.shm, "shm") if cluster.shm and row.loaders else 0.0
     return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
 
 
-def set_resources(task: dsl.PipelineTask, wanted: Resources, most: int) -> None:
-    """Every pod asks for something: where a quota counts cores or memory, Kubernetes refuses one that does not.
+def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: int) -> None:
+    """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them.
 
     Args:
-        most: GiB of memory at which a pod ends that cluster.yaml says nothing of; else it would end its neighbours.
+        default_limit: GiB of memory for a pod for which cluster.yaml sets none.
     """
-    limit = wanted.memory_limit or ("" if wanted.memory else f"{most}Gi")
+    limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
     for value, setter in (
-        (wanted.cpu or ("" if wanted.cpu_limit else LEAST.cpu), task.set_cpu_request),  # a limit is a request, too
-        (wanted.memory or ("" if wanted.memory_limit else LEAST.memory), task.set_memory_request),
-        (wanted.cpu_limit, task.set_cpu_limit),
+        (
+            resources.cpu or ("" if resources.cpu_limit else DEFAULT.cpu),
+            task.set_cpu_request,
+        ),  # a limit is also the request
+        (resources.memory or ("" if resources.memory_limit else DEFAULT.memory), task.set_memory_request),
+        (resources.cpu_limit, task.set_cpu_limit),
         (limit, task.set_memory_limit),
     ):
         if value:
@@ -91,15 +92,15 @@ def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
     retries = cluster.retries
     if retries.count and STAGES[stage].retried:
-        # What fails is tried again inside the pod, which knows wrong input from a crash; pods that vanish, by Kubeflow.
+        # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost.
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
         task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
-        # It ends its TrainJob itself at the limit, needs a moment for it, and may start another one afterwards.
+        # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
         seconds = (retries.count + 1) * (seconds + 300) + sum(pauses(retries))
     elif seconds:
-        # The stage ends itself at the limit and says so; Kubernetes counts pulling its image too, and says nothing.
+        # The stage ends itself at the limit with a message; Kubernetes' limit has none and includes the image pull.
         task.set_env_variable("MUST_TIME_LIMIT", str(seconds))
         seconds += BACKSTOP
     if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts

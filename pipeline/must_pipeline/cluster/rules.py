@@ -1,4 +1,4 @@
-"""Contradictions within cluster.yaml, and what Kubernetes would refuse later."""
+"""Refuses contradictions in cluster.yaml, and values that Kubernetes would refuse later."""
 
 import re
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ from must_components.images import IMAGES
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
 from must_pipeline.stages import STAGES
 
-OWN = ("model", "images", "output", "shards", "index_sha256", "part")  # that the pipeline sets
+RESERVED = ("model", "images", "output", "shards", "index_sha256", "part")  # set by the pipeline
 
 
 def predict_config(predict: Prediction) -> PredictConfig:
-    """The stage's parameters, with places that stand for those to come. Raises ValueError, naming the key."""
-    settings = settings_of(PredictConfig, predict.settings, "predict.settings", OWN)
+    """The stage's parameters, with "-" for paths that are not known yet. Raises ValueError, naming the key."""
+    settings = settings_of(PredictConfig, predict.settings, "predict.settings", RESERVED)
     return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
 
 
 def predicts_embeddings(cluster: Cluster) -> bool:
-    """Whether there is a stage that needs a model with embeddings."""
+    """Whether the stage predict exists and needs a model with embeddings."""
     return cluster.predict.pods > 0 and predict_config(cluster.predict).embeddings
 
 
@@ -35,15 +35,15 @@ def check_variables(names: Iterable[str]) -> None:
 
 
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-SHORT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a namespace's, which is a name of DNS
+SHORT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a namespace: a DNS label
 LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LABEL = re.compile(rf"((?=.{{1,253}}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{LABEL_PART}")
 LABEL_VALUE = re.compile(rf"({LABEL_PART})?")
 REGISTRY = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*/?", re.ASCII)
 CPU = re.compile(r"\d+(\.\d+)?|\d+m")
 BYTES = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)?")
-LOST = "must be a bucket's URI or lie below volume.mount; a pod's own disk does not stay"
-MOST_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd takes up to about a megabyte of
+NOT_PERSISTENT = "must be a bucket's URI or lie below volume.mount; a pod's own disk does not stay"
+MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd limits to about a megabyte
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -63,11 +63,11 @@ def check(cluster: Cluster) -> None:
 
 def check_parts(cluster: Cluster) -> None:
     predict = cluster.predict
-    require(1 <= cluster.shard.pods <= MOST_PODS, f"shard.pods must be from 1 to {MOST_PODS}")
-    require(0 <= predict.pods <= MOST_PODS, f"predict.pods must be from 0, for no such stage, to {MOST_PODS}")
+    require(1 <= cluster.shard.pods <= MAX_PODS, f"shard.pods must be from 1 to {MAX_PODS}")
+    require(0 <= predict.pods <= MAX_PODS, f"predict.pods must be from 0, for no such stage, to {MAX_PODS}")
     require(bool(predict.pods) or not predict.uri, "predict.uri contradicts predict.pods 0: set the number of pods")
     require(not predict.pods or bool(predict.uri), "predict.pods needs predict.uri: where the predictions go")
-    require(stays(predict.uri, cluster), f"predict.uri '{predict.uri}': {LOST}")
+    require(is_persistent(predict.uri, cluster), f"predict.uri '{predict.uri}': {NOT_PERSISTENT}")
     predict_config(predict)
 
 
@@ -87,12 +87,13 @@ def check_images(cluster: Cluster) -> None:
 
 def check_access(cluster: Cluster) -> None:
     credentials = cluster.credentials
-    named = [("service_account", cluster.service_account), ("credentials.secret", credentials.secret)]
-    named += [("volume.claim", cluster.volume.claim), ("training.runtime", cluster.training.runtime)]
-    for key, value in named:
+    names = [("service_account", cluster.service_account), ("credentials.secret", credentials.secret)]
+    names += [("volume.claim", cluster.volume.claim), ("training.runtime", cluster.training.runtime)]
+    for key, value in names:
         require(not value or NAME.fullmatch(value) is not None, f"{key} '{value}': is no Kubernetes name")
-    space = cluster.namespace
-    require(not space or SHORT.fullmatch(space) is not None, f"namespace '{space}': is no Kubernetes name")
+    namespace = cluster.namespace
+    ok = not namespace or SHORT.fullmatch(namespace) is not None
+    require(ok, f"namespace '{namespace}': is no Kubernetes name")
     check_labels("labels", cluster.labels)
     for pool in ("cpu", "gpu"):
         check_labels(f"{pool}.node_selector", getattr(cluster, pool).node_selector)
@@ -126,11 +127,11 @@ def check_access(cluster: Cluster) -> None:
         f"volume.mount '{volume.mount}': expected a folder such as /data, not / or /tmp or /dev/shm",
     )
     board = cluster.tensorboard
-    require(stays(board, cluster), f"tensorboard '{board}': {LOST}")
+    require(is_persistent(board, cluster), f"tensorboard '{board}': {NOT_PERSISTENT}")
 
 
 def check_labels(key: str, labels: dict[str, str]) -> None:
-    """What Kubernetes would refuse a pod for, long after the pipeline was compiled."""
+    """Refuses labels that Kubernetes would refuse when it creates the pod."""
     for name, value in labels.items():
         ok = LABEL.fullmatch(name) is not None and LABEL_VALUE.fullmatch(value) is not None
         require(
@@ -138,8 +139,8 @@ def check_labels(key: str, labels: dict[str, str]) -> None:
         )
 
 
-def stays(uri: str, cluster: Cluster) -> bool:
-    """Whether what pods write there is there when they are gone; so it is for ""."""
+def is_persistent(uri: str, cluster: Cluster) -> bool:
+    """Whether files at `uri` outlive the pod that wrote them; True for ""."""
     mount = cluster.volume.mount
     inside = mount and f"{uri}/".startswith(f"{mount.rstrip('/')}/")
     return not uri or uri.partition("://")[0] in ("gs", "s3", "az", "abfs", "abfss") or bool(inside)
@@ -201,13 +202,13 @@ def check_server(cluster: Cluster) -> None:
 
 def check_limits(resources: Resources, where: str) -> None:
     pairs = [("cpu", "cpu_limit", cores_of), ("memory", "memory_limit", lambda text: bytes_of(text, where))]
-    for request, limit, number in pairs:
-        asked, allowed = getattr(resources, request), getattr(resources, limit)
-        if asked:
-            number(asked)
+    for request, limit, parse in pairs:
+        requested, allowed = getattr(resources, request), getattr(resources, limit)
+        if requested:
+            parse(requested)
         require(
-            not (asked and allowed) or number(asked) <= number(allowed),
-            f"{where}.{request} {asked} contradicts {where}.{limit} {allowed}: a limit is never below the request",
+            not (requested and allowed) or parse(requested) <= parse(allowed),
+            f"{where}.{request} {requested} contradicts {where}.{limit} {allowed}: a limit is never below the request",
         )
 
 
@@ -246,7 +247,7 @@ def bytes_of(text: str, where: str) -> float:
 
 
 def load_cluster(path: Path) -> Cluster:
-    """Raises ValueError: a key that is not known (the nearest known one is given), a wrong value, a contradiction."""
+    """Raises ValueError: an unknown key (with the nearest known one), a wrong value, a contradiction."""
     cluster: Cluster = convert_fields(read_mapping(path, f"--cluster {path}"), Cluster, "")
     check(cluster)
     return cluster

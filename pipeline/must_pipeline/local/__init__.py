@@ -1,4 +1,4 @@
-"""The compiled DAG on one machine: Kubeflow's local runners, corrected where they would hide or delay something.
+"""Runs the compiled DAG on one machine: Kubeflow's local runners, with corrections.
 
-May import must and kfp.local; knows neither a cluster nor a server.
+May import must and kfp.local; nothing about clusters or servers.
 """

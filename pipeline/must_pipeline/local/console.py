@@ -1,4 +1,4 @@
-"""Shows what the stages say, without what the local runner of Kubeflow Pipelines says about running them."""
+"""Prints the stages' output without the log of Kubeflow Pipelines' local runner."""
 
 import io
 import re
@@ -10,7 +10,7 @@ INDENT = "    "  # the runner's, in front of a stage's lines
 
 
 class StageOutput(io.TextIOBase):
-    """A stand-in for stdout: passes a stage's own lines on and puts its name above them."""
+    """Replaces stdout: prints each stage's own lines under the stage's name."""
 
     def __init__(self, target: TextIO) -> None:
         self.target = target
@@ -22,8 +22,8 @@ class StageOutput(io.TextIOBase):
         self.pending += text
         *lines, self.pending = self.pending.split("\n")
         for line in lines:
-            if (shown := self.show(COLOR.sub("", line))) is not None:
-                self.target.write(shown + "\n")
+            if (output := self.show(COLOR.sub("", line))) is not None:
+                self.target.write(output + "\n")
                 self.target.flush()
         return len(text)
 
@@ -31,7 +31,7 @@ class StageOutput(io.TextIOBase):
         self.target.flush()
 
     def show(self, line: str) -> str | None:
-        """What to print for a line, or None."""
+        """The text to print for a line, or None."""
         if match := LOG_LINE.match(line):
             level, text = match.groups()
             self.in_runner_text = "Streamed logs" not in text

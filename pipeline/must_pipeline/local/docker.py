@@ -1,4 +1,4 @@
-"""Runs the stages in their images: Kubeflow's DockerRunner, corrected where it would hide a failure."""
+"""Runs the stages in their images: Kubeflow's DockerRunner, with a correction that reports failed stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from must.base.storage import is_remote, local
 if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
-WRITTEN = ("work_uri", "registry_uri")  # parameters that name a place which stages write to
+WRITTEN = ("work_uri", "registry_uri")  # parameters that name a folder which stages write to
 PASSED_ON = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "MUST_RUN_AGAIN", "OMP_NUM_THREADS")
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 STOP_TIMEOUT = 60  # seconds for a stage to save its state when the run is interrupted
@@ -23,51 +23,51 @@ STOP_TIMEOUT = 60  # seconds for a stage to save its state when the run is inter
 def docker_runner(
     parameters: dict[str, Any], output: Path, user: str = "", mounts: list[Path] | None = None, gpus: bool = False
 ) -> DockerRunner:
-    """A runner whose containers see the local paths among the parameters, read-only except where stages write.
+    """A runner that mounts the local paths among the parameters, read-only except where stages write.
 
     Every path has the same name inside and outside. Containers run as `user` ("UID:GID"; by default the user who
-    started the run, with group 0), on a read-only file system with a scratch in memory at /tmp.
+    started the run, with group 0), on a read-only file system with a tmpfs at /tmp.
 
     Raises:
-        ValueError: there is no docker package, or no engine answers.
+        ValueError: the docker package is missing, or no engine answers.
     """
     client = connect()
     from docker.types import DeviceRequest, Mount
     from kfp.local import DockerRunner, docker_task_handler
 
-    # Without this a stage that failed counts as done: kfp lets the engine remove the container, and takes a container
-    # that is gone for one that succeeded.
+    # Without this a failed stage counts as done: kfp lets the engine remove the container, and treats a missing
+    # container as a success.
     docker_task_handler.run_docker_container = run_container
     rootless = any("rootless" in option for option in client.info().get("SecurityOptions") or [])
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    read, written = [path.resolve() for path in mounts or []], [output.resolve()]
+    read_only, written = [path.resolve() for path in mounts or []], [output.resolve()]
     if key := os.environ.get(CREDENTIALS):
         environment[CREDENTIALS] = key
-        read.append(Path(key).absolute())
+        read_only.append(Path(key).absolute())
     for name, value in parameters.items():
         if name not in WRITTEN:
-            read.extend(local_paths(value))
+            read_only.extend(local_paths(value))
         elif value and not is_remote(value):
             written.append(local(value).absolute())
             written[-1].mkdir(parents=True, exist_ok=True)
-    covered = written + read
-    read = [path for path in dict.fromkeys(read) if not any(path != p and path.is_relative_to(p) for p in covered)]
+    mounted = written + read_only
+    read_only = [path for path in read_only if not any(path != p and path.is_relative_to(p) for p in mounted)]
     return DockerRunner(
-        mounts=[Mount(str(p), str(p), type="bind", read_only=p not in written) for p in dict.fromkeys(written + read)],
+        mounts=[Mount(str(p), str(p), "bind", p not in written) for p in dict.fromkeys(written + read_only)],
         environment=environment,
         # In a rootless engine the container's root is the user who started the engine.
         user=user or ("0:0" if rootless else f"{os.getuid()}:0"),
         working_dir=str(Path.cwd()),
         read_only=True,
         tmpfs={"/tmp": "exec,mode=1777"},
-        shm_size="1g",  # loader processes hand batches over through it
+        shm_size="1g",  # loader processes pass batches through it
         network_mode="host" if "STORAGE_EMULATOR_HOST" in environment else None,
         device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else [],
     )
 
 
 def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:
-    """Runs a container to its end, prints what it says, removes it; returns its exit code."""
+    """Runs a container to its end, prints its output, removes it; returns its exit code."""
     from docker.errors import ImageNotFound, NotFound
 
     try:
@@ -82,7 +82,7 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
         for chunk in container.logs(stream=True, follow=True):
             print(chunk.decode(errors="replace"), end="")
         return container.wait()["StatusCode"]
-    except BaseException:  # interrupted: the stage gets its chance to save its state
+    except BaseException:  # interrupted: SIGTERM lets the stage save its state
         container.stop(timeout=STOP_TIMEOUT)
         raise
     finally:
@@ -91,10 +91,10 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
 
 
 def as_first_process(command: list[str]) -> list[str]:
-    """kfp's command, with Python in the place of the shell that starts it.
+    """kfp's command, with Python instead of the shell as the container's first process.
 
-    A container's first process ignores SIGTERM unless it asks for it; the shell does not, nor would it hand it on, so
-    that a stage could not save its state when its container is stopped.
+    The shell would neither handle SIGTERM nor pass it on, so that a stage could not save its state when its container
+    is stopped.
     """
     return [part.replace("_KFP_RUNTIME=true python3 ", "_KFP_RUNTIME=true exec python3 ") for part in command]
 

@@ -1,4 +1,4 @@
-"""The compiled pipeline as one machine runs it: no pause before a second try, which is meant for clusters."""
+"""The compiled pipeline for one machine: without retries and the pauses before them, which are for clusters."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from must_pipeline.files import documents
 
 
 def local_spec(pipeline: Path) -> str:
-    """The pipeline's YAML without retries, but for training: it goes on from its checkpoint, at once."""
+    """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint."""
     spec, *platform = documents(pipeline.read_text())
     for executor in spec["deploymentSpec"]["executors"].values():
         container = executor["container"]
-        container["env"] = [one for one in container.get("env", []) if one["name"] != "MUST_RETRIES"]
+        container["env"] = [variable for variable in container.get("env", []) if variable["name"] != "MUST_RETRIES"]
     for component in [spec["root"], *spec["components"].values()]:
         for name, task in component.get("dag", {}).get("tasks", {}).items():
             policy = task.pop("retryPolicy", None)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api as api  # nowhere else: kfp 3 is to bring this client under another name
+import kfp_server_api as api  # imported only here: kfp 3 is to rename this client
 import urllib3.exceptions
 
 from must import __version__
@@ -20,10 +20,10 @@ from must_pipeline import DESCRIPTION
 
 __all__ = ["Kfp", "add_arguments", "api", "api_errors"]
 
-POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where a pod has its token, if its spec asks for one
-SECOND = 1.1  # Kubeflow keeps time in whole seconds: of two versions made in one, either may count as the newest
-LONGEST = 1000  # characters of what the server says: who lacks which right comes last
-IDENTITY = 1800.0  # seconds for which an identity token of Google is used; it lives for an hour
+POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # a pod's token, if its spec projects one
+SECOND = 1.1  # Kubeflow's times are whole seconds: of two versions of one second, either may count as the newest
+MAX_MESSAGE = 1000  # characters of the server's message: the missing permission comes last
+IDENTITY = 1800.0  # seconds for which a Google identity token is used; it is valid for an hour
 LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
     "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Kfp:
-    """A Kubeflow Pipelines server. Its errors become ValueError, one line each."""
+    """A Kubeflow Pipelines server. Its errors are raised as ValueError, one line each."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         if not options.host:
@@ -75,7 +75,7 @@ class Kfp:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new.
 
         A version's name is the code's version and the content's checksum: the same file is not uploaded twice in a row.
-        A version that ties with another one for the newest is made again, a second later.
+        If the new version has the same time as the previous one, it is uploaded again, a second later.
         """
         content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
         with api_errors(self.host):
@@ -83,71 +83,71 @@ class Kfp:
             known = self.versions(pipeline)
             if known and name_of(known[0]).startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
-            earlier = sum(name_of(version).startswith(content) for version in known)
+            number = sum(name_of(version).startswith(content) for version in known)
             while True:
-                version = f"{content}-{earlier + 1}" if earlier else content  # back to what an older version holds
-                made = self.uploads.upload_pipeline_version(
+                version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
+                uploaded = self.uploads.upload_pipeline_version(
                     str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
                 )
-                if not known or made.created_at > known[0].created_at:
-                    return pipeline, made.pipeline_version_id, True
-                earlier += 1
+                if not known or uploaded.created_at > known[0].created_at:
+                    return pipeline, uploaded.pipeline_version_id, True
+                number += 1
                 time.sleep(SECOND)
 
     def pipeline(self, name: str, namespace: str) -> str:
-        """The id of the pipeline `name`; it is made if there is none."""
-        for found in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace):
-            if name_of(found) == name:
-                return found.pipeline_id
+        """The id of the pipeline `name`, which is created if there is none."""
+        for pipeline in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace):
+            if name_of(pipeline) == name:
+                return pipeline.pipeline_id
         body = api.V2beta1Pipeline(name=name, display_name=name, description=DESCRIPTION, namespace=namespace or None)
         return self.pipelines.pipeline_service_create_pipeline(body).pipeline_id
 
     def versions(self, pipeline: str) -> list[Any]:
         """The newest first."""
         call = self.pipelines.pipeline_service_list_pipeline_versions
-        found = list(self.pages(lambda **page: call(pipeline, **page), "pipeline_versions"))
-        return sorted(found, key=lambda version: version.created_at, reverse=True)
+        versions = self.pages(lambda **page: call(pipeline, **page), "pipeline_versions")
+        return sorted(versions, key=lambda version: version.created_at, reverse=True)
 
     def experiment(self, name: str, namespace: str) -> str:
-        """The id of the experiment `name`; it is made if there is none. Its namespace is the one that runs get.
+        """The id of the experiment `name`, which is created if there is none. Runs get its namespace.
 
         Raises:
-            ValueError: the server has no namespaces to choose from, and one was asked for.
+            ValueError: a namespace was requested, but the server has none.
         """
         call = self.experiments.experiment_service_list_experiments
         with api_errors(self.host):
-            same = (found for found in self.pages(call, "experiments", namespace=namespace)
-                    if found.display_name == name)  # fmt: skip
-            found = next(same, None)
-            if found is None:
+            matches = (item for item in self.pages(call, "experiments", namespace=namespace)
+                       if item.display_name == name)  # fmt: skip
+            experiment = next(matches, None)
+            if experiment is None:
                 body = api.V2beta1Experiment(
                     display_name=name,
                     description=f"Runs of the pipeline must. {DESCRIPTION}",
                     namespace=namespace or None,
                 )
-                found = self.experiments.experiment_service_create_experiment(body)
-        if namespace and not found.namespace:
+                experiment = self.experiments.experiment_service_create_experiment(body)
+        if namespace and not experiment.namespace:
             raise UserError(
                 f"namespace {namespace}: this Kubeflow Pipelines is installed for a single user and runs everything in "
                 "its own namespace; leave `namespace` out of cluster.yaml, and create the service account there"
             )
-        return found.experiment_id
+        return experiment.experiment_id
 
     def schedules(self, namespace: str, name: str = "") -> list[Any]:
         """Recurring runs, of that name if one is given; the newest first."""
         call = self.recurring.recurring_run_service_list_recurring_runs
         with api_errors(self.host):
-            found = [run for run in self.pages(call, "recurring_runs", namespace=namespace)
-                     if not name or run.display_name == name]  # fmt: skip
-        return sorted(found, key=lambda run: run.created_at, reverse=True)
+            runs = [run for run in self.pages(call, "recurring_runs", namespace=namespace)
+                    if not name or run.display_name == name]  # fmt: skip
+        return sorted(runs, key=lambda run: run.created_at, reverse=True)
 
     def pages(self, call: Callable[..., Any], field: str, namespace: str = "") -> Iterator[Any]:
         token: str | None = None
         while True:
-            wanted: dict[str, Any] = {"page_size": 100}
-            wanted |= {"page_token": token} if token else {}
-            wanted |= {"namespace": namespace} if namespace else {}
-            page = call(**wanted)
+            query: dict[str, Any] = {"page_size": 100}
+            query |= {"page_token": token} if token else {}
+            query |= {"namespace": namespace} if namespace else {}
+            page = call(**query)
             yield from getattr(page, field) or []
             token = page.next_page_token
             if not token:
@@ -155,7 +155,7 @@ class Kfp:
 
 
 class JsonClient(api.ApiClient):
-    """The generated client takes a login page for an empty answer; this one does not."""
+    """Refuses a login page, which the generated client reads as an empty response."""
 
     def deserialize(self, response: Any, response_type: Any) -> Any:
         kind = response.getheader("Content-Type") or "nothing"
@@ -165,14 +165,14 @@ class JsonClient(api.ApiClient):
 
 
 class Token:
-    """A bearer token that is looked up again, for a projected one lives for two hours and a run for days."""
+    """A bearer token that is read again, because a projected one is valid for two hours and a run may last for days."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.value, self.since = find_token(options), time.monotonic()
 
     def refresh(self, configuration: Any) -> None:
-        """Called by the client before each request. A token that cannot be read now stays what it was."""
+        """Called by the client before each request. If the token cannot be read, the previous one is kept."""
         if self.options.iap_client_id and time.monotonic() - self.since < IDENTITY:
             return
         with suppress(ValueError, OSError):
@@ -215,10 +215,10 @@ def identity_token(audience: str) -> str:
 
 @contextmanager
 def api_errors(host: str) -> Iterator[None]:
-    """One line for what went wrong: where, what, and what to do.
+    """Raises the server's errors as one line: where, what, and what to do.
 
     Raises:
-        TransientError: what may pass by itself.
+        TransientError: an error that may pass by itself.
         ValueError: everything else.
     """
     try:
@@ -227,7 +227,7 @@ def api_errors(host: str) -> Iterator[None]:
         hints = {401: f"; {LOGIN}", 403: f"; ask for access to the namespace, or {LOGIN}"}
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
-        # 500 is how it answers for a version that is not there
+        # the server answers 500 for a version that does not exist
         transient = error.status == 401 or (is_transient(error.status) and error.status != 500)
         raise (TransientError if transient else UserError)(text) from None
     except (urllib3.exceptions.HTTPError, ConnectionError) as error:
@@ -247,5 +247,5 @@ UPLOADING = "; if no reason is given: may this account create pipelines in the n
 
 def detail(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
-    said = object_or_none(body, lambda answer: [answer.get(name) for name in ("message", "error_message", "error")])
-    return one_line(next(filter(None, said or ()), body))[:LONGEST]
+    fields = object_or_none(body, lambda content: [content.get(name) for name in ("message", "error_message", "error")])
+    return one_line(next(filter(None, fields or ()), body))[:MAX_MESSAGE]

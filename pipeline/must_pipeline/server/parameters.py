@@ -12,7 +12,7 @@ from must.base.text import did_you_mean
 from must.runtime.check import check_run
 from must_pipeline.files import documents
 
-LIMIT = 10_000  # bytes of all parameters together, Kubeflow Pipelines' own
+LIMIT = 10_000  # bytes of all parameters together, in Kubeflow Pipelines
 KINDS: dict[str, Any] = {
     "STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "STRUCT": dict[str, Any],
     "LIST": list[Any],
@@ -20,9 +20,9 @@ KINDS: dict[str, Any] = {
 
 
 def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values, each of its parameter's type. Raises ValueError: what the pipeline or one of its stages would refuse.
+    """The values, converted to their parameters' types. Raises ValueError: the pipeline or a stage would refuse them.
 
-    A name it does not have, one that is missing, a wrong type, too much text; settings that a stage does not have.
+    An unknown or missing parameter, a wrong type, too many bytes, settings that a stage does not have.
     """
     try:
         spec = documents(pipeline.read_text())[0]
@@ -37,11 +37,11 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
     values = {
         name: convert(value, KINDS[known[name]["parameterType"]], f"parameter {name}") for name, value in values.items()
     }
-    missing = sorted(name for name, one in known.items() if not one.get("isOptional") and name not in values)
+    missing = sorted(name for name in known.keys() - values.keys() if not known[name].get("isOptional"))
     if missing:
         raise UserError(f"parameters missing: {', '.join(missing)}")
     if (size := len(json.dumps(values).encode())) > LIMIT:
         raise UserError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
-    defaults = {name: one["defaultValue"] for name, one in known.items() if "defaultValue" in one}
+    defaults = {name: each["defaultValue"] for name, each in known.items() if "defaultValue" in each}
     check_run(defaults | values)
     return values

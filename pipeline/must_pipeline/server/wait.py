@@ -1,4 +1,4 @@
-"""Waits for the end of a run on Kubeflow Pipelines and says what came of it."""
+"""Waits for the end of a run on Kubeflow Pipelines and prints its summary."""
 
 import re
 import sys
@@ -22,50 +22,50 @@ from must_pipeline.server.workflows import Workflows
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 GOOD = ("SUCCEEDED", "SKIPPED")
 POLL = 15.0  # seconds
-THIRD = 3  # bad endings of one stage that are worth a line
+FAILURES_REPORTED = 3  # failures of one stage after which a line is printed
 SERVER_TIMEOUT = 900.0  # seconds without an answer after which waiting is given up
-FRAMES = re.compile(  # around the stages
+FRAMES = re.compile(  # tasks that only wrap stages
     r"executor|root|(exit-handler|condition|condition-branches|for-loop)-\d+(\.onExit)?|iteration-(iterations|item)|must-[a-z0-9]{5}"
 )
 
 
 class Ending(NamedTuple):
     code: int  # 0, or 1 for a run that failed or whose workflow is gone
-    lost: bool = False  # what ended it came from outside and was no person: the same may be started again
+    lost: bool = False  # it was stopped from outside, but not by a person: it may be started again
 
 
 def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") -> Ending:
-    """What came of the run, once it is over.
+    """How the run ended, once it is over.
 
     Args:
-        work_uri: where the run's notes are; the page about it is read there, if it can be read from here.
+        work_uri: has the run's notes and its summary, which is read if this machine can read it.
         again: the command that starts the run again.
 
     Raises:
         TransientError: the server gave no answer for SERVER_TIMEOUT seconds.
     """
-    workflow, shown, missed = Workflows(namespace or "kubeflow", run_id), "", 0
-    told = set[str]()
+    workflow, printed, missed = Workflows(namespace or "kubeflow", run_id), "", 0
+    reported = set[str]()
     while True:
         run = get_run_with_retry(kfp, run_id)
         state = run.state or "PENDING"
-        now = " ".join([state.lower(), *running(run)])
-        if now != shown:
-            shown = now
-            print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
+        status = " ".join([state.lower(), *running_stages(run)])
+        if status != printed:
+            printed = status
+            print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
         if state in OVER:
             workflow.exists()
             code = report(run, state, text_of(run, work_uri, run_id, again), failures(workflow.latest))
             return Ending(code, state not in GOOD and is_lost(run, work_uri, run_id))
         missed = missed + 1 if workflow.is_gone() else 0
-        if (stage := tell_trouble(run, workflow.latest, told)) is not None:
+        if (stage := report_failures(run, workflow.latest, reported)) is not None:
             print(
                 f"this run cannot succeed: Kubernetes rejects the pods of {stage}; retries may last hours. "
                 f"Correct it, terminate the run in Kubeflow's page, and start it again: {again}",
                 file=sys.stderr,
             )
             return Ending(1)
-        if missed > 1:  # the first time, the run's last state may be on its way
+        if missed > 1:  # at first the run's last state may not have arrived yet
             print(
                 f"the workflow of the run {run_id} was deleted: Kubeflow keeps the state {state.lower()}. "
                 f"Start it again: {again}",
@@ -76,32 +76,32 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
 
 
 def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
-    """The run, asked for until the server answers."""
+    """The run; repeats the request until the server answers."""
 
     def ask() -> Any:
         with api_errors(kfp.host):
             return kfp.runs.run_service_get_run(run_id)
 
-    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT, on_first=tell_silence)
+    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT, on_first=report_retry)
 
 
-def tell_silence(error: Exception) -> None:
+def report_retry(error: Exception) -> None:
     minutes = f"{SERVER_TIMEOUT / 60:g} min"
     print(f"{time.strftime('%H:%M:%S')} no answer, retrying for {minutes}: {line_of(error)}", flush=True)
 
 
-def tell_trouble(run: Any, workflow: dict[str, Any], told: set[str]) -> str | None:
-    """Says once of each stage that it has failed for the third time, and why; the stage that can never start.
+def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> str | None:
+    """Prints once for each stage that it has failed for the third time, and why. Returns a stage that can never start.
 
-    Without a right to see the workflow, Kubeflow's own list of tries has the number and no reason.
+    Without permission to read the workflow, Kubeflow's list of tries has the number of failures but no reason.
     """
-    found = failures(workflow) or {name: [""] * count for name, count in tries_failed(run).items()}
-    for stage, why in found.items():
-        if len(why) >= THIRD and stage not in told:
-            told.add(stage)
-            reason = why[-1] or "the workflow's events say why (kubectl describe workflow)"
+    stages = failures(workflow) or {name: [""] * count for name, count in failed_tries(run).items()}
+    for stage, messages in stages.items():
+        if len(messages) >= FAILURES_REPORTED and stage not in reported:
+            reported.add(stage)
+            reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
             print(
-                f"{time.strftime('%H:%M:%S')} {stage} failed {len(why)} times: {printable(reason, 1000)}",
+                f"{time.strftime('%H:%M:%S')} {stage} failed {len(messages)} times: {printable(reason, 1000)}",
                 flush=True,
             )
             if is_refused(reason):
@@ -109,21 +109,21 @@ def tell_trouble(run: Any, workflow: dict[str, Any], told: set[str]) -> str | No
     return None
 
 
-def tries_failed(run: Any) -> Counter[str]:
-    """A try that failed is STAGE(0), STAGE(1), ... in Kubeflow's list; what is around the stages is left out."""
+def failed_tries(run: Any) -> Counter[str]:
+    """Failed tries of each stage: Kubeflow's list names them STAGE(0), STAGE(1), ..."""
     details = (run.run_details and run.run_details.task_details) or []
     tries = [re.sub(r"\(\d+\)$", "", task.display_name) for task in details
              if task.state == "FAILED" and task.display_name.endswith(")")]  # fmt: skip
     return Counter(name for name in tries if not FRAMES.fullmatch(name))
 
 
-def report(run: Any, state: str, page: str, why: dict[str, list[str]]) -> int:
+def report(run: Any, state: str, page: str, messages: dict[str, list[str]]) -> int:
     if state not in GOOD:
         if was_terminated(run):
             print("the run was ended by a person")
         elif not page:
-            print(f"failed: {', '.join(failed(run)) or 'no stage has begun'}")
-            for stage, reasons in why.items():
+            print(f"failed: {', '.join(failed_stages(run)) or 'no stage has begun'}")
+            for stage, reasons in messages.items():
                 print(f"{stage}: {printable(reasons[-1], 1000)}")
     print(
         f"\n{printable_page(page)}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True
@@ -136,24 +136,24 @@ def was_terminated(run: Any) -> bool:
 
 
 def is_lost(run: Any, work_uri: str, run_id: str) -> bool:
-    """Whether the stage that ended the run was asked to end, or fell silent, and nobody terminated the run."""
+    """Whether the failing stage got SIGTERM or stopped reporting, and no person terminated the run."""
     try:
         note = failing(read_notes(work_uri, run_id))
-    except (ValueError, OSError):  # the notes cannot be read from here
+    except (ValueError, OSError):  # this machine cannot read the notes
         return False
     return note is not None and failure_kind(note) in ("stopped", "silent") and not was_terminated(run)
 
 
 def name_successor(work_uri: str, run_id: str, successor: str) -> None:
-    """Writes on the page of a run which other one went on with its work."""
-    first, _, rest = page_of(work_uri, run_id).partition("\n")
-    page = f"{first}\n\nStarted again as run `{successor}`, which goes on with its work.\n{rest}"
+    """Writes into the summary of a run which run continues its work."""
+    title, _, body = page_of(work_uri, run_id).partition("\n")
+    page = f"{title}\n\nStarted again as run `{successor}`, which goes on with its work.\n{body}"
     with suppress(ValueError, OSError):
         storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
 
 
 def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
-    """The page as text, '' where there is none; one that is older than the run's notes is written anew first."""
+    """The summary as text, '' if there is none. A summary that is older than the run's notes is written again first."""
     page = page_of(work_uri, run_id)
     try:
         notes = read_notes(work_uri, run_id) if page else []
@@ -167,26 +167,26 @@ def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
 
 
 def page_of(work_uri: str, run_id: str) -> str:
-    """The summary's page; '' where it is not, or cannot be read from here."""
+    """The summary; '' if there is none, or this machine cannot read it."""
     try:
         return storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE)).decode()
     except (ValueError, OSError):
         return ""
 
 
-def failed(run: Any) -> list[str]:
+def failed_stages(run: Any) -> list[str]:
     """Stages and drivers that failed and were not repeated with success."""
     return tasks(run, "FAILED")
 
 
-def running(run: Any) -> list[str]:
+def running_stages(run: Any) -> list[str]:
     return tasks(run, "RUNNING")
 
 
 def tasks(run: Any, state: str) -> list[str]:
-    """Names of the stages, and of Kubeflow's own steps before them, without what wraps them.
+    """Names of the stages, and of Kubeflow's own steps before them, without the tasks that wrap them.
 
-    A step that is repeated is there twice: by its name, and as NAME(0), NAME(1) for each try.
+    A repeated step is listed by its name and, for each try, as NAME(0), NAME(1), ...; these are left out.
     """
     details = (run.run_details and run.run_details.task_details) or []
     names = [task.display_name for task in details if task.state == state]

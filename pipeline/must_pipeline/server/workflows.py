@@ -1,4 +1,4 @@
-"""A run's workflow in the cluster: Kubeflow Pipelines does not notice its deletion, nor tell why its pods fail."""
+"""A run's workflow in the cluster: Kubeflow Pipelines reports neither its deletion nor why its pods fail."""
 
 import os
 from typing import Any
@@ -7,22 +7,22 @@ WATCH_TIMEOUT = 10  # seconds
 
 
 class Workflows:
-    """Looks through kubectl's own configuration, or a pod's account, where there is one that may read workflows."""
+    """Reads workflows with kubectl's configuration or the pod's service account, if either has the permission."""
 
     def __init__(self, namespace: str, run_id: str) -> None:
         self.namespace, self.run_id = namespace, run_id
-        self.seen = False
-        self.latest: dict[str, Any] = {}  # the workflow as it was seen last
+        self.existed = False
+        self.latest: dict[str, Any] = {}  # the workflow as it was read last
         self.api = connect()
 
     def is_gone(self) -> bool:
-        """Whether it was there and is no more. Not if it was never seen: the configuration may be another cluster's."""
-        found = self.exists()
-        self.seen = self.seen or bool(found)
-        return self.seen and found is False
+        """Whether it was deleted. False if it never existed: the configuration may be of another cluster."""
+        exists = self.exists()
+        self.existed = self.existed or bool(exists)
+        return self.existed and exists is False
 
     def exists(self) -> bool | None:
-        """Whether the workflow is there; None: unknown."""
+        """Whether the workflow exists; None: unknown."""
         if self.api is None:
             return None
         from kubernetes.client import ApiException
@@ -30,7 +30,7 @@ class Workflows:
 
         try:
             label = f"pipeline/runid={self.run_id}"
-            found = self.api.list_namespaced_custom_object(
+            response = self.api.list_namespaced_custom_object(
                 "argoproj.io",
                 "v1alpha1",
                 self.namespace,
@@ -38,14 +38,14 @@ class Workflows:
                 label_selector=label,
                 _request_timeout=WATCH_TIMEOUT,
             )
-            self.latest = next(iter(found["items"]), self.latest)
-            return bool(found["items"])
+            self.latest = next(iter(response["items"]), self.latest)
+            return bool(response["items"])
         except (ApiException, HTTPError, OSError):
             return None
 
 
 def connect() -> Any:
-    """The Kubernetes API, or None, also where its client is not installed: kfp brings it, submitting needs no kfp."""
+    """The Kubernetes API, or None: no configuration, or no client (kfp installs it, but submitting needs no kfp)."""
     try:
         from kubernetes import client, config
     except ModuleNotFoundError:

@@ -138,7 +138,7 @@ COSTLY = {
     "JPEG of empty segments": lambda: hard.segments(0xE0, b"", 150_000),
     "JPEG of tables": lambda: hard.segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 350),
     "JPEG of Photoshop's": lambda: hard.segments(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4".ljust(12, b"\0") * 5400, 60),
-    "JPEG CMYK, profile of steps": lambda: hard.printed(10_000),
+    "JPEG CMYK, profile of steps": lambda: hard.cmyk_profile(10_000),
     "JPEG CMYK": lambda: hard.cmyk(5200, 5200),
     "PNG of profiles": lambda: hard.profiles(1900),
     "PNG of chunks": lambda: chunks(50_000),
