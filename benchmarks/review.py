@@ -40,7 +40,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         images, truth = prepared(Path(folder), options.epochs)
-    usual = images.usual
+    usual = images.initial_labels
     right = (usual == truth).float().mean()
     print(f"{len(truth):,} images, {right:.1%} of the refined labels are right without answers")
     print(
@@ -77,7 +77,7 @@ def simulated(images: Images, truth: torch.Tensor, asked: np.ndarray) -> list[fl
     """The columns of a draw."""
     places = torch.from_numpy(asked)
     answers = dict(zip(images.numbers[places].tolist(), truth[places].tolist(), strict=True))
-    labels, usual = images.refined(answers).argmax(1), images.usual
+    labels, usual = images.refined(answers).argmax(1), images.initial_labels
     others = torch.ones(len(truth), dtype=torch.bool)
     others[places] = False
     before, after = ((one == truth)[others].float().mean().item() for one in (usual, labels))
