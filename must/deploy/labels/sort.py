@@ -31,8 +31,7 @@ HEAD_FIELDS, LINE_FIELDS = ("from", "labels", "how"), ("from", "to", "image")  #
 
 @dataclass(frozen=True)
 class Outcome:
-    """`placed`: images that were placed, or restored by --undo; `missing`: images that do not exist any more, or that
-    --undo left because they were changed."""
+    """Images: `placed`, or restored by --undo; `missing`: not there any more, or changed and so left by --undo."""
 
     placed: int
     missing: int
@@ -111,8 +110,7 @@ def file_of(image: str, root: str) -> Path | None:
 
 
 def unescape(name: str) -> str:
-    r"""The file name of a name in a file of labels, where ``\udcXX`` and ``\xXX`` stand for bytes that are not UTF-8
-    and for control characters."""
+    r"""Replaces ``\udcXX`` and ``\xXX``, which stand for bytes that are not UTF-8 and for control characters."""
     name = re.sub(r"\\udc([0-9a-f]{2})", lambda match: chr(0xDC00 + int(match[1], 16)), name)
     for code, escape in CONTROLS.items():
         name = name.replace(escape, chr(code))

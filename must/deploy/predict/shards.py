@@ -94,15 +94,13 @@ def predict_missing(
             )
             for batch in decoders.in_order(decode_rows, jobs):
                 pixels = [item.pixels for item in batch if item.pixels is not None]
-                table.add(batch, *predict_batch(classifier, pixels, run.embeddings))
+                table.add(batch, *predict(classifier, pixels, run.embeddings))
                 progress.update(len(batch))
             file_stats.append(table.write(storage.join(config.output, file_name(shard)), shard))
     return file_stats
 
 
-def predict_batch(
-    classifier: Classifier, pixels: list[np.ndarray], embeddings: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
+def predict(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """`classifier.predict` for any number of images, including 0."""
     if pixels:
         return classifier.predict(np.stack(pixels), embeddings)

@@ -147,8 +147,8 @@ class Session:
             {"number": other, "open": other in self.by_number and self.picture(other).sha256 not in self.answers}
             for other in picture.similar
         ]
-        described = {"number": number, "place": index + 1, "names": names, "similar": similar}
-        return {**described, "said": self.answer_text(number)}
+        text = self.answer_text(number)
+        return {"number": number, "place": index + 1, "names": names, "similar": similar, "said": text}
 
     def show(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """A picture again, to change its answer. Raises ValueError: there is none."""
@@ -232,10 +232,8 @@ class Session:
             return {"state": self.state(page), "picture": self.describe(numbers[-1]), "undone": len(numbers)}
 
     def grid(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Unanswered pictures that the model assigns to the class `label` (by default the class with most of them).
-
-        `sort` is one of SORTS; "differ": only pictures to which the zero-shot model, the adapted model and the refined
-        labels do not all give the same class.
+        """Unanswered pictures to which the model gives `label`, by default its most frequent class. `sort`: one of
+        SORTS; "differ": only those to which zero-shot model, adapted model and refined labels give different classes.
         """
         sort, classes = request.get("sort", "sure"), self.review.classes
         require(sort in SORTS, "no such order")

@@ -181,8 +181,7 @@ class Work:
         return await asyncio.to_thread(costs_of_files, images, served.max_pixels)
 
     def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any], served: ServedModel) -> None:
-        """Runs in a decoder's thread: decodes one image and puts it into the model's queue, or its error into
-        `future`."""
+        """Runs in a decoder's thread: one image into the model's queue, or its error into `future`."""
         if future.cancelled():
             return
         try:
