@@ -40,7 +40,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         images, truth = prepare_images(Path(folder), options.epochs)
-    usual = images.usual
+    usual = images.initial_labels
     right = (usual == truth).float().mean()
     print(f"{len(truth):,} images, {right:.1%} of the refined labels are right without answers")
     print(
@@ -77,7 +77,7 @@ def simulate(images: Images, truth: torch.Tensor, order: np.ndarray) -> list[flo
     """The columns of one draw, in which the images `order` get answers."""
     answered = torch.from_numpy(order)
     answers = dict(zip(images.numbers[answered].tolist(), truth[answered].tolist(), strict=True))
-    labels, usual = images.refined(answers).argmax(1), images.usual
+    labels, usual = images.refined(answers).argmax(1), images.initial_labels
     others = torch.ones(len(truth), dtype=torch.bool)
     others[answered] = False
     before, after = ((each == truth)[others].float().mean().item() for each in (usual, labels))

@@ -13,7 +13,7 @@ from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
-from must.deploy.infer.predict import opened_by, zero_shot
+from must.deploy.infer.predict import find_model, zero_shot
 from must.deploy.predict.images import Options, Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import Classifier, threshold
@@ -117,7 +117,7 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
         ValueError: there is no such model, or it is damaged.
     """
     class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else entries_of(classes)
-    config, opener = opened_by(
+    config, opener = find_model(
         PredictConfig(
             model=os.fspath(model),
             classes=class_names if isinstance(class_names, str) else "given",

@@ -11,7 +11,7 @@ from must.base.errors import UserError
 from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.deploy.promote.followers import ask
+from must.deploy.promote.followers import check_access
 from must.method.model.hub import is_folder
 from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
@@ -36,7 +36,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
 
     check_run(values)
     try:  # otherwise only the last stage would fail, hours later
-        ask(values.get("register", "none"), values.get("model_name", "model"))
+        check_access(values.get("register", "none"), values.get("model_name", "model"))
     except ValueError as error:
         raise type(error)(str(error).removesuffix("; nothing was promoted")) from None
     if work_uri:

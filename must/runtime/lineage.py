@@ -43,7 +43,7 @@ def lineage(work_uri: str, registry: Registry, version: str, run_id: str) -> dic
     inputs = [dataset(WorkUri(work_uri).shards, provenance.index_sha256)]
     if provenance.model_folder:
         inputs.append(dataset(provenance.model_folder, provenance.model_sha256))
-    models = {name: sha256 for name, sha256 in registry.held(version).items() if name.endswith(MODEL_ENDINGS)}
+    models = {name: sha256 for name, sha256 in registry.checksums(version).items() if name.endswith(MODEL_ENDINGS)}
     outputs = [dataset(registry.uri_of(version, *name.split("/")), sha256) for name, sha256 in models.items()]
     engine = facet("1-1-1/ProcessingEngineRunFacet", name="must", version=__version__)
     tags = [{"key": "git_revision", "value": provenance.git_revision or "unknown", "source": "must"}]

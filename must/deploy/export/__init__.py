@@ -1,1 +1,1 @@
-"""Exporting a bundle: ONNX, which needs no PyTorch, or another library's folder; checked, with a model card."""
+"""Exports a bundle to ONNX, which needs no PyTorch, or to another library's format; with a check and a model card."""

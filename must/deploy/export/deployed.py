@@ -1,4 +1,4 @@
-"""The network as it is served: the plain image tower and the classifier, computing what the class token needs.
+"""The network for inference: the image tower and the classifier, computing only what the class token needs.
 
 Shapes: B images, L tokens (the class token first), W width, H heads, D embedding, K classes.
 """
@@ -19,9 +19,9 @@ LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
 
 
 class InferenceModel(nn.Module):
-    """Images -> class probabilities float32 [B, K]. Mask token, patch LayerNorm and decoder stay out.
+    """Images -> class probabilities float32 [B, K]. Without mask token, patch LayerNorm and decoder.
 
-    With `embeddings`, the images' features as the classifier multiplies them come second: float32 [B, D], length 1.
+    With `embeddings`, the second output is the classifier's input, the images' features: float32 [B, D], length 1.
     Images are float32 [B, 3, S, S], normalised; or, with `uint8`, uint8 [B, S, S, 3] pixels that the graph normalises.
     """
 
@@ -52,8 +52,8 @@ class InferenceModel(nn.Module):
     def class_feature(self, image: Tensor, blocks: nn.ModuleList) -> Tensor:
         """The feature [B, D] of a tower that classifies from its class token.
 
-        The last block computes that token only (from the keys and values of all tokens). Nothing reads the others,
-        which make up 10 of the 12 parts of that block's matrix products.
+        The last block computes only that token (from the keys and values of all tokens): the others are not used, and
+        make up 10/12 of that block's matrix products.
         """
         visual = self.visual
         patches = visual.conv1(image).flatten(2).transpose(1, 2)
@@ -65,10 +65,10 @@ class InferenceModel(nn.Module):
 
 
 class Block(nn.Module):
-    """open_clip's standard block, x + attention(ln_1 x), then x + mlp(ln_2 x), for some of the tokens.
+    """open_clip's standard block, x + attention(ln_1 x), then x + mlp(ln_2 x), for a subset of the tokens.
 
-    Training keeps q, k and v in one projection, whose taking apart is several ONNX nodes a block: copies at run time.
-    Here they are three.
+    It has three projections for q, k and v. Splitting the single projection of training would need several ONNX nodes
+    per block, which copy data at run time.
     """
 
     def __init__(self, block: Any) -> None:
@@ -80,18 +80,18 @@ class Block(nn.Module):
         self.query = linear(scale * weights[0], scale * biases[0])
         self.key, self.value = linear(weights[1], biases[1]), linear(weights[2], biases[2])
 
-    def forward(self, wanted: Tensor, tokens: Tensor) -> Tensor:
-        """The block's output for the tokens `wanted` [B, Q, W] out of `tokens` [B, L, W]."""
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """The block's output for the tokens `queries` [B, Q, W] out of `tokens` [B, L, W]."""
         normed = self.ln_1(tokens)
-        query = normed if wanted is tokens else self.ln_1(wanted)
+        query = normed if queries is tokens else self.ln_1(queries)
         q, k, v = (
             self.split_heads(self.query(query)),
             self.split_heads(self.key(normed)),
             self.split_heads(self.value(normed)),
         )
         mixed = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        wanted = wanted + self.ls_1(self.out(mixed.transpose(1, 2).flatten(2)))
-        return wanted + self.ls_2(self.mlp(self.ln_2(wanted)))
+        x = queries + self.ls_1(self.out(mixed.transpose(1, 2).flatten(2)))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[B, tokens, W] -> [B, H, tokens, W / H]"""
@@ -105,17 +105,17 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def is_plain(tower: Tower) -> bool:
-    """Whether the tower is CLIP's own, with a class token and blocks that `Block` knows; others stay as they are."""
+    """Whether it is CLIP's tower, with a class token and blocks that `Block` can replace; others are used unchanged."""
     return type(tower) is ClipTower and all(map(is_standard, tower.blocks))
 
 
 def is_standard(block: nn.Module) -> bool:
-    """Whether it is open_clip's plain residual block with this library's attention in it."""
+    """Whether it is open_clip's plain residual block with the attention of this library."""
     return is_residual(block) and isinstance(block.attn, SelfAttention)
 
 
 def activation(block: Any) -> str:
-    """What timm calls the activation of a block's MLP, of open_clip or of timm itself; '' for one that it has not."""
+    """timm's name of the activation in a block's MLP (of open_clip or timm); '' where timm has none."""
     module = block.mlp.gelu if hasattr(block.mlp, "gelu") else block.mlp.act
     tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
     return "gelu_tanh" if tanh else {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(module).__name__, "")

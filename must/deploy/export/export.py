@@ -1,6 +1,6 @@
-"""The stage `must export`: a bundle as an ONNX file, or as a folder that another library loads with its own code.
+"""The stage `must export`: writes a bundle as an ONNX file, or as a folder that another library can load.
 
-What that then says of images is compared with the bundle before anything gets its name.
+The exported model's outputs are compared with the bundle's before any file is written to the output.
 """
 
 import json
@@ -29,7 +29,7 @@ from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 
 logger = logging.getLogger(__name__)
 
-MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's one is whole
+MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's marker is complete
 OTHERS = {
     "open_clip_model.safetensors", "bpe.txt.gz", "model.safetensors", "vocab.json", "merges.txt",
     "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json",
@@ -40,46 +40,46 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """The other library's answers beside ours, on the same images."""
+    """The comparison of the other library's outputs with the bundle's, on the same images."""
 
     images: int
-    feature: float  # largest difference of a number of the unit features
+    feature: float  # largest difference of an element of the unit features
     logit: float  # of a logit
     probability: float  # of a probability
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes what `config.to` names; returns the comparison.
+    """Writes the format `config.to`; returns the comparison.
 
     Raises:
-        ValueError: no bundle, no shards, a model that the format cannot hold, or too little agreement; nothing is
-            written then.
+        ValueError: no bundle, no shards, a model that the format cannot represent, or too large differences; nothing
+            is written then.
     """
     if config.to == "onnx":
         return onnx.export_onnx(config)
     from must.deploy.export.model_card import hub_card
 
-    kind = kind_of(config.to)
+    library = library_module(config.to)
     metrics = read_metrics(config.metrics) if config.metrics else None
     remote = storage.is_remote(config.output)
-    place_to_write = None if remote else scratch(config.output)
+    parent = None if remote else parent_of(config.output)
     with (
-        tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=place_to_write) as folder,
+        tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=parent) as folder,
         parts("export", 4) as begin,
         torch.no_grad(),
     ):
-        scratched = Path(folder)
+        scratch = Path(folder)
         begin("the model and images to compare on")
         bundle = load_bundle(config.model)
         images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
         begin("the files")
-        kind.write(config, bundle, scratched)
+        library.write(config, bundle, scratch)
         begin("the library's answers")
-        theirs = kind.features(scratched, images)
+        features = library.features(scratch, images)
         begin("ours")
-        agreement = compare_features(bundle, images, theirs)
+        agreement = compare_features(bundle, images, features)
         require_agreement(agreement, config.to)
-        write_classifier(bundle, scratched)
+        write_classifier(bundle, scratch)
         result = {
             "to": config.to,
             "check": {"images": agreement.images, "largest_difference": agreement.probability},
@@ -87,9 +87,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "largest_logit_difference": agreement.logit,
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
-        card = hub_card(bundle.description, result, metrics, kind.use(scratched), config.license)
-        (scratched / README_FILE).write_bytes(encoded(card))
-        place(scratched, config.output)
+        card = hub_card(bundle.description, result, metrics, library.use(scratch), config.license)
+        (scratch / README_FILE).write_bytes(encoded(card))
+        publish(scratch, config.output)
     logger.info(f"{config.output}  for {config.to}")
     logger.info(
         f"compared on {agreement.images} images ({result['checked_on']}): largest difference of a unit feature "
@@ -98,27 +98,27 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return result
 
 
-def kind_of(to: str) -> Any:
-    """The module with what is particular to a library: `write`, `features` and `use`."""
+def library_module(to: str) -> Any:
+    """The module for a library, with `write`, `features` and `use`."""
     if to == "open_clip":
-        from must.deploy.export import open_clip as kind
+        from must.deploy.export import open_clip as library
     else:
-        from must.deploy.export import transformers as kind  # type: ignore[no-redef]
-    return kind
+        from must.deploy.export import transformers as library  # type: ignore[no-redef]
+    return library
 
 
-def compare_features(bundle: Bundle, images: torch.Tensor, theirs: torch.Tensor) -> Agreement:
-    """`images` [N, 3, S, S], normalised; `theirs` [N, D], the other library's features of them."""
+def compare_features(bundle: Bundle, images: torch.Tensor, features: torch.Tensor) -> Agreement:
+    """`images` [N, 3, S, S], normalised; `features` [N, D]: the other library's features of them."""
     model = bundle.model
-    ours = torch.cat([F.normalize(model.visual(part), dim=-1) for part in images.split(32)])
-    logits = torch.cat([model(part) for part in images.split(32)])
-    theirs = F.normalize(theirs.float(), dim=-1)
-    answers = model.logit_factor * theirs @ model.classifier
+    expected = torch.cat([F.normalize(model.visual(part), dim=-1) for part in images.split(32)])
+    expected_logits = torch.cat([model(part) for part in images.split(32)])
+    features = F.normalize(features.float(), dim=-1)
+    logits = model.logit_factor * features @ model.classifier
     return Agreement(
         images=len(images),
-        feature=(ours - theirs).abs().max().item(),
-        logit=(logits - answers).abs().max().item(),
-        probability=(logits.softmax(-1) - answers.softmax(-1)).abs().max().item(),
+        feature=(expected - features).abs().max().item(),
+        logit=(expected_logits - logits).abs().max().item(),
+        probability=(expected_logits.softmax(-1) - logits.softmax(-1)).abs().max().item(),
     )
 
 
@@ -131,8 +131,8 @@ def require_agreement(agreement: Agreement, to: str) -> None:
 
 
 def write_classifier(bundle: Bundle, folder: Path) -> None:
-    """Writes `classifier` [D, K], the text columns as training left them, `logit_factor`, and the class names as JSON
-    in the metadata."""
+    """Writes `classifier` [D, K], the columns after training, `logit_factor`, and the class names as JSON in the
+    metadata."""
     from safetensors.torch import save
 
     description = bundle.description
@@ -142,24 +142,24 @@ def write_classifier(bundle: Bundle, folder: Path) -> None:
     (folder / LABELS_FILE).write_bytes(lines_of(description.classes))
 
 
-def scratch(output: str) -> Path:
-    """Where the files are made first: on the disk that they will lie on."""
-    beside = storage.local(output).absolute().parent
-    with storage.disk_errors(beside):
-        beside.mkdir(parents=True, exist_ok=True)
-    return beside
+def parent_of(output: str) -> Path:
+    """The folder for temporary files: on the same disk as `output`."""
+    parent = storage.local(output).absolute().parent
+    with storage.disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    return parent
 
 
-def place(made: Path, output: str) -> None:
-    """Puts the files into OUTPUT, the marker last; what an earlier export left there goes.
+def publish(scratch: Path, output: str) -> None:
+    """Moves the files into OUTPUT, the marker last; deletes the files of an earlier export.
 
-    Who looks in between finds no marker, and so no model, rather than one of two exports' parts.
+    Without a marker the folder is no model, so that nobody reads a mixture of two exports.
     """
-    files = sorted(path.name for path in made.iterdir())
+    files = sorted(path.name for path in scratch.iterdir())
     files.sort(key=lambda name: name in MARKERS)
     for name in (*MARKERS, *sorted(OTHERS - set(files))):
         if storage.exists(target := storage.join(output, name)):
             storage.delete(target)
     for name in files:
-        (made / name).chmod(0o666 & ~storage.umask())
-        (storage.upload if storage.is_remote(output) else storage.move)(made / name, storage.join(output, name))
+        (scratch / name).chmod(0o666 & ~storage.umask())
+        (storage.upload if storage.is_remote(output) else storage.move)(scratch / name, storage.join(output, name))

@@ -1,4 +1,4 @@
-"""The model as an ONNX graph, only what classifying needs, with a dynamic batch; in float32, half floats or int8."""
+"""The model as an ONNX graph for inference, with a dynamic batch size; in float32, half floats or int8."""
 
 import contextlib
 import io
@@ -30,12 +30,12 @@ METADATA_KEYS = (
 
 
 def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
-    """The ONNX model in float32; with `embeddings` it has them as a second output.
+    """The ONNX model in float32; with `embeddings`, they are its second output.
     Raises ValueError: the model is too large for one ONNX file."""
     preprocess = preprocess_of(bundle.description)
     size = preprocess.size
     module = InferenceModel(bundle.model, preprocess, uint8, embeddings).eval()
-    # two images: torch.export takes an example's batch of one for a constant
+    # Two images: torch.export treats a batch size of one in the example as a constant.
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
     if weights > PROTOBUF_LIMIT * 0.95:
@@ -58,19 +58,19 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
 
 
 def check_graph(graph: onnx.ModelProto) -> None:
-    """onnx.checker with shape inference, and no operator but the standard's: what any ONNX runtime asks for."""
+    """Runs onnx.checker with shape inference; requires that all operators are of the ONNX standard."""
     onnx.checker.check_model(graph, full_check=True)
     foreign = {node.domain for node in graph.graph.node} - {"", "ai.onnx"}
     assert not foreign, f"operators of {foreign}"
 
 
 def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
-    """Writes what a server or a reader must know into metadata_props; values that are not strings as JSON."""
+    """Writes the description of the model into metadata_props; values that are not strings as JSON."""
     description = bundle.description.to_dict()
     description["preprocess_text"] = describe_preprocess(preprocess_of(bundle.description))
     values = {name: description[name] for name in METADATA_KEYS} | extra
     used = {node.domain for node in graph.graph.node}
-    sets = [entry for entry in graph.opset_import if entry.domain in used]  # the quantizer adds those of its own tools
+    sets = [entry for entry in graph.opset_import if entry.domain in used]  # without unused ones of the quantizer
     del graph.opset_import[:], graph.metadata_props[:]
     graph.opset_import.extend(sets)
     for key, value in values.items():
@@ -80,7 +80,7 @@ def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
 
 
 def strip_tracing_notes(graph: onnx.ModelProto) -> None:
-    """Removes the exporter's notes: stack traces with file names of the machine it ran on."""
+    """Removes the exporter's metadata: stack traces with file names of this machine."""
     del graph.metadata_props[:]
     del graph.graph.metadata_props[:]
     for node in graph.graph.node:
@@ -97,7 +97,7 @@ def strip_tracing_notes(graph: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter's progress lines and warnings are of no use to a user; its errors still come through."""
+    """Hides the exporter's progress lines and warnings, which do not help a user; its errors are still raised."""
     loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     with quieted(logging.ERROR, *loggers), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -111,14 +111,14 @@ CALIBRATION_BATCH = 16
 def quantize(
     graph: onnx.ModelProto, pixels: np.ndarray | None, preprocess: Preprocess, folder: Path
 ) -> tuple[onnx.ModelProto, str]:
-    """(the int8 model, by onnxruntime's quantization, static where there are images to calibrate on; what was done).
+    """(the int8 model by onnxruntime's quantization, static if there are images for calibration; a description of it).
 
     Weights are quantized per output channel, activations per tensor, in the matrix products of the blocks. The patch
-    embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the work and
-    most of the error.
+    embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the
+    computation and would cause most of the error.
 
     Args:
-        pixels: uint8 [N, S, S, 3] to calibrate on; None quantizes activations as they come, image by image.
+        pixels: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image.
         folder: for intermediate files.
     """
     load_runtime()
@@ -146,11 +146,11 @@ def quantize(
 
 
 def to_half(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16; input and output stay float32, and so does what would lose too much.
+    """Weights and arithmetic in float16; input, output and the operations that need the precision stay in float32.
 
-    That is the normalisation of uint8 pixels before the patch embedding, and everything from the feature's norm on:
-    a logit of up to 100 in float16 has steps of 0.06, which is 6% of a probability. LayerNorm's mean and variance are
-    taken in float32 too (onnxruntime 1.32 crashes on the CPU when it fuses a half LayerNorm).
+    These operations are the normalisation of uint8 pixels, and everything from the feature's norm on: a logit of up to
+    100 in float16 has steps of 0.06, which is 6% of a probability. LayerNorm's mean and variance are computed in
+    float32 too (onnxruntime 1.32 crashes on the CPU when it fuses a half LayerNorm).
     """
     load_runtime()
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
@@ -170,36 +170,36 @@ def to_half(graph: onnx.ModelProto) -> onnx.ModelProto:
     drop_round_trips(half)
     model = OnnxModel(half)
     model.topological_sort()  # the conversion appends its casts after the nodes that read them,
-    del half.graph.value_info[:]  # and leaves notes of the types there were
+    del half.graph.value_info[:]  # and leaves the old types
     return half
 
 
 def drop_round_trips(graph: onnx.ModelProto) -> None:
-    """Takes out each cast to half floats that is read by nothing but casts back: between two operators that stay in
-    float32 the conversion rounds what passes, logits included."""
+    """Removes each cast to half floats whose result is only cast back: between two operators that stay in float32 the
+    conversion would round values, among them the logits."""
     casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
-    kept = {name: node.attribute[0].i for name, node in casts.items()}
+    types = {name: node.attribute[0].i for name, node in casts.items()}
     source: dict[str, str] = {}
     for name, node in casts.items():
-        before = node.input[0]
-        if kept[name] == onnx.TensorProto.FLOAT and kept.get(before) == onnx.TensorProto.FLOAT16:
-            source[name] = casts[before].input[0]
+        previous = node.input[0]
+        if types[name] == onnx.TensorProto.FLOAT and types.get(previous) == onnx.TensorProto.FLOAT16:
+            source[name] = casts[previous].input[0]
     outputs = {value.name for value in graph.graph.output}
     for node in graph.graph.node:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name in source and name not in outputs:
-                node.input[place] = source[name]
+                node.input[index] = source[name]
     while True:
-        read = {name for node in graph.graph.node for name in node.input} | outputs
-        idle = [node for node in graph.graph.node if node.op_type == "Cast" and node.output[0] not in read]
-        if not idle:
+        used = {name for node in graph.graph.node for name in node.input} | outputs
+        unused = [node for node in graph.graph.node if node.op_type == "Cast" and node.output[0] not in used]
+        if not unused:
             return
-        for node in idle:
+        for node in unused:
             graph.graph.node.remove(node)
 
 
 def products_with_weights(graph: onnx.ModelProto) -> list[str]:
-    """Names of the matrix products of an activation with a constant weight, but for the last: the classifier."""
+    """Names of the matrix products of an activation with a constant weight, except the last one (the classifier)."""
     constants = {value.name for value in graph.graph.initializer}
     nodes = [
         node.name
@@ -210,7 +210,7 @@ def products_with_weights(graph: onnx.ModelProto) -> list[str]:
 
 
 class Calibration:
-    """Batches of the graph's input, as onnxruntime's calibration asks for them."""
+    """Batches of the graph's input; implements onnxruntime's CalibrationDataReader."""
 
     def __init__(self, pixels: np.ndarray, preprocess: Preprocess, as_pixels: bool) -> None:
         self.pixels, self.preprocess, self.as_pixels = pixels, preprocess, as_pixels

@@ -1,6 +1,6 @@
-"""The model card: what a model is, how good it was measured to be, and what it must not be trusted with.
+"""The model card: description, measured quality, and limits of a model.
 
-For a hub it begins with a YAML block of what the hub sorts models by (README.md).
+The card for a hub (README.md) begins with a YAML block of the hub's metadata.
 """
 
 import re
@@ -27,13 +27,13 @@ LICENCES = (
 
 
 def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str = "") -> str:
-    """Markdown. `exported` is what `must export` returns, `metrics`: what was measured, if anything was;
-    `usage`, Markdown itself, says how another library uses it."""
+    """Markdown. `exported` is the result of `must export`, `metrics` that of `must evaluate`, if any; `usage`, also
+    Markdown, describes the use in another library."""
     parts = [
         f"# {escape(description.backbone)}, adapted to {len(description.classes)} classes",
         "An image classifier: CLIP, fine-tuned on unlabeled images of the target domain with masked unsupervised "
         "self-training (MUST, arXiv 2206.02967). No labels were used for training.",
-        section("Use", takeaway(description, exported, usage) if usage else onnx_use(description, exported)),
+        section("Use", library_use(description, exported, usage) if usage else onnx_use(description, exported)),
         section("Classes", classes(description)),
         section("Training", training(description)),
         section("Quality", quality(metrics)),
@@ -72,7 +72,7 @@ def onnx_use(description: Description, exported: dict[str, Any]) -> str:
     )
 
 
-def takeaway(description: Description, exported: dict[str, Any], usage: str) -> str:
+def library_use(description: Description, exported: dict[str, Any], usage: str) -> str:
     check = exported["check"]
     return (
         f"{usage}\n\nThree things that go wrong otherwise:\n\n"
@@ -128,24 +128,24 @@ def quality(metrics: Metrics | None) -> str:
     lines += ["| | " + metrics.baseline_name + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
         models = (metrics.baseline, metrics.adapted)
-        cells = [f"{getattr(one, key):.1%} ({spread(one.intervals[key])})" if one else "" for one in models]
+        cells = [f"{getattr(model, key):.1%} ({spread(model.intervals[key])})" if model else "" for model in models]
         cells.insert(0, title)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def abstention(found: dict[str, Any] | None) -> str:
-    """What is known of the threshold in the file; '' if there is none."""
-    if not found:
+def abstention(fields: dict[str, Any] | None) -> str:
+    """Describes the threshold in the file; '' if there is none."""
+    if not fields:
         return ""
     how = (
-        f"measured with labels: {found['risk']:.1%} wrong, with 95% confidence at most {found['bound']:.1%}"
-        if found["by"] == "labels"
-        else f"estimated without labels: {found['risk']:.1%} wrong, which promises nothing"
+        f"measured with labels: {fields['risk']:.1%} wrong, with 95% confidence at most {fields['bound']:.1%}"
+        if fields["by"] == "labels"
+        else f"estimated without labels: {fields['risk']:.1%} wrong, which promises nothing"
     )
     return (
-        f"Below a probability of {found['threshold']:.3f} no class should be named (`must predict --abstain -1`; "
-        f"`must serve` does so by itself). {found['coverage']:.1%} of the images get a class then; of those, {how}. "
+        f"Below a probability of {fields['threshold']:.3f} no class should be named (`must predict --abstain -1`; "
+        f"`must serve` does so by itself). {fields['coverage']:.1%} of the images get a class then; of those, {how}. "
         "It was chosen with the arithmetic of PyTorch in float32."
     )
 
@@ -170,16 +170,15 @@ def spread(interval: Interval) -> str:
 
 
 def escape(value: Any) -> str:
-    """Text that Markdown and terminals take for text: names of classes and files are not ours."""
-    text = " ".join(str(value).split())
-    return "".join(escaped(character) for character in text)
+    """Escapes untrusted text, such as names of classes and files, for Markdown and terminals."""
+    return "".join(escape_character(character) for character in " ".join(str(value).split()))
 
 
-def escaped(character: str) -> str:
+def escape_character(character: str) -> str:
     if character in r"\`*_{}[]<>#|!~":
         return f"\\{character}"
-    known = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is no UTF-8
-    return character if known else "?"
+    printable = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is not UTF-8
+    return character if printable else "?"
 
 
 TASKS = {
@@ -196,10 +195,10 @@ def hub_card(
     """Markdown with front matter.
 
     Args:
-        exported: what `must export` returns; its `to` names the library.
-        metrics: what was measured, if anything was; no number is in the card without it.
+        exported: the result of `must export`; its `to` is the library.
+        metrics: of `must evaluate`; without them, the card has no metrics.
         usage: Markdown, how to classify with the folder.
-        licence: the hub's short name of one; none is claimed if empty.
+        licence: the hub's identifier; empty: the card states none.
     """
     to = exported.get("to", "onnx")
     values: dict[str, Any] = {
@@ -208,14 +207,14 @@ def hub_card(
         "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
         **({"license": licence} if licence else {}),
         **base_model(description),
-        **measured(description, metrics),
+        **model_index(description, metrics),
     }
     front = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{model_card(description, exported, metrics, usage)}"
 
 
 def base_model(description: Description) -> dict[str, Any]:
-    """The backbone's repository on the hub, where open_clip or its own name tells it."""
+    """The backbone's repository on the hub, from its name or from open_clip; {} if unknown."""
     import open_clip
 
     name = description.backbone.removeprefix("hf-hub:")
@@ -228,8 +227,8 @@ def base_model(description: Description) -> dict[str, Any]:
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
 
 
-def measured(description: Description, metrics: Metrics | None) -> dict[str, Any]:
-    """The hub's model-index, of labelled images only, and not of those that `must review` picked."""
+def model_index(description: Description, metrics: Metrics | None) -> dict[str, Any]:
+    """The hub's model-index: only for metrics on labelled images that `must review` did not pick."""
     if not metrics or not metrics.adapted or metrics.data.picked:
         return {}
     data, adapted = metrics.data, metrics.adapted
@@ -249,7 +248,7 @@ def measured(description: Description, metrics: Metrics | None) -> dict[str, Any
 
 
 def usage(packages: str, load: str, feature: str) -> str:
-    """How Python code classifies a picture with an exported folder, as Markdown; `feature` is a unit one, [1, D]."""
+    """Markdown with Python code that classifies a picture with an exported folder; `feature` has length 1, [1, D]."""
     return f"""\
 ```python
 import json, {packages}, PIL.Image as Image

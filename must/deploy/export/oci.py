@@ -1,9 +1,9 @@
-"""An exported folder as a container image's layout on disk (OCI image layout 1.0), without a container engine.
+"""Writes an exported folder as a container image (OCI image layout 1.0), without a container engine.
 
     FOLDER/oci-layout, index.json, blobs/sha256/...
 
-The image holds the files below /models and nothing else: for Kubernetes' image volumes and KServe's oci+native://.
-There is no shell in it, which KServe's sidecar (plain oci://) asks for. The same files give the same bytes.
+The image only has the files, below /models: for Kubernetes' image volumes and KServe's oci+native://. It has no shell,
+which KServe's sidecar (plain oci://) needs. The same files give the same bytes.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ MEDIA = "application/vnd.oci.image"
 
 
 def write_layout(source: Path, target: Path) -> str:
-    """Returns the image's digest, sha256:... Hidden files are left out.
+    """Returns the image's digest, sha256:... Hidden files are omitted.
 
     Raises:
-        ValueError: there is something at `target`.
-        OSError: it cannot be written; nothing is left there.
+        ValueError: `target` exists.
+        OSError: it cannot be written; `target` does not exist then.
     """
     require(not target.exists(), f"--repo oci:{target}: is there already; give a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,8 @@ def write_layout(source: Path, target: Path) -> str:
         blobs.mkdir(parents=True)
         layer = write_layer(source, blobs)
         files = {"type": "layers", "diff_ids": [layer["digest"]]}
-        made = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": files}
-        parts = {"config": write_json(blobs, "config.v1+json", made), "layers": [layer]}
+        config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": files}
+        parts = {"config": write_json(blobs, "config.v1+json", config), "layers": [layer]}
         manifest = write_json(blobs, "manifest.v1+json", head("manifest.v1+json") | parts)
         index = head("index.v1+json") | {"manifests": [manifest]}
         (layout / "index.json").write_text(json.dumps(index))
@@ -45,7 +45,7 @@ def write_layout(source: Path, target: Path) -> str:
 
 
 def write_layer(source: Path, blobs: Path) -> dict[str, Any]:
-    """A plain tar, without times and owners: its digest is that of the unpacked layer, too."""
+    """A plain tar, without times and owners; its digest is also the diff_id, as it is not compressed."""
     draft = blobs / "layer"
     with tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as tar:
         for path in [source, *sorted(source.rglob("*"))]:

@@ -1,4 +1,4 @@
-"""`must export --to onnx`: the adapted model as ONNX, compared with PyTorch before it gets its name."""
+"""`must export --to onnx`: writes the adapted model as ONNX after comparing it with PyTorch."""
 
 import logging
 import tempfile
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}
 RANDOM_IMAGES = 64
-README_FILE = "README.md"  # the same for a hub, which reads what stands in YAML before it
+README_FILE = "README.md"  # the model card for a hub, with a YAML header
 BATCH_SIZES_TRIED = (1, 3, 8)
-TIE = 1e-4  # two classes as probable as this to each other are a tie, either of which is right
+TIE = 1e-4  # two classes whose probabilities differ by less are a tie: both are correct
 LEAST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
 """Of an image's embedding with PyTorch's, by the precision."""
 
@@ -46,15 +46,15 @@ class Check:
     cosine: float | None = None  # smallest one of an image's embedding with PyTorch's; None: the file gives none
 
     def to_dict(self) -> dict[str, Any]:
-        told = asdict(self) | {"batches": list(self.batches)}
-        return told if self.cosine is not None else {name: told[name] for name in told if name != "cosine"}
+        fields = asdict(self) | {"batches": list(self.batches)}
+        return {name: value for name, value in fields.items() if name != "cosine" or value is not None}
 
     def line(self) -> str:
         sizes = ", ".join(map(str, self.batches))
-        besides = "" if self.cosine is None else f", smallest cosine of an embedding {self.cosine:.6f}"
+        cosine = "" if self.cosine is None else f", smallest cosine of an embedding {self.cosine:.6f}"
         return (
             f"same class as PyTorch on {100 * self.agreement:.2f}% of {self.images} images at batch sizes {sizes}; "
-            f"largest difference of a probability {self.largest_difference:.1e}{besides}"
+            f"largest difference of a probability {self.largest_difference:.1e}{cosine}"
         )
 
 
@@ -65,7 +65,7 @@ def reference(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
 
 
 def reference_embeddings(bundle: Bundle, pixels: np.ndarray) -> np.ndarray:
-    """PyTorch's image features of length 1, float32 [N, D], by open_clip's own tower."""
+    """PyTorch's image features of length 1, float32 [N, D], by open_clip's tower."""
     images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
     return F.normalize(features_of(bundle.model.visual, images), dim=-1).numpy()
 
@@ -75,16 +75,16 @@ def compare(
 ) -> Check:
     """Runs the exported classifier over uint8 pixels [N, S, S, 3] at each batch size.
 
-    `expected` [N, K] are PyTorch's probabilities; `embeddings` [N, D], if the file gives them, its unit features.
+    `expected` [N, K] are PyTorch's probabilities; `embeddings` [N, D], if the file has them, PyTorch's unit features.
     """
-    answers = [predict_onnx(classifier, pixels, batch) for batch in BATCH_SIZES_TRIED]
-    results = [probability for probability, _ in answers]
+    outputs = [predict_onnx(classifier, pixels, batch) for batch in BATCH_SIZES_TRIED]
+    results = [probability for probability, _ in outputs]
     best = expected.max(axis=1)
     agree = np.ones(len(pixels), dtype=bool)
-    for got in results:
-        chosen = np.take_along_axis(expected, got.argmax(axis=1)[:, None], axis=1)[:, 0]
+    for probability in results:
+        chosen = np.take_along_axis(expected, probability.argmax(axis=1)[:, None], axis=1)[:, 0]
         agree &= chosen >= best - TIE
-    differences = np.stack([np.abs(got - expected) for got in results])
+    differences = np.stack([np.abs(probability - expected) for probability in results])
     return Check(
         images=len(pixels),
         batches=BATCH_SIZES_TRIED,
@@ -92,32 +92,32 @@ def compare(
         largest_difference=float(differences.max()),
         mean_difference=float(differences.mean(dtype=np.float64)),
         batch_difference=float(np.ptp(np.stack(results), axis=0).max()),
-        cosine=None if embeddings is None else min(smallest_cosine(embeddings, found) for _, found in answers),
+        cosine=None if embeddings is None else min(smallest_cosine(embeddings, embedding) for _, embedding in outputs),
     )
 
 
-def smallest_cosine(expected: np.ndarray, found: np.ndarray | None) -> float:
-    """Of unit vectors [N, D] with those that should be the same. -1: there are none, of another shape, no numbers, or
-    of a length that differs from 1 by a thousandth."""
-    if found is None or found.shape != expected.shape:
+def smallest_cosine(expected: np.ndarray, embedding: np.ndarray | None) -> float:
+    """Between expected and exported unit vectors [N, D]. -1: there are none, their shape differs, they contain NaN, or
+    a length differs from 1 by a thousandth."""
+    if embedding is None or embedding.shape != expected.shape:
         return -1.0
-    lengths = np.linalg.norm(found, axis=1)
-    return float((found * expected).sum(axis=1).min()) if np.all(np.abs(lengths - 1) < 1e-3) else -1.0
+    lengths = np.linalg.norm(embedding, axis=1)
+    return float((embedding * expected).sum(axis=1).min()) if np.all(np.abs(lengths - 1) < 1e-3) else -1.0
 
 
 def predict_onnx(classifier: OnnxClassifier, pixels: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Probabilities [N, K], and embeddings [N, D] of a file that gives them."""
-    wanted = classifier.dimensions > 0
-    parts = [classifier.answer(pixels[i : i + batch], wanted) for i in range(0, len(pixels), batch)]
+    starts, has_embeddings = range(0, len(pixels), batch), classifier.dimensions > 0
+    parts = [classifier.predict(pixels[start : start + batch], has_embeddings) for start in starts]
     embeddings = [embedding for _, embedding in parts if embedding is not None]
-    return np.concatenate([found for found, _ in parts]), np.concatenate(embeddings) if embeddings else None
+    return np.concatenate([probability for probability, _ in parts]), np.concatenate(embeddings) if embeddings else None
 
 
 def export_onnx(config: ExportConfig) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards; returns the comparison.
 
     Raises:
-        ValueError: no bundle, no shards, or a file that agrees with PyTorch less than stated; nothing is written then.
+        ValueError: no bundle, no shards, or too little agreement with PyTorch; nothing is written then.
     """
     from must.deploy.export.graph import (  # needs onnx and the exporter
         add_metadata,
@@ -147,11 +147,11 @@ def export_onnx(config: ExportConfig) -> dict[str, Any]:
             graph, method = quantize(
                 graph, pixels if config.shards else None, preprocess_of(bundle.description), Path(folder)
             )
-        unsure = abstention_of(bundle.description, metrics)
-        known = {METADATA: unsure} if unsure else {}
+        abstention = abstention_of(bundle.description, metrics)
+        metadata = {METADATA: abstention} if abstention else {}
         if features is not None:
-            known |= {EMBEDDING: {"dimensions": features.shape[1], "length": 1}}
-        add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method, **known)
+            metadata |= {EMBEDDING: {"dimensions": features.shape[1], "length": 1}}
+        add_metadata(graph, bundle, precision=config.precision, input=config.input, arithmetic=method, **metadata)
         check_graph(graph)
         path.write_bytes(graph.SerializeToString())
         begin("the file's answers")
@@ -163,7 +163,7 @@ def export_onnx(config: ExportConfig) -> dict[str, Any]:
             "arithmetic": method,
             "megabytes": path.stat().st_size / 1e6,
             "check": check.to_dict(),
-            "abstention": unsure,
+            "abstention": abstention,
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
         if features is not None:
@@ -177,7 +177,7 @@ def export_onnx(config: ExportConfig) -> dict[str, Any]:
 
 
 def write_export(config: ExportConfig, bundle: Bundle, models: dict[str, Path], cards: dict[str, str]) -> None:
-    """model.onnx goes first and comes last, so that a folder with it is complete and of one export."""
+    """Deletes model.onnx first and writes it last: a folder with it is complete and of a single export."""
     storage.delete(storage.join(config.output, ONNX_FILE))
     labels = lines_of(bundle.description.classes)
     storage.write_bytes(storage.join(config.output, LABELS_FILE), labels)
@@ -188,16 +188,16 @@ def write_export(config: ExportConfig, bundle: Bundle, models: dict[str, Path], 
 
 
 def abstention_of(description: Description, metrics: Metrics | None) -> dict[str, Any] | None:
-    """The threshold below which the model names no class, and what is known of it: from the evaluation, else from a
-    bundle of an earlier version, whose training left one. None: neither has one."""
+    """The threshold for abstaining with its coverage and risk: from the evaluation, else from a bundle of an earlier
+    version, whose training computed one. None: neither has one."""
     evaluated = asdict(metrics.abstention) if metrics and metrics.abstention else {}
     selection = description.provenance.selection
     trained = selection.more.get("abstention") if selection else None
     trained = trained if isinstance(trained, dict) else {}
-    for found, by in ((evaluated, evaluated.get("by")), (trained, "similar images")):
-        if found.get("threshold") is not None:
-            known = {name: found.get(name) for name in ("threshold", "coverage", "risk", "bound")}
-            return known | {"target": found.get("target", 0.05), "by": by}
+    for calibration, by in ((evaluated, evaluated.get("by")), (trained, "similar images")):
+        if calibration.get("threshold") is not None:
+            fields = {name: calibration.get(name) for name in ("threshold", "coverage", "risk", "bound")}
+            return fields | {"target": calibration.get("target", 0.05), "by": by}
     return None
 
 
@@ -218,7 +218,7 @@ def check_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
         try:
             pixels.append(decode_view(reader.image(int(number)), view, reader.index.max_pixels))
         except ValueError:
-            continue  # evaluate counts such images; here the others do
+            continue  # `must evaluate` reports such images; they are not needed here
     require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")
     return np.stack(pixels)
 

@@ -1,4 +1,4 @@
-"""`must export --to open_clip`: a whole model folder, as open_clip itself writes and loads one."""
+"""`must export --to open_clip`: a complete model folder in open_clip's format."""
 
 import math
 from pathlib import Path
@@ -29,7 +29,7 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
 
 
 def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
-    """open_clip's own, [N, D]."""
+    """The features [N, D] that open_clip computes with the written folder."""
     import open_clip
 
     from must.method.model.backbone import quiet_open_clip
@@ -37,7 +37,7 @@ def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
     try:
         with quiet_open_clip():
             model = open_clip.create_model(f"local-dir:{folder}").eval()
-    except Exception as error:  # text towers of transformers are asked for at a hub, which raises anything
+    except Exception as error:  # any kind: for text towers of transformers, open_clip sends requests to a hub
         raise UserError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error
     return features_of(model.encode_image, images)
 
@@ -47,15 +47,15 @@ def use(folder: Path) -> str:
 
 
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
-    """The classifier file's model with the image tower of the bundle at `model` in it, whose logit factor is its scale.
-    Raises ValueError: the classifier's model is not there, or of another architecture than the bundle's."""
+    """The classifier file's model with the image tower and the logit factor of the bundle at `model`.
+    Raises ValueError: the classifier's model does not exist, or has another architecture than the bundle."""
     header = read_header(classifier)
     folder = header["model_folder"]
-    named = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])
-    backbone = load_backbone(*named)
+    source = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])
+    backbone = load_backbone(*source)
     clip: Any = backbone.clip
     require(
-        same(backbone.architecture, bundle.description.architecture),
+        is_same(backbone.architecture, bundle.description.architecture),
         f"--classifier {classifier}: was made with {header['model']}, whose image tower is of another shape "
         f"than that of --model {model} ({bundle.description.backbone})",
     )
@@ -65,7 +65,7 @@ def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     return backbone
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two architectures are one; options that nothing is said of are as good as None."""
-    parts = [{name: value for name, value in each["vision_cfg"].items() if value is not None} for each in (one, other)]
-    return parts[0] == parts[1] and all(one[name] == other[name] for name in ("embed_dim", "quick_gelu"))
+def is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two architectures are equal; a missing option equals None."""
+    towers = [{name: value for name, value in each["vision_cfg"].items() if value is not None} for each in (a, b)]
+    return towers[0] == towers[1] and all(a[name] == b[name] for name in ("embed_dim", "quick_gelu"))

@@ -1,6 +1,6 @@
-"""The stage `must push`: an exported folder goes to a hub in one commit. HF_ENDPOINT says which hub, HF_TOKEN who asks.
+"""The stage `must push`: uploads an exported folder to a hub in one commit. HF_ENDPOINT: its URL, HF_TOKEN: the login.
 
-All files of a commit appear together; what the repository holds besides stays.
+All files of a commit appear together; other files of the repository are not changed.
 """
 
 import logging
@@ -30,13 +30,13 @@ HIDDEN = [".*", "**/.*"]
 
 
 def push(config: PushConfig) -> str:
-    """Uploads the folder's files, hidden ones left out; returns the commit's address, or an OCI image's digest.
+    """Uploads the folder's files except hidden ones; returns the commit's URL, or an OCI image's digest.
 
     Raises:
         ValueError: no exported folder, or the hub refuses it: no token, no permission, no such team.
         TransientError: the hub cannot be reached, or is busy.
     """
-    folder = exported(config.model)
+    folder = checked_folder(config.model)
     if config.repo.startswith(OCI):
         target = config.repo.removeprefix(OCI)
         digest = write_layout(Path(folder), Path(target))
@@ -45,7 +45,7 @@ def push(config: PushConfig) -> str:
     from huggingface_hub import HfApi, constants
 
     api = HfApi()
-    with telling(config, api.endpoint), quiet_hub():
+    with translate_errors(config, api.endpoint), quiet_hub():
         if constants.HF_HUB_OFFLINE:
             raise UserError("is disabled: unset HF_HUB_OFFLINE")
         api.create_repo(config.repo, private=config.private or None, exist_ok=True)
@@ -65,8 +65,8 @@ def push(config: PushConfig) -> str:
     return url
 
 
-def exported(model: str) -> str:
-    """The folder on this machine. Raises ValueError: it is none of `must export`."""
+def checked_folder(model: str) -> str:
+    """The folder on this machine. Raises ValueError: `must export` did not write it."""
     folder = Path(ensure_local(model))
     require(folder.is_dir(), f"--model {model}: there is no such folder")
     require(
@@ -87,19 +87,19 @@ def exported(model: str) -> str:
 
 
 @contextmanager
-def telling(config: PushConfig, hub: str) -> Iterator[None]:
-    """The block's errors in one line. What huggingface_hub raises is of many kinds, which change with its versions."""
+def translate_errors(config: PushConfig, hub: str) -> Iterator[None]:
+    """Converts errors to one line. huggingface_hub raises many kinds of exceptions, which change with its versions."""
     try:
         yield
     except Exception as error:
-        status, said = answer_of(error)
-        if not (status or isinstance(error, ValueError | OSError) or is_of_the_network(error)):
+        status, message = response_of(error)
+        if not (status or isinstance(error, ValueError | OSError) or is_network_error(error)):
             raise  # a bug
-        line = without_secrets(f"--repo {config.repo}: the hub {hub} {reason_of_hub(config, status, said, error)}")
+        line = without_secrets(f"--repo {config.repo}: the hub {hub} {reason_of_hub(config, status, message, error)}")
         raise (TransientError if TRY_LATER in line else UserError)(line) from error
 
 
-def reason_of_hub(config: PushConfig, status: int, said: str, error: Exception) -> str:
+def reason_of_hub(config: PushConfig, status: int, message: str, error: Exception) -> str:
     team = config.repo.partition("/")[0]
     if isinstance(error, ValueError) and CARD in str(error):
         return f"does not take the card: {first_line(error)}"
@@ -111,35 +111,34 @@ def reason_of_hub(config: PushConfig, status: int, said: str, error: Exception) 
         case 401:
             return "needs a valid token (401): set HF_TOKEN to one that may write"
         case 403:
-            return f"does not let you write there (403{said}): the token must be allowed to write, and you in {team}"
+            return f"does not let you write there (403{message}): the token must be allowed to write, and you in {team}"
         case 404:
-            return (
-                f"has no such repository, branch or team (404{said}): look at its name, and whether HF_TOKEN may see it"
-            )
+            text = "look at its name, and whether HF_TOKEN may see it"
+            return f"has no such repository, branch or team (404{message}): {text}"
         case 429:
             return f"limits requests from here (429): {TRY_LATER}"
     if status >= 500:
         return f"answers with an error ({status}): {TRY_LATER}"
-    return f"refuses it ({status}{said})"
+    return f"refuses it ({status}{message})"
 
 
-def is_of_the_network(error: BaseException | None) -> bool:
-    """Whether it, or what it came from, is an error of huggingface_hub's HTTP client, which is not always the same."""
+def is_network_error(error: BaseException | None) -> bool:
+    """Whether the error or one of its causes is of an HTTP client; huggingface_hub's versions use different ones."""
     clients = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
-    return any(type(one).__module__.split(".")[0] in clients for one in and_causes(error))
+    return any(type(cause).__module__.split(".")[0] in clients for cause in with_causes(error))
 
 
-def answer_of(error: BaseException | None) -> tuple[int, str]:
-    """(HTTP status, what the hub said), of the error or what it came from; (0, '') where there was no answer."""
-    for one in and_causes(error):
-        response: Any = getattr(one, "response", None)
+def response_of(error: BaseException | None) -> tuple[int, str]:
+    """(HTTP status, the hub's message), of the error or one of its causes; (0, '') where there was no response."""
+    for cause in with_causes(error):
+        response: Any = getattr(cause, "response", None)
         if response is not None:
-            message = getattr(one, "server_message", None)
+            message = getattr(cause, "server_message", None)
             return int(response.status_code), f": {first_line(UserError(message))}" if message else ""
     return 0, ""
 
 
-def and_causes(error: BaseException | None) -> Iterator[BaseException]:
+def with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
@@ -147,7 +146,7 @@ def and_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """No progress bars where nobody sees them move."""
+    """Hides progress bars where stderr is no terminal."""
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         are_progress_bars_disabled,
         disable_progress_bars,

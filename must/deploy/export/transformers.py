@@ -1,10 +1,10 @@
 """`must export --to transformers`: a CLIPModel or SiglipModel with its tokenizer and image processor.
 
-The files are written here rather than by transformers, whose inner names change with its versions; that it reads them
-as they were meant is compared afterwards.
+The files are written without transformers, whose internal names change with its versions; afterwards transformers loads
+them and its features are compared.
 
-There is no CLIPForImageClassification: it classifies the mean of the patches before the last LayerNorm, without CLIP's
-projection and without making the feature unit. No weights of its linear head give this model's logits.
+CLIPForImageClassification cannot represent this model: it classifies the mean of the patches before the last LayerNorm,
+without CLIP's projection and without normalising the feature. No weights of its linear head give this model's logits.
 """
 
 import json
@@ -30,7 +30,7 @@ from must.method.model.towers.timm_vit import TimmTower
 from must.method.model.transformers_folder import BEGIN, END_OF_TEXT
 from must.method.model.transformers_names import to_transformers
 
-USES = {  # how a picture's unit feature is made
+USES = {  # code that computes a picture's unit feature
     "CLIPModel": (
         'pooled = model.vision_model(**processor(picture, return_tensors="pt")).pooler_output\n'
         "feature = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)"
@@ -49,7 +49,7 @@ ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # timm's name: transformers'
 
 
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
-    """Raises ValueError: a model that neither CLIPModel nor SiglipModel can hold."""
+    """Raises ValueError: a model that neither CLIPModel nor SiglipModel can represent."""
     siglip = is_siglip(bundle.model.tower)
     if not siglip:
         check_holds(bundle)
@@ -57,17 +57,17 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     clip: Any = backbone.clip
     check_text(clip, backbone.tokenizer, siglip)
     weights = to_transformers(clip)
-    if strange := [name for name in weights if not name.startswith(KNOWN_PREFIXES)]:
-        refuse(f"they have nothing like {strange[0]}")
-    kept = {name: value.detach().float().contiguous().clone() for name, value in weights.items()}
-    save_weights(kept, folder / "model.safetensors", {"format": "pt"})
+    if unknown := [name for name in weights if not name.startswith(KNOWN_PREFIXES)]:
+        refuse(f"they have nothing like {unknown[0]}")
+    weights = {name: value.detach().float().contiguous().clone() for name, value in weights.items()}
+    save_weights(weights, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(backbone.tokenizer, folder)
     write_preprocessing(preprocess_of(bundle.description), folder)
     write_json(folder / "config.json", configuration(clip, backbone.tokenizer, bundle.description.logit_factor))
 
 
 def is_siglip(tower: Any) -> bool:
-    """Whether it is timm's tower with patches only and attention pooling, and nothing after that."""
+    """Whether it is timm's tower without a class token, with attention pooling, and without a head."""
     if type(tower) is not TimmTower or type(tower.visual.trunk) is not VisionTransformer:
         return False
     trunk, head = tower.visual.trunk, tower.visual.head
@@ -117,7 +117,7 @@ def refuse(reason: str) -> NoReturn:
 
 
 def configuration(clip: Any, tokenizer: Any, scale: float) -> dict[str, Any]:
-    """config.json; `scale` is the factor on the cosines."""
+    """config.json; `scale`: the factor of the cosines."""
     visual, siglip = clip.visual, hasattr(clip, "text")
     text, kind = (clip.text, "siglip") if siglip else (clip, "clip")
     blocks = visual.trunk.blocks if siglip else visual.transformer.resblocks
@@ -151,7 +151,7 @@ def configuration(clip: Any, tokenizer: Any, scale: float) -> dict[str, Any]:
 
 
 def shape(blocks: Any) -> dict[str, Any]:
-    """Of blocks of open_clip or timm."""
+    """The sizes in config.json, of blocks of open_clip or timm."""
     block = blocks[0]
     norm, inner = (block.ln_1, block.mlp.c_fc) if hasattr(block, "ln_1") else (block.norm1, block.mlp.fc1)
     act = activation(block)
@@ -166,7 +166,7 @@ def shape(blocks: Any) -> dict[str, Any]:
 
 
 def features(folder: Path, images: Tensor) -> Tensor:
-    """transformers' own, [N, D]. Raises ValueError: transformers is not installed."""
+    """The features [N, D] that transformers computes. Raises ValueError: transformers is not installed."""
     try:
         import transformers
     except ImportError:
@@ -210,7 +210,7 @@ def use(folder: Path) -> str:
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """vocab.json, merges.txt and their settings, of open_clip's SimpleTokenizer; any other writes itself."""
+    """vocab.json, merges.txt and their settings, of open_clip's SimpleTokenizer; others have `save_pretrained`."""
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
         return

@@ -1,5 +1,5 @@
-"""Predicts with the bundle of `must train`, by torch: on a GPU, and without an export.
+"""Predicts with a bundle of `must train` in torch: on a GPU, and without an export.
 
-An ONNX file is handed over to `predict`, which imports no torch; no more does this room until a bundle is named. It may
-import `predict`, and what a bundle needs: `model`, `export`'s network, `augment`'s pixels, `distributed`'s device.
+An ONNX file is passed to `predict`, which imports no torch; this folder imports it only for a bundle. It may import
+`predict` and the modules that a bundle needs: `model`, `export` (network), `augment` (pixels), `distributed` (device).
 """

@@ -1,4 +1,4 @@
-"""A network of torch that classifies as the ONNX file does that is exported from it: a bundle, or a zero-shot model."""
+"""Predicts in torch with the same network that `must export` writes to ONNX: of a bundle, or a zero-shot model."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from must.method.model.classifier import load_text_classifier
 
 class BundleClassifier:
     """Pixels -> class probabilities, by a bundle on one device, in float32.
-    Raises ValueError: a device that is not here."""
+    Raises ValueError: the device does not exist."""
 
     def __init__(self, bundle: Bundle, where: str, device: str = "auto", threads: int = 0) -> None:
         self.device = pick_device(device)
@@ -40,45 +40,45 @@ class BundleClassifier:
         self.dimensions = bundle.model.classifier.shape[0]
         self.network = InferenceModel(bundle.model, self.preprocess, False, embeddings=True).eval().to(self.device)
 
-    def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; if asked for, embeddings float32 [B, D] of length 1."""
+    def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; if requested, embeddings float32 [B, D] of length 1."""
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability, feature = (found.cpu().numpy() for found in self.network(images))
+            probability, feature = (output.cpu().numpy() for output in self.network(images))
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
         return probability, feature if embeddings else None
 
-    def require_embeddings(self, what: str = "") -> None:
-        """Every bundle has them."""
+    def require_embeddings(self, flag: str = "") -> None:
+        """Does nothing: every bundle has them."""
 
 
 @contextmanager
 def bundle_model(config: PredictConfig) -> Iterator[Model]:
-    """The bundle at --model, copied from its bucket. Raises ValueError: a part of it is missing or damaged."""
+    """The bundle at --model, copied from its bucket. Raises ValueError: one of its files is missing or damaged."""
     with tempfile.TemporaryDirectory(prefix="must-predict-") as copy:
-        remote, whole = storage.is_remote(config.model), hashlib.sha256()
+        remote, digest = storage.is_remote(config.model), hashlib.sha256()
         folder = copy if remote else config.model
         for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
             uri = storage.join(config.model, name)
             require(storage.exists(uri), f"{uri}: is missing")
             if remote:
                 storage.download(uri, Path(copy) / name)
-            whole.update(storage.sha256_of(storage.local(storage.join(folder, name))).encode())
+            digest.update(storage.sha256_of(storage.local(storage.join(folder, name))).encode())
 
-        def opened(patient: bool) -> BundleClassifier:
+        def open_bundle(patient: bool) -> BundleClassifier:
             try:
                 return BundleClassifier(load_bundle(folder), config.model, config.device, config.threads)
-            except ValueError as error:  # names the place that the user knows
+            except ValueError as error:  # the message names the user's --model, not the copy
                 raise UserError(str(error).replace(folder, config.model)) from error
 
-        yield Model(whole.hexdigest(), opened)
+        yield Model(digest.hexdigest(), open_bundle)
 
 
 @contextmanager
 def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> Iterator[Model]:
-    """The model of a classifier file; or, with --classes, the one that --model names. `classes` are those in place of
-    the parameter: entries of a class file.
-    Raises ValueError: neither a classifier file nor a model that is known, or classes that are none."""
+    """The model of a classifier file; with --classes, the CLIP model of the name --model. `classes`: entries of a class
+    file, used in place of --classes.
+    Raises ValueError: neither a classifier file nor a known model, or classes that are not valid."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:
@@ -89,9 +89,9 @@ def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> 
 
 
 def weights_sha256(bundle: Bundle) -> str:
-    """What predictions are known by: the weights, and the names of their columns."""
+    """Identifies predictions: a checksum of the weights and of the class names."""
     digest = hashlib.sha256(repr(bundle.description.classes).encode())
     for name, value in sorted(bundle.model.state_dict().items()):
-        if name.startswith(("visual.", "classifier")):  # the rest is training's, drawn anew each time
+        if name.startswith(("visual.", "classifier")):  # others are used in training only, with random values
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

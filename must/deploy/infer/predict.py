@@ -11,38 +11,38 @@ from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
 from must.config.work import locate
-from must.deploy.predict.images import predict_images, require_some
+from must.deploy.predict.images import predict_images, require_images
 from must.deploy.predict.session import Opener, onnx_model
 from must.deploy.predict.writer import Prediction
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`must.deploy.predict.images.predict_images`, by torch where --model is no ONNX file.
-    Raises ValueError: no model, or none of the images is there or could be read."""
+    """`must.deploy.predict.images.predict_images`, with torch where --model is not an ONNX file.
+    Raises ValueError: no model, or none of the images exists or can be read."""
     if not config.shards:
-        require_some(config.images)
-    config, opener = opened_by(config)
+        require_images(config.images)
+    config, opener = find_model(config)
     return predict_images(config, take, opener)
 
 
-def opened_by(config: PredictConfig) -> tuple[PredictConfig, Opener]:
-    """The parameters, with the very place of --model, and what opens it. torch is imported for what needs it.
+def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
+    """The parameters, with --model replaced by the model's own URI, and its opener. Imports torch only if needed.
     Raises ValueError: there is no such model."""
     model = config.model
-    holds = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
+    files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:
-        require(not holds, f"--classes: the model in {model} has classes of its own; leave --classes out")
+        require(not files, f"--classes: the model in {model} has classes of its own; leave --classes out")
         return config, zero_shot()
-    if DESCRIPTION_FILE in holds:
+    if DESCRIPTION_FILE in files:
         return config, bundle()
-    if ONNX_FILE in holds or model.lower().endswith(".onnx"):
+    if ONNX_FILE in files or model.lower().endswith(".onnx"):
         return config, onnx_model
     if model.lower().endswith(".safetensors"):
         return config, zero_shot()
     work = locate(model)
     for kind, opener in (("bundle", bundle), ("onnx", lambda: onnx_model), ("classifier", zero_shot)):
-        if found := work.only(kind, "--model"):
-            return replace(config, model=found), opener()
+        if uri := work.only(kind, "--model"):
+            return replace(config, model=uri), opener()
     require(
         not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
         f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",

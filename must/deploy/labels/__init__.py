@@ -1,1 +1,1 @@
-"""Labels, by a model or by people, as files: in the formats of other tools, and as folders of sorted images."""
+"""Labels by a model or by people, converted to files of other tools, or to folders of sorted images."""

@@ -1,4 +1,4 @@
-"""Classifying images with the exported ONNX file alone: single ones, all of a bucket, or through a server.
+"""Classifies images with an exported ONNX file: single images, or all images of a folder of shards.
 
 Numpy, Pillow and onnxruntime; no torch.
 """

@@ -1,4 +1,4 @@
-"""`must predict` of an ONNX model: images -> classes, with the file alone (numpy, Pillow, onnxruntime; no torch)."""
+"""`must predict` of an ONNX model: images -> classes (numpy, Pillow, onnxruntime; no torch)."""
 
 import glob
 import logging
@@ -26,19 +26,19 @@ from must.deploy.predict.writer import Prediction, open_writer
 
 logger = logging.getLogger(__name__)
 
-PEEKED = 4096  # bytes of standard input that tell a picture from names
+PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or names?
 
 
 def predict_images(
     config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = onnx_model
 ) -> dict[str, int]:
-    """Classifies images, prints a table or writes a file; returns how many images were read and how many were not.
+    """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
 
-    An image that cannot be read is one line on stderr and does not stop the others. `--shards`: see predict_shards.
+    An image that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
 
     Args:
-        take: gets each prediction, in place of the table on the terminal.
-        open_model: finds the model; else it is an ONNX file.
+        take: is called with each prediction; then no table is printed.
+        open_model: opens the model; by default an ONNX file.
 
     Raises:
         ValueError: no model, or none of the images could be read.
@@ -59,16 +59,16 @@ def predict_images(
     problems = ListingReport(lambda name, why: warn(name, why, counts))
     names = ((name, name) for name in find_images(config.images, problems))
     options = Options(top, unsure, config.embeddings, config.batch_size)
-    shown = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # none between the rows of a table
-    own = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
-    with open_writer(config.output, top, unsure > 0, own) as writer, shown:
-        for found in classify(classifier, names, lambda name: read_pixels(name, view), options):
-            shown.update()
-            if isinstance(found, Unreadable):
-                warn(found.image, found.reason, counts)
+    progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
+    stored = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
+    with open_writer(config.output, top, unsure > 0, stored) as writer, progress:
+        for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
+            progress.update()
+            if isinstance(prediction, Unreadable):
+                warn(prediction.image, prediction.reason, counts)
                 continue
             counts["images"] += 1
-            (take or writer)(found)
+            (take or writer)(prediction)
         if problems.skipped and counts["images"]:
             tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
         require(counts["images"] > 0, "none of the images could be read")
@@ -79,7 +79,7 @@ def predict_images(
 
 
 class Options(NamedTuple):
-    """What is wanted of each image: `abstain` is a probability, below which no class is named."""
+    """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this."""
 
     top_k: int = 1
     abstain: float = 0.0
@@ -101,43 +101,45 @@ def classify(
     """Predictions in the order of the images, a batch at a time.
 
     Args:
-        images: pairs of a name and what `read` takes.
-        read: gives uint8 [S, S, 3], or None and the reason; it is called in threads.
+        images: pairs of a name and an argument for `read`.
+        read: returns (uint8 [S, S, 3], "") or (None, the reason); it is called in threads.
     """
-    waiting = iter(images)
+    remaining = iter(images)
     with ThreadPoolExecutor() as pool:
-        while batch := list(islice(waiting, options.batch_size)):
-            found = list(pool.map(lambda one: read(one[1]), batch))
-            whole = [pixels for pixels, _ in found if pixels is not None]
+        while batch := list(islice(remaining, options.batch_size)):
+            decoded = list(pool.map(lambda pair: read(pair[1]), batch))
+            readable = [pixels for pixels, _ in decoded if pixels is not None]
             rows: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
-            if whole:
-                probability, embedding = classifier.answer(np.stack(whole), options.embeddings)
+            if readable:
+                probability, embedding = classifier.predict(np.stack(readable), options.embeddings)
                 rows = zip(probability, repeat(None) if embedding is None else embedding, strict=False)
-            for (name, _), (pixels, reason) in zip(batch, found, strict=True):
-                yield Unreadable(name, reason) if pixels is None else predicted(name, next(rows), classifier, options)
+            for (name, _), (pixels, reason) in zip(batch, decoded, strict=True):
+                if pixels is None:
+                    yield Unreadable(name, reason)
+                else:
+                    yield prediction_of(name, *next(rows), classifier.classes, options)
 
 
-def predicted(
-    name: str, said: tuple[np.ndarray, np.ndarray | None], classifier: Classifier, options: Options
+def prediction_of(
+    name: str, probability: np.ndarray, embedding: np.ndarray | None, classes: list[str], options: Options
 ) -> Prediction:
-    row, embedding = said
-    best = np.argsort(-row, kind="stable")[: options.top_k]
-    classes, values = [classifier.classes[i] for i in best], [float(row[i]) for i in best]
-    return Prediction(name, classes, values, bool(row[best[0]] < options.abstain), embedding)
+    best = np.argsort(-probability, kind="stable")[: options.top_k]
+    top = [classes[i] for i in best], [float(probability[i]) for i in best]
+    return Prediction(name, *top, bool(probability[best[0]] < options.abstain), embedding)
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
-    """(uint8 [S, S, 3], "") or (None, the reason). The same decoder and view as `must evaluate`."""
+    """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`."""
     try:
         return decode_view(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 
 
-def find_images(given: list[str], problems: ListingReport) -> Iterator[str]:
-    """File names: as given, those in folders (recursively, as `must shard` finds them, sorted), those that match a
-    glob, those on stdin for '-', or '-' itself where stdin is a picture. What stands for no image is a problem."""
-    for name in given:
+def find_images(arguments: list[str], problems: ListingReport) -> Iterator[str]:
+    """File names: the arguments themselves; files of folders (recursively, as in `must shard`, sorted); matches of
+    globs; for '-' the names on stdin, or '-' itself if stdin is a picture. An argument without images is a problem."""
+    for name in arguments:
         if name == "-" and not is_picture_on_stdin():
             empty = True
             for line in filter(str.strip, sys.stdin):
@@ -157,28 +159,29 @@ def find_images(given: list[str], problems: ListingReport) -> Iterator[str]:
 
 
 def images_in(folder: str, problems: ListingReport) -> list[str]:
-    """The images below a folder or a bucket's prefix; a URI with nothing below it is a file's."""
+    """The images below a folder or a bucket's prefix; a URI with nothing below it is taken for a file."""
     inside = ListingReport(lambda name, why: problems.reject(storage.join(folder, name), why))
-    found = sorted(storage.join(folder, item.name) for item in Folder(folder, "none").items(inside))
+    images = sorted(storage.join(folder, item.name) for item in Folder(folder, "none").items(inside))
     problems.skipped.update(inside.skipped)
-    if found or (storage.is_remote(folder) and not inside.skipped):
-        return found or [folder]
+    if images or (storage.is_remote(folder) and not inside.skipped):
+        return images or [folder]
     problems.reject(folder, no_images(inside.skipped))
     return []
 
 
 def is_picture_on_stdin() -> bool:
-    """Names hold no NUL, and the first bytes of every picture's file do."""
+    """Whether the first bytes of stdin contain NUL, as in every picture's file and in no list of names."""
     buffer: Any = getattr(sys.stdin, "buffer", None)
     return buffer is not None and b"\0" in buffer.peek(PEEKED)[:PEEKED]
 
 
-def require_some(given: list[str]) -> None:
-    """Before a model is loaded. Raises ValueError: none of the files is there."""
-    gone = [name for name in given if name != "-" and not storage.is_remote(name) and not storage.local(name).exists()]
-    gone = [name for name in gone if not (glob.has_magic(name) and glob.glob(name, recursive=True))]  # noqa: PTH207
-    more = f", and {len(gone) - 1:,} more" if len(gone) > 1 else ""
-    require(not gone or len(gone) < len(given), f"{printable(gone[0] if gone else '')}: no such file{more}")
+def require_images(names: list[str]) -> None:
+    """Called before the model is loaded. Raises ValueError: none of the files exists."""
+    missing = [name for name in names if name != "-" and not storage.is_remote(name)]
+    missing = [name for name in missing if not storage.local(name).exists()]
+    missing = [n for n in missing if not (glob.has_magic(n) and glob.glob(n, recursive=True))]  # noqa: PTH207
+    more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    require(not missing or len(missing) < len(names), f"{printable(missing[0] if missing else '')}: no such file{more}")
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

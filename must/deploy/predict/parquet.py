@@ -1,4 +1,4 @@
-"""A shard's predictions as a Parquet file that is complete or absent, and says of itself which run it is of."""
+"""A shard's predictions as a Parquet file that is complete or absent, with its run and counts in its metadata."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from must.deploy.predict.session import EMBEDDING
 
 
 class Decoded(NamedTuple):
-    """A sample, its image as the model sees it (uint8 [S, S, 3]), or None and the reason why it cannot be seen."""
+    """A sample and its image as the model's input (uint8 [S, S, 3]), or None and the reason why it is unreadable."""
 
     key: str
     source: str
@@ -31,40 +31,40 @@ def decode_rows(
     path: Path, rows: np.ndarray, texts: list[bytes] | None, preprocess: Preprocess, max_pixels: int
 ) -> list[Decoded]:
     """The samples at `rows` of the table of offsets. The same decoder and view as for single images."""
-    view, found = EvalView(preprocess), []
+    view, decoded = EvalView(preprocess), []
     for key, source, image in read_samples(path, rows, texts):
         try:
-            found.append(Decoded(key, source, decode_view(image, view, max_pixels), ""))
+            decoded.append(Decoded(key, source, decode_view(image, view, max_pixels), ""))
         except UserError as error:
-            found.append(Decoded(key, source, None, str(error)))
-    return found
+            decoded.append(Decoded(key, source, None, str(error)))
+    return decoded
 
 
 GROUP_ROWS = 8192  # of a row group
-PACKED_ROWS = 1024  # rows that are put together while a shard is worked on; the writer works on as many at a time
-TAIL = 1 << 16  # bytes of a file's end that are read first: what it says of itself is there
+PACKED_ROWS = 1024  # rows that are combined to one table in memory; the writer also works on as many at a time
+TAIL = 1 << 16  # bytes of a file's end that are read first: they contain the metadata
 STATS_KEY = b"must"  # the name in the file's metadata
 
 
 @dataclass(frozen=True)
 class Run:
-    """What must be the same for files to belong together."""
+    """The parameters that are equal for all files of an output."""
 
     model_sha256: str
     index_sha256: str
     split: str  # "": all
     top_k: int
     abstain: float
-    embeddings: bool = False  # as in files that were written before there were any
+    embeddings: bool = False  # the default is for files of earlier versions
 
-    def require_same(self, found: Any, where: str) -> None:
-        """Raises ValueError: `found`, a Run's fields, are another's; says which and what to do."""
-        for name, mine in asdict(self).items():
-            before = getattr(Run, name, None)  # a field's default
-            theirs = found.get(name, before) if isinstance(found, dict) else None
+    def require_same(self, stored: Any, where: str) -> None:
+        """Raises ValueError: `stored`, the fields of a Run, differ; the message names the field."""
+        for name, value in asdict(self).items():
+            default = getattr(Run, name, None)
+            stored_value = stored.get(name, default) if isinstance(stored, dict) else None
             require(
-                theirs == mine and type(theirs) is type(mine),
-                f"{where} is of another run: its {name} is {brief(theirs)}, here it is {brief(mine)}; "
+                stored_value == value and type(stored_value) is type(value),
+                f"{where} is of another run: its {name} is {brief(stored_value)}, here it is {brief(value)}; "
                 "choose another --output, or delete the predictions there",
             )
 
@@ -74,7 +74,7 @@ def file_name(shard: Shard) -> str:
 
 
 class Table:
-    """The rows of one shard, in its order. They are kept, compactly, until `write`, for the file tells their counts.
+    """The rows of one shard, in its order. They stay in memory until `write`, as the file's schema has their counts.
 
     Columns: key, source, class and probability (class_2, probability_2, ... with a larger top_k), margin (the first
     probability less the second), abstained (with a threshold), reason (why the image could not be read, else null),
@@ -95,8 +95,8 @@ class Table:
         if run.embeddings:
             fields.append((EMBEDDING, pa.list_(pa.float16())))
         self.schema = pa.schema(fields)
-        self.waiting: list[Any] = []  # batches, some of a few rows
-        self.packed: list[Any] = []  # tables of PACKED_ROWS, which take the room of their values and little more
+        self.waiting: list[Any] = []  # batches, some with few rows
+        self.packed: list[Any] = []  # tables of PACKED_ROWS, which have little overhead
         self.counts = np.zeros(len(classes), np.int64)
         self.rows = self.unreadable = self.abstained = 0
 
@@ -105,34 +105,34 @@ class Table:
         pixels, in their order."""
         import pyarrow as pa
 
-        whole = np.array([item.pixels is not None for item in decoded], bool)
+        readable = np.array([item.pixels is not None for item in decoded], bool)
         ranked = np.argsort(-probability, axis=1, kind="stable")
         sorted_ = np.take_along_axis(probability, ranked, axis=1)
         unsure = sorted_[:, 0] < self.run.abstain
         margin = sorted_[:, 0] - (sorted_[:, 1] if sorted_.shape[1] > 1 else 0)
 
-        def spread(values: np.ndarray, kind: Any, missing: np.ndarray = ~whole) -> Any:
-            """Values of the whole images as a column of all rows; null where `missing`."""
+        def spread(values: np.ndarray, kind: Any, missing: np.ndarray = ~readable) -> Any:
+            """Values of the readable images as a column of all rows; null where `missing`."""
             column = np.zeros(len(decoded), values.dtype)
-            column[whole] = values
+            column[readable] = values
             return pa.array(column, kind, mask=missing)
 
-        unnamed = ~whole
-        unnamed[whole] = unsure
+        unnamed = ~readable
+        unnamed[readable] = unsure
         columns = [pa.array([utf8(item.key) for item in decoded]), pa.array([utf8(item.source) for item in decoded])]
         for rank in range(self.top):
             columns.append(self.names.take(spread(ranked[:, rank], pa.int64(), unnamed)))
             columns.append(spread(sorted_[:, rank], pa.float32()))
         columns.append(spread(margin, pa.float32()))
         if self.run.abstain:
-            columns.append(pa.array(unnamed & whole))
+            columns.append(pa.array(unnamed & readable))
         columns.append(pa.array([utf8(item.reason) or None for item in decoded], pa.string()))
         if embedding is not None:
-            columns.append(halves(embedding, whole))
+            columns.append(embedding_column(embedding, readable))
         self.waiting.append(pa.record_batch(columns, schema=self.schema))
         self.counts += np.bincount(ranked[~unsure, 0], minlength=len(self.counts))
         self.rows += len(decoded)
-        self.unreadable += int((~whole).sum())
+        self.unreadable += int((~readable).sum())
         self.abstained += int(unsure.sum())
         if sum(batch.num_rows for batch in self.waiting) >= PACKED_ROWS:
             self.pack()
@@ -144,7 +144,7 @@ class Table:
         self.waiting.clear()
 
     def write(self, uri: str, shard: Shard) -> dict[str, Any]:
-        """Writes the file at once; returns what it says of itself."""
+        """Writes the file; returns the content of its metadata."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -165,50 +165,50 @@ class Table:
         return stats
 
     def encoding(self) -> dict[str, Any]:
-        """Of embeddings there is no dictionary, for no two numbers are alike, and no smallest or largest one."""
+        """Disables dictionaries and statistics for embeddings, where they are of no use."""
         names = [name for name in self.schema.names if name != EMBEDDING]
         return {"use_dictionary": names, "write_statistics": names} if EMBEDDING in self.schema.names else {}
 
 
-def halves(embedding: np.ndarray, whole: np.ndarray) -> Any:
-    """Float32 [n, D] of the images that are `whole`, bool [N], as a column of half floats; null for the others.
+def embedding_column(embedding: np.ndarray, readable: np.ndarray) -> Any:
+    """Float32 [n, D] of the `readable` images, bool [N], as a column of half floats; null for the others.
 
-    Not Arrow's list of a fixed size: pyarrow 23 and before can neither write nor read one with nulls in Parquet files,
-    where the two are the same but for a note.
+    Not Arrow's list of a fixed size: pyarrow 23 and before cannot write or read one with nulls in Parquet files, where
+    the two kinds of lists differ only in metadata.
     """
     import pyarrow as pa
 
-    ends = np.cumsum(whole * embedding.shape[1], dtype=np.int64)
+    ends = np.cumsum(readable * embedding.shape[1], dtype=np.int64)
     numbers = pa.array(embedding.astype(np.float16).ravel())
-    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), numbers, mask=pa.array(~whole))
+    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), numbers, mask=pa.array(~readable))
 
 
 def read_stats(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
-    """What the file of `size` bytes says of itself; its end alone is read.
-    Raises ValueError: it is none of ours or damaged, of another run or of another shard."""
+    """The metadata of a file of `size` bytes; reads only its end.
+    Raises ValueError: it is not of `must predict --shards` or damaged, of another run or of another shard."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     end = storage.read_bytes(uri, max(0, size - TAIL))
-    need = int.from_bytes(end[-8:-4], "little") + 8
-    if len(end) < need <= size:
-        end = storage.read_bytes(uri, size - need)
+    footer = int.from_bytes(end[-8:-4], "little") + 8
+    if len(end) < footer <= size:
+        end = storage.read_bytes(uri, size - footer)
     try:
-        stats = json.loads(pq.read_metadata(pa.BufferReader(end[-need:])).metadata[STATS_KEY])
-        found, of = stats["run"], (stats["shard"], stats["shard_sha256"], stats["rows"])
+        stats = json.loads(pq.read_metadata(pa.BufferReader(end[-footer:])).metadata[STATS_KEY])
+        stored_run, stored_shard = stats["run"], (stats["shard"], stats["shard_sha256"], stats["rows"])
         numbers = [stats["unreadable"], stats["abstained"], *stats["classes"].values()]
-        whole = sum(count(number, "a count") for number in numbers) == count(stats["rows"], "rows")
+        valid = sum(count(number, "a count") for number in numbers) == count(stats["rows"], "rows")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
-        whole = False
-    require(whole, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")
-    run.require_same(found, uri)
+        valid = False
+    require(valid, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")
+    run.require_same(stored_run, uri)
     require(
-        of == (shard.name, shard.sha256, shard.samples),
+        stored_shard == (shard.name, shard.sha256, shard.samples),
         f"{uri} is of another shard than {shard.name}; choose another --output, or delete the predictions there",
     )
     return stats
 
 
 def utf8(name: str) -> str:
-    """A name as UTF-8 can hold it."""
+    """The name with characters that UTF-8 cannot represent replaced."""
     return encoded(name).decode()

@@ -1,7 +1,7 @@
-"""An exported model, ready to run: onnxruntime and numpy, no torch. Its threshold below which no class is named.
+"""Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
-`must evaluate` calibrates the threshold (must/evaluation/abstention.py), `must export --metrics` puts it into the ONNX
-file's metadata under `abstention`, and whatever classifies with that file may ask for it by a threshold of -1.
+`must evaluate` calibrates the threshold (must/evaluation/abstention.py), `must export --metrics` writes it to the ONNX
+file's metadata under `abstention`, and a parameter `abstain` of -1 selects it.
 """
 
 import importlib.util
@@ -26,11 +26,11 @@ from must.data.image.preprocess import Preprocess, normalize_pixels
 logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.txt"
-EMBEDDING = "embedding"  # the second output, of a file that was exported with --embeddings
+EMBEDDING = "embedding"  # the second output of a file that was exported with --embeddings
 
 
 def load_runtime() -> Any:
-    """onnxruntime. Its newer wheels report their use to their maker, unless the environment says no beforehand."""
+    """onnxruntime, without telemetry: newer wheels send usage reports unless it is set before the import."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -40,12 +40,12 @@ def load_runtime() -> Any:
 class OnnxClassifier:
     """Pixels -> class probabilities, by an ONNX file of `must export`.
 
-    `dimensions`: D, of the embeddings that the file gives too; 0: it gives none.
+    `dimensions`: D of the embeddings; 0: the file has no such output.
 
     Args:
         model: the file's bytes, or its local path (needed for a very large one).
-        threads: of a forward pass; 0 leaves it to onnxruntime.
-        patient: its threads sleep between two passes, where by default they wait in busy loops: better beside decoders.
+        threads: of a forward pass; 0: onnxruntime's default.
+        patient: threads sleep between two passes; by default they wait in busy loops, which slows down decoders.
 
     Raises:
         ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
@@ -78,11 +78,11 @@ class OnnxClassifier:
         self.input_name, self.takes_pixels = node.name, "uint8" in node.type
 
     def check_shapes(self, where: str) -> None:
-        """Raises ValueError: the metadata speak of another network than the one in the file."""
+        """Raises ValueError: the metadata do not match the network in the file."""
         inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
-        named = [node.name for node in outputs[1:]] in ([], [EMBEDDING])
+        known = [node.name for node in outputs[1:]] in ([], [EMBEDDING])
         require(
-            len(inputs) == 1 and bool(outputs) and named,
+            len(inputs) == 1 and bool(outputs) and known,
             f"{where}: expected one input and one output, and at most '{EMBEDDING}' beside it",
         )
         sides = [side for side in inputs[0].shape[1:] if isinstance(side, int)]
@@ -96,32 +96,32 @@ class OnnxClassifier:
         )
         self.dimensions, self.output_name = 0, outputs[0].name
         for node in outputs[1:]:
-            fits = node.type == "tensor(float)" and len(node.shape) == 2 and isinstance(node.shape[1], int)
-            require(fits, f"{where}: its embeddings are {node.type} {node.shape}, not float32 [N, D]")
+            valid = node.type == "tensor(float)" and len(node.shape) == 2 and isinstance(node.shape[1], int)
+            require(valid, f"{where}: its embeddings are {node.type} {node.shape}, not float32 [N, D]")
             self.dimensions = node.shape[1]
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [B, S, S, 3] -> float32 [B, K]"""
-        return self.answer(pixels)[0]
+        return self.predict(pixels)[0]
 
-    def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, `run`'s embeddings.
-        Raises ValueError: as `run`; or the pass fails, or gives no finite numbers."""
+    def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings as in `run`.
+        Raises ValueError: as `run`; or the pass fails, or its outputs are not finite."""
         images = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
         try:
-            probability, found = self.run(images, embeddings)
+            probability, embedding = self.run(images, embeddings)
         except ValueError:
             raise
         except Exception as error:  # onnxruntime's own exception classes are private
             raise UserError(f"{self.where}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return probability, found
+        return probability, embedding
 
     def run(self, inputs: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """Images as the graph takes them -> float32 [B, K] and, of a file that has `dimensions`, float32 [B, D].
+        """The graph's input -> probabilities float32 [B, K] and, with `embeddings`, embeddings float32 [B, D].
 
-        Both come of one pass: the embeddings lie on the way to the probabilities, and cost their copy.
-        Raises ValueError: the file, which is none of ours then, gives embeddings of another shape than it says.
+        Both are outputs of one pass; the embeddings only cost their copy.
+        Raises ValueError: the embeddings do not have the shape in the file, which `must export` did not write then.
         """
         if not embeddings:
             return self.session.run([self.output_name], {self.input_name: inputs})[0], None
@@ -133,16 +133,16 @@ class OnnxClassifier:
         )
         return probability, embedding
 
-    def require_embeddings(self, what: str = "--embeddings") -> None:
+    def require_embeddings(self, flag: str = "--embeddings") -> None:
         """Raises ValueError: the file gives none."""
         require(
             self.dimensions > 0,
-            f"{what}: {self.where} gives no embeddings; export it again with `must export --embeddings`",
+            f"{flag}: {self.where} gives no embeddings; export it again with `must export --embeddings`",
         )
 
 
 def check_onnx(uri: str) -> None:
-    """Opens a file that is to be published. Without onnxruntime it says that it does not.
+    """Opens a file that is to be published; only logs a warning where onnxruntime is not installed.
     Raises ValueError: as OnnxClassifier."""
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning(printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
@@ -152,18 +152,18 @@ def check_onnx(uri: str) -> None:
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
-    """Class names and preprocessing. Raises ValueError: they are not what `must export` writes."""
+    """Class names and preprocessing. Raises ValueError: not as `must export` writes them."""
     try:
         classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: its metadata are damaged: {error}") from None
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    require(named and bool(classes), f"{where}: its metadata name no classes")
+    valid = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    require(valid and bool(classes), f"{where}: its metadata name no classes")
     return classes, preprocess
 
 
 def model_uri(model: str) -> str:
-    """The place of model.onnx, given by itself or by its folder. Raises ValueError: there is none."""
+    """The URI of model.onnx; `model` is this file or its folder. Raises ValueError: no such file."""
     uri = model if model.endswith(".onnx") else storage.join(model, ONNX_FILE)
     require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
     return uri
@@ -171,12 +171,12 @@ def model_uri(model: str) -> str:
 
 def providers(onnxruntime: Any) -> list[str]:
     """A GPU if this build of onnxruntime has one, else the CPU."""
-    known = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known]
+    available = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
 METADATA = "abstention"
-STORED = -1.0  # "the threshold in the model"
+STORED = -1.0  # selects the threshold in the model
 
 
 def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
@@ -184,19 +184,19 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
     if METADATA not in metadata:
         return None
 
-    def checked(content: dict[str, Any]) -> float:
+    def parse(content: dict[str, Any]) -> float:
         value = content["threshold"]
         require(type(value) in (int, float) and 0 <= value <= 1, "no probability")
         return float(value)
 
     damaged = UserError(f"{where}: the threshold in its metadata is damaged")
-    return storage.parse_object(metadata[METADATA], checked, damaged)
+    return storage.parse_object(metadata[METADATA], parse, damaged)
 
 
-def threshold(asked: float, metadata: Mapping[str, str], where: str) -> float:
-    """What `asked` means for this file: itself, or for -1 the file's own. Raises ValueError: it has none."""
-    if asked != STORED:
-        return asked
+def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
+    """`abstain`, or for -1 the threshold in the file. Raises ValueError: the file has none."""
+    if abstain != STORED:
+        return abstain
     stored = stored_threshold(metadata, where)
     if stored is None:
         raise UserError(
@@ -213,17 +213,17 @@ class Classifier(Protocol):
     metadata: dict[str, str]
     dimensions: int  # D of the embeddings; 0: it has none
 
-    def answer(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if they are asked for, embeddings float32 [B, D]."""
+    def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings float32 [B, D]."""
 
-    def require_embeddings(self, what: str = "--embeddings") -> None:
+    def require_embeddings(self, flag: str = "--embeddings") -> None:
         """Raises ValueError: it has none."""
 
 
 class Model(NamedTuple):
-    """A model that is there: what its predictions are known by, and how to open it.
+    """An existing model: the checksum that identifies its predictions, and a function that opens it.
 
-    `open` takes whether threads sleep between two passes: better beside processes that decode.
+    The argument of `open` is `patient`, as in OnnxClassifier.
     """
 
     sha256: str

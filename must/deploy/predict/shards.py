@@ -1,7 +1,7 @@
-"""`must predict --shards`: a class for every image of a folder of shards, a Parquet file a shard.
+"""`must predict --shards`: a class for every image of a folder of shards, in one Parquet file per shard.
 
-Any number of programs may share the work, each with its --part, and any of them may end and be run again: a file that
-is there is whole. Whoever finds all files there writes the summary.
+Several programs can share the work, each with its own --part, and each can be stopped and started again: an existing
+file is complete. A program that finds all files at its end writes the summary.
 """
 
 import json
@@ -35,13 +35,13 @@ from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, 
 logger = logging.getLogger(__name__)
 
 RUN_FILE, TOTALS_FILE = "run.json", "predictions.json"
-READERS = 16  # files whose ends are read at the same time
+READERS = 16  # files whose metadata are read at the same time
 
 
 def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> dict[str, int]:
-    """Writes the files of this part that are not there; returns how many of its images were read, and how many not.
+    """Writes the missing files of this part; returns the numbers of its images that were read and not readable.
 
-    The model is opened once, after the processes that decode have started, and only if something asks for it.
+    The model is opened once, after the decoder processes have started, and only if it is needed.
 
     Raises:
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
@@ -52,26 +52,26 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     shards = index.shards_of(config.split) if config.split else index.shards
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
     number, parts = parse_part(config.part)
-    mine = shards[number - 1 :: parts]
+    part = shards[number - 1 :: parts]
     processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
     with open_model(config) as model, processes as decoders:
         classifier = cache(lambda: model.open(True))
         config = with_threshold(config, classifier)
         run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
         claim(config.output, run)
-        there = predictions_in(config.output, shards)
-        file_stats = stats_of_files(config.output, [shard for shard in mine if file_name(shard) in there], there, run)
-        left = [shard for shard in mine if file_name(shard) not in there]
-        file_stats += label(config, index, left, run, decoders, classifier()) if left else []
+        sizes = predictions_in(config.output, shards)
+        file_stats = stats_of_files(config.output, [shard for shard in part if file_name(shard) in sizes], sizes, run)
+        missing = [shard for shard in part if file_name(shard) not in sizes]
+        file_stats += predict_missing(config, index, missing, run, decoders, classifier()) if missing else []
     rows, unreadable, _ = totals(file_stats)
-    logger.info(printable(line(config, len(mine), len(left), file_stats)))
+    logger.info(printable(summary(config, len(part), len(missing), file_stats)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
 
 
 def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
-    """The parameters with the model's own threshold for an --abstain of -1. Raises ValueError: it has none, or gives
-    no embeddings where they are asked for."""
+    """The parameters with the threshold in the model for an --abstain of -1. Raises ValueError: the model has none, or
+    it has no embeddings and they are requested."""
     if config.abstain != STORED and not config.embeddings:
         return config
     classifier = open_classifier()
@@ -80,13 +80,13 @@ def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifi
     return replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
 
 
-def label(
+def predict_missing(
     config: PredictConfig, index: Index, shards: list[Shard], run: Run, decoders: Workers, classifier: Classifier
 ) -> list[dict[str, Any]]:
-    """Writes these shards' files, one after the other; returns what they say of themselves."""
+    """Writes these shards' files, one after the other; returns their metadata."""
     file_stats, total = [], sum(shard.samples for shard in shards)
-    with bar(unit="img", desc="predict", total=total) as shown, shards_ahead(config.shards, shards) as opening:
-        for shard, path, offsets, texts in opening:
+    with bar(unit="img", desc="predict", total=total) as progress, prefetched(config.shards, shards) as shard_files:
+        for shard, path, offsets, texts in shard_files:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
             jobs = (
@@ -95,18 +95,18 @@ def label(
             )
             for batch in decoders.in_order(decode_rows, jobs):
                 pixels = [item.pixels for item in batch if item.pixels is not None]
-                table.add(batch, *answers(classifier, pixels, run.embeddings))
-                shown.update(len(batch))
+                table.add(batch, *predict(classifier, pixels, run.embeddings))
+                progress.update(len(batch))
             file_stats.append(table.write(storage.join(config.output, file_name(shard)), shard))
     return file_stats
 
 
-def answers(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """`classifier.answer` for any number of images, none included."""
+def predict(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """`classifier.predict` for any number of images, including 0."""
     if pixels:
-        return classifier.answer(np.stack(pixels), embeddings)
-    nothing = np.zeros((0, len(classifier.classes)), np.float32)
-    return nothing, np.zeros((0, classifier.dimensions), np.float32) if embeddings else None
+        return classifier.predict(np.stack(pixels), embeddings)
+    empty = np.zeros((0, len(classifier.classes)), np.float32)
+    return empty, np.zeros((0, classifier.dimensions), np.float32) if embeddings else None
 
 
 class ShardFiles(NamedTuple):
@@ -119,60 +119,60 @@ class ShardFiles(NamedTuple):
 
 
 @contextmanager
-def shards_ahead(uri: str, shards: list[Shard]) -> Iterator[Iterator[ShardFiles]]:
-    """Gives the shards one after the other; the next one is copied from its bucket while one is worked on."""
+def prefetched(uri: str, shards: list[Shard]) -> Iterator[Iterator[ShardFiles]]:
+    """Yields an iterator over the shards; the next one is copied from its bucket while one is processed."""
 
     def fetch(shard: Shard) -> tuple[ExitStack, ShardFiles]:
         with ExitStack() as stack:
             path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
             return stack.pop_all(), ShardFiles(shard, path, offsets, texts_of(uri, shard, offsets))
 
-    coming: list[Future[tuple[ExitStack, ShardFiles]]] = []
+    pending: list[Future[tuple[ExitStack, ShardFiles]]] = []
 
-    def one_by_one(pool: ThreadPoolExecutor) -> Generator[ShardFiles, None, None]:
-        coming.append(pool.submit(fetch, shards[0]))
+    def generate(pool: ThreadPoolExecutor) -> Generator[ShardFiles, None, None]:
+        pending.append(pool.submit(fetch, shards[0]))
         for following in [*shards[1:], None]:
-            stack, found = coming.pop().result()
+            stack, files = pending.pop().result()
             with stack:
                 if following is not None:
-                    coming.append(pool.submit(fetch, following))
-                yield found
+                    pending.append(pool.submit(fetch, following))
+                yield files
 
     with ThreadPoolExecutor(1) as pool:
-        generator = one_by_one(pool)
+        generator = generate(pool)
         try:
             yield generator
         finally:
             generator.close()
-            for future in coming:
-                with suppress(ValueError, OSError):  # a fault of a shard that nobody has asked for
+            for future in pending:
+                with suppress(ValueError, OSError):  # an error of a shard that is not used
                     future.result()[0].close()
 
 
 def claim(output: str, run: Run) -> None:
-    """Writes into an empty output which run it is for. Raises ValueError: it is for another one."""
-    uri, mine = storage.join(output, RUN_FILE), encoded(json.dumps(asdict(run), indent=1) + "\n")
+    """Writes the run into an empty output. Raises ValueError: the output belongs to another run."""
+    uri, content = storage.join(output, RUN_FILE), encoded(json.dumps(asdict(run), indent=1) + "\n")
     if not storage.exists(uri):
         with suppress(storage.ConflictError):  # another part was faster
-            storage.write_bytes(uri, mine, if_generation_match=0)
+            storage.write_bytes(uri, content, if_generation_match=0)
     run.require_same(storage.read_json(uri, "--output"), uri)
 
 
 def predictions_in(output: str, shards: tuple[Shard, ...]) -> dict[str, int]:
-    """Name and bytes of the Parquet files in the output. Raises ValueError: one of them is of none of the shards."""
+    """{name: bytes} of the Parquet files in the output. Raises ValueError: one of them belongs to no shard."""
     known = {file_name(shard) for shard in shards}
-    found = {entry.name: entry.size for entry in storage.list_files(output)}
-    found = {name: size for name, size in found.items() if name.startswith("predictions-") and "/" not in name}
-    strange = sorted(found.keys() - known)
+    sizes = {entry.name: entry.size for entry in storage.list_files(output)}
+    sizes = {name: size for name, size in sizes.items() if name.startswith("predictions-") and "/" not in name}
+    unknown = sorted(sizes.keys() - known)
     require(
-        not strange,
-        f"{storage.join(output, *strange[:1])} is of none of these shards; choose another --output, or delete it",
+        not unknown,
+        f"{storage.join(output, *unknown[:1])} is of none of these shards; choose another --output, or delete it",
     )
-    return found
+    return sizes
 
 
 def stats_of_files(output: str, shards: list[Shard], sizes: dict[str, int], run: Run) -> list[dict[str, Any]]:
-    """What the shards' files say of themselves. Raises ValueError: one is damaged or of another run."""
+    """The metadata of the shards' files. Raises ValueError: one is damaged or of another run."""
 
     def stats(shard: Shard) -> dict[str, Any]:
         return read_stats(storage.join(output, file_name(shard)), sizes[file_name(shard)], shard, run)
@@ -182,19 +182,19 @@ def stats_of_files(output: str, shards: list[Shard], sizes: dict[str, int], run:
 
 
 def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
-    """Writes the summary if all files are there, else says how many are not."""
-    there = predictions_in(config.output, shards)
-    missing = len(shards) - len(there)
+    """Writes the summary if all files exist, else logs how many are missing."""
+    sizes = predictions_in(config.output, shards)
+    missing = len(shards) - len(sizes)
     if missing:
         logger.info(f"{missing} of {len(shards)} shards are not done; the last part to finish writes the summary")
         return
     uri = storage.join(config.output, TOTALS_FILE)
-    storage.write_bytes(uri, totals_json(run, stats_of_files(config.output, list(shards), there, run)))
+    storage.write_bytes(uri, totals_json(run, stats_of_files(config.output, list(shards), sizes, run)))
     logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
 
 
 def totals_json(run: Run, file_stats: list[dict[str, Any]]) -> bytes:
-    """The bytes of predictions.json: the same, whoever writes it."""
+    """The bytes of predictions.json, which do not depend on the program that writes it."""
     rows, unreadable, abstained = totals(file_stats)
     classes: dict[str, int] = {}
     for stats in file_stats:
@@ -208,20 +208,20 @@ def totals_json(run: Run, file_stats: list[dict[str, Any]]) -> bytes:
 
 
 def totals(file_stats: list[dict[str, Any]]) -> list[int]:
-    """Rows, those that could not be read, those without a class."""
+    """The number of rows, of unreadable ones, of abstentions."""
     return [sum(stats[name] for stats in file_stats) for name in ("rows", "unreadable", "abstained")]
 
 
 def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
-    """The share of the images that could be read which have a class; None: none could be read."""
+    """The share of the readable images that have a class; None: no image is readable."""
     return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
 
 
-def line(config: PredictConfig, files: int, made: int, file_stats: list[dict[str, Any]]) -> str:
-    """What this part has to tell in the end."""
+def summary(config: PredictConfig, files: int, new: int, file_stats: list[dict[str, Any]]) -> str:
+    """The last log line of a part."""
     rows, unreadable, abstained = totals(file_stats)
-    said = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
+    text = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
     if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
-        said += f", {100 * share:.1f}% of those that could be read have a class"
-    there = f", {files - made} were there" if made < files else ""
-    return f"{said} -> {config.output} (files of {files} shards{there})"
+        text += f", {100 * share:.1f}% of those that could be read have a class"
+    old = f", {files - new} were there" if new < files else ""
+    return f"{text} -> {config.output} (files of {files} shards{old})"

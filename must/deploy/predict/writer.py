@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """An image and its K most probable classes, best first; its embedding, float32 [D], if it was asked for."""
+    """An image and its K most probable classes, best first; its embedding, float32 [D], if requested."""
 
     image: str
     classes: list[str]
     probabilities: list[float]
-    abstained: bool = False  # the first probability is below the threshold: none of these, as far as the model can say
+    abstained: bool = False  # the first probability is below the threshold
     embedding: np.ndarray | None = None
 
     @property
@@ -44,8 +44,8 @@ class Prediction(NamedTuple):
 def open_writer(
     output: str, top: int, abstains: bool = False, threshold: float = 0.0
 ) -> Iterator[Callable[[Prediction], None]]:
-    """A function that takes one prediction after the other. `output`: FILE.csv, FILE.jsonl, or '' for the terminal.
-    `abstains`: files tell of each image whether a class is named. `threshold`: below it the terminal says so."""
+    """Yields a function that writes one prediction. `output`: FILE.csv, FILE.jsonl, or '' for the terminal.
+    `abstains`: files get a column or key `abstained`. `threshold`: the terminal marks probabilities below it."""
     if not output:
         yield lambda prediction: print_row(prediction, threshold)
         return
@@ -57,14 +57,14 @@ def open_writer(
 
 
 def print_row(prediction: Prediction, threshold: float = 0.0) -> None:
-    found = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
+    classes = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
     unsure = f"  (below the model's threshold, {100 * threshold:.1f}%)" if prediction.probability < threshold else ""
-    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{found}{unsure}"))
+    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}{unsure}"))
 
 
 def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction], None]:
-    """Columns: image, class, probability, for more than one class class_2, probability_2, ..., and with a threshold
-    abstained (1 or 0); all class columns are empty where it is 1."""
+    """Columns: image, class, probability; with top > 1 class_2, probability_2, ...; with a threshold abstained (1, 0),
+    where all class columns are empty if it is 1."""
     rows = Rows(text)
     header = ["image"]
     for rank in range(1, top + 1):
@@ -82,15 +82,15 @@ def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction],
 
 
 def jsonl_writer(text: TextIO, abstains: bool) -> Callable[[Prediction], None]:
-    """A line an image: {"image": ..., "predictions": [{"class": ..., "probability": ...}, ...]}; with a threshold,
-    "abstained": true or false too, and with embeddings "embedding": D numbers, to the last digit that float32 has."""
+    """One line per image: {"image": ..., "predictions": [{"class": ..., "probability": ...}, ...]}; with a threshold
+    also "abstained": true or false, and with embeddings "embedding": D numbers, with all digits of float32."""
 
     def write(prediction: Prediction) -> None:
-        found = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
         row: dict[str, Any] = {"image": prediction.image}
         if abstains:
             row["abstained"] = prediction.abstained
-        row["predictions"] = found
+        top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
+        row["predictions"] = top
         if prediction.embedding is not None:
             row["embedding"] = [float(str(number)) for number in prediction.embedding]  # 0.1, not 0.10000000149011612
         text.write(json.dumps(row) + "\n")

@@ -1,1 +1,1 @@
-"""The model registry: where models live, which one is the champion, how a new one takes over, how to go back."""
+"""The model registry: versions of models, the champion, promotion, and rollback."""

@@ -1,4 +1,4 @@
-"""Registries of others that get a copy, or a note, of what is promoted; ours decides, they follow."""
+"""External registries (MLflow, Kubeflow) that get a copy or a record of each promoted version."""
 
 import base64
 import os
@@ -28,34 +28,34 @@ TIMEOUT = 30  # seconds
 
 
 class Follower(Protocol):
-    """One model there. Its methods raise ValueError; TransientError where the same may work later."""
+    """One model in an external registry. Its methods raise ValueError; TransientError where a retry may succeed."""
 
-    title: str  # the registry's, for what is printed
-    name: str  # the model's there
+    title: str  # of the registry, for log lines
+    name: str  # of the model in that registry
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Makes our version unless it is there, and the champion; returns what it is called there.
+        """Creates the version unless it exists, and makes it the champion; returns its name in that registry.
 
         Args:
             onnx: the folder written by `must export`.
-            tags: of the version, besides its name here; `must.uri` is its place in our registry.
+            tags: of the version; `must.uri` is its URI in MUST's registry.
         """
 
     def move(self, version: str) -> str | None:
-        """Makes a version the champion that is there; None if it is not, and the champion stays."""
+        """Makes an existing version the champion; None if it does not exist: then the champion is not changed."""
 
 
 def follower_of(config: PromoteConfig) -> Follower | None:
-    """The registry that follows, if one is asked for. It is asked something, so that one that does not answer is known
-    before anything is promoted.
-    Raises ValueError: it cannot follow."""
+    """The external registry of --register, or None. Sends it a request, so that an unreachable registry fails before
+    anything is promoted.
+    Raises ValueError: the registry cannot be used."""
     if config.register == "none":
         return None
     if config.register == "mlflow":
         require_packages(["mlflow"], "--register")
     if config.onnx:
-        there = storage.exists(storage.join(config.onnx, ONNX_FILE))
-        require(there, f"--onnx {config.onnx}: no {ONNX_FILE} there, which --register needs")
+        exists = storage.exists(storage.join(config.onnx, ONNX_FILE))
+        require(exists, f"--onnx {config.onnx}: no {ONNX_FILE} there, which --register needs")
     name = config.register_name or config.name
     if config.register == "kubeflow":
         from must.deploy.promote.kubeflow_registry import KubeflowRegistry
@@ -64,24 +64,24 @@ def follower_of(config: PromoteConfig) -> Follower | None:
     return MlflowRegistry(name)
 
 
-def ask(register: str, name: str) -> None:
-    """Whether that registry answers and lets us in.
-    Raises ValueError: it does not, or the environment does not say where it is; TransientError where it may later."""
+def check_access(register: str, name: str) -> None:
+    """Raises ValueError: the registry refuses access, or the environment has no address; TransientError where a retry
+    may succeed."""
     if register == "kubeflow":
         from must.deploy.promote.kubeflow_registry import KubeflowRegistry, address
 
-        address("register kubeflow")  # named as the pipeline's parameter, before it is by its flag
+        address("register kubeflow")  # first: its error names the pipeline's parameter, not the flag
         KubeflowRegistry(name)
     elif register == "mlflow":
-        ask_server()
+        check_mlflow()
 
 
-def ask_server() -> None:
-    """Does nothing where MLFLOW_TRACKING_URI is no http(s) address: a folder, or a database.
+def check_mlflow() -> None:
+    """Does nothing where MLFLOW_TRACKING_URI is a folder or a database, not an http(s) address.
 
     Raises:
-        ValueError: it refuses, is no MLflow, or the environment does not say where it is; TransientError if it does
-            not answer.
+        ValueError: it refuses access, is not MLflow, or the environment has no address; TransientError if it does not
+            respond.
     """
     tracking = address("register mlflow")
     url = os.environ.get("MLFLOW_REGISTRY_URI") or tracking
@@ -89,20 +89,20 @@ def ask_server() -> None:
         return
     request = urllib.request.Request(url.rstrip("/") + SEARCH, headers=credentials())
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            kind = answer.headers.get_content_type()
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            media_type = response.headers.get_content_type()
     except urllib.error.HTTPError as error:
         with error:
             line = f"register mlflow: {url} answers {error.code}"
         raise (TransientError if is_transient(error.code) else UserError)(line) from None
     except OSError as error:
         raise TransientError(f"register mlflow: {url} does not answer ({printable(error, 200)})") from None
-    if kind != "application/json":
+    if media_type != "application/json":
         raise UserError(f"register mlflow: {url} returns no MLflow JSON; check the address and the login")
 
 
 def credentials() -> dict[str, str]:
-    """As MLflow's own client takes them from the environment."""
+    """From the environment variables of MLflow's client."""
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"Authorization": f"Bearer {token}"}
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
@@ -112,15 +112,16 @@ def credentials() -> dict[str, str]:
 
 
 ALIAS, TAG = "champion", "must.version"
-MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # MLflow's codes; no connection too
+# MLflow's error codes after which a retry may succeed; INTERNAL_ERROR also stands for a failed connection.
+TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
 class MlflowRegistry:
-    """The versions of one model in MLflow, the champion with the alias `champion`.
+    """The versions of one model in MLflow. The champion has the alias `champion`.
 
-    A version there is a run's artifacts (the ONNX folder: model, labels, model card) with the metrics as the run's. It
-    is made last, in one request, so that there is none without its files; its tag tells which of our versions it is, so
-    that a repeated promotion finds it.
+    A version in MLflow consists of a run's artifacts (the ONNX folder: model, labels, model card) and its metrics. It
+    is created last, in one request, so that no version lacks its files. Its tag has the name of the version in MUST's
+    registry, by which a repeated promotion finds it.
     """
 
     title = "MLflow"
@@ -129,58 +130,56 @@ class MlflowRegistry:
         self.name = name
         with translate_errors("nothing was promoted"):
             self.client = mlflow_client("--register mlflow")
-            self.find("")  # a server that does not answer is known before anything is done
+            self.find("")  # fails at once if the server does not respond
 
     def find(self, version: str) -> str | None:
-        """MLflow's number of our version, if it is there."""
-        for found in self.client.search_model_versions(f"name = '{self.name}'"):
-            if found.tags.get(TAG) == version:
-                return found.version
-        return None
+        """MLflow's number of the version, or None."""
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        return next((entry.version for entry in versions if entry.tags.get(TAG) == version), None)
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
         with translate_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
             number = self.find(version) or self.add(version, onnx, metrics, tags)
             self.client.set_registered_model_alias(self.name, ALIAS, number)
-        return called(version, number)
+        return with_number(version, number)
 
     def move(self, version: str) -> str | None:
         with translate_errors(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
             number = self.find(version)
             if number:
                 self.client.set_registered_model_alias(self.name, ALIAS, number)
-        return called(version, number) if number else None
+        return with_number(version, number) if number else None
 
     def add(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
         from mlflow.entities import Metric
 
         parent = os.environ.get("MLFLOW_RUN_ID")
-        of_run = {TAG: version, **({"mlflow.parentRunId": parent} if parent else {})}
-        run = self.client.create_run(experiment(self.client), run_name=f"{self.name} {version}", tags=of_run)
-        made_name = False
+        run_tags = {TAG: version, **({"mlflow.parentRunId": parent} if parent else {})}
+        run = self.client.create_run(experiment(self.client), run_name=f"{self.name} {version}", tags=run_tags)
+        is_new_model = False
         try:
             now = int(time.time() * 1000)
             self.client.log_batch(run.info.run_id, metrics=[Metric(name, x, now, 0) for name, x in metrics.items()])
             with tempfile.TemporaryDirectory() as folder:
-                card = self.stage(onnx, Path(folder), run.info.run_id)
+                card = self.copy_files(onnx, Path(folder), run.info.run_id)
                 self.client.log_artifacts(run.info.run_id, folder, "model")
-            made_name = self.make_name()
+            is_new_model = self.create_model()
             number = self.client.create_model_version(
                 self.name, f"{run.info.artifact_uri}/model", run.info.run_id, {TAG: version, **tags},
                 description=card[:LONGEST_CARD],
             ).version  # fmt: skip
         except BaseException:
-            with suppress(Exception):  # what is left of it is no version, only clutter
-                if self.find(version) is None:  # else only the answer was lost
+            with suppress(Exception):  # the remains are harmless
+                if self.find(version) is None:  # otherwise the version exists, and only the response was lost
                     self.client.delete_run(run.info.run_id)
-                    if made_name:
+                    if is_new_model:
                         self.client.delete_registered_model(self.name)
             raise
         self.client.set_terminated(run.info.run_id)
         return number
 
-    def make_name(self) -> bool:
-        """Whether the model's name was not there before."""
+    def create_model(self) -> bool:
+        """Creates the registered model; False if it exists already."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -191,8 +190,8 @@ class MlflowRegistry:
             return False
         return True
 
-    def stage(self, onnx: str, folder: Path, run_id: str) -> str:
-        """Copies the ONNX folder, and describes it as MLflow does (MLmodel); returns the model card."""
+    def copy_files(self, onnx: str, folder: Path, run_id: str) -> str:
+        """Copies the ONNX folder and writes MLflow's description of it (MLmodel); returns the model card."""
         from mlflow.models import Model
 
         for name in listed(onnx):
@@ -204,19 +203,19 @@ class MlflowRegistry:
         return (folder / CARD_FILE).read_text(encoding="utf-8") if (folder / CARD_FILE).exists() else ""
 
 
-def called(version: str, number: str) -> str:
+def with_number(version: str, number: str) -> str:
     return f"{version} (version {number} there)"
 
 
 @contextmanager
 def translate_errors(state: str) -> Iterator[None]:
-    """MLflow's errors become one line, which also says how far it got."""
+    """Converts MLflow's errors to one line that ends with `state`: what has been done so far."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except (MlflowException, OSError) as error:  # uploads raise errors of requests, which are OSErrors
+    except (MlflowException, OSError) as error:  # uploads raise errors of `requests`, which are OSErrors
         text = f"--register mlflow: {reason(error)}; {state}"
-        if isinstance(error, MlflowException) and error.error_code not in MAY_PASS:
+        if isinstance(error, MlflowException) and error.error_code not in TRANSIENT_CODES:
             raise UserError(text) from None
         raise TransientError(text) from None

@@ -1,7 +1,7 @@
-"""What is promoted, in a Kubeflow Model Registry: a version with its metrics and the place of its ONNX model.
+"""Records promoted versions in a Kubeflow Model Registry: their metrics and the URI of their ONNX model.
 
-Our own registry decides and holds the files; this one tells where they are. It has no aliases, so the champion is a
-property of the registered model, `must.champion`, and a label of the version, which the Kubeflow page shows.
+MUST's registry has the files; this one only has their URIs. It has no aliases, so the champion is recorded as a
+property of the registered model, `must.champion`, and as a label of the version, which the Kubeflow page shows.
 """
 
 import json
@@ -24,17 +24,15 @@ from must.base.parameters import require
 from must.base.text import printable
 
 REGISTRY_URL = "MODEL_REGISTRY_URL"
-REGISTRY_TOKEN, TOKEN_FILE = (
-    "MODEL_REGISTRY_TOKEN",
-    "KF_PIPELINES_SA_TOKEN_PATH",
-)  # the second as the registry's own client
-ROOTS = ("/api/model_registry/v1", "/api/model_registry/v1alpha3")  # the newest first; what is used here is the same
+REGISTRY_TOKEN = "MODEL_REGISTRY_TOKEN"
+TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"  # also a variable of the registry's own client
+ROOTS = ("/api/model_registry/v1", "/api/model_registry/v1alpha3")  # the newest first; both have the requests used here
 TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
-PAGE_SIZE = 100  # entries a request
+PAGE_SIZE = 100  # entries per request
 
 
 class RefusedError(UserError):
-    """The server's answer: it will not. `status` is HTTP's."""
+    """The server refuses the request. `status`: of the HTTP response."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -42,14 +40,14 @@ class RefusedError(UserError):
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A registry does not redirect; a login page does, and it must not get the token."""
+    """Only login pages redirect, not a registry; they must not get the token."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def address(flag: str) -> str:
-    """MODEL_REGISTRY_URL. Raises ValueError: it is not set, or is none; says so of `flag`."""
+    """MODEL_REGISTRY_URL. Raises ValueError: it is not set, or is no URL; the message begins with `flag`."""
     url = os.environ.get(REGISTRY_URL, "").rstrip("/")
     example = "such as http://model-registry-service.kubeflow.svc:8080"
     require(bool(url), f"{flag}: set {REGISTRY_URL} to the Kubeflow Model Registry's address, {example}")
@@ -65,7 +63,7 @@ def address(flag: str) -> str:
 
 
 def token() -> str:
-    """A bearer token, or ''. Raises ValueError: the file that should hold it cannot be read."""
+    """A bearer token, or ''. Raises ValueError: the token file cannot be read."""
     if value := os.environ.get(REGISTRY_TOKEN, ""):
         return value.strip()
     if not (file := os.environ.get(TOKEN_FILE, "")):
@@ -77,11 +75,11 @@ def token() -> str:
 
 
 class Api:
-    """One server. A request that does not come through is tried again: creating is safe, for a name is there once."""
+    """One server. A failed request is retried; this is safe also for creating, as names are unique."""
 
     def __init__(self, flag: str) -> None:
-        """Asks the server which version of the API it speaks.
-        Raises ValueError: it is no such server, or refuses; TransientError if it does not answer."""
+        """Finds out which version of the API the server has.
+        Raises ValueError: it is no such server, or refuses; TransientError if it does not respond."""
         self.url, self.root = address(flag), ""
         self.opener = urllib.request.build_opener(NoRedirect)
         for self.root in ROOTS:
@@ -90,7 +88,7 @@ class Api:
         raise UserError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
 
     def find(self, path: str, **query: str) -> dict[str, Any] | None:
-        """The one that matches, or None."""
+        """The entry that matches, or None."""
         try:
             return self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
         except RefusedError as error:
@@ -102,29 +100,29 @@ class Api:
         page = ""
         while True:
             query = {"pageSize": str(PAGE_SIZE), **({"nextPageToken": page} if page else {})}
-            found = self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
-            yield from found["items"]
-            page = found["nextPageToken"]
+            response = self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
+            yield from response["items"]
+            page = response["nextPageToken"]
             if not page:
                 return
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer's JSON.
-        Raises RefusedError: the server's no; TransientError: no answer, or the server's own trouble."""
-        return storage.repeat(self.url, lambda: self.once(method, path, body), tries=TRIES)
+        """The response's JSON.
+        Raises RefusedError: the server refuses the request; TransientError: no response, or a server error."""
+        return storage.repeat(self.url, lambda: self.send_once(method, path, body), tries=TRIES)
 
-    def once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def send_once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body is not None else {})
         if value := token():
             headers["Authorization"] = f"Bearer {value}"
         data = None if body is None else json.dumps(body, allow_nan=False).encode()
         request = urllib.request.Request(f"{self.url}{self.root}/{path}", data, headers, method=method)
         try:
-            with self.opener.open(request, timeout=TIMEOUT) as answer:
-                text = answer.read()
+            with self.opener.open(request, timeout=TIMEOUT) as response:
+                text = response.read()
         except urllib.error.HTTPError as error:
             with error:
-                line = f"{self.url} answers {error.code} to {method} {path.partition('?')[0]}: {said(error)}"
+                line = f"{self.url} answers {error.code} to {method} {path.partition('?')[0]}: {message_of(error)}"
             if storage.is_transient(error.code):
                 raise TransientError(line) from None
             raise RefusedError(line, error.code) from None
@@ -134,8 +132,8 @@ class Api:
         return storage.parse_object(text, dict, RefusedError(line, 200))
 
 
-def said(error: urllib.error.HTTPError) -> str:
-    """The server's message on one line, or what its code means."""
+def message_of(error: urllib.error.HTTPError) -> str:
+    """The server's message on one line, or the meaning of the status code."""
     try:
         text = json.loads(error.read(100_000))["message"]
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
@@ -145,19 +143,19 @@ def said(error: urllib.error.HTTPError) -> str:
 
 FLAG = "--register kubeflow"
 CHAMPION_LABEL = "champion"  # of a version
-CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its place
+CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its URI
 REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
 
 
 class KubeflowRegistry:
-    """The versions of one model there. Its methods raise ValueError; TransientError where the same may work later."""
+    """The versions of one model there. Its methods raise ValueError; TransientError where a retry may succeed."""
 
     title = "Kubeflow Model Registry"
 
     def __init__(self, name: str) -> None:
         self.name = name
         with translate_errors("nothing was promoted"):
-            self.api = Api(FLAG)  # a server that does not answer is known before anything is done
+            self.api = Api(FLAG)  # fails at once if the server does not respond
             state = (self.model() or {}).get("state")
         require(
             state != "ARCHIVED",
@@ -170,24 +168,24 @@ class KubeflowRegistry:
         with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
-            model = self.model() or self.make(REGISTERED_MODELS, {"name": self.name}) or self.model()
-            assert model  # it was there, or was made, or somebody else made it
-            found = self.version(model, version)
-            if not found:
-                found = self.make(VERSIONS, self.described(model, version, onnx, metrics, tags))
-                found = found or self.version(model, version)
-            assert found
-            self.point(found, uri)
-            self.mark(model["id"], found)
+            model = self.model() or self.create(REGISTERED_MODELS, {"name": self.name}) or self.model()
+            assert model  # found, created, or created by another program
+            entry = self.version(model, version)
+            if not entry:
+                entry = self.create(VERSIONS, self.version_body(model, version, onnx, metrics, tags))
+                entry = entry or self.version(model, version)
+            assert entry
+            self.add_artifact(entry, uri)
+            self.set_champion(model["id"], entry)
         return version
 
     def move(self, version: str) -> str | None:
         with translate_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
             model = self.model()
-            found = self.version(model, version) if model else None
-            if model and found:
-                self.mark(model["id"], found)
-        return version if found else None
+            entry = self.version(model, version) if model else None
+            if model and entry:
+                self.set_champion(model["id"], entry)
+        return version if entry else None
 
     def model(self) -> dict[str, Any] | None:
         return self.api.find("registered_model", name=self.name)
@@ -195,8 +193,8 @@ class KubeflowRegistry:
     def version(self, model: dict[str, Any], version: str) -> dict[str, Any] | None:
         return self.api.find("model_version", name=version, parentResourceId=model["id"])
 
-    def make(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """None: it is there, perhaps since the answer to an earlier try got lost."""
+    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """None: it exists already, for example because the response to an earlier try got lost."""
         try:
             return self.api.send("POST", path, body)
         except RefusedError as error:
@@ -204,51 +202,52 @@ class KubeflowRegistry:
                 raise
             return None
 
-    def described(
+    def version_body(
         self, model: dict[str, Any], version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]
     ) -> dict[str, Any]:
         card = storage.join(onnx, CARD_FILE)
         description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
         numbers = {name: number_value(value) for name, value in metrics.items() if math.isfinite(value)}
-        texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty one would be a label
+        texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty text would be a label
         texts[URI] = text_value(absolute(tags[URI]))
         return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
                 "description": description, "customProperties": numbers | texts}  # fmt: skip
 
-    def point(self, version: dict[str, Any], uri: str) -> None:
-        """The version's one artifact: KServe's `model-registry://` takes the newest, so there is no second. It has the
-        registered model's name, by which the registry's own client finds it.
-        Raises ValueError: it has another: the name was used for something else."""
+    def add_artifact(self, version: dict[str, Any], uri: str) -> None:
+        """Creates the version's only artifact (KServe's `model-registry://` would use the newest of several). It has
+        the name of the registered model, by which the registry's own client finds it.
+        Raises ValueError: the version has an artifact with another URI."""
         query = {"name": self.name, "parentResourceId": version["id"]}
         body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
-                "modelFormatName": "onnx", "modelFormatVersion": "1", **of_run()}  # fmt: skip
-        found = self.api.find("model_artifact", **query) or self.make(f"{VERSIONS}/{version['id']}/artifacts", body)
-        found = found or self.api.find("model_artifact", **query)
-        have = found and found.get("uri")
+                "modelFormatName": "onnx", "modelFormatVersion": "1", **run_fields()}  # fmt: skip
+        artifact = self.api.find("model_artifact", **query)
+        artifact = artifact or self.create(f"{VERSIONS}/{version['id']}/artifacts", body)
+        artifact = artifact or self.api.find("model_artifact", **query)
+        current = artifact and artifact.get("uri")
         require(
-            have == uri,
-            f"version {version['name']} of {self.name} is there already and is another model ({have}); "
+            current == uri,
+            f"version {version['name']} of {self.name} is there already and is another model ({current}); "
             "give another --version or --register-name",
         )
 
-    def mark(self, model: str, champion: dict[str, Any]) -> None:
-        """Writes the champion to the model, then moves the label. What is changed is read just before: properties are
-        written all at once, and others may have theirs."""
-        self.change(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
+    def set_champion(self, model: str, champion: dict[str, Any]) -> None:
+        """Writes the champion to the model, then moves the label."""
+        self.update(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
         for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
             if version["id"] != champion["id"] and is_label(version, CHAMPION_LABEL):
-                self.change(f"{VERSIONS}/{version['id']}", {}, without=CHAMPION_LABEL)
-        self.change(f"{VERSIONS}/{champion['id']}", {CHAMPION_LABEL: text_value("")})
+                self.update(f"{VERSIONS}/{version['id']}", {}, without=CHAMPION_LABEL)
+        self.update(f"{VERSIONS}/{champion['id']}", {CHAMPION_LABEL: text_value("")})
 
-    def change(self, path: str, properties: dict[str, Any], without: str = "") -> None:
-        before = self.api.send("GET", path).get("customProperties") or {}
-        after = {name: value for name, value in before.items() if name != without} | properties
-        if after != before:
-            self.api.send("PATCH", path, {"customProperties": after})
+    def update(self, path: str, properties: dict[str, Any], without: str = "") -> None:
+        """Reads the properties first: a request replaces all of them, also those of other programs."""
+        old = self.api.send("GET", path).get("customProperties") or {}
+        new = {name: value for name, value in old.items() if name != without} | properties
+        if new != old:
+            self.api.send("PATCH", path, {"customProperties": new})
 
 
 def is_label(version: dict[str, Any], name: str) -> bool:
-    """A label is a property whose text is empty: so the Kubeflow page has it."""
+    """The Kubeflow page shows a property with an empty text as a label."""
     return (version.get("customProperties") or {}).get(name, {}).get("string_value") == ""
 
 
@@ -260,20 +259,20 @@ def number_value(value: float) -> dict[str, Any]:
     return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
 
 
-def of_run() -> dict[str, str]:
-    """Which run of the pipeline it comes from, where it comes from one."""
+def run_fields() -> dict[str, str]:
+    """The fields that name the run of the pipeline; none outside a pipeline."""
     run = os.environ.get(RUN_ID, "")
     return {"modelSourceKind": "kfp", "modelSourceClass": "pipelinerun", "modelSourceId": run} if run else {}
 
 
 def absolute(uri: str) -> str:
-    """A local folder as file://, so that it means the same anywhere and says what it is."""
+    """A local folder as an absolute file:// URI."""
     return uri if storage.is_remote(uri) else f"file://{storage.local(uri).absolute()}"
 
 
 @contextmanager
 def translate_errors(state: str) -> Iterator[None]:
-    """Errors become one line, which also says how far it got."""
+    """Converts errors to one line that ends with `state`: what has been done so far."""
     try:
         yield
     except TransientError as error:

@@ -1,4 +1,4 @@
-"""`must promote`: a model becomes a version of the registry and its champion; or an earlier champion comes back."""
+"""`must promote`: adds a model to the registry as a version and the champion; or rolls back to an earlier champion."""
 
 import hashlib
 import logging
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 def promote(config: PromoteConfig) -> Latest:
-    """The stage. Returns what LATEST says afterwards.
+    """The stage. Returns the new content of LATEST.
 
     Raises:
-        ValueError: no model there, the gate stopped it, another champion than the one it was compared with, a --version
-            that is another model, or nothing to go back to.
+        ValueError: no such model, the gate stopped it, the champion is not the one it was compared with, --version is
+            another model, or there is no champion to roll back to.
     """
     registry = Registry(config.registry, config.name)
     if config.list:
@@ -47,9 +47,9 @@ def promote(config: PromoteConfig) -> Latest:
     if config.rollback:
         latest = roll_back(registry, config.to)
         if follower:
-            there = follower.move(latest.version)
-            found = f"the champion is {there}" if there else f"{latest.version} is not there, and the champion stays"
-            logger.info(f"{follower.title}: {follower.name}: {found}")
+            champion = follower.move(latest.version)
+            stays = f"{latest.version} is not there, and the champion stays"
+            logger.info(f"{follower.title}: {follower.name}: {f'the champion is {champion}' if champion else stays}")
         return latest
     return add_version(registry, config, follower)
 
@@ -91,25 +91,25 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     before = latest.previous[-1] if latest.previous else "nothing"
     logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
     if follower:
-        there = follower.put(version, config.onnx, figures(facts["metrics"]), tags_of(facts, registry, version))
-        logger.info(f"{follower.title}: {follower.name}: {there} is there, and the champion")
+        champion = follower.put(version, config.onnx, flatten(facts["metrics"]), tags_of(facts, registry, version))
+        logger.info(f"{follower.title}: {follower.name}: {champion} is there, and the champion")
     return latest
 
 
 def has_no_other_champion(registry: Registry, version: str) -> bool:
-    """Whether there is no champion, or it is this model: a promotion that is repeated."""
+    """Whether there is no champion, or it is this model (the promotion is repeated)."""
     latest = registry.latest().version
     return not latest or is_of(latest, version)
 
 
 def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
-    """Puts the model into the registry unless it is there, and returns its version: one of its own where the name was
-    not chosen and the weights are there with another ONNX file.
-    Raises ValueError: --version is there and is another model, or has another ONNX file."""
+    """Adds the model to the registry unless it has it; returns the version. Without --version, the name is extended if
+    a version with the same weights has another ONNX file.
+    Raises ValueError: --version exists and is another model, or has another ONNX file."""
     require_no_links(config.model, "--model")
     check_weights(storage.join(config.model, WEIGHTS_FILE))
-    own = (WEIGHTS_FILE, DESCRIPTION_FILE)
-    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in own]}
+    bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
+    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in bundle]}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
@@ -126,12 +126,12 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
     return version
 
 
-def figures(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:
-    return {f"{model}/{name}": value for model, found in (metrics or {}).items() for name, value in found.items()}
+def flatten(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:
+    return {f"{model}/{name}": value for model, values in (metrics or {}).items() for name, value in values.items()}
 
 
 def tags_of(facts: dict[str, Any], registry: Registry, version: str) -> dict[str, str]:
-    """What a follower's version tells of where it comes from."""
+    """The tags of a follower's version: the origin of the model."""
     names = ("backbone", "index_sha256", "index_revision", "git_revision", "must_version")
     known = {f"must.{name}": str(facts[name]) for name in names if facts[name] is not None}
     return {**known, "must.uri": registry.uri_of(version)}
@@ -143,7 +143,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
     except DamagedError:
         if not to:
             raise
-        return mend(registry, to)
+        return repair(registry, to)
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
     target = to or latest.previous[-1]
     require(
@@ -156,12 +156,12 @@ def roll_back(registry: Registry, to: str) -> Latest:
     return moved
 
 
-def mend(registry: Registry, to: str) -> Latest:
-    """Writes a LATEST that is damaged anew."""
-    there = [version["version"] for version in registry.versions()]
-    require(to in there, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(there) or 'none'}")
+def repair(registry: Registry, to: str) -> Latest:
+    """Replaces a damaged LATEST."""
+    versions = [version["version"] for version in registry.versions()]
+    require(to in versions, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(versions) or 'none'}")
     logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; earlier champions are not listed")
-    return registry.mend(to)
+    return registry.repair(to)
 
 
 def print_champion(registry: Registry) -> Latest:
@@ -178,7 +178,7 @@ def print_champion(registry: Registry) -> Latest:
 
 
 def version_of(model: str, provenance: Provenance) -> str:
-    """Raises ValueError: the bundle's data have no revision that makes a name."""
+    """A name for the version. Raises ValueError: the revision of the bundle's data is not valid."""
     revision = provenance.index_revision or 0
     require(
         0 <= revision < 10**9,
@@ -189,12 +189,12 @@ def version_of(model: str, provenance: Provenance) -> str:
 
 
 def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
-    """What the registry keeps of them: by model, the figures that are single numbers."""
+    """The metrics that the registry stores: those that are single numbers, by model."""
     models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
     return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}
 
 
-LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that answers may still change
+LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that people's answers may still change
 ACTION_TRAIN, NOTHING_NEW = "train", "nothing new"
 
 
@@ -219,16 +219,16 @@ def champion(
     """Reads the registry, which may be empty.
 
     Args:
-        settings: of the training run, as its component gets them.
-        only_new: do not train when a run with this data, these classes and settings was decided before.
-        answered: whether answers have come since a run of that key was left to people.
+        settings: parameters of the training component.
+        only_new: do not train if there is a decision on a run with the same data, classes and settings.
+        answered: whether there are new answers since the decision on a run of that key was left to people.
     """
-    place = Registry(registry, name)
-    latest = place.latest().version
+    models = Registry(registry, name)
+    latest = models.latest().version
     key = run_key(index_sha256, classifier, settings)
-    bundle = place.bundle(latest) if latest else ""
+    bundle = models.bundle(latest) if latest else ""
     reasons = [f"champion: {latest or 'none yet'}"]
-    decided = place.decision(key) if only_new else None
+    decided = models.decision(key) if only_new else None
     if decided and decided["outcome"] == LEFT_TO_PEOPLE and answered(key):
         decided = None
         reasons.append("answers have come to what was left to people")

@@ -1,13 +1,13 @@
 """The registry: models that were promoted, under one prefix, and which of them is the champion.
 
     REGISTRY/NAME/LATEST                       JSON: the champion's version, and those before it
-    REGISTRY/NAME/VERSION/version.json         where the model comes from; written last: what has it is whole
+    REGISTRY/NAME/VERSION/version.json         where the model comes from; written last: a version with it is complete
     REGISTRY/NAME/VERSION/bundle/              model.safetensors, model.json
     REGISTRY/NAME/VERSION/onnx/                model.onnx, labels.txt, ...
-    REGISTRY/NAME/decisions/KEY.json           what became of a run's data and settings: promoted or stopped, and why
+    REGISTRY/NAME/decisions/KEY.json           the decision on a run's data and settings: promoted or stopped, and why
 
-A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its own again;
-where these weights are there with another ONNX file, that file's checksum follows.
+A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its version; if
+a version has these weights and another ONNX file, the new version's name ends with a checksum of its ONNX files.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
 BUNDLE_FOLDER, ONNX_FOLDER = "bundle", "onnx"  # a version's folders
 
 Folders = dict[str, list[tuple[str, str]]]
-"""What a version is made from: by folder, (source, name there)."""
+"""The files of a version: by folder, (source URI, name in the folder)."""
 
 
 @dataclass(frozen=True)
 class Latest:
-    """What LATEST says. `version` is '' before the first promotion; `previous`: earlier champions, newest last."""
+    """The content of LATEST. `version` is '' before the first promotion; `previous`: earlier champions, newest last."""
 
     version: str = ""
     previous: tuple[str, ...] = ()
@@ -49,15 +49,15 @@ class Latest:
 
 
 class DamagedError(UserError):
-    """LATEST holds no champion."""
+    """LATEST is damaged."""
 
 
 class OvertakenError(HeldError):
-    """Another run promoted a model meanwhile, with which this one was not compared: to be run again from its start."""
+    """Another run promoted a model meanwhile, and this run's model was not compared with it: start the run again."""
 
 
 class OtherOnnxError(UserError):
-    """The version has other ONNX files. `key`: a short name for those that were to be added."""
+    """The version has other ONNX files. `key`: a short checksum of those that were to be added."""
 
     def __init__(self, text: str, key: str) -> None:
         super().__init__(text)
@@ -80,13 +80,13 @@ class Registry:
         return latest_of(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
-        """Every whole version's description, the oldest first. Raises ValueError: one is damaged."""
+        """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
         try:
             names = [entry.name for entry in storage.list_files(self.uri)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
-        return sorted((described(self.uri_of(file)) for file in files), key=lambda version: version["created"])
+        return sorted((read_version(self.uri_of(file)) for file in files), key=lambda version: version["created"])
 
     def has(self, version: str) -> bool:
         return storage.exists(self.uri_of(version, VERSION_FILE))
@@ -94,16 +94,16 @@ class Registry:
     def bundle(self, version: str) -> str:
         return self.uri_of(version, BUNDLE_FOLDER)
 
-    def held(self, version: str) -> dict[str, Any]:
+    def checksums(self, version: str) -> dict[str, Any]:
         """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
         uri = self.uri_of(version, VERSION_FILE)
         return storage.read_object(
-            uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, other_kind(uri)
+            uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, damaged(uri)
         )
 
     def add(self, version: str, folders: Folders, facts: dict[str, Any]) -> None:
-        """Copies files to the version's place; its description last. What is there already stays as it is: only ONNX
-        files are added to a version that was promoted without.
+        """Copies files to the version's folder; writes its description last. An existing version is not changed, except
+        that ONNX files are added to one that has none.
 
         Raises:
             ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
@@ -111,28 +111,28 @@ class Registry:
         """
         uri = self.uri_of(version, VERSION_FILE)
         storage.remove_leftovers(self.uri)
-        with self.alone(version) as check:
+        with self.exclusive(version) as check:
             generation = storage.generation(uri) or 0
-            described, lacking = {"version": version, "created": now(), **facts, "files": {}}, folders
+            description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
             if generation:
-                described, lacking = storage.read_json(uri, "--registry"), self.lacking(version, folders)
-                if not lacking:
+                description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
+                if not missing:
                     return
-            files = dict(described["files"])
-            for folder, members in lacking.items():
+            files = dict(description["files"])
+            for folder, members in missing.items():
                 for source, name in members:
                     files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
             check()
-            for folder, members in lacking.items():
+            for folder, members in missing.items():
                 if members:
                     keep_only({name for _, name in members}, self.uri_of(version, folder))
-            storage.write_bytes(uri, json.dumps({**described, "files": files}, indent=1).encode(), generation)
+            storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
 
     @contextmanager
-    def alone(self, version: str) -> Iterator[Callable[[], None]]:
-        """Nobody else writes the version while the block lasts: of two promotions with the same weights and other ONNX
-        files, a version must not get some files of each. Gives a function that raises if somebody does.
-        Raises TransientError: somebody does, or did."""
+    def exclusive(self, version: str) -> Iterator[Callable[[], None]]:
+        """Locks the version for writing, so that two promotions with the same weights and different ONNX files do not
+        mix their files. Yields a function that raises if the lock was lost.
+        Raises TransientError: another program holds the lock, or has written the version."""
         try:
             with locked(self.uri_of(version), PROMOTION) as check:
                 yield check
@@ -143,38 +143,38 @@ class Registry:
                 f"{self.uri_of(version)}: another program wrote it at the same time; run again"
             ) from None
 
-    def lacking(self, version: str, folders: Folders) -> Folders:
-        """Those of the folders that a version, which is whole, is without.
+    def missing(self, version: str, folders: Folders) -> Folders:
+        """Those of `folders` that a complete version does not have.
         Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
-        held, place = self.held(version), self.uri_of(version)
+        stored, uri = self.checksums(version), self.uri_of(version)
         for name, sha256 in sums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(
-                held.get(name) == sha256,
-                f"{place}: is there already and holds another model (sha256 of {name}: {str(held.get(name))[:12]}, of "
+                stored.get(name) == sha256,
+                f"{uri}: is there already and holds another model (sha256 of {name}: {str(stored.get(name))[:12]}, of "
                 f"the model to promote: {sha256[:12]}); give another --version",
             )
-        wanted = sums(folders, ONNX_FOLDER, ".onnx")
-        there = {name: held[name] for name in held if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
-        if wanted and there and wanted != there:
-            differ = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+        new = sums(folders, ONNX_FOLDER, ".onnx")
+        old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
+        if new and old and new != old:
+            differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
             raise OtherOnnxError(
-                f"{place}: is there already with other ONNX files (different: {', '.join(differ)}); give another "
+                f"{uri}: is there already with other ONNX files (different: {', '.join(differ)}); give another "
                 "--version",
-                hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8],
+                hashlib.sha256(json.dumps(new, sort_keys=True).encode()).hexdigest()[:8],
             )
-        return {ONNX_FOLDER: folders[ONNX_FOLDER]} if wanted and not there else {}
+        return {ONNX_FOLDER: folders[ONNX_FOLDER]} if new and not old else {}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion, unless another program moved LATEST meanwhile.
 
         Args:
             expected: the version that must be the champion now; '' for none, None for any.
-            back: a rollback, which forgets the champions after `version`.
+            back: a rollback, which removes the champions after `version` from the list.
 
         Raises:
-            OvertakenError: LATEST is not what it was expected to be, or was moved at the same time.
+            OvertakenError: LATEST is not `expected`, or was moved at the same time.
         """
-        data, seen = storage.read_versioned(self.uri_of(LATEST))
+        data, generation = storage.read_versioned(self.uri_of(LATEST))
         old = latest_of(data, self.uri_of(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
@@ -183,19 +183,19 @@ class Registry:
                 f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
-        kept = before_last(version, old.previous) if back else (*old.previous, old.version)
-        return self._move(Latest(version, tuple(v for v in kept if v)[-50:], now(), reason), seen)
+        previous = before_last(version, old.previous) if back else (*old.previous, old.version)
+        return self._move(Latest(version, tuple(v for v in previous if v)[-50:], now(), reason), generation)
 
-    def mend(self, version: str) -> Latest:
-        """Makes `version` the champion where LATEST is damaged; who was it before is not known any more."""
-        _, seen = storage.read_versioned(self.uri_of(LATEST))
-        return self._move(Latest(version, (), now(), "LATEST was damaged"), seen)
+    def repair(self, version: str) -> Latest:
+        """Makes `version` the champion where LATEST is damaged; the earlier champions are not known any more."""
+        _, generation = storage.read_versioned(self.uri_of(LATEST))
+        return self._move(Latest(version, (), now(), "LATEST was damaged"), generation)
 
-    def _move(self, new: Latest, seen: storage.Generation) -> Latest:
+    def _move(self, new: Latest, generation: storage.Generation) -> Latest:
         try:
-            # The number makes each writing unlike any other: an answer that got lost is told from a rival's writing.
+            # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
-            storage.write_bytes(self.uri_of(LATEST), content, seen)
+            storage.write_bytes(self.uri_of(LATEST), content, generation)
         except ConflictError:
             raise OvertakenError(
                 f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
@@ -204,14 +204,14 @@ class Registry:
         return new
 
     def decision(self, key: str) -> dict[str, Any] | None:
-        """What became of a run of this key: texts, `outcome` and `at`. None: nothing, or what is there is damaged."""
+        """The decision on a run of this key, with `outcome` and `at`. None: there is none, or it is damaged."""
         uri = self.uri_of("decisions", f"{key}.json")
         if not storage.exists(uri):
             return None
         with suppress(ValueError):
-            found = storage.read_json(uri, "decisions")
-            if all(isinstance(found.get(name), str) for name in ("outcome", "at")):
-                return found
+            decision = storage.read_json(uri, "decisions")
+            if all(isinstance(decision.get(name), str) for name in ("outcome", "at")):
+                return decision
         return None
 
     def decide(self, key: str, outcome: str, reasons: list[str]) -> None:
@@ -223,7 +223,7 @@ class Registry:
 
 
 def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
-    """The champions before `version` was one for the last time: it may have come back."""
+    """The champions before the last time that `version` was champion."""
     return previous[: len(previous) - 1 - previous[::-1].index(version)]
 
 
@@ -231,56 +231,56 @@ def latest_of(data: bytes | None, uri: str) -> Latest:
     if data is None:
         return Latest()
 
-    def checked(content: dict[str, Any]) -> Latest:
+    def parse(content: dict[str, Any]) -> Latest:
         previous = tuple(below(version, uri) for version in content["previous"])
         return Latest(below(content["version"], uri), previous, content["moved"], content["reason"])
 
     damage = f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
-    return storage.parse_object(data, checked, DamagedError(damage))
+    return storage.parse_object(data, parse, DamagedError(damage))
 
 
-def described(uri: str) -> dict[str, Any]:
-    """A version's description. Raises ValueError: without what a list of versions tells."""
+def read_version(uri: str) -> dict[str, Any]:
+    """A version's description. Raises ValueError: a value that a list of versions needs is missing or not valid."""
 
-    def checked(found: dict[str, Any]) -> dict[str, Any]:
-        top1 = ((found["metrics"] or {}).get("adapted") or {}).get("top1")
-        sound = all(isinstance(found[name], str) for name in ("version", "created", "backbone"))
-        require(sound and isinstance(top1, float | None), "a value of another kind")
-        return found
+    def check(version: dict[str, Any]) -> dict[str, Any]:
+        top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
+        valid = all(isinstance(version[name], str) for name in ("version", "created", "backbone"))
+        require(valid and isinstance(top1, float | None), "a value of another kind")
+        return version
 
-    return storage.read_object(uri, checked, other_kind(uri))
+    return storage.read_object(uri, check, damaged(uri))
 
 
-def other_kind(uri: str) -> ValueError:
+def damaged(uri: str) -> ValueError:
     return UserError(f"--registry {uri}: is damaged or of another kind")
 
 
 def is_of(version: str, weights: str) -> bool:
-    """Whether a version is the one that is named after these weights, or one of them with another ONNX file."""
+    """Whether a version's name is `weights`, or `weights` with the checksum of another ONNX file."""
     return re.fullmatch(re.escape(weights) + r"(-[0-9a-f]{8})?", version) is not None
 
 
 def sums(folders: Folders, folder: str, suffix: str) -> dict[str, str]:
-    """{its name in a version: sha256} of the files of a folder that tell one model from another."""
+    """{name in the version: sha256} of the folder's files with this suffix, which identify the model."""
     return {f"{folder}/{name}": sha256_of(uri) for uri, name in folders.get(folder, []) if name.endswith(suffix)}
 
 
 def sha256_of(uri: str) -> str:
-    """Read in pieces, as `copy` does."""
+    """Reads in pieces, as `copy` does."""
     hashing = storage.HashingFile(io.BytesIO(), limit=0)
     storage.copy(uri, hashing)
     return hashing.sha256
 
 
 def keep_only(names: set[str], folder: str) -> None:
-    """Deletes what a killed promotion left. After the copying: the folder may be where the files come from."""
+    """Deletes files of a killed promotion. To be called after copying: the folder may be the source of the files."""
     for entry in list(storage.list_files(folder)):
         if entry.name not in names:
             storage.delete(storage.join(folder, entry.name))
 
 
 def copy(source: str, target: str) -> dict[str, Any]:
-    """Copies in pieces, for weights may be larger than the memory; returns size and sha256."""
+    """Copies in pieces, as weights may be larger than the memory; returns size and sha256."""
     with storage.open_write(target) as file:
         written = storage.HashingFile(file)
         storage.copy(source, written, follow=False)

@@ -1,5 +1,5 @@
-"""`must review`: a page on which a person says what pictures show, and what comes of the answers.
+"""`must review`: a page on which people label pictures, and the effect of their answers.
 
-`prepare` runs the networks, once; the rest needs no torch: `session` hands out pictures and keeps answers, `http` has
-the page's addresses, `page` is the page itself, and the one that carries its pictures.
+`prepare` runs the networks, once; the other modules need no torch: `session` selects pictures and stores answers,
+`http` has the page's addresses, `page` builds the page, also as one file that contains its pictures.
 """

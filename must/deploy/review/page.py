@@ -1,7 +1,6 @@
-"""The page: three files, no build step, nothing loaded from elsewhere; or one file that carries its pictures.
+"""The page: three files, no build step, no external resources; or one file that contains its pictures.
 
-Pictures are decoded here within the bounds of all decoding, and written anew, so that no byte of a stranger's file
-reaches a browser.
+Pictures are decoded with the usual limits and encoded again, so that no byte of an untrusted file reaches a browser.
 """
 
 import base64
@@ -23,24 +22,24 @@ from must.method.answers.review import RANDOM
 
 SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
 LOSSLESS_SIDE = 200  # pixels of the longer side up to which nothing is lost in compression
-SMALL_IN_MEMORY = 2_000  # small pictures that are held in memory, a few kilobytes each
+SMALL_IN_MEMORY = 2_000  # small pictures that are cached in memory, a few kilobytes each
 
 
 class Pictures:
-    """Sample number -> (bytes, media type), made when it is asked for. May be called from several threads."""
+    """Sample number -> (bytes, media type), encoded on request. Thread-safe."""
 
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
-        self.lock = threading.Lock()  # the reader has its open files
-        self.small = lru_cache(SMALL_IN_MEMORY)(lambda number: self.make(number, SIDES["small"]))
+        self.lock = threading.Lock()  # for the reader, whose open files are shared
+        self.small = lru_cache(SMALL_IN_MEMORY)(lambda number: self.encode(number, SIDES["small"]))
 
     def get(self, number: int, size: str) -> tuple[bytes, str]:
         """`size` is one of SIDES. Raises ValueError: no such sample, or it cannot be decoded."""
         if not 0 <= number < len(self.reader):
             raise UserError("there is no such picture")
-        return self.small(number) if size == "small" else self.make(number, SIDES[size])
+        return self.small(number) if size == "small" else self.encode(number, SIDES[size])
 
-    def make(self, number: int, side: int) -> tuple[bytes, str]:
+    def encode(self, number: int, side: int) -> tuple[bytes, str]:
         with self.lock:
             data = self.reader.image(number)
         image = decode(data, self.reader.index.max_pixels, shorter_side=side)
@@ -57,7 +56,7 @@ STATIC = {
     "review.css": "text/css; charset=utf-8",
 }
 
-LARGEST_PAGE = 40_000_000  # characters of a page's pictures: what mail and browsers take
+LARGEST_PAGE = 40_000_000  # characters of a page's pictures: about the limit of mail programs and browsers
 
 
 def static(name: str) -> bytes:
@@ -65,21 +64,21 @@ def static(name: str) -> bytes:
 
 
 def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
-    """(the page with the first pictures that have no answer yet, how many those are): `most` of them, and no more than
-    LARGEST_PAGE characters hold. It keeps answers in the browser and saves them as answers.jsonl. Pictures that cannot
-    be decoded are left out of strips, not of the order.
+    """(the page with the first pending pictures, their number): at most `most`, and at most LARGEST_PAGE characters of
+    pictures. The page stores answers in the browser and saves them as answers.jsonl. A picture that cannot be decoded
+    is omitted among similar pictures, but still asked about in the order.
     """
     review, images = session.review, dict[str, str]()
     shown: list[dict[str, Any]] = []
-    taken = 0
-    for picture in [picture for picture in review.pictures if session.open(picture)][:most]:
+    size_of_images = 0
+    for picture in [picture for picture in review.pictures if session.is_pending(picture)][:most]:
         new = dict[str, str]()
         for number, size in [(picture.number, "large"), *((other, "small") for other in picture.similar)]:
             key = f"{size}/{number}"
             if key not in images and (data := data_uri(pictures, number, size)):
                 new[key] = data
-        taken += sum(map(len, new.values()))
-        if taken > LARGEST_PAGE:
+        size_of_images += sum(map(len, new.values()))
+        if size_of_images > LARGEST_PAGE:
             break
         images |= new
         shown.append({**session.describe(picture.number), "image": picture.image, "sha256": picture.sha256})

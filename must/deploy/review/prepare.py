@@ -1,4 +1,4 @@
-"""What a person is asked, from one pass of zero-shot and the model over the images; and what the answers change."""
+"""Computes the review: one pass of the zero-shot and the adapted model over the images, then the effect of answers."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -40,15 +40,15 @@ from must.method.select.knn import nearest, whitened
 from must.method.select.propagate import answer_rows, refined_probabilities
 from must.method.select.select import both_ends
 
-SIMILAR = 6  # pictures that are shown beside one
+SIMILAR = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
 FOLDS = 5
-Known = list[tuple[int, int]]  # (number in the split, class number), in the order in which pictures are asked
+NumberedLabels = list[tuple[int, int]]  # (number in the split, class number), in the order of the review
 
 
 def limit_threads() -> None:
-    """Of this thread: a core is left to answer the page."""
+    """Limits torch's threads in this thread: one core stays free to serve the page."""
     torch.set_num_threads(max(1, cores() - 1))
 
 
@@ -58,7 +58,7 @@ class Images:
 
     numbers: Tensor  # int64 [N], in the split
     values: Tensor  # float16 [N, D], as of `whitened`
-    probabilities: Tensor  # float16 [N, K], mean of zero-shot's and the adapted model's
+    probabilities: Tensor  # float16 [N, K], mean of the zero-shot and the adapted model
 
     def save(self, folder: str) -> None:
         storage.write_bytes(
@@ -71,12 +71,12 @@ class Images:
         """Raises ValueError: there is none, or it is damaged."""
         uri = storage.join(folder, IMAGES_FILE)
         try:
-            found = cls(**load(storage.read_bytes(uri)))
-            require(len(found.numbers) == len(found.values) == len(found.probabilities), "lengths")
+            images = cls(**load(storage.read_bytes(uri)))
+            require(len(images.numbers) == len(images.values) == len(images.probabilities), "lengths")
         except (OSError, SafetensorError, TypeError, ValueError):
             why = f"{uri}: is missing or damaged; delete review.json there, and `must review` makes both again"
             raise UserError(why) from None
-        return found
+        return images
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ class Images:
         return *nearest(values), values, self.probabilities.float()
 
     @cached_property
-    def usual(self) -> Tensor:
+    def initial_labels(self) -> Tensor:
         """Int64 [N]: the refined labels without answers."""
         return self.refined({}).argmax(1)
 
@@ -95,21 +95,21 @@ class Images:
 
 
 class Teaching:
-    """Works out what the answers so far change, in a thread, as that may take longer than the next answer does."""
+    """Computes the effect of the answers in a thread, as this may take longer than giving the next answer."""
 
     def __init__(self, images: Images) -> None:
         self.images, self.lock = images, threading.Lock()
-        self.place = {number: place for place, number in enumerate(images.numbers.tolist())}
+        self.index = {number: index for index, number in enumerate(images.numbers.tolist())}
         self.thread: threading.Thread | None = None
         self.closed = False
-        self.wanted: tuple[Known, Known] | None = None
-        self.all: list[float] = []  # (answers about pictures drawn at random, the share of `right` with its interval)
-        self.changed: tuple[int, int] | None = None  # (answers, labels of other images that they changed)
+        self.pending: tuple[NumberedLabels, NumberedLabels] | None = None
+        self.accuracy: list[float] = []  # (number of random answers, share of correct labels, its interval)
+        self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
 
-    def update(self, known: Known, drawn: Known) -> None:
-        """`drawn`: those of `known` about pictures that were drawn at random."""
+    def update(self, labels: NumberedLabels, drawn: NumberedLabels) -> None:
+        """`drawn`: those of `labels` about pictures that were drawn at random."""
         with self.lock:
-            self.wanted = known, drawn
+            self.pending = labels, drawn
             if self.thread is None:
                 self.thread = threading.Thread(target=self.work, daemon=True)
                 self.thread.start()
@@ -133,70 +133,71 @@ class Teaching:
         limit_threads()
         while True:
             with self.lock:
-                if self.wanted is None or self.closed:
+                if self.pending is None or self.closed:
                     self.thread = None
                     return
-                (known, drawn), self.wanted = self.wanted, None
-            self.changed = len(known), self.change(known)
-            if self.wanted is None and drawn and not self.closed:
-                self.all = [len(drawn), *share(self.right(drawn))]
+                (labels, drawn), self.pending = self.pending, None
+            self.changed = len(labels), self.count_changed(labels)
+            if self.pending is None and drawn and not self.closed:
+                self.accuracy = [len(drawn), *share(self.correct(drawn))]
 
-    def change(self, known: Known) -> int:
-        others = self.images.refined(dict(known)).argmax(1) != self.images.usual
-        others[[self.place[number] for number, _ in known]] = False
-        return int(others.sum())
+    def count_changed(self, labels: NumberedLabels) -> int:
+        changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
+        changed[[self.index[number] for number, _ in labels]] = False
+        return int(changed.sum())
 
-    def right(self, known: Known) -> np.ndarray:
-        """Bool [A]: whether the refined labels of an answered picture are right when four fifths of the answers teach,
-        its own not among them."""
-        found = np.zeros(len(known), bool)
+    def correct(self, labels: NumberedLabels) -> np.ndarray:
+        """Bool [A], by cross-validation: whether the refined label of each answered picture is correct when it is
+        computed from the answers of the other folds."""
+        correct = np.zeros(len(labels), bool)
         for fold in range(FOLDS):
-            labels = self.images.refined(dict(one for at, one in enumerate(known) if at % FOLDS != fold)).argmax(1)
-            for at in range(fold, len(known), FOLDS):
-                found[at] = int(labels[self.place[known[at][0]]]) == known[at][1]
-        return found
+            refined = self.images.refined(dict(pair for i, pair in enumerate(labels) if i % FOLDS != fold)).argmax(1)
+            for i in range(fold, len(labels), FOLDS):
+                correct[i] = int(refined[self.index[labels[i][0]]]) == labels[i][1]
+        return correct
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:
-    """Looks at the split's images. Of copies of a file, the first in the order is asked about.
+    """The review of all images of the split. Of several copies of a file, only the first in the order is asked about.
     Raises ValueError: no such model or split, or a classifier file of other classes or of another model."""
-    *_, last = looks(config)
+    *_, last = compute_reviews(config)
     return last
 
 
-def looks(
-    config: ReviewConfig, begun: Review | None = None, pause: Callable[[int, int, int], None] = lambda *_: None
+def compute_reviews(
+    config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int, int], None] = lambda *_: None
 ) -> Iterator[tuple[Review, Images]]:
-    """What is known after the first images, drawn at random, and after all; the first time is left out where there are
-    few images, or where a review was `begun`. Its pictures stay the first of a random order, which the others follow.
+    """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
+    few images or a review was `saved`. In a random order the pictures of the earlier review come first.
 
     Args:
-        pause: called before every batch with the numbers of images (looked at, of this part, of all); it may raise to
+        pause: called before every batch with three numbers of images: computed, in this part, in all; may raise to
             stop.
     """
     bundle, zero_shot = both_ends(config.model, config.baseline)
     classes = bundle.description.classes
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
-    with init_distributed(config.device, timeout=600) as here:
-        require(here.size == 1, "must review runs in one process")
+    with init_distributed(config.device, timeout=600) as process:
+        require(process.size == 1, "must review runs in one process")
         source = EvalSource.of(config, preprocess_of(bundle.description))
         source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
-        model = bundle.model.to(here.device).eval()
-        every, parts = list(source.numbers), list[ImageFeatures]()
-        some = set[int]()
-        if not begun and len(every) > 2 * FIRST_IMAGES:
-            some = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
-        for part in (sorted(some), [number for number in every if number not in some]):
+        model = bundle.model.to(process.device).eval()
+        every, features = list(source.numbers), list[ImageFeatures]()
+        first = set[int]()
+        if not saved and len(every) > 2 * FIRST_IMAGES:
+            first = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
+        for part in (sorted(first), [number for number in every if number not in first]):
             if not part:
                 continue
             source.numbers = part
             progress = map(pause, count(0, source.batch_size), repeat(len(part)), repeat(len(every)))
-            seen = extract_features(
-                zero_shot.model, source, here.device, lambda images: [model(images)], partial(next, progress)
+            features.append(
+                extract_features(
+                    zero_shot.model, source, process.device, lambda images: [model(images)], partial(next, progress)
+                )
             )
-            parts.append(seen)
-            begun, images = review_of(config, source, classes, weights, ImageFeatures.joined(parts), begun)
-            yield begun, images
+            saved, images = review_of(config, source, classes, weights, ImageFeatures.joined(features), saved)
+            yield saved, images
 
 
 def review_of(
@@ -204,37 +205,37 @@ def review_of(
     source: EvalSource,
     classes: list[str],
     weights: str,
-    seen: ImageFeatures,
-    begun: Review | None,
+    features: ImageFeatures,
+    previous: Review | None,
 ) -> tuple[Review, Images]:
-    mean = seen.probabilities.float().mean(0)
-    images = Images(seen.numbers, whitened(seen.features.float()).half(), mean.half())
+    mean = features.probabilities.float().mean(0)
+    images = Images(features.numbers, whitened(features.features.float()).half(), mean.half())
     refined, similar = images.refined({}), images.tensors[0]
-    before, after = (Predicted.of(one) for one in seen.probabilities[:2])
-    predicted = torch.stack([before.labels, after.labels, refined.argmax(1)], 1)
+    zero_shot, adapted = map(Predicted.of, features.probabilities[:2])
+    predicted = torch.stack([zero_shot.labels, adapted.labels, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices
-    labels, sure = predicted[:, REFINED].numpy(), after.confidence.numpy()
-    known = {picture.number: picture.sha256 for picture in begun.pictures} if begun else {}
-    place_of = {number: place for place, number in enumerate(seen.numbers.tolist())}
+    labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()
+    known = {picture.number: picture.sha256 for picture in previous.pictures} if previous else {}
+    index_of = {number: index for index, number in enumerate(features.numbers.tolist())}
     if config.order == RANDOM:
-        first = [place_of[number] for number in known if number in place_of]
-        rest = np.setdiff1d(np.arange(len(labels)), first)
-        order = [*first, *(rest[random_order(labels[rest], config.seed)].tolist() if len(rest) else ())]
+        first = [index_of[number] for number in known if number in index_of]
+        others = np.setdiff1d(np.arange(len(labels)), first)
+        order = [*first, *(others[random_order(labels[others], config.seed)].tolist() if len(others) else ())]
     else:
-        order = doubtful_order(sure).tolist()
+        order = doubtful_order(confidence).tolist()
     pictures: dict[str, Picture] = {}
-    for place in order:
-        number, three = int(seen.numbers[place]), predicted[place].tolist()
-        names = dict.fromkeys([*three, *likely[place].tolist()])  # what one of the three says is always among them
+    for index in order:
+        number, classes_of_image = int(features.numbers[index]), predicted[index].tolist()
+        candidates = dict.fromkeys([*classes_of_image, *likely[index].tolist()])  # the predicted classes are included
         sha256 = known.get(number) or fingerprint(source.reader.image(number))
         picture = Picture(
-            number, seen.sources[place], sha256, tuple(three), round(float(sure[place]), 4),
-            tuple(sorted(list(names)[:LIKELY], key=lambda k: -float(refined[place, k]))),
-            tuple(seen.numbers[similar[place, :SIMILAR]].tolist()),
+            number, features.sources[index], sha256, tuple(classes_of_image), round(float(confidence[index]), 4),
+            tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
+            tuple(features.numbers[similar[index, :SIMILAR]].tolist()),
         )  # fmt: skip
         pictures.setdefault(sha256, picture)
     review = Review(
         model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
-        classes=list(classes), order=config.order, images=len(seen.numbers), pictures=list(pictures.values()),
+        classes=list(classes), order=config.order, images=len(features.numbers), pictures=list(pictures.values()),
     )  # fmt: skip
     return review, images

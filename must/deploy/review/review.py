@@ -1,4 +1,4 @@
-"""The stage `must review`: what is asked is computed once, then a page is served until a signal ends it."""
+"""The stage `must review`: computes the review once, then serves a page until a signal ends it."""
 
 import asyncio
 import logging
@@ -35,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 REVIEW = Kind("must review", "--output", ".review.lock")
 RELABELLED = "relabelled.csv"
-CONNECTIONS = 64  # of all browsers together
-KEEP_ALIVE = 30.0  # seconds that a browser has for a request's head, and for taking an answer
+CONNECTIONS = 64  # of all browsers together, at most
+KEEP_ALIVE = 30.0  # seconds in which a browser must send a request's head, and read a response
 
 
 def review(config: ReviewConfig) -> None:
-    """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; going on loses none.
+    """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none.
 
     Raises:
-        ValueError: no such model, shards of another revision, another `must review` at work there, an address that
-            cannot be listened at.
+        ValueError: no such model, shards of another revision, another `must review` runs in the folder, or the address
+            cannot be bound.
     """
     if not (config.page or config.add):
         check_no_loop("must review")
@@ -54,37 +54,37 @@ def review(config: ReviewConfig) -> None:
         if config.add:
             add_answers(config)
             return
-        begun = review_at(config)
+        saved = review_at(config)
         reader = open_reader(
-            config.shards, config.split, config.cache, config.cache_gb, sha256=begun.index_sha256 if begun else ""
+            config.shards, config.split, config.cache, config.cache_gb, sha256=saved.index_sha256 if saved else ""
         )
         pictures = Pictures(reader)
         if config.page:
-            about = begun if begun and complete(config) else prepared(config)
-            page, count = self_contained(Session(about, str(folder), config.signature), pictures, config.pictures)
+            review = saved if saved and is_complete(config) else prepare_review(config)
+            page, count = self_contained(Session(review, str(folder), config.signature), pictures, config.pictures)
             storage.write_bytes(config.page, page)
-            said = f"{config.page}: {counted(count, 'picture')}, {len(page) / 1e6:.1f} MB; it saves answers.jsonl"
-            logger.info(printable(said))
+            size = f"{counted(count, 'picture')}, {len(page) / 1e6:.1f} MB"
+            logger.info(printable(f"{config.page}: {size}; it saves answers.jsonl"))
             return
         with listen(config.host, config.port) as listener:
             app = App(None, pictures, secrets.token_urlsafe(18))
-            with closing(Questions(config, app, begun, min(len(reader), config.images))) as questions:
+            with closing(Questions(config, app, saved, min(len(reader), config.images))) as questions:
                 asyncio.run(serve_page(config, questions, listener))
 
 
-def complete(config: ReviewConfig) -> bool:
-    """Whether all images were looked at, and not the first ones alone."""
+def is_complete(config: ReviewConfig) -> bool:
+    """Whether the review in the folder is of all images, not only of the first ones."""
     return storage.exists(storage.join(config.output, IMAGES_FILE))
 
 
-def prepared(config: ReviewConfig) -> Review:
+def prepare_review(config: ReviewConfig) -> Review:
     loading("review")
     from must.deploy.review.prepare import prepare  # imports torch
 
-    about, images = prepare(config)
-    about.save(config.output)
+    review, images = prepare(config)
+    review.save(config.output)
     images.save(config.output)
-    return about
+    return review
 
 
 class StoppedError(Exception):
@@ -92,103 +92,101 @@ class StoppedError(Exception):
 
 
 class Questions:
-    """Makes what is asked, in a thread: after the first images the questions begin, and the others follow."""
+    """Computes the review in a thread: first of some images, so that questions can begin, then of all images."""
 
-    def __init__(self, config: ReviewConfig, app: App, begun: Review | None, images: int) -> None:
-        self.config, self.app, self.begun, self.images = config, app, begun, images
-        self.stopped, self.teaching = False, list[Any]()
-        self.started, self.part = time.monotonic(), 0.0
+    def __init__(self, config: ReviewConfig, app: App, saved: Review | None, images: int) -> None:
+        self.config, self.app, self.saved, self.images = config, app, saved, images
+        self.stopped, self.teachings = False, list[Any]()
+        self.started, self.part_started = time.monotonic(), 0.0
 
     def close(self) -> None:
         """Ends all threads: none may compute while the program ends."""
         self.stopped = True
-        for one in self.teaching:
-            one.close()
+        for teaching in self.teachings:
+            teaching.close()
 
-    def make(self) -> None:
-        """Raises what `looks` does."""
-        whole = self.begun and complete(self.config)
-        if self.begun:
-            self.ask(self.begun, None)
-        from must.deploy.review.prepare import Images, limit_threads  # imports torch
+    def compute(self) -> None:
+        """Raises the errors of `compute_reviews`."""
+        complete = is_complete(self.config)
+        if self.saved:
+            self.show(self.saved, None)
+        from must.deploy.review.prepare import Images, compute_reviews, limit_threads  # imports torch
 
         limit_threads()
-        if self.begun and whole:
-            self.ask(self.begun, Images.load(self.config.output))
+        if self.saved and complete:
+            self.show(self.saved, Images.load(self.config.output))
             return
         (Path(storage.local(self.config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
-        from must.deploy.review.prepare import looks
-
         try:
-            for about, images in looks(self.config, self.begun, self.pause):
-                about.save(self.config.output)
-                self.ask(about, images)
-            images.save(self.config.output)  # the last: it says that all images were looked at
+            for review, images in compute_reviews(self.config, self.saved, self.check_stopped):
+                review.save(self.config.output)
+                self.show(review, images)
+            images.save(self.config.output)  # last: this file marks the review as complete
             logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
         except StoppedError:
             return
 
-    def ask(self, about: Review, images: Any) -> None:
+    def show(self, review: Review, images: Any) -> None:
         teaching = None
         if images:
             from must.deploy.review.prepare import Teaching
 
             teaching = Teaching(images)
-            self.teaching.append(teaching)
+            self.teachings.append(teaching)
         if self.app.session:
-            self.app.session.hold(about, teaching)
+            self.app.session.set_review(review, teaching)
             return
         commands = commands_of(self.config)
-        self.app.session = Session(about, self.config.output, self.config.signature, teaching, commands=commands)
+        self.app.session = Session(review, self.config.output, self.config.signature, teaching, commands=commands)
         logger.info(f"must review: the first question is there after {time.monotonic() - self.started:.0f} s")
 
-    def pause(self, done: int, part: int, every: int) -> None:
-        """Raises StoppedError: the program ends."""
+    def check_stopped(self, done: int, part: int, every: int) -> None:
+        """Updates the page's text of progress. Raises StoppedError: the program ends."""
         if self.stopped:
             raise StoppedError
         if not done:
-            self.part = time.monotonic()
+            self.part_started = time.monotonic()
         text = f"Looking at the first {part:,} of {counted(every, 'image')}: {done:,} done"
-        left = (time.monotonic() - self.part) / done * (part - done) if done else 0
-        self.app.wait = f"{text}; the first question comes in about {left + 1:.0f} s." if done else f"{text} ..."
+        remaining = (time.monotonic() - self.part_started) / done * (part - done) if done else 0
+        self.app.wait = f"{text}; the first question comes in about {remaining + 1:.0f} s." if done else f"{text} ..."
 
 
 def add_answers(config: ReviewConfig) -> None:
     """Adds the lines of --add to OUTPUT/answers.jsonl. Raises ValueError: no answers, or about other pictures."""
-    about = Review.load(config.output, "--output")
+    review = Review.load(config.output, "--output")
     require(storage.exists(config.add), f"--add {config.add}: no such file")
-    given = read_answers(config.add, about.classes).keys()
-    known = given & {picture.sha256 for picture in about.pictures}
-    why = f"none of its {counted(len(given), 'answer')} is about a picture of {config.output}"
-    require(bool(known), f"--add {config.add}: {why}")
+    answers = read_answers(config.add, review.classes).keys()
+    unknown = len(answers - {picture.sha256 for picture in review.pictures})
+    count = counted(len(answers), "answer")
+    require(unknown < len(answers), f"--add {config.add}: none of its {count} is about a picture of {config.output}")
     new = add(storage.join(config.output, ANSWERS_FILE), storage.read_bytes(config.add))
-    other = f"; {counted(len(given) - len(known), 'answer')} about other pictures" if len(given) > len(known) else ""
-    said = f"{config.add}: {counted(new, 'new line')} of {counted(len(given), 'answer')}{other}"
-    logger.info(printable_page(f"{said}\n{about.text(about.answers(config.output))}"))
+    other = f"; {counted(unknown, 'answer')} about other pictures" if unknown else ""
+    summary = f"{config.add}: {counted(new, 'new line')} of {count}{other}"
+    logger.info(printable_page(f"{summary}\n{review.text(review.answers(config.output))}"))
 
 
 def review_at(config: ReviewConfig) -> Review | None:
     """The one in the folder. Raises ValueError: it is about another model, or in another order."""
     if not storage.exists(storage.join(config.output, REVIEW_FILE)):
         return None
-    found = Review.load(config.output, "--output")
+    review = Review.load(config.output, "--output")
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
-    other = "about another model" if weights != found.model_sha256 else f"in the order {found.order}"
+    other = "about another model" if weights != review.model_sha256 else f"in the order {review.order}"
     require(
-        weights == found.model_sha256 and config.order == found.order,
+        weights == review.model_sha256 and config.order == review.order,
         f"--output {config.output}: its {REVIEW_FILE} is {other}; delete that file for a new one; answers are kept",
     )
-    return found
+    return review
 
 
 async def serve_page(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
-    """Serves until a signal. Raises what making the questions does."""
+    """Serves until a signal. Raises the errors of `Questions.compute`."""
     app = questions.app
-    place = f"{url_of(config.host, listener)}/{app.token}/"
-    logger.info(printable(f"must review: {place}"))
+    url = f"{url_of(config.host, listener)}/{app.token}/"
+    logger.info(printable(f"must review: {url}"))
     when = (
         "at once"
-        if questions.begun
+        if questions.saved
         else f"after the first {FIRST_IMAGES} are looked at: seconds with a GPU, else a minute or so"
     )
     logger.info(printable(f"{counted(questions.images, 'image')}; questions begin {when}"))
@@ -196,31 +194,31 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
         printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
     )
     if config.browser and sys.stdout.isatty():
-        threading.Thread(target=open_browser, args=(place,), daemon=True).start()
+        threading.Thread(target=open_browser, args=(url,), daemon=True).start()
     serving = asyncio.ensure_future(
         serve_until_signal(app, listener, KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5)
     )
-    making = asyncio.ensure_future(asyncio.to_thread(questions.make))
-    await asyncio.wait((serving, making), return_when=asyncio.FIRST_COMPLETED)
-    if making.done():
-        making.result()
+    computing = asyncio.ensure_future(asyncio.to_thread(questions.compute))
+    await asyncio.wait((serving, computing), return_when=asyncio.FIRST_COMPLETED)
+    if computing.done():
+        computing.result()
     await serving
     questions.stopped = True
-    await making
+    await computing
     if app.session:
-        logger.info(printable_page(what_next(config, app.session)))
+        logger.info(printable_page(summary_of(config, app.session)))
 
 
-def open_browser(place: str) -> None:
-    """Where there is a display; elsewhere the address that is printed must do."""
+def open_browser(url: str) -> None:
+    """Does nothing where there is no display: the address is also printed."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
     with suppress(webbrowser.Error, OSError):
-        webbrowser.open(place)
+        webbrowser.open(url)
 
 
-def what_next(config: ReviewConfig, session: Session) -> str:
-    """What the answers say, and what to do with them. Writes relabelled.csv anew."""
+def summary_of(config: ReviewConfig, session: Session) -> str:
+    """What the answers measure, and the next commands. Also writes relabelled.csv."""
     rows = [["image", "model", "label", "who", "when", "sha256"]]
     for picture, answer in session.review.relabelled(session.answers):
         model = session.review.classes[picture.classes[MODEL]]
@@ -233,12 +231,12 @@ def what_next(config: ReviewConfig, session: Session) -> str:
 
 
 def commands_of(config: ReviewConfig) -> list[str]:
-    """What to type after the answers."""
-    given = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
-    model, baseline, shards, output = map(shlex.quote, (*given.values(), config.output))
-    places = f"--model {model} --shards {shards} --answers {output}"
-    select = f"must select {places} --baseline {baseline} --output selected/"
-    refine = f"must refine {places} --classifier {baseline} --output labels/"
-    if work := standing_for(SelectConfig, given):
+    """The commands to run with the answers."""
+    parameters = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
+    model, baseline, shards, output = map(shlex.quote, (*parameters.values(), config.output))
+    common = f"--model {model} --shards {shards} --answers {output}"
+    select = f"must select {common} --baseline {baseline} --output selected/"
+    refine = f"must refine {common} --classifier {baseline} --output labels/"
+    if work := standing_for(SelectConfig, parameters):
         select, refine = (shlex.join(["must", stage, work]) for stage in ("select", "refine"))
     return [select, refine] if config.order == RANDOM else [refine]

@@ -1,4 +1,4 @@
-"""Who is shown which picture, and what they said: the state behind the page. No torch, no HTTP."""
+"""The state behind the page: which page shows which picture, and the answers. No torch, no HTTP."""
 
 import threading
 import time
@@ -19,28 +19,28 @@ from must.method.answers.book import Answer, append
 from must.method.answers.review import MODEL, RANDOM, Picture, Review
 
 if TYPE_CHECKING:
-    from must.deploy.review.prepare import Known, Teaching
+    from must.deploy.review.prepare import NumberedLabels, Teaching
 
-RESERVED = 15.0  # seconds that a picture is kept for the page that shows it
+RESERVED = 15.0  # seconds that a picture is reserved for the page that shows it
 ALL_OFFERED = 12  # classes up to which all of them are offered
 ANSWER_KINDS = ("label", "none", "unsure")
-WAIT = 5.0  # seconds for what the last answers change
+WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
 GRID_PICTURES = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
-EARLIER = 50  # times that answers of an earlier run can be taken back
+EARLIER = 50  # batches of answers of earlier runs that can be undone
 SORTS = ("sure", "doubtful", "differ")
 
 
 @dataclass(frozen=True)
 class AnswerBatch:
-    """Answers that one press of a button gave."""
+    """Answers given by one press of a button."""
 
     page: str  # '': in an earlier run
     numbers: tuple[int, ...]
 
 
 class Session:
-    """All methods may be called from several threads. `teaching` computes what the answers change, if that is shown."""
+    """Thread-safe. `teaching` computes the effect of the answers, if that is shown."""
 
     def __init__(
         self, review: Review, folder: str, who: str, teaching: "Teaching | None" = None,
@@ -48,76 +48,78 @@ class Session:
     ) -> None:  # fmt: skip
         self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
         self.lock = threading.Lock()
-        self.shown: dict[int, tuple[str, float]] = {}  # number of a picture -> (person's page, when)
-        self.drawn = set[int]()  # numbers that the random order came to
-        self.hold(review, teaching)
-        groups = groupby(self.answers.values(), key=lambda one: (one.who, one.when))
+        self.shown: dict[int, tuple[str, float]] = {}  # number of a picture -> (page, time)
+        self.drawn = set[int]()  # numbers of the pictures that were shown in the random order
+        self.set_review(review, teaching)
+        groups = groupby(self.answers.values(), key=lambda answer: (answer.who, answer.when))
         numbers = {picture.sha256: picture.number for picture in review.pictures}
-        self.given = [AnswerBatch("", tuple(numbers[one.sha256] for one in group)) for _, group in groups][-EARLIER:]
+        batches = [AnswerBatch("", tuple(numbers[answer.sha256] for answer in group)) for _, group in groups]
+        self.batches = batches[-EARLIER:]
 
-    def hold(self, review: Review, teaching: "Teaching | None") -> None:
-        """Goes on with this review, of the same images or of more."""
+    def set_review(self, review: Review, teaching: "Teaching | None") -> None:
+        """Replaces the review by one of the same images or of more."""
         with self.lock:
             self.review, self.teaching = review, teaching
             self.answers = review.answers(str(self.path.parent))
-            self.of = {picture.number: (place, picture) for place, picture in enumerate(review.pictures)}
-            self.teach()
+            self.by_number = {picture.number: (index, picture) for index, picture in enumerate(review.pictures)}
+            self.update_teaching()
 
-    def teach(self) -> None:
+    def update_teaching(self) -> None:
         if self.teaching is not None:
             known, drawn = (self.review.truth(self.answers, drawn=only) for only in (False, True))
             self.teaching.update(pairs(*known), pairs(*drawn))
 
     def state(self, page: str = "") -> dict[str, Any]:
-        """What the page tells about how far it has come. `gain`: in points, with its interval, once answers measure."""
-        taught = self.teaching.text() if self.teaching is not None else ""
+        """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
+        effect = self.teaching.text() if self.teaching is not None else ""
         measured = self.review.measured(self.answers)
-        recent = [number for one in self.theirs(page) for number in one.numbers if self.said(number)][-RECENT:]
+        answered = (number for batch in self.batches_of(page) for number in batch.numbers if self.answer_text(number))
+        recent = list(answered)[-RECENT:]
         return {
             "answers": len(self.answers),
             "of": len(self.review.pictures),
             "random": self.review.order == RANDOM,
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
-            "text": f"{self.text()} {taught}".strip(),
-            "recent": [{"number": number, "said": self.said(number)} for number in reversed(recent)],
+            "text": f"{self.text()} {effect}".strip(),
+            "recent": [{"number": number, "said": self.answer_text(number)} for number in reversed(recent)],
         }
 
     def text(self) -> str:
-        """What the answers say of the labels."""
+        """What the answers measure about the labels."""
         return self.review.text(self.answers)
 
-    def said(self, number: int) -> str:
+    def answer_text(self, number: int) -> str:
         answer = self.answers.get(self.picture(number).sha256)
         return "" if answer is None else "cannot tell" if answer.unsure else answer.label or "none of the classes"
 
-    def theirs(self, page: str) -> list[AnswerBatch]:
-        return [one for one in self.given if one.page in ("", page)]
+    def batches_of(self, page: str) -> list[AnswerBatch]:
+        return [batch for batch in self.batches if batch.page in ("", page)]
 
     def picture(self, number: Any) -> Picture:
         """Raises ValueError: there is none."""
-        require(type(number) is int and number in self.of, "there is no such picture")
-        return self.of[number][1]
+        require(type(number) is int and number in self.by_number, "there is no such picture")
+        return self.by_number[number][1]
 
-    def next(self, page: str, said: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The first picture that is still to be asked and that no other page shows."""
+    def next(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The first pending picture that no other page shows."""
         with self.lock:
             return {"state": self.state(page), "picture": self.offer(page)}
 
-    def leave(self, page: str, said: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The page is closed: others may be shown its picture."""
+    def leave(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The page is closed: other pages may show its picture."""
         with self.lock:
             self.shown = {number: shown for number, shown in self.shown.items() if shown[0] != page}
             return {}
 
     def measures(self, picture: Picture) -> bool:
-        """Whether it was answered when it was drawn at random."""
+        """Whether it has an answer that was given when the picture was drawn at random."""
         answer = self.answers.get(picture.sha256)
         return answer is not None and not answer.picked
 
-    def open(self, picture: Picture) -> bool:
-        """Whether the order comes to it. A random order comes also to pictures that were answered in a grid, or as
-        similar ones: without those it would be no random sample any more."""
+    def is_pending(self, picture: Picture) -> bool:
+        """Whether it is still to be asked. A random order also asks about pictures that were answered in a grid, or as
+        similar ones: without them it would not be a random sample."""
         if self.review.order == RANDOM:
             return not self.measures(picture)
         return picture.sha256 not in self.answers
@@ -125,137 +127,138 @@ class Session:
     def offer(self, page: str) -> dict[str, Any] | None:
         now = self.clock()
         for picture in self.review.pictures:
-            if not self.open(picture):
+            if not self.is_pending(picture):
                 continue
-            other, since = self.shown.get(picture.number, ("", 0.0))
-            if other in ("", page) or now - since > RESERVED:
+            shown_on, since = self.shown.get(picture.number, ("", 0.0))
+            if shown_on in ("", page) or now - since > RESERVED:
                 self.shown[picture.number] = page, now
                 self.drawn.add(picture.number)
                 return self.describe(picture.number)
         return None
 
     def describe(self, number: int) -> dict[str, Any]:
-        """A picture and the names that are offered: all classes, or the likely ones. While pictures are drawn at random
-        they are in the classes' own order, which says nothing of any model."""
-        place, picture = self.of[number]
+        """A picture and the class names to choose from: all classes, or the likely ones. In a random order the names
+        are in the order of the classes, which does not hint at any model's prediction."""
+        index, picture = self.by_number[number]
         classes, random = self.review.classes, self.review.order == RANDOM
         likely = sorted(picture.likely) if random else picture.likely
         names = [classes[k] for k in (range(len(classes)) if len(classes) <= ALL_OFFERED else likely)]
         similar = [
-            {"number": other, "open": other in self.of and self.of[other][1].sha256 not in self.answers}
+            {"number": other, "open": other in self.by_number and self.picture(other).sha256 not in self.answers}
             for other in picture.similar
         ]
-        return {"number": number, "place": place + 1, "names": names, "similar": similar, "said": self.said(number)}
+        text = self.answer_text(number)
+        return {"number": number, "place": index + 1, "names": names, "similar": similar, "said": text}
 
-    def show(self, page: str, said: dict[str, Any]) -> dict[str, Any]:
-        """A picture again, to answer it anew. Raises ValueError: there is none."""
+    def show(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
+        """A picture again, to change its answer. Raises ValueError: there is none."""
         with self.lock:
-            return {"state": self.state(page), "picture": self.describe(self.picture(said.get("number")).number)}
+            return {"state": self.state(page), "picture": self.describe(self.picture(request.get("number")).number)}
 
-    def answer(self, page: str, said: dict[str, Any]) -> dict[str, Any]:
-        """Keeps answers on the disk, and then gives the next picture.
+    def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Writes answers to the disk; returns the next picture.
 
         Args:
-            said: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`, one
-                of ANSWER_KINDS, and `label`; `grid`: they come from there, and no picture is given back; `who`.
+            request: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
+                one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned; `who`.
 
         Raises:
             ValueError: no such picture, or no such class.
         """
-        kind, label, grid, shown = said.get("kind"), said.get("label"), bool(said.get("grid")), said.get("number")
+        kind, label, shown = (request.get(key) for key in ("kind", "label", "number"))
+        grid, also = bool(request.get("grid")), request.get("also", [])
         require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
         require(kind != "label" or label in self.review.classes, "there is no such class")
-        also = said.get("also", [])
         require(
             isinstance(also, list) and len(also) <= GRID_PICTURES,
             f"`also` must be a list of at most {GRID_PICTURES} numbers",
         )
         with self.lock:
-            hows = {number: "grid" if grid else "similar" for number in also if not self.measures(self.picture(number))}
+            origin = "grid" if grid else "similar"
+            origins = {number: origin for number in also if not self.measures(self.picture(number))}
             if shown is not None or not also:
-                hows[self.picture(shown).number] = self.how(shown, grid)
-            lines = [self.line(number, how, said) for number, how in hows.items()]
+                origins[self.picture(shown).number] = self.origin_of(shown, grid)
+            lines = [self.line(number, origin, request) for number, origin in origins.items()]
             append(self.path, *lines)
             for line in lines:
-                given = line.get("label"), kind == "unsure", line["image"], line["who"], line["when"], "picked" in line
+                fields = line.get("label"), kind == "unsure", line["image"], line["who"], line["when"], "picked" in line
                 self.answers.pop(line["sha256"], None)
-                self.answers[line["sha256"]] = Answer(line["sha256"], *given)
-            for number in hows:
+                self.answers[line["sha256"]] = Answer(line["sha256"], *fields)
+            for number in origins:
                 self.shown.pop(number, None)
-            self.given += [AnswerBatch(page, tuple(hows))] if hows else []
-            self.teach()
-            note = self.note(list(hows.values()), kind == "unsure")
+            self.batches += [AnswerBatch(page, tuple(origins))] if origins else []
+            self.update_teaching()
+            note = self.note(list(origins.values()), kind == "unsure")
             return {"state": self.state(page), "picture": None if grid else self.offer(page), "note": note}
 
-    def how(self, number: Any, grid: bool) -> str:
-        """How a picture came to be asked. One that was drawn stays drawn, whenever its answer is changed."""
+    def origin_of(self, number: Any, grid: bool) -> str:
+        """How the picture was selected: the field `how` of its answer. A picture drawn at random stays so, also when
+        its answer is changed."""
         if self.review.order != RANDOM:
             return "grid" if grid else "doubtful"
         if self.measures(self.picture(number)):
             return "random"
         return "grid" if grid else "random" if number in self.drawn else "chosen"
 
-    def note(self, hows: list[str], unsure: bool) -> str:
-        """What a person should know at once of the answers just given."""
-        picked = len(hows) - hows.count("random")
+    def note(self, origins: list[str], unsure: bool) -> str:
+        """A message to show at once about the new answers."""
+        picked = len(origins) - origins.count("random")
         if unsure:
             return "“Cannot tell” counts for nothing."
-        said = f"{counted(picked, 'answer')} for correcting labels only, left out of the accuracy: not drawn at random."
-        return said if picked else ""
+        text = f"{counted(picked, 'answer')} for correcting labels only, left out of the accuracy: not drawn at random."
+        return text if picked else ""
 
-    def line(self, number: int, how: str, said: dict[str, Any]) -> dict[str, Any]:
-        picture, kind = self.picture(number), said["kind"]
-        who, when = str(said.get("who") or self.who)[:100], datetime.now(UTC).isoformat(timespec="milliseconds")
+    def line(self, number: int, origin: str, request: dict[str, Any]) -> dict[str, Any]:
+        picture, kind = self.picture(number), request["kind"]
+        who, when = str(request.get("who") or self.who)[:100], datetime.now(UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"image": picture.image, "sha256": picture.sha256, "who": who, "when": when}
-        what = {"unsure": True} if kind == "unsure" else {"label": said["label"] if kind == "label" else None}
-        return line | what | {"how": how} | ({} if how == "random" else {"picked": True})
+        line |= {"unsure": True} if kind == "unsure" else {"label": request["label"] if kind == "label" else None}
+        return line | {"how": origin} | ({} if origin == "random" else {"picked": True})
 
-    def undo(self, page: str, said: dict[str, Any]) -> dict[str, Any]:
-        """Takes back what this page said last, or else what an earlier run did, and shows that picture again."""
+    def undo(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Undoes the last batch of answers of this page, or else of an earlier run, and shows its picture again."""
         with self.lock:
-            theirs = self.theirs(page)
-            require(bool(theirs), "there is no answer to take back")
-            self.given.remove(theirs[-1])
-            numbers = theirs[-1].numbers
-            pictures = [self.picture(number) for number in numbers]
-            lines = [self.line(number, "", {"kind": "unsure", "who": said.get("who")}) for number in numbers]
-            gone = [line | {"undone": True} for line in lines if line["sha256"] in self.answers]
-            append(self.path, *gone)
-            for picture in pictures:
+            batches = self.batches_of(page)
+            require(bool(batches), "there is no answer to take back")
+            self.batches.remove(batches[-1])
+            numbers = batches[-1].numbers
+            lines = [self.line(number, "", {"kind": "unsure", "who": request.get("who")}) for number in numbers]
+            append(self.path, *(line | {"undone": True} for line in lines if line["sha256"] in self.answers))
+            for picture in map(self.picture, numbers):
                 self.drawn |= {picture.number} if self.measures(picture) else set()
                 self.answers.pop(picture.sha256, None)
-            number = numbers[-1]
-            self.shown[number] = page, self.clock()
-            self.teach()
-            return {"state": self.state(page), "picture": self.describe(number), "undone": len(numbers)}
+            self.shown[numbers[-1]] = page, self.clock()
+            self.update_teaching()
+            return {"state": self.state(page), "picture": self.describe(numbers[-1]), "undone": len(numbers)}
 
-    def grid(self, page: str, said: dict[str, Any]) -> dict[str, Any]:
-        """Pictures without an answer to which the model gives `label`, or the one with most of them; `sort`, one
-        of SORTS: "differ" gives those alone to which zero-shot, the model and the refined labels give several."""
-        sort, classes = said.get("sort", "sure"), self.review.classes
+    def grid(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Unanswered pictures to which the model gives `label`, by default its most frequent class. `sort`: one of
+        SORTS; "differ": only those to which zero-shot model, adapted model and refined labels give different classes.
+        """
+        sort, classes = request.get("sort", "sure"), self.review.classes
         require(sort in SORTS, "no such order")
         with self.lock:
-            left = [one for one in self.review.pictures if one.sha256 not in self.answers]
+            unanswered = [picture for picture in self.review.pictures if picture.sha256 not in self.answers]
             if sort == "differ":
-                left = [one for one in left if len(set(one.classes)) > 1]
-            counts = Counter(one.classes[MODEL] for one in left)
-            label = said.get("label") or (classes[counts.most_common(1)[0][0]] if counts else classes[0])
+                unanswered = [picture for picture in unanswered if len(set(picture.classes)) > 1]
+            counts = Counter(picture.classes[MODEL] for picture in unanswered)
+            label = request.get("label") or (classes[counts.most_common(1)[0][0]] if counts else classes[0])
             require(label in classes, "there is no such class")
-            own = [one for one in left if one.classes[MODEL] == self.review.number_of[label]]
-            own.sort(key=lambda one: -one.confidence if sort == "sure" else one.confidence)
+            members = [picture for picture in unanswered if picture.classes[MODEL] == self.review.number_of[label]]
+            members.sort(key=lambda picture: -picture.confidence if sort == "sure" else picture.confidence)
             return {
                 "state": self.state(page),
                 "label": label,
-                "left": len(own),
+                "left": len(members),
                 "counts": [counts[number] for number in range(len(classes))],
                 "pictures": [
-                    {"number": one.number, "says": [classes[number] for number in one.classes]}
-                    for one in own[:GRID_PICTURES]
+                    {"number": picture.number, "says": [classes[number] for number in picture.classes]}
+                    for picture in members[:GRID_PICTURES]
                 ],
             }
 
-    def end(self, page: str, said: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What the answers did: rows of (whose labels, share that is right, its interval), changed labels, commands."""
+    def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands."""
         if self.teaching is not None:
             self.teaching.wait(WAIT)
         with self.lock:
@@ -266,15 +269,15 @@ class Session:
                     ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
                     ["refined labels, without answers", *measured.refined],
                 ]  # fmt: skip
-            answers, *right = self.teaching.all if self.teaching is not None and self.teaching.all else (0,)
+            answers, *accuracy = (self.teaching is not None and self.teaching.accuracy) or (0,)
             if rows and measured and answers == measured.answers:
-                rows.append(["refined labels, corrected by the other answers", *right])
-            changed = self.teaching.changed if self.teaching is not None else None
-            other = len(self.review.relabelled(self.answers))
-            count = measured.answers if measured else 0
-            reply = {"state": state, "rows": rows, "measured": count, "changed": changed, "relabelled": other}
-            return reply | {"commands": self.commands}
+                rows.append(["refined labels, corrected by the other answers", *accuracy])
+            return {
+                "state": state, "rows": rows, "measured": measured.answers if measured else 0,
+                "changed": self.teaching.changed if self.teaching is not None else None,
+                "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
+            }  # fmt: skip
 
 
-def pairs(pictures: list[Picture], labels: np.ndarray) -> "Known":
+def pairs(pictures: list[Picture], labels: np.ndarray) -> "NumberedLabels":
     return [(picture.number, label) for picture, label in zip(pictures, labels.tolist(), strict=True)]

@@ -1,11 +1,11 @@
-"""The server's HTTP side: an ASGI application with a few fixed addresses.
+"""The server's HTTP API: an ASGI application with a few fixed addresses.
 
-    POST /classify, /v2/models/NAME/classify   a picture as it is; answers with names
+    POST /classify, /v2/models/NAME/classify   the body is an image file; returns class names as JSON
     POST /v2/models/NAME/infer                 the open inference protocol, JSON or with binary data
-    GET  /v2, /v2/models/NAME                  what is served
+    GET  /v2, /v2/models/NAME                  the metadata of the server and of the model
     GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
 
-/versions/VERSION after NAME is understood, for the version that is served.
+/versions/VERSION may follow NAME, for the version that is served.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 
 import must
 from must.base.storage.api import loads
-from must.deploy.serve.models import Served
+from must.deploy.serve.models import ServedModel
 from must.deploy.serve.predictions import PROTOCOL_EXTENSIONS, metadata_of, tensors, to_json
 from must.deploy.serve.protocol import (
     InferRequest,
@@ -29,32 +29,32 @@ from must.deploy.serve.protocol import (
     Output,
     Refused,
     Tensor,
+    expect,
     read_parameters,
     read_request,
-    wanted,
 )
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 CLOSE = (b"connection", b"close")
-# Of JSON, whose reader holds all threads: enough for one image of the size of the model. Files and raw tensors have
+# Limits of JSON, whose parser blocks all threads: enough for one image of the model's size. Files and raw tensors have
 # no such limit.
 VALUES_A_PIXEL, FEWEST_VALUES, OBJECTS = 4, 100_000, 1000
 PIECE = 1 << 18
-LARGE_JSON = 1 << 16  # bytes of JSON above which it is read in a thread, one request at a time
-LINGER = 2.0  # seconds in which a refused client may go on sending, so that it sees why
+LARGE_JSON = 1 << 16  # bytes of JSON above which it is parsed in a thread, one request at a time
+LINGER = 2.0  # seconds in which the rest of a refused request is read, so that the client reads the response
 
 
 class Reply(NamedTuple):
-    """An answer to be sent; `more`: further headers."""
+    """A response; `more`: additional headers."""
 
     body: bytes
     kind: bytes = JSON
@@ -65,26 +65,26 @@ class Reply(NamedTuple):
 class App:
     def __init__(self, work: Work, name: str) -> None:
         self.work, self.name = work, name
-        self.reading = asyncio.Lock()
+        self.large_json = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         exchange = Exchange(self.work, dict(scope["headers"]), receive)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             reply = await self.reply(scope, exchange)
         except ClientGone:
             return
         finally:
-            exchange.close()  # not after sending: a client that does not read would hold what others need
+            exchange.close()  # before sending: a client that does not read the response must not hold memory
         if exchange.unread:
             await send_and_linger(reply, receive, send)
         else:
             await send_reply(reply, send, *([CLOSE] if self.work.draining else []))
         if exchange.counts:
             self.work.metrics.requests.labels("http", str(reply.status)).inc()
-            self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or begun))
+            self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or start))
 
     async def reply(self, scope: Scope, exchange: Exchange) -> Reply:
         """Raises ClientGone."""
@@ -94,12 +94,12 @@ class App:
             raise
         except Refused as refused:
             return refusal_reply(refused)
-        except Exception:  # ours; the server goes on, and the log has it
+        except Exception:  # a bug; the server logs it and continues
             logger.exception("must serve: a request failed")
             return refusal_reply(Refused(500, "internal error"))
 
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
-        """Raises Refused: no such address, or what the request's own function refuses."""
+        """Raises Refused: no such address, or an error of the request's handler."""
         parts = scope["path"].strip("/").split("/")
         method = scope["method"]
         if method == "POST":
@@ -114,7 +114,7 @@ class App:
                     return await self.classify(scope, exchange)
             raise Refused(404, "no such address; POST to /classify or /v2/models/NAME/infer")
         exchange.unread = False
-        wanted(method in ("GET", "HEAD"), "only GET and POST are allowed", 405)
+        expect(method in ("GET", "HEAD"), "only GET and POST are allowed", 405)
         return self.get(parts)
 
     def get(self, parts: list[str]) -> Reply:
@@ -136,103 +136,101 @@ class App:
             self.check_model(parts[2:-1] if asks_ready else parts[2:])
             if asks_ready:
                 return self.ready({"name": self.name, "ready": self.work.ready})
-            with self.work.models.held() as served:
+            with self.work.models.borrow() as served:
                 return Reply(as_json(metadata_of(self.name, served)))
         raise Refused(404, "no such address; /v2 says what this server is")
 
-    def ready(self, said: dict[str, Any]) -> Reply:
-        return Reply(as_json(said), status=200 if self.work.ready else 503)
+    def ready(self, content: dict[str, Any]) -> Reply:
+        return Reply(as_json(content), status=200 if self.work.ready else 503)
 
     def check_model(self, parts: list[str]) -> None:
         """[NAME] or [NAME, "versions", VERSION]. Raises Refused: neither is served."""
-        wanted(parts[0] == self.name, f"no model of that name; '{self.name}' is served", 404)
+        expect(parts[0] == self.name, f"no model of that name; '{self.name}' is served", 404)
         if len(parts) > 1:
-            wanted(len(parts) == 3 and parts[1] == "versions", "no such address", 404)
+            expect(len(parts) == 3 and parts[1] == "versions", "no such address", 404)
             current = self.work.models.current
             version = current.version if current else ""
-            wanted(parts[2] == version, f"version '{version}' is served, no other", 404)
+            expect(parts[2] == version, f"version '{version}' is served, no other", 404)
 
     async def classify(self, scope: Scope, exchange: Exchange) -> Reply:
-        """A picture as the body, parameters in the query: top_k, abstain, embedding=1."""
+        """The body is an image file, the query has parameters: top_k, abstain, embedding=1."""
         outputs, values = read_query(scope["query_string"])
-        data = await exchange.read()
-        with self.work.models.held() as served:
-            asked = InferRequest([data], outputs, **values)
-            answer = await while_there(self.work.answer(asked, served), exchange.receive)
-            found = {"model": self.name, "version": served.version} | to_json(answer, 0)
-        return Reply(as_json(found))
+        request = InferRequest([await exchange.read()], outputs, **values)
+        with self.work.models.borrow() as served:
+            predictions = await cancel_on_disconnect(self.work.predict(request, served), exchange.receive)
+            return Reply(as_json({"model": self.name, "version": served.version} | to_json(predictions, 0)))
 
     async def infer(self, exchange: Exchange) -> Reply:
         data = await exchange.read()
-        with self.work.models.held() as served:
-            asked = await self.read(data, exchange.headers, served)
-            answer = await while_there(self.work.answer(asked, served), exchange.receive)
-            return inference_reply(self.name, served.version, asked, tensors(answer, asked))
+        with self.work.models.borrow() as served:
+            request = await self.read(data, exchange.headers, served)
+            predictions = await cancel_on_disconnect(self.work.predict(request, served), exchange.receive)
+            return inference_reply(self.name, served.version, request, tensors(predictions, request.outputs))
 
-    async def read(self, data: bytes, headers: dict[bytes, bytes], served: Served) -> InferRequest:
-        """Raises Refused: the body is not what the protocol has, or other large ones were before it for too long."""
+    async def read(self, data: bytes, headers: dict[bytes, bytes], served: ServedModel) -> InferRequest:
+        """Raises Refused: the body does not follow the protocol, or other large bodies took too long."""
         length = len(data)
         if HEADER_LENGTH in headers:
             text = headers[HEADER_LENGTH]
-            wanted(text.isdigit() and int(text[:12]) <= len(data), "Inference-Header-Content-Length is wrong")
+            expect(text.isdigit() and int(text[:12]) <= len(data), "Inference-Header-Content-Length is wrong")
             length = int(text[:12])
         view, limits = memoryview(data), self.work.limits(served)
         if length <= LARGE_JSON:
             return parse_request(view, length, limits)
-        async with self.turn():
+        async with self.large_json_turn():
             return await asyncio.to_thread(parse_request, view, length, limits)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One large body of JSON at a time: as Python's objects it takes up to thirty times its bytes, which
-        max_memory does not count. Raises Refused: it does not come within `patience`."""
+    async def large_json_turn(self) -> AsyncIterator[None]:
+        """Only one large JSON body is parsed at a time: its Python objects take up to thirty times its bytes, which
+        max_memory does not count. Raises Refused: the wait is longer than `patience`."""
         try:
             async with asyncio.timeout(self.work.config.patience):
-                await self.reading.acquire()
+                await self.large_json.acquire()
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
         try:
             yield
         finally:
-            self.reading.release()
+            self.large_json.release()
 
 
 class ClientGone(Exception):  # noqa: N818
-    """The client closed the connection before it had its answer."""
+    """The client closed the connection before the response."""
 
 
-async def while_there(answer: Coroutine[Any, Any, Answer], receive: Receive) -> Answer:
-    """The answer; it is given up when the client is gone. Raises ClientGone."""
+async def cancel_on_disconnect(coroutine: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The coroutine's result; cancels the coroutine when the client disconnects. Raises ClientGone."""
 
-    async def gone() -> None:
+    async def wait_for_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    working, leaving = asyncio.create_task(answer), asyncio.create_task(gone())
+    working, disconnect = asyncio.create_task(coroutine), asyncio.create_task(wait_for_disconnect())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientGone
         return working.result()
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.wait({working, leaving})
+        disconnect.cancel()
+        await asyncio.wait({working, disconnect})
 
 
 class Exchange:
-    """A request's body, read once, within bounds of size, time and the server's memory."""
+    """A request's body, read once, within limits of size, time and the server's memory."""
 
     def __init__(self, work: Work, headers: dict[bytes, bytes], receive: Receive) -> None:
         self.work, self.headers, self.receive = work, headers, receive
-        self.held = 0
-        self.unread = True  # what the client sends has not been read to its end
-        self.counts = False
+        self.reserved = 0  # bytes
+        self.unread = True  # the body has not been read to its end
+        self.counts = False  # in the metrics
         self.read_at = 0.0
 
     async def read(self) -> bytes:
         """Raises Refused: 413, 408, 415 or 503; ClientGone."""
-        wanted(
+        expect(
             self.headers.get(b"content-encoding", b"identity") == b"identity", "send the body without compression", 415
         )
         length = self.headers.get(b"content-length", b"0")
@@ -246,8 +244,8 @@ class Exchange:
                         raise ClientGone
                     parts.append(message.get("body", b""))
                     self.work.reserve(len(parts[-1]))
-                    self.held += len(parts[-1])
-                    self.check_size(self.held)
+                    self.reserved += len(parts[-1])
+                    self.check_size(self.reserved)
                     self.unread = message.get("more_body", False)
         except TimeoutError:
             raise Refused(408, f"the body did not come within {self.work.config.patience:g} seconds") from None
@@ -255,11 +253,11 @@ class Exchange:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_size(self, size: int) -> None:
-        wanted(size <= self.work.max_body, f"the body is above {self.work.config.max_body:g} MB", 413)
+        expect(size <= self.work.max_body, f"the body is above {self.work.config.max_body:g} MB", 413)
 
     def close(self) -> None:
-        self.work.release(self.held)
-        self.held = 0
+        self.work.release(self.reserved)
+        self.reserved = 0
 
 
 def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
@@ -282,18 +280,18 @@ def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
 
 
 def parse_request(data: memoryview, length: int, limits: Limits) -> InferRequest:
-    """A body that begins with so many bytes of JSON. Raises Refused: it is not what the protocol has."""
+    """A body that begins with `length` bytes of JSON. Raises Refused: it does not follow the protocol."""
     most = max(FEWEST_VALUES, VALUES_A_PIXEL * limits.size**2)
     return read_request(parse(data[:length], most), data[length:], limits)
 
 
 def parse(data: memoryview, most: int = FEWEST_VALUES) -> dict[str, Any]:
-    """An object of JSON. Raises Refused: it is none, or has more than `most` values."""
+    """A JSON object. Raises Refused: it is not one, or has more than `most` values."""
     values = objects = 0
     for start in range(0, len(data), PIECE):
         piece = bytes(data[start : start + PIECE])
         values, objects = values + piece.count(b",") + piece.count(b"["), objects + piece.count(b"{")
-        wanted(
+        expect(
             values <= most and objects <= OBJECTS,
             "JSON of too many values; send pictures as files, or pixels as binary data",
             413,
@@ -304,14 +302,14 @@ def parse(data: memoryview, most: int = FEWEST_VALUES) -> dict[str, Any]:
         raise Refused(400, "the body is no JSON; a picture as it is goes to /classify") from None
     except MemoryError:
         raise Refused(503, "the server has no memory left for this request; try again") from None
-    wanted(isinstance(request, dict), "the body must be a JSON object")
+    expect(isinstance(request, dict), "the body must be a JSON object")
     return request
 
 
-def inference_reply(name: str, version: str, asked: InferRequest, found: list[Tensor]) -> Reply:
-    """The protocol's answer: JSON, and after it the tensors that were asked for as binary data."""
+def inference_reply(name: str, version: str, request: InferRequest, results: list[Tensor]) -> Reply:
+    """The protocol's response: JSON, followed by the tensors that were requested as binary data."""
     outputs, blobs = [], []
-    for output, tensor in zip(asked.outputs, found, strict=True):
+    for output, tensor in zip(request.outputs, results, strict=True):
         entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if output.binary:
             blobs.append(tensor.raw())
@@ -319,8 +317,8 @@ def inference_reply(name: str, version: str, asked: InferRequest, found: list[Te
         else:
             entry["data"] = tensor.plain()
         outputs.append(entry)
-    answer = {"model_name": name, "model_version": version, "outputs": outputs}
-    header = as_json(answer | ({"id": asked.id} if asked.id else {}))
+    content = {"model_name": name, "model_version": version, "outputs": outputs}
+    header = as_json(content | ({"id": request.id} if request.id else {}))
     if not blobs:
         return Reply(header)
     return Reply(b"".join([header, *blobs]), BINARY, more=((HEADER_LENGTH, str(len(header)).encode()),))
@@ -342,8 +340,8 @@ async def send_reply(reply: Reply, send: Send, *more: tuple[bytes, bytes], last:
 
 
 async def send_and_linger(reply: Reply, receive: Receive, send: Send) -> None:
-    """Answers a request whose body is not wanted, then takes what still comes for a moment: a connection closed on
-    unread bytes is reset, and the client would not see the answer."""
+    """Responds to a request whose body is not read, then reads the rest for LINGER seconds: closing a connection with
+    unread bytes resets it, and the client would not receive the response."""
     await send_reply(reply, send, CLOSE, last=False)
     try:
         async with asyncio.timeout(LINGER):

@@ -1,4 +1,4 @@
-"""What a stranger may send as a picture: JPEG, PNG or WebP, of bounded size."""
+"""The pictures that a client may send: JPEG, PNG or WebP, of limited size."""
 
 import numpy as np
 
@@ -7,34 +7,34 @@ from must.data.image.cost import cost, refusal
 from must.data.image.decode import decode_view
 from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
-from must.deploy.serve.protocol import Refused, wanted
+from must.deploy.serve.protocol import Refused, expect
 
 PICTURE_FORMATS = "JPEG, PNG or WebP"
 MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
 
 def is_picture(data: bytes | memoryview) -> bool:
-    """By its first bytes. Fewer formats than `must predict` reads: each decoder is one more within strangers' reach."""
+    """By its first bytes. Fewer formats than `must predict` reads, so that clients can reach fewer decoders."""
     head = bytes(data[:12])
     return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def cost_of(data: bytes, max_pixels: int) -> Cost:
-    """What decoding it will take, by its header.
-    Raises Refused: 415 for bytes of another format, 422 for a picture that is damaged, too large, or costs too much."""
+    """The cost of decoding the picture, from its header.
+    Raises Refused: 415 for another format, 422 for a picture that is damaged, too large, or costs too much."""
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
-    wanted(
+    expect(
         is_picture(data),
         f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (bytes(data[:2]) == b"--"),
         415,
     )
     try:
-        found = cost(data, MOST_STEPS)
+        decoding = cost(data, MOST_STEPS)
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
-    if reason := refusal(found, max_pixels):
+    if reason := refusal(decoding, max_pixels):
         raise Refused(422, f"the picture cannot be read: {reason}")
-    return found
+    return decoding
 
 
 def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:

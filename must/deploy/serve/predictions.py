@@ -1,4 +1,4 @@
-"""What the model found in a request's images, in the forms that clients ask for. N images, K classes."""
+"""A request's predictions, in the formats that clients can request. N images, K classes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from must.base.text import encoded
-from must.deploy.serve.models import Served
-from must.deploy.serve.protocol import InferRequest, Output, Tensor
+from must.deploy.serve.models import ServedModel
+from must.deploy.serve.protocol import Output, Tensor
 
-DECIMALS = 6  # of a probability in JSON: as `must predict` writes it
+DECIMALS = 6  # of a probability in JSON, as in `must predict`
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """`probability` float32 [N, K], `embedding` float32 [N, D] if it was asked for; `threshold`: 0 names always."""
+    """`probability` float32 [N, K], `embedding` float32 [N, D] if requested; `threshold` 0: never abstains."""
 
     classes: list[str]
     probability: np.ndarray
@@ -24,7 +24,7 @@ class Predictions:
 
     @property
     def best(self) -> np.ndarray:
-        """Class numbers, int [N, top_k], best first; of equal ones the first, as `must predict` has it."""
+        """Class numbers, int [N, top_k], best first; ties in the order of the classes, as in `must predict`."""
         return np.argsort(-self.probability, axis=1, kind="stable")[:, : self.top_k]
 
     @property
@@ -33,68 +33,67 @@ class Predictions:
         return self.probability.max(axis=1) < self.threshold
 
 
-def tensors(answer: Predictions, asked: InferRequest) -> list[Tensor]:
-    """The outputs that were asked for."""
-    return [tensor(answer, output) for output in asked.outputs]
+def tensors(predictions: Predictions, outputs: list[Output]) -> list[Tensor]:
+    return [tensor(predictions, output) for output in outputs]
 
 
-def tensor(answer: Predictions, output: Output) -> Tensor:
-    images, classes = answer.probability.shape
-    if output.name == "class":  # an empty name: none of these
-        best = answer.best
+def tensor(predictions: Predictions, output: Output) -> Tensor:
+    images, classes = predictions.probability.shape
+    if output.name == "class":  # an empty name: the model abstained
+        best = predictions.best
         names = [
-            b"" if unsure and rank == 0 else encoded(answer.classes[number])
-            for row, unsure in zip(best, answer.abstained, strict=True)
+            b"" if unsure and rank == 0 else encoded(predictions.classes[number])
+            for row, unsure in zip(best, predictions.abstained, strict=True)
             for rank, number in enumerate(row)
         ]
         return Tensor("class", "BYTES", list(best.shape), names)
     if output.name == "top_probability":
-        best = answer.best
-        return Tensor(output.name, "FP32", list(best.shape), np.take_along_axis(answer.probability, best, axis=1))
+        best = predictions.best
+        return Tensor(output.name, "FP32", list(best.shape), np.take_along_axis(predictions.probability, best, axis=1))
     if output.name == "abstained":
-        return Tensor(output.name, "BOOL", [images], answer.abstained)
+        return Tensor(output.name, "BOOL", [images], predictions.abstained)
     if output.name == "probability" and output.classification:
-        return classification(answer, min(output.classification, classes))
+        return classification(predictions, min(output.classification, classes))
     if output.name == "probability":
-        return Tensor(output.name, "FP32", [images, classes], answer.probability)
-    assert answer.embedding is not None  # `Work.answer` refuses what the model does not give
-    return Tensor(output.name, "FP32", list(answer.embedding.shape), answer.embedding)
+        return Tensor(output.name, "FP32", [images, classes], predictions.probability)
+    assert predictions.embedding is not None  # `Work.predict` refuses outputs that the model does not have
+    return Tensor(output.name, "FP32", list(predictions.embedding.shape), predictions.embedding)
 
 
-def classification(answer: Predictions, count: int) -> Tensor:
+def classification(predictions: Predictions, count: int) -> Tensor:
     """Triton's classification extension: strings "probability:number:class", best first."""
-    best = np.argsort(-answer.probability, axis=1, kind="stable")[:, :count]
-    found = [
-        encoded(f"{answer.probability[row, number]:f}:{number}:{' '.join(answer.classes[number].split())}")
+    best = np.argsort(-predictions.probability, axis=1, kind="stable")[:, :count]
+    strings = [
+        encoded(f"{predictions.probability[row, number]:f}:{number}:{' '.join(predictions.classes[number].split())}")
         for row, numbers in enumerate(best)
         for number in numbers
     ]
-    return Tensor("probability", "BYTES", [len(best), count], found)
+    return Tensor("probability", "BYTES", [len(best), count], strings)
 
 
-def to_json(answer: Predictions, row: int) -> dict[str, Any]:
-    """One image's answer as plain JSON: class is null where the first probability is below the threshold."""
-    best, probability = answer.best[row], answer.probability[row]
-    abstained = bool(answer.abstained[row])
-    found: dict[str, Any] = {
-        "class": None if abstained else answer.classes[best[0]],
+def to_json(predictions: Predictions, row: int) -> dict[str, Any]:
+    """One image's predictions as plain JSON: class is null where the top probability is below the threshold."""
+    best, probability = predictions.best[row], predictions.probability[row]
+    abstained = bool(predictions.abstained[row])
+    content: dict[str, Any] = {
+        "class": None if abstained else predictions.classes[best[0]],
         "abstained": abstained,
-        **({"threshold": round(answer.threshold, DECIMALS)} if abstained else {}),
+        **({"threshold": round(predictions.threshold, DECIMALS)} if abstained else {}),
         "predictions": [
-            {"class": answer.classes[number], "probability": round(float(probability[number]), DECIMALS)}
+            {"class": predictions.classes[number], "probability": round(float(probability[number]), DECIMALS)}
             for number in best
         ],
     }
-    if answer.embedding is not None:
-        found["embedding"] = answer.embedding[row].tolist()
-    return found
+    if predictions.embedding is not None:
+        content["embedding"] = predictions.embedding[row].tolist()
+    return content
 
 
 PROTOCOL_EXTENSIONS = ["binary_tensor_data", "classification"]
 
 
-def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(inputs, outputs) as the protocol describes them; -1 stands for the images, and for top_k."""
+def tensors_of(served: ServedModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(inputs, outputs) in the protocol's metadata format; -1: the number of images, or top_k."""
     classes = len(served.classifier.classes)
     outputs = [
         {"name": "class", "datatype": "BYTES", "shape": [-1, -1]},
@@ -107,7 +106,7 @@ def tensors_of(served: Served) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return [{"name": "image", "datatype": "BYTES", "shape": [-1]}], outputs
 
 
-def metadata_of(name: str, served: Served) -> dict[str, Any]:
+def metadata_of(name: str, served: ServedModel) -> dict[str, Any]:
     inputs, outputs = tensors_of(served)
     size = served.classifier.preprocess.size
     return {

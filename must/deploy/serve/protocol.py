@@ -1,4 +1,4 @@
-"""The open inference protocol (v2): what a request asks for, its tensors as bytes, and why one is refused."""
+"""The open inference protocol (v2): parses and validates requests, and encodes tensors."""
 
 import base64
 import binascii
@@ -13,11 +13,11 @@ import numpy as np
 
 from must.base.text import printable
 
-LONGEST_REASON = 400  # characters of a reason, which may quote what the client sent
+LONGEST_REASON = 400  # characters of a reason, which may quote the request
 
 
-class Refused(Exception):  # noqa: N818, it is the request's fault more often than ours
-    """`status` is HTTP's; `retry`: the same may work in a moment."""
+class Refused(Exception):  # noqa: N818, mostly an error of the client, not of the server
+    """`status`: of the HTTP response; `retry`: the same request may succeed later."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status, self.reason = status, printable(reason, LONGEST_REASON)
@@ -28,7 +28,7 @@ class Refused(Exception):  # noqa: N818, it is the request's fault more often th
         return self.status == 503
 
 
-def wanted(condition: bool, reason: str, status: int = 400) -> None:
+def expect(condition: bool, reason: str, status: int = 400) -> None:
     """Raises Refused unless the condition holds."""
     if not condition:
         raise Refused(status, reason)
@@ -39,7 +39,7 @@ NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32, "BOOL": np.bool_}
 
 @dataclass(frozen=True)
 class Tensor:
-    """An answer's tensor: an array, or for BYTES a list of byte strings in row-major order."""
+    """A tensor of a response: an array, or for BYTES a list of byte strings in row-major order."""
 
     name: str
     datatype: str
@@ -47,13 +47,13 @@ class Tensor:
     data: np.ndarray | list[bytes]
 
     def raw(self) -> bytes:
-        """As the protocol's binary extension has it: little endian, row-major; each byte string after its length."""
+        """In the protocol's binary form: little endian, row-major; each byte string after its length."""
         if isinstance(self.data, list):
             return b"".join(struct.pack("<I", len(item)) + item for item in self.data)
         return np.ascontiguousarray(self.data).tobytes()
 
     def plain(self) -> list[Any]:
-        """As JSON has it: flat."""
+        """A flat list for JSON."""
         if isinstance(self.data, list):
             return [item.decode("utf-8", "replace") for item in self.data]
         return self.data.ravel().tolist()
@@ -61,34 +61,34 @@ class Tensor:
 
 def byte_strings(raw: bytes | memoryview, count: int, where: str) -> list[bytes]:
     """The `count` byte strings of a raw BYTES tensor. Raises Refused: they do not fill it exactly."""
-    found, place = [], 0
+    strings, offset = [], 0
     for _ in range(count):
-        wanted(place + 4 <= len(raw), f"{where}: its bytes end before its last string does")
-        (length,) = struct.unpack_from("<I", raw, place)
-        wanted(place + 4 + length <= len(raw), f"{where}: its bytes end before its last string does")
-        found.append(bytes(raw[place + 4 : place + 4 + length]))
-        place += 4 + length
-    wanted(place == len(raw), f"{where}: {len(raw) - place} bytes too many")
-    return found
+        expect(offset + 4 <= len(raw), f"{where}: its bytes end before its last string does")
+        (length,) = struct.unpack_from("<I", raw, offset)
+        expect(offset + 4 + length <= len(raw), f"{where}: its bytes end before its last string does")
+        strings.append(bytes(raw[offset + 4 : offset + 4 + length]))
+        offset += 4 + length
+    expect(offset == len(raw), f"{where}: {len(raw) - offset} bytes too many")
+    return strings
 
 
 def numbers(raw: bytes | memoryview, datatype: str, shape: list[int], where: str) -> np.ndarray:
     """A raw tensor of numbers. Raises Refused: the bytes do not fit the shape."""
     kind = np.dtype(NUMPY_TYPES[datatype])
     size = int(np.prod(shape, dtype=object)) * kind.itemsize
-    wanted(len(raw) == size, f"{where}: {len(raw)} bytes, its shape and type make {size}")
+    expect(len(raw) == size, f"{where}: {len(raw)} bytes, its shape and type make {size}")
     return np.frombuffer(raw, kind).reshape(shape)
 
 
 def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
-    """Numbers from JSON, flat or nested. Raises Refused: they are none, or do not fit, or not into memory."""
+    """Numbers from JSON, flat or nested. Raises Refused: not numbers, of another shape, or too large for memory."""
     check_leaves(data, math.prod(shape), where)
     try:
         with np.errstate(all="raise"):
             values = np.asarray(data)
-            wanted(values.dtype.kind in "iufb", f"{where}: expected numbers")
+            expect(values.dtype.kind in "iufb", f"{where}: expected numbers")
             if datatype == "UINT8":
-                wanted(
+                expect(
                     values.dtype.kind in "iu" and (not values.size or (values.min() >= 0 and values.max() <= 255)),
                     f"{where}: UINT8 takes whole numbers from 0 to 255",
                 )
@@ -100,13 +100,13 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndar
 
 
 def check_leaves(data: Any, most: int, where: str) -> None:
-    """Before numpy sees them, which gives all strings of a list the room of the longest one.
-    Raises Refused: nested lists with anything but numbers inside, or with more than `most` of them."""
+    """Called before numpy converts the data: it would allocate the size of the longest string for each string.
+    Raises Refused: the nested lists contain anything but numbers, or more than `most` of them."""
     level = [data]
     while (kinds := set(map(type, level))) == {list}:
         level = list(islice(chain.from_iterable(level), most + 1))
-        wanted(len(level) <= most, f"{where}: more data than the {most} numbers of its shape")
-    wanted(kinds <= {int, float, bool}, f"{where}: expected numbers")
+        expect(len(level) <= most, f"{where}: more data than the {most} numbers of its shape")
+    expect(kinds <= {int, float, bool}, f"{where}: expected numbers")
 
 
 INPUT = "image"
@@ -116,7 +116,7 @@ OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "embedding")
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of the answer: its name; `classification`: as Triton's extension, so many "probability:number:class"."""
+    """A requested tensor. `classification` (Triton's extension): the number of strings "probability:number:class"."""
 
     name: str
     classification: int = 0
@@ -125,7 +125,7 @@ class Output:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """Images, as files or pixels, and what is to be told of them. None: as the server was told."""
+    """Images, as files or pixels, and the requested outputs. None: the server's setting."""
 
     images: list[bytes] | np.ndarray
     outputs: list[Output] = field(default_factory=lambda: [Output(name) for name in DEFAULT_OUTPUTS])
@@ -146,18 +146,18 @@ class Limits:
 
 
 def read_request(request: Mapping[str, Any], blob: memoryview, limits: Limits) -> InferRequest:
-    """A request's JSON and the bytes that follow it. Raises Refused: it is not what this server takes."""
+    """A request's JSON and the bytes that follow it. Raises Refused: the request is not valid for this server."""
     tensors = request.get("inputs")
-    wanted(isinstance(tensors, list) and len(tensors) == 1, f'"inputs" must be a list of one tensor, named "{INPUT}"')
+    expect(isinstance(tensors, list) and len(tensors) == 1, f'"inputs" must be a list of one tensor, named "{INPUT}"')
     assert isinstance(tensors, list)
     tensor = tensors[0]
-    wanted(isinstance(tensor, dict), "an input must be an object with name, datatype, shape")
+    expect(isinstance(tensor, dict), "an input must be an object with name, datatype, shape")
     parameters = mapping(tensor.get("parameters"), "an input's parameters")
     size, raw = parameters.get("binary_data_size"), None
     if size is not None:
-        wanted(type(size) is int and 0 <= size <= len(blob), "binary_data_size is more than the bytes that came")
+        expect(type(size) is int and 0 <= size <= len(blob), "binary_data_size is more than the bytes that came")
         raw, blob = blob[:size], blob[size:]
-    wanted(not len(blob), f"{len(blob)} bytes follow the request that belong to no input")
+    expect(not len(blob), f"{len(blob)} bytes follow the request that belong to no input")
     images = read_images(tensor, raw, limits)
     general = mapping(request.get("parameters"), '"parameters"')
     return InferRequest(
@@ -168,21 +168,21 @@ def read_request(request: Mapping[str, Any], blob: memoryview, limits: Limits) -
 def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limits) -> list[bytes] | np.ndarray:
     """Files, or pixels: uint8 [N, S, S, 3], or float32 [N, 3, S, S]. The contents are checked later."""
     name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
-    wanted(name == INPUT, f'the input must be named "{INPUT}"')
-    wanted(
+    expect(name == INPUT, f'the input must be named "{INPUT}"')
+    expect(
         isinstance(shape, list) and 1 <= len(shape) <= 4 and all(type(n) is int and 0 < n < 1 << 31 for n in shape),
         f'input "{INPUT}": "shape" must be a list of positive numbers, images first',
     )
     assert isinstance(shape, list)
-    wanted(shape[0] <= limits.max_images, f"{shape[0]} images; this server takes {limits.max_images} a request", 413)
+    expect(shape[0] <= limits.max_images, f"{shape[0]} images; this server takes {limits.max_images} a request", 413)
     where, data = f'input "{INPUT}"', tensor.get("data")
-    wanted(raw is not None or data is not None, f'{where}: neither "data" nor bytes that follow came')
+    expect(raw is not None or data is not None, f'{where}: neither "data" nor bytes that follow came')
     if datatype == "BYTES":
-        wanted(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
+        expect(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
         if raw is not None:
             return byte_strings(raw, shape[0], where)
         flat = flattened(data, where)
-        wanted(len(flat) == shape[0], f"{where}: {len(flat)} strings, its shape says {shape[0]}")
+        expect(len(flat) == shape[0], f"{where}: {len(flat)} strings, its shape says {shape[0]}")
         return [from_base64(item) for item in flat]
     check_pixels(datatype, shape, limits)
     assert isinstance(datatype, str)
@@ -190,64 +190,64 @@ def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limit
 
 
 def check_pixels(datatype: object, shape: list[int], limits: Limits) -> None:
-    """Raises Refused: no tensor that this model takes."""
+    """Raises Refused: not a tensor that this model accepts."""
     S = limits.size
     if datatype == "UINT8":
-        wanted(shape[1:] == [S, S, 3], f"UINT8 pixels must be of shape [N, {S}, {S}, 3], not {shape}")
+        expect(shape[1:] == [S, S, 3], f"UINT8 pixels must be of shape [N, {S}, {S}, 3], not {shape}")
     elif datatype == "FP32":
-        wanted(limits.takes_floats, "this model takes pixels (UINT8) or files (BYTES); it normalises itself")
-        wanted(shape[1:] == [3, S, S], f"FP32 must be of shape [N, 3, {S}, {S}], normalised, not {shape}")
+        expect(limits.takes_floats, "this model takes pixels (UINT8) or files (BYTES); it normalises itself")
+        expect(shape[1:] == [3, S, S], f"FP32 must be of shape [N, 3, {S}, {S}], normalised, not {shape}")
     else:
         raise Refused(400, 'the input\'s "datatype" must be BYTES (files), UINT8 (pixels) or FP32 (normalised)')
 
 
-def read_outputs(given: Any, general: Mapping[str, Any]) -> list[Output]:
-    """The outputs that were asked for, or the usual ones."""
-    binary = general.get("binary_data_output") is True
-    if not given:
+def read_outputs(entries: Any, general: Mapping[str, Any]) -> list[Output]:
+    """The requested outputs, or DEFAULT_OUTPUTS."""
+    binary, names = general.get("binary_data_output") is True, ", ".join(OUTPUTS)
+    if not entries:
         return [Output(name, 0, binary) for name in DEFAULT_OUTPUTS]
-    wanted(isinstance(given, list) and len(given) <= len(OUTPUTS), f'"outputs" may be a list of {", ".join(OUTPUTS)}')
-    found = []
-    for item in given:
-        wanted(isinstance(item, dict), "an output must be an object with a name")
-        name = item.get("name")
-        wanted(isinstance(name, str) and name in OUTPUTS, f"an output is one of {', '.join(OUTPUTS)}")
-        parameters = mapping(item.get("parameters"), "an output's parameters")
+    expect(isinstance(entries, list) and len(entries) <= len(OUTPUTS), f'"outputs" may be a list of {names}')
+    outputs = []
+    for entry in entries:
+        expect(isinstance(entry, dict), "an output must be an object with a name")
+        name = entry.get("name")
+        expect(isinstance(name, str) and name in OUTPUTS, f"an output is one of {names}")
+        parameters = mapping(entry.get("parameters"), "an output's parameters")
         count = parameters.get("classification", 0)
-        wanted(type(count) is int and 0 <= count < 1 << 31, "classification must be a number of classes")
-        found.append(Output(name, count, parameters.get("binary_data", binary) is True))
-    wanted(len({output.name for output in found}) == len(found), "an output is asked for twice")
-    return found
+        expect(type(count) is int and 0 <= count < 1 << 31, "classification must be a number of classes")
+        outputs.append(Output(name, count, parameters.get("binary_data", binary) is True))
+    expect(len({output.name for output in outputs}) == len(outputs), "an output is asked for twice")
+    return outputs
 
 
 def read_parameters(general: Mapping[str, Any]) -> dict[str, Any]:
     """top_k and abstain of a request. Raises Refused: they are out of range."""
     top_k, abstain = general.get("top_k"), general.get("abstain")
-    wanted(top_k is None or (type(top_k) is int and 1 <= top_k < 1 << 31), "top_k must be a whole number from 1")
-    wanted(abstain is None or (type(abstain) in (int, float) and 0 <= abstain <= 1), "abstain must be from 0 to 1")
+    expect(top_k is None or (type(top_k) is int and 1 <= top_k < 1 << 31), "top_k must be a whole number from 1")
+    expect(abstain is None or (type(abstain) in (int, float) and 0 <= abstain <= 1), "abstain must be from 0 to 1")
     return {"top_k": top_k, "abstain": abstain}
 
 
-def mapping(value: Any, what: str) -> Mapping[str, Any]:
-    wanted(value is None or isinstance(value, dict), f"{what} must be an object")
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    expect(value is None or isinstance(value, dict), f"{where} must be an object")
     return value or {}
 
 
 def short_text(request: Mapping[str, Any], name: str) -> str:
     value = request.get(name, "")
-    wanted(isinstance(value, str) and len(value) <= 200, f'"{name}" must be a short string')
+    expect(isinstance(value, str) and len(value) <= 200, f'"{name}" must be a short string')
     return value
 
 
 def flattened(data: Any, where: str) -> list[Any]:
     """["a", "b"] or [["a"], ["b"]] as a flat list."""
-    wanted(isinstance(data, list), f'{where}: "data" must be a list')
+    expect(isinstance(data, list), f'{where}: "data" must be a list')
     return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
 
 
 def from_base64(text: object) -> bytes:
-    """A picture in JSON: base64, with or without "data:image/...;base64," before it. Raises Refused: it is none."""
-    wanted(isinstance(text, str), "a picture in JSON is a string of base64")
+    """A picture in JSON: base64, with or without the prefix "data:image/...;base64,". Raises Refused: not valid."""
+    expect(isinstance(text, str), "a picture in JSON is a string of base64")
     assert isinstance(text, str)
     if text.startswith("data:"):
         text = text.partition(",")[2]

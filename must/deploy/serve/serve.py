@@ -1,4 +1,4 @@
-"""The stage `must serve`: runs until a signal ends it, then lets the requests that it has be answered."""
+"""The stage `must serve`: runs until a signal, then completes the requests that it has."""
 
 import asyncio
 import logging
@@ -18,15 +18,15 @@ from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
 
-IDLE = 75  # seconds that a connection is kept between two requests: longer than proxies and clients keep theirs
-FILES = 65_536  # open ones, connections among them, if the system allows so many
+IDLE = 75  # seconds that an idle connection stays open: longer than in proxies and clients
+FILES = 65_536  # open files and connections, if the system allows so many
 
 
 def serve(config: ServeConfig) -> None:
-    """Serves until SIGTERM or SIGINT, and returns when the last request is answered.
+    """Serves until SIGTERM or SIGINT; returns when the last request is answered.
 
-    With --registry it starts without a model if there is none yet, says that it is not ready, and waits for one.
-    Raises ValueError: --model names no model of ours, an address cannot be listened at, or an event loop runs already.
+    With --registry it starts also without a champion, is not ready then, and waits for the first one.
+    Raises ValueError: no model of `must export` at --model, the address cannot be bound, or an event loop runs already.
     """
     check_no_loop("must serve")
     source = (Champion if config.registry else OneModel)(config)
@@ -51,9 +51,9 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
         logger.warning("must serve: not ready; answering the remaining requests")
         await asyncio.sleep(0 if ended else config.drain)
 
-    at = url_of(config.host, listener)
-    logger.info(printable(f"must serve: {at} (model {config.name})"))
-    logger.info(printable(f"next: curl --data-binary @photo.jpg {at}/classify"), extra=ASIDE)
+    url = url_of(config.host, listener)
+    logger.info(printable(f"must serve: {url} (model {config.name})"))
+    logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=ASIDE)
     await serve_until_signal(
         App(work, config.name),
         listener,
@@ -69,14 +69,14 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
 
 
 def follower(models: Models, seconds: float, work: Work) -> asyncio.Task[None]:
-    """The task that looks for newer models. If it ends, the server is not ready."""
+    """The task that checks for newer models. When it ends, the server is not ready any more."""
     task = asyncio.create_task(models.follow(seconds))
     task.add_done_callback(lambda task: work.stop())
     return task
 
 
 def allow_files() -> None:
-    """Raises this process's limit of open files."""
+    """Increases this process's limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:

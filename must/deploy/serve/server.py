@@ -1,4 +1,4 @@
-"""A server from its address to the signal that ends it: what `must serve` and `must review` have in common."""
+"""Runs an HTTP server until a signal: the common code of `must serve` and `must review`."""
 
 import asyncio
 import signal
@@ -12,18 +12,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from must.base.errors import UserError
 
-BACKLOG = 128  # as many connections are accepted before anything else is done
-LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of a chunked body's framing in a row
+BACKLOG = 128  # connections that wait to be accepted, at most
+LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of the framing between two pieces of a body
 MOST_HEADERS = 100
-MOST_WAITING = 16  # requests that a connection sends before the first of them is answered
-CHUNKS, A_CHUNK = 1000, 100  # of a body, and the bytes that each further one has on average
+MOST_PIPELINED = 16  # requests that a connection may send before the first response
+CHUNKS, CHUNK_SIZE = 1000, 100  # chunks of a body, and the average bytes that each additional chunk must have
 
 
 class Bounded(HttpToolsProtocol):
-    """uvicorn's connections, with an end to what costs much and is sent for little: 400, or closed at once."""
+    """uvicorn's connections with limits against cheap requests that cost much: 400, or the connection is closed."""
 
-    unread = 0  # bytes since the last head's end, or the last piece of a body
-    chunks = body = 0  # of this request
+    unread = 0  # bytes since the end of the last head, or the last piece of a body
+    chunks = body = 0  # of this request: number, bytes
 
     def data_received(self, data: bytes) -> None:
         self.unread += len(data)
@@ -32,17 +32,17 @@ class Bounded(HttpToolsProtocol):
             self.transport.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        bounded(len(self.headers), MOST_HEADERS)
+        check_limit(len(self.headers), MOST_HEADERS)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        bounded(len(self.pipeline), MOST_WAITING)
+        check_limit(len(self.pipeline), MOST_PIPELINED)
         self.unread = self.chunks = self.body = 0
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
         self.chunks += 1
-        bounded(self.chunks, CHUNKS + self.body // A_CHUNK)
+        check_limit(self.chunks, CHUNKS + self.body // CHUNK_SIZE)
 
     def on_body(self, body: bytes) -> None:
         self.unread = 0
@@ -50,8 +50,8 @@ class Bounded(HttpToolsProtocol):
         super().on_body(body)
 
 
-def bounded(number: int, most: int) -> None:
-    """Raises ValueError, on which httptools reads no further."""
+def check_limit(number: int, most: int) -> None:
+    """Raises ValueError, which makes httptools stop reading."""
     if number > most:
         raise ValueError
 
@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(BACKLOG)  # who hears of the address may use it
+        listener.listen(BACKLOG)  # before the address is printed
     except OSError as error:
         listener.close()
         raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}") from None
@@ -102,9 +102,9 @@ async def serve_until_signal(
 
     Args:
         app: an ASGI application.
-        patience: seconds that a connection is open between two requests, unless `settings` say it.
-        drain: called when a signal came, while requests are still taken; with whether the server has ended by itself.
-        settings: uvicorn's.
+        patience: seconds that an idle connection stays open, unless `settings` has timeout_keep_alive.
+        drain: called after the signal, while requests are still accepted; its argument: the server ended by itself.
+        settings: of uvicorn.
     """
     server = Server(
         uvicorn.Config(
@@ -113,7 +113,7 @@ async def serve_until_signal(
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="error",  # not a line for each request that is none
+            log_level="error",  # no log line for each invalid request
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -124,7 +124,7 @@ async def serve_until_signal(
     serving = asyncio.create_task(server.serve([listener]))
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(ValueError, RuntimeError):  # not in the main thread: the caller stops us otherwise
+        with suppress(ValueError, RuntimeError):  # not in the main thread: the caller ends the server
             loop.add_signal_handler(number, stop.set)
     serving.add_done_callback(lambda task: stop.set())
     await stop.wait()

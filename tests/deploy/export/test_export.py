@@ -105,7 +105,7 @@ def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, 
         )
     )
     pixels, expected, _ = real
-    _, embedding = OnnxClassifier(tmp_path / "model.onnx").answer(pixels, embeddings=True)
+    _, embedding = OnnxClassifier(tmp_path / "model.onnx").predict(pixels, embeddings=True)
     assert smallest_cosine(reference_embeddings(load_bundle(digits.adapted), pixels), embedding) > cosine
     assert cosine < result["check"]["cosine"] < 1 and cosine > LEAST_COSINE[precision]
     for batch in (1, 3, 8, 24):

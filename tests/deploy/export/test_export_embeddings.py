@@ -32,7 +32,7 @@ def real(digits):
 def test_the_second_output_is_pytorchs_unit_feature(embedded, real, batch):
     pixels, expected = real
     classifier = OnnxClassifier(embedded / "model.onnx")
-    probability, embedding = classifier.answer(pixels[:batch], embeddings=True)
+    probability, embedding = classifier.predict(pixels[:batch], embeddings=True)
     assert classifier.dimensions == 64 and embedding.dtype == np.float32
     np.testing.assert_allclose(embedding, expected[:batch], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
@@ -41,7 +41,7 @@ def test_the_second_output_is_pytorchs_unit_feature(embedded, real, batch):
 
 def test_it_is_what_the_classes_are_told_by(embedded, digits, real):
     bundle = load_bundle(digits.adapted)
-    _, embedding = (classifier := OnnxClassifier(embedded / "model.onnx")).answer(real[0], embeddings=True)
+    _, embedding = (classifier := OnnxClassifier(embedded / "model.onnx")).predict(real[0], embeddings=True)
     logits = bundle.description.logit_factor * embedding @ bundle.model.classifier.detach().numpy()
     probability = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probability / probability.sum(axis=1, keepdims=True), classifier(real[0]), atol=1e-4)

@@ -84,7 +84,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, how):
     csv = predictions(tmp_path / "p.csv", [(file, "cat", 0.9) for file in files])
     from must.deploy.labels import sort
 
-    real, calls = sort.put, []
+    real, calls = sort.place_file, []
 
     def stopping(source, target, how):
         calls.append(target)
@@ -92,10 +92,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, how):
             raise KeyboardInterrupt  # the journal has its line, the file is not there
         real(source, target, how)
 
-    monkeypatch.setattr(sort, "put", stopping)
+    monkeypatch.setattr(sort, "place_file", stopping)
     with pytest.raises(KeyboardInterrupt):
         must.sort(labels=csv, into=tmp_path / "sorted", how=how)
-    monkeypatch.setattr(sort, "put", real)
+    monkeypatch.setattr(sort, "place_file", real)
     with (tmp_path / "sorted" / JOURNAL_FILE).open("a") as journal:
         journal.write('{"from": "/cut o')  # and a line that was not finished
         journal.write("\n")

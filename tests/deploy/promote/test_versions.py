@@ -47,8 +47,8 @@ def onnx_folder(folder, **files):
 def is_whole(registry, version):
     """Whether all files of a version are those that it says."""
     place = Registry(registry, "digits")
-    found = {name: hashlib.sha256(storage.read_bytes(place.uri_of(version, name))) for name in place.held(version)}
-    return {name: digest.hexdigest() for name, digest in found.items()} == place.held(version)
+    found = {name: hashlib.sha256(storage.read_bytes(place.uri_of(version, name))) for name in place.checksums(version)}
+    return {name: digest.hexdigest() for name, digest in found.items()} == place.checksums(version)
 
 
 MOMENTS = {
@@ -139,7 +139,7 @@ def test_what_was_exported_into_the_versions_own_folder_is_added(tmp_path):
     onnx_folder(place / "onnx", model="fp32")
     promote(registry, "--model", place / "bundle", "--onnx", place / "onnx")
     assert is_whole(registry, place.name)
-    assert "onnx/model.onnx" in Registry(registry, "digits").held(place.name)
+    assert "onnx/model.onnx" in Registry(registry, "digits").checksums(place.name)
 
 
 @pytest.mark.parametrize("then", ["the same", "another file"])
@@ -153,7 +153,7 @@ def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(tm
         "--registry", registry, "--name", "digits", *model, "--onnx", folder,
     )  # fmt: skip
     assert (tmp_path / "registry" / "digits" / version / "onnx" / "jpeg.onnx").exists()
-    assert is_whole(registry, version) and "onnx/jpeg.onnx" not in Registry(registry, "digits").held(version)
+    assert is_whole(registry, version) and "onnx/jpeg.onnx" not in Registry(registry, "digits").checksums(version)
     if then == "another file":
         folder = onnx_folder(tmp_path / "other", model="int8")
     promote(registry, *model, "--onnx", folder)

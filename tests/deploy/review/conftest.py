@@ -6,7 +6,7 @@ import pytest
 
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
-from must.deploy.review.review import prepared as prepared_at
+from must.deploy.review.review import prepare_review
 from must.method.answers.review import Review
 from tests.evaluation.digits import digits
 from tests.once import made_once
@@ -21,7 +21,7 @@ def config_at(folder, **more):
 @pytest.fixture(scope="session")
 def prepared():
     """A folder with review.json and review.safetensors, made once; tests copy it."""
-    return made_once("review", lambda folder: prepared_at(config_at(folder)))
+    return made_once("review", lambda folder: prepare_review(config_at(folder)))
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ import torch
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import Pictures, self_contained
-from must.deploy.review.prepare import Images, Teaching, looks, prepare
-from must.deploy.review.review import prepared as prepared_at
+from must.deploy.review.prepare import Images, Teaching, compute_reviews, prepare
+from must.deploy.review.review import prepare_review, review_at, summary_of
 from must.deploy.review.review import review as must_review
-from must.deploy.review.review import review_at, what_next
 from must.deploy.review.session import RESERVED, Session
 from must.method.answers.book import read_answers
 from must.method.answers.review import DOUBTFUL, Review
@@ -200,17 +199,17 @@ def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_
 
 def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_order(tmp_path, monkeypatch, prepared):
     monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
-    (first, few), (whole, every) = looks(config_at(tmp_path))
+    (first, few), (whole, every) = compute_reviews(config_at(tmp_path))
     assert len(few.numbers) == first.images == 20 and len(every.numbers) == whole.images == 150
     order = [picture.sha256 for picture in whole.pictures]
     assert order[:20] == [picture.sha256 for picture in first.pictures] and len(set(order)) == 150
     assert {picture.sha256 for picture in Review.load(str(prepared)).pictures} == set(order)
-    ((again, _),) = looks(config_at(tmp_path), first)
+    ((again, _),) = compute_reviews(config_at(tmp_path), first)
     assert [picture.sha256 for picture in again.pictures] == order, "as if it had not been stopped"
     session = Session(first, str(tmp_path), "ann")
     shown = session.next("page")["picture"]
     session.answer("page", {"number": shown["number"], "kind": "none"})
-    session.hold(whole, None)
+    session.set_review(whole, None)
     assert session.next("page")["picture"]["place"] == 2 and session.state("page")["of"] == 150
 
 
@@ -261,12 +260,12 @@ def test_the_share_of_held_out_answers_counts_no_picture_by_its_own_answer():
     images = Images(torch.arange(60), torch.eye(60).half(), torch.full((60, 4), 0.25).half())
     known = list(enumerate(np.random.default_rng(0).integers(0, 4, 60).tolist()))
     assert images.refined(dict(known)).argmax(1).tolist() == [label for _, label in known]
-    assert Teaching(images).right(known).mean() < 0.5
+    assert Teaching(images).correct(known).mean() < 0.5
 
 
 def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_path):
     config = config_at(tmp_path, order=DOUBTFUL)
-    review = prepared_at(config)
+    review = prepare_review(config)
     sure = [picture.confidence for picture in review.pictures]
     assert sure == sorted(sure) and len(sure) == 150
     session = Session(review, str(tmp_path), "ann")
@@ -279,7 +278,7 @@ def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_pat
     state = session.answer("page", {"number": numbers[3], "kind": "unsure"})["state"]
     assert state["text"] == "3 answers for correcting labels only: not drawn at random. 1 answer “cannot tell”."
     assert state["gain"] is None and session.end("page")["rows"] == []
-    assert "must select" not in what_next(config, session)
+    assert "must select" not in summary_of(config, session)
     rows = (tmp_path / "relabelled.csv").read_text().splitlines()
     assert rows[1].startswith(f"{review.pictures[0].image},{model[0]},{other},ann,2")
     assert rows[2].split(",")[2] == "" and len(rows) == 3

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from must.deploy.serve.http import App, ClientGone, while_there
+from must.deploy.serve.http import App, ClientGone, cancel_on_disconnect
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
 from must.deploy.serve.work import Work
@@ -18,7 +18,7 @@ def test_a_requests_memory_is_let_go_before_its_answer_is_sent():
     seen = []
 
     async def exchange():
-        def held():
+        def borrow():
             seen.append(("worked on", work.held_bytes))
             raise Refused(503, "no model is loaded yet")
 
@@ -28,7 +28,7 @@ def test_a_requests_memory_is_let_go_before_its_answer_is_sent():
         async def send(message):
             seen.append((message["type"], work.held_bytes))
 
-        work = Work(CONFIG, SimpleNamespace(held=held), Metrics())
+        work = Work(CONFIG, SimpleNamespace(borrow=borrow), Metrics())
         await App(work, "digits")(SCOPE, receive, send)
         work.close()
 
@@ -53,12 +53,12 @@ def test_a_client_that_has_left_is_not_worked_for():
                 raise
 
         with pytest.raises(ClientGone):
-            await while_there(answer(), receive)
+            await cancel_on_disconnect(answer(), receive)
         assert given_up.is_set()
 
         async def quick():
             return 7
 
-        assert await while_there(quick(), asyncio.Event().wait) == 7
+        assert await cancel_on_disconnect(quick(), asyncio.Event().wait) == 7
 
     asyncio.run(exchange())

@@ -72,7 +72,7 @@ def body(size):
 def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
     inside, most, threads = 0, 0, set()
 
-    def understood(*_):
+    def parse_slowly(*_):
         nonlocal inside, most
         threads.add(threading.current_thread())
         inside += 1
@@ -84,7 +84,7 @@ def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
         app = app_for(patience=60)
         await asyncio.gather(*[app.read(body(LARGE_JSON), {}, None) for _ in range(5)])
 
-    monkeypatch.setattr(http, "parse_request", understood)
+    monkeypatch.setattr(http, "parse_request", parse_slowly)
     asyncio.run(read_all())
     assert most == 1 and threading.main_thread() not in threads
 
@@ -92,7 +92,7 @@ def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
 def test_small_bodies_do_not_wait_and_large_ones_not_for_ever():
     async def read_all():
         app = app_for(patience=0.05)
-        async with app.turn():
+        async with app.large_json_turn():
             with pytest.raises(Refused, match='"inputs" must be'):
                 await app.read(body(100), {}, None)
             with pytest.raises(Refused, match="other large requests") as refused:

@@ -26,7 +26,7 @@ def expected(embedded, pictures):
     """Float32 [3, 64], of the first three pictures, by `must predict`'s session."""
     classifier = OnnxClassifier(embedded / "model.onnx")
     view = EvalView(classifier.preprocess)
-    return classifier.answer(np.stack([view(decode(data)) for _, data in pictures[:3]]), embeddings=True)[1]
+    return classifier.predict(np.stack([view(decode(data)) for _, data in pictures[:3]]), embeddings=True)[1]
 
 
 def asked(pictures, *outputs, **parameters):
