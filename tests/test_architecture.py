@@ -251,6 +251,25 @@ def test_a_name_means_one_thing():
     assert not several | {name for name, paths in functions.items() if len(paths) > 2} - SAME_FUNCTIONS
 
 
+def test_a_name_says_what_it_holds():
+    """No variable, parameter, attribute or function has one of the names that fit anything; a file's field may."""
+    fillers = {
+        "found", "place", "places", "told", "kept", "asked", "seen", "said", "ours", "theirs", "wanted", "made", "left",
+        "given", "taken", "got", "what", "whole", "own", "here", "there", "some", "rest",
+    }  # fmt: skip
+    names = set()
+    for path in (
+        path for room in ("must", "components", "pipeline", "benchmarks") for path in (ROOT / room).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                    names.add((path.name, name))
+                case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    names.add((path.name, name))
+    assert {(file, name) for file, name in names if name in fillers} == {("notes.py", "place")}
+
+
 def test_no_circle_between_modules():
     try:
         TopologicalSorter({module: names & MODULES.keys() for module, names in graph().items()}).prepare()

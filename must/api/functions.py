@@ -21,8 +21,10 @@ Raises:
 
 
 ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
-OTHERS = {"load": "must.api.model:load"}  # functions at `must` that are not stages
-PYTHON_FUNCTIONS = OTHERS | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated here
+OTHER_FUNCTIONS = {"load": "must.api.model:load"}  # functions at `must` that are not stages
+PYTHON_FUNCTIONS = OTHER_FUNCTIONS | {
+    name: stage.python for name, stage in STAGES.items() if stage.python
+}  # not generated here
 
 
 def function_at_must(name: str) -> Callable[..., Any]:

@@ -70,14 +70,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Trained:
-    """`output`: the bundle; `kept`: position between the zero-shot weights (0) and the trained ones (1), `--alpha`;
+    """`output`: the bundle; `alpha`: position between the zero-shot weights (0) and the trained ones (1);
     `summary`: speed and problems of the run."""
 
     output: str
     steps: int
     images: int
     seconds: float
-    kept: float
+    alpha: float
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -95,21 +95,21 @@ class Refined:
     predictions: str
     images: int
     changed: float
-    story: dict[str, Any] = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: configs.RefineConfig, story: dict[str, Any]) -> Self:
+    def of(cls, config: configs.RefineConfig, summary: dict[str, Any]) -> Self:
         predictions = storage.join(config.output, PREDICTIONS_FILE)
-        return cls(config.output, predictions, story["images"], story["changed"], story)
+        return cls(config.output, predictions, summary["images"], summary["changed"], summary)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """`kept`: position between the zero-shot weights (0) and the trained ones (1); `by`: what set it; `warnings` of the
-    check."""
+    """`alpha`: position between the zero-shot weights (0) and the trained ones (1); `by`: what set it; `warnings`: of
+    the check."""
 
     output: str
-    kept: float
+    alpha: float
     by: str
     warnings: list[str]
 

@@ -88,7 +88,7 @@ def locate(folder: str) -> Work:
         for kind, sign in SIGNS.items():
             if Path(path, sign).is_file():
                 paths[kind].append(storage.join(path, sign) if kind == "metrics" else path)
-    return Work(folder, **{kind: tuple(found_paths) for kind, found_paths in paths.items()})
+    return Work(folder, **{kind: tuple(matches) for kind, matches in paths.items()})
 
 
 def is_classifier(file: str) -> bool:

@@ -23,12 +23,12 @@ CLASSIFIER_JSON = "classifier.json"
 
 @dataclass(frozen=True)
 class ClassifierRecord:
-    """`classes`: their number; `kept`: whether an earlier run made the file."""
+    """`classes`: their number; `reused`: whether an earlier run made the file."""
 
     sha256: str
     classes: int
     model_folder: str
-    kept: bool = False
+    reused: bool = False
 
 
 def classifier(
@@ -39,7 +39,7 @@ def classifier(
         record = provide(
             work_uri, classes=classes, model=model, pretrained=pretrained, fingerprint=fingerprint, weights=weights
         )
-        note.result = f"{record.classes} classes" + (", made by an earlier run" if record.kept else "")
+        note.result = f"{record.classes} classes" + (", made by an earlier run" if record.reused else "")
     return record
 
 
@@ -58,7 +58,7 @@ def provide(
         record, data = cached
         storage.write_bytes(weights, data)
         logger.info(f"{record.classes} classes: the classifier of an earlier run, {folder}")
-        return replace(record, kept=True)
+        return replace(record, reused=True)
     file = storage.join(folder, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator, without an extension
     result = call(
         "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models,

@@ -140,7 +140,7 @@ def questions(notes: list[Note], answer: str) -> list[str]:
 
 
 def report_at(facts: Facts) -> str:
-    """A link to the report: at Cloud Storage, for readers of the bucket, else at Kubeflow's own server; else its URI."""
+    """A link to the report: at Cloud Storage for readers of the bucket, else at Kubeflow's own server, else its URI."""
     uri = facts.report
     if uri.startswith("gs://"):
         return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
     options = parser.parse_args()
     started = time.monotonic()
-    os.environ["MUST_RUN_AGAIN"] = command_line()  # for the summary of a run that failed
+    os.environ["MUST_RUN_AGAIN"] = restart_command()  # for the summary of a run that failed
     values = read_mapping(options.parameters, f"--parameters {options.parameters}")
     parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **values})
     runner = None
@@ -59,7 +59,7 @@ def main() -> None:
     print(summary(artifacts, time.monotonic() - started))
 
 
-def command_line() -> str:
+def restart_command() -> str:
     """The command that started this run, which also resumes it after a failure."""
     script = sys.argv[0].endswith(".py")
     return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])

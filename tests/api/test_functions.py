@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import must
-from must.api.functions import ERRORS, OTHERS, as_python
+from must.api.functions import ERRORS, OTHER_FUNCTIONS, as_python
 from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
@@ -43,7 +43,9 @@ def test_importing_configures_no_logging():
 
 
 def test_every_stage_is_there():
-    assert {*STAGES, *OTHERS, *ERRORS} == set(must.__all__) <= set(dir(must)) and must.__all__ == sorted(must.__all__)
+    assert {*STAGES, *OTHER_FUNCTIONS, *ERRORS} == set(must.__all__) <= set(dir(must)) and must.__all__ == sorted(
+        must.__all__
+    )
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         must.trian  # noqa: B018
@@ -91,9 +93,8 @@ def trained(digits, tmp_path_factory):
 
 def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
     """Places may be paths."""
-    assert (trained.steps, trained.images, trained.kept) == (3, 150, 1.0) and Path(
-        trained.output, "model.json"
-    ).exists()
+    assert (trained.steps, trained.images, trained.alpha) == (3, 150, 1.0)
+    assert Path(trained.output, "model.json").exists()
     report = must.evaluate(
         model=trained.output, baseline=digits.classifier, shards=digits.shards, output=tmp_path / "report", workers=0
     )

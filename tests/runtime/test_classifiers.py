@@ -43,8 +43,8 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
     work = tmp_path / "work" if place == "folder" else bucket_server.uri
     first = ask(work, tmp_path / "a")
     assert first == ClassifierRecord(hashlib.sha256(made[0]).hexdigest(), 2, f"{work}/models/ViT-B-16")
-    assert ask(work, tmp_path / "b") == replace(first, kept=True) and (tmp_path / "b").read_bytes() == made[0]
-    assert not ask(work, tmp_path / "c", key="other classes").kept and len(made) == 2
+    assert ask(work, tmp_path / "b") == replace(first, reused=True) and (tmp_path / "b").read_bytes() == made[0]
+    assert not ask(work, tmp_path / "c", key="other classes").reused and len(made) == 2
 
 
 @pytest.mark.parametrize("file", [CLASSIFIER_FILE, classifiers.CLASSIFIER_JSON])
@@ -56,15 +56,15 @@ def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
         kept.unlink()
     else:
         kept.write_bytes(kept.read_bytes()[:-3] if damage == "cut short" else b"")
-    assert not ask(tmp_path, tmp_path / "b").kept and (tmp_path / "b").read_bytes() == made[1]
-    assert ask(tmp_path, tmp_path / "c").kept and (tmp_path / "c").read_bytes() == made[1]
+    assert not ask(tmp_path, tmp_path / "b").reused and (tmp_path / "b").read_bytes() == made[1]
+    assert ask(tmp_path, tmp_path / "c").reused and (tmp_path / "c").read_bytes() == made[1]
 
 
 @pytest.mark.parametrize("file", [MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS])
 def test_a_classifier_whose_model_is_gone_is_made_again(made, tmp_path, file):
     ask(tmp_path, tmp_path / "a")
     (tmp_path / "models" / "ViT-B-16" / file).unlink()
-    assert not ask(tmp_path, tmp_path / "b").kept and ask(tmp_path, tmp_path / "c").kept
+    assert not ask(tmp_path, tmp_path / "b").reused and ask(tmp_path, tmp_path / "c").reused
 
 
 def test_metadata_has_nothing_that_kubeflow_refuses():

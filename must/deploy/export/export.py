@@ -30,7 +30,7 @@ from must.method.model.bundle import Bundle, load_bundle, preprocess_of
 logger = logging.getLogger(__name__)
 
 MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's marker is complete
-OTHERS = {
+OTHER_FILES = {
     "open_clip_model.safetensors", "bpe.txt.gz", "model.safetensors", "vocab.json", "merges.txt",
     "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json",
     "tokenizer.json", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model",  # of other text towers
@@ -157,7 +157,7 @@ def publish(scratch: Path, output: str) -> None:
     """
     files = sorted(path.name for path in scratch.iterdir())
     files.sort(key=lambda name: name in MARKERS)
-    for name in (*MARKERS, *sorted(OTHERS - set(files))):
+    for name in (*MARKERS, *sorted(OTHER_FILES - set(files))):
         if storage.exists(target := storage.join(output, name)):
             storage.delete(target)
     for name in files:

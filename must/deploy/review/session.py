@@ -21,7 +21,7 @@ from must.method.answers.review import MODEL, RANDOM, Picture, Review
 if TYPE_CHECKING:
     from must.deploy.review.prepare import NumberedLabels, Teaching
 
-RESERVED = 15.0  # seconds that a picture is reserved for the page that shows it
+RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
 ALL_OFFERED = 12  # classes up to which all of them are offered
 ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
@@ -130,7 +130,7 @@ class Session:
             if not self.is_pending(picture):
                 continue
             shown_on, since = self.shown.get(picture.number, ("", 0.0))
-            if shown_on in ("", page) or now - since > RESERVED:
+            if shown_on in ("", page) or now - since > RESERVED_S:
                 self.shown[picture.number] = page, now
                 self.drawn.add(picture.number)
                 return self.describe(picture.number)

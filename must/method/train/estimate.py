@@ -28,11 +28,11 @@ LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 millio
 class Memory(NamedTuple):
     used: int  # bytes
     total: int  # bytes of the device; 0: unknown
-    place: str
+    device: str  # in words
 
     def __str__(self) -> str:
         total = f" of {self.total / GB:.3g}" if self.total else ""
-        return f"memory: {self.used / GB:.2g}{total} GB of {self.place}"
+        return f"memory: {self.used / GB:.2g}{total} GB of {self.device}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import Images, Teaching, compute_reviews, prepare
 from must.deploy.review.review import prepare_review, review_at, summary_of
 from must.deploy.review.review import review as must_review
-from must.deploy.review.session import RESERVED, Session
+from must.deploy.review.session import RESERVED_S, Session
 from must.method.answers.book import read_answers
 from must.method.answers.review import DOUBTFUL, Review
 from tests.deploy.review.conftest import config_at, labels_of
@@ -151,7 +151,7 @@ def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up
     assert reply["picture"]["place"] == 3 and reply["state"]["text"].startswith("1 answer: "), "a gap ends no count"
     session.leave("ann")
     assert session.next("eve")["picture"]["place"] == 1
-    now[0] = RESERVED + 1
+    now[0] = RESERVED_S + 1
     assert session.next("bob")["picture"]["place"] == 1
     session.answer("bob", {"number": ann["number"], "kind": "unsure"})
     assert session.review.measured(session.answers).answers == 1
