@@ -128,7 +128,7 @@ class MlflowRegistry:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with translate_errors("nothing was promoted"):
+        with mlflow_errors("nothing was promoted"):
             self.client = mlflow_client("--register mlflow")
             self.find("")  # fails at once if the server does not respond
 
@@ -138,13 +138,13 @@ class MlflowRegistry:
         return next((entry.version for entry in versions if entry.tags.get(TAG) == version), None)
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        with translate_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
+        with mlflow_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
             number = self.find(version) or self.add(version, onnx, metrics, tags)
             self.client.set_registered_model_alias(self.name, ALIAS, number)
         return with_number(version, number)
 
     def move(self, version: str) -> str | None:
-        with translate_errors(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
+        with mlflow_errors(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
             number = self.find(version)
             if number:
                 self.client.set_registered_model_alias(self.name, ALIAS, number)
@@ -208,7 +208,7 @@ def with_number(version: str, number: str) -> str:
 
 
 @contextmanager
-def translate_errors(state: str) -> Iterator[None]:
+def mlflow_errors(state: str) -> Iterator[None]:
     """Converts MLflow's errors to one line that ends with `state`: what has been done so far."""
     from mlflow.exceptions import MlflowException
 

@@ -154,7 +154,7 @@ class KubeflowRegistry:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with translate_errors("nothing was promoted"):
+        with kubeflow_errors("nothing was promoted"):
             self.api = Api(FLAG)  # fails at once if the server does not respond
             state = (self.model() or {}).get("state")
         require(
@@ -165,7 +165,7 @@ class KubeflowRegistry:
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
         """The export's card becomes the description, `metrics` and `tags` the version's properties.
         Raises ValueError: another version of that name is there."""
-        with translate_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
+        with kubeflow_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
             uri = absolute(storage.join(tags[URI], "onnx"))
             require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
             model = self.model() or self.create(REGISTERED_MODELS, {"name": self.name}) or self.model()
@@ -180,7 +180,7 @@ class KubeflowRegistry:
         return version
 
     def move(self, version: str) -> str | None:
-        with translate_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
+        with kubeflow_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
             model = self.model()
             entry = self.version(model, version) if model else None
             if model and entry:
@@ -271,7 +271,7 @@ def absolute(uri: str) -> str:
 
 
 @contextmanager
-def translate_errors(state: str) -> Iterator[None]:
+def kubeflow_errors(state: str) -> Iterator[None]:
     """Converts errors to one line that ends with `state`: what has been done so far."""
     try:
         yield

@@ -60,7 +60,7 @@ def review(config: ReviewConfig) -> None:
         )
         pictures = Pictures(reader)
         if config.page:
-            review = saved if saved and is_complete(config) else prepare_review(config)
+            review = saved if saved and has_all_images(config) else prepare_review(config)
             page, count = self_contained(Session(review, str(folder), config.signature), pictures, config.pictures)
             storage.write_bytes(config.page, page)
             size = f"{counted(count, 'picture')}, {len(page) / 1e6:.1f} MB"
@@ -72,7 +72,7 @@ def review(config: ReviewConfig) -> None:
                 asyncio.run(serve_page(config, questions, listener))
 
 
-def is_complete(config: ReviewConfig) -> bool:
+def has_all_images(config: ReviewConfig) -> bool:
     """Whether the review in the folder is of all images, not only of the first ones."""
     return storage.exists(storage.join(config.output, IMAGES_FILE))
 
@@ -107,7 +107,7 @@ class Questions:
 
     def compute(self) -> None:
         """Raises the errors of `compute_reviews`."""
-        complete = is_complete(self.config)
+        complete = has_all_images(self.config)
         if self.saved:
             self.show(self.saved, None)
         from must.deploy.review.prepare import Images, compute_reviews, limit_threads  # imports torch

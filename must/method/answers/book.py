@@ -56,7 +56,7 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
     known = None if classes is None else set(classes)
     answers: dict[str, Answer] = {}
     *lines, last = data.split(b"\n")
-    for number, line in enumerate([*lines, last] if is_complete(last) else lines, 1):
+    for number, line in enumerate([*lines, last] if is_object(last) else lines, 1):
         if not line.strip():
             continue
         try:
@@ -89,7 +89,7 @@ def parsed(entry: dict[str, Any], sha256: str) -> Answer | None:
     return Answer(sha256, label, unsure, **texts, picked=picked)
 
 
-def is_complete(line: bytes) -> bool:
+def is_object(line: bytes) -> bool:
     """Whether a line is a complete JSON object, even without a newline."""
     return storage.object_or_none(line, dict) is not None
 
@@ -104,7 +104,7 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
         begin = max(size - LARGEST, 0)
         tail = os.pread(descriptor, size - begin, begin)
         last = tail[tail.rfind(b"\n") + 1 :]
-        if last and is_complete(last):
+        if last and is_object(last):
             line = b"\n" + line
         elif last:
             os.ftruncate(descriptor, size - len(last))
@@ -125,7 +125,7 @@ def add(uri: str, data: bytes) -> int:
         before, token = storage.read_versioned(uri)
         lines = (before or b"").splitlines()
         known = set(lines)
-        new = [line for line in data.splitlines() if line.strip() and line not in known and is_complete(line)]
+        new = [line for line in data.splitlines() if line.strip() and line not in known and is_object(line)]
         try:
             storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
         except storage.ConflictError:

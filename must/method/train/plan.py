@@ -47,7 +47,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
                 logger.info(line)
         if config.gpu:
             return calculated(trainer, config, size)
-        pace = measure(trainer, config.seconds)
+        pace = measure_speed(trainer, config.seconds)
         if world.is_main:
             logger.info("\n".join(pace.lines(size, size.steps)))
         seconds = size.steps * pace.mean
@@ -74,7 +74,7 @@ def write_plan(content: dict[str, Any], config: PlanConfig, is_main: bool) -> No
         storage.write_bytes(config.json, json.dumps(content, indent=1).encode())
 
 
-def measure(trainer: Trainer, seconds: float) -> Pace:
+def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     """Takes steps of the run, with its loaders, for so many seconds. Afterwards the trainer cannot train.
 
     On a CPU a step of a large model may take minutes; then steps of a few images are measured instead.
