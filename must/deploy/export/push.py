@@ -45,7 +45,7 @@ def push(config: PushConfig) -> str:
     from huggingface_hub import HfApi, constants
 
     api = HfApi()
-    with translate_errors(config, api.endpoint), quiet_hub():
+    with translate_hub_errors(config, api.endpoint), quiet_hub():
         if constants.HF_HUB_OFFLINE:
             raise UserError("is disabled: unset HF_HUB_OFFLINE")
         api.create_repo(config.repo, private=config.private or None, exist_ok=True)
@@ -87,7 +87,7 @@ def checked_folder(model: str) -> str:
 
 
 @contextmanager
-def translate_errors(config: PushConfig, hub: str) -> Iterator[None]:
+def translate_hub_errors(config: PushConfig, hub: str) -> Iterator[None]:
     """Converts errors to one line. huggingface_hub raises many kinds of exceptions, which change with its versions."""
     try:
         yield
