@@ -89,14 +89,14 @@ def write_cleanlab(config: LabelsConfig, labels: list[Label]) -> None:
 
     columns = formats.cleanlab(labels, class_of, f"--labels {config.labels}")
     if not config.output.lower().endswith(".parquet"):
-        storage.write_bytes(config.output, formats.as_json(columns))
+        storage.write_bytes(config.output, formats.json_bytes(columns))
         return
     need_pyarrow(f"--output {config.output} (a name that ends in .json needs none)")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table({"image": columns["images"], "label": columns["labels"], "pred_probs": columns["pred_probs"]})
-    table = table.replace_schema_metadata({"classes": formats.as_json(columns["classes"]).strip()})
+    table = table.replace_schema_metadata({"classes": formats.json_bytes(columns["classes"]).strip()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     storage.write_bytes(config.output, buffer.getvalue())

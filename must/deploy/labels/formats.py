@@ -231,7 +231,7 @@ def label_studio(labels: list[Label], root: str) -> bytes:
             else:
                 task["predictions"] = [{"model_version": "must", "score": label.probability, "result": result}]
         tasks.append(task)
-    return as_json(tasks)
+    return json_bytes(tasks)
 
 
 def below_root(image: str, root: str) -> str:
@@ -261,7 +261,7 @@ def fiftyone(labels: list[Label], classes: list[str]) -> tuple[bytes, bytes]:
         if not label.unsure:
             entries[name] = {"label": label.label or NONE_OF_THESE}
             entries[name] |= {} if label.probability is None else {"confidence": label.probability}
-    return as_json({"classes": [*classes, NONE_OF_THESE], "labels": entries}), as_json(paths)
+    return json_bytes({"classes": [*classes, NONE_OF_THESE], "labels": entries}), json_bytes(paths)
 
 
 def cleanlab(labels: list[Label], class_of: Callable[[Label], str | None], where: str) -> dict[str, Any]:
@@ -293,5 +293,5 @@ def answers(labels: list[Label], sha256: Callable[[str], str]) -> bytes:
     return "".join(lines).encode()
 
 
-def as_json(content: Any) -> bytes:
+def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()

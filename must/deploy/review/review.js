@@ -1,9 +1,9 @@
 "use strict";
-// One page, two homes: served by `must review`, which keeps every answer on its disk before it gives the next picture;
-// or a file that carries its pictures, keeps answers in this browser and saves them as answers.jsonl.
+// The page has two modes: served by `must review`, which writes every answer to its disk before it gives the next
+// picture; or a file that contains its pictures, keeps answers in this browser and saves them as answers.jsonl.
 
 const $ = (id) => document.getElementById(id);
-// What cannot be seen but changes what is: control characters, and those that turn the direction of writing.
+// Invisible characters that change how text is shown: control characters, and those that change its direction.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 const visible = (text) => text.replace(UNSEEN, "\ufffd");
 const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
