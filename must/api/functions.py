@@ -21,8 +21,8 @@ Raises:
 
 
 ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
-OTHERS = {"load": "must.api.model:load"}  # functions at `must` that are not stages
-PYTHON_FUNCTIONS = OTHERS | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated here
+NOT_STAGES = {"load": "must.api.model:load"}  # functions at `must` that are not stages
+PYTHON_FUNCTIONS = NOT_STAGES | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated
 
 
 def function_at_must(name: str) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ def test_a_bug_is_no_users_error(bug, capsys, tmp_path):
 def test_a_program_that_has_a_bug_ends_with_1_and_a_traceback():
     code = """
 from must.base.exits import exiting
-from must.method.distributed.heartbeat import Sign
+from must.method.distributed.heartbeat import LastBeat
 with exiting("train"):
     LastBeat("1 2", 0.0).location()
 """

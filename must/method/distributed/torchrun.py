@@ -22,8 +22,8 @@ from must.base.processes import PARENT, end_with_parent
 
 logger = logging.getLogger(__name__)
 
-REPORTED = (WRONG_INPUT, HELD, PREEMPTED)  # exit codes of processes that printed the reason themselves
-KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # out of memory, or the machine was reclaimed
+REPORTED_CODES = (WRONG_INPUT, HELD, PREEMPTED)  # exit codes of processes that printed the reason themselves
+KILL_CODES = (-signal.SIGKILL, -signal.SIGTERM)  # out of memory, or the machine was reclaimed
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torchrun.run(parser.parse_args(options))
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        if first.exitcode not in REPORTED:
+        if first.exitcode not in REPORTED_CODES:
             code = first.exitcode
             outcome = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
             logger.warning(f"rank {rank} (pid {first.pid}) {outcome}")
-        if first.exitcode in KILLED:
+        if first.exitcode in KILL_CODES:
             return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException:  # passed on to the processes, which saved a checkpoint
