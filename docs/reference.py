@@ -17,7 +17,7 @@ import yaml
 
 import must
 from must.api import results
-from must.api.functions import ERRORS, OTHER_FUNCTIONS, function_at_must
+from must.api.functions import ERRORS, NOT_STAGES, function_at_must
 from must.api.stages import STAGES
 from must.base.parameters import parameters_of
 from must_pipeline.cli import COMMANDS
@@ -115,7 +115,7 @@ def python() -> str:
         is_result = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
         link = f"[`{returns}`](#{returns.lower()})" if is_result else f"`{returns}`"
         out.append(f"| [`must.{name}`](commands.md#must-{name}) | {cell(stage.help)} | {link} |")
-    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in OTHER_FUNCTIONS]
+    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in NOT_STAGES]
     out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | an exception |" for name in ERRORS]
     out.append("")
     for name, kind in vars(results).items():

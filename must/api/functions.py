@@ -21,10 +21,8 @@ Raises:
 
 
 ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
-OTHER_FUNCTIONS = {"load": "must.api.model:load"}  # functions at `must` that are not stages
-PYTHON_FUNCTIONS = OTHER_FUNCTIONS | {
-    name: stage.python for name, stage in STAGES.items() if stage.python
-}  # not generated here
+NOT_STAGES = {"load": "must.api.model:load"}  # functions at `must` that are not stages
+PYTHON_FUNCTIONS = NOT_STAGES | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated
 
 
 def function_at_must(name: str) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import must
-from must.api.functions import ERRORS, OTHER_FUNCTIONS, as_python
+from must.api.functions import ERRORS, NOT_STAGES, as_python
 from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
@@ -43,9 +43,8 @@ def test_importing_configures_no_logging():
 
 
 def test_every_stage_is_there():
-    assert {*STAGES, *OTHER_FUNCTIONS, *ERRORS} == set(must.__all__) <= set(dir(must)) and must.__all__ == sorted(
-        must.__all__
-    )
+    assert {*STAGES, *NOT_STAGES, *ERRORS} == set(must.__all__) <= set(dir(must))
+    assert must.__all__ == sorted(must.__all__)
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         must.trian  # noqa: B018

@@ -16,13 +16,13 @@ from must.base.lock import HeldError
 from must.base.parameters import require
 from must.data.loading.loader import collate
 from must.evaluation.metrics import confusion_matrix
-from must.evaluation.scores import concatenate
-from must.method.distributed.heartbeat import Sign
+from must.evaluation.scores import joined
+from must.method.distributed.heartbeat import LastBeat
 from must.method.model.masked_vit import patchify
 from must.runtime.notes import read_notes, stage_note
 
 BUGS = {  # ValueErrors that Python, numpy and torch raise where our own code is wrong
-    "unpacking a text": lambda: Sign("1 2", 0.0).where(),
+    "unpacking a text": lambda: LastBeat("1 2", 0.0).location(),
     "unpacking a shape": partial(patchify, torch.zeros(3, 8, 8), 8),
     "reshape": partial(confusion_matrix, np.array([0, 3]), np.array([0, 1]), 2),
     "zip of scores": partial(concatenate, [(np.zeros(1), np.zeros(1)), (np.zeros(1),)]),
@@ -46,9 +46,9 @@ def test_a_bug_is_no_users_error(bug, capsys, tmp_path):
 def test_a_program_that_has_a_bug_ends_with_1_and_a_traceback():
     code = """
 from must.base.exits import exiting
-from must.method.distributed.heartbeat import Sign
+from must.method.distributed.heartbeat import LastBeat
 with exiting("train"):
-    Sign("1 2", 0.0).where()
+    LastBeat("1 2", 0.0).location()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" in done.stderr and "not enough values to unpack" in done.stderr

@@ -19,7 +19,7 @@ def heart(port, rank, step):
     """Of a run whose processes end by themselves after ten minutes of silence alone."""
     server = dist.TCPStore("localhost", port, is_master=False, timeout=timedelta(seconds=60))
     heartbeat = Heartbeat(dist.PrefixStore("test", server), rank, 3, timeout=600)
-    heartbeat.beat = 0.1
+    heartbeat.interval = 0.1
     heartbeat.begin(step)
     return heartbeat
 

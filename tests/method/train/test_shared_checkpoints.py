@@ -80,9 +80,9 @@ def test_a_bucket_is_locked_too_and_the_lock_of_a_lost_pod_grows_old(
 
 def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, monkeypatch):
     uri = bucket_server.uri + "/run"
-    with lock.locked(uri, CHECKPOINTS) as still_ours:
+    with lock.locked(uri, CHECKPOINTS) as check_lock:
         checkpoints = Checkpoints(uri)
-        checkpoints.still_ours = still_ours
+        checkpoints.check_lock = check_lock
         checkpoints.save(1, state(1))
         checkpoints.wait()
         storage.write_bytes(uri + "/.train.lock", b'{"who": "the successor"}')

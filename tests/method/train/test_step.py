@@ -9,7 +9,7 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
-from must.method.train.compiled import STEPS_THAT_PAY, pays
+from must.method.train.compiled import STEPS_THAT_PAY, should_compile
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
@@ -98,9 +98,11 @@ def test_a_run_goes_on_compiled_and_not(settings, record_property):
 
 def test_auto_compiles_on_a_gpu_in_long_runs():
     assert (
-        pays(True, "cpu", 1) and pays("auto", "cuda", STEPS_THAT_PAY) and not pays("auto", "cuda", STEPS_THAT_PAY - 1)
+        should_compile(True, "cpu", 1)
+        and should_compile("auto", "cuda", STEPS_THAT_PAY)
+        and not should_compile("auto", "cuda", STEPS_THAT_PAY - 1)
     )
-    assert not pays("auto", "cpu", STEPS_THAT_PAY) and not pays(False, "cuda", STEPS_THAT_PAY)
+    assert not should_compile("auto", "cpu", STEPS_THAT_PAY) and not should_compile(False, "cuda", STEPS_THAT_PAY)
 
 
 @pytest.mark.slow
