@@ -9,7 +9,7 @@ NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torc
 JOB_URI = "must/job"  # annotation: the folder of the job's input and model
 RUN, RUN_NAME = "pipeline/runid", "must/run"  # label and annotation: the run whose launcher waits for the job
 MODEL = "must/model"  # label: the model's name in the registry
-LABELS = {"app.kubernetes.io/name": "must"}  # label of the job and of its pods; used by deploy/network-policy.yaml
+POD_LABELS = {"app.kubernetes.io/name": "must"}  # of the job and its pods; used by deploy/network-policy.yaml
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 
 
@@ -37,7 +37,7 @@ def request(name: str, nodes: dict[str, Any], job: str) -> Request:
     )
     chosen = [
         options.Name(name),
-        options.Labels({**LABELS, **nodes["labels"]}),
+        options.Labels({**POD_LABELS, **nodes["labels"]}),
         options.Annotations({JOB_URI: job}),
         options.TrainerCommand(["python", "-m", "must.method.distributed.torchrun"]),
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
@@ -68,7 +68,7 @@ def pod_patch(nodes: dict[str, Any]) -> options.TrainingRuntimeSpecPatch:
         containers=[options.ContainerPatch(NODE, volume_mounts=mounts)] if mounts else None,
     )
     # Istio reads the label, its older versions the annotation.
-    metadata = {"labels": {**LABELS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
+    metadata = {"labels": {**POD_LABELS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
     template = options.PodTemplatePatch(metadata=metadata, spec=pod)
     job = options.JobTemplatePatch(spec=options.JobSpecPatch(template=template))
     job_set = options.JobSetSpecPatch(replicated_jobs=[options.ReplicatedJobPatch(NODE, job)])
