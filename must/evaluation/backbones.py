@@ -56,7 +56,7 @@ def backbones(config: BackbonesConfig) -> list[Row]:
         truth = labels_of(reader, class_set.names)
         for number, model in enumerate(config.models, 1):
             logger.info(printable(f"{model} ({number} of {len(config.models)})"))
-            rows.append(evaluate_model(config, model, reader, truth, device))
+            rows.append(measure_model(config, model, reader, truth, device))
     rows.sort(key=lambda row: -row.score)
     summary = {"must_version": __version__, "images": min(len(reader), config.most), "config": config.to_dict()}
     if config.output:
@@ -98,9 +98,7 @@ def labels_of(reader: ShardReader, classes: Sequence[str]) -> Tensor:
     return torch.tensor([numbers[description.get("label")] for description in descriptions])
 
 
-def evaluate_model(
-    config: BackbonesConfig, model: str, reader: ShardReader, truth: Tensor, device: torch.device
-) -> Row:
+def measure_model(config: BackbonesConfig, model: str, reader: ShardReader, truth: Tensor, device: torch.device) -> Row:
     """One model's row; the model is freed afterwards. `truth`: from `labels_of`."""
     bundle = named_bundle(model, config.classes, config.device)
     source = EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers)

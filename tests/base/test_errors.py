@@ -16,7 +16,7 @@ from must.base.lock import HeldError
 from must.base.parameters import require
 from must.data.loading.loader import collate
 from must.evaluation.metrics import confusion_matrix
-from must.evaluation.scores import joined
+from must.evaluation.scores import concatenate
 from must.method.distributed.heartbeat import LastBeat
 from must.method.model.masked_vit import patchify
 from must.runtime.notes import read_notes, stage_note

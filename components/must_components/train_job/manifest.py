@@ -9,7 +9,7 @@ NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torc
 JOB_URI = "must/job"  # annotation: the folder of the job's input and model
 RUN, RUN_NAME = "pipeline/runid", "must/run"  # label and annotation: the run whose launcher waits for the job
 MODEL = "must/model"  # label: the model's name in the registry
-POD_LABELS = {"app.kubernetes.io/name": "must"}  # label of the job and of its pods; used by deploy/network-policy.yaml
+POD_LABELS = {"app.kubernetes.io/name": "must"}  # of the job and its pods; used by deploy/network-policy.yaml
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 
 

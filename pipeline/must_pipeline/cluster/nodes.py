@@ -58,13 +58,13 @@ def pods_of(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:
 
 # GKE's gke-spot and gke-preemptible, EKS' capacityType: SPOT, Karpenter's capacity-type, AKS' scalesetpriority.
 SPOT = re.compile(r"(?i)\b(spot|preemptible|preemptable)\b")
-FALSE = ("false", "no", "0")
+FALSE_VALUES = ("false", "no", "0")
 
 
 def is_spot(pool: CpuPool | GpuPool) -> bool:
     """Whether the node selector or the tolerations name spot nodes."""
     pairs = list(pool.node_selector.items()) + [(each.key, each.value) for each in pool.tolerations]
-    return any(SPOT.search(f"{key} {value}") and value.lower() not in FALSE for key, value in pairs)
+    return any(SPOT.search(f"{key} {value}") and value.lower() not in FALSE_VALUES for key, value in pairs)
 
 
 def spot_warning(cluster: Cluster) -> str:

@@ -12,7 +12,7 @@ from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
 BACKSTOP = 900  # seconds by which Kubernetes' limit exceeds the stage's: to pull its image and to end
-DEFAULT = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
+REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
 def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: str = "") -> dsl.PipelineTask:
@@ -67,10 +67,10 @@ def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: i
     limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
     for value, setter in (
         (
-            resources.cpu or ("" if resources.cpu_limit else DEFAULT.cpu),
+            resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu),
             task.set_cpu_request,
         ),  # a limit is also the request
-        (resources.memory or ("" if resources.memory_limit else DEFAULT.memory), task.set_memory_request),
+        (resources.memory or ("" if resources.memory_limit else REQUESTS.memory), task.set_memory_request),
         (resources.cpu_limit, task.set_cpu_limit),
         (limit, task.set_memory_limit),
     ):

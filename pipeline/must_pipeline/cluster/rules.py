@@ -11,12 +11,12 @@ from must_components.images import IMAGES
 from must_pipeline.cluster.config import Cluster, Prediction, Resources
 from must_pipeline.stages import STAGES
 
-RESERVED = ("model", "images", "output", "shards", "index_sha256", "part")  # set by the pipeline
+SET_BY_PIPELINE = ("model", "images", "output", "shards", "index_sha256", "part")
 
 
 def predict_config(predict: Prediction) -> PredictConfig:
     """The stage's parameters, with "-" for paths that are not known yet. Raises ValueError, naming the key."""
-    settings = settings_of(PredictConfig, predict.settings, "predict.settings", RESERVED)
+    settings = settings_of(PredictConfig, predict.settings, "predict.settings", SET_BY_PIPELINE)
     return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
 
 
