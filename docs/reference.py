@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def measure() -> Path:
-    """Writes the measurements into docs/architecture.md, under "Is it so?"."""
+    """Writes the measurements into docs/architecture.md, under "Size and dependencies of the code"."""
     sys.path.insert(0, str(FOLDER.parents[1]))
     from tests.test_architecture import MEASURED, measured
 

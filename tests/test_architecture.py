@@ -170,7 +170,7 @@ def reachable(module):
 
 
 def measured():
-    """The paragraph of docs/architecture.md, "Is it so?", that says what is here; `make reference` writes it."""
+    """The measured paragraph at the end of docs/architecture.md; `make reference` writes it."""
     between = {(house_of(a), house_of(b)) for a, b in arrows() if house_of(a) != house_of(b)}
     inside = {(room_of(a), room_of(b), house) for house in ROOMS for a, b in between_rooms(house)}
     sizes = sorted(len(path.read_text().splitlines()) for path in MODULES.values())
