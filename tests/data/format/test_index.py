@@ -17,6 +17,7 @@ from must.data.format.samples import load_offsets
 from must.data.format.verify import verify
 from tests import zoo
 from tests.data.shards.test_shard import run
+from tests.data.tars import tar_of
 
 
 @pytest.fixture
@@ -31,20 +32,6 @@ def test_whole_shards_pass_and_are_shown(shards: Path, capsys: pytest.CaptureFix
     index = print_index(str(shards))
     printed = capsys.readouterr().out
     assert "3 shards, 12 images, all whole" in printed and index.sha256 in printed
-
-
-def test_offsets_point_at_the_images(shards: Path) -> None:
-    index = load_index(str(shards))
-    for shard in index.shards:
-        data = (shards / shard.name).read_bytes()
-        for image, size, text, length in load_offsets(str(shards), shard).tolist():
-            assert data[image : image + size].startswith(b"\x89PNG") and set(
-                json.loads(data[text : text + length])
-            ) == {
-                "source",
-                "label",
-                "sha256",
-            }
 
 
 def flip(path: Path, place: int) -> None:
@@ -106,13 +93,7 @@ def header_of(size: int) -> bytes:
 
 
 def sample_of(text: bytes) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in (("a.png", b"image"), ("a.json", text)):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
+    return tar_of(("a.png", b"image"), ("a.json", text))
 
 
 TARS = {
@@ -153,13 +134,10 @@ def test_unknown_splits_are_refused_with_the_known_ones(shards: Path) -> None:
     ("content", "message"),
     [
         (None, "holds no index.json; make it with: must shard"),
-        (b"", "damaged"),
-        (b"[]", "damaged"),
         (b'{"version": 99}', "has version 99, this program reads 1"),
-        (b'{"version": 1, "shards": []}', "damaged"),
     ],
 )
-def test_a_missing_or_damaged_index_is_one_line(shards: Path, content: bytes | None, message: str) -> None:
+def test_an_index_that_is_missing_or_newer_is_one_line(shards: Path, content: bytes | None, message: str) -> None:
     if content is None:
         (shards / "index.json").unlink()
     else:
@@ -167,14 +145,6 @@ def test_a_missing_or_damaged_index_is_one_line(shards: Path, content: bytes | N
     with pytest.raises(ValueError, match=message) as error:
         load_index(str(shards))
     assert "\n" not in str(error.value)
-
-
-def test_an_index_whose_counts_disagree_is_damaged(shards: Path) -> None:
-    content = json.loads((shards / "index.json").read_text())
-    content["splits"]["train"]["samples"] += 1
-    (shards / "index.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="do not add up"):
-        load_index(str(shards))
 
 
 def test_offsets_of_another_shape_are_refused(shards: Path) -> None:

@@ -55,7 +55,7 @@ def does(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ite
     bounds.helpers.drop()
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF", "BMP", "PPM", "TGA", "ICO"])
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF"])
 def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zoo.encoded(zoo.picture(1, 61, 47), kind)
     there = decode(data)
@@ -136,15 +136,10 @@ COSTLY = {
     "JPEG of scans": lambda: hard.scans(3300, 3300, 20),
     "JPEG of noise": lambda: noise(2000, "JPEG", progressive=True, quality=95),
     "JPEG of empty segments": lambda: hard.segments(0xE0, b"", 150_000),
-    "JPEG of tables": lambda: hard.segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 350),
     "JPEG of Photoshop's": lambda: hard.segments(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4".ljust(12, b"\0") * 5400, 60),
     "JPEG CMYK, profile of steps": lambda: hard.cmyk_profile(10_000),
-    "JPEG CMYK": lambda: hard.cmyk(5200, 5200),
-    "PNG of profiles": lambda: hard.profiles(1900),
     "PNG of chunks": lambda: chunks(50_000),
     "PNG 16 bits interlaced": lambda: hard.png(5000, 5000, 16, 6, interlaced=True),
-    "PNG 1 bit": lambda: hard.png(5800, 5800, 1, 0),
-    "WebP animated": lambda: hard.webp_animated(7000, 7000),
     "WebP lossless noise": lambda: noise(2200, "WEBP", lossless=True, method=0),
 }
 HERE = """

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from must.data.loading.reader import ShardReader, open_reader
 from tests import zoo
 from tests.data.shards.test_shard import run
 from tests.data.shards.test_shard_gcs import upload
+from tests.data.shards.test_shard_restart import wait_until
 from tests.stores import Server
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
@@ -59,13 +59,6 @@ def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
 def held(cache: ShardCache, shards: Path) -> list[int]:
     """Numbers of the shards that lie in the cache."""
     return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def in_a_process(function: Callable[[], None]) -> int:
@@ -254,14 +247,14 @@ def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Pa
     cache, all_shards = cache_for(tmp_path, shards, 5.5), index_of(shards).shards
     ahead = ShardPrefetcher(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
     ahead.use(0, 3)
-    until(lambda: len(ahead.pinned) == 5)
+    wait_until(lambda: len(ahead.pinned) == 5)
     assert not ahead.busy and ahead.choose() is None  # no further
     assert held(cache, shards) == [0, 1, 2, 3, 4]
     assert cache.open(str(shards), all_shards[9]) is None
     ahead.use(3, 5)
-    until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
+    wait_until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
     ahead.close()
-    until(lambda: not ahead.pinned and not ahead.busy)
+    wait_until(lambda: not ahead.pinned and not ahead.busy)
     for number in range(7, 12):
         look(cache, shards, all_shards[number])
 

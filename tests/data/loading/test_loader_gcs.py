@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from must.api.cli import main
-from must.api.stages import call
 from must.config import EvaluateConfig, TrainConfig
 from must.data.augment.cpu import TrainViews
 from must.data.loading.loader import TrainDataset, train_batches
@@ -24,7 +21,6 @@ from tests.data.augment.test_views import SETTINGS
 from tests.data.shards.test_shard import run
 from tests.data.shards.test_shard_gcs import upload
 from tests.evaluation.digits import digits
-from tests.method.train.processes import on_ranks
 from tests.stores import Server
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
@@ -89,38 +85,3 @@ def test_training_and_evaluation_straight_from_a_bucket(bucket_server: Server, t
     assert metrics[0]["adapted"] == metrics[1]["adapted"]
     assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
     assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))
-
-
-def train_on_a_rank(environment: dict[str, str], values: dict[str, object]) -> None:
-    os.environ.update(environment)
-    call("train", **values)
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_cache_and_train_as_from_a_folder(bucket_server: Server, tmp_path: Path) -> None:
-    data = digits()
-    upload(Path(data.shards), bucket_server.uri)
-    bucket_server.faults.plan = FAULTS
-    values = {"classifier": data.classifier, "epochs": 1, "batch_size": 30, "workers": 1, "mask_patch_size": 8}
-    for name, shards in (("local", data.shards), ("remote", bucket_server.uri)):
-        places = {"shards": shards, "output": str(tmp_path / name), "cache": str(tmp_path / "c")}
-        on_ranks(2, train_on_a_rank, dict(os.environ), values | places)
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("remote", "local"))
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert len(list((tmp_path / "c").glob("*.tar"))) == 3
-
-
-def test_a_cache_without_room_is_one_line_and_exit_code_2(
-    bucket_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = digits()
-    upload(Path(data.shards), bucket_server.uri)
-    paths = ["--shards", bucket_server.uri, "--classifier", data.classifier, "--output", str(tmp_path / "out")]
-    monkeypatch.setenv("HOME", "/")
-    with pytest.raises(SystemExit) as end:
-        main(["train", *paths, "--cache", str(tmp_path), "--cache-gb", "0.00001"])
-    assert end.value.code == 2
-    assert capfd.readouterr().err.startswith(
-        "must train: --cache-gb 1e-05: the 3 shards that are shuffled together take up to"
-    )
-    assert not (tmp_path / "out").exists()

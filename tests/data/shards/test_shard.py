@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,23 +244,3 @@ def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Pat
     expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(zoo.Image.Transpose.ROTATE_270))
     seen = np.asarray(zoo.Image.open(zoo.io.BytesIO(found["large.jpg"][0])))
     assert np.abs(expected.astype(int) - seen).mean() < 4
-
-
-def test_the_output_may_lie_inside_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    zoo.fill(tmp_path, 4)
-    assert run(tmp_path, tmp_path / "shards").splits["train"]["samples"] == 4
-    assert "note: the shards will lie among the images" in capsys.readouterr().out
-    zoo.fill(tmp_path, 2, start=50)
-    assert run(tmp_path, tmp_path / "shards", append=True).splits["train"]["samples"] == 6
-
-
-def test_sharding_needs_no_torch(tmp_path: Path) -> None:
-    zoo.fill(tmp_path / "in", 3)
-    code = f"""
-import sys
-from must.config import ShardConfig
-from must.data.shards.build import shard
-shard(ShardConfig(source={str(tmp_path / "in")!r}, output={str(tmp_path / "out")!r}))
-assert not {{"torch", "google", "webdataset", "torchvision"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

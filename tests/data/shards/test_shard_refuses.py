@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,20 +13,19 @@ from tests import zoo
 from tests.data.shards.test_shard import run, samples, tree
 from tests.data.shards.test_shard_gcs import tree as remote_tree
 from tests.data.shards.test_shard_gcs import upload
+from tests.data.tars import tar_of
 from tests.stores import Server
 
 
-def webdataset(folder: Path, first: int = 0) -> Path:
+def webdataset(folder: Path) -> Path:
     """Two shards of somebody else's making, with captions."""
     folder.mkdir(parents=True)
     for number in range(2):
-        with tarfile.open(folder / f"train-{number:06d}.tar", "w") as tar:
-            for sample in range(3):
-                picture = zoo.encoded(zoo.picture(first + 3 * number + sample, 16, 12))
-                for extension, data in (("png", picture), ("caption.txt", b"a picture")):
-                    member = tarfile.TarInfo(f"{number}{sample}.{extension}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = []
+        for sample in range(3):
+            picture = zoo.encoded(zoo.picture(3 * number + sample, 16, 12))
+            members += [(f"{number}{sample}.png", picture), (f"{number}{sample}.caption.txt", b"a picture")]
+        (folder / f"train-{number:06d}.tar").write_bytes(tar_of(*members))
     return folder
 
 
@@ -58,11 +55,12 @@ def test_images_are_not_sharded_into_their_own_folder(tmp_path: Path) -> None:
     assert tree(tmp_path / "photos") == before
 
 
-def test_shards_may_lie_among_their_images(tmp_path: Path) -> None:
+def test_shards_may_lie_among_their_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zoo.fill(tmp_path / "photos", 20)
     before = tree(tmp_path / "photos")
     index = run(tmp_path / "photos", tmp_path / "photos" / "shards")
     assert index.splits["train"]["samples"] == 20 and before.items() <= tree(tmp_path / "photos").items()
+    assert "note: the shards will lie among the images" in capsys.readouterr().out
     assert run(tmp_path / "photos", tmp_path / "photos" / "shards") == index
     zoo.fill(tmp_path / "photos", 2, start=100)
     assert run(tmp_path / "photos", tmp_path / "photos" / "shards", append=True).splits["train"]["samples"] == 22

@@ -17,7 +17,6 @@ import pytest
 from must.base.exits import HELD
 from must.base.processes import METHOD
 from must.base.storage import TransientError
-from must.data.format.index import load_index
 from must.data.format.verify import verify
 from must.data.image import bounds
 from must.data.image import decode as images_module
@@ -80,28 +79,16 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return tree(output)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param("first unit", marks=pytest.mark.slow),
-        pytest.param("tenth unit", marks=pytest.mark.slow),
-        pytest.param("first shard", marks=pytest.mark.slow),
-        "tenth shard",
-    ],
-)
-def test_a_killed_run_continues_to_the_same_bytes(
-    images: Path, whole: dict[str, bytes], tmp_path: Path, moment: str
-) -> None:
-    output, count = tmp_path / "killed", 10 if "tenth" in moment else 1
+def test_a_killed_run_continues_to_the_same_bytes(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "killed"
     with start(images, output) as process:
-        pattern = ".shard/*/*.npz" if "unit" in moment else "train-*.tar"
-        wait_until(lambda: len(list(output.glob(pattern))) >= count or process.poll() is not None)
+        wait_until(lambda: len(list(output.glob("train-*.tar"))) >= 10 or process.poll() is not None)
         assert process.poll() is None, "it was too fast to be killed"
         alive = workers(process.pid)
         process.kill()
     assert not (output / "index.json").exists()
     done = {path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")}
-    assert len(done) >= count
+    assert len(done) >= 10
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in alive), 10)  # none goes on for ever
     kept: dict[str, int] = {}
 
@@ -160,19 +147,6 @@ def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -
     verify(str(output))
 
 
-def test_a_lost_worker_is_said_in_one_line_and_the_next_run_continues(images: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
-        os.kill(workers(process.pid)[0], signal.SIGKILL)
-        assert process.wait(120) == 75
-        assert process.stderr is not None and "a worker process was killed" in process.stderr.read()
-    with start(images, output) as process:
-        assert process.wait(120) == 0
-    assert load_index(str(output)).splits["train"]["samples"] > 0
-    verify(str(output))
-
-
 def busy() -> None:
     while True:
         pass
@@ -188,19 +162,17 @@ def crashing() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
 @pytest.mark.parametrize(
-    "act, reason",
+    "act, reason, count",
     [
-        (busy, "takes more than 0.6 s of one core"),
-        (hungry, "too large for the memory"),
-        (crashing, "its decoder crashed (SIGILL)"),
+        (busy, "takes more than 0.6 s of one core", 1),
+        (hungry, "too large for the memory", 2),
+        (crashing, "its decoder crashed (SIGILL)", 2),
     ],
 )
-@pytest.mark.parametrize("count", [1, 2])
 def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], reason: str, count: int
 ) -> None:
     zoo.fill(tmp_path / "in", 30)
-    run(tmp_path / "in", tmp_path / "whole", samples_per_shard=7, workers=count)
     names = [f"bad-{number}.png" for number in range(3)]
     for number, name in enumerate(names):
         (tmp_path / "in" / name).write_bytes(zoo.encoded(zoo.picture(number, 50, 50)))

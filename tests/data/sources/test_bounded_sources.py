@@ -8,7 +8,6 @@ import math
 import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from must.data.shards.listing import open_source
 from must.data.sources import archives, tables
 from must.data.sources.base import LONGEST_NAME, ListingReport
 from tests import zoo
+from tests.data.tars import tar_of
 
 
 def listed(path: Path, labels: str = "csv", max_bytes: float = math.inf) -> tuple[list, list[tuple[str, str]]]:
@@ -29,19 +29,10 @@ def listed(path: Path, labels: str = "csv", max_bytes: float = math.inf) -> tupl
     return list(source.items(ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes))), rejected
 
 
-def tar_of(names: list[str]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = 4
-            tar.addfile(member, io.BytesIO(b"1234"))
-    return file.getvalue()
-
-
 def test_long_names_of_a_tar_are_rejected_in_short_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    path.write_bytes(tar_of(["a.png", "b" * 60_000 + ".png", "c" * LONGEST_NAME + ".png", "d" * 4000 + ".png"]))
+    names = ["a.png", "b" * 60_000 + ".png", "c" * LONGEST_NAME + ".png", "d" * 4000 + ".png"]
+    path.write_bytes(tar_of(*((name, b"1234") for name in names)))
     items, rejected = listed(path)
     assert [item.name[0] for item in items] == ["a", "d"]
     assert {reason for _, reason in rejected} == {"a name of more than 4096 bytes"} and len(rejected) == 2

@@ -13,7 +13,6 @@ import pytest
 import webdataset
 from hypothesis import example, given
 from hypothesis import strategies as st
-from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
@@ -21,6 +20,7 @@ from must.data.sources.archives import expanded, key_of
 from must.data.sources.base import ListingReport, UnreadableError, no_images, relative_names
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, samples
+from tests.data.tars import tar_of
 
 
 def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
@@ -65,11 +65,8 @@ def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("list.csv", "file,label\na.png,x\n", "must name the columns path"),
-        ("list.csv", "path,split\na.png,Not A Name\n", r"line 2: a\.png: not a split name"),
         ("list.csv", "path,label\n,x\n", "line 2: no 'path'"),
-        ("list.jsonl", '{"path": \n', "line 1: not a JSON object"),
         ("list.jsonl", '["a.png"]\n', "line 1: not a JSON object"),
-        ("list.jsonl", '{"label": "x"}\n', "line 1: no 'path'"),
         ("list.csv", "path\n", "no images"),
     ],
 )
@@ -92,7 +89,7 @@ def make_archive(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.gz", pytest.param("tar.bz2", marks=pytest.mark.slow), "tar.xz", "zip"])
+@pytest.mark.parametrize("kind", ["tar", "tar.bz2", "tar.xz", "zip"])
 def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> None:
     zoo.fill(tmp_path / "in", 20, labels=("cat", "grün 猫"))
     (tmp_path / "in" / "notes.txt").write_text("x")
@@ -233,15 +230,6 @@ def make_zip(path: Path, *numbers: int) -> None:
             archive.writestr(f"{place}.png", zoo.encoded(zoo.picture(number)))
 
 
-def test_a_second_archive_changes_no_name_of_the_first(tmp_path: Path) -> None:
-    make_zip(tmp_path / "in" / "week1.zip", 0, 1)
-    run(tmp_path / "in", tmp_path / "out", append=True)
-    assert set(labels_of(tmp_path / "out")) == {"week1.zip/0.png", "week1.zip/1.png"}
-    make_zip(tmp_path / "in" / "week2.zip", 2, 3)
-    run(tmp_path / "in", tmp_path / "out", append=True)
-    assert set(labels_of(tmp_path / "out")) == {f"week{week}.zip/{number}.png" for week in (1, 2) for number in (0, 1)}
-
-
 def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     make_zip(tmp_path / "in" / "w1" / "images.zip", 0, 1)
     make_zip(tmp_path / "in" / "w2" / "images.zip", 2, 3)
@@ -313,12 +301,8 @@ def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
 def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
     names = ["a/1.png", "a/1.cls", "a/2.cls", "a/2.PNG", "b/1.png", "b/1.seg.png", "b/1.json", "3.png"]
     labels = {"a/1.cls": b"cat", "a/2.cls": b"dog", "b/1.json": b'{"label": "cow"}'}
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for name in names:
-            data = labels.get(name) or zoo.encoded(zoo.picture(len(name)))
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    contents = {name: labels.get(name) or zoo.encoded(zoo.picture(len(name))) for name in names}
+    (tmp_path / "x.tar").write_bytes(tar_of(*contents.items()))
     theirs = {}
     for sample in webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False):
         known = sample.get("cls") or json.loads(sample.get("json", "{}")).get("label")
@@ -343,11 +327,6 @@ def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
 )
 def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
     assert expanded(pattern) == files
-
-
-def test_braces_are_those_of_webdataset() -> None:
-    for pattern in ("x-{08..11}.tar", "{a,b}/{0..1}.tar", "{a,b{0..1}}.tar", "gs://bucket/{train,test}-{000..002}.tar"):
-        assert expanded(pattern) == expand_urls(pattern)
 
 
 @pytest.mark.parametrize(

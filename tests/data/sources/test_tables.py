@@ -50,19 +50,6 @@ def test_the_bytes_depend_on_neither_workers_nor_on_row_groups(tmp_path: Path) -
     assert trees[0] == trees[1] == trees[2]
 
 
-def test_a_run_goes_on_and_is_done_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "in" / "b.parquet", image=[*PICTURES[20:], b"broken"], label=[*NAMES[20:], "cat"])
-    write(tmp_path / "in" / "a.parquet", slice(20))
-    with pytest.raises(ValueError, match="1 of 41 files"):
-        run(tmp_path / "in", tmp_path / "out", labels="csv")
-    assert not (tmp_path / "out" / "index.json").exists()
-    run(tmp_path / "in", tmp_path / "out", labels="csv", max_rejected=0.5)
-    assert rejected(tmp_path / "out") == {"b.parquet/20": "not an image of a known format"}
-    before = tree(tmp_path / "out")
-    run(tmp_path / "in", tmp_path / "out", labels="csv", max_rejected=0.5)
-    assert "nothing to do" in capsys.readouterr().out and tree(tmp_path / "out") == before
-
-
 def test_hidden_files_beside_tables_are_no_tables(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", slice(3))
     for name in ("._a.parquet", "._x.png", "._x.zip"):
@@ -179,12 +166,8 @@ def test_columns_by_name_and_by_type(tmp_path: Path) -> None:
     write(tmp_path / "b.parquet", anything=PICTURES[:2])
     with pytest.raises(ValueError, match="no column of labels; name it with --label-column"):
         run(tmp_path / "b.parquet", tmp_path / "out", labels="csv")
-    assert len(contents_of(tmp_path / "b.parquet", tmp_path)) == 2
-
-
-def contents_of(source: Path, folder: Path) -> dict[bytes, str | None]:
-    run(source, folder / "of")
-    return contents(folder / "of")
+    run(tmp_path / "b.parquet", tmp_path / "unlabelled")
+    assert len(contents(tmp_path / "unlabelled")) == 2
 
 
 def test_splits_by_column_and_by_the_names_of_files(tmp_path: Path) -> None:

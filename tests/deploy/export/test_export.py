@@ -45,7 +45,7 @@ def run(folder, inputs):
     return session.run(["probability"], {"image": inputs})[0]
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8, 24])
+@pytest.mark.parametrize("batch", [1, 24])
 def test_any_batch_size_gives_pytorchs_probabilities(exported, real, batch):
     pixels, expected, preprocess = real
     got = run(exported[1], normalize_pixels(pixels[:batch], preprocess))

@@ -39,14 +39,6 @@ def test_the_second_output_is_pytorchs_unit_feature(embedded, real, batch):
     assert np.array_equal(classifier(pixels[:batch]), probability)
 
 
-def test_it_is_what_the_classes_are_told_by(embedded, digits, real):
-    bundle = load_bundle(digits.adapted)
-    _, embedding = (classifier := OnnxClassifier(embedded / "model.onnx")).predict(real[0], embeddings=True)
-    logits = bundle.description.logit_factor * embedding @ bundle.model.classifier.detach().numpy()
-    probability = np.exp(logits - logits.max(axis=1, keepdims=True))
-    np.testing.assert_allclose(probability / probability.sum(axis=1, keepdims=True), classifier(real[0]), atol=1e-4)
-
-
 def test_nothing_else_of_the_graph_changes(embedded, exported, real):
     """Not one weight and not one node: the embedding lies on the way to the probabilities."""
     plain, more = (onnx.load(folder / "model.onnx") for folder in (exported[1], embedded))

@@ -76,7 +76,6 @@ def test_without_labels_there_is_no_number(tmp_path):
         ("ViT-B-16", "mine.pt", None),
         ("models/ours", "", None),  # a folder, which looks like a name on a hub
         ("hf-hub:team/name\nlicense: mit", "", None),
-        ("/home/me/models/ours", "", None),
     ],
 )
 def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import must
@@ -17,10 +16,7 @@ from must.deploy.infer.predict import predict
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.provenance import Provenance
 from tests.data.shards.test_shard_gcs import upload
-
-
-def rows_of(folder):
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+from tests.deploy.predict.test_predict_shards import rows_of
 
 
 def label(model, shards, output, **options):

@@ -56,18 +56,6 @@ def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_imports_no_torch(exported, digits):
-    code = (
-        "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
-        "from must.config import PredictConfig; from must.deploy.predict.images import predict_images\n"
-        f"predict_images(PredictConfig(model={str(exported[1])!r}, images=[{str(digits.images / 'test/zero')!r}]))\n"
-        "bad = {'torch', 'open_clip', 'onnx', 'sklearn', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "zero" in done.stdout
-
-
 def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, capsys):
     good = sorted((digits.images / "test").rglob("*.png"))[:3]
     (tmp_path / "in/deep").mkdir(parents=True)

@@ -125,11 +125,10 @@ def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
     ]
 
 
-@pytest.mark.parametrize("batch", [1, 32])
-def test_an_image_that_cannot_be_decoded_has_none(digits, embedded, features, tmp_path, batch):
+def test_an_image_that_cannot_be_decoded_has_none(digits, embedded, features, tmp_path):
     shards = damaged_copy(digits.shards, tmp_path / "shards")
     name = load_index(shards).shards[0]
-    label(embedded, shards, tmp_path / "out", split=name.split, batch_size=batch)
+    label(embedded, shards, tmp_path / "out", split=name.split)
     rows = pq.read_table(tmp_path / "out" / f"predictions-{name.name.removesuffix('.tar')}.parquet").to_pylist()
     assert [number for number, row in enumerate(rows) if row["embedding"] is None] == [2] and rows[2]["reason"]
     np.testing.assert_allclose(rows[3]["embedding"], features[name.split, rows[3]["source"]], atol=HALF)

@@ -132,7 +132,7 @@ def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, tm
     assert contents(output) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1", "foreign", "cut"])
+@pytest.mark.parametrize("content", [b"", b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1", "foreign", "cut"])
 def test_a_file_that_is_not_ours_is_refused(digits, exported, tmp_path, content):
     label(exported, digits.shards, tmp_path, workers=1, split="test")
     path = tmp_path / "predictions-test-000001.parquet"

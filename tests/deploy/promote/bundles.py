@@ -1,7 +1,10 @@
 """Bundles without a trained model, ONNX files without a network: what the registry copies, and promoting them."""
 
 import json
+import multiprocessing
 from pathlib import Path
+
+import pytest
 
 from must.api.cli import main
 from must.data.image.preprocess import Preprocess
@@ -49,9 +52,38 @@ def make_onnx(path: Path, name: str = "onnx") -> bytes:
     return path.read_bytes()
 
 
-def promote(registry, *flags):
-    main(["promote", "--registry", registry, "--name", "digits", *map(str, flags)])
+EVERYWHERE = pytest.mark.parametrize("registry", ["local", "bucket"], indirect=True)
+"""For what depends on the store that the registry lies in."""
+
+
+def promote(registry, *flags, name="digits"):
+    main(["promote", "--registry", str(registry), "--name", name, *map(str, flags)])
+
+
+def promote_and_tell(registry, flags, barrier, results):
+    barrier.wait()
+    code = 0
+    try:
+        promote(registry, *flags)
+    except SystemExit as error:
+        code = error.code
+    results.put(code)
+
+
+def promote_at_once(registry, *flags_of_each):
+    """Exit codes of promotions in processes of their own, all at once."""
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(len(flags_of_each)), context.Queue()
+    processes = [
+        context.Process(target=promote_and_tell, args=(registry, flags, barrier, results)) for flags in flags_of_each
+    ]
+    for process in processes:
+        process.start()
+    codes = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    return codes
 
 
 def latest(registry):
-    return Registry(registry, "digits").latest()
+    return Registry(str(registry), "digits").latest()

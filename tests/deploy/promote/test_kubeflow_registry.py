@@ -7,12 +7,8 @@ import sys
 
 import pytest
 
-from must.api.cli import main
 from must.deploy.promote import kubeflow_registry
-from must.deploy.promote.registry import Registry
-from must.evaluation.result import write_metrics
-from tests.deploy.promote.bundles import make_bundle, make_onnx
-from tests.evaluation.measured import MEASURED
+from tests.deploy.promote.bundles import latest, make_bundle, promote
 from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
 
 FLAGS = ["--register", "kubeflow"]
@@ -33,28 +29,11 @@ def server(monkeypatch):
     server.stop()
 
 
-@pytest.fixture
-def made(tmp_path):
-    folder = tmp_path / "onnx"
-    make_onnx(folder / "model.onnx")
-    (folder / "MODEL_CARD.md").write_text("# A model card\n")
-    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
-    return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]
-
-
-def promote(tmp_path, *flags, name="digits"):
-    main(["promote", "--registry", str(tmp_path / "registry"), "--name", name, *map(str, flags)])
-
-
-def latest(tmp_path):
-    return Registry(str(tmp_path / "registry"), "digits").latest().version
-
-
-def refused(capsys, code, tmp_path, *flags, name="digits"):
+def refused(capsys, code, registry, *flags, name="digits"):
     """The one line that is told."""
     capsys.readouterr()  # of promotions before
     with pytest.raises(SystemExit, match=str(code)):
-        promote(tmp_path, *flags, name=name)
+        promote(registry, *flags, name=name)
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -69,58 +48,59 @@ def champion(server):
 
 
 def test_a_promoted_model_is_read_back_with_metrics_and_the_place_of_its_files(
-    server, tmp_path, made, monkeypatch, capsys
+    server, registry, tmp_path, made, monkeypatch, capsys
 ):
     monkeypatch.setenv("MUST_RUN_ID", "run-7")
     bundle = make_bundle(tmp_path / "model", revision=3)
     for _ in range(2):  # a retried pod
-        promote(tmp_path, "--model", bundle, *made, *FLAGS, "--champion", "none")
+        promote(registry, "--model", bundle, *made, *FLAGS, "--champion", "none")
     assert capsys.readouterr().out.count("Kubeflow Model Registry: digits: r0003-") == 2
     (model,), (version,), (artifact,) = server.rows.values()
     properties = {name: value for name, value in version["customProperties"].items() if name != "champion"}
-    assert model["name"] == "digits" and champion(server) == version["name"] == latest(tmp_path)
+    assert model["name"] == "digits" and champion(server) == version["name"] == latest(registry).version
     assert version["description"] == "# A model card\n" and labelled(server) == [version["name"]]
     assert properties["adapted/top1"] == {"metadataType": "MetadataDoubleValue", "double_value": 0.9}
     assert properties["must.git_revision"]["string_value"] == "abc" and "adapted/broken" not in properties
-    place = f"file://{tmp_path}/registry/digits/{latest(tmp_path)}"
+    place = f"file://{tmp_path}/registry/digits/{latest(registry).version}"
     assert properties["must.uri"]["string_value"] == place and artifact["uri"] == f"{place}/onnx"
     assert artifact["name"] == "digits" and artifact["modelFormatName"] == "onnx" and artifact["state"] == "LIVE"
     assert (artifact["modelSourceKind"], artifact["modelSourceId"]) == ("kfp", "run-7")
     assert [method for method, *_ in server.requests].count("POST") == 3
 
 
-def test_the_champion_follows_forward_and_back_and_others_properties_stay(server, tmp_path, made, capsys):
+def test_the_champion_follows_forward_and_back_and_others_properties_stay(server, registry, tmp_path, made, capsys):
     server.page_limit, versions = 1, []  # so that the versions take several pages
     for seed in range(3):
-        promote(tmp_path, "--model", make_bundle(tmp_path / str(seed), seed=seed), *made, *FLAGS)
-        versions.append(latest(tmp_path))
+        promote(registry, "--model", make_bundle(tmp_path / str(seed), seed=seed), *made, *FLAGS)
+        versions.append(latest(registry).version)
         theirs = {"team": {"metadataType": "MetadataStringValue", "string_value": "vision"}}
         for row in (server.rows["registered_models"][0], server.rows["model_versions"][-1]):
             row["customProperties"] |= theirs
         assert champion(server) == versions[-1] and labelled(server) == [versions[-1]]
-    promote(tmp_path, "--rollback", *FLAGS)
-    assert latest(tmp_path) == versions[1] == champion(server) and labelled(server) == [versions[1]]
+    promote(registry, "--rollback", *FLAGS)
+    assert latest(registry).version == versions[1] == champion(server) and labelled(server) == [versions[1]]
     assert f"digits: the champion is {versions[1]}\n" in capsys.readouterr().out
     assert all("team" in row["customProperties"] for row in server.rows["model_versions"])
     assert "team" in server.rows["registered_models"][0]["customProperties"]
 
 
-def test_going_back_to_what_the_registry_does_not_have_leaves_it(server, tmp_path, made, capsys):
-    promote(tmp_path, "--model", make_bundle(tmp_path / "0", seed=0))
-    promote(tmp_path, "--model", make_bundle(tmp_path / "1", seed=1), *made, *FLAGS)
+def test_going_back_to_what_the_registry_does_not_have_leaves_it(server, registry, tmp_path, made, capsys):
+    promote(registry, "--model", make_bundle(tmp_path / "0", seed=0))
+    promote(registry, "--model", make_bundle(tmp_path / "1", seed=1), *made, *FLAGS)
     there = champion(server)
-    promote(tmp_path, "--rollback", *FLAGS)
-    assert "is not there, and the champion stays" in capsys.readouterr().out and champion(server) == there != latest(
-        tmp_path
+    promote(registry, "--rollback", *FLAGS)
+    assert (
+        "is not there, and the champion stays" in capsys.readouterr().out
+        and champion(server) == there != latest(registry).version
     )
 
 
 @pytest.mark.parametrize("why", ["gate", "champion"])
-def test_a_model_that_is_not_promoted_is_not_registered(server, tmp_path, made, capsys, why):
+def test_a_model_that_is_not_promoted_is_not_registered(server, registry, tmp_path, made, capsys, why):
     (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "reasons": []}))
     flags = ["--decision", tmp_path / "decision.json"] if why == "gate" else ["--champion", "r0001-of-yesterday"]
     code = 2 if why == "gate" else 73
-    refused(capsys, code, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *flags, *FLAGS)
+    refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *flags, *FLAGS)
     assert not any(server.rows.values())
 
 
@@ -135,10 +115,10 @@ def test_a_model_that_is_not_promoted_is_not_registered(server, tmp_path, made, 
     ],
 )
 def test_an_address_that_is_none_is_named_and_nothing_is_promoted(
-    tmp_path, made, monkeypatch, capsys, url, code, message
+    registry, tmp_path, made, monkeypatch, capsys, url, code, message
 ):
     monkeypatch.setenv("MODEL_REGISTRY_URL", url)
-    line = refused(capsys, code, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
+    line = refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
     assert message in line and "nothing was promoted" in line and "secret" not in line
     assert not (tmp_path / "registry").exists()
 
@@ -153,73 +133,73 @@ def test_an_address_that_is_none_is_named_and_nothing_is_promoted(
     ],
 )
 def test_what_a_server_refuses_is_known_before_anything_is_promoted(
-    server, tmp_path, made, capsys, fault, code, message
+    server, registry, tmp_path, made, capsys, fault, code, message
 ):
     if fault == "archived":
         server.post(["registered_models"], {}, {"name": "digits", "state": "ARCHIVED"})
     else:
         server.faults = [("GET", "/registered_models", fault)] * kubeflow_registry.TRIES
-    line = refused(capsys, code, tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
+    line = refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
     assert message in line and "nothing was promoted" in line and not (tmp_path / "registry").exists()
 
 
-def test_a_token_is_sent_from_the_environment_or_from_a_file(tmp_path, made, monkeypatch, capsys):
+def test_a_token_is_sent_from_the_environment_or_from_a_file(registry, tmp_path, made, monkeypatch, capsys):
     server = ModelRegistryServer(token="sesame")
     monkeypatch.setenv("MODEL_REGISTRY_URL", server.uri + "/")
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
-    assert "answers 401" in refused(capsys, 2, tmp_path, *flags)
+    assert "answers 401" in refused(capsys, 2, registry, *flags)
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
-    assert "no token to be read there" in refused(capsys, 2, tmp_path, *flags)
+    assert "no token to be read there" in refused(capsys, 2, registry, *flags)
     (tmp_path / "token").write_text("sesame\n")
-    promote(tmp_path, *flags)
+    promote(registry, *flags)
     monkeypatch.setenv("MODEL_REGISTRY_TOKEN", "another")
-    assert "answers 401" in refused(capsys, 2, tmp_path, *flags)
+    assert "answers 401" in refused(capsys, 2, registry, *flags)
     server.stop()
 
 
 @pytest.mark.parametrize("root", [V1, V1ALPHA3, "/api/model_catalog/"])
-def test_old_servers_and_new_ones_are_spoken_to(tmp_path, made, monkeypatch, capsys, root):
+def test_old_servers_and_new_ones_are_spoken_to(registry, tmp_path, made, monkeypatch, capsys, root):
     server = ModelRegistryServer(root=root)
     monkeypatch.setenv("MODEL_REGISTRY_URL", server.uri)
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
     if root in (V1, V1ALPHA3):
-        promote(tmp_path, *flags)
-        assert champion(server) == latest(tmp_path)
+        promote(registry, *flags)
+        assert champion(server) == latest(registry).version
     else:
-        assert "is no Kubeflow Model Registry" in refused(capsys, 2, tmp_path, *flags) and not latest(tmp_path)
+        assert "is no Kubeflow Model Registry" in refused(capsys, 2, registry, *flags) and not latest(registry).version
     server.stop()
 
 
 @pytest.mark.parametrize("path", ["/registered_models", "/model_versions", "/artifacts"])
 @pytest.mark.parametrize("fault", [500, "lost"])
-def test_what_breaks_half_way_is_completed_by_the_same_again(server, tmp_path, made, capsys, path, fault):
+def test_what_breaks_half_way_is_completed_by_the_same_again(server, registry, tmp_path, made, capsys, path, fault):
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
     server.faults = [("POST", path, fault)] * (kubeflow_registry.TRIES if fault == 500 else 1)
     if fault == 500:
-        line = refused(capsys, 75, tmp_path, *flags)
+        line = refused(capsys, 75, registry, *flags)
         assert line.endswith("is the champion of the registry, but not in Kubeflow's; run the same again")
-    promote(tmp_path, *flags)  # a lost answer alone is no reason to stop: the name is there once
+    promote(registry, *flags)  # a lost answer alone is no reason to stop: the name is there once
     assert [len(rows) for rows in server.rows.values()] == [1, 1, 1]
-    assert champion(server) == latest(tmp_path) and labelled(server) == [latest(tmp_path)]
+    assert champion(server) == latest(registry).version and labelled(server) == [latest(registry).version]
 
 
-def test_another_model_of_the_same_version_name_is_not_taken_for_ours(server, tmp_path, made, capsys):
+def test_another_model_of_the_same_version_name_is_not_taken_for_ours(server, registry, tmp_path, made, capsys):
     server.post(["registered_models"], {}, {"name": "digits"})
     server.post(["model_versions"], {}, {"name": "v1", "registeredModelId": "1"})
     theirs = {"artifactType": "model-artifact", "name": "digits", "uri": "s3://elsewhere"}
     server.post(["model_versions", "2", "artifacts"], {}, theirs)
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS, "--version", "v1"]
-    line = refused(capsys, 2, tmp_path, *flags)
+    line = refused(capsys, 2, registry, *flags)
     assert "version v1 of digits is there already and is another model (s3://elsewhere)" in line
     assert not labelled(server)
-    promote(tmp_path, *flags, "--register-name", "Handwritten digits")
+    promote(registry, *flags, "--register-name", "Handwritten digits")
     assert labelled(server) == ["v1"]
 
 
-def test_it_takes_no_torch_and_no_package_of_its_own(server, tmp_path, made):
-    arguments = ["promote", "--registry", str(tmp_path / "registry"), "--name", "digits", *FLAGS]
+def test_it_takes_no_torch_and_no_package_of_its_own(server, registry, tmp_path, made):
+    arguments = ["promote", "--registry", registry, "--name", "digits", *FLAGS]
     arguments += ["--model", str(make_bundle(tmp_path / "m")), *map(str, made)]
     code = f"import sys; from must.api.cli import main; main({arguments}); "
     code += "sys.exit(bool({'torch', 'aiohttp', 'mlflow', 'kubeflow', 'requests'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert champion(server) == latest(tmp_path)
+    assert champion(server) == latest(registry).version

@@ -1,16 +1,11 @@
 """`must promote --register mlflow` against a real server: a version with its files, once, and the alias."""
 
-import json
 import sys
 
 import pytest
 
-from must.api.cli import main
 from must.config import trackers
-from must.deploy.promote.registry import Registry
-from must.evaluation.result import write_metrics
-from tests.deploy.promote.bundles import make_bundle, make_onnx
-from tests.evaluation.measured import MEASURED
+from tests.deploy.promote.bundles import latest, make_bundle, promote
 from tests.mlflow_server import MlflowServer
 
 
@@ -19,25 +14,6 @@ def alone(monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-
-
-@pytest.fixture
-def made(tmp_path):
-    """An ONNX folder as `must export` writes it, and metrics."""
-    folder = tmp_path / "onnx"
-    make_onnx(folder / "model.onnx")
-    (folder / "labels.txt").write_text("cat\ndog\n")
-    (folder / "MODEL_CARD.md").write_text("# A model card\n")
-    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
-    return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]
-
-
-def promote(tmp_path, *flags, name="digits"):
-    main(["promote", "--registry", str(tmp_path / "registry"), "--name", name, *map(str, flags)])
-
-
-def latest(tmp_path):
-    return Registry(str(tmp_path / "registry"), "digits").latest().version
 
 
 @pytest.mark.parametrize(
@@ -50,25 +26,25 @@ def latest(tmp_path):
         (["--register", "mlflow", "--onnx", "o"], "--onnx o: no model.onnx there"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
+def test_what_is_wrong_is_named(registry, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        promote(tmp_path, "--model", make_bundle(tmp_path / "model"), *flags)
+        promote(registry, "--model", make_bundle(tmp_path / "model"), *flags)
     assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
     assert not (tmp_path / "registry").exists()
 
 
 @pytest.mark.slow
-def test_without_the_package_the_server_or_its_address_nothing_is_promoted(tmp_path, made, monkeypatch, capsys):
+def test_without_package_server_or_address_nothing_is_promoted(registry, tmp_path, made, monkeypatch, capsys):
     bundle = make_bundle(tmp_path / "model")
     with pytest.raises(SystemExit, match="2"):
-        promote(tmp_path, "--model", bundle, *made, "--register", "mlflow")
+        promote(registry, "--model", bundle, *made, "--register", "mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(SystemExit, match="75"):
-        promote(tmp_path, "--model", bundle, *made, "--register", "mlflow")
+        promote(registry, "--model", bundle, *made, "--register", "mlflow")
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
-        promote(tmp_path, "--model", bundle, *made, "--register", "mlflow")
+        promote(registry, "--model", bundle, *made, "--register", "mlflow")
     address, server, package = capsys.readouterr().err.splitlines()
     assert "--register mlflow: set MLFLOW_TRACKING_URI" in address and server.endswith("; nothing was promoted")
     assert package.endswith("pip install 'must-clip[mlflow]'") and not (tmp_path / "registry").exists()
@@ -87,17 +63,17 @@ class TestServer:
     def address(self, server, monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
 
-    def test_a_version_has_files_metrics_and_the_alias_and_is_made_once(self, server, tmp_path, made, capsys):
+    def test_a_version_has_files_metrics_and_the_alias_and_is_made_once(self, server, registry, tmp_path, made, capsys):
         import mlflow
 
         bundle, flags = make_bundle(tmp_path / "model", revision=3), [*made, "--register", "mlflow"]
         for _ in range(2):  # a retried pod
-            promote(tmp_path, "--model", bundle, *flags, "--champion", "none")
+            promote(registry, "--model", bundle, *flags, "--champion", "none")
         assert capsys.readouterr().out.count("(version 1 there) is there, and the champion") == 2
         (version,) = server.client.search_model_versions("name = 'digits'")
         champion = server.client.get_model_version_by_alias("digits", "champion")
         assert champion.version == version.version and champion.description == "# A model card\n"
-        assert champion.tags["must.version"] == latest(tmp_path) and champion.tags["must.git_revision"] == "abc"
+        assert champion.tags["must.version"] == latest(registry).version and champion.tags["must.git_revision"] == "abc"
         run = server.client.get_run(version.run_id)
         assert (run.data.metrics["adapted/top1"], run.data.metrics["baseline/top1"]) == (
             0.9,
@@ -108,33 +84,23 @@ class TestServer:
         mlflow.set_tracking_uri(server.uri)
         assert mlflow.onnx.load_model("models:/digits@champion").graph.node[0].op_type == "ReduceMean"
 
-    def test_the_alias_follows_the_champion_forward_and_back(self, server, tmp_path, made, capsys):
+    def test_the_alias_follows_the_champion_forward_and_back(self, server, registry, tmp_path, made, capsys):
         flags, versions = ["--register", "mlflow", "--register-name", "Handwritten digits"], []
         for seed in range(2):
-            promote(tmp_path, "--model", make_bundle(tmp_path / str(seed), seed=seed), *made, *flags)
+            promote(registry, "--model", make_bundle(tmp_path / str(seed), seed=seed), *made, *flags)
             versions.append(server.client.get_model_version_by_alias("Handwritten digits", "champion"))
-            assert versions[-1].tags["must.version"] == latest(tmp_path)
-        promote(tmp_path, "--rollback", *flags)
+            assert versions[-1].tags["must.version"] == latest(registry).version
+        promote(registry, "--rollback", *flags)
         back = server.client.get_model_version_by_alias("Handwritten digits", "champion")
-        assert back.version == versions[0].version and back.tags["must.version"] == latest(tmp_path)
-        assert f"Handwritten digits: the champion is {latest(tmp_path)} (version 1 there)" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("why", ["gate", "champion"])
-    def test_a_model_that_is_not_promoted_is_not_registered(self, server, tmp_path, made, capsys, why):
-        name, runs = f"refused-{why}", len(server.client.search_runs(["0"]))
-        flags = ["--champion", "r0001-of-yesterday"]
-        if why == "gate":
-            (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "reasons": []}))
-            flags = ["--decision", tmp_path / "decision.json"]
-        with pytest.raises(SystemExit, match="2" if why == "gate" else "73"):
-            promote(tmp_path, "--model", make_bundle(tmp_path / "m"), *made, *flags, "--register", "mlflow", name=name)
-        assert len(capsys.readouterr().err.splitlines()) == 1
-        assert not server.client.search_registered_models(f"name = '{name}'")
-        assert len(server.client.search_runs(["0"])) == runs
+        assert back.version == versions[0].version and back.tags["must.version"] == latest(registry).version
+        assert (
+            f"Handwritten digits: the champion is {latest(registry).version} (version 1 there)"
+            in capsys.readouterr().out
+        )
 
     @pytest.mark.parametrize("broken", ["log_artifacts", "create_model_version"])
     def test_what_breaks_half_way_leaves_no_version_and_the_same_again_completes_it(
-        self, server, tmp_path, made, monkeypatch, capsys, broken
+        self, server, registry, tmp_path, made, monkeypatch, capsys, broken
     ):
         from mlflow import MlflowClient
 
@@ -146,15 +112,15 @@ class TestServer:
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="75"):
             patch.setattr(MlflowClient, broken, lost)
-            promote(tmp_path, *flags, name=name)
+            promote(registry, *flags, name=name)
         (line,) = capsys.readouterr().err.splitlines()
         assert "the network is gone; " in line and line.endswith("but not in MLflow; run the same again")
         assert not server.client.search_registered_models(f"name = '{name}'")
         assert len(server.client.search_runs(["0"])) == runs  # the one that was begun is deleted
-        promote(tmp_path, *flags, name=name)
+        promote(registry, *flags, name=name)
         assert server.client.get_model_version_by_alias(name, "champion").version == "1"
 
-    def test_an_answer_that_got_lost_leaves_the_version(self, server, tmp_path, made, monkeypatch, capsys):
+    def test_an_answer_that_got_lost_leaves_the_version(self, server, registry, tmp_path, made, monkeypatch, capsys):
         from mlflow import MlflowClient
 
         flags, real = (
@@ -168,16 +134,16 @@ class TestServer:
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match="75"):
             patch.setattr(MlflowClient, "create_model_version", lost)
-            promote(tmp_path, *flags, name="lost")
-        promote(tmp_path, *flags, name="lost")
+            promote(registry, *flags, name="lost")
+        promote(registry, *flags, name="lost")
         (version,) = server.client.search_model_versions("name = 'lost'")
         assert server.client.get_model_version_by_alias("lost", "champion").version == version.version
         assert server.client.get_run(version.run_id).info.lifecycle_stage == "active"
 
-    def test_it_takes_no_torch(self, server, tmp_path, made):
+    def test_it_takes_no_torch(self, server, registry, tmp_path, made):
         import subprocess
 
-        arguments = ["promote", "--registry", str(tmp_path / "registry"), "--name", "small", "--register", "mlflow"]
+        arguments = ["promote", "--registry", registry, "--name", "small", "--register", "mlflow"]
         arguments += ["--model", str(make_bundle(tmp_path / "model")), *map(str, made)]
         code = f"import sys; from must.api.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,7 +1,6 @@
 """A version's files are of one promotion, whole, and never another model's: also after kills and beside rivals."""
 
 import hashlib
-import multiprocessing
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 
 from must.base import storage
 from must.deploy.promote.registry import Registry
-from tests.deploy.promote.bundles import latest, make_bundle, make_onnx, promote
+from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once
 
 
 def test_a_killed_promotion_leaves_no_half_version(tmp_path):
@@ -60,16 +59,13 @@ MOMENTS = {
 }
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(
-    "weights", ["other weights", pytest.param("the champion's, in another precision", marks=pytest.mark.slow)]
-)
-def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(registry, tmp_path, weights, moment):
+def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(registry, tmp_path, moment):
     first, second = onnx_folder(tmp_path / "fp32", model="fp32"), onnx_folder(tmp_path / "int8", model="int8")
     promote(registry, "--model", make_bundle(tmp_path / "0"), "--onnx", first)
-    before, same = latest(registry), weights != "other weights"
-    model = tmp_path / "0" if same else make_bundle(tmp_path / "1", seed=1)
-    flags = ["--model", model, "--onnx", second, "--champion", before.version]
+    before = latest(registry)
+    flags = ["--model", make_bundle(tmp_path / "1", seed=1), "--onnx", second, "--champion", before.version]
     killed(MOMENTS[moment], "--registry", registry, "--name", "digits", *flags)
     assert (latest(registry) == before) is (moment != "after LATEST moved") and is_whole(registry, before.version)
     for _ in range(2):
@@ -120,6 +116,7 @@ def test_another_onnx_file_of_the_same_weights_is_a_version_of_its_own(registry,
     assert "with other ONNX files (different: onnx/jpeg.onnx, onnx/model.onnx)" in capsys.readouterr().err
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("chosen", [[], ["--version", "v1"]])
 def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path, chosen):
     model = ["--model", make_bundle(tmp_path / "model"), *chosen]
@@ -162,28 +159,13 @@ def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(tm
     assert there == {path.name for path in folder.iterdir()}
 
 
+@EVERYWHERE
 def test_promotions_of_the_same_weights_with_other_onnx_files_do_not_mix(registry, tmp_path):
-    context, bundle = multiprocessing.get_context("fork"), make_bundle(tmp_path / "model")
+    bundle = make_bundle(tmp_path / "model")
     folders = [onnx_folder(tmp_path / name, jpeg=f"jpeg {name}", model=name) for name in ("fp32", "fp16", "int8")]
-    results, barrier = context.Queue(), context.Barrier(len(folders))
-    processes = [context.Process(target=variant, args=(registry, bundle, f, barrier, results)) for f in folders]
-    for process in processes:
-        process.start()
-    codes = {results.get(timeout=60) for _ in processes}
-    for process in processes:
-        process.join()
+    codes = {*promote_at_once(registry, *(["--model", bundle, "--onnx", folder] for folder in folders))}
     assert codes <= {0, 73, 75}  # 73: another one moved LATEST at the same moment; 75: another one writes the version
     for folder in folders:
         promote(registry, "--model", bundle, "--onnx", folder)  # the same again
     versions = [version["version"] for version in Registry(registry, "digits").versions()]
     assert len(versions) == len(folders) and all(is_whole(registry, version) for version in versions)
-
-
-def variant(registry, bundle, folder, barrier, results):
-    barrier.wait()
-    code = 0
-    try:
-        promote(registry, "--model", bundle, "--onnx", folder)
-    except SystemExit as error:
-        code = error.code
-    results.put(code)

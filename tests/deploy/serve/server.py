@@ -1,7 +1,6 @@
 """A server of its own process, as people start it, and small clients."""
 
 import http.client
-import io
 import json
 import re
 import signal
@@ -10,8 +9,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from typing import NamedTuple
-
-from PIL import Image
 
 SILENCE = 120  # seconds in which a server that works has long answered, on a machine that is busy with other things
 
@@ -38,12 +35,6 @@ def ask(connection, method, path, body=None, **headers):
     data = answer.read()
     kind = answer.headers["content-type"] or ""
     return answer.status, json.loads(data) if kind.startswith("application/json") else data
-
-
-def as_jpeg(data):
-    file = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").resize((96, 96)).save(file, "JPEG", quality=90)
-    return file.getvalue()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Whatever strangers send is answered with a status, and the server goes on."""
 
-import io
 import json
 import socket
 import struct
@@ -9,11 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from must.deploy.serve.http import parse
 from must.deploy.serve.protocol import Refused
-from tests.deploy.serve.server import SILENCE, as_jpeg
+from tests.deploy.serve.server import SILENCE
+from tests.zoo import chunk, encoded, picture
 
 INFER = "/v2/models/digits/infer"
 
@@ -33,25 +32,17 @@ def alive(server, pictures):
 
 
 def png(width, height, rows):
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def bmp():
-    file = io.BytesIO()
-    Image.new("RGB", (40, 40)).save(file, "BMP")
-    return file.getvalue()
-
-
+JPEG = encoded(picture(), "JPEG")
 PICTURES = {
     "nothing": (b"", 415),
     "text": (b"hello", 415),
-    "another format": (bmp(), 415),
+    "another format": (encoded(picture(), "BMP"), 415),
     "a script": (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415),
-    "half a jpeg": (as_jpeg(png(50, 50, b"\0" * 51 * 50))[:200], 422),
+    "half a jpeg": (JPEG[:200], 422),
     "only a jpeg's first bytes": (b"\xff\xd8\xff", 422),
     "a bomb": (png(100_000, 100_000, b"\0" * 1000), 422),
     "more pixels than allowed": (png(7000, 7000, b"\0" * 7001 * 7000), 422),
@@ -74,7 +65,6 @@ def image(**values):
 BODIES = {
     "no JSON": b"{",
     "a list": b"[]",
-    "a number": b"1e400",
     "deep": b"[" * 100_000,
     "no inputs": json.dumps({}).encode(),
     "inputs of another kind": json.dumps({"inputs": {"image": 1}}).encode(),
@@ -89,12 +79,8 @@ BODIES = {
     "an endless shape": json.dumps({"inputs": [image(shape=[1] * 50)]}).encode(),
     "a huge shape": json.dumps({"inputs": [image(datatype="UINT8", shape=[1, 2**30, 2**30, 2**30])]}).encode(),
     "true for a shape": json.dumps({"inputs": [image(shape=[True])]}).encode(),
-    "ragged": json.dumps({"inputs": [image(datatype="UINT8", shape=[1, 32, 32, 3], data=[[1], [2, 3]])]}).encode(),
     "too large for a byte": json.dumps(
         {"inputs": [image(datatype="UINT8", shape=[1, 32, 32, 3], data=[300] * 3072)]}
-    ).encode(),
-    "text for numbers": json.dumps(
-        {"inputs": [image(datatype="FP32", shape=[1, 3, 32, 32], data=["a"] * 3072)]}
     ).encode(),
     "bytes that did not come": json.dumps({"inputs": [image(parameters={"binary_data_size": 10})]}).encode(),
     "parameters of another kind": json.dumps({"inputs": [image()], "parameters": 3}).encode(),
@@ -212,9 +198,8 @@ def test_a_body_in_chunks(server, size, status):
     assert found.startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_picture_of_many_parts(server, pictures):
-    data = as_jpeg(pictures[0][1])
-    status, answer = server.ask("POST", "/classify", data[:2] + b"\xff\xfe\0\2" * 4000 + data[2:])
+def test_a_picture_of_many_parts(server):
+    status, answer = server.ask("POST", "/classify", JPEG[:2] + b"\xff\xfe\0\2" * 4000 + JPEG[2:])
     assert status == 422 and "more than 3000 parts" in answer["error"]
 
 
@@ -244,17 +229,6 @@ def test_clients_that_go_away(server, pictures):
                 client.sendall(
                     b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data) + data[:size]
                 )
-
-
-def test_many_slow_clients_leave_room_for_others(server, pictures):
-    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
-    try:
-        for client in slow:
-            client.sendall(b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n\xff")
-        assert server.ask("POST", "/classify", pictures[0][1])[0] == 200
-    finally:
-        for client in slow:
-            client.close()
 
 
 def test_a_head_without_an_end_is_not_kept(server):

@@ -4,9 +4,7 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import struct
-import subprocess
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from must.base.exits import WRONG_INPUT, code_of
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier
-from tests.deploy.serve.server import as_jpeg, ask
+from tests.deploy.serve.server import ask
 
 INFER = "/v2/models/digits/infer"
 
@@ -41,17 +39,6 @@ def test_a_picture_gets_the_names_that_must_predict_gives(server, pictures, pred
         status, answer = ask(connection, "POST", "/classify?top_k=3", data)
         assert status == 200 and answer["class"] == expected[0][0] and answer["abstained"] is False
         same(answer, expected)
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_curl_with_a_jpeg(server, pictures, exported, tmp_path):
-    path = tmp_path / "photo.jpg"
-    path.write_bytes(as_jpeg(pictures[0][1]))
-    command = ["curl", "--silent", "--data-binary", f"@{path}", f"http://127.0.0.1:{server.port}/classify"]
-    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    (expected,) = must.predict(model=str(exported[1]), images=[str(path)], top_k=5).predictions
-    same(answer, expected.top)
-    assert answer["model"] == "digits" and answer["class"] == expected.name
 
 
 def pixels_of(pictures, exported, count=4):

@@ -11,8 +11,6 @@ import pytest
 from tests.deploy.serve.server import SILENCE, ask, running
 from tests.deploy.serve.versions import NAME, add_version, promote
 
-CLIENTS = 8
-
 
 def until(condition, what):
     end = time.monotonic() + SILENCE
@@ -32,20 +30,20 @@ def http_client(server, data, count, answers, errors):
     connection.close()
 
 
-def load_over_swaps(registry, exported, pictures, folder, requests, versions):
-    """`requests` from eight clients while LATEST goes through `versions`; (answers, errors)."""
+@pytest.mark.slow
+def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
+    """Requests of eight clients while LATEST goes through three versions."""
+    registry, clients, requests = tmp_path / "registry", 8, 3200
+    versions = ["v1", "v2", "v3"]
     for version in versions:
-        add_version(registry, exported, version, folder)
+        add_version(registry, exported, version, tmp_path)
     promote(registry, versions[0])
     answers, errors = [], []
     with running("--registry", registry, "--name", NAME, "--poll", 0.2) as server:
         until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
         threads = [
-            threading.Thread(
-                target=http_client,
-                args=(server, pictures[number][1], requests // CLIENTS, answers, errors),
-            )
-            for number in range(CLIENTS)
+            threading.Thread(target=http_client, args=(server, data, requests // clients, answers, errors))
+            for _, data in pictures[:clients]
         ]
         for thread in threads:
             thread.start()
@@ -56,22 +54,11 @@ def load_over_swaps(registry, exported, pictures, folder, requests, versions):
             thread.join()
         until(lambda: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == versions[-1], server.log)
         text = server.ask("GET", "/metrics")[1].decode()
-        assert f"must_model_swaps_total {len(versions) - 1}.0" in text and "must_model_swap_failures_total 0.0" in text
-    return answers, errors
-
-
-def check(answers, errors, requests, versions):
+        assert "must_model_swaps_total 2.0" in text and "must_model_swap_failures_total 0.0" in text
     assert not errors and len(answers) == requests
     assert {status for status, _, _ in answers} == {200}
     assert {version for _, version, _ in answers} == set(versions)
     assert all(name.startswith(f"{version}-") for _, version, name in answers), "names are of the version that is told"
-
-
-@pytest.mark.slow
-def test_none_of_ten_thousand_requests_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
-    versions = [f"v{number}" for number in range(1, 6)]
-    answers, errors = load_over_swaps(tmp_path / "registry", exported, pictures, tmp_path, 10_000, versions)
-    check(answers, errors, 10_000, versions)
 
 
 def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(exported, pictures, tmp_path):
@@ -110,7 +97,6 @@ def test_from_a_bucket(bucket_server, exported, pictures, tmp_path):
 
 def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures):
     with running("--model", exported[1], "--name", NAME) as server:
-        answers, errors = [], []
         data = pictures[0][1]
         connection = server.connection()
         connection.putrequest("POST", "/classify")
@@ -122,7 +108,6 @@ def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures)
         connection.send(data[100:])
         answer = connection.getresponse()
         assert answer.status == 200 and b'"class"' in answer.read()
-        assert not answers and not errors
         assert server.process.wait(SILENCE) == 0
         server.process.poll = lambda: None  # it has ended as it should
 
