@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from must.base.console import quieted
 from must.base.errors import UserError
+from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
 from must.deploy.export.deployed import InferenceModel
 from must.deploy.predict.session import EMBEDDING, load_runtime
@@ -105,6 +108,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 CALIBRATION_BATCH = 16
+QUANTIZER_FILES = 4  # times the float model: the room for its temporary files, which were 3 times at most
 
 
 @quieted(logging.ERROR, "")  # the quantizer logs its advice to the root logger
@@ -120,7 +124,16 @@ def quantize(
     Args:
         pixels: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image.
         folder: for intermediate files.
+
+    Raises:
+        ValueError: they have no room. The runtime does not notice a full disk, and reads back what it cut off.
     """
+    room = QUANTIZER_FILES * graph.ByteSize()
+    require(
+        shutil.disk_usage(folder).free >= room,
+        f"{tempfile.gettempdir()}: quantizing needs {room / 1e6:.0f} MB for temporary files there; free some space or "
+        "set TMPDIR to another place",
+    )
     load_runtime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from must.base import storage
 from must.base.parameters import require
 
 MODELS_FOLDER = "models"
@@ -23,12 +24,14 @@ def write_layout(source: Path, target: Path) -> str:
     """Returns the image's digest, sha256:... Hidden files are omitted.
 
     Raises:
-        ValueError: `target` exists.
-        OSError: it cannot be written; `target` does not exist then.
+        ValueError: `target` exists, or cannot be written; it does not exist then.
     """
     require(not target.exists(), f"--repo oci:{target}: is there already; give a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+    with (
+        storage.disk_errors(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch,
+    ):
         layout = Path(scratch) / "layout"
         blobs = layout / "blobs" / "sha256"
         blobs.mkdir(parents=True)

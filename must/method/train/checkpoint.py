@@ -186,7 +186,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise
     except Exception:
         state = None
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or "progress" not in state:
         raise DamagedError(f"{path}: is no checkpoint of `must train`; delete it, or start over with --no-resume")
     return state
 

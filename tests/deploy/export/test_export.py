@@ -1,7 +1,11 @@
 """What is exported says what PyTorch says."""
 
 import json
+import resource
+import signal
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +18,7 @@ from must.api.demo import CLASSES
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels
+from must.deploy.export.graph import quantize
 from must.deploy.export.onnx import (
     LEAST_COSINE,
     compare,
@@ -154,6 +159,23 @@ def test_wrong_inputs(digits, tmp_path):
         with pytest.raises(ValueError, match=text):
             export_onnx(ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "out")} | changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):
+    _, folder = exported
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(ValueError, match=f"^{tempfile.gettempdir()}: larger than a file may be here"):
+            export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path / "out")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "out").exists()
+    graph, preprocess = onnx.load(folder / "model.onnx"), preprocess_of(load_bundle(digits.adapted).description)
+    with pytest.raises(ValueError, match=f"^{tempfile.gettempdir()}: quantizing needs "):
+        quantize(graph, None, preprocess, Path("/proc"))  # which has no room
 
 
 @pytest.mark.slow

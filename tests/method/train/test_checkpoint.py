@@ -55,7 +55,7 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path):
     """Training goes on while the state is written: the file must not see it."""
     checkpoints, weights = Checkpoints(str(tmp_path), keep=9), torch.zeros(3_000_000)
     for step in range(1, 4):
-        checkpoints.save(step, {"weights": weights})
+        checkpoints.save(step, {"weights": weights, "progress": {}})
         weights += 1
     checkpoints.close()
     for step in range(1, 4):
@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_is_passed_over(place, damage):
     assert ["checkpoint skipped" in str(warning.message) for warning in told] == [True] * (damage != "no description")
 
 
-@pytest.mark.parametrize("other", ["a pickle", "no state"])
+@pytest.mark.parametrize("other", ["a pickle", "no state", "another program's"])
 def test_another_file_with_the_right_checksum_is_one_line(tmp_path, other):
     checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
     checkpoints.save(1, state(1))
@@ -236,7 +236,7 @@ def test_another_file_with_the_right_checksum_is_one_line(tmp_path, other):
     if other == "a pickle":
         path.write_bytes(pickle.dumps(Path("x")))
     else:
-        torch.save([1], path)
+        torch.save([1] if other == "no state" else {"model": torch.zeros(3)}, path)
     with pytest.raises(DamagedError, match=r"step-000000001.pt: is no checkpoint of `must train`; delete it"):
         load_state(path)
 
