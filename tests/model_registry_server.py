@@ -12,7 +12,8 @@ import re
 import threading
 import time
 import urllib.parse
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.local_server import Answer, LocalServer
 
 V1, V1ALPHA3 = "/api/model_registry/v1/", "/api/model_registry/v1alpha3/"
 BASE = {"customProperties", "description", "externalId"}
@@ -67,63 +68,38 @@ class ModelRegistryServer:
         self.rows = {"registered_models": [], "model_versions": [], "artifacts": []}
         self.requests, self.faults = [], []  # faults: (method, path's end, what happens), each once
         self.lock = threading.Lock()
-        server = self
+        self.server = LocalServer(self.handle)
+        self.uri, self.stop = self.server.url, self.server.close
 
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self):
-                length = int(self.headers.get("Content-Length") or 0)
-                server.handle(self, self.rfile.read(length).decode())
-
-            do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.uri = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
-
-    def handle(self, handler, text):
-        path, _, query = handler.path.partition("?")
+    def handle(self, request):
+        path, _, query = request.path.partition("?")
+        text = request.body.decode()
         with self.lock:
-            self.requests.append((handler.command, path.removeprefix(self.root), parsed(text)))
-            fault = next((f for f in self.faults if f[0] == handler.command and path.endswith(f[1])), None)
+            self.requests.append((request.method, path.removeprefix(self.root), parsed(text)))
+            fault = next((f for f in self.faults if f[0] == request.method and path.endswith(f[1])), None)
             if fault:
                 self.faults.remove(fault)
             if fault and fault[2] != "lost":
                 code, body = fault[2], {"code": str(fault[2]), "message": "in trouble"}
             else:
-                code, body = self.respond(handler, path, dict(urllib.parse.parse_qsl(query)), text)
-        if fault and fault[2] == "lost":
-            handler.close_connection = True
-            return
-        data = json.dumps(body).encode()
-        handler.send_response(code)
-        if 300 <= code < 400:
-            handler.send_header("Location", "/login")
-        handler.send_header("Content-Type", "application/json; charset=UTF-8")
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
+                code, body = self.respond(request, path, dict(urllib.parse.parse_qsl(query)), text)
+        headers = {"Location": "/login"} if 300 <= code < 400 else {}
+        return Answer(0 if fault and fault[2] == "lost" else code, body, headers)
 
-    def respond(self, handler, path, query, text):
+    def respond(self, request, path, query, text):
         try:
-            if self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
+            if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
                 raise Refused(401, "Unauthorized")
             if not path.startswith(self.root):
                 raise Refused(404, "page not found")
             if "\\u0000" in text:
                 raise Refused(400, "Request body contains null bytes which are not allowed")
-            if text and handler.headers.get("Content-Type") != "application/json":
+            if text and request.headers.get("Content-Type") != "application/json":
                 raise Refused(415, "Unsupported Media Type")
             if text and parsed(text) is None:
                 raise Refused(400, "unexpected EOF")
             parts = path.removeprefix(self.root).split("/")
-            return getattr(self, handler.command.lower())(parts, query, json.loads(text) if text else None)
+            return getattr(self, request.method.lower())(parts, query, json.loads(text) if text else None)
         except Refused as error:
             return error.code, {"code": str(error.code), "message": str(error)}
 

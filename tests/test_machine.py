@@ -24,9 +24,13 @@ WORST = {
     "COLUMNS": "20", "FORCE_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 SAMPLE = [
-    "tests/components/test_train_job.py", "tests/components/test_attaching.py", "tests/components/test_failures.py",
-    "tests/components/test_serving.py", "tests/pipeline/test_kfp_api.py", "tests/base/storage/test_storage.py",
-    "tests/runtime/test_notes.py", "tests/api/test_cli.py",
+    "tests/components/test_train_job.py", "tests/components/test_serving.py",
+    "tests/pipeline/test_kfp_api.py::test_a_run_is_submitted_and_waited_for",
+    "tests/pipeline/test_kfp_api.py::test_the_usual_ways_to_log_in",
+    "tests/base/storage/test_storage.py::test_written_bytes_are_read_back_whole_and_by_range",
+    "tests/base/storage/test_storage.py::test_without_credentials_one_line_says_how_to_log_in",
+    "tests/runtime/test_notes.py::test_each_way_to_fail_has_its_summary",
+    "tests/api/test_cli.py::test_a_long_help_has_headings_and_begins_with_what_matters_most",
 ]  # fmt: skip
 POD = """
 mount -t tmpfs none /run && account=/var/run/secrets/kubernetes.io/serviceaccount && mkdir -p "$account" &&

@@ -11,7 +11,7 @@ import pytest
 
 from must.api.cli import main
 from must.api.preflight import check_output, preflight
-from must.config import EvaluateConfig, ExportConfig, TrainConfig
+from must.config import EvaluateConfig, TrainConfig
 
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
 CODE = f"""
@@ -78,33 +78,23 @@ def evaluate_config(digits, tmp_path, **changes):
     return EvaluateConfig(**values | changes)
 
 
-def export_config(digits, tmp_path, **changes):
-    return ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "onnx")} | changes)
-
-
 @pytest.mark.parametrize(
-    "stage, make, wrong, message",
+    "make, wrong, message",
     [
-        ("train", train_config, {"split": "trian"}, "hold no split 'trian'"),
-        ("train", train_config, {"classifier": "none"}, "--classifier none: no such file"),
-        ("train", train_config, {"class_prior": "given"}, "--class-prior given: .* holds no class shares; give every"),
+        (train_config, {"split": "trian"}, "hold no split 'trian'"),
+        (train_config, {"classifier": "none"}, "--classifier none: no such file"),
+        (train_config, {"class_prior": "given"}, "--class-prior given: .* holds no class shares; give every"),
         (
-            "train",
             train_config,
             {"output": "file/model"},
             "--output file/model: cannot be written: .*file is no folder",
         ),
-        ("train", train_config, {"checkpoints": "file/c"}, "--checkpoints file/c: cannot be written"),
-        ("evaluate", evaluate_config, {"baseline": "none"}, "--baseline none: no such file"),
-        ("evaluate", evaluate_config, {"baseline": "file"}, "--baseline file: is damaged or no file of"),
-        ("evaluate", evaluate_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
-        ("evaluate", evaluate_config, {"split": "tset"}, "hold no split 'tset'"),
-        ("evaluate", evaluate_config, {"output": "file/report"}, "--output file/report: cannot be written"),
-        ("export", export_config, {"shards": "nowhere"}, "nowhere holds no index.json"),
-        ("export", export_config, {"output": "file/onnx"}, "--output file/onnx: cannot be written"),
+        (train_config, {"checkpoints": "file/c"}, "--checkpoints file/c: cannot be written"),
+        (evaluate_config, {"baseline": "none"}, "--baseline none: no such file"),
+        (evaluate_config, {"baseline": "file"}, "--baseline file: is damaged or no file of"),
     ],
 )
-def test_what_a_stage_needs_is_looked_at(digits, tmp_path, monkeypatch, stage, make, wrong, message):
+def test_what_a_stage_needs_is_looked_at(digits, tmp_path, monkeypatch, make, wrong, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no classifier")
     (tmp_path / "classifier").symlink_to(digits.classifier)

@@ -1,8 +1,5 @@
 """A preset means the same settings wherever training is configured: constructor, file, function and command line."""
 
-import copy
-import pickle
-import re
 from dataclasses import replace
 
 import pytest
@@ -32,12 +29,6 @@ def on_the_command_line(monkeypatch, values):
     monkeypatch.setattr(trainer, "train", seen.append)
     cli.main(["train", *(part for name, value in values.items() for part in (f"--{name}", str(value)))])
     return seen[0]
-
-
-def test_parameters_are_data_until_they_are_resolved():
-    """No file is read: none of these exists."""
-    made = TrainConfig(shards="s", classifier="c", output="o", preset="auto")
-    assert (made.epochs, made.preset) == (30, "auto")
 
 
 @pytest.mark.parametrize("name, epochs, alpha", [("digits", 40, 1), ("auto", 24, "auto")])
@@ -76,28 +67,3 @@ def test_a_published_preset_takes_the_model_of_the_classifier_file(values):
         resolved(TrainConfig(**values, preset="imagenet"))
     large = TrainConfig(**values, preset="imagenet", model="ViT-L-14", pretrained="openai")
     assert resolved(large).config.mask_patch_size == 56
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"preset": "digitz"}, r"^must train: --preset digitz: unknown; did you mean 'digits'\?$"),
-        ({"preset": "imagenet"}, "^must train: --preset imagenet: published for ViT-B/16 and ViT-L/14 only"),
-        ({"preset": "auto", "shards": "nowhere"}, r"^must train: nowhere holds no index\.json"),
-        ({"preset": "gtsrb", "classifier": "none"}, "^must train: --classifier none: no such file"),
-        ({"preset": "digitz", "epochs": 0}, "^must train: --epochs must be at least 1 "),
-    ],
-)
-def test_a_preset_that_cannot_be_resolved_is_refused(values, monkeypatch, capsys, wrong, message):
-    with pytest.raises(SystemExit):
-        on_the_command_line(monkeypatch, values | wrong)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(message, line)
-
-
-def test_copies_keep_the_settings(values):
-    made = resolved(load(TrainConfig, values | {"preset": "digits", "lr": 0.5})).config
-    changed = replace(made, epochs=2)
-    assert changed.epochs == 2 and changed.lr == 0.5 and replace(changed, epochs=40) == made
-    for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
-        assert copied == made and copied.passed == made.passed

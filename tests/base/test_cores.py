@@ -57,10 +57,3 @@ def test_the_limit_of_a_control_group_counts(
 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert cores(tmp_path) == 96
-
-
-def test_sharding_and_training_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import must.data.shards.build
-    import must.method.distributed.cpu
-
-    assert must.data.shards.build.cores is cores and must.method.distributed.cpu.cores is cores

@@ -43,17 +43,6 @@ def test_a_bug_is_no_users_error(bug, capsys, tmp_path):
     assert note.code == BUG and any("Traceback" in line for line in note.lines)
 
 
-def test_a_program_that_has_a_bug_ends_with_1_and_a_traceback():
-    code = """
-from must.base.exits import exiting
-from must.method.distributed.heartbeat import LastBeat
-with exiting("train"):
-    LastBeat("1 2", 0.0).location()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "not enough values to unpack" in done.stderr
-
-
 @pytest.mark.parametrize(
     "error, code",
     [

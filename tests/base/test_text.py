@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from must.base.exits import fail
 from must.base.parameters import load
-from must.base.text import BRIEF_LENGTH, Rows, brief, cell, encoded, lines_of, printable, without_secrets
+from must.base.text import BRIEF_LENGTH, Rows, cell, encoded, lines_of, printable, without_secrets
 from must.config import TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -92,10 +92,6 @@ def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
         fail("shard", FileNotFoundError(2, "no such file", "\x1b[2Jcaf\udce9" + "x" * 10**5))
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable() and line.startswith("must shard: ?[2Jcaf?x") and len(line) < 2100
-
-
-def test_values_are_described_by_kind():
-    assert brief([1, 2]) == "a list of 2" and brief({"a": 1}) == "a mapping of 1" and brief(3.5) == "'3.5'"
 
 
 @pytest.mark.parametrize(

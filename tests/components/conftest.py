@@ -1,9 +1,14 @@
-"""A namespace with Kubeflow Trainer and our runtime, and a place to work at."""
+"""A namespace with Kubeflow Trainer and our runtime, a place to work at, and a cluster that answers as a test says."""
+
+import json
 
 import pytest
 
+from must_components.cluster import Cluster
 from must_components.train_job import launch
 from tests.components.kube_api import Api
+from tests.components.launching import exit_code, fails
+from tests.local_server import Answer, serving
 
 
 @pytest.fixture
@@ -23,3 +28,30 @@ def api(monkeypatch, tmp_path):
 def work(tmp_path):
     (tmp_path / "classifier").write_bytes(b"weights")
     return tmp_path / "work"
+
+
+@pytest.fixture
+def failed_job(api, work):
+    """The name of a TrainJob that has failed."""
+    api.on_create = fails("no")
+    assert exit_code(work) == 1
+    (name,) = api.jobs
+    return name
+
+
+@pytest.fixture
+def kubernetes(tmp_path):
+    """`answers`: (method, path) -> (status, body); anything else is 404. What was asked is in `asked`."""
+
+    def answer(request):
+        path = request.path.partition("?")[0]
+        asked.append((request.method, request.path, request.headers, json.loads(request.body or "null")))
+        return Answer(*answers.get((request.method, path), (404, {"message": "the server could not find it"})))
+
+    answers, asked = {}, []
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "namespace").write_text("vision\n")
+    with serving(answer) as url:
+        made = Cluster(url, tmp_path)
+        made.answers, made.asked = answers, asked
+        yield made

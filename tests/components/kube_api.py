@@ -65,10 +65,9 @@ class Api:
             self.pods[name] = []
             self.fail(name)
 
-    def finish(self, name, kind="Complete"):
+    def finish(self, name):
         for pod in list(self.pods.get(name, [])):  # deleted in between, there are none
-            if kind == "Complete" or pod.node == 0:
-                self.exit(name, pod.node, 0 if kind == "Complete" else 1)
+            self.exit(name, pod.node, 0)
 
     def fail(self, name):
         if "failurePolicy" in self.sets[name]["spec"]:

@@ -1,9 +1,14 @@
 """A launcher against the stand-in for Kubeflow Trainer: its parameters, and jobs that live and end as a test wants."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from must.method.model.provenance import RunSummary
 from must_components.train_job.launcher import train_on_nodes
@@ -24,6 +29,28 @@ def train(work, **changes):
     arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
     places = {name: str(work.parent / name) for name in ("classifier", "output")}
     return train_on_nodes(str(work), index_sha256="sha", **places, **arguments)
+
+
+def exit_code(work, **changes):
+    """Of a launcher that does not get a model."""
+    with pytest.raises(SystemExit) as end:
+        train(work, **changes)
+    return end.value.code
+
+
+def launcher(work, output, stderr, **changes):
+    """The process of one, and the environment's changes for it, if any, in `environment`."""
+    environment = {"KUBECONFIG": str(work.parent / "kubeconfig")} | changes.pop("environment", {})
+    values = {"classifier": str(work.parent / "classifier"), "output": str(work.parent / output)} | changes
+    code = (
+        "import json, sys; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
+        "from must_components.train_job.launcher import train_on_nodes\n"
+        "train_on_nodes(sys.argv[1], **json.loads(sys.argv[2]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code, str(work), json.dumps(values)], cwd=ROOT, text=True,
+        env=os.environ | environment, stdout=subprocess.PIPE, stderr=stderr,
+    )  # fmt: skip
 
 
 def publish(work):

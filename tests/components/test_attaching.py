@@ -5,25 +5,18 @@ import shutil
 import pytest
 
 from must_components.train_job import launch
-from must_components.train_job.launcher import job_name
-from tests.components.launching import SUMMARY, completes, fails, nodes, train
+from tests.components.launching import SUMMARY, completes, exit_code, fails, nodes, train
 
 
-def test_a_retry_replaces_a_failed_job_and_keeps_its_name(api, work, capfd):
-    api.on_create = fails("no")
-    with pytest.raises(SystemExit):
-        train(work)
+def test_a_retry_replaces_a_failed_job_and_keeps_its_name(api, work, failed_job, capfd):
     api.on_create = completes(work, "going on after step 5")
     train(work)
     assert len(api.created) == 2 and api.created[0]["metadata"]["name"] == api.created[1]["metadata"]["name"]
     assert "failed before; starting it again from its checkpoints" in capfd.readouterr().out
 
 
-def test_the_new_job_is_made_when_all_of_the_old_one_is_gone(api, work):
+def test_the_new_job_is_made_when_all_of_the_old_one_is_gone(api, work, failed_job):
     """Beside an old JobSet Trainer builds none, and old pods would still write checkpoints."""
-    api.on_create = fails("no")
-    with pytest.raises(SystemExit):
-        train(work)
     api.lag = 4
     there = []
 
@@ -36,14 +29,11 @@ def test_the_new_job_is_made_when_all_of_the_old_one_is_gone(api, work):
     assert there == [[True, True]]
 
 
-def test_the_failure_of_an_earlier_job_of_the_name_is_not_this_ones(api, work):
+def test_the_failure_of_an_earlier_job_of_the_name_is_not_this_ones(api, work, failed_job):
     """Somebody deleted the failed job with kubectl: in the background, so that its JobSet is still there."""
-    api.on_create = fails("no")
-    with pytest.raises(SystemExit):
-        train(work)
-    (name,), (old,) = api.jobs, api.sets.values()
+    (old,) = api.sets.values()
     api.lag = 8
-    api.answer("DELETE", f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/{name}", {}, None)
+    api.answer("DELETE", f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/{failed_job}", {}, None)
     seen = []
     api.on_create = lambda api, name: seen.append(api.sets[name] is old and failed(api.jobs[name]))
     api.on_start = completes(work)
@@ -71,8 +61,7 @@ def test_other_data_classes_or_settings_are_another_job(api, work):
     names = set()
     for change in ({}, {"settings": {"lr": 2e-3}}, {"epochs": 3}, {"preset": "imagenet"}):
         api.on_create = fails("no")
-        with pytest.raises(SystemExit):
-            train(work, **change)
+        assert exit_code(work, **change) == 1
         names.add(api.created[-1]["metadata"]["name"])
     assert len(names) == 4 and all(len(f"{name}-node-0-0") <= 63 for name in names)
 
@@ -91,30 +80,12 @@ def test_two_runs_at_two_places_have_two_jobs(api, work, tmp_path):
 
 
 @pytest.mark.parametrize("annotations", [None, {"must/job": "gs://other/jobs/key"}])
-def test_a_job_of_another_place_is_neither_followed_nor_deleted(api, work, capfd, annotations):
-    api.on_create = fails("no")
-    with pytest.raises(SystemExit):
-        train(work)
-    (name,) = api.jobs
-    api.jobs[name]["metadata"]["annotations"] = annotations
+def test_a_job_of_another_place_is_neither_followed_nor_deleted(api, work, failed_job, capfd, annotations):
+    api.jobs[failed_job]["metadata"]["annotations"] = annotations
     capfd.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 2 and name in api.jobs and not api.deleted
+    assert exit_code(work) == 2 and failed_job in api.jobs and not api.deleted
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "must train:" in line]
-    assert f"there is a TrainJob {name} for another place" in line and "it was not changed" in line
-
-
-def test_a_job_that_another_launcher_has_made_meanwhile_is_not_deleted(api, work):
-    """The precondition names the job that was looked at."""
-    api.on_create = fails("no")
-    with pytest.raises(SystemExit):
-        train(work)
-    (name,) = api.jobs
-    api.answer("DELETE", f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/{name}", {}, {
-        "preconditions": {"uid": "of-another-one"},
-    })  # fmt: skip
-    assert name in api.jobs and not api.deleted
+    assert f"there is a TrainJob {failed_job} for another place" in line and "it was not changed" in line
 
 
 def test_a_launcher_that_loses_the_race_for_the_name_attaches(api, work, capfd, monkeypatch):
@@ -140,22 +111,9 @@ def test_a_complete_job_whose_model_is_gone_is_run_again(api, work, capfd):
     assert len(api.created) == 2 and "its model is gone" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("version, code", [("2.0", 2), ("2.1", 2), ("2.2", None)])
-def test_a_trainer_that_drops_our_patches_is_too_old(api, work, capfd, version, code):
+def test_a_trainer_that_drops_our_patches_is_too_old(api, work, capfd):
     """It would train without service account, pool, tolerations, volumes and deadline."""
-    api.version = version
-    api.on_create = completes(work)
-    if code is None:
-        assert train(work).summary == SUMMARY
-        return
-    with pytest.raises(SystemExit) as exit_:
-        train(work, nodes=nodes() | {"timeout": 60})
-    assert exit_.value.code == code and len(api.deleted) == 1
+    api.version = "2.1"
+    assert exit_code(work, nodes=nodes() | {"timeout": 60}) == 2 and len(api.deleted) == 1
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "must train:" in line]
     assert "Kubeflow Trainer 2.2 or newer is needed" in line
-
-
-def test_names_follow_from_the_place_and_the_key():
-    key = "0123456789abcdef"
-    names = {job_name(f"{place}/jobs/{key}") for place in ("gs://a/w", "gs://b/w", "/data/w")}
-    assert len(names) == 3 and all(name.startswith("must-") and name.endswith(f"-{key}") for name in names)

@@ -1,10 +1,7 @@
 """A job that fails, waits in a queue or takes too long, and a launcher that is stopped."""
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -14,15 +11,12 @@ from must.runtime.notes import read_notes
 from must_components.train_job import follow
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import seconds_of
-from tests.components.kube_api import condition
-from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
+from tests.components.launching import SUMMARY, completes, exit_code, fails, launcher, nodes, train
 
 
 def test_a_failed_job_is_an_error_with_its_last_lines_and_events(api, work, capfd):
     api.on_create = fails("step 1", "RuntimeError: CUDA out of memory")
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 1
+    assert exit_code(work) == 1
     error = capfd.readouterr().err
     assert "failed (ReachedMaxRestarts: jobset failed" in error and "Last lines of node 0, exit code 1:" in error
     assert "  RuntimeError: CUDA out of memory" in error
@@ -49,17 +43,13 @@ def test_the_node_that_explains_a_failure_is_shown_not_the_one_that_left_with_it
         api.exit(name, 1, 1)
 
     api.on_create = on_create
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 1
+    assert exit_code(work) == 1
     assert "Last lines of node 1, exit code 1:\n  RuntimeError: CUDA error" in capfd.readouterr().err
 
 
 def test_nodes_that_stopped_with_their_work_saved_are_no_error_of_the_program(api, work):
     api.on_create = fails("saved", code=75)
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 75
+    assert exit_code(work) == 75
 
 
 def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_still_shown(api, work, capfd, monkeypatch):
@@ -83,10 +73,8 @@ def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_sti
     shown = []
     monkeypatch.setattr(follow, "print", show, raising=False)
     api.on_create = on_create
-    with pytest.raises(SystemExit) as exit_:
-        train(work, nodes=nodes() | {"runtime": "torch-distributed"})
+    assert exit_code(work, nodes=nodes() | {"runtime": "torch-distributed"}) == 1
     captured = capfd.readouterr()
-    assert exit_.value.code == 1
     assert {f"life {life} line {number}" for life in range(7) for number in range(3)} <= set(captured.out.splitlines())
     assert "was restarted in place]" in captured.out
     assert "failed (FailedJobs" in captured.err and "Last lines of rank 0:" in captured.err
@@ -103,24 +91,18 @@ def test_gpus_of_any_maker_are_followed_to_the_end(api, work):
 def test_a_job_that_takes_too_long_is_deleted_and_its_checkpoints_stay(api, work, capfd):
     checkpoints = work / "checkpoints" / "x"
     checkpoints.mkdir(parents=True)
-    with pytest.raises(SystemExit) as exit_:
-        train(work, nodes=nodes() | {"timeout": 1})
-    assert exit_.value.code == 1 and len(api.deleted) == 1 and checkpoints.exists()
+    assert exit_code(work, nodes=nodes() | {"timeout": 1}) == 1 and len(api.deleted) == 1 and checkpoints.exists()
     assert "not done after 1 s; deleting the TrainJob" in capfd.readouterr().err
 
 
 def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, work, capfd):
     api.on_create = lambda api, name: (api.jobs.pop(name), api.sets.pop(name), api.pods.pop(name))
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 1 and "was deleted by another program; its checkpoints stay" in capfd.readouterr().err
+    assert exit_code(work) == 1 and "was deleted by another program; its checkpoints stay" in capfd.readouterr().err
 
 
 def test_the_deadline_that_trainer_saw_first_is_the_reason(api, work, capfd):
     api.on_create = lambda api, name: api.exceed_deadline(name)
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 1 and "failed (DeadlineExceeded: deadline exceeded)" in capfd.readouterr().err
+    assert exit_code(work) == 1 and "failed (DeadlineExceeded: deadline exceeded)" in capfd.readouterr().err
 
 
 def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
@@ -144,31 +126,17 @@ def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
     assert seconds_of(job) < 3600
 
 
-def test_seconds_count_from_the_last_admission():
-    job = {"metadata": {"creationTimestamp": "2020-01-01T00:00:00Z"}}
-    assert seconds_of(job) > 1e8
-    job["status"] = {"conditions": [condition("Suspended", "Resumed", "", "False")]}
-    assert seconds_of(job) < 60
-
-
 @pytest.fixture
-def process(api, work, tmp_path):
+def process(api, work):
     """A launcher in a process of its own, in a pod of a run."""
-    code = (
-        "import json; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
-        "from must_components.train_job.launcher import train_on_nodes\n"
-        f"train_on_nodes({str(work)!r}, index_sha256='sha', classifier={str(tmp_path / 'classifier')!r}, "
-        f"output={str(tmp_path / 'output')!r}, settings={{}}, nodes=json.loads({json.dumps(nodes())!r}))"
-    )
     api.launchers["launcher"] = {
         "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main"}]},
         "metadata": {"name": "launcher", "labels": {"workflows.argoproj.io/workflow": "must-x1"}},
     }  # fmt: skip
     api.workflows["must-x1"] = {"metadata": {"name": "must-x1"}, "spec": {}}
-    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "KFP_POD_NAME": "launcher"}
-    started = subprocess.Popen(
-        [sys.executable, "-u", "-c", code], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    started = launcher(
+        work, "output", subprocess.PIPE, index_sha256="sha", settings={}, nodes=nodes(),
+        environment={"KFP_POD_NAME": "launcher"},
     )  # fmt: skip
     try:
         assert "submitted the TrainJob" in started.stdout.readline()

@@ -1,9 +1,5 @@
 """The first stage asks the cluster what later stages need of it: against a server that answers as Kubernetes does."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from must.base.storage import TransientError
@@ -16,39 +12,6 @@ from must_pipeline.cluster.nodes import server_of
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/digits"
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-
-
-@pytest.fixture
-def kubernetes(tmp_path):
-    """`answers`: (method, path) -> (status, body); anything else is 404. What was asked is in `asked`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self):
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
-            path = self.path.partition("?")[0]
-            asked.append((self.command, self.path, dict(self.headers), body))
-            status, content = answers.get((self.command, path), (404, {"message": "the server could not find it"}))
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST = do_PATCH = answer  # noqa: N815
-
-        def log_message(self, *args):
-            pass
-
-    answers, asked = {}, []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    (tmp_path / "token").write_text("secret\n")
-    (tmp_path / "namespace").write_text("vision\n")
-    made = Cluster(f"http://127.0.0.1:{server.server_port}", tmp_path)
-    made.answers, made.asked = answers, asked
-    yield made
-    server.shutdown()
-    server.server_close()
 
 
 def manifest():

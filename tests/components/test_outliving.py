@@ -1,16 +1,15 @@
 """Two real nodes whose launcher is killed: training goes on for the next one, and stops by itself when none comes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from must.data.format.index import load_index
+from must.method.model.bundle import load_description
 from must.runtime import keepalive
 from must.runtime.keepalive import keep_alive
 from must.runtime.places import WorkUri
@@ -20,7 +19,7 @@ from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.nodes import nodes_of
 from tests.components.fleet import Fleet
-from tests.components.launching import ROOT
+from tests.components.launching import launcher as start_launcher
 from tests.evaluation.digits import digits as make_digits
 
 SETTINGS = {"batch_size": 50, "workers": 0, "device": "cpu", "log_every": 1}
@@ -58,25 +57,11 @@ def steps(pod):
 
 @pytest.mark.slow
 def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fleet, work, digits):
-    index = load_index(str(work / "shards")).sha256
-    code = (
-        "import json, sys; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
-        "from must_components.train_job import launch; launch.POLL = 0.1\n"
-        "from must_components.train_job.launcher import train_on_nodes\n"
-        f"train_on_nodes({str(work)!r}, index_sha256={index!r}, classifier={digits.classifier!r}, "
-        "output=sys.argv[1], nodes=json.loads(sys.argv[2]), preset='digits', settings=json.loads(sys.argv[3]), "
-        f"epochs={EPOCHS})"
-    )
-    arguments = [json.dumps(two_nodes()), json.dumps(SETTINGS)]
-
-    def launch(output):
-        return subprocess.Popen(
-            [sys.executable, "-u", "-c", code, str(work.parent / output), *arguments], cwd=ROOT, text=True,
-            env=os.environ | {"KUBECONFIG": str(work.parent / "kubeconfig")},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    first = launch("first")
+    values = {
+        "index_sha256": load_index(str(work / "shards")).sha256, "classifier": digits.classifier, "nodes": two_nodes(),
+        "preset": "digits", "settings": SETTINGS, "epochs": EPOCHS, "tensorboard_uri": str(work / "curves"),
+    }  # fmt: skip
+    first = start_launcher(work, "first", subprocess.STDOUT, **values)
     wait_for(lambda: api.pods and steps(next(iter(api.pods.values()))[0]), first)
     ((name, pods),) = api.pods.items()
     first.send_signal(signal.SIGKILL)
@@ -84,7 +69,7 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fl
     killed_at = steps(pods[0])[-1]
     wait_for(lambda: steps(pods[0])[-1] > killed_at + STEPS)  # nobody waits for it
     alone = steps(pods[0])[-1]
-    second = launch("second")
+    second = start_launcher(work, "second", subprocess.STDOUT, **values)
     output = second.communicate(timeout=200)[0]
     assert second.returncode == 0, output
     assert f"attached to the TrainJob {name}" in output and len(api.created) == 1
@@ -92,6 +77,8 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_attaches(api, fl
     log = (work.parent / "second" / "train_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(EPOCHS * STEPS))  # none twice, none missing
     assert not any("going on after" in line for line in pods[0].lines)  # one life
+    assert load_description(str(work.parent / "second")).provenance.processes == 2
+    assert list((work / "curves").rglob("*tfevents*"))
 
 
 @pytest.mark.slow

@@ -1,16 +1,12 @@
 """The InferenceService of the stage serve, and applying it to an API server that says yes, no, or nothing."""
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
 from must.base.storage import TransientError
-from must.runtime.supervise import supervised
 from must_components.cluster import Cluster as Account
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_reachable
@@ -18,6 +14,7 @@ from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, 
 from must_pipeline.cluster.nodes import server_of
 
 REGISTRY = "gs://models/registry"
+SERVICE = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos"
 
 
 def test_the_manifest_is_as_small_as_a_cluster_says():
@@ -66,85 +63,36 @@ def test_names_and_places():
     assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {})
 
 
-@contextmanager
-def api_server(status, live=None):
-    """An API server that answers every PATCH with `status`; the requests it had. `live`: the server that is there, 403
-    for no right to look."""
-    had = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            text = json.dumps(live if isinstance(live, dict) else {"kind": "Status"}).encode()
-            self.send_response(200 if isinstance(live, dict) else live or 404)
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def do_PATCH(self):
-            body = self.rfile.read(int(self.headers["content-length"]))
-            had.append((self.path, self.headers["content-type"], yaml.safe_load(body)))
-            answer = json.dumps({"kind": "Status", "code": status}).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(answer)))
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", had
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture
-def in_a_pod(monkeypatch, tmp_path):
-    """What a pod has: an address, an account's token and a namespace."""
-
-    def at(url):
-        (tmp_path / "namespace").write_text("vision\n")
-        (tmp_path / "token").write_text("secret\n")
-        monkeypatch.setattr(Account, "of_this_pod", lambda: Account(url, tmp_path))
-
-    return at
+def cluster(kubernetes, monkeypatch):
+    """The cluster of the pod that the stage runs in; it takes what is applied."""
+    monkeypatch.setattr(Account, "of_this_pod", lambda: kubernetes)
+    kubernetes.answers["PATCH", SERVICE] = 200, {}
+    return kubernetes
 
 
-def given(tmp_path):
-    return {
-        "registry_uri": f"{tmp_path}/registry", "model_name": "photos", "how": "apply",
-        "server": server_of(Cluster(volume=Volume(claim="data", mount=str(tmp_path)))),
-        "output": str(tmp_path / "out/service"),
-    }  # fmt: skip
+def serve(tmp_path, how="apply", **cluster):
+    values = {"registry_uri": f"{tmp_path}/registry", "model_name": "photos", "output": str(tmp_path / "out/service")}
+    server = server_of(Cluster(**{"volume": Volume(claim="data", mount=str(tmp_path))} | cluster))
+    return service.serve(str(tmp_path / "work"), how=how, server=server, **values)
 
 
-def serve(tmp_path, **values):
-    return service.serve(str(tmp_path / "work"), **(given(tmp_path) | values))
-
-
-def test_applying(in_a_pod, tmp_path):
-    with api_server(200) as (url, had):
-        in_a_pod(url)
-        found = serve(tmp_path)
-    ((path, kind, body),) = had
-    assert path.startswith("/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos?")
-    assert "fieldManager=must" in path and kind == "application/apply-patch+yaml"
+def test_applying(cluster, tmp_path):
+    applied = serve(tmp_path)
+    _, (method, path, headers, body) = cluster.asked  # after a look at what is there
+    assert method == "PATCH" and path.startswith(f"{SERVICE}?") and "fieldManager=must" in path
+    assert headers["Content-Type"] == "application/apply-patch+yaml"
     written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
     assert json.loads(written["metadata"]["annotations"]["must/server"]) == vars(Server())
     assert body == written == yaml.safe_load((tmp_path / "out/service").read_text())
-    assert found.namespace == "vision" and found.manifest.endswith("inferenceservice.yaml")
+    assert applied.namespace == "vision" and applied.manifest.endswith("inferenceservice.yaml")
 
 
-def applied(in_a_pod, tmp_path, live, **size):
-    server = server_of(Cluster(volume=Volume(claim="data", mount=str(tmp_path)), server=Server(**size)))
-    with api_server(200, live) as (url, had):
-        in_a_pod(url)
-        serve(tmp_path, server=server)
-    return had[-1][2]
+def applied(cluster, tmp_path, status, live=None, **size):
+    """The manifest that is sent where a look at the running server is answered so."""
+    cluster.answers["GET", SERVICE] = status, live
+    serve(tmp_path, server=Server(**size))
+    return cluster.asked[-1][-1]
 
 
 def size_of(manifest):
@@ -153,56 +101,42 @@ def size_of(manifest):
 
 
 def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yaml_says_another(
-    in_a_pod, tmp_path, caplog
+    cluster, tmp_path, caplog
 ):
-    live = applied(in_a_pod, tmp_path, None)
+    live = applied(cluster, tmp_path, 404)
     assert size_of(live) == (1, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}})
     live["spec"]["predictor"] |= {"minReplicas": 3, "maxReplicas": 5}
     more = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "8Gi"}}
     live["spec"]["predictor"]["containers"][0]["resources"] = more
     for _ in range(2):  # the next promotion as well
-        live = applied(in_a_pod, tmp_path, live)
+        live = applied(cluster, tmp_path, 200, live)
         assert size_of(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
     assert "values are kept, not those of cluster.yaml: replicas 3, resources" in caplog.text
-    live = applied(in_a_pod, tmp_path, live, replicas=2, memory_limit="6Gi")
+    live = applied(cluster, tmp_path, 200, live, replicas=2, memory_limit="6Gi")
     assert size_of(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
 
 
-def test_a_server_of_an_earlier_version_keeps_what_it_has(in_a_pod, tmp_path):
-    live = applied(in_a_pod, tmp_path, None)
+def test_a_server_of_an_earlier_version_keeps_what_it_has(cluster, tmp_path):
+    live = applied(cluster, tmp_path, 404)
     del live["metadata"]["annotations"]["must/server"]
     live["spec"]["predictor"]["minReplicas"] = 3
-    assert size_of(applied(in_a_pod, tmp_path, live))[0] == 3
-    assert size_of(applied(in_a_pod, tmp_path, live, replicas=2))[0] == 2
+    assert size_of(applied(cluster, tmp_path, 200, live))[0] == 3
+    assert size_of(applied(cluster, tmp_path, 200, live, replicas=2))[0] == 2
 
 
-def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(in_a_pod, tmp_path, caplog):
-    assert size_of(applied(in_a_pod, tmp_path, 403))[0] == 1
+def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, tmp_path, caplog):
+    assert size_of(applied(cluster, tmp_path, 403))[0] == 1
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "status, said, kind",
-    [
-        (403, "apply deploy/serving.yaml or use", ValueError),
-        (404, "install KServe", ValueError),
-        (422, "refuses the InferenceService: 422", ValueError),
-        (503, "answers 503", TransientError),
-    ],
-)
-def test_an_api_server_that_says_no(in_a_pod, tmp_path, status, said, kind):
-    with api_server(status) as (url, _):
-        in_a_pod(url)
-        with pytest.raises(kind, match=said) as error:
-            serve(tmp_path)
-    assert code_of(error.value) == (PREEMPTED if kind is TransientError else WRONG_INPUT)
-    assert (tmp_path / "registry/photos/inferenceservice.yaml").exists(), "it can be applied by hand"
-
-
-def test_an_api_server_that_is_away(in_a_pod, tmp_path):
-    in_a_pod("http://127.0.0.1:9")
-    with pytest.raises(TransientError, match="does not answer"):
+@pytest.mark.parametrize("status, kind, code", [(403, ValueError, WRONG_INPUT), (503, TransientError, PREEMPTED)])
+def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, kind, code):
+    """What it says: test_first_look.py."""
+    cluster.answers["PATCH", SERVICE] = status, {}
+    with pytest.raises(kind) as error:
         serve(tmp_path)
+    assert code_of(error.value) == code
+    assert (tmp_path / "registry/photos/inferenceservice.yaml").exists()
 
 
 def test_outside_of_a_cluster(tmp_path):
@@ -211,15 +145,6 @@ def test_outside_of_a_cluster(tmp_path):
     assert serve(tmp_path, how="write").namespace == ""
 
 
-def test_what_the_user_can_mend_is_one_line_and_is_not_tried_again(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("MUST_RETRIES", "2,0,1")
-    with pytest.raises(SystemExit) as ended:
-        supervised("serve", service.serve, "7", str(tmp_path / "work"), **given(tmp_path))
-    said = capfd.readouterr().err
-    assert ended.value.code == WRONG_INPUT and "use `write`" in said
-    assert "Traceback" not in said and "trying again" not in said
-
-
 def test_a_registry_that_no_pod_sees_is_not_applied(tmp_path):
     with pytest.raises(ValueError, match="does not see the registry"):
-        serve(tmp_path, server=server_of(Cluster()))
+        serve(tmp_path, volume=Volume())

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 RECORDED = Path(__file__).with_name("recorded")
 NEW = {"uid", "creationTimestamp", "resourceVersion", "time", "namespace", "generateName", "managedFields"}
 """What differs from one object to the next."""
@@ -66,44 +64,3 @@ def test_a_pod_after_its_container_was_restarted_in_place(api):
 
 def labels_of(pod):
     return {"jobset.sigs.k8s.io/jobset-uid": pod["metadata"]["labels"]["jobset.sigs.k8s.io/jobset-uid"]}
-
-
-@pytest.mark.parametrize("version, kept", [("2.0", False), ("2.1", False), ("2.2", True), ("2.3", True)])
-def test_an_older_trainer_drops_what_it_does_not_know_without_a_word(api, version, kept):
-    api.version = version
-    code, job = post(api, sent())
-    assert code == 201
-    assert ("runtimePatches" in job["spec"], "activeDeadlineSeconds" in job["spec"]) == (kept, kept)
-
-
-def test_a_crash_is_repeated_in_place_and_at_the_limit_the_pods_are_gone(api):
-    post(api, sent())
-    for _ in range(7):
-        assert len(api.pods["must-rec"]) == 2
-        api.exit("must-rec", 0, 1)
-    job = get(api, "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/must-rec")
-    (failed,) = job["status"]["conditions"]
-    assert (failed["type"], failed["reason"], api.pods["must-rec"]) == ("Failed", "FailedJobs", [])
-
-
-def test_a_deletion_in_the_background_leaves_the_jobset_for_a_while_and_a_new_job_gets_its_failure(api):
-    path = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/must-rec"
-    post(api, sent())
-    old = api.sets["must-rec"]
-    api.conclude("must-rec", "Failed", "FailedJobs", "")
-    api.answer("DELETE", path, {}, None)
-    assert "must-rec" not in api.jobs and api.sets["must-rec"] is old
-    post(api, sent())
-    (failed,) = get(api, path)["status"]["conditions"]
-    assert failed["type"] == "Failed" and api.sets["must-rec"] is old
-    assert "conditions" not in get(api, path)["status"] and api.sets["must-rec"] is not old
-
-
-def test_a_deletion_in_the_foreground_keeps_the_job_until_all_of_it_is_gone(api):
-    path = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/must-rec"
-    post(api, sent())
-    api.answer("DELETE", path, {}, {"propagationPolicy": "Foreground"})
-    assert get(api, path)["metadata"]["finalizers"] == ["foregroundDeletion"]
-    while api.answer("GET", path, {}, None)[0] != 404:
-        pass
-    assert not api.sets and not api.pods and api.starts == ["must-rec"] * 3  # made again twice, with pods on GPUs

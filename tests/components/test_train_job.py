@@ -9,7 +9,7 @@ from must.runtime.notes import read_notes
 from must_components.train_job.jobs import Jobs
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
-from tests.components.launching import ROOT, SUMMARY, completes, fails, nodes, train
+from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, train
 
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])
@@ -86,9 +86,7 @@ def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api, work):
 @pytest.mark.parametrize("code, hint", [(403, "give the service account the role in deploy/"), (422, "422")])
 def test_a_job_that_is_refused_is_one_line(api, work, capfd, code, hint):
     api.refuse_create = code
-    with pytest.raises(SystemExit) as exit_:
-        train(work)
-    assert exit_.value.code == 2
+    assert exit_code(work) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("must train:")]
     assert "could not be submitted" in line and "trainjobs is forbidden" in line and hint in line
 
@@ -97,9 +95,7 @@ def test_a_job_that_is_refused_is_one_line(api, work, capfd, code, hint):
 def test_a_runtime_that_is_not_there_is_one_line(api, work, capfd, refused):
     """The SDK looks for it in the namespace, and then in the cluster, where the account need not have rights."""
     api.refuse_cluster = refused
-    with pytest.raises(SystemExit) as exit_:
-        train(work, nodes=nodes() | {"runtime": "torch-distribute"})
-    assert exit_.value.code == 2
+    assert exit_code(work, nodes=nodes() | {"runtime": "torch-distribute"}) == 2
     assert "is Kubeflow Trainer 2 installed, and deploy/training-runtime.yaml applied?" in capfd.readouterr().err
 
 
@@ -107,8 +103,7 @@ def test_the_role_in_deploy_allows_what_the_launcher_asks_for(api, work, monkeyp
     monkeypatch.setenv("KFP_POD_NAME", "launcher")
     api.launchers["launcher"] = {"metadata": {"name": "launcher"}, "spec": {"containers": [{"name": "main"}]}}
     api.on_create = fails("no")
-    with pytest.raises(SystemExit):
-        train(work)
+    assert exit_code(work) == 1
     api.on_create = completes(work, "step 1")
     train(work)
     Jobs().is_over("must-x1")  # as on SIGTERM

@@ -12,9 +12,7 @@ GROUP = "trainer.kubeflow.org"
 # The fields of a TrainJob's spec by version of the custom resource; the API server drops any other without a word.
 ALWAYS = {"runtimeRef", "initializer", "trainer", "managedBy", "suspend"}
 FIELDS = {
-    "2.0": ALWAYS | {"labels", "annotations", "podSpecOverrides"},
     "2.1": ALWAYS | {"labels", "annotations", "podTemplateOverrides"},
-    "2.2": ALWAYS | {"runtimePatches", "activeDeadlineSeconds"},
     "2.3": ALWAYS | {"runtimePatches", "activeDeadlineSeconds"},
 }
 RUNTIME = {

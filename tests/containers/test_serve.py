@@ -5,8 +5,9 @@ import time
 import urllib.error
 import urllib.request
 
-from tests.containers.engine import container, engine, image, inspect
+from tests.containers.engine import container, engine, image
 from tests.deploy.serve.versions import NAME, add_version, promote
+from tests.gcs import free_port
 
 WAIT = 600  # seconds
 
@@ -49,15 +50,3 @@ def test_it_serves_follows_latest_and_ends(name, exported, pictures, tmp_path_fa
     engine("stop", "--time", "30", name)
     state = json.loads(engine("inspect", name).stdout)[0]["State"]
     assert state["ExitCode"] == 0, engine("logs", name).stderr
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_the_ports_are_told():
-    assert set(inspect("must-serve")["Config"]["ExposedPorts"]) == {"8080/tcp"}

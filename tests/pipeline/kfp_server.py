@@ -7,18 +7,18 @@ through the states it is told.
 import itertools
 import json
 import re
-import threading
 import uuid
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from must_pipeline.files import documents
+from tests.local_server import Answer, LocalServer
 from tests.pipeline.kfp_rules import Access, RefusedError, absent, check_length, check_parameters, check_schedule
 
 PAGE = 2
+HTML = {"Content-Type": "text/html"}
 NEVER = "1970-01-01T00:00:00Z"
 OVER = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 COLLECTIONS = {  # path -> (field of a listing, the id's field)
@@ -44,14 +44,8 @@ class KfpServer:
         self.states, self.tasks = ["PENDING", "RUNNING", "SUCCEEDED"], []
         self.html = False
         self.add("experiments", {"display_name": "Default", "description": "All runs without an experiment."})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        self.server = LocalServer(self.handle)
+        self.url, self.close = self.server.url, self.server.close
 
     def now(self):
         moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=next(self.seconds))
@@ -75,6 +69,25 @@ class KfpServer:
         return made
 
     # -- what is asked
+    def handle(self, request):
+        url = urlsplit(request.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        self.calls.append((request.method, url.path, dict(request.headers)))
+        if self.faults:
+            fault = self.faults.pop(0)
+            return Answer(0) if fault == "lost" else Answer(fault, b"<html>Bad Gateway</html>", HTML)
+        if self.html:
+            return Answer(200, b"<html>log in here</html>", HTML)
+        if self.wanted_header:
+            name, value = self.wanted_header
+            if request.headers.get(name) != value:
+                return Answer(401, {"message": "who are you?"})
+        try:
+            who = request.headers.get("Authorization")
+            return Answer(*self.answer(request.method, url.path, query, parse(request), who))
+        except RefusedError as error:
+            return Answer(*error.answer())
+
     def answer(self, method, path, query, body, who):
         for (refused, end), (status, message) in self.refuse.items():
             if method == refused and path.endswith(end):
@@ -197,52 +210,9 @@ class KfpServer:
         }
 
 
-def handler(server):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
-
-        def handle_any(self):
-            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            url = urlsplit(self.path)
-            query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            server.calls.append((self.command, url.path, dict(self.headers)))
-            if server.faults:
-                fault = server.faults.pop(0)
-                if fault == "lost":
-                    self.close_connection = True
-                    return None
-                return self.send(fault, b"<html>Bad Gateway</html>", "text/html")
-            if server.html:
-                return self.send(200, b"<html>log in here</html>", "text/html")
-            if server.wanted_header:
-                name, value = server.wanted_header
-                if self.headers.get(name) != value:
-                    return self.send(401, b'{"message": "who are you?"}')
-            try:
-                who = self.headers.get("Authorization")
-                status, answer = server.answer(self.command, url.path, query, self.parse(data), who)
-            except RefusedError as error:
-                status, answer = error.answer()
-            return self.send(status, json.dumps(answer).encode())
-
-        def parse(self, data):
-            kind = self.headers.get("Content-Type", "")
-            if kind.startswith("multipart/form-data"):
-                message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + data)
-                return next(part.get_payload(decode=True) for part in message.iter_parts())
-            return json.loads(data) if data and re.search("json", kind) else {}
-
-        def send(self, status, data, kind="application/json"):
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-        do_GET = do_POST = do_DELETE = handle_any  # noqa: N815
-
-    return Handler
+def parse(request):
+    kind = request.headers.get("Content-Type", "")
+    if kind.startswith("multipart/form-data"):
+        message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + request.body)
+        return next(part.get_payload(decode=True) for part in message.iter_parts())
+    return json.loads(request.body) if request.body and re.search("json", kind) else {}

@@ -1,7 +1,6 @@
 """A run that is left to people: it waits, is answered, goes on and promotes; here, and asked of Kubeflow."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -9,33 +8,16 @@ import yaml
 from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
 from must.method.answers.review import Review
-from must_pipeline import answer, submit
-from must_pipeline.cli import call as call_command
-from tests.pipeline.kfp_server import KfpServer
 from tests.pipeline.local import Run, small_demo
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("KFP_TOKEN", "me")
-    made = KfpServer(users={"Bearer me": {"vision"}})
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def answering(server, monkeypatch, tmp_path, capsys):
-    """(exit code, what was printed) of must-pipeline answer, or of another program."""
+def answering(server, must_pipeline, tmp_path, capsys):
+    """(exit code, what was printed) of must-pipeline answer, or of another command."""
     (tmp_path / "cluster.yaml").write_text("namespace: vision")
 
-    def call(*words, program=answer):
-        given = [*map(str, words), "--host", server.url, "--cluster", str(tmp_path / "cluster.yaml")]
-        monkeypatch.setattr(sys, "argv", ["must-pipeline answer", *given])
-        code = 0
-        try:
-            call_command(program.__name__.rpartition(".")[2])
-        except SystemExit as end:
-            code = end.code
+    def call(*words, command="answer"):
+        code = must_pipeline(command, *words, "--host", server.url, "--cluster", tmp_path / "cluster.yaml")
         shown = capsys.readouterr()
         return code, shown.out + shown.err
 
@@ -83,7 +65,7 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
 
     values = {**parameters, "work_uri": str(work)}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    assert answering("--parameters", tmp_path / "run.yaml", "--name", "must 1", program=submit)[0] == 0
+    assert answering("--parameters", tmp_path / "run.yaml", "--name", "must 1", command="submit")[0] == 0
     (run,) = server.stored["runs"].values()
     run_id, run["state"] = run["run_id"], "SUCCEEDED"
     notes = next(path for path in (work / "notes").iterdir() if (path / "review.json").exists())

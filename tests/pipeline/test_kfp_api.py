@@ -1,12 +1,9 @@
 """submit.py and schedule.py against a server that speaks the v2beta1 API: what is sent, said and left behind."""
 
-import sys
-
 import pytest
 import yaml
 
-from must_pipeline import DESCRIPTION, schedule, submit
-from must_pipeline.cli import call
+from must_pipeline import DESCRIPTION, schedule
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
@@ -14,16 +11,6 @@ from tests.pipeline.kfp_server import KfpServer
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("KFP_HOST", "KFP_TOKEN", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KFP_TOKEN", "me")
-    made = KfpServer(users={"Bearer me": {"vision"}})
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -47,24 +34,14 @@ def only(server, kind):
     return name
 
 
-def run(module, monkeypatch, *arguments):
-    """The script's exit code."""
-    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
-    try:
-        call(module.__name__.rpartition(".")[2])
-        return 0
-    except SystemExit as error:
-        return error.code
+@pytest.fixture
+def scheduler(server, files, must_pipeline):
+    return lambda *words: must_pipeline("schedule", *words, "--host", server.url, "--cluster", files / "cluster.yaml")
 
 
 @pytest.fixture
-def scheduler(server, files, monkeypatch):
-    return lambda *words: run(schedule, monkeypatch, *words, "--host", server.url, "--cluster", files / "cluster.yaml")
-
-
-@pytest.fixture
-def submitter(server, files, monkeypatch):
-    return lambda *words: run(submit, monkeypatch, *words, "--host", server.url, "--cluster", files / "cluster.yaml")
+def submitter(server, files, must_pipeline):
+    return lambda *words: must_pipeline("submit", *words, "--host", server.url, "--cluster", files / "cluster.yaml")
 
 
 def test_a_schedule_is_made_as_the_documentation_says(server, scheduler, files, capsys):
@@ -180,18 +157,15 @@ def test_a_run_is_submitted_and_waited_for(server, submitter, files, capsys, mon
     assert len(server.uploads) == 1
 
 
-def test_a_namespace_that_a_single_user_server_would_drop_is_refused(single, files, monkeypatch, capsys):
+def test_a_namespace_that_a_single_user_server_would_drop_is_refused(single, files, must_pipeline, capsys):
     words = ["--host", single.url, "--cluster", files / "cluster.yaml"]
-    for module, what in (
-        (submit, ["--parameters", files / "run.yaml"]),
-        (schedule, ["apply", files / "schedule.yaml"]),
-    ):
-        assert run(module, monkeypatch, *what, *words) == 2
+    for what in (["submit", "--parameters", files / "run.yaml"], ["schedule", "apply", files / "schedule.yaml"]):
+        assert must_pipeline(*what, *words) == 2
         assert "namespace vision: this Kubeflow Pipelines is installed for a single user" in capsys.readouterr().err
     assert not single.stored["runs"] and not single.stored["recurringruns"] and not single.uploads
     (files / "cluster.yaml").write_text("{service_account: must}")
-    assert run(schedule, monkeypatch, "apply", files / "schedule.yaml", *words) == 0
-    assert run(submit, monkeypatch, "--parameters", files / "run.yaml", *words) == 0
+    assert must_pipeline("schedule", "apply", files / "schedule.yaml", *words) == 0
+    assert must_pipeline("submit", "--parameters", files / "run.yaml", *words) == 0
 
 
 def test_the_version_that_was_applied_last_is_the_newest_also_within_a_second(server, scheduler, files, monkeypatch):
@@ -260,12 +234,12 @@ def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
     assert len(line.splitlines()) == 1
 
 
-def test_a_server_that_cannot_be_reached_is_one_line(files, monkeypatch, capsys):
+def test_a_server_that_cannot_be_reached_is_one_line(files, must_pipeline, capsys):
     words = ["--host", "http://127.0.0.1:9", "--cluster", files / "cluster.yaml"]
-    assert run(schedule, monkeypatch, "list", *words) == 2
+    assert must_pipeline("schedule", "list", *words) == 2
     assert "http://127.0.0.1:9: cannot be reached" in (line := capsys.readouterr().err.strip().splitlines()[-1])
     assert "kubectl port-forward" in line
-    assert run(submit, monkeypatch, "--parameters", files / "run.yaml") == 2
+    assert must_pipeline("submit", "--parameters", files / "run.yaml") == 2
     assert "--host is missing: the URL of Kubeflow Pipelines" in capsys.readouterr().err
 
 
@@ -290,6 +264,5 @@ def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, 
 
 
 def test_the_example_is_a_valid_schedule():
-
     example = schedule.read_schedule(COMPILED.with_name("schedule.yaml"), COMPILED)
     assert {"append", "only_new"} <= {k for k, v in example.parameters.items() if v is True}

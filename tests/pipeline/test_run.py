@@ -4,30 +4,44 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from must.api.cli import build_parser
+from must.data.format.index import load_index
 from must.deploy.promote.registry import Registry
+from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.stages import ALWAYS
+from tests.pipeline.compiled import compile_apart
 from tests.pipeline.local import LABEL_FREE, NO_WORSE, ROOT, Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [stage for stage in ALWAYS if stage not in ("close", "review")]  # of a run that is promoted and served
-SERVED = {"serve": "write"}
+PARTS = [f"{stage}-{number}-of-2" for stage in ("shard", "predict") for number in (1, 2)]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return folder, small_demo(folder)
+    return folder, small_demo(folder) | {"shard_settings": {"samples_per_shard": 20, "workers": 1}}
 
 
 @pytest.fixture(scope="module")
 def first(demo, tmp_path_factory):
-    """A run whose model passes the gate; the others start where it ended."""
-    work = tmp_path_factory.mktemp("run") / "work"
-    return work, Run(demo[1] | SERVED, work, "--verbose")
+    """A run whose model passes the gate, with two pods for shards and for predictions; the others start where it ended,
+    with one."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = {"abstain": "0.5", "embeddings": "true"}
+    cluster = {
+        "shard": {"pods": 2},
+        "predict": {"pods": 2, "uri": f"{folder}/predictions", "settings": settings},
+        "volume": {"claim": "work", "mount": str(folder)},
+    }
+    (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    compile_apart(load_cluster(folder / "cluster.yaml"), folder / "pipeline.yaml")
+    flags = ("--verbose", "--pipeline", folder / "pipeline.yaml")
+    return folder / "work", Run(demo[1] | {"serve": "write"}, folder / "work", *flags)
 
 
 def latest(work):
@@ -38,7 +52,7 @@ def latest(work):
 def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     work, run = first
     assert run.code == 0, run.log + run.error
-    assert sorted(run.stages) == sorted(ALL) and run.stages[-3:] == ["promote", "serve", "summary"]
+    assert sorted(run.stages) == sorted([*ALL, *["shard-part", "predict"] * 2]) and run.stages[-1] == "summary"
     version = latest(work).version
     place = work / "registry" / "digits" / version
     assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "openlineage.json", "version.json"}
@@ -54,11 +68,24 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
         and version in page
     )
     (notes,) = (work / "notes").iterdir()  # one run id for all stages
-    assert {path.stem for path in notes.glob("*.json")} == set(ALL) - {"summary"}
+    assert {path.stem for path in notes.glob("*.json")} == {*ALL, *PARTS} - {"summary"}
+    assert all(f"| {part} | done |" in page for part in PARTS)
     assert (notes / "summary.md").read_text() == page and (notes / "report.html").exists()
     for stage in ALL:
         assert f"== {stage} ==" in run.console
     assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
+
+
+@pytest.mark.slow
+def test_every_image_is_predicted_with_the_champion_by_several_pods(first):
+    work, _ = first
+    (folder,) = (work.parent / "predictions").iterdir()
+    assert folder.name == latest(work).version
+    summary, index = json.loads((folder / "predictions.json").read_text()), load_index(str(work / "shards"))
+    assert summary["rows"] == sum(one.samples for one in index.shards) and summary["abstain"] == 0.5
+    assert summary["index_sha256"] == index.sha256 and summary["embeddings"] is True
+    tables = [pq.read_table(path) for path in folder.glob("*.parquet")]
+    assert len(tables) == len(index.shards) and {len(row) for t in tables for row in t["embedding"].to_pylist()} == {64}
 
 
 @pytest.mark.slow
@@ -154,9 +181,9 @@ def test_new_images_are_appended_trained_on_and_compared_with_the_champion(first
     assert latest(work).version.startswith("r0001-") and latest(work).previous == (champion,)
 
 
-@pytest.mark.parametrize("text, message", [("sorce: x\n", "no parameter 'sorce'"), ("- 1\n", "expected 'name: value'")])
-def test_wrong_parameters_are_named(tmp_path, text, message):
-    (tmp_path / "p.yaml").write_text(text)
+def test_wrong_parameters_are_named(tmp_path):
+    """Which are wrong: tests/runtime/test_check.py."""
+    (tmp_path / "p.yaml").write_text("- 1\n")
     command = [sys.executable, ROOT / "pipeline" / "run_local.py", "--parameters", "p.yaml", "--output", "run"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert result.returncode == 2 and "expected 'name: value'" in result.stderr and len(result.stderr.splitlines()) == 1

@@ -4,9 +4,6 @@ import base64
 import gzip
 import json
 import os
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,29 +12,22 @@ import yaml
 from must.runtime.notes import Facts, read_notes, stage_note
 from must.runtime.summary import as_text, leave_page, stage_table, summarize
 from must_components.argo import exit_code_of, failures, is_refused
-from must_pipeline import cli
 from must_pipeline.server import wait
-from tests.pipeline.kfp_server import KfpServer
+from tests.local_server import Answer, serving
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
 
 
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    for name in ("KFP_HOST", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KFP_TOKEN", "me")
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr(wait, "POLL", 0.01)
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
-    made = KfpServer(users={"Bearer me": {"vision"}})
-    yield made
-    made.close()
 
 
 @pytest.fixture
-def waiting(server, tmp_path, monkeypatch):
+def waiting(server, tmp_path, must_pipeline):
     """Runs submit.py --wait; `token_file`: log in by that instead."""
     work = tmp_path / "work"
     (tmp_path / "run.yaml").write_text(
@@ -47,10 +37,7 @@ def waiting(server, tmp_path, monkeypatch):
 
     def call(*more):
         words = ["--parameters", tmp_path / "run.yaml", "--cluster", tmp_path / "cluster.yaml", "--host", server.url]
-        monkeypatch.setattr(sys, "argv", ["submit", *map(str, [*words, "--wait", *more])])
-        with pytest.raises(SystemExit) as end:
-            cli.call("submit")
-        return end.value.code
+        return must_pipeline("submit", *words, "--wait", *more)
 
     call.work = str(work)
     return call
@@ -64,8 +51,6 @@ def play(server, name):
     "name, code, line",
     [
         ("success", 0, ""),
-        ("nothing new", 0, ""),
-        ("stopped", 0, ""),
         ("retried", 0, ""),
         ("wrong input", 1, "failed: classifier"),
         ("quota", 1, "failed: root-driver"),
@@ -189,7 +174,7 @@ def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_
     assert page[2] == f"Started again as run `{second['run_id']}`, which goes on with its work."
 
 
-@pytest.mark.parametrize("flags, runs", [((), 3), (("--restarts", "0"), 1), (("--restarts", "1"), 2)])
+@pytest.mark.parametrize("flags, runs", [((), 3), (("--restarts", "0"), 1)])
 def test_it_is_started_again_as_often_as_asked_and_no_more(server, waiting, evicted, flags, runs):
     evicted[0] = 9
     assert waiting(*flags) == 1 and len(server.stored["runs"]) == runs
@@ -245,35 +230,21 @@ def cluster(tmp_path, monkeypatch):
     """A Kubernetes API with workflows: a list says, a look at a time, how many there are, or the very one; None: no
     right to see."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            found = looks.pop(0) if len(looks) > 1 else looks[0]
-            self.send_response(403 if found is None else 200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            assert (
-                "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in self.path
-                and "pipeline%2Frunid" in self.path
-            )
-            items = [found] if isinstance(found, dict) else [{}] * (found or 0)
-            self.wfile.write(json.dumps({"items": items}).encode())
-
-        def log_message(self, *args):
-            pass
+    def answer(request):
+        assert "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in request.path
+        assert "pipeline%2Frunid" in request.path
+        found = looks.pop(0) if len(looks) > 1 else looks[0]
+        items = [found] if isinstance(found, dict) else [{}] * (found or 0)
+        return Answer(403 if found is None else 200, {"items": items})
 
     looks = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = {
-        "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-        "users": [{"name": "u", "user": {}}],
-    }  # fmt: skip
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    yield looks
-    server.shutdown()
-    server.server_close()
+    with serving(answer) as url:
+        user, cluster = {"name": "u", "user": {}}, {"name": "c", "cluster": {"server": url}}
+        config = {"current-context": "c", "clusters": [cluster], "users": [user]}
+        config |= {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield looks
 
 
 def test_a_run_whose_workflow_was_deleted_is_noticed(server, waiting, cluster, capsys):

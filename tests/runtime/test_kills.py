@@ -16,13 +16,14 @@ from must.runtime.notes import read_notes
 from tests.method.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
 
 ROOT = Path(__file__).parents[2]
+PROCESSES = 2
 KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset", "epochs")}
 
 
-def start(digits, work, output, processes):
+def start(digits, work, output):
     values = {"classifier": str(digits.classifier), "output": str(output), "preset": "digits", "settings": KEPT}
     values |= {"index_sha256": load_index(str(digits.shards)).sha256, "epochs": SETTINGS["epochs"]}
-    values |= {"processes": str(processes)}
+    values |= {"processes": str(PROCESSES)}
     code = "from must.runtime.supervise import supervised; from must.runtime.stages import train; "
     code += f"supervised('train', train, 'r', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "9,0,1", "OMP_NUM_THREADS": "1"}
@@ -44,19 +45,15 @@ def steps(work):
     return len(list((work / "checkpoints").glob("*/step-*.json")))
 
 
-def place(digits, work):
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["worker", "pod"])
+def test_kills_at_random_moments_change_nothing(digits, tmp_path, what):
+    """`worker`: torchrun above the processes that train. `pod`: all, and Kubeflow starts it again."""
+    chance, kills, work = random.Random(2), 0, tmp_path / "killed"
     work.mkdir()
     (work / "shards").symlink_to(digits.shards)
-    return work
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what, processes, most", [("worker", 2, 2), ("pod", 1, 3), ("pod", 2, 2)])
-def test_kills_at_random_moments_change_nothing(digits, tmp_path, what, processes, most):
-    """`worker`: the process that trains (with two, torchrun above them). `pod`: all, and Kubeflow starts it again."""
-    chance, work, kills = random.Random(processes), place(digits, tmp_path / "killed"), 0
-    process = start(digits, work, tmp_path / "b", processes)
-    while kills < most:
+    process = start(digits, work, tmp_path / "b")
+    while kills < 2:
         before = steps(work)
         deadline = time.monotonic() + 120
         while (steps(work) <= min(before, 1) or not below(process.pid)) and process.poll() is None:
@@ -71,10 +68,10 @@ def test_kills_at_random_moments_change_nothing(digits, tmp_path, what, processe
         if what == "pod":
             process.kill()
             process.wait()
-            process = start(digits, work, tmp_path / "b", processes)
+            process = start(digits, work, tmp_path / "b")
         until_gone(victims)  # none trains on beside those of the next try
     assert process.wait(timeout=300) == 0, (work / "log").read_text()
-    assert kills >= 2 and difference(undisturbed(digits, processes), tmp_path / "b") == 0.0
+    assert kills == 2 and difference(undisturbed(digits, PROCESSES), tmp_path / "b") == 0.0
     (note,) = read_notes(str(work), "r")
     assert note.state == "done" and len(note.tries) == kills and not is_running(process.pid)
     assert note.result.startswith(f"{STEPS} steps, ")

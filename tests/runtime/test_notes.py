@@ -144,9 +144,13 @@ def test_two_runs_that_end_together_forget_the_same_notes(old_runs, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), storage.TransientError("gs://b: no answer")]
+    "what, error",
+    [
+        ("list_files", storage.TransientError("gs://b: no answer")),
+        ("read_bytes", storage.TransientError("gs://b: no answer")),
+        ("delete_folder", PermissionError(13, "Permission denied")),
+    ],
 )
-@pytest.mark.parametrize("what", ["list_files", "read_bytes", "delete_folder"])
 def test_notes_that_cannot_be_deleted_are_a_warning(old_runs, monkeypatch, capsys, what, error):
     def fails(*_):
         raise error
@@ -162,11 +166,6 @@ def edit(folder, number, **values):
     """As a stage that ended when it began would have left it: the time of writing counts, and a test cannot wait."""
     file = Path(folder) / f"stage{number}.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def test_the_page_stays_beside_the_notes(tmp_path):
-    leave_page(str(tmp_path), "7", "# Promoted")
-    assert (tmp_path / "notes" / "7" / "summary.md").read_text() == "# Promoted"
 
 
 def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_path):
@@ -202,8 +201,6 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, cap
 def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(bucket_server, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "COPY_EVERY_S", 0.05)
     folder, place = tmp_path / "tensorboard", f"{bucket_server.uri}/curves"
-    from must.base import storage
-
     with stage_note(bucket_server.uri, "train"), mirrored(str(folder), place):
         assert read_notes(bucket_server.uri)[0].state == "running"
         folder.mkdir()

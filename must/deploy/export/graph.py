@@ -108,7 +108,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 CALIBRATION_BATCH = 16
-QUANTIZER_FILES = 4  # times the float model: the room for its temporary files, which were 3 times at most
+QUANTIZER_FILES = 4  # free space for its temporary files, in sizes of the float model; measured: at most 3
 
 
 @quieted(logging.ERROR, "")  # the quantizer logs its advice to the root logger
@@ -126,13 +126,13 @@ def quantize(
         folder: for intermediate files.
 
     Raises:
-        ValueError: they have no room. The runtime does not notice a full disk, and reads back what it cut off.
+        ValueError: too little free space. The runtime does not notice a full disk, and reads truncated files.
     """
     room = QUANTIZER_FILES * graph.ByteSize()
     require(
         shutil.disk_usage(folder).free >= room,
         f"{tempfile.gettempdir()}: quantizing needs {room / 1e6:.0f} MB for temporary files there; free some space or "
-        "set TMPDIR to another place",
+        "set TMPDIR to another folder",
     )
     load_runtime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static

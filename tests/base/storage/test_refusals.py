@@ -6,9 +6,8 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -18,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from must.base import storage
 from must.base.storage import gcs, retry
 from tests.base.storage.table import BEGIN, END, PAGE, table, with_table
+from tests.local_server import Answer, Request, serving
 from tests.stores import be_impatient, empty_bucket
 
-HOST = "127.0.0.1"
 CALLS: dict[str, Callable[[str], Any]] = {
     "read": lambda uri: storage.read_bytes(f"{uri}/name"),
     "write": lambda uri: storage.write_bytes(f"{uri}/name", b"x"),
@@ -37,30 +36,10 @@ def answering(status: int, code: str, store: str) -> Iterator[str]:
     else:
         body = f"<?xml version='1.0' encoding='utf-8'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
 
-    class Refuses(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_any(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
-            for name, value in {"x-amz-bucket-region": "eu-north-1", "x-ms-error-code": code}.items():
-                if (name[2:5] == "amz") == (store == "s3"):
-                    self.send_header(name, value)
-            self.send_header("Content-Type", "application/json" if store == "gs" else "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_PUT = do_POST = do_HEAD = handle_any  # noqa: N815
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer((HOST, 0), Refuses) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{HOST}:{server.server_port}"
-        server.shutdown()
+    headers = {"s3": {"x-amz-bucket-region": "eu-north-1"}, "az": {"x-ms-error-code": code}}.get(store, {})
+    kind = "application/json" if store == "gs" else "application/xml"
+    with serving(lambda _: Answer(status, body, headers | {"Content-Type": kind})) as url:
+        yield url
 
 
 def refused(
@@ -98,6 +77,20 @@ def test_a_refusal_is_one_line_whatever_was_called(
     monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, message: str, call: str
 ) -> None:
     assert message in refused(monkeypatch, store, status, code, call)
+
+
+@pytest.mark.parametrize(
+    "code, status, message",
+    [
+        ("InvalidAccessKeyId", 403, "does not accept these credentials"),
+        ("AuthorizationHeaderMalformed", 400, "lies in the region eu-north-1"),
+        ("NotImplemented", 501, "has no conditional writes"),
+    ],
+)
+def test_what_s3_refuses_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, code: str, status: int, message: str
+) -> None:
+    assert message in refused(monkeypatch, "s3", status, code, "write")
 
 
 @pytest.mark.parametrize("call", ["write", "list"])
@@ -198,36 +191,27 @@ def test_a_key_that_is_renewed_while_the_program_runs_is_read_again(
     """A file of keys in a mounted Secret, which a company replaces; the server knows the new key alone from then on."""
     accepted = ["AKIDOLD"]
 
-    class Keeps(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            good = f"Credential={accepted[0]}/" in self.headers.get("Authorization", "")
-            body = b"data" if good else b"<Error><Code>InvalidAccessKeyId</Code><Message>no</Message></Error>"
-            self.send_response(200 if good else 403)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
+    def answer(request: Request) -> Answer:
+        if f"Credential={accepted[0]}/" in request.headers.get("Authorization", ""):
+            return Answer(200, b"data")
+        return Answer(403, b"<Error><Code>InvalidAccessKeyId</Code><Message>no</Message></Error>")
 
     def keys(name: str) -> None:
         text = f"[default]\naws_access_key_id = {name}\naws_secret_access_key = x\n"
         (tmp_path / "keys").write_text(text)
 
-    with ThreadingHTTPServer((HOST, 0), Keeps) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with serving(answer) as url:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
         monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{server.server_port}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         monkeypatch.setattr("must.base.storage.store.AGAIN", 0.1)
         keys("AKIDOLD")
         assert storage.read_bytes("s3://bucket/name") == b"data"
         accepted[0] = "AKIDNEW"
         Timer(1.0, keys, ["AKIDNEW"]).start()
         assert storage.read_bytes("s3://bucket/name") == b"data"
-        server.shutdown()
 
 
 @pytest.mark.slow

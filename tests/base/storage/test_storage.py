@@ -6,9 +6,7 @@ import os
 import stat
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -183,43 +181,6 @@ def test_without_the_package_one_line_says_what_to_install(uri: str, package: st
     code += f"try: storage.exists('{uri}')\nexcept ValueError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert f"pip install 'must-clip[{extra}]'" in done.stdout and done.stdout.count("\n") == 1, done.stderr
-
-
-@pytest.mark.parametrize(
-    "code, status, message",
-    [
-        ("ExpiredToken", 400, "credentials have expired"),
-        ("InvalidAccessKeyId", 403, "does not accept these credentials"),
-        ("AccessDenied", 403, "no permission"),
-        ("PermanentRedirect", 301, "lies in the region eu-north-1; set AWS_REGION=eu-north-1"),
-        ("AuthorizationHeaderMalformed", 400, "lies in the region eu-north-1"),
-        ("NotImplemented", 501, "has no conditional writes"),
-    ],
-)
-def test_what_s3_refuses_is_one_line_that_says_what_to_do(code: str, status: int, message: str) -> None:
-    answer = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-
-    class Refuses(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            self.send_response(status)
-            self.send_header("x-amz-bucket-region", "eu-north-1")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        settings = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in (settings | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}).items():
-                patch.setenv(name, value)
-            with pytest.raises(ValueError, match=message) as error:
-                storage.write_bytes("s3://bucket/name", b"x")
-        server.shutdown()
-    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_scheme_is_named() -> None:

@@ -1,0 +1,76 @@
+"""A server of HTTP in this process, of which a test writes the answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class Answer:
+    """`status` 0: the connection is closed instead. `body`: bytes as they are, anything else as JSON."""
+
+    status: int
+    body: Any = b""
+    headers: Mapping[str, str] | None = None
+
+
+class LocalServer:
+    """`url` is its address, until it is closed."""
+
+    def __init__(self, answer: Callable[[Request], Answer]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
+
+            def handle_any(self) -> None:
+                data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                answered = answer(Request(self.command, self.path, self.headers, data))
+                if not answered.status:
+                    self.close_connection = True
+                    return
+                body = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
+                self.send_response(answered.status)
+                for name, value in {"Content-Type": "application/json", **(answered.headers or {})}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextmanager
+def serving(answer: Callable[[Request], Answer]) -> Iterator[str]:
+    """The server's address."""
+    server = LocalServer(answer)
+    try:
+        yield server.url
+    finally:
+        server.close()

@@ -1,0 +1,32 @@
+"""A Kubeflow Pipelines to ask, and must-pipeline's commands as a person types them."""
+
+import sys
+
+import pytest
+
+from must_pipeline import cli
+from tests.pipeline.kfp_server import KfpServer
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("KFP_TOKEN", "me")
+    made = KfpServer(users={"Bearer me": {"vision"}})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def must_pipeline(monkeypatch):
+    """must_pipeline(command, *words): the exit code."""
+
+    def call(command, *words):
+        monkeypatch.setattr(sys, "argv", [command, *map(str, words)])
+        try:
+            cli.call(command)
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return call
