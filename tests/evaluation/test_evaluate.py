@@ -2,13 +2,9 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +23,7 @@ from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from must.method.select.refine import refine
 from tests.evaluation.digits import pixels_of
 from tests.evaluation.measured import MEASURED
+from tests.method.train.processes import on_ranks
 
 
 def settings(digits, output, **changes):
@@ -110,9 +107,6 @@ def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
     other = str(tmp_path / "other")
     save_bundle(other, bundle.model, replace(bundle.description, classes=["nought", *CLASSES[1:]]))
     cases = (
-        ({"split": "validation"}, "no split 'validation'"),
-        ({"model": str(tmp_path)}, "no model.json"),
-        ({"baseline": str(tmp_path / "none.safetensors")}, "no such file"),
         ({"baseline": other}, "has other classes"),
         ({"model": other, "baseline": ""}, "its label 'zero' is none of the 10 classes (nought, one,"),
     )
@@ -137,14 +131,7 @@ def test_some_images_without_a_label(digits, tmp_path):
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
     metrics, _ = evaluated
-    flags = ["--model", digits.adapted, "--baseline", digits.classifier, "--shards", digits.shards, "--workers", "0"]
-    flags += ["--output", str(tmp_path), "--device", "cpu", "--batch-size", "50"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "must"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*start, "evaluate", *flags], capture_output=True, text=True, env=environment, cwd=Path.cwd(), timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, evaluate, settings(digits, tmp_path, batch_size=50))
     both = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("adapted", "baseline"):
         for key in ("top1", "top5", "mean_per_class"):

@@ -7,10 +7,8 @@ import pytest
 
 from benchmarks.few_shot import (
     Features,
-    draw,
     few_shot,
     fold_numbers,
-    linear_probe,
     logistic_regression,
     tip_adapter,
 )  # fmt: skip
@@ -33,25 +31,14 @@ def test_tip_adapter_by_hand():
     assert tip_adapter(few, image, classifier, logit_factor=1000.0)[0] == 0
 
 
-def test_linear_probe_separates_what_can_be_separated():
-    generator = np.random.default_rng(0)
-    centres = unit(generator.normal(size=(4, 16)))
-    labels = np.repeat(np.arange(4), 8)
-    few = Features(unit(centres[labels] + 0.1 * generator.normal(size=(32, 16))), labels)
-    test = np.repeat(np.arange(4), 50)
-    images = unit(centres[test] + 0.1 * generator.normal(size=(200, 16)))
-    assert (linear_probe(few, images, seed=0) == test).mean() > 0.99
-
-
-@pytest.mark.parametrize("c", [0.1, 1.0, 100.0])
-def test_the_probe_is_the_usual_logistic_regression(c):
+def test_the_probe_is_the_usual_logistic_regression():
     sklearn = pytest.importorskip("sklearn.linear_model")
     generator = np.random.default_rng(1)
     labels = generator.integers(3, 8, 60)  # classes 0 to 2 have no image
     features = unit(np.eye(16)[labels] + 0.6 * generator.normal(size=(60, 16)))
     images = unit(generator.normal(size=(500, 16)))
-    expected = sklearn.LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features, labels).predict(images)
-    assert (logistic_regression(Features(features, labels), c, images) == expected).mean() > 0.99
+    expected = sklearn.LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(features, labels).predict(images)
+    assert (logistic_regression(Features(features, labels), 1.0, images) == expected).mean() > 0.99
 
 
 def test_folds_hold_every_class_evenly():
@@ -59,14 +46,6 @@ def test_folds_hold_every_class_evenly():
     folds = fold_numbers(labels, 4, seed=0)
     assert all(np.bincount(folds[labels == label], minlength=4).min() >= 1 for label in (0, 1, 4))
     assert np.bincount(folds).max() - np.bincount(folds).min() <= 2
-
-
-def test_draw_takes_that_many_of_each_class_and_no_image_twice():
-    labels = np.array([0] * 5 + [1] * 2 + [3] * 9)
-    rows = draw(labels, 4, seed=1)
-    assert len(set(rows.tolist())) == len(rows)
-    assert np.bincount(labels[rows], minlength=4).tolist() == [4, 2, 0, 4]
-    assert draw(labels, 4, seed=1).tolist() == rows.tolist() != draw(labels, 4, seed=2).tolist()
 
 
 def test_more_labels_help_on_digits(digits):

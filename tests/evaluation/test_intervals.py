@@ -7,7 +7,7 @@ from must.evaluation.metrics import bootstrap, interval, mcnemar, paired
 from tests.evaluation.test_metrics import random_task, results_of
 
 
-@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (1, 0), (5, 5), (10, 2), (2, 10), (174, 4), (600, 520)])
+@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 5), (2, 10), (600, 520)])
 def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
     from scipy.stats import binomtest  # takes a second, which other processes need not wait for
 

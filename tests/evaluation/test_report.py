@@ -1,6 +1,7 @@
 """The report: complete in itself, small, and safe to open whatever the classes and files are called."""
 
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -16,7 +17,7 @@ from must.evaluation.report.provenance import command_line
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
 from must.evaluation.scores import Collector, Samples
-from must.method.model.bundle import load_bundle
+from must.method.model.bundle import load_bundle, save_bundle
 from tests.evaluation.measured import CHECK
 
 HOSTILE = (
@@ -202,9 +203,7 @@ def test_without_labels_the_check_is_told_and_no_more(check, tone, words):
 
 def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path):
     bundle = load_bundle(digits.adapted)
-    from must.method.model.bundle import save_bundle
-
-    save_bundle(str(tmp_path), bundle.model, replace(bundle.description))
+    save_bundle(str(tmp_path), bundle.model, bundle.description)
     lines = [f'{{"step": {i}, "confident": {0.5 + i / 200}, "lr": 0.001, "loss_fairness": NaN}}' for i in range(50)]
     (tmp_path / "train_log.jsonl").write_text("\n".join(lines) + '\n{"step": 50, "confi')
     text, _ = rendered(digits, [str(i) for i in range(10)], model=str(tmp_path))
@@ -220,9 +219,6 @@ def test_one_frequent_confusion_does_not_fill_the_page():
 
 def test_the_command_to_reproduce_can_be_pasted():
     config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", baseline="b")
-    line = command_line("evaluate", EvaluateConfig, config.to_dict())
-    import shlex
-
-    words = shlex.split(line)
+    words = shlex.split(command_line("evaluate", EvaluateConfig, config.to_dict()))
     assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words
     assert "--split" not in words, "defaults are left out"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from must.api.stages import call
 from tests.method.train.lives import (
     ENVIRONMENT,
     SETTINGS,
@@ -22,6 +23,7 @@ from tests.method.train.lives import (
     undisturbed,
     wait_for_step,
 )  # fmt: skip
+from tests.method.train.processes import on_ranks
 
 ROOT = Path(__file__).parents[3]
 LONG = {"epochs": 400}
@@ -73,36 +75,20 @@ def test_torchrun_restarts_a_run_that_lost_a_process(digits, tmp_path):
     assert difference(output, undisturbed(digits, 2)) == 0.0
 
 
-APART = """
-import json, os, sys
-from must.base.exits import exiting
-from must.api.stages import call
-values = json.loads(sys.argv[1])
-values["checkpoints"] += os.environ["RANK"]
-os.environ |= {"GROUP_RANK": os.environ["RANK"], "LOCAL_RANK": "0"}  # each process as if on a node of its own
-with exiting("train"):
-    call("train", **values)
-"""
+def train_apart(values):
+    """As if each process was on a node of its own, which has checkpoints of its own."""
+    rank = os.environ["RANK"]
+    os.environ |= {"GROUP_RANK": rank, "LOCAL_RANK": "0"}
+    call("train", **values, checkpoints=f"{values['output']}-{rank}")
 
 
 @pytest.mark.slow
 def test_nodes_that_do_not_see_the_same_checkpoints_are_refused(digits, tmp_path):
     values = {**SETTINGS, "shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "run")}
-    finish(start(digits, tmp_path / "first", 1, checkpoints=str(tmp_path / "place-0")), tmp_path / "first")
-    (tmp_path / "apart.py").write_text(APART)
-    command = [
-        "-m",
-        "must.method.distributed.torchrun",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(tmp_path / "apart.py"),
-    ]
-    result = subprocess.run(
-        [sys.executable, *command, json.dumps({**values, "checkpoints": str(tmp_path / "place-")})],
-        capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 2, result.stderr
-    assert "some processes find a checkpoint of step 36 there, others one of step 0 (0: none)" in result.stderr
+    finish(start(digits, tmp_path / "first", 1, checkpoints=str(tmp_path / "run-0")), tmp_path / "first")
+    refusal = r"UserError: .*some processes find a checkpoint of step 36 there, others one of step 0 \(0: none\)"
+    with pytest.raises(AssertionError, match=refusal):
+        on_ranks(2, train_apart, values)
 
 
 LAUNCH = """

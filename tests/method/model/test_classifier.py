@@ -8,10 +8,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from must.api.demo import asset_folder
 from must.config import ClassifierConfig
-from must.method.model.backbone import load_backbone
+from must.method.model.backbone import load_backbone, quick_gelu_option
 from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import (
     ClassSet,
@@ -72,6 +73,12 @@ def write(tmp_path, text):
     return str(path)
 
 
+def made(tmp_path, text=GOOD, name="c.safetensors"):
+    """(the classifier of a class file, the path of its own file), of the bundled model."""
+    values = {"classes": write(tmp_path, text), "model": str(asset_folder()), "output": str(tmp_path / name)}
+    return classifier(ClassifierConfig(**values)), values["output"]
+
+
 def test_own_prompts_and_number_names(tmp_path):
     text = "classes:\n- 7\n- {name: dog, prompts: [a dog, a puppy]}\ntemplates: ['a {}', 'the {}']\n"
     class_set = load_class_set(write(tmp_path, text))
@@ -110,7 +117,6 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
     "text, message",
     [
         ("classes: [cat]\n", "needs at least two classes"),
-        ("classes: []\n", "needs at least two classes"),
         ("classes: [cat, '']\n", "class 2 has no name"),
         ("classes: [cat, no]\n", "class 2 has no name .YAML reads yes, no"),
         ("classes: [cat, cat]\n", "class 'cat' appears more than once"),
@@ -120,20 +126,7 @@ def test_a_wrong_file_of_names_is_one_line(tmp_path, data, message):
         ("classes: [cat, {name: dog, share: 2}]\n", "class 'cat' has no share; give one to every class or to none"),
         *(
             (f"classes: [{{name: cat, share: 1}}, {{name: dog, share: {share}}}]\n", "the share of class 'dog' must be")
-            for share in (
-                "0",
-                "-1",
-                ".nan",
-                ".inf",
-                "true",
-                "'3'",
-                "many",
-                "null",
-                "[1]",
-                "1e10",
-                "1e-10",
-                "1" + 400 * "0",
-            )
+            for share in ("0", ".nan", "true", "many", "1e10", "1" + 400 * "0")
         ),
         ('classes: [cat, "do\\0g"]\n', "class 2 is 'do.g', with a character that no file can hold"),
         (f"classes: {list(range(3000))}\ntemplates: {[f'{n} {{}}' for n in range(5000)]}\n", "too many prompts"),
@@ -156,18 +149,15 @@ def test_wrong_class_files_are_one_line(tmp_path, text, message):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_not_cut_off(tmp_path):
-    file = write(tmp_path, "classes: [cat, dog]\ntemplates: ['" + "very " * 60 + "good {}']\n")
-    output = tmp_path / "c.safetensors"
     with pytest.raises(ValueError, match=r"has \d+ tokens, the model takes 24"):
-        classifier(ClassifierConfig(classes=file, model=str(asset_folder()), output=str(output)))
-    assert not output.exists()
+        made(tmp_path, "classes: [cat, dog]\ntemplates: ['" + "very " * 60 + "good {}']\n")
+    assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_the_file_comes_back_as_it_was(tmp_path):
-    output = str(tmp_path / "c.safetensors")
-    made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=output))
-    back = load_text_classifier(output)
-    assert torch.equal(back.weights, made.weights) and back.classes == ("cat", "dog")
+    written, file = made(tmp_path)
+    back = load_text_classifier(file)
+    assert torch.equal(back.weights, written.weights) and back.classes == ("cat", "dog")
     torch.testing.assert_close(back.weights.norm(dim=0), torch.ones(2))
     assert back.logit_scale == pytest.approx(load_backbone(str(asset_folder())).logit_scale)
 
@@ -178,44 +168,35 @@ SHARES = "classes: [{name: cat, share: 1}, {name: dog, share: 3}]\ntemplates: ['
 def test_shares_are_relative_and_travel_in_the_file(tmp_path):
     assert load_class_set(write(tmp_path, SHARES)).shares == (0.25, 0.75)
     assert load_class_set(write(tmp_path, SHARES.replace("1}", "0.5}").replace("3}", "1.5}"))).shares == (0.25, 0.75)
-    output = str(tmp_path / "c.safetensors")
-    made = classifier(ClassifierConfig(classes=write(tmp_path, SHARES), model=str(asset_folder()), output=output))
-    assert load_text_classifier(output).shares == made.shares == (0.25, 0.75)
-    assert read_header(output)["shares"] == [0.25, 0.75]
+    written, file = made(tmp_path, SHARES)
+    assert load_text_classifier(file).shares == written.shares == (0.25, 0.75)
+    assert read_header(file)["shares"] == [0.25, 0.75]
 
 
 def test_a_file_without_shares_is_what_it_was_before_there_were_any(tmp_path):
-    plain, shares = str(tmp_path / "plain.safetensors"), str(tmp_path / "shares.safetensors")
-    classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=plain))
+    (_, plain), (_, shares) = made(tmp_path), made(tmp_path, SHARES, "shares.safetensors")
     assert "shares" not in read_header(plain)
     assert load_text_classifier(plain).shares == ()
-    classifier(ClassifierConfig(classes=write(tmp_path, SHARES), model=str(asset_folder()), output=shares))
     save_classifier(replace(load_text_classifier(shares), shares=()), shares)
     assert Path(shares).read_bytes() == Path(plain).read_bytes()
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.0), (0.5, float("nan")), (1.5, -0.5), "ab", 3], ids=str)
 def test_shares_that_cannot_be_are_damage(tmp_path, shares):
-    file = str(tmp_path / "c.safetensors")
-    classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=file))
-    save_classifier(replace(load_text_classifier(file), shares=shares), file)
+    written, file = made(tmp_path)
+    save_classifier(replace(written, shares=shares), file)
     for read in (load_text_classifier, read_header):
         with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
             read(file)
 
 
-def test_damaged_or_other_files_are_named(tmp_path):
-    path = tmp_path / "c.safetensors"
-    path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
-        load_text_classifier(str(path))
-
-
-@pytest.mark.parametrize("damage", ["a bit", "no number", "dimensions", "scale"])
-def test_weights_that_are_not_what_was_written_are_damage(tmp_path, damage):
-    path = tmp_path / "c.safetensors"
-    made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=str(path)))
-    if damage == "a bit":
+@pytest.mark.parametrize("damage", ["nonsense", "a bit", "no number", "dimensions", "scale"])
+def test_a_file_that_is_not_what_was_written_is_damaged(tmp_path, damage):
+    written, file = made(tmp_path)
+    path = Path(file)
+    if damage == "nonsense":
+        path.write_bytes(b"nonsense")
+    elif damage == "a bit":
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))
     elif damage == "dimensions":  # a minute to look at, if that is done before they are counted
@@ -223,21 +204,18 @@ def test_weights_that_are_not_what_was_written_are_damage(tmp_path, damage):
         head = data[8:end].replace(b'"shape":[', b'"shape":[' + b"1," * 100_000)
         path.write_bytes(len(head).to_bytes(8, "little") + head + data[end:])
     elif damage == "scale":  # the least similar class would be the answer
-        save_classifier(replace(made, logit_scale=-1.0), str(path))
+        save_classifier(replace(written, logit_scale=-1.0), file)
     else:
-        save_classifier(replace(made, weights=made.weights * float("nan")), str(path))
+        save_classifier(replace(written, weights=written.weights * float("nan")), file)
     with pytest.raises(ValueError, match="is damaged or no file of `must classifier`"):
-        load_text_classifier(str(path))
+        load_text_classifier(file)
 
 
 def test_a_file_of_an_earlier_version_has_no_checksum(tmp_path):
-    from safetensors.torch import save_file
-
-    path = tmp_path / "c.safetensors"
-    made = classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=str(path)))
-    described = {name: value for name, value in read_header(str(path)).items() if name != "sha256"}
-    save_file({"classifier": made.weights.contiguous()}, path, {"must": json.dumps(described)})
-    assert torch.equal(load_text_classifier(str(path)).weights, made.weights)
+    written, file = made(tmp_path)
+    described = {name: value for name, value in read_header(file).items() if name != "sha256"}
+    save_file({"classifier": written.weights.contiguous()}, file, {"must": json.dumps(described)})
+    assert torch.equal(load_text_classifier(file).weights, written.weights)
 
 
 def test_a_classifier_of_another_model_is_refused():
@@ -247,16 +225,12 @@ def test_a_classifier_of_another_model_is_refused():
 
 
 def test_openais_weights_get_their_activation_and_others_theirs():
-    from must.method.model.backbone import quick_gelu_option
-
     assert quick_gelu_option("ViT-B-16", "openai") == {"force_quick_gelu": True}
     assert quick_gelu_option("ViT-B-16", "laion2b_s34b_b88k") == {}
 
 
 def test_a_bundle_classifies_as_before_and_damage_is_named(tmp_path):
-    output = str(tmp_path / "c.safetensors")
-    classifier(ClassifierConfig(classes=write(tmp_path, GOOD), model=str(asset_folder()), output=output))
-    bundle = zero_shot_bundle(load_text_classifier(output))
+    bundle = zero_shot_bundle(made(tmp_path)[0])
     folder = tmp_path / "bundle"
     save_bundle(str(folder), bundle.model, bundle.description)
     images = torch.randn(3, 3, 32, 32)

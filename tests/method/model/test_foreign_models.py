@@ -24,13 +24,29 @@ def asked(monkeypatch):
     return hosts
 
 
-def changed(digits, tmp_path, change):
-    folder = tmp_path / "bundle"
-    shutil.copytree(digits.zero_shot, folder)
-    description = json.loads((folder / "model.json").read_text())
-    change(description["architecture"])
-    (folder / "model.json").write_text(json.dumps(description))
+def rewritten(original, file, tmp_path, change):
+    """A copy of a folder, in one of whose JSON files `change` has changed the values."""
+    folder = tmp_path / "copy"
+    shutil.copytree(original, folder)
+    values = json.loads((folder / file).read_text())
+    change(values)
+    (folder / file).write_text(json.dumps(values))
     return str(folder)
+
+
+def changed(digits, tmp_path, change):
+    """A bundle with another architecture."""
+    return rewritten(digits.zero_shot, "model.json", tmp_path, lambda values: change(values["architecture"]))
+
+
+def with_value(digits, tmp_path, name, value):
+    """A bundle with another value in its description."""
+    return rewritten(digits.zero_shot, "model.json", tmp_path, lambda values: values.update({name: value}))
+
+
+def given_model(tmp_path, change):
+    """A model folder with another configuration."""
+    return rewritten(asset_folder(), "open_clip_config.json", tmp_path, change)
 
 
 @pytest.mark.parametrize(
@@ -70,34 +86,24 @@ def test_a_bundle_without_an_architecture_is_damaged(digits, tmp_path, vision):
 
 
 def test_a_model_folder_may_not_bring_code(tmp_path, asked):
-    folder = tmp_path / "model"
-    shutil.copytree(asset_folder(), folder)
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    own_code = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    folder = given_model(tmp_path, lambda config: config["model_cfg"]["text_cfg"].update(own_code))
     with pytest.raises(ValueError, match="asks to run its own code"):
-        load_backbone(str(folder))
+        load_backbone(folder)
     assert asked == []
 
 
 def test_a_model_folder_with_an_odd_preprocessing_is_named(tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(asset_folder(), folder)
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["preprocess_cfg"]["std"] = [0, 0, 0]
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    folder = given_model(tmp_path, lambda config: config["preprocess_cfg"].update(std=[0, 0, 0]))
     with pytest.raises(ValueError, match=f"--model {folder}: the model's preprocessing has a mean or deviation out of"):
-        load_backbone(str(folder))
+        load_backbone(folder)
 
 
 @pytest.mark.parametrize("number", [99, 0, float("nan")])
 def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
     """Whatever version it says that it was written by: it may be ours."""
-    folder = changed(digits, tmp_path, lambda architecture: None)
-    file = tmp_path / "bundle" / "model.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": number}))
-    with pytest.raises(ValueError, match=rf"bundle: its format is '{number}', and must .* reads format 1"):
-        load_bundle(folder)
+    with pytest.raises(ValueError, match=rf"copy: its format is '{number}', and must .* reads format 1"):
+        load_bundle(with_value(digits, tmp_path, "format", number))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +112,8 @@ def test_a_bundle_of_another_format_is_called_that(digits, tmp_path, number):
      ("provenance", []), ("architecture", 1), ("backbone", None)],
 )  # fmt: skip
 def test_a_description_whose_values_are_of_another_kind_is_damaged(digits, tmp_path, name, value):
-    folder = changed(digits, tmp_path, lambda architecture: None)
-    file = tmp_path / "bundle" / "model.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(ValueError, match=r"model.json: is damaged"):
-        load_bundle(folder)
+        load_bundle(with_value(digits, tmp_path, name, value))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +124,6 @@ def test_a_description_whose_values_are_of_another_kind_is_damaged(digits, tmp_p
     ],
 )
 def test_a_description_of_another_model_is_named(digits, tmp_path, name, value, message):
-    folder = changed(digits, tmp_path, lambda architecture: None)
-    file = tmp_path / "bundle" / "model.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
-    with pytest.raises(ValueError, match=rf"{file}: .*{message}"):
+    folder = with_value(digits, tmp_path, name, value)
+    with pytest.raises(ValueError, match=rf"{folder}/model.json: .*{message}"):
         load_bundle(folder)

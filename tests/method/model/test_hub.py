@@ -55,20 +55,21 @@ def asked(monkeypatch, tmp_path):
     return use
 
 
+BY_NAME, BY_REPOSITORY = ("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", "")
+
+
 @pytest.mark.parametrize(
-    "fault, later, message",
+    "model, pretrained, fault, later, message",
     [
-        ("hangs", True, r"cannot be reached \(timed out\): try again later, or "),
-        ("401", False, r"has no such public model \(401\): check its name; if private, set HF_TOKEN, or "),
-        ("403", False, r"has no such public model \(403\)"),
-        ("404", False, r"has no such public model \(404\)"),
-        ("429", True, r"limits requests from here \(429\): try again later, or set HF_TOKEN, or "),
-        ("503", True, r"answers with an error \(503\): try again later, or "),
+        (*BY_NAME, "hangs", True, r"cannot be reached \(timed out\): try again later, or "),
+        (*BY_NAME, "401", False, r"has no such public model \(401\): check its name; if private, set HF_TOKEN, or "),
+        (*BY_NAME, "429", True, r"limits requests from here \(429\): try again later, or set HF_TOKEN, or "),
+        (*BY_REPOSITORY, "403", False, r"has no such public model \(403\)"),
+        (*BY_REPOSITORY, "503", True, r"answers with an error \(503\): try again later, or "),
     ],
 )
-@pytest.mark.parametrize("model, pretrained", [("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", "")])
 def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
-    repositories, asked, fault, later, message, model, pretrained
+    repositories, asked, model, pretrained, fault, later, message
 ):
     with serving(repositories, fault) as server:
         asked(server.url)
@@ -79,12 +80,6 @@ def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
     assert said.startswith(f"--model {model}" + (f" --pretrained {pretrained}: " if pretrained else ": "))
     assert FILES.format(OPENAI if pretrained else "team/tiny") in said and "\n" not in said
     assert len(server.asked) == 1
-
-
-def test_a_hub_that_is_not_there(asked):
-    asked("http://127.0.0.1:9")
-    with pytest.raises(TransientError, match=r"cannot be reached \(.*[Cc]onnection refused\): try again later, or put"):
-        load_backbone("ViT-B-16-quickgelu", "openai")
 
 
 def test_a_hub_that_may_not_be_asked(asked, monkeypatch):

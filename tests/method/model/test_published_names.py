@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 from must.method.model.backbone import load_backbone
-from tests.method.model.tiny import model_config
+from tests.method.model.tiny import model_config, named_model
 
 BLOCK = {
     "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias", "ln_1.weight",
@@ -23,20 +21,6 @@ OPENAI = {
     "ln_final.bias", "visual.class_embedding", "visual.positional_embedding", "visual.proj", "visual.conv1.weight",
     "visual.ln_pre.weight", "visual.ln_pre.bias", "visual.ln_post.weight", "visual.ln_post.bias",
 }  # fmt: skip
-
-
-@pytest.fixture
-def named(tmp_path, monkeypatch):
-    """A function that makes a configuration known to open_clip by a name, and gives the name."""
-
-    def add(config: dict[str, Any]) -> str:
-        (tmp_path / "must-tiny.json").write_text(json.dumps(config))
-        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-        monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
-        open_clip.add_model_config(tmp_path)
-        return "must-tiny"
-
-    return add
 
 
 def random_state(name: str) -> dict[str, torch.Tensor]:
@@ -52,9 +36,9 @@ def assert_loads(name: str, file: Path, expected: dict[str, torch.Tensor]) -> No
         torch.testing.assert_close(found[key], value.float(), msg=key)
 
 
-def test_openais_names(named, tmp_path):
+def test_openais_names(tmp_path, monkeypatch):
     """Half precision, as their file has it; and the names that LAION's training checkpoints give the same tensors."""
-    name = named(model_config("clip"))
+    name = named_model(model_config("clip"), tmp_path, monkeypatch)
     blocks = [f"visual.transformer.resblocks.{n}." for n in (0, 1)] + ["transformer.resblocks.0."]
     state = {key: value.half() for key, value in random_state(name).items()}
     assert state.keys() == OPENAI | {prefix + one for prefix in blocks for one in BLOCK}
@@ -69,17 +53,17 @@ def test_openais_names(named, tmp_path):
         load_backbone(name, str(tmp_path / "other.pt"), with_tokenizer=False)
 
 
-def test_openais_own_file_is_a_program_and_that_is_said(named, tmp_path):
-    name = named(model_config("clip"))
+def test_openais_own_file_is_a_program_and_that_is_said(tmp_path, monkeypatch):
+    name = named_model(model_config("clip"), tmp_path, monkeypatch)
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-16.pt"))
     with pytest.raises(ValueError, match=r"ViT-B-16.pt: is a TorchScript program, .* --pretrained openai"):
         load_backbone(name, str(tmp_path / "ViT-B-16.pt"), with_tokenizer=False)
 
 
-def test_googles_names_of_siglip(named, tmp_path):
+def test_googles_names_of_siglip(tmp_path, monkeypatch):
     config = model_config("siglip")
     config["text_cfg"] |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    name = named(config)
+    name = named_model(config, tmp_path, monkeypatch)
     state = random_state(name)
     saved = big_vision(state)
     np.savez(tmp_path / "siglip.npz", **saved)

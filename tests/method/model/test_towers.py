@@ -21,7 +21,6 @@ from must.method.model.classifier import classifier
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.optimizer import parameter_groups
 from must.method.train.trainer import train
-from tests.evaluation.digits import digits as make_digits
 from tests.method.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -158,9 +157,8 @@ def test_ln_patch_starts_as_the_norm_that_a_patch_reading_head_knows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_train_and_export(family, tmp_path):
-    digits = make_digits()
+@FAMILY
+def test_train_and_export(family, digits, tmp_path):
     model, text = model_folder(family, tmp_path / "model"), str(tmp_path / "classifier.safetensors")
     classes = str(Path(digits.shards).parent / "classes.yaml")
     made = classifier(ClassifierConfig(classes=classes, model=model, output=text))
@@ -214,9 +212,8 @@ def promised(name: str) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        *("ViT-B-16-quickgelu", "ViT-L-14-336", "ViT-H-14-378-quickgelu", "ViT-bigG-14-CLIPA", "coca_ViT-B-32"),
-        *("ViT-B-16-SigLIP2", "ViT-SO400M-14-SigLIP-384", "ViT-SO400M-16-SigLIP2-256", "EVA02-B-16", "PE-Core-B-16"),
-        *("RN50", "convnext_base", "ViTamin-B", "MobileCLIP-B", "vit_relpos_medium_patch16_cls_224"),
+        *("ViT-B-16-quickgelu", "ViT-bigG-14-CLIPA", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "EVA02-B-16"),
+        *("PE-Core-B-16", "ViT-SO400M-14-SigLIP-384", "RN50", "MobileCLIP-B", "vit_relpos_medium_patch16_cls_224"),
     ],
 )
 def test_real_architectures_are_what_the_table_says(name):
@@ -238,12 +235,10 @@ def test_every_architecture_of_open_clip_is_what_the_table_says():
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["RN50", "convnext_base", "ViTamin-B"])
-def test_others_are_refused_before_anything_is_downloaded(name, tmp_path):
-    tag = open_clip.list_pretrained_tags_by_model(name)[0]
+def test_others_are_refused_before_anything_is_downloaded(tmp_path):
     output = tmp_path / "c.safetensors"
-    with pytest.raises(ValueError, match=f"^--model {name}: the image tower .* cannot be trained: ") as error:
-        classifier(ClassifierConfig(classes="imagenet", model=name, pretrained=tag, output=str(output)))
+    with pytest.raises(ValueError, match=r"^--model RN50: the image tower .* cannot be trained: ") as error:
+        classifier(ClassifierConfig(classes="imagenet", model="RN50", pretrained="openai", output=str(output)))
     assert "\n" not in str(error.value) and not output.exists()
 
 

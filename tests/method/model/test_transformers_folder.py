@@ -30,7 +30,7 @@ from must.method.model import transformers_folder
 from must.method.model.backbone import build_visual, load_backbone, tower_shape
 from must.method.model.bundle import save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
-from tests.method.model.tiny import COMMON, made, model_folder
+from tests.method.model.tiny import COMMON, made, model_config, model_folder, named_model
 
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None and not os.environ.get("REQUIRE_TRANSFORMERS"),
@@ -250,12 +250,7 @@ def test_a_file_where_its_folder_is_meant(folder, tmp_path):
 @pytest.fixture
 def named(ours, monkeypatch):
     """The tiny model by a name of open_clip's."""
-    place = ours.parent / "must-tiny.json"
-    place.write_text(json.dumps(json.loads((ours / "open_clip_config.json").read_text())["model_cfg"]))
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
-    open_clip.add_model_config(place)
-    return "must-tiny"
+    return named_model(model_config("clip"), ours.parent, monkeypatch)
 
 
 def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pytest
 import torch
 from safetensors.torch import save_file
 from timm.models import build_model_with_cfg, register_model
@@ -96,6 +97,15 @@ def model_config(family: str) -> dict[str, Any]:
         more = {"multimodal_cfg": {**text, "attn_pooler_heads": 2}, "custom_text": True, **more}
         text = {**text, "embed_cls": True, "output_tokens": True}
     return {"embed_dim": embed, "vision_cfg": vision, "text_cfg": text, **more}
+
+
+def named_model(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes a configuration known to open_clip, until the test ends; returns its name."""
+    (folder / "must-tiny.json").write_text(json.dumps(config))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
+    open_clip.add_model_config(folder / "must-tiny.json")
+    return "must-tiny"
 
 
 def model_folder(family: str, folder: Path) -> str:

@@ -17,12 +17,6 @@ from must.method.answers.estimate import Measured
 from must.method.model.bundle import load_description
 from must.method.select.refine import refine
 from must.method.select.select import best_alpha, select
-from tests.evaluation.digits import digits as make_digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from must.api import cli
@@ -14,8 +13,7 @@ from must.api.demo import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
 from must.deploy.labels.formats import read_labels
-from must.method.select.check import Predicted
-from must.method.select.refine import Refined, predictions_csv, refine
+from must.method.select.refine import refine
 from must.method.select.select import select
 
 
@@ -43,7 +41,6 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(digits, many, tmp_path_factory):
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("refined")
     return run(digits, output, shards=many[0], model=digits.adapted), output
 
@@ -70,13 +67,6 @@ def test_other_commands_read_them_as_a_models_labels(done):
     assert found == {row["image"]: (row["class"], float(row["confidence"])) for row in rows_of(done[1])}
 
 
-def test_an_image_that_shows_none_of_the_classes_has_no_class():
-    said = Predicted(torch.tensor([1, 0]), torch.tensor([0.9, 0.0]))
-    refined = Refined(Predicted(torch.tensor([1, 1]), torch.tensor([0.8, 0.7])), None, said)
-    rows = list(csv.DictReader(io.StringIO(predictions_csv(["a.png", "b.png"], ["cat", "dog"], refined).decode())))
-    assert [(row["class"], row["zero_shot"]) for row in rows] == [("dog", "dog"), ("", "dog")]
-
-
 def test_without_a_model_zero_shots_labels_are_refined(digits, many, tmp_path):
     run(digits, tmp_path, shards=many[0])
     rows = rows_of(tmp_path)
@@ -94,11 +84,9 @@ def test_the_model_that_is_kept_is_the_one_that_counts(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_again_gives_the_same_bytes_whatever_the_batch(done, digits, many, tmp_path):
+def test_the_same_again_gives_the_same_bytes_whatever_the_workers(done, digits, many, tmp_path):
     run(digits, tmp_path, shards=many[0], model=digits.adapted, workers=1)
     assert (tmp_path / "predictions.csv").read_bytes() == (done[1] / "predictions.csv").read_bytes()
-    run(digits, tmp_path, shards=many[0], model=digits.adapted, batch_size=7)
-    assert [row["class"] for row in rows_of(tmp_path)] == [row["class"] for row in rows_of(done[1])]
 
 
 def test_few_images_and_pictures_that_show_nothing_have_labels_too(digits, tmp_path):
@@ -115,7 +103,6 @@ def test_few_images_and_pictures_that_show_nothing_have_labels_too(digits, tmp_p
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"shards": "nowhere"}, "nowhere holds no index.json"),
         ({"split": "trian"}, "hold no split 'trian'"),
         ({"classifier": "none"}, "--classifier none: no such file"),
         ({"model": "none"}, "none"),

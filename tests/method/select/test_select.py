@@ -1,26 +1,25 @@
 """`must select` and the model that `must train` keeps, on the bundled digits."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from must.base.parameters import load
-from must.config import EvaluateConfig, ExportConfig, SelectConfig, TrainConfig
+from must.config import EvaluateConfig, SelectConfig
 from must.data.loading.loader import EvalSource
-from must.deploy.export.export import export
 from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, preprocess_of, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.model.provenance import Provenance
 from must.method.select.check import agreement_gain
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 from must.method.select.select import ALPHAS, DEFAULT_ALPHA, select
 from must.method.train import trainer
 from must.method.train.trainer import train
+from tests.method.train import lives
 
 
 def selected(digits, model, output, **changes):
@@ -141,15 +140,11 @@ def test_at_most_2000_images_are_looked_at_evenly_spread(images):
     assert images < 2 or sorted(shared[0] + shared[1]) == numbers, "processes share the same images"
 
 
-def training(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    settings = {"epochs": 2, "batch_size": 50, "workers": 0, "seed": 1, "log_every": 2, "alpha": 0.5, **changes}
-    return load(TrainConfig, {**values, **settings})
+training = partial(lives.training, epochs=2, batch_size=50, workers=0, seed=1, log_every=2, alpha=0.5)
 
 
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("trained")
     train(training(digits, output))
     return output
@@ -187,37 +182,3 @@ def test_a_run_that_was_killed_before_its_model_was_written_ends_in_the_same(dig
     assert ours == theirs
     assert train(training(digits, output, alpha=1)).steps and not (output / "adapted").exists()
     assert same(weights(output), weights(trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"
-
-
-@pytest.mark.slow
-def test_a_model_made_by_the_ladder_loads_evaluates_exports_and_is_selected_from(digits, tmp_path):
-    rung = {"alpha": 0.3, "z": 4.0, "changed": 0.1, "outcome": "kept", "needed": 2.0}
-    story = {
-        "outcome": "gain",
-        "alpha": 0.3,
-        "kept_zero_shot": False,
-        "rungs": [rung],
-        "images": 150,
-        "undecided": None,
-    }
-    old = load_bundle(digits.adapted)
-    description = replace(
-        old.description, provenance=Provenance.of_dict(old.description.provenance.to_dict() | {"selection": story})
-    )
-    save_bundle(str(tmp_path / "old"), old.model, description)
-    values = {"shards": digits.shards, "workers": 0}
-    metrics = evaluate(
-        EvaluateConfig(
-            **values, model=str(tmp_path / "old"), baseline=digits.classifier, output=str(tmp_path / "r"), device="cpu"
-        )
-    )
-    page = (tmp_path / "r/report.html").read_text()
-    assert "A part is kept (alpha 0.3)." in page and "ladder" not in page
-    assert metrics.label_free.compared.check.images == 120
-    exported = export(
-        ExportConfig(
-            model=str(tmp_path / "old"), output=str(tmp_path / "onnx"), metrics=str(tmp_path / "r/metrics.json")
-        )
-    )
-    assert exported["check"]["images"] > 0
-    assert selected(digits, tmp_path / "old", tmp_path / "new")["alpha"] in ALPHAS

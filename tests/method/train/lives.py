@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from must.base.parameters import load
 from must.base.processes import is_running
+from must.config import TrainConfig
 from must.method.train.checkpoint import Checkpoints, load_state
 from tests.forked import Must
 from tests.once import made_once
@@ -27,6 +29,12 @@ SETTINGS = {
 }  # fmt: skip
 STEPS = 36  # 150 images, 3 batches an epoch
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def training(digits: Any, output: Path, **settings: Any) -> TrainConfig:
+    """Of a run on the digits; without settings, as their preset has them."""
+    places = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output)}
+    return load(TrainConfig, {**places, "preset": "digits", **settings})
 
 
 def newest_state(checkpoints: Checkpoints) -> dict[str, Any] | None:

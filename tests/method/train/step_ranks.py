@@ -8,6 +8,7 @@ from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
+from must.method.model.masked_vit import MaskedViT
 from must.method.train import compiled
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
@@ -27,35 +28,33 @@ def made_batch(step: int, images: range) -> TrainBatch:
     )
 
 
-def run_steps(
-    processes: World,
-    first: int = 0,
-    images: int = IMAGES,
-    state: dict | None = None,
-    steps: range = range(STEPS),
-    **settings,
-) -> dict:
+def recorded_model(classes: int = 0, dtype: torch.dtype = torch.float32) -> MaskedViT:
+    """The recorded tiny model; with `classes`, it has another head, for the branch of many classes."""
+    model = golden_model(dtype)
+    if classes:
+        weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
+        model.classifier = torch.nn.Parameter(weights)
+    return model
+
+
+def run_steps(processes: World, state: dict | None = None, steps: range = range(STEPS), **settings) -> dict:
     """Gradients of the first step, values of each, and the state after the last.
 
-    The batch is `images` images from number `first` on; `state` is what the steps before left behind.
+    `state` is what the steps before left behind.
     """
-    classes = settings.pop("classes", 0)
-    student = golden_model()
-    if classes:  # another head, for the branch of many classes
-        weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
-        student.classifier = torch.nn.Parameter(weights)
+    student = recorded_model(settings.pop("classes", 0))
     prior, backend = settings.pop("prior", ()), settings.pop("backend", "inductor")
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
     method = MustStep(student, Preprocess(size=32), StepSettings.of(config), processes, STEPS, 2, prior)
     compiled.BACKEND = backend
     if config.compile is True:
-        compiled.compile_blocks(method, 5, images // processes.size // config.accumulate)
+        compiled.compile_blocks(method, 5, IMAGES // processes.size // config.accumulate)
     if state:
         method.load_state_dict(state)
     gradients, values = {}, []
-    share = images // processes.size
-    start, size = first + processes.rank * share, share // config.accumulate
+    share = IMAGES // processes.size
+    start, size = processes.rank * share, share // config.accumulate
     for step in steps:
         parts = [made_batch(step, range(n, n + size)) for n in range(start, start + share, size)]
         values.append({name: value.item() for name, value in method(step, parts).items()})

@@ -1,6 +1,6 @@
 """What training chooses itself: loaders by the machine, micro-batches by the GPU's memory; neither changes a result."""
 
-import signal
+from functools import partial
 
 import pytest
 import torch
@@ -11,28 +11,16 @@ from must.data.image.preprocess import Preprocess
 from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import load_bundle, load_description
 from must.method.train.autotune import MEMORY_SHARE, blank, choose_micro_batches, fewest_micro_batches
-from must.method.train.checkpoint import Checkpoints
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
-from must.method.train.trainer import Trainer, train
+from must.method.train.trainer import Trainer
 from tests.golden import golden_model
-from tests.method.train.lives import newest_state
+from tests.method.train.lives import training
 from tests.method.train.test_step import ALONE
-from tests.method.train.test_train import start_and_stop
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-def config(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"preset": "digits", "batch_size": 25, "seed": 1, "log_every": 2}
-    return load(TrainConfig, {**values, **changes})
+config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
 
 
 def golden_step():
@@ -101,26 +89,9 @@ def test_a_number_counts_and_a_word_is_refused(digits, tmp_path):
         config(digits, tmp_path, workers=-1)
 
 
-@pytest.mark.slow
-def test_the_number_of_loaders_does_not_change_the_model(digits, tmp_path):
-    weights = []
-    for workers in ("auto", 0, 3):
-        train(config(digits, tmp_path / str(workers), workers=workers))
-        weights.append(load_bundle(str(tmp_path / str(workers))).model.state_dict())
-    for other in weights[1:]:
-        assert all(torch.equal(other[key], value) for key, value in weights[0].items())
-    assert load_description(str(tmp_path / "auto")).provenance.config["workers"] == "auto"
-
-
 @pytest.mark.parametrize(
     "free, pieces",
-    [
-        (1100 / MEMORY_SHARE, 1),
-        (1099 / MEMORY_SHARE, 2),
-        (600 / MEMORY_SHARE, 2),
-        (350 / MEMORY_SHARE, 4),
-        (101 / MEMORY_SHARE, 1000),
-    ],
+    [(1100 / MEMORY_SHARE, 1), (1099 / MEMORY_SHARE, 2), (350 / MEMORY_SHARE, 4), (101 / MEMORY_SHARE, 1000)],
 )
 def test_the_fewest_micro_batches_that_fit(free, pieces):
     """Of 1,000 images that take a byte each, besides a hundred."""
@@ -138,6 +109,14 @@ def test_on_a_cpu_it_is_one_piece_and_a_run_that_goes_on_keeps_its_own():
     assert [choose_micro_batches(method, 5, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
 
 
+def test_a_run_goes_on_with_the_micro_batches_of_its_checkpoint(digits, tmp_path):
+    """Sums in another order are not the same to the bit."""
+    trainer = Trainer(config(digits, tmp_path, accumulate="auto"), ALONE)
+    trainer.state.progress = TrainProgress(step=3, micro_batch=5)
+    trainer.choose()
+    assert (trainer.micro_batches, trainer.state.progress.micro_batch) == (5, 5)
+
+
 def test_a_trial_changes_no_weight():
     method = golden_step()
     before = {key: value.clone() for key, value in method.student.state_dict().items()}
@@ -145,22 +124,6 @@ def test_a_trial_changes_no_weight():
     assert torch.isfinite(losses.total) and any(p.grad is not None for p in method.student.parameters())
     assert method.class_balance is None
     assert all(torch.equal(before[key], value) for key, value in method.student.state_dict().items())
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_the_micro_batches_it_had(digits, tmp_path, capsys):
-    """Sums in another order are not the same to the bit."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    settings = {"epochs": 3, "checkpoint_every": 3, "workers": 1, "preset": "digits"}
-    train(config(digits, whole, accumulate=5, **settings))
-    code, _ = start_and_stop(digits, stopped, signal.SIGTERM, extra=("--accumulate", "5"))
-    assert code == 75
-    assert newest_state(Checkpoints(str(stopped / "checkpoints")))["progress"]["micro_batch"] == 5
-    capsys.readouterr()
-    train(config(digits, stopped, accumulate="auto", **settings))
-    assert "steps of 25 images in pieces of 5" in capsys.readouterr().out
-    first, then = (load_bundle(str(path)).model.state_dict() for path in (whole, stopped))
-    assert all(torch.equal(first[key], value) for key, value in then.items())
 
 
 def test_the_device_is_cuda_then_mps_then_the_cpu(monkeypatch):

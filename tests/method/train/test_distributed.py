@@ -6,13 +6,13 @@ import torch
 
 from tests.golden import golden, our_name, tensors
 from tests.method.train.processes import on_ranks
-from tests.method.train.ranks import four_steps, four_steps_on_a_rank
+from tests.method.train.ranks import four_steps_on_a_rank, states_after_four_steps
 
 
-def run_ranks(world, reduction="global", threshold=0.7, classes=0, parts=None):
+def run_ranks(world, reduction="global", classes=0, parts=None):
     """What `four_steps` returns on rank 0 of `world` real processes; by default each takes its slice of the batch."""
     parts = parts or [list(range(rank * 8 // world, (rank + 1) * 8 // world)) for rank in range(world)]
-    return on_ranks(world, four_steps_on_a_rank, parts, reduction, threshold, classes)
+    return on_ranks(world, four_steps_on_a_rank, parts, reduction, classes)
 
 
 def relative(ours, theirs):
@@ -42,34 +42,25 @@ def test_published_semantics_on_two_processes(record_property):
 
 
 @pytest.mark.parametrize(
-    "world, threshold, classes, parts",
+    "world, classes, parts",
     [
-        (2, 0.7, 0, None),
-        (4, 0.7, 0, None),
-        (2, 0.7, 0, "uneven"),  # all confident images on one rank, none on the other
-        (2, 0.7, 600, None),  # the running class balance
+        (4, 0, None),
+        (2, 0, "uneven"),  # all confident images on one rank, none on the other
+        (2, 600, None),  # the running class balance
     ],
 )
-def test_n_processes_are_one_process_on_the_global_batch(world, threshold, classes, parts, record_property):
+def test_n_processes_are_one_process_on_the_global_batch(world, classes, parts, record_property):
     if parts == "uneven":
         is_confident = torch.from_numpy(golden("step0")["conf_mask"])
         order = torch.argsort(is_confident.int(), descending=True, stable=True).tolist()
         confident = int(is_confident.sum())
         assert 0 < confident < 8
         parts = [order[:confident], order[confident:]]
-    gradients, values, student, teacher = run_ranks(world, threshold=threshold, classes=classes, parts=parts)
-    expected = four_steps(list(range(8)), threshold=threshold, classes=classes)  # without any process group
+    gradients, values, student, teacher = run_ranks(world, classes=classes, parts=parts)
+    expected = states_after_four_steps(slice(None), "global", classes)  # without any process group
     record_property("relative deviation of the gradient", relative(gradients, expected[0]))
     record_property("relative deviation of the student", relative(student, expected[2]))
     assert relative(gradients, expected[0]) < 1e-5
     assert relative(student, expected[2]) < 1e-4 and relative(teacher, expected[3]) < 1e-4
     for ours, theirs in zip(values, expected[1], strict=True):
         assert ours == pytest.approx(theirs, abs=2e-3)
-
-
-def test_the_published_mean_differs_from_the_global_one():
-    """Ranks with few confident images do not weigh more than others here, as they did in the published code."""
-    parts = golden("ddp")["perm"].tolist()
-    published = tensors(golden("ddp"), strip="grad/")
-    ours, *_ = run_ranks(2, "global", parts=parts)
-    assert 0.02 < relative(ours, published) < 1

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
 from must.method.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
 from must.method.train.settings import Objective
-from must.method.train.teacher import ema_decay, make_teacher, update_teacher
+from must.method.train.teacher import ema_decay, make_teacher
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
+from tests.method.train.ranks import four_steps
 
 OBJECTIVE = Objective(0.2, 1.0, 0.5, "global", 0.7)
 TERMS = {
@@ -34,29 +35,9 @@ def first_step(dtype=torch.float32):
     return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, OBJECTIVE), masked
 
 
-def run(dtype):
-    """The four recorded steps -> (values of each step, student, teacher)."""
-    student = golden_model(dtype)
-    teacher = make_teacher(student)
-    optimizer = build_optimizer(student, layer_decay=0.65, weight_decay=0.05)
-    values = []
-    for step in range(4):
-        weak, strong, masked = golden_batch(step, dtype)
-        set_learning_rate(optimizer, learning_rate(step, 4, 0.032, 1e-6, batch_size=8))
-        with torch.no_grad():
-            labels = pseudo_labels(teacher(weak).softmax(-1), 0.7)
-        losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-        update_teacher(teacher, student, ema_decay(step, 0.9, 0.99, 3))
-        values.append({name: value.item() for name, value in losses.values.items()})
-    return values, student, teacher
-
-
 @pytest.fixture(scope="module")
 def float32_run():
-    return run(torch.float32)
+    return four_steps()
 
 
 def test_first_step_teacher(record_property):
@@ -106,31 +87,29 @@ def test_first_step_gradients(record_property):
         assert gradients[our_name(str(name))].double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
 
 
+def largest_deviation(values, dtype):
+    """Of the terms of all steps from those that were recorded in "f32" or "f64"."""
+    recorded = {ours: golden("trajectory")[f"{dtype}/{name}"] for name, ours in TERMS.items()}
+    return max(abs(values[step][ours] - steps[step]) for ours, steps in recorded.items() for step in range(4))
+
+
 def test_trajectory_in_float64_is_the_rounding_free_one(record_property):
-    values, _, _ = run(torch.float64)
-    recorded = golden("trajectory")
-    worst = 0.0
-    for recorded_name, ours in TERMS.items():
-        for step in range(4):
-            worst = max(worst, abs(values[step][ours] - recorded[f"f64/{recorded_name}"][step]))
+    _, values, *_ = four_steps(dtype=torch.float64)
+    worst = largest_deviation(values, "f64")
     record_property("largest deviation", worst)
     assert worst < 1e-8
 
 
 def test_trajectory_in_float32(float32_run, record_property):
-    values, _, _ = float32_run
-    recorded = golden("trajectory")
-    worst = 0.0
-    for recorded_name, ours in TERMS.items():
-        for step in range(4):
-            worst = max(worst, abs(values[step][ours] - recorded[f"f32/{recorded_name}"][step]))
+    _, values, *_ = float32_run
+    worst = largest_deviation(values, "f32")
     record_property("largest deviation", worst)
     assert worst < 1e-4
 
 
 @pytest.mark.parametrize("which", ["student", "ema"])
 def test_final_weights(float32_run, which, record_property):
-    _, student, teacher = float32_run
+    *_, student, teacher = float32_run
     model = dict((student if which == "student" else teacher).named_parameters())
     initial, worst = tensors(golden("weights")), 0.0
     for name, expected in tensors(golden("trajectory"), strip=f"{which}/").items():

@@ -3,17 +3,17 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from must.base.parameters import load
-from must.config import TrainConfig
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.train.losses import fairness_loss
 from must.method.train.trainer import train
+from tests.method.train.lives import training
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.method.train.test_step import ALONE, assert_same
@@ -52,16 +52,16 @@ def test_the_balance_is_least_at_the_shares_given():
 
 
 def test_processes_and_micro_batches_take_the_step_of_one(record_property):
-    torch.set_num_threads(1)
     whole = run_steps(ALONE, prior=PRIOR)
     assert_same(run_steps(ALONE, accumulate=2, prior=PRIOR), whole, record_property)
     assert_same(on_ranks(2, run_steps_on_a_rank, accumulate=2, prior=PRIOR), whole, record_property)
 
 
-def config(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "epochs": 1}
-    values |= {"preset": "digits", "batch_size": 50, "workers": 0, "log_every": 1}
-    return load(TrainConfig, {**values, **changes})
+config = partial(training, epochs=1, batch_size=50, workers=0, log_every=1)
+
+
+def same(weights, others):
+    return all(torch.equal(weights[name], value) for name, value in others.items())
 
 
 def with_shares(digits, path, shares):
@@ -71,19 +71,16 @@ def with_shares(digits, path, shares):
 
 @pytest.mark.slow
 def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
-    torch.set_num_threads(1)
     known = with_shares(digits, tmp_path / "known", PRIOR)
-    told, weights = {}, {}
-    for name, changes in {"without": {}, "unused": {"classifier": known},
-                          "used": {"classifier": known, "class_prior": "given"}}.items():  # fmt: skip
+    shares, weights = {}, {}
+    used = {"classifier": known, "class_prior": "given"}
+    for name, changes in {"without": {}, "unused": {"classifier": known}, "used": used}.items():
         train(config(digits, tmp_path / name, **changes))
         bundle = load_bundle(str(tmp_path / name))
-        told[name] = bundle.description.provenance.class_shares
+        shares[name] = bundle.description.provenance.class_shares
         weights[name] = bundle.model.state_dict()
-    assert told == {"without": [], "unused": [], "used": list(PRIOR)}
-    same = {name: all(torch.equal(weights[name][key], value) for key, value in weights["without"].items())
-            for name in weights}  # fmt: skip
-    assert same == {"without": True, "unused": True, "used": False}
+    assert shares == {"without": [], "unused": [], "used": list(PRIOR)}
+    assert same(weights["unused"], weights["without"]) and not same(weights["used"], weights["without"])
     other = with_shares(digits, tmp_path / "other", PRIOR[::-1])
     with pytest.raises(ValueError, match=r"a run with other settings: class_shares \(") as error:
         train(config(digits, tmp_path / "used", classifier=other, class_prior="given"))
@@ -97,7 +94,6 @@ def test_shares_that_nobody_gave_are_told_from_python_too(digits, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp_path):
-    torch.set_num_threads(1)
     train(config(digits, tmp_path, epochs=2, checkpoint_every=2, keep_every=2))
     expected = load_bundle(str(tmp_path)).model.state_dict()
     folder = tmp_path / "checkpoints"
@@ -109,7 +105,7 @@ def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp
     rewrite(folder / "step-000000002.pt")
     train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
     found = load_bundle(str(tmp_path)).model.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert same(found, expected)
 
 
 def rewrite(path: Path, **identity: float) -> None:

@@ -27,11 +27,6 @@ def config(digits, kind=TrainConfig, **changes):
     return load(kind, values)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def test_the_command_prints_the_plan_and_writes_nothing(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -121,6 +116,10 @@ def test_a_real_model_on_a_cpu_is_told_what_that_means(size, lines):
     assert found[0].startswith("9.3 days for 4,000 steps on this machine: 200 s a step (190 to 210), 1.28 images/s")
     assert "with 8 of its images" in found[0]
     assert lines == 1 or "at 1.3 images/s this is 9.3 days; use a GPU (--device cuda; several: torchrun)" in found[1]
+
+
+def test_micro_batches_are_told():
+    assert "steps of 256 images in pieces of 64 (" in replace(SIZE, micro_batch=64).lines()[0]
 
 
 def test_remote_shards_say_what_the_cache_will_hold():

@@ -1,32 +1,24 @@
 """Two runs on one checkpoints' folder: the second one is refused, and nothing of the first one is touched."""
 
-import hashlib
-import json
 import os
-import subprocess
-import sys
+import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from must.base import lock, storage
-from must.base.parameters import load
-from must.config import TrainConfig
+from must.method.distributed.process_group import init_distributed
 from must.method.train import checkpoint as checkpoint_module
-from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
-from must.method.train.checkpoint import Checkpoints
+from must.method.train.checkpoint import CHECKPOINTS, Checkpoints, load_state
 from must.method.train.trainer import train
 from tests.base.test_lock import hold
+from tests.method.train.lives import training
+from tests.method.train.processes import on_ranks
 
-ROOT = Path(__file__).parents[3]
-
-
-def config(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    values |= {"epochs": 1, "batch_size": 50, "workers": 0, "checkpoint_every": 2, "device": "cpu"}
-    return load(TrainConfig, {**values, **changes})
+config = partial(training, epochs=1, batch_size=50, workers=0, checkpoint_every=2, device="cpu")
 
 
 @pytest.fixture
@@ -60,24 +52,6 @@ def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, impatient
     assert ".tmp-half" not in contents(place) and not (place / ".train.lock").exists()
 
 
-@pytest.mark.slow
-def test_a_bucket_is_locked_too_and_the_lock_of_a_lost_pod_grows_old(
-    digits, tmp_path, bucket_server, monkeypatch, capsys
-):
-    uri = bucket_server.uri + "/run"
-    monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.2)
-    with lock.locked(uri, CHECKPOINTS):
-        monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")
-        with pytest.raises(ValueError, match="being written by another `must train`"):
-            train(config(digits, tmp_path / "a", checkpoints=uri))
-        assert Checkpoints(uri).steps() == []
-    storage.write_bytes(uri + "/.train.lock", json.dumps({"host": "lost-pod", "pid": "1"}).encode())
-    monkeypatch.setattr(lock, "DEAD_AFTER", 2.0)
-    assert train(config(digits, tmp_path / "a", checkpoints=uri)).steps == 3
-    assert "watching its heartbeat for up to 2 s" in capsys.readouterr().out
-    assert not storage.exists(uri + "/.train.lock")
-
-
 def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, monkeypatch):
     uri = bucket_server.uri + "/run"
     with lock.locked(uri, CHECKPOINTS) as check_lock:
@@ -94,22 +68,29 @@ def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, 
     assert storage.read_bytes(uri + "/.train.lock") == b'{"who": "the successor"}'
 
 
-def on_two_ranks(uri, tmp_path):
-    tmp_path.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "must.method.distributed.torchrun", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.method.train.shared_place", str(uri), str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+def read_on_a_rank(environment, uri, folder):
+    """Of each rank: the newest checkpoint at a place, and the copies of it in the folder; or why it is refused."""
+    os.environ.update(environment)
+    tempfile.tempdir = folder
+    checkpoint_module.CHECKPOINTS = replace(CHECKPOINTS, patience=0)
+    with init_distributed("cpu", 60) as world:
+        checkpoints, result = Checkpoints(uri), {}
+        try:
+            with (
+                checkpoint_module.exclusive_checkpoints(checkpoints, world),
+                checkpoint_module.newest_checkpoint(checkpoints, world) as path,
+            ):
+                result["weights"] = load_state(path)["weights"]
+                result["copies"] = max(world.gather(len(list(Path(folder).glob("must-*/copy")))))
+        except ValueError as error:
+            result["refused"] = str(error)
+        return world.gather(result)
 
 
 @pytest.mark.slow
 def test_all_processes_of_a_refused_run_end(tmp_path):
     process = hold(tmp_path / "run")
-    first, second = on_two_ranks(tmp_path / "run", tmp_path / "tmp")
+    first, second = on_ranks(2, read_on_a_rank, dict(os.environ), str(tmp_path / "run"), str(tmp_path))
     process.kill()
     process.wait()
     assert f"process {process.pid} on" in first["refused"] and "rank 0 cannot lock this folder" in second["refused"]
@@ -122,7 +103,6 @@ def test_a_machine_makes_one_copy_of_a_remote_checkpoint(bucket_server, tmp_path
     for step in (1, 2):
         checkpoints.save(step, state(step))
     checkpoints.close()
-    whole = hashlib.sha256(state(2)["weights"].numpy().tobytes()).hexdigest()
-    for line in on_two_ranks(uri, tmp_path / "tmp"):
-        assert (line["copies"], line["weights"]) == (1, whole)
-    assert not list((tmp_path / "tmp").glob("must-*/copy"))
+    for read in on_ranks(2, read_on_a_rank, dict(os.environ), uri, str(tmp_path)):
+        assert read["copies"] == 1 and torch.equal(read["weights"], state(2)["weights"])
+    assert not list(tmp_path.glob("must-*/copy"))

@@ -36,10 +36,8 @@ def assert_same(ours, theirs, record_property):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("accumulate", [2, 8])
-def test_micro_batches_give_the_gradients_of_the_whole_batch(accumulate, settings, record_property):
-    torch.set_num_threads(1)
-    assert_same(run_steps(ALONE, accumulate=accumulate, **settings), run_steps(ALONE, **settings), record_property)
+def test_micro_batches_give_the_gradients_of_the_whole_batch(settings, record_property):
+    assert_same(run_steps(ALONE, accumulate=8, **settings), run_steps(ALONE, **settings), record_property)
 
 
 @pytest.mark.parametrize("reduction", ["global", "rank"])
@@ -97,11 +95,8 @@ def test_a_run_goes_on_compiled_and_not(settings, record_property):
 
 
 def test_auto_compiles_on_a_gpu_in_long_runs():
-    assert (
-        should_compile(True, "cpu", 1)
-        and should_compile("auto", "cuda", STEPS_THAT_PAY)
-        and not should_compile("auto", "cuda", STEPS_THAT_PAY - 1)
-    )
+    assert should_compile(True, "cpu", 1) and should_compile("auto", "cuda", STEPS_THAT_PAY)
+    assert not should_compile("auto", "cuda", STEPS_THAT_PAY - 1)
     assert not should_compile("auto", "cpu", STEPS_THAT_PAY) and not should_compile(False, "cuda", STEPS_THAT_PAY)
 
 
@@ -112,14 +107,6 @@ def test_without_a_compiler_the_blocks_run_as_they_are_and_that_is_said(caplog, 
     with torch._inductor.config.patch(missing), caplog.at_level("INFO"):
         assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
     assert caplog.text.count("--compile: torch.compile fails here, so blocks run uncompiled: ") == 1
-
-
-def test_a_mean_over_micro_batches_would_be_another_gradient():
-    """What the second look at each micro-batch is for: adding up their own losses is not the batch's."""
-    whole = run_steps(ALONE)["gradients"]
-    halves = [run_steps(ALONE, first=first, images=4)["gradients"] for first in (0, 4)]
-    naive = {name: (halves[0][name] + halves[1][name]) / 2 for name in whole}
-    assert relative(naive, whole) > 0.01
 
 
 def test_micro_batches_are_the_batches_in_pieces():

@@ -57,7 +57,6 @@ def test_without_seconds_none_is_ever_due(clock):
 
 @pytest.mark.slow
 def test_a_run_saves_by_the_clock_and_makes_the_same_model(digits, tmp_path, clock):
-    torch.set_num_threads(1)
     train(config(digits, tmp_path / "steps", checkpoint_every=10**6))
     clock.tick = 40.0
     changes = {"checkpoint_every": 10**6, "checkpoint_seconds": 60, "keep_checkpoints": 99}

@@ -4,16 +4,15 @@ import signal
 import threading
 
 import pytest
-import torch
 
 from must.api import cli
-from must.base.parameters import load
-from must.config import TrainConfig, trackers
+from must.config import trackers
 from must.evaluation.report.provenance import training_log
 from must.method.train.trackers import fan
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.fan import AsyncTracker
 from must.method.train.trainer import train
+from tests.method.train.lives import training
 from tests.method.train.test_train import SETTINGS, STEPS, run, start_and_stop
 from tests.mlflow_server import MlflowServer
 
@@ -22,15 +21,13 @@ LOGGED = list(range(1, STEPS, 2))  # steps from 0, a line every second one
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    torch.set_num_threads(1)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def config(digits, output, *names, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    return load(TrainConfig, {**values, **SETTINGS, "trackers": list(names), **changes})
+    return training(digits, output, **{**SETTINGS, "trackers": list(names), **changes})
 
 
 def killed_and_finished(digits, output, *names):
@@ -192,19 +189,3 @@ class TestMlflow:
         train(config(digits, tmp_path / "run", "mlflow"))
         (made,) = self.runs(server, server.client.get_experiment_by_name("anew").experiment_id)
         assert [step for step, _ in self.curve(server, made.info.run_id)] == LOGGED
-
-    def test_a_server_that_goes_away_is_one_warning(self, digits, tmp_path, monkeypatch, capfd):
-        server = MlflowServer(tmp_path / "mlflow").start()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        sent = fan.MAKE["mlflow"].log
-
-        def log(self, step, values):
-            if step == 3:
-                server.stop()
-            sent(self, step, values)
-
-        monkeypatch.setattr(fan.MAKE["mlflow"], "log", log)
-        assert train(config(digits, tmp_path / "run", "mlflow")).steps == STEPS
-        (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: --trackers")]
-        assert warning.endswith("training goes on without it") and (tmp_path / "run/model.json").exists()

@@ -3,14 +3,13 @@
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from must.base.parameters import load
-from must.config import ShardConfig, TrainConfig
+from must.config import ShardConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, load_description
@@ -19,21 +18,13 @@ from must.method.train.optimizer import build_optimizer, set_learning_rate, step
 from must.method.train.trainer import train
 from tests.forked import Must
 from tests.golden import golden_model
+from tests.method.train.lives import difference, training
 
-SETTINGS = {
-    "epochs": 3,
-    "batch_size": 25,
-    "workers": 1,
-    "checkpoint_every": 3,
-    "log_every": 2,
-    "seed": 1,
-}
+SETTINGS = {"epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "log_every": 2, "seed": 1}
 STEPS = 18  # 150 images, 6 batches an epoch
 
 
-def config(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(output), "preset": "digits"}
-    return load(TrainConfig, {**values, **SETTINGS, **changes})
+config = partial(training, **SETTINGS)
 
 
 def start(digits, output, *extra):
@@ -63,17 +54,9 @@ def start_and_stop(digits, output, number, after_step=6, extra=()):
 
 @pytest.fixture(scope="module")
 def uninterrupted(digits, tmp_path_factory):
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("uninterrupted")
     summary = train(config(digits, output))
     return output, summary
-
-
-@pytest.fixture(scope="module")
-def stopped(digits, tmp_path_factory):
-    """A run that SIGTERM ended, which is copied and not gone on with; (its folder, exit code, output)."""
-    output = tmp_path_factory.mktemp("stopped") / "run"
-    return output, *start_and_stop(digits, output, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +67,7 @@ def one_epoch(digits, tmp_path_factory):
 
 
 def assert_same_weights(folder, other):
-    ours, theirs = (load_file(Path(place) / "model.safetensors") for place in (folder, other))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert difference(Path(folder), Path(other)) == 0.0
 
 
 def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
@@ -114,27 +95,16 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrup
     assert [line["step"] for line in training_log(str(output))][-1] == STEPS - 1
 
 
-def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, stopped, uninterrupted, tmp_path):
+def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, uninterrupted, tmp_path):
     """A pod that is tried again starts with an empty disk: only the checkpoints are left."""
-    output, code, text = stopped
+    output = tmp_path / "first"
+    code, text = start_and_stop(digits, output, signal.SIGTERM)
     assert code == 75 and "run the same command to go on" in text and not (output / "model.json").exists()
     shutil.copytree(output / "checkpoints", tmp_path / "checkpoints")
     train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "checkpoints")))
     assert_same_weights(tmp_path / "second", uninterrupted[0])
     steps = [[line["step"] for line in training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])]
     assert steps[0] == steps[1]
-
-
-def test_a_damaged_checkpoint_is_passed_over(digits, stopped, uninterrupted, tmp_path):
-    output = tmp_path / "run"
-    shutil.copytree(stopped[0], output)
-    newest = sorted((output / "checkpoints").glob("*.pt"))[-1]
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1
-    newest.write_bytes(data)
-    with pytest.warns(UserWarning, match="checkpoint skipped"):
-        train(config(digits, output))
-    assert_same_weights(output, uninterrupted[0])
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits, one_epoch, tmp_path):

@@ -7,7 +7,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -101,7 +100,6 @@ def trainer(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_tells_percent_seconds_left_and_loss_and_ends_with_a_hundred(trainer, digits, tmp_path, caplog):
-    torch.set_num_threads(1)
     train(config(digits, tmp_path / "out", log_every=1))
     assert trainer.answers and set(trainer.answers) == {200} and "cannot report to" not in caplog.text
     percents = [status["progressPercentage"] for status in trainer.took]

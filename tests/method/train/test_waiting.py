@@ -197,16 +197,8 @@ def test_views_on_the_device_wait_for_nothing():
     assert views_of(operations) == views_of(operations * 8)  # launches do not grow with the images
 
 
-WAITING = {
-    "item": lambda x: x.sum().item(),
-    "float": lambda x: float(x[0]),
-    "tolist": lambda x: x.tolist(),
-    "nonzero": lambda x: x.nonzero(),
-    "unique": lambda x: x.unique(),
+WAITING = {  # torch itself refuses what reads a value
     "mask": lambda x: x[x > 0],
-    "cpu": lambda x: x.cpu(),
-    "numpy": lambda x: x.numpy(),
-    "if": lambda x: 1 if x.sum() > 0 else 0,
     "new": lambda x: torch.tensor([1.0], device=x.device),
     "to": lambda x: torch.ones(3).to(x.device),
     "copy": lambda x: x.copy_(torch.ones(3)),
@@ -217,5 +209,5 @@ WAITING = {
 def test_what_waits_is_found(operation):
     """The check itself: each of these is a wait that was, or might be, in a step."""
     x = torch.ones(3, device=DEVICE)
-    with pytest.raises((HostWaitsError, NotImplementedError, RuntimeError, TypeError)), unread():
+    with pytest.raises(HostWaitsError), unread():
         operation(x)
