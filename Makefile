@@ -3,20 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
-# Test files on several processes at once, each file on one; JOBS=0 runs all in this one (for a debugger). `auto` is one
-# more than there are cores, as a third of a test's time is waiting (pytest_xdist_auto_num_workers in tests/conftest.py).
+# Test processes; each test file runs in one of them. JOBS=0: no extra process, for a debugger. `auto`: the number of cores
+# plus one, because a third of a test's time is waiting (pytest_xdist_auto_num_workers in tests/conftest.py).
 JOBS ?= auto
 PYTEST := --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-# Python keeps what it compiled: without, each process compiles torch anew, which doubles its start.
+# Python may write .pyc files. Without them each process compiles torch's modules again, which doubles its start time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## Show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-# One environment for everything, in two steps: what the demo needs, and the rest. Made again when the project's requirements
-# change. Python compiles what it imports (the most of it once, at the end here, and not in each of the tests' processes); pip
-# would compile all there is, which takes longer than everything else.
+# One virtual environment, installed in two steps: the packages for the demo, then the others. It is updated when pyproject.toml
+# changes. pip does not compile the packages, because that takes longer than the rest of the installation. Python compiles
+# modules at their first import; the second step imports most of them once, so that the test processes need not compile them.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 $(VENV)/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
@@ -33,7 +33,7 @@ $(VENV)/installed: $(VENV)/demo
 	@touch $@
 
 .PHONY: setup
-setup: $(VENV)/installed  ## Make the environment (the other commands do it when needed)
+setup: $(VENV)/installed  ## Create the virtual environment (other commands do it when needed)
 
 .PHONY: demo
 demo: $(VENV)/demo  ## Run the whole pipeline on the bundled digits
@@ -52,15 +52,15 @@ build/azurite/node_modules/.bin/azurite-blob:
 	@npm install --silent --no-audit --no-fund --prefix build/azurite azurite
 
 .PHONY: test-stores
-test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the tests of buckets on S3 and Azure servers (npm)
+test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the bucket tests on S3 and Azure test servers (needs npm)
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
-# What finds out whether a page can be used by everybody (tests/deploy/review/test_page.py); Chromium is the system's.
+# axe-core checks the accessibility of the review page (tests/deploy/review/test_page.py), in the system's Chromium.
 build/axe/node_modules/axe-core/axe.min.js:
 	@npm install --silent --no-audit --no-fund --prefix build/axe axe-core
 
-# Tests that want a package which `make test` does without have an environment on top of ours: transformers makes every command
-# start seconds later (pyproject.toml).
+# Some tests need a package that is not in the main environment: transformers makes every command start seconds later
+# (pyproject.toml). They run in an environment with that package, which also uses the packages of the main one (ours.pth).
 build/transformers/installed: EXTRA = siglip
 build/heic/installed: EXTRA = heic
 build/transformers/installed build/heic/installed: $(VENV)/installed
@@ -71,28 +71,28 @@ build/transformers/installed build/heic/installed: $(VENV)/installed
 	@touch $@
 
 .PHONY: test-transformers
-test-transformers: build/transformers/installed  ## Run the tests of what transformers loads
+test-transformers: build/transformers/installed  ## Run the tests that need transformers
 	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/deploy/export tests/method/model/test_transformers_folder.py
 
 .PHONY: test-heic
-test-heic: build/heic/installed  ## Run the tests of photographs in HEIC
+test-heic: build/heic/installed  ## Run the tests of HEIC images
 	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/data/image/test_heic.py
 
 SECONDS ?= 60
 TARGETS ?=
 .PHONY: fuzz
-fuzz: setup  ## Fuzz each parser of foreign bytes (SECONDS=60 each; TARGETS="tar zip" for some)
+fuzz: setup  ## Fuzz the parsers of untrusted input (SECONDS=60 each; TARGETS="tar zip" for some)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
 		--only-binary=atheris --editable '.[fuzz]' 2>/dev/null || true
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS); \
 		else echo "make: fuzzing is skipped: atheris cannot be had for $$($(BIN)/python --version)"; fi
 
 .PHONY: fuzz-replay
-fuzz-replay: setup  ## Replay the corpus of each parser of foreign bytes, always the same, and count its memory and time
+fuzz-replay: setup  ## Run the parsers of untrusted input on the stored corpus; check memory and time
 	@$(BIN)/python -m tests.fuzz.replay $(TARGETS)
 
 .PHONY: test-kfp
-test-kfp: setup  ## Check a Kubeflow: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
+test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
 	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }
 	@$(BIN)/python -m tests.kfp --host "$(KFP_HOST)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") \
 		$(if $(STORE),--store "$(STORE)") $(if $(CLUSTER),--cluster "$(CLUSTER)") $(KFP_ARGS)
@@ -104,7 +104,7 @@ lint: setup  ## Check style and types
 	@$(BIN)/mypy
 
 .PHONY: format
-format: setup  ## Mend what the style check can mend
+format: setup  ## Format the code, and fix style errors that can be fixed automatically
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
@@ -113,21 +113,21 @@ compile: setup  ## Compile the Kubeflow pipeline
 	@$(BIN)/python pipeline/compile.py
 
 .PHONY: docs
-docs: setup  ## Build the site into build/site; a dead link fails it
+docs: setup  ## Build the documentation site in build/site; fails on dead links
 	@$(BIN)/python docs/site.py
 	@$(BIN)/zensical build --strict --clean --config-file build/mkdocs.yml
 	@echo "build/site/index.html (make docs-serve shows it at http://localhost:8000)"
 
 .PHONY: docs-serve
-docs-serve: setup  ## Show the site while it is being written
+docs-serve: setup  ## Serve the documentation site locally, with live reload
 	@$(BIN)/zensical serve
 
 .PHONY: reference
-reference: setup  ## Write docs/reference anew from the parameters and the docstrings
+reference: setup  ## Generate docs/reference from parameters and docstrings
 	@$(BIN)/python docs/reference.py
 
 .PHONY: pictures
-pictures: setup  ## Make the pictures in docs/pictures anew from the demo (chromium)
+pictures: setup  ## Generate docs/pictures from the demo (needs Chromium)
 	@test -d $(DEMO)/run/latest || $(MAKE) --no-print-directory demo
 	@$(BIN)/python docs/pictures.py --demo $(DEMO) --output docs/pictures
 
@@ -147,7 +147,7 @@ ENGINE ?= $(shell command -v docker || command -v podman)
 REGISTRY ?=
 TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' must/__init__.py)
 BASE ?= docker.io/library/python:3.13-slim
-# must-train has torch from TORCH_INDEX (PyPI's carries CUDA), the other images with torch have it from CPU_INDEX.
+# must-train installs torch from TORCH_INDEX (on PyPI torch includes CUDA); must-torch installs it from CPU_INDEX.
 TORCH_INDEX ?= https://pypi.org/simple
 TORCH_LOCK ?= torch-cuda.txt
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -175,19 +175,19 @@ test-containers: setup images  ## Build the images and test them, alone and as a
 	@$(BIN)/python -m pytest $(PYTEST) -m containers tests/containers
 
 .PHONY: sbom
-sbom: images must-tools  ## Write what is in each image to build/sbom (CycloneDX)
+sbom: images must-tools  ## Write a bill of materials of each image to build/sbom (CycloneDX)
 	@ENGINE="$(ENGINE)" PREFIX="$(PREFIX)" TAG="$(TAG)" sh images/sbom.sh build/sbom $(IMAGES)
 
 .PHONY: audit
-audit: must-tools  ## Look the locked packages up among the known vulnerabilities
+audit: must-tools  ## Check the locked packages for known vulnerabilities
 	@$(ENGINE) run --rm --interactive --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) \
 		python - shard kfp torch train torch-cuda launcher serve < images/audit.py
 
 .PHONY: lock
-lock: must-tools  ## Renew the lock files of the images (LOCK_ARGS=... for uv)
+lock: must-tools  ## Update the lock files of the images (LOCK_ARGS=... for uv)
 	@$(ENGINE) run --rm --user "$$(id -u):0" --env HOME=/tmp --env LOCK_ARGS --volume "$(CURDIR):/src" --workdir /src \
 		$(PREFIX)must-tools:$(TAG) sh images/lock.sh
 
 .PHONY: clean
-clean:  ## Remove the environment and everything built
+clean:  ## Remove the virtual environment and all build outputs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
