@@ -103,4 +103,4 @@ def test_the_rules_refuse_what_they_are_for():
 def test_cluster_yaml_names_the_limits_of_the_table():
     text = " ".join(CLUSTER.read_text().replace("\n#", " ").split())
     limits = ", ".join(f"{stage} {row.memory}" for stage, row in STAGES.items())
-    assert f"may have so many GiB, more of them for each of its GPUs and for shm: {limits}." in text
+    assert f"memory limit in GiB is (times the number of its GPUs, plus shm): {limits}." in text
