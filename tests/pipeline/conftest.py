@@ -22,7 +22,7 @@ def must_pipeline(monkeypatch):
     """must_pipeline(command, *words): the exit code."""
 
     def call(command, *words):
-        monkeypatch.setattr(sys, "argv", [command, *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [f"must-pipeline {command}", *map(str, words)])
         try:
             cli.call(command)
         except SystemExit as end:

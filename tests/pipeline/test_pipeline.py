@@ -119,13 +119,15 @@ def test_the_whole_stays_far_below_kubeflows_limits(spec):
     assert COMPILED.stat().st_size < 100_000
 
 
-def test_the_console_keeps_a_stages_lines_and_drops_the_runners(capsys):
+@pytest.mark.parametrize("indent", ["    ", "        "], ids=["a stage", "in a loop"])
+def test_the_console_keeps_a_stages_lines_and_drops_the_runners(indent, capsys):
     output = StageOutput(sys.stdout)
     output.write(
         "16:19:35.687 - INFO - Executing task \x1b[96m'train'\x1b[0m\n"
         "16:19:35.687 - INFO - Streamed logs:\n\n"
-        "    [KFP Executor 2026 INFO]: Got executor_input:\n    {\n        \"a\": {}\n    }\n"
-        "    step 1/2\n\n"
+        f"{indent}[KFP Executor 2026 INFO]: Got executor_input:\n"
+        f"{indent}{{\n{indent}    \"a\": {{\n{indent}    }}\n{indent}}}\n"
+        f"{indent}step 1/2\n\n"
         "16:19:36.000 - INFO - Task 'train' outputs:\n    bundle: Model\n"
         "16:19:36.000 - ERROR - Task 'train' finished with status FAILURE\n"
     )  # fmt: skip

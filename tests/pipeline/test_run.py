@@ -35,8 +35,8 @@ def first(demo, tmp_path_factory):
     settings = {"abstain": "0.5", "embeddings": "true"}
     cluster = {
         "shard": {"pods": 2},
-        "predict": {"pods": 2, "uri": f"{folder}/predictions", "settings": settings},
-        "volume": {"claim": "work", "mount": str(folder)},
+        "predict": {"pods": 2, "uri": f"{folder}/volume/predictions", "settings": settings},
+        "volume": {"claim": "work", "mount": f"{folder}/volume"},
     }
     (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster))
     compile_apart(load_cluster(folder / "cluster.yaml"), folder / "pipeline.yaml")
@@ -79,7 +79,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
 @pytest.mark.slow
 def test_every_image_is_predicted_with_the_champion_by_several_pods(first):
     work, _ = first
-    (folder,) = (work.parent / "predictions").iterdir()
+    (folder,) = (work.parent / "volume" / "predictions").iterdir()
     assert folder.name == latest(work).version
     summary, index = json.loads((folder / "predictions.json").read_text()), load_index(str(work / "shards"))
     assert summary["rows"] == sum(one.samples for one in index.shards) and summary["abstain"] == 0.5

@@ -6,7 +6,6 @@ from typing import TextIO
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
-INDENT = "    "  # the runner's, in front of a stage's lines
 
 
 class StageOutput(io.TextIOBase):
@@ -17,6 +16,7 @@ class StageOutput(io.TextIOBase):
         self.pending = ""
         self.skipping_json = False
         self.in_runner_text = False
+        self.indent = "    "  # the runner's, in front of a stage's lines; longer inside a loop
 
     def write(self, text: str) -> int:
         self.pending += text
@@ -38,12 +38,13 @@ class StageOutput(io.TextIOBase):
             if stage := re.match(r"Executing task '(.*)'", text):
                 return f"\n== {stage.group(1)} =="
             return text if level != "INFO" else None
-        stage_line = line.removeprefix(INDENT)
+        if (text := line.lstrip(" ")).startswith("[KFP Executor"):  # a stage's first line
+            self.indent = line.removesuffix(text)
+            self.skipping_json = "Got executor_input" in text
+            return None
+        stage_line = line.removeprefix(self.indent)
         if self.skipping_json:
             self.skipping_json = stage_line != "}"
-            return None
-        if stage_line.startswith("[KFP Executor"):
-            self.skipping_json = "Got executor_input" in stage_line
             return None
         if self.in_runner_text or not stage_line.strip() or set(line) == {"-"}:
             return None
