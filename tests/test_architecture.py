@@ -1,4 +1,4 @@
-"""The house's plan: which room of must/ may import which, what never meets torch, and how small components stay."""
+"""Which parts of must/ may import which, what runs without torch, and how small components stay."""
 
 import ast
 import re
@@ -20,8 +20,8 @@ HOME = ROOT / "components/must_components"
 BESIDE = ("train_job/component.py", "shard_part.py")  # other tasks of those stages
 COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES] + [HOME / name for name in BESIDE]
 
-# The library is eight houses, folders of must/. A house imports those named on its line and no others, and stands above
-# all of them: what a line names, a line before it is about. Lazy imports, and those for type checkers, count as well.
+# The packages of must/, lowest first. A package imports only those named on its line, which are listed before it. Lazy
+# imports, and those for type checkers, count as well.
 PLAN = """
 base
 config      base
@@ -32,8 +32,8 @@ deploy      base config data method evaluation
 api         base config data method evaluation deploy
 runtime     base config data method evaluation deploy api
 """
-# In a house, the same for its rooms, which are its folders and files. A house that is not here is one room.
-SMALL_PLANS = {
+# The same inside a package, for its units: its subpackages and modules. A package that is not listed has no such order.
+UNIT_PLANS = {
     "base": """
 text
 files
@@ -97,8 +97,8 @@ def table(plan):
     return {line.split()[0]: set(line.split()[1:]) for line in plan.strip().splitlines()}
 
 
-HOUSES = table(PLAN)
-ROOMS = {house: table(plan) for house, plan in SMALL_PLANS.items()}
+PACKAGES = table(PLAN)
+UNITS = {package: table(plan) for package, plan in UNIT_PLANS.items()}
 APART = [("data.shards", "data.loading"), ("data.shards", "data.augment")]  # writing shards and reading them
 NO_TORCH = (
     "data.shards",
@@ -137,16 +137,16 @@ def graph():
     return {module: {name for name in imports(path) if name != module} for module, path in MODULES.items()}
 
 
-def house_of(module):
+def package_of(module):
     return module.split(".")[1]
 
 
-def room_of(module):
-    """The room of its house that a module is in; a house's own page, `__init__`, is in none."""
+def unit_of(module):
+    """The unit of its package that a module is in; the package's `__init__` is in none."""
     return [*module.split("."), ""][2]
 
 
-def arrows():
+def dependencies():
     """(importing module, imported module), but for those of `must` itself and of its program."""
     for module, names in graph().items():
         for name in names & MODULES.keys() - {"must"}:
@@ -154,10 +154,10 @@ def arrows():
                 yield module, name
 
 
-def between_rooms(house):
-    """(importing module, imported module) from room to room of a house."""
-    for a, b in arrows():
-        if house_of(a) == house_of(b) == house and room_of(a) != room_of(b):
+def between_units(package):
+    """(importing module, imported module) between units of a package."""
+    for a, b in dependencies():
+        if package_of(a) == package_of(b) == package and unit_of(a) != unit_of(b):
             yield a, b
 
 
@@ -171,8 +171,8 @@ def reachable(module):
 
 def measured():
     """The measured paragraph at the end of docs/architecture.md; `make reference` writes it."""
-    between = {(house_of(a), house_of(b)) for a, b in arrows() if house_of(a) != house_of(b)}
-    inside = {(room_of(a), room_of(b), house) for house in ROOMS for a, b in between_rooms(house)}
+    between = {(package_of(a), package_of(b)) for a, b in dependencies() if package_of(a) != package_of(b)}
+    inside = {(unit_of(a), unit_of(b), package) for package in UNITS for a, b in between_units(package)}
     sizes = sorted(len(path.read_text().splitlines()) for path in MODULES.values())
     median = sizes[len(sizes) // 2]
 
@@ -182,8 +182,8 @@ def measured():
 
     text = (
         f"`python -m pytest tests/test_architecture.py` reads the imports of all files of `must/`, lazy ones included: "
-        f"{len(HOUSES)} houses with {len(between)} arrows between them, {sum(map(len, ROOMS.values()))} rooms in "
-        f"{len(ROOMS)} of them with {len(inside)}, all of them downwards and in use, and no circle between any two "
+        f"{len(PACKAGES)} packages with {len(between)} imports between them, {sum(map(len, UNITS.values()))} units in "
+        f"{len(UNITS)} of them with {len(inside)}, all of them downwards and in use, and no cycle between any two "
         f"of the {len(MODULES)} modules. These are {lines('must')} lines, half of the files shorter than {median + 1}, "
         f"none longer than {sizes[-1]}; components and pipeline add {lines('components', 'pipeline')}, the tests have "
         f"{lines('tests')}."
@@ -197,32 +197,32 @@ MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=\n<!-- end -->)", re.S)
 def only_down(plan):
     above = set()
     for name, below in plan.items():
-        assert below <= above, f"{name} imports {below - above}, which stand above it"
+        assert below <= above, f"{name} imports {below - above}, which are listed after it"
         above.add(name)
 
 
-def test_the_plan_knows_every_house_and_has_only_arrows_down():
-    assert HOUSES.keys() == {house_of(module) for module in MODULES if module not in ("must", "must.__main__")}
+def test_the_plan_lists_every_package_and_imports_go_down():
+    assert PACKAGES.keys() == {package_of(module) for module in MODULES if module not in ("must", "must.__main__")}
     assert len([path for path in (ROOT / "must").iterdir() if path.name != "__pycache__"]) <= 12
-    only_down(HOUSES)
+    only_down(PACKAGES)
 
 
-@pytest.mark.parametrize("house", HOUSES)
-def test_a_house_imports_what_the_plan_allows(house):
-    found = [(a, b) for a, b in arrows() if house_of(a) == house != house_of(b)]
-    assert not [f"{a} -> {b}" for a, b in found if house_of(b) not in HOUSES[house]]
-    assert HOUSES[house] == {house_of(b) for _, b in found}, "the plan allows more than is used"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_what_the_plan_allows(package):
+    found = [(a, b) for a, b in dependencies() if package_of(a) == package != package_of(b)]
+    assert not [f"{a} -> {b}" for a, b in found if package_of(b) not in PACKAGES[package]]
+    assert PACKAGES[package] == {package_of(b) for _, b in found}, "the plan allows more than is used"
 
 
-@pytest.mark.parametrize("house", ROOMS)
-def test_the_small_plan_of_a_house(house):
-    rooms = ROOMS[house]
-    assert rooms.keys() == {room_of(module) for module in MODULES if module.startswith(f"must.{house}.")}
-    only_down(rooms)
-    found = [(a, b) for a, b in between_rooms(house)]
-    assert not [f"{a} -> {b}" for a, b in found if room_of(b) not in rooms[room_of(a)]]
-    used = {room: {room_of(b) for a, b in found if room_of(a) == room} for room in rooms}
-    assert rooms == used, "the plan allows more than is used"
+@pytest.mark.parametrize("package", UNITS)
+def test_the_units_of_a_package_import_what_its_plan_allows(package):
+    units = UNITS[package]
+    assert units.keys() == {unit_of(module) for module in MODULES if module.startswith(f"must.{package}.")}
+    only_down(units)
+    found = [(a, b) for a, b in between_units(package)]
+    assert not [f"{a} -> {b}" for a, b in found if unit_of(b) not in units[unit_of(a)]]
+    used = {unit: {unit_of(b) for a, b in found if unit_of(a) == unit} for unit in units}
+    assert units == used, "the plan allows more than is used"
 
 
 def test_the_page_says_what_is_here():
@@ -235,7 +235,7 @@ def test_the_page_says_what_is_here():
 def test_a_name_means_one_thing():
     """Constants with one value each, and no name of a function in three modules; so both can be searched for."""
     constants, functions = defaultdict(set), defaultdict(set)
-    for path in sorted(path for room in ("must", "components", "pipeline") for path in (ROOT / room).rglob("*.py")):
+    for path in sorted(path for folder in ("must", "components", "pipeline") for path in (ROOT / folder).rglob("*.py")):
         if "headers" in path.parts:  # formats' own words, each in its module
             continue
         for node in ast.parse(path.read_text()).body:
@@ -259,7 +259,7 @@ def test_a_name_says_what_it_holds():
     }  # fmt: skip
     names = set()
     for path in (
-        path for room in ("must", "components", "pipeline", "benchmarks") for path in (ROOT / room).rglob("*.py")
+        path for folder in ("must", "components", "pipeline", "benchmarks") for path in (ROOT / folder).rglob("*.py")
     ):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
@@ -270,7 +270,7 @@ def test_a_name_says_what_it_holds():
     assert {(file, name) for file, name in names if name in fillers} == {("notes.py", "place")}
 
 
-def test_no_circle_between_modules():
+def test_no_cycle_between_modules():
     try:
         TopologicalSorter({module: names & MODULES.keys() for module, names in graph().items()}).prepare()
     except CycleError as error:
@@ -278,27 +278,27 @@ def test_no_circle_between_modules():
 
 
 @pytest.mark.parametrize("one, other", APART)
-def test_writing_and_reading_shards_know_nothing_of_each_other(one, other):
+def test_writing_and_reading_shards_do_not_import_each_other(one, other):
     for here, there in ((one, other), (other, one)):
         inside = [module for module in MODULES if f"{module}.".startswith(f"must.{here}.")]
         found = {name for module in inside for name in reachable(module) if name.startswith(f"must.{there}.")}
         assert inside and not found
 
 
-@pytest.mark.parametrize("room", NO_TORCH)
-def test_torch_is_out_of_reach(room):
+@pytest.mark.parametrize("part", NO_TORCH)
+def test_torch_is_out_of_reach(part):
     for module in MODULES:
-        if f"{module}.".startswith(f"must.{room}."):
+        if f"{module}.".startswith(f"must.{part}."):
             heavy = {name.split(".")[0] for name in reachable(module)} & {"torch", "torchvision", "timm", "open_clip"}
             assert not heavy, module
 
 
-def test_the_library_knows_nothing_of_the_platform():
+def test_the_library_does_not_import_the_platform():
     platform = {"kfp", "kubernetes", "kubeflow", "must_components", "must_pipeline"}
     assert not [(module, name) for module, names in graph().items() for name in names if name.split(".")[0] in platform]
 
 
-def test_a_room_says_what_it_is_for():
+def test_a_package_has_a_docstring():
     packages = [path for path in MODULES.values() if path.name == "__init__.py"]
     assert packages and not [path for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]
 

@@ -1,1 +1,1 @@
-"""What leaves the house: exports, predictions, the server, the registry of promoted models."""
+"""Using a trained model: exports, predictions, the server, the registry of promoted models."""
