@@ -66,8 +66,8 @@ EDITS = {  # file: (before what, what)
     "pipeline/must_pipeline/dag.py": [
         ("from must_components.inputs", "from must_components.hello import hello\n"),
         (
-            "            text = classifier(",
-            '            configure(hello(name="world", **here), "hello")\n',
+            "            classifier_task = classifier(",
+            '            configure(hello(name="world", **run), "hello")\n',
         ),
     ],
 }
@@ -139,7 +139,7 @@ def test_a_component_that_runs_and_a_task_of_the_dag(tree):
 
 
 @pytest.mark.slow
-def test_the_house_still_stands_and_nothing_else_was_touched(tree):
+def test_the_architecture_holds_and_nothing_else_was_touched(tree):
     checks = ("tests/test_architecture.py", "-k", "not without_torch")
     run(tree, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *checks)
     differ = {
