@@ -27,7 +27,7 @@ def test_version_and_help():
     assert all(stage in text for stage in STAGES) and "exit codes" in text
 
 
-@pytest.mark.parametrize("streams", [">/dev/full", "2>/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("streams", [">/dev/full", "2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_or_full_stops_nothing(tmp_path, streams):
     zoo.fill(tmp_path / "in", 5)
     command = f"exec {sys.executable} -m must shard --source {tmp_path}/in --output {tmp_path}/out {streams}"

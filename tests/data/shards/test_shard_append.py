@@ -251,3 +251,13 @@ def test_an_append_that_was_given_up_leaves_nothing_behind(killed: Path, how: st
     names = {"index.json", "rejected.jsonl", "train-000000.tar", "train-000000.npy"}
     assert {path.name for path in (killed / "out").iterdir()} == names | {"names-0000.npy", "contents-0000.npy"}
     assert run(killed / "b", killed / "out", append=True, max_rejected=1.0).splits["train"]["samples"] == 10
+
+
+def test_splits_do_not_depend_on_what_comes_when(tmp_path: Path) -> None:
+    zoo.fill(tmp_path / "in", 20)
+    run(tmp_path / "in", tmp_path / "grown", split=HALVES)
+    zoo.fill(tmp_path / "in", 20, start=20)
+    run(tmp_path / "in", tmp_path / "grown", split=HALVES, append=True)
+    run(tmp_path / "in", tmp_path / "at once", split=HALVES)
+    for split in HALVES:
+        assert samples(tmp_path / "grown", split) == samples(tmp_path / "at once", split)

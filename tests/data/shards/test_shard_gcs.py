@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,14 @@ from typing import Any
 import pytest
 
 from must.base import lock, storage
+from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.data.format.verify import verify
 from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from tests import zoo
 from tests.data.shards.test_shard import run, samples
 from tests.data.shards.test_shard import tree as local_tree
-from tests.data.shards.test_shard_restart import wait_until
+from tests.data.shards.test_shard_restart import children, wait_until
 from tests.stores import Server
 
 FAULTS = ["", "", "503", "", "cut", "", "429", "lost", ""]
@@ -122,3 +126,45 @@ def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server: Server
     zoo.fill(tmp_path / "in", 2)
     with pytest.raises(ValueError, match=r"there is no (bucket|container) 'no-such-bucket'"):
         run(tmp_path / "in", f"{missing}/out")
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_in_another_process(
+    bucket_server: Server, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a lost pod: nothing local is left, and the dead owner's lock is taken over."""
+    monkeypatch.setattr(lock, "DEAD_AFTER", 3.0)
+    source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
+    upload(images, source)
+    code = f"""
+import socket
+socket.gethostname = lambda: "another-pod"
+from must.config import ShardConfig
+from must.data.shards.build import shard
+shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=0.1, **{OPTIONS!r}))
+"""
+    bucket_server.faults.plan = ["slow", "", ""]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(
+            e.name.endswith(".npz") for e in storage.list_files(output + "/.shard")
+        ):
+            time.sleep(0.01)
+        assert process.poll() is None, "it was too fast to be killed"
+        workers = children(process.pid)
+        process.kill()
+    bucket_server.faults.plan = []
+    wait_until(lambda: not any(is_running(worker) for worker in workers))  # they see that it is gone
+    assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
+    done = {e.name: storage.generation(f"{output}/.shard/{e.name}") for e in storage.list_files(output + "/.shard")}
+    wait, seen = storage.delete_folder, {}
+
+    def look_before_deleting(uri: str) -> None:
+        seen.update({e.name: storage.generation(f"{uri}/{e.name}") for e in storage.list_files(uri)})
+        wait(uri)
+
+    monkeypatch.setattr(storage, "delete_folder", look_before_deleting)
+    run(source, output, max_rejected=0.1, **OPTIONS)
+    records = {name for name in done if name.endswith(".npz")}
+    assert records and {name: seen[name] for name in records} == {name: done[name] for name in records}
+    run(source, bucket_server.uri + "/whole", max_rejected=0.1, **OPTIONS)
+    assert tree(output) == tree(bucket_server.uri + "/whole")

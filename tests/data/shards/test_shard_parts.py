@@ -267,7 +267,7 @@ def test_what_killed_programs_were_writing_goes_while_another_part_deletes_its_f
     thread = threading.Thread(target=another_part)
     thread.start()
     try:
-        for _ in range(200):
+        for _ in range(1000):
             for place in (tmp_path, tmp_path / ".shard"):
                 place.mkdir(exist_ok=True)
                 (place / f"{storage.TEMPORARY}x").touch()
@@ -277,3 +277,30 @@ def test_what_killed_programs_were_writing_goes_while_another_part_deletes_its_f
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.slow
+def test_one_killed_while_it_makes_the_shards_is_followed_by_any_part(images: Path, tmp_path: Path) -> None:
+    run(images, tmp_path / "whole", **OPTIONS)
+    output = tmp_path / "out"
+    killed = """
+import os, signal
+os.setsid()
+from must.data.shards import assemble
+whole, made = assemble.move_piece, []
+
+def move_piece(*values):
+    whole(*values)
+    made.append(values)
+    if len(made) == 2:
+        os.killpg(0, signal.SIGKILL)  # with the process that decodes for it
+
+assemble.move_piece = move_piece
+"""
+    more = {"split": {"train": 1.0}, "drop_duplicates": False}
+    run(images, output, part="1/2", **{**OPTIONS, **more})
+    assert subprocess.run(part_of(images, output, "2/2", killed, **more), check=False).returncode == -signal.SIGKILL
+    assert len(list(output.glob("train-*.tar"))) == 2 and not (output / "index.json").exists()
+    assert run(images, output, part="1/2", **{**OPTIONS, **more}) is not None
+    run(images, tmp_path / "plain", **{**OPTIONS, **more})
+    assert tree(output) == tree(tmp_path / "plain")

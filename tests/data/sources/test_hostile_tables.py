@@ -50,7 +50,7 @@ from must.data.shards.listing import open_source
 path = Path(sys.argv[1])
 whole, read = path.read_bytes(), 0
 for place in range(len(whole)):
-    for value in {255, whole[place] ^ 1} - {whole[place]}:
+    for value in {0, 255, whole[place] ^ 1, whole[place] ^ 2} - {whole[place]}:
         path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
         source = open_source(str(path), "none", "--source")
         source.prepare(Path(sys.argv[2]))

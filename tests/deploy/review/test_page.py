@@ -282,8 +282,8 @@ def test_a_file_that_carries_its_pictures_keeps_answers_over_a_reload_and_saves_
 )
 @pytest.mark.parametrize(
     "options",
-    [{"color_scheme": "dark"}, PHONE, ZOOMED],
-    ids=["dark", "phone", "200%"],
+    [{}, {"color_scheme": "dark"}, PHONE, PHONE | {"color_scheme": "dark"}, ZOOMED],
+    ids=["light", "dark", "phone", "dark phone", "200%"],
 )
 def test_everybody_can_use_every_part_of_it(options, review, place, visit):
     """No violation that axe-core finds, and nothing to be scrolled sideways."""

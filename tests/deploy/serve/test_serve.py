@@ -4,10 +4,13 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import struct
+import subprocess
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import must
 from must.base.exits import WRONG_INPUT, code_of
@@ -15,6 +18,7 @@ from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier
 from tests.deploy.serve.server import ask
+from tests.zoo import encoded
 
 INFER = "/v2/models/digits/infer"
 
@@ -144,3 +148,14 @@ def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):
     with pytest.raises(ValueError, match="run `must serve` as a program of its own") as error:
         asyncio.run(cell())
     assert code_of(error.value) == WRONG_INPUT
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_curl_with_a_jpeg(server, pictures, exported, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(Image.open(pictures[0][0]).convert("RGB").resize((96, 96)), "JPEG"))
+    command = ["curl", "--silent", "--data-binary", f"@{path}", f"http://127.0.0.1:{server.port}/classify"]
+    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    (expected,) = must.predict(model=str(exported[1]), images=[str(path)], top_k=5).predictions
+    same(answer, expected.top)
+    assert answer["model"] == "digits" and answer["class"] == expected.name

@@ -32,9 +32,9 @@ def http_client(server, data, count, answers, errors):
 
 @pytest.mark.slow
 def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
-    """Requests of eight clients while LATEST goes through three versions."""
-    registry, clients, requests = tmp_path / "registry", 8, 3200
-    versions = ["v1", "v2", "v3"]
+    """Requests of eight clients while LATEST goes through five versions."""
+    registry, clients, requests = tmp_path / "registry", 8, 10_000
+    versions = ["v1", "v2", "v3", "v4", "v5"]
     for version in versions:
         add_version(registry, exported, version, tmp_path)
     promote(registry, versions[0])
@@ -54,7 +54,7 @@ def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_p
             thread.join()
         until(lambda: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == versions[-1], server.log)
         text = server.ask("GET", "/metrics")[1].decode()
-        assert "must_model_swaps_total 2.0" in text and "must_model_swap_failures_total 0.0" in text
+        assert "must_model_swaps_total 4.0" in text and "must_model_swap_failures_total 0.0" in text
     assert not errors and len(answers) == requests
     assert {status for status, _, _ in answers} == {200}
     assert {version for _, version, _ in answers} == set(versions)

@@ -16,6 +16,7 @@ from must.method.distributed.preemption import StopSignal
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training
+from tests.stores import be_impatient
 
 STEPS = 12
 config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=2, seed=1, log_every=2)
@@ -73,3 +74,29 @@ def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, m
     assert line.startswith(
         "must train: gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503; run"
     )
+
+
+@pytest.mark.slow
+def test_a_bucket_that_stays_away_ends_the_run_resumably(digits, bucket_server, tmp_path, monkeypatch, capsys):
+    uri = bucket_server.uri + "/run"
+    write = Checkpoints._write
+
+    def lose_the_bucket(self, step, state):
+        write(self, step, state)
+        if step == 4:
+            be_impatient(monkeypatch, 0.2)
+            bucket_server.faults.plan = ["503"]
+
+    monkeypatch.setattr(Checkpoints, "_write", lose_the_bucket)
+    with pytest.raises(SystemExit) as stopped:
+        train(config(digits, tmp_path / "run", checkpoints=uri))
+    assert stopped.value.code == 75
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"must train: {bucket_server.uri}") and "could not be reached for 0.2 s" in lines[-1]
+    assert "run the same command to go on" in lines[-1]
+    bucket_server.faults.plan = []
+    monkeypatch.setattr(Checkpoints, "_write", write)
+    assert Checkpoints(uri).steps()[-1] == 4
+    train(config(digits, tmp_path / "run", checkpoints=uri))
+    train(config(digits, tmp_path / "undisturbed"))
+    assert difference(tmp_path / "run", tmp_path / "undisturbed") == 0.0
