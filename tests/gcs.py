@@ -83,7 +83,8 @@ def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
             piece = self.headers.get("Content-Range", "") if "upload_id=" in self.path else ""
             known = faults.persisted.get(self.path)
             if piece and known and known[0] == piece:  # Cloud Storage ignores bytes that it has; this server adds them
-                self.answer(*known[1:], fault)
+                _, status, headers, content = known
+                self.answer(status, headers, content, fault)
                 return
             if (
                 self.command == "DELETE" and "ifGenerationMatch" in self.path and not is_expected(port, self.path)

@@ -52,4 +52,4 @@ def leave_the_cluster() -> None:
         def without_account(path: object) -> bool:
             return not (isinstance(path, str) and path.startswith(ACCOUNT)) and isdir(path)
 
-        os.path.isdir = without_account
+        os.path.isdir = without_account  # type: ignore[assignment]

@@ -243,8 +243,10 @@ def test_a_name_means_one_thing():
                 functions[node.name].add(path)
             elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
                 name, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
-                tuples = isinstance(name, ast.Tuple) and isinstance(value, ast.Tuple)
-                for one, its in zip(name.elts, value.elts, strict=True) if tuples else [(name, value)]:
+                pairs = [(name, value)]
+                if isinstance(name, ast.Tuple) and isinstance(value, ast.Tuple):
+                    pairs = list(zip(name.elts, value.elts, strict=True))
+                for one, its in pairs:
                     if ast.unparse(one).isupper():
                         constants[ast.unparse(one)].add(ast.unparse(its))
     several = {name for name, values in constants.items() if len(values) > 1} - SAME_CONSTANTS

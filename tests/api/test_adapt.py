@@ -80,12 +80,10 @@ def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
         pixels = torch.stack([preprocess(Image.open(path)) for path in paths])
         best = (F.normalize(model.encode_image(pixels), dim=-1) @ classifier).argmax(1)
     assert [CLASSES[i] for i in best] == [one.name for one in adapted.predict(paths)]
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
-    white = pixels.copy()
-    pixels[4:28, 4:28, 3], white[4:28, 4:28] = 0, 255
-    assert torch.equal(preprocess(Image.fromarray(pixels)), preprocess(Image.fromarray(on_white(white)))), (
-        "not below it"
-    )
+    clear = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    white = clear.copy()
+    clear[4:28, 4:28, 3], white[4:28, 4:28] = 0, 255
+    assert torch.equal(preprocess(Image.fromarray(clear)), preprocess(Image.fromarray(on_white(white)))), "not below it"
 
 
 @pytest.mark.slow
@@ -172,8 +170,8 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             must.adapt(**inputs(digits, work, **wrong | right))
-    right = {"images": small, "epochs": 1, "batch_size": 20, "test_images": ""}
-    adapted = must.adapt(**inputs(digits, work, **right))
+    settings = {"images": small, "epochs": 1, "batch_size": 20}
+    adapted = must.adapt(**inputs(digits, work, test_images="", **settings))
     assert adapted.metrics["images"] == 20 and adapted.metrics["labelled"] == 0 and adapted.classes == list(CLASSES)
     weights = (adapted.bundle / "model.safetensors").read_bytes()
 
@@ -181,7 +179,7 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     paths = sorted(digits.images.glob("test/t*/*.png"))
     lines = [{"image": str(path), "label": path.parent.name, "position": at} for at, path in enumerate(paths)]
     answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"image": "x.png", "label": None}]))
-    labelled = must.adapt(**inputs(digits, work, **right | {"test_images": answers}))
+    labelled = must.adapt(**inputs(digits, work, test_images=answers, **settings))
     assert labelled.metrics["labelled"] == len(lines) > 20, (
         "what people answered later measures the model that is there"
     )
@@ -193,14 +191,14 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     assert [reason[:4] for reason in decision.reasons] == ["ok  ", "ok  ", "STOP"] and not decision.passed
     assert (adapted.bundle / "model.safetensors").read_bytes() == weights
     assert [path.name for path in (work / "before-1").iterdir()] == ["report"]
-    same = must.adapt(**inputs(digits, work, **right | {"test_images": answers}))
+    same = must.adapt(**inputs(digits, work, test_images=answers, **settings))
     assert same.metrics == labelled.metrics and not (work / "before-2").exists()
     below = tmp_path / "below.jsonl"
     below.write_text(json.dumps({"image": "zero/" + next(digits.images.glob("train/zero/*")).name, "label": "zero"}))
     into = labelled_folder(str(below), tmp_path, str(digits.images / "train"))
     assert len([*Path(into).glob("zero/*")]) == 1, "must review names pictures below the folder of images"
 
-    other = inputs(digits, work, **right | {"test_images": answers, "epochs": 2, "again": True})
+    other = inputs(digits, work, test_images=answers, again=True, **{**settings, "epochs": 2})
     shards = (work / "shards" / "index.json").stat().st_mtime_ns
     assert must.adapt(**other).metrics["labelled"] == len(lines)
     aside = sorted(path.name for path in (work / "before-2").iterdir())

@@ -3,17 +3,19 @@
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from must.api import cli
-from must.api.stages import configure
-from must.base.parameters import UserError
+from must.api import cli, stages
+from must.base.errors import UserError
 from must.config.work import locate
 
 SHORT = ["--preset", "digits", "--epochs", "1", "--batch-size", "50", "--workers", "0", "--device", "cpu"]
 WAITS = ("review", "serve")  # for a signal
+configure: Callable[..., Any] = stages.configure  # each stage has parameters of its own
 
 
 def made(folder, *places):

@@ -19,6 +19,7 @@ from must.api.stub import STUB, stub
 from must.base.parameters import parameters_of
 from must.base.storage import TransientError
 from must.config import TrainConfig
+from must.method.distributed.preemption import Preempted
 from must.method.train import trainer
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
@@ -47,7 +48,7 @@ def test_every_stage_is_there():
     assert must.__all__ == sorted(must.__all__)
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        must.trian  # noqa: B018
+        must.trian  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.parametrize("name", sorted(set(STAGES) - {"adapt"}))
@@ -80,7 +81,7 @@ def test_no_package_has_the_name_of_a_function():
 
 def test_results_are_frozen_and_typed():
     for name, kind in RESULTS.items():
-        assert is_dataclass(kind) and kind.__dataclass_params__.frozen
+        assert is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert inspect.signature(getattr(must, name)).return_annotation is kind
 
 
@@ -139,7 +140,7 @@ def test_the_users_mistakes_are_value_errors(digits, tmp_path, values, message):
 
 def test_training_that_was_stopped_is_no_exit(digits, tmp_path, monkeypatch):
     def stopped(config):
-        raise trainer.Preempted("gs://bucket could not be reached")
+        raise Preempted("gs://bucket could not be reached")
 
     monkeypatch.setattr(trainer, "train", stopped)
     with pytest.raises(TransientError, match=r"^gs://bucket could not be reached; call must\.train again"):

@@ -1,6 +1,7 @@
 """One run a place: locks of this machine's kernel, and locks in a bucket that live by their owner's heartbeat."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -177,9 +178,7 @@ def test_a_lock_says_where_its_owner_runs(left):
 @pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])
 def test_a_lock_of_any_content_is_taken_over_when_it_is_old(bucket_server, monkeypatch, content):
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.0)
-    storage.write_bytes(
-        bucket_server.uri + "/run/.shard.lock", content.replace(b"?", lock.socket.gethostname().encode())
-    )
+    storage.write_bytes(bucket_server.uri + "/run/.shard.lock", content.replace(b"?", socket.gethostname().encode()))
     with lock.locked(bucket_server.uri + "/run", SHARDS) as check:
         monkeypatch.setattr(lock, "DEAD_AFTER", 60.0)
         check()

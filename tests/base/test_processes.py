@@ -34,7 +34,7 @@ def shard_and_train(images: str, classifier: str, output: str) -> None:
 @pytest.mark.slow
 def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv(METHOD, raising=False)
-    given = [str(digits.images / "train"), digits.classifier]
+    given = str(digits.images / "train"), digits.classifier
     shard_and_train(*given, str(tmp_path / "fork"))
     subprocess.run([sys.executable, "-c", SCRIPT, *given, str(tmp_path / "forkserver")], check=True, env=environment())
     found = {}

@@ -1,6 +1,7 @@
 """A namespace with Kubeflow Trainer and our runtime, a place to work at, and a cluster that answers as a test says."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,6 @@ def kubernetes(tmp_path):
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "namespace").write_text("vision\n")
     with serving(answer) as url:
-        made = Cluster(url, tmp_path)
+        made: Any = Cluster(url, tmp_path)
         made.answers, made.asked = answers, asked
         yield made

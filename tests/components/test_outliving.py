@@ -15,6 +15,7 @@ from must.runtime.keepalive import keep_alive
 from must.runtime.places import WorkUri
 from must.runtime.training import TrainRequest
 from must_components.train_job import launcher
+from must_components.train_job.jobs import Jobs
 from must_components.train_job.manifest import request
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.nodes import nodes_of
@@ -96,7 +97,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     wanted = request("must-key", two_nodes(), job.uri)
 
     def submit():
-        launcher.Jobs().create(wanted)
+        Jobs().create(wanted)
         return api.pods["must-key"]
 
     pods = submit()

@@ -39,7 +39,8 @@ def metrics_of(after, labelled=True, images=500, seed=0):
         collector.add(torch.from_numpy(values).float(), shown)
         scores.append(collector.result())
     samples = Samples(np.arange(images), shown, np.full(images, "file", dtype=object))
-    return measure(samples, *scores, CLASSES).to_dict()
+    adapted, baseline = scores
+    return measure(samples, adapted, baseline, CLASSES).to_dict()
 
 
 def better(logits, labels, _):

@@ -55,8 +55,10 @@ def test_each_folder_is_what_the_catalogues_checks_ask_for(folder):
         assert [node.module for node in tree.body if isinstance(node, ast.ImportFrom)] == ["kfp"]
         assert not any(isinstance(node, ast.Import) for node in tree.body)
         (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-        image = {word.arg: word.value for word in function.decorator_list[0].keywords}["base_image"]
-        assert isinstance(image, ast.Constant) and "/must-" in image.value  # a literal, with its registry
+        (decorator,) = function.decorator_list
+        assert isinstance(decorator, ast.Call)
+        image = {word.arg: word.value for word in decorator.keywords}["base_image"]
+        assert isinstance(image, ast.Constant) and "/must-" in str(image.value)  # a literal, with its registry
         compiled = yaml.safe_load((place / "component.yaml").read_text())
         assert compiled["deploymentSpec"]["executors"][f"exec-{place.name}"]["container"]["image"] == image.value
         rows = re.findall(r"^\| (\w+) \|.*\| .+ \|$", (place / "README.md").read_text(), re.M)

@@ -39,7 +39,7 @@ def waiting(server, tmp_path, must_pipeline):
         words = ["--parameters", tmp_path / "run.yaml", "--cluster", tmp_path / "cluster.yaml", "--host", server.url]
         return must_pipeline("submit", *words, "--wait", *more)
 
-    call.work = str(work)
+    call.work = str(work)  # type: ignore[attr-defined]
     return call
 
 

@@ -74,7 +74,7 @@ def environment(wheel, tmp_path_factory):
 def run(environment, cwd, *command):
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     clean["PATH"] = os.pathsep.join([str(environment / "bin"), clean["PATH"]])
-    command = [environment / "bin" / command[0], *command[1:]]
+    command = (environment / "bin" / command[0], *command[1:])
     return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
 
 

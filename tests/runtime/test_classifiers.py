@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE
+from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.config import ClassifierConfig
-from must.method.model.folder import MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS
+from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import classifiers
 from must.runtime.classifiers import ClassifierRecord, provide
 from must.runtime.evaluation import figures, plain

@@ -34,7 +34,7 @@ def stopped(monkeypatch):
     def run(uri, moments, silence=900.0):
         clock = Clock(moments)
         monkeypatch.setattr(keepalive, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now))
-        monkeypatch.setattr(keepalive.os, "kill", lambda *what: sent.append((clock.now, what)))
+        monkeypatch.setattr("os.kill", lambda *what: sent.append((clock.now, what)))
         watch(uri, silence, clock)
         return sent
 

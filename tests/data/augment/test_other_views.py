@@ -14,8 +14,8 @@ from timm.data.auto_augment import LEVEL_TO_ARG
 
 from must.config import TrainConfig
 from must.data.augment import cpu as exact_views
-from must.data.augment.cpu import FastViews, TrainViews, size_of
-from must.data.augment.draws import Operation, ViewSettings, seed_views
+from must.data.augment.cpu import FastViews, TrainViews
+from must.data.augment.draws import Operation, ViewSettings, seed_views, size_of
 from must.data.augment.gpu import OPERATION_NAMES, DeviceInputs, DeviceViews, apply_ops
 from must.data.image.decode import ORIENTATION, decode, identify
 from must.data.image.preprocess import Preprocess

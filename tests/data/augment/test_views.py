@@ -165,10 +165,10 @@ def test_wrong_settings_are_refused_in_one_line(change, message):
 
 
 def test_a_host_programs_timm_draws_as_it_did(picture):
-    before = auto_augment.random
+    before = auto_augment.random  # type: ignore[attr-defined]
     random.seed(3)
     expected = random.random()
     random.seed(3)
     TrainViews(SETTINGS)(picture)
-    assert auto_augment.random is timm_transforms.random is before is random
+    assert auto_augment.random is timm_transforms.random is before is random  # type: ignore[attr-defined]
     assert random.random() == expected

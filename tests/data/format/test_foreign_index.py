@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ def first(**values: object) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["shards"][0].update(values)
 
 
+def rename_table(content: dict[str, Any], name: str) -> None:
+    content["tables"][0]["name"] = name
+
+
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
-    **{
-        f"table {name!r}": (lambda c, name=name: c["tables"][0].update(name=name), "is not a valid table name")
-        for name in NAMES
-    },
+    **{f"table {name!r}": (partial(rename_table, name=name), "is not a valid table name") for name in NAMES},
     "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
     "sha256 in capitals": (first(sha256="A" * 64), "is not a sha256"),
     "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),

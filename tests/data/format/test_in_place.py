@@ -245,7 +245,7 @@ def test_an_index_of_anybodys_names_no_other_place(tmp_path: Path, file: object)
     make_index(str(foreign(tmp_path / "in", 3)), workers=1)
     content = json.loads((tmp_path / "in" / "index.json").read_text())
     content["shards"][0]["file"] = file
-    with pytest.raises(ValueError, match=EDITS[file]) as error:  # type: ignore[index]
+    with pytest.raises(ValueError, match=EDITS[file]) as error:
         parse_index(json.dumps(content).encode(), "here/index.json")
     assert "is damaged" in str(error.value) and "\n" not in str(error.value)
 

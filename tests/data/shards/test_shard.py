@@ -219,7 +219,7 @@ def test_a_finished_run_is_not_repeated_and_other_images_are_refused(
 
 def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    exif = zoo.Image.Exif()
+    exif = Image.Exif()
     exif[0x0112] = 6
     files = {
         "large.jpg": zoo.encoded(zoo.picture(1, 1200, 800), "JPEG", exif=exif),
@@ -232,7 +232,7 @@ def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Pat
     found = samples(tmp_path / "out", "train")
     sizes = {}
     for name, (data, content) in found.items():
-        image = zoo.Image.open(zoo.io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
         sizes[name] = image.size, image.format
         assert content["sha256"] == hashlib.sha256(files[name]).hexdigest()
     assert sizes == {
@@ -241,6 +241,6 @@ def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Pat
         "small.png": ((100, 90), "PNG"),
     }
     assert found["small.png"][0] == files["small.png"]
-    expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(zoo.Image.Transpose.ROTATE_270))
-    seen = np.asarray(zoo.Image.open(zoo.io.BytesIO(found["large.jpg"][0])))
+    expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(Image.Transpose.ROTATE_270))
+    seen = np.asarray(Image.open(io.BytesIO(found["large.jpg"][0])))
     assert np.abs(expected.astype(int) - seen).mean() < 4

@@ -89,7 +89,7 @@ def test_a_living_owner_of_the_bucket_is_respected(bucket_server: Server, monkey
     monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.2)
     output = bucket_server.uri + "/out"
     with lock.locked(output, SHARDS) as still_ours:
-        monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-pod")
+        monkeypatch.setattr("socket.gethostname", lambda: "another-pod")
         with (
             pytest.raises(ValueError, match=r"being written by another `must shard` \(process \d+ on"),
             lock.locked(output, SHARDS),

@@ -10,6 +10,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,8 @@ def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -
     refused(lambda: load_description(str(tmp_path)), "model.json")
     refused(lambda: load(TrainConfig, {}, str(tmp_path / "c.yaml")), "c.yaml")
     for model in ("m.onnx", "pipe.onnx"):
-        refused(lambda model=model: predict_images(PredictConfig(model=str(tmp_path / model), images=["a.png"])), model)
+        config = PredictConfig(model=str(tmp_path / model), images=["a.png"])
+        refused(partial(predict_images, config), model)
 
 
 def samples_of(source: Path, folder: Path) -> list[str]:
@@ -165,7 +167,7 @@ def test_a_sample_with_deep_json_has_no_label(tmp_path: Path) -> None:
 def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", os.urandom(5_000_000), zipfile.ZIP_STORED)
-    (item,) = open_archives(str(tmp_path / "a.zip"), "none", "--source", "").items(ListingReport(lambda *_: None))  # type: ignore[union-attr]
+    (item,) = open_archives(str(tmp_path / "a.zip"), "none", "--source", "").items(ListingReport(lambda *_: None))
     _, start, size, method, checksum = item.locator
     assert len(unzipped(str(tmp_path / "a.zip"), start, size, method, checksum, 1000)) == 1000
     with pytest.raises(UnreadableError, match="damaged in the archive"):

@@ -84,7 +84,7 @@ def make_archive(folder: Path, kind: str) -> Path:
             for file in sorted(folder.rglob("*")):
                 archive.write(file, file.relative_to(folder))
     else:
-        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as tar:
+        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as tar:  # type: ignore[call-overload]
             tar.add(folder, ".")
     return path
 
@@ -123,9 +123,9 @@ def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
         for name in evil:
             archive.writestr(name, data)
     (tmp_path / "inside").mkdir()
-    for kind in ("tar", "zip"):
-        output = tmp_path / "inside" / kind
-        run(tmp_path / f"evil.{kind}", output, max_rejected=1)
+    for suffix in ("tar", "zip"):
+        output = tmp_path / "inside" / suffix
+        run(tmp_path / f"evil.{suffix}", output, max_rejected=1)
         assert set(samples(output, "train")) == set(evil)
         with tarfile.open(output / "train-000000.tar") as tar:
             assert all("/" not in name and ".." not in name for name in tar.getnames())

@@ -25,7 +25,7 @@ TOWERS = {  # changes of VISION, QuickGELU, whether only the class token is comp
 def test_the_same_probabilities_and_features(kind):
     changes, quick_gelu, class_token_only = TOWERS[kind]
     torch.manual_seed(0)
-    visual = build_visual({"embed_dim": 24, "vision_cfg": VISION | changes, "quick_gelu": quick_gelu})
+    visual = build_visual({"embed_dim": 24, "vision_cfg": {**VISION, **changes}, "quick_gelu": quick_gelu})
     for parameter in visual.parameters():  # no weight of one and no bias of zero hides a mistake
         parameter.data += 0.1 * torch.randn_like(parameter)
     model = MaskedViT(visual, F.normalize(torch.randn(24, 7), dim=0), logit_factor=10.0).eval()

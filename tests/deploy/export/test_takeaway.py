@@ -61,7 +61,7 @@ def made(tmp_path_factory):
             torch.manual_seed(1)
             with torch.no_grad():  # what training does: the tower and the columns are no longer what they came as
                 for parameter in bundle.model.parameters():
-                    parameter += 0.02 * torch.randn_like(parameter)
+                    parameter.add_(0.02 * torch.randn_like(parameter))
             save_bundle(
                 str(place / "bundle"), bundle.model, replace(bundle.description, provenance=Provenance(processes=1))
             )

@@ -37,8 +37,8 @@ def test_single_images(digits, exported, pictures):
     ours = must.predict(model=digits.adapted, images=images, embeddings=True).predictions
     theirs = must.predict(model=str(exported[1]), images=images).predictions
     assert [item.classes for item in ours] == [item.classes for item in theirs]
-    values = [np.array([item.probabilities for item in found]) for found in (ours, theirs)]
-    np.testing.assert_allclose(*values, atol=1e-5)
+    one, other = (np.array([item.probabilities for item in items]) for items in (ours, theirs))
+    np.testing.assert_allclose(one, other, atol=1e-5)
     assert all(np.linalg.norm(item.embedding) == pytest.approx(1, abs=1e-5) for item in ours)
 
 

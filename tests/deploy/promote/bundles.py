@@ -66,7 +66,7 @@ def promote_and_tell(registry, flags, barrier, results):
     try:
         promote(registry, *flags)
     except SystemExit as error:
-        code = error.code
+        code = error.code  # type: ignore[assignment]
     results.put(code)
 
 

@@ -19,7 +19,7 @@ def place(tmp_path):
         registry.add(f"v{seed}", {"bundle": files}, {})
         registry.set_champion(f"v{seed}", "promoted")
 
-    registry.promote = promote
+    registry.promote = promote  # type: ignore[attr-defined]
     return registry
 
 

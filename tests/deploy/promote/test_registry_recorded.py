@@ -5,6 +5,7 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,8 @@ def ask(server, method, path, body):
 
 def test_it_answers_as_kubeflows_registry_does(server):
     """Each call's status, and the fields of what it gives. Numbers and tokens are the server's own."""
-    own, wrong = {}, []
+    own: dict[str, str] = {}
+    wrong: list[Any] = []
     for call in CALLS:
         path = OWN.sub(lambda match: own.get(match[0], match[0]), call["path"])
         body, real = call["body"], call["answer"]

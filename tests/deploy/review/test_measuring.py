@@ -76,14 +76,8 @@ def test_no_answers_say_nothing_and_few_say_little():
 
 def test_what_was_picked_or_is_unsure_measures_nothing_and_a_gap_does_not_end_the_count():
     review = review_of(9)
-    answers = [
-        answer(0, "a"),
-        answer(4, "b"),
-        answer(5, None),
-        answer(6, "b", picked=True),
-        answer(8, None, unsure=True),
-    ]
-    answers = {one.sha256: one for one in answers}
+    given = (answer(0, "a"), answer(4, "b"), answer(5, None), answer(6, "b", picked=True), answer(8, None, unsure=True))
+    answers = {one.sha256: one for one in given}
     pictures, labels = review.truth(answers)
     assert [one.number for one in pictures] == [0, 4, 5, 6] and labels.tolist() == [0, 1, NO_CLASS, 1]
     measured = review.measured(answers)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,11 +125,12 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
         assert page.ask("GET", path)[0] in (400, 404), path
     for said in (b"", b"[]", b"{", b"{" * 70000, b"[" * 60000, b'{"number": "0"}', b'{"number": 1e9}'):
         assert page.ask("POST", "answer", said)[0] == 400, said[:20]
-    shown = {"number": 0, "kind": "label"}
-    for said in ({"number": -1}, {"label": "cow"}, {"label": ["one"]}, {"kind": []}, {"also": "x"}, {"also": [-1]}):
-        assert page.ask("POST", "answer", shown | {"label": "one"} | said)[0] == 400, said
-    for said in ({"label": "cow"}, {"label": ["one"]}, {"sort": []}):
-        assert page.ask("POST", "grid", said)[0] == 400, said
+    right = {"number": 0, "kind": "label", "label": "one"}
+    wrong: dict[str, Any]
+    for wrong in ({"number": -1}, {"label": "cow"}, {"label": ["one"]}, {"kind": []}, {"also": "x"}, {"also": [-1]}):
+        assert page.ask("POST", "answer", {**right, **wrong})[0] == 400, wrong
+    for wrong in ({"label": "cow"}, {"label": ["one"]}, {"sort": []}):
+        assert page.ask("POST", "grid", wrong)[0] == 400, wrong
     assert page.ask("POST", "undo", {})[0] == 400 and page.ask("POST", "show", {"number": 10**6})[0] == 400
     assert not (folder / "answers.jsonl").exists()
     assert page.post("next")["picture"]["place"] == 1

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def raw(files):
 @pytest.mark.parametrize("form", ["base64", "data URL", "files", "uint8", "float32", "numbers"])
 def test_every_form_of_input_gives_the_same(server, pictures, exported, predicted, form):
     files, (pixels, floats) = [data for _, data in pictures[:4]], pixels_of(pictures, exported)
-    blob, tensor = b"", {"name": "image", "datatype": "BYTES", "shape": [4]}
+    blob, tensor = b"", dict[str, Any](name="image", datatype="BYTES", shape=[4])
     if form in ("base64", "data URL"):
         before = "data:image/png;base64," if form == "data URL" else ""
         tensor["data"] = [before + base64.b64encode(data).decode() for data in files]

@@ -17,8 +17,8 @@ SILENCE = 2.0  # seconds; many beats long, so that a busy machine does not silen
 
 def heart(port, rank, step):
     """Of a run whose processes end by themselves after ten minutes of silence alone."""
-    server = dist.TCPStore("localhost", port, is_master=False, timeout=timedelta(seconds=60))
-    heartbeat = Heartbeat(dist.PrefixStore("test", server), rank, 3, timeout=600)
+    server = dist.TCPStore("localhost", port, is_master=False, timeout=timedelta(seconds=60))  # type: ignore[attr-defined]
+    heartbeat = Heartbeat(dist.PrefixStore("test", server), rank, 3, timeout=600)  # type: ignore[attr-defined]
     heartbeat.interval = 0.1
     heartbeat.begin(step)
     return heartbeat
@@ -32,7 +32,7 @@ def beat(port, rank, step):
 @pytest.fixture
 def processes():
     """(rank 0's heartbeat, the processes of ranks 1 and 2 by rank)."""
-    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     started = {}
     for rank in (1, 2):
         started[rank] = multiprocessing.get_context("fork").Process(target=beat, args=(server.port, rank, 7))

@@ -47,7 +47,7 @@ def test_the_recorded_classifier_from_the_recorded_text_tower():
     class Backbone:
         tokenizer = Lookup()
 
-    Backbone.clip = clip.eval()
+    Backbone.clip = clip.eval()  # type: ignore[attr-defined]
     prompts = tuple(tuple(f"{k} {t}" for t in range(3)) for k in range(10))
     ours = build_classifier(Backbone, ClassSet(tuple(map(str, range(10))), prompts, ()), torch.device("cpu"))
     np.testing.assert_allclose(ours.numpy(), recorded["classifier"], atol=1e-6)

@@ -97,7 +97,8 @@ def big_vision(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         return {f"{place}/kernel": values[f"{ours}.weight"].T, f"{place}/bias": values[f"{ours}.bias"]}
 
     def attention(place: str, weight: np.ndarray, bias: np.ndarray, out: str) -> dict[str, np.ndarray]:
-        width, found = weight.shape[1], {}
+        width = weight.shape[1]
+        found: dict[str, np.ndarray] = {}
         for part, w, b in zip(("query", "key", "value"), np.split(weight, 3), np.split(bias, 3), strict=True):
             found[f"{place}/{part}/kernel"] = w.T.reshape(width, heads, -1)
             found[f"{place}/{part}/bias"] = b.reshape(heads, -1)

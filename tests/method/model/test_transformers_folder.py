@@ -324,7 +324,7 @@ def saved_by_transformers(kind: str, image: dict[str, Any], text: dict[str, Any]
     with torch.no_grad():  # they start with zero biases, and one logit for all
         for name, parameter in model.named_parameters():
             if "logit" not in name:
-                parameter += 0.02 * torch.randn_like(parameter)
+                parameter.add_(0.02 * torch.randn_like(parameter))
         model.logit_scale.fill_(4.0)
     model.save_pretrained(folder, max_shard_size="800MB")
     processor.save_pretrained(folder)
@@ -421,7 +421,7 @@ def test_adapted_weights_go_back_and_are_read_again(name, tmp_path):
     bundle = zero_shot_bundle(load_text_classifier(values["output"]))
     with torch.no_grad():
         for parameter in bundle.model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            parameter.add_(0.02 * torch.randn_like(parameter))
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
     places = {"model": str(tmp_path / "bundle"), "classifier": values["output"], "output": str(tmp_path / "back")}
     assert export(ExportConfig(**places, to="transformers"))["check"]["largest_difference"] < 1e-5

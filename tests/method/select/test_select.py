@@ -81,7 +81,8 @@ def test_what_decides_is_the_second_half_of_the_way(digits, tmp_path):
     source = EvalSource.of(config, preprocess_of(zero_shot.description))
     seen = extract_features(zero_shot.model, source, torch.device("cpu"), lambda images: (half(images), end(images)))
     neighbours, _ = nearest(whitened(seen.features.float()))
-    gain = agreement_gain(*seen.probabilities[1:].argmax(-1), neighbours)
+    half, end = seen.probabilities[1:].argmax(-1)
+    gain = agreement_gain(half, end, neighbours)
     found = selected(digits, digits.adapted, tmp_path / "auto")
     assert abs(gain) > 0.1 and f"changes by {gain:+.1f} standard errors" in found["by"]
 

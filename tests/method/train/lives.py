@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -158,5 +159,5 @@ def difference(folder: Path, other: Path) -> float:
     assert ours.keys() == theirs.keys()
     if all(torch.equal(ours[name], theirs[name]) for name in ours):
         return 0.0
-    distance = sum((ours[name].double() - theirs[name].double()).square().sum() for name in ours)
-    return (distance / sum(value.double().square().sum() for value in theirs.values())).sqrt().item()
+    distance = sum((ours[name].double() - theirs[name].double()).square().sum().item() for name in ours)
+    return math.sqrt(distance / sum(value.double().square().sum().item() for value in theirs.values()))

@@ -35,7 +35,7 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, **values
 
 def run_ranks(world: int, call: bytes) -> tuple[list[int | None], list[tuple[Any, str]]]:
     """Exit codes of the ranks, and what each returned, or its error."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     ranks: list[tuple[Any, Connection]] = []
     for rank in range(world):
         receiver, sender = CONTEXT.Pipe(duplex=False)  # one each: they speak at the same time

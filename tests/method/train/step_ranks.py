@@ -23,9 +23,8 @@ def made_batch(step: int, images: range) -> TrainBatch:
     weak, strong = (torch.randint(0, 256, (IMAGES, 32, 32, 3), generator=generator).byte() for _ in range(2))
     masked = torch.stack([torch.randperm(16, generator=generator)[:5].sort().values for _ in range(IMAGES)])
     numbers = torch.arange(IMAGES)
-    return TrainBatch(
-        *(value[images] for value in (weak, strong, masked, numbers)), torch.tensor(images.start == 0).long()
-    )
+    chosen = [value[images] for value in (weak, strong, masked, numbers)]
+    return TrainBatch(*chosen, torch.tensor(images.start == 0).long())  # type: ignore[call-arg]
 
 
 def recorded_model(classes: int = 0, dtype: torch.dtype = torch.float32) -> MaskedViT:

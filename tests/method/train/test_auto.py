@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -101,7 +102,7 @@ def values_of(digits, **changes):
 
 
 def resolved(values, file=None):
-    config = configure("train", values, file)
+    config: Any = configure("train", values, file)
     return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
 
 

@@ -1,5 +1,6 @@
 """What training chooses itself: loaders by the machine, micro-batches by the GPU's memory; neither changes a result."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_run_that_goes_on_keeps_its_threads_and_precision(
 
 def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "cores", lambda: 12)
-    free = cpu.shutil.disk_usage(tmp_path).free
+    free = shutil.disk_usage(tmp_path).free
     assert loader_processes(free // 9, tmp_path) == 4
     assert loader_processes(2 * free, tmp_path) == 1
     assert loader_processes(1000, tmp_path) == loader_processes(free, tmp_path / "none") == 11

@@ -3,13 +3,14 @@
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from must.config import ShardConfig
+from must.config import ShardConfig, TrainConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, load_description
@@ -24,7 +25,7 @@ SETTINGS = {"epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, 
 STEPS = 18  # 150 images, 6 batches an epoch
 
 
-config = partial(training, **SETTINGS)
+config: Callable[..., TrainConfig] = partial(training, **SETTINGS)
 
 
 def start(digits, output, *extra):

@@ -5,6 +5,7 @@ import json
 import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -82,7 +83,7 @@ def trainer(tmp_path, monkeypatch):
             pass
 
     certificate(tmp_path)
-    server = ThreadingHTTPServer(("localhost", 0), Handler)
+    server: Any = ThreadingHTTPServer(("localhost", 0), Handler)
     server.took, server.answers, server.refuse = [], [], 0
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "key")
