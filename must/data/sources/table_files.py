@@ -9,25 +9,23 @@ from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import require
 from must.data.sources.base import ARCHIVE, EXTENSIONS, kind_of
-from must.data.sources.files import is_name
 
 TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
-SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)  # the names on hubs
+# A split is in a file's name, as on hubs, or is the folder of a file data-00000-of-00002.arrow, as `datasets` saves.
+SPLIT = re.compile(r"(?:.*/)?(?!data-)([a-z][a-z0-9_]{0,49})(?:/data)?-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)
+CACHE = re.compile(r"(?:.*/)?cache-[^/]*\.arrow", re.DOTALL)  # results of `datasets`, which it writes beside its files
 ROWS_READ = 32  # rows in memory at the same time; fewer if they may be large
 AT_ONCE = 100_000_000  # bytes of these rows
-SET, SPLITS, STATE, INFO = "dataset of Hugging Face", "dataset_dict.json", "state.json", "dataset_info.json"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a complete stream
 
 
 class Table(NamedTuple):
-    """One file. `split`: the split of its rows, None for by hash; `features`: those in a file beside it."""
+    """One file. `split`: the split of its rows, None for by hash."""
 
     uri: str
     name: str  # in its source
     split: str | None = None
-    features: Any = None
 
 
 PACKED = 10
@@ -47,7 +45,7 @@ class Reader(NamedTuple):
     rows: int = 0
 
 
-def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
+def find_tables(uri: str, exclude: str) -> list[Table]:
     """The tables below a folder or prefix; none if there are images or archives, too."""
     names = []
     for entry in storage.list_files(uri):
@@ -55,21 +53,9 @@ def find_tables(uri: str, option: str, exclude: str) -> list[Table]:
             continue
         if ARCHIVE.search(entry.name) or entry.name.lower().rpartition(".")[2] in EXTENSIONS:
             return []
-        if TABLE_FILE.search(entry.name) or entry.name in (STATE, SPLITS):
+        if TABLE_FILE.search(entry.name) and not CACHE.fullmatch(entry.name):
             names.append(entry.name)
-    if SPLITS in names:
-        splits: Any = read_description(uri, SPLITS, option).get("splits")
-        require(
-            isinstance(splits, list) and all(isinstance(name, str) and is_part(name) for name in splits),
-            f"{option} {storage.join(uri, SPLITS)}: names no splits",
-        )
-        parts = (saved_tables(storage.join(uri, name), name, name + "/", option) for name in sorted(splits))
-        tables = [table for part in parts for table in part]
-    elif STATE in names:
-        tables = saved_tables(uri, None, "", option)
-    else:
-        tables = tables_of([(storage.join(uri, name), name) for name in sorted(names)])
-    return tables if len({table.split for table in tables}) > 1 else [table._replace(split=None) for table in tables]
+    return tables_of([(storage.join(uri, name), name) for name in sorted(names)])
 
 
 def tables_of(files: list[tuple[str, str]]) -> list[Table]:
@@ -77,36 +63,6 @@ def tables_of(files: list[tuple[str, str]]) -> list[Table]:
     splits = [match[1] if (match := SPLIT.fullmatch(name)) else None for _, name in files]
     several = len(set(splits)) > 1 and None not in splits
     return [Table(uri, name, split if several else None) for (uri, name), split in zip(files, splits, strict=True)]
-
-
-def saved_tables(uri: str, split: str | None, prefix: str, option: str) -> list[Table]:
-    """The tables of a folder that `Dataset.save_to_disk` has written."""
-    state, where = read_description(uri, STATE, option), f"{option} {storage.join(uri, STATE)}"
-    require(
-        not state.get("_indices_data_files") and not state.get("_indices_files"),
-        f"{where}: saved with a table of indices; save it again after flatten_indices()",
-    )
-    files = state.get("_data_files")
-    names = [file.get("filename") if isinstance(file, dict) else None for file in files or ()]
-    require(
-        isinstance(files, list) and all(isinstance(name, str) and is_part(name) for name in names),
-        f"{where}: names no data files",
-    )
-    features = read_description(uri, INFO, option).get("features")
-    return [Table(storage.join(uri, str(name)), prefix + str(name), split, features) for name in names]
-
-
-def read_description(uri: str, name: str, option: str) -> dict[str, Any]:
-    path = storage.join(uri, name)
-    try:
-        return storage.read_object(path, dict, UserError(f"{option} {path}: is damaged: no JSON object"))
-    except FileNotFoundError:
-        raise UserError(f"{option} {path}: is missing; copy the whole save_to_disk folder again") from None
-
-
-def is_part(name: str) -> bool:
-    """Whether it is the name of a file or folder, not a path."""
-    return bool(name) and is_name(name) and not {"/", "\\"} & set(name) and name not in (".", "..")
 
 
 def need_pyarrow(where: str) -> None:

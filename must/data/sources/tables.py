@@ -4,7 +4,7 @@ A row cannot be read without the rows that were compressed with it. So the listi
 batches, copies its images one after the other to a plain file, which exists for the time of the run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -58,11 +58,10 @@ class Columns(NamedTuple):
         return list(dict.fromkeys(name for name in (self.image, self.label, self.split) if name is not None))
 
 
-def choose(schema: Any, features: Any, names: ColumnNames, labels: str, where: str) -> Columns:
+def choose(schema: Any, names: ColumnNames, labels: str, where: str) -> Columns:
     """The columns to read of a table with this pyarrow schema.
 
     Args:
-        features: those in Hugging Face's description of the table, or anything else if it has none.
         labels: "folder", "csv" or "none", as `must shard --labels`.
         where: the option and file, for messages.
 
@@ -72,43 +71,33 @@ def choose(schema: Any, features: Any, names: ColumnNames, labels: str, where: s
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(types) == len(schema.names), f"{where}: two columns have the same name; {hint}")
-    if names.image:
-        require(names.image in types, f"{where}: no column {brief(names.image)} (--image-column); {hint}")
-        image: str | None = names.image
-        require(
-            may_be_image(types[names.image]),
-            f"{where}: the column {brief(names.image)} holds {printable(types[names.image], 80)}, neither an image's "
-            "bytes nor names of files",
-        )
-    else:
-        image = first_known(USUAL_IMAGES, {name: kind for name, kind in types.items() if may_be_image(kind)})
-        if image is None:
-            binary = [name for name, kind in types.items() if has_bytes(kind)]
-            image = binary[0] if len(binary) == 1 else None
-    require(image is not None, f"{where}: no column with a known image name; give --image-column; {hint}")
-    assert image is not None
+    image = column_of(types, names.image, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
+    if image is None:
+        binary = [name for name, kind in types.items() if has_bytes(kind)]
+        require(len(binary) == 1, f"{where}: no column with a known image name; give --image-column; {hint}")
+        image = binary[0]
     label = None
     if labels == "csv":
-        if names.label:
-            require(names.label in types, f"{where}: no column {brief(names.label)} (--label-column); {hint}")
-            label = names.label
-        else:
-            label = first_known(USUAL_LABELS, {name: kind for name, kind in types.items() if may_be_label(kind)})
+        label = column_of(types, names.label, USUAL_LABELS, may_be_label, f"{where}: --label-column", hint)
         require(label is not None, f"{where}: no column of labels; name it with --label-column; {hint}")
-        assert label is not None
-        require(
-            may_be_label(types[label]),
-            f"{where}: the column {brief(label)} holds {printable(types[label], 80)}, neither texts nor numbers",
-        )
-    split = "split" if "split" in types and is_text(types["split"]) else None
-    return Columns(image, label, split, class_names(features, label), not has_bytes(types[image]))
+    split = "split" if "split" in types and str(types["split"]) in TEXT else None
+    return Columns(image, label, split, class_names(schema.metadata, label), not has_bytes(types[image]))
 
 
-def first_known(names: tuple[str, ...], columns: dict[str, Any]) -> str | None:
+def column_of(
+    types: dict[str, Any], name: str, usual: tuple[str, ...], is_usable: Callable[[Any], bool], flag: str, hint: str
+) -> str | None:
+    """The column `name`, or without a name the first one with a usual name; None if there is none.
+    Raises ValueError: there is no column `name`, or it is of an unusable type."""
+    if name:
+        require(name in types, f"{flag}: no column {brief(name)}; {hint}")
+        require(is_usable(types[name]), f"{flag}: the column {brief(name)} is of type {printable(types[name], 80)}")
+        return name
     lower: dict[str, str] = {}
-    for name in columns:
-        lower.setdefault(name.lower(), name)
-    return next((lower[name] for name in names if name in lower), None)
+    for column, kind in types.items():
+        if is_usable(kind):
+            lower.setdefault(column.lower(), column)
+    return next((lower[column] for column in usual if column in lower), None)
 
 
 def storage_type(kind: Any) -> Any:
@@ -120,57 +109,36 @@ def storage_type(kind: Any) -> Any:
     return storage_type(kind.storage_type) if hasattr(kind, "storage_type") else kind
 
 
-def is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_binary(kind) or types.is_large_binary(kind) or str(kind) == "binary_view"
-
-
-def is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view"
+BINARY, TEXT = ({f"{form}{kind}" for form in ("", "large_")} | {f"{kind}_view"} for kind in ("binary", "string"))
 
 
 def has_bytes(kind: Any) -> bool:
     """Whether it is bytes, or Hugging Face's {bytes, path}."""
     from pyarrow import types
 
-    if not types.is_struct(kind):
-        return is_binary(kind)
-    return any(kind.field(i).name == "bytes" and is_binary(kind.field(i).type) for i in range(kind.num_fields))
+    fields = list(kind) if types.is_struct(kind) else []
+    return str(kind) in BINARY or any(field.name == "bytes" and str(field.type) in BINARY for field in fields)
 
 
 def may_be_image(kind: Any) -> bool:
-    return has_bytes(kind) or is_text(kind)
+    return has_bytes(kind) or str(kind) in TEXT
 
 
 def may_be_label(kind: Any) -> bool:
     from pyarrow import types
 
-    return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return str(kind) in TEXT or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
-def features_in(metadata: Any) -> Any:
-    """Hugging Face's features, which `datasets` writes into a table's metadata; None if there are none."""
-    return storage.object_or_none((metadata or {}).get(b"huggingface", b""), lambda text: text["info"]["features"])
-
-
-def class_names(features: Any, label: str | None) -> tuple[str, ...] | None:
-    """The class names if the column is a ClassLabel."""
-    feature = features.get(label) if isinstance(features, dict) else None
+def class_names(metadata: Any, label: str | None) -> tuple[str, ...] | None:
+    """The class names if the column is a ClassLabel by the features that `datasets` writes into a table's metadata."""
+    text = (metadata or {}).get(b"huggingface", b"")
+    feature = storage.object_or_none(text, lambda content: content["info"]["features"][label])
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 ROW = 1000  # bytes added to each row's size: a file of some kilobytes may have millions of empty rows
-
-
-class Row(NamedTuple):
-    """A row's image: bytes, or a path, or neither."""
-
-    data: bytes | None
-    path: str | None
 
 
 class Tables:
@@ -204,8 +172,7 @@ class Tables:
         with ExitStack() as stack:
             with damaged():
                 reader = stack.enter_context(open_table(path, kind))
-                features = features_in(reader.schema.metadata) if table.features is None else table.features
-            columns = choose(reader.schema, features, self.columns, self.labels, where)
+            columns = choose(reader.schema, self.columns, self.labels, where)
             too_large = f"{where}: its rows are more than {EXPANSION} times as large as itself"
             require(max(reader.largest, ROW * reader.rows) <= remaining, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
@@ -226,27 +193,27 @@ class Tables:
                     continue
                 with damaged():
                     rows = rows_of(batch, columns)
-                for image, label, split in rows:
+                for data, file_path, label, split in rows:
                     row += 1
-                    name = f"{table.name}/{row}" + (f"/{image.path}" if image.path and image.data is not None else "")
-                    label = self.label_of(label, image.path, columns, f"{where} row {row}")
+                    name = f"{table.name}/{row}" + (f"/{file_path}" if file_path and data is not None else "")
+                    label = self.label_of(label, file_path, columns, f"{where} row {row}")
                     if split in (None, ""):
                         split = table.split
                     elif not is_split(split):
                         raise UserError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
-                    remaining -= ROW + len(image.data or b"") + utf8_size(label or "") + utf8_size(image.path or "")
+                    remaining -= ROW + len(data or b"") + utf8_size(label or "") + utf8_size(file_path or "")
                     require(remaining >= 0, too_large)
-                    if image.data:
-                        file.write(image.data)
-                        yield Item(name, len(image.data), label, split, [number, offset])
-                        offset += len(image.data)
-                    elif image.data is not None or not image.path:
+                    if data:
+                        file.write(data)
+                        yield Item(name, len(data), label, split, [number, offset])
+                        offset += len(data)
+                    elif data is not None or not file_path:
                         problems.reject(name, "no image in this row")
-                    elif reason := refusal(image.path):
-                        problems.reject(without_secrets(file_name(table, image.path)), reason)
+                    elif reason := refusal(file_path):
+                        problems.reject(without_secrets(file_name(table, file_path)), reason)
                     else:
                         self.may_be_remote = True
-                        yield Item(file_name(table, image.path), 0, label, split, [number, image.path])
+                        yield Item(file_name(table, file_path), 0, label, split, [number, file_path])
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
@@ -283,20 +250,20 @@ def is_absolute(path: str) -> bool:
     return path.startswith("/") or "://" in path
 
 
-def rows_of(batch: Any, columns: Columns) -> list[tuple[Row, Any, Any]]:
-    """(image, label, split) of each row of a record batch."""
+def rows_of(batch: Any, columns: Columns) -> list[tuple[bytes | None, str | None, Any, Any]]:
+    """(an image's bytes, its path, label, split) of each row of a record batch; a row may have neither of the first."""
     images, labels, splits = (
         batch.column(name).to_pylist() if name is not None else [None] * batch.num_rows
         for name in (columns.image, columns.label, columns.split)
     )
-    return list(zip(map(image_of, images), labels, splits, strict=True))
+    return [(*image_of(image), label, split) for image, label, split in zip(images, labels, splits, strict=True)]
 
 
-def image_of(value: Any) -> Row:
+def image_of(value: Any) -> tuple[bytes | None, str | None]:
     if isinstance(value, dict):
         path = value.get("path")
-        return Row(value.get("bytes"), path if isinstance(path, str) else None)
-    return Row(value, None) if isinstance(value, bytes) else Row(None, value)
+        return value.get("bytes"), path if isinstance(path, str) else None
+    return (value, None) if isinstance(value, bytes) else (None, value)
 
 
 def open_tables(uri: str, labels: str, option: str, exclude: str, columns: ColumnNames) -> Tables | None:
@@ -305,7 +272,7 @@ def open_tables(uri: str, labels: str, option: str, exclude: str, columns: Colum
     files = expanded(uri) if TABLE_FILE.search(uri) else []
     missing = [file for file in files if not storage.exists(file)]
     if not files or (files == [uri] and (missing if storage.is_remote(uri) else storage.local(uri).is_dir())):
-        tables = find_tables(uri, option, exclude)  # Spark's folders have names such as x.parquet, too
+        tables = find_tables(uri, exclude)  # Spark's folders have names such as x.parquet, too
         require(bool(tables or not files), f"{option} {uri}: there is no such file, and no tables are below it")
     else:
         require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
