@@ -16,20 +16,12 @@ CHAIN = b"mpet"  # in a profile: any number of processing steps, each of which i
 def to_rgb(image: Any) -> Image.Image:
     """A loaded image as RGB, transparent ones on white. Raises ValueError: it cannot be converted."""
     if is_deep(image):
-        return by_strips(image, Scale(image).to_rgb)
+        return by_strips(image, Scale(image))
     if is_transparent(image):
         return by_strips(image, on_white)
     if image.mode == "CMYK":
         return cmyk_to_rgb(image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def check_colors(image: Any) -> None:
-    """Raises as `to_rgb`, in less time: it can only fail at the first strip or at the range of values."""
-    if is_deep(image):
-        Scale(image)
-    elif image.mode not in ("RGB", "L", "P", "CMYK"):  # converting these always succeeds
-        to_rgb(next(strips(image))[1])
 
 
 def is_transparent(image: Any) -> bool:
@@ -85,7 +77,7 @@ def cmyk_to_rgb(image: Any) -> Image.Image:
 
 
 class Scale:
-    """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W], by the range of the whole image.
+    """A strip of grey values of 16 or 32 bits, or floats -> RGB, by the range of the whole image.
 
     16-bit values are divided by 257. Files of 32 bits or floats do not define white: floats within 0..1 are scaled by
     255, other values from the darkest to the brightest one. The value that a PNG declares transparent becomes white.
@@ -103,18 +95,15 @@ class Scale:
         self.low, self.high = min(lows), max(highs)
         self.transparent = image.info.get("transparency")
 
-    def to_rgb(self, strip: Any) -> Image.Image:
+    def __call__(self, strip: Any) -> Image.Image:
         values = np.asarray(strip)
-        grey = self(values)
-        if isinstance(self.transparent, int):
-            grey[values == self.transparent] = 255
-        return Image.fromarray(grey).convert("RGB")
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind == "f" and self.low >= 0 and self.high <= 1:
             scaled = values * 255.0
         elif values.dtype.kind != "f" and self.low >= 0 and self.high <= 65535:
             scaled = values.astype(np.float64) / 257.0
         else:
             scaled = (values.astype(np.float64) - self.low) * (255.0 / max(self.high - self.low, 1e-12))
-        return np.rint(scaled).astype(np.uint8)
+        grey = np.rint(scaled).astype(np.uint8)
+        if isinstance(self.transparent, int):
+            grey[values == self.transparent] = 255
+        return Image.fromarray(grey).convert("RGB")

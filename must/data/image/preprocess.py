@@ -61,15 +61,13 @@ class Preprocess:
 
 def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
     """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: anything else."""
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        raise UserError("the model's preprocessing names no mean or deviation for each of three channels")
-    if not all(is_finite(value) for value in values):
-        raise UserError("the model's preprocessing has a mean or deviation that is no number")
-    if not all(smallest <= value <= FARTHEST for value in values):
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or not all(is_finite(value) and smallest <= value <= FARTHEST for value in numbers):
         raise UserError(
-            f"the model's preprocessing has a mean or deviation out of range: {', '.join(map(brief, values))}"
+            "the model's preprocessing has a mean or deviation out of range: expected are three numbers, each from "
+            f"{smallest:g} to {FARTHEST:g}"
         )
-    return tuple(values)
+    return tuple(numbers)
 
 
 def is_finite(value: Any) -> bool:

@@ -39,7 +39,7 @@ def edited(model, **metadata):
         ({"preprocess": []}, "no mapping"),
         ({"preprocess": {"mean": [1]}}, "three channels"),
         ({"preprocess": {"std": [1, 2, float("nan")]}}, "no number"),
-        ({"preprocess": {"std": [0, 0, 0]}}, "mean or deviation out of range: '0'"),
+        ({"preprocess": {"std": [0, 0, 0]}}, "mean or deviation out of range: expected are three numbers"),
         ({"preprocess": {"std": [1, 1, 1e-300]}}, "out of range"),
         ({"preprocess": {"mean": [1e300, 0, 0]}}, "out of range"),
         ({"preprocess": {"mean": [10**400, 0, 0]}}, "no number"),
