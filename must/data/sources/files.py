@@ -83,9 +83,8 @@ class Manifest(Source):
                 raise UserError(f"{where}: cannot be read after line {table.line_num}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
-        name = item.name
-        absolute = name.startswith("/") or "://" in name
-        return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
+        relative = self.base and not is_absolute(item.name)
+        return storage.read_bytes(storage.join(self.base, item.name) if relative else item.name, 0, limit)
 
 
 def lines_of(file: BinaryIO, where: str) -> Iterator[str]:
@@ -123,6 +122,11 @@ def refusal(path: str) -> str:
     except ValueError:
         return "only local paths and gs://, s3:// and az:// are read"
     return ""
+
+
+def is_absolute(path: str) -> bool:
+    """Whether it does not depend on the folder of its list or table."""
+    return path.startswith("/") or "://" in path
 
 
 def is_split(name: object) -> bool:
