@@ -194,13 +194,14 @@ def fault_of_shard(uri: str, shard: Shard) -> str:
         with storage.local_copy(location) as path:
             if storage.sha256_of(path) != shard.sha256:
                 return "its bytes have changed (sha256)"
-            offsets = load_offsets(uri, shard)
-            for _ in read_samples(path, offsets, texts_of(uri, shard, offsets)):
-                pass
+            try:
+                offsets = load_offsets(uri, shard)
+                for _ in read_samples(path, offsets, texts_of(uri, shard, offsets)):
+                    pass
+            except UserError as error:
+                return str(error)
     except FileNotFoundError:
         return "missing"
-    except UserError as error:
-        return str(error)
     return ""
 
 
