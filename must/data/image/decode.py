@@ -12,7 +12,7 @@ from must.base.errors import TransientError, UserError
 from must.base.text import one_line
 from must.data.image import bounds
 from must.data.image.bounds import decode_isolated
-from must.data.image.colors import to_rgb
+from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.base import Cost
 from must.data.image.headers.heif import PLUGIN, can_read, is_heif
@@ -128,7 +128,7 @@ def check(image: Any) -> None:
             width, height = image.size
             image.draft("L" if image.mode == "RGB" else None, (max(1, width // 8), max(1, height // 8)))
         image.load()
-        to_rgb(image)
+        check_colors(image)
     except Exception as error:
         raise UserError(reason(error)) from error
 

@@ -34,13 +34,12 @@ class Preprocess:
         if not isinstance(values, dict):
             raise UserError("the model's preprocessing is no mapping of names to values")
         size = values.get("size", 224)
-        if isinstance(size, list | tuple):
-            if len(size) != 2 or size[0] != size[1]:
-                shape = brief(" x ".join(map(str, size[:2])))
-                raise UserError(f"the model's input is {shape} pixels; only square inputs are supported")
+        if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
             size = size[0]
         if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
-            raise UserError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST_INPUT} are supported")
+            raise UserError(
+                f"the model's input of size {brief(size)}: only squares of 1 to {LARGEST_INPUT} are supported"
+            )
         preprocess = cls(
             size=size,
             mean=three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),

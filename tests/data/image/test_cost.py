@@ -197,6 +197,7 @@ def test_strips_give_the_pixels_of_the_whole(kind: str, monkeypatch: pytest.Monk
     for pixels in (1, 61 * 10, 61 * 96):
         monkeypatch.setattr(colors, "STRIP", pixels)
         assert np.array_equal(np.asarray(colors.to_rgb(image)), whole)
+        colors.check_colors(image)
 
 
 def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.MonkeyPatch) -> None:
