@@ -114,8 +114,12 @@ def problem_of(row: Any) -> str:
 
 
 def refusal(path: str) -> str:
-    """Why there can be no file at that path, "" if there can."""
-    if not is_name(path):
+    """Why there can be no file at that path, "" if there can. Surrogates may stand for bytes that are not UTF-8."""
+    try:
+        is_name = b"\0" not in path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
         return "no name that a file can have"
     try:
         storage.is_remote(path)
@@ -131,11 +135,3 @@ def is_absolute(path: str) -> bool:
 
 def is_split(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and name.islower() and len(name) <= 50  # a part of file names
-
-
-def is_name(path: str) -> bool:
-    """Whether a file can have this name. Surrogates are accepted if they stand for bytes that are not UTF-8."""
-    try:
-        return b"\0" not in path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
