@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,8 @@ def main() -> None:
 
 
 def bookkeeping(entries: int, folder: Path) -> None:
-    from must.data.shards.chunk import read_chunk
     from must.data.shards.history import find_duplicates, write_names
-    from must.data.shards.listing import shuffle
+    from must.data.shards.listing import read_chunk, shuffle
     from must.data.sources.base import Item
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -54,20 +54,20 @@ def bookkeeping(entries: int, folder: Path) -> None:
 
     plan = shuffle(items(), folder / "plan", 1000)
     lap("list and shuffle")
-    chunks = [plan.chunk(number) for number in range(plan.chunks)]
+    chunks = list(pairwise(plan.starts))
     assert sum(1 for chunk in chunks for _ in read_chunk(plan.path, *chunk)) == entries
     lap("read units")
 
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
-        for number in range(plan.chunks):
+        for number in range(len(chunks)):
             yield number, "train", np.random.default_rng(number // 2 * 2).integers(0, 256, (1000, 32), np.uint8)
 
     if entries:
         duplicates = find_duplicates(hashes(), ("train",), folder / "duplicates", drop_all=False)
-        assert duplicates.count == 1000 * (plan.chunks // 2)
+        assert duplicates.count == 1000 * (len(chunks) // 2)
         lap("duplicates")
         names = (
-            np.random.default_rng(chunk).integers(0, 2**63, (1000, 2)).astype(np.uint64) for chunk in range(plan.chunks)
+            np.random.default_rng(chunk).integers(0, 2**63, (1000, 2)).astype(np.uint64) for chunk in range(len(chunks))
         )
         write_names(names, str(folder / "names.npy"), folder / "names")
         lap("names")

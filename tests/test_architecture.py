@@ -318,7 +318,7 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.base.exits",
         "must.api.stages",
         "must.data.shards.build",
-        "must.data.format.verify",
+        "must.data.format.samples",
         "must.deploy.infer.predict",
         "must.deploy.predict.images",
         "must.deploy.labels.exchange",

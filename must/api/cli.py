@@ -77,8 +77,8 @@ def with_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_index(options: dict[str, Any]) -> None:
-    from must.data.format.index import print_index
-    from must.data.format.verify import verify
+    from must.data.format.samples import verify
+    from must.data.shards.build import show_index
 
     action, uri = options.pop("action"), options.pop("uri")
     if action == "make":
@@ -86,7 +86,7 @@ def run_index(options: dict[str, Any]) -> None:
 
         make_index(uri, **options)
         return
-    {"show": print_index, "verify": verify}[action](uri)
+    {"show": show_index, "verify": verify}[action](uri)
 
 
 def run_env(options: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from must.config import EvaluateConfig, ShardConfig
-from must.data.format import index, verify
-from must.data.shards.build import shard
+from must.data.format.samples import verify
+from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
 from must.evaluation.table import text_table
 
@@ -70,8 +70,8 @@ def test_everything_is_written_and_is_utf_8(results):
 
 
 def test_nothing_on_the_terminal_is_raw(hostile, results, capfd):
-    index.print_index(hostile)
-    verify.verify(hostile)
+    show_index(hostile)
+    verify(hostile)
     print(text_table(results[0]))
     for line in capfd.readouterr().out.splitlines():
         assert line.isprintable(), line

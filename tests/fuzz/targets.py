@@ -25,13 +25,12 @@ from must.data.image import bounds
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, identify
 from must.data.image.headers.base import MAX_STEPS
+from must.data.shards.chunk import npy
 from must.data.shards.history import read_table
-from must.data.shards.tarwriter import npy
 from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
 from must.data.sources.files import Manifest
-from must.data.sources.table_files import Table
-from must.data.sources.tables import ColumnNames, Tables
+from must.data.sources.tables import Table, Tables
 from must.deploy.labels.formats import read_labels
 from must.deploy.predict.session import parse_metadata
 from must.deploy.serve.http import parse_request
@@ -156,7 +155,7 @@ def table_of_images(kind: str) -> Callable[[bytes], None]:
 
     def parse(data: bytes) -> None:
         path = file_of(data, f"images.{kind}")
-        source = Listed(path, [Table(path, "images")], "csv", "--source", ColumnNames())
+        source = Listed(path, [Table(path, "images")], "csv", "--source", ("", ""))
         source.prepare(FOLDER)
         listing(source)
 

@@ -5,7 +5,6 @@ Its names are used as paths and its numbers as sizes of memory, and it is untrus
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,7 +13,7 @@ from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.names import SHA256, SHARD_NAME, TABLE, below, of_form
 from must.base.parameters import require
-from must.base.text import brief, printable
+from must.base.text import brief
 
 LARGEST_OFFSET = 2**53  # also of any other number; their sums in an index are far below 2^63
 MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
@@ -122,8 +121,6 @@ def count(value: Any, name: str) -> int:
     return value
 
 
-logger = logging.getLogger(__name__)
-
 INDEX_VERSION = 1
 REJECTED = "rejected.jsonl"
 
@@ -199,8 +196,9 @@ def parse_index(data: bytes, path: str) -> Index:
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda values: (values, values["version"]), damage)
     if version != INDEX_VERSION:
-        shown = version if isinstance(version, int | float) else f"of type {type(version).__name__}"
-        raise UserError(f"{path} has version {shown}, this program reads {INDEX_VERSION}; update it, or shard again")
+        raise UserError(
+            f"{path} has version {brief(version)}, this program reads {INDEX_VERSION}; update it, or shard again"
+        )
     try:
         index = Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
         require(
@@ -211,24 +209,3 @@ def parse_index(data: bytes, path: str) -> Index:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
         raise UserError(f"{path} is damaged ({problem}); run `must shard` again") from None
-
-
-def print_index(uri: str) -> Index:
-    """Prints the contents of a folder of shards."""
-    index = load_index(uri)
-    logger.info(printable(f"{uri}  revision {index.revision}, made by {index.created_by} from {index.source['uri']}"))
-    logger.info(f"{'split':<12}{'images':>12}{'labelled':>12}{'shards':>9}{'MB':>12}")
-    for name, counts in index.splits.items():
-        shards = index.shards_of(name)
-        size = sum(shard.bytes for shard in shards) / 1e6
-        logger.info(
-            f"{printable(name):<12}{counts['samples']:>12}{counts['labelled']:>12}{len(shards):>9}{size:>12.1f}"
-        )
-    if any(shard.file for shard in index.shards):
-        logger.info("the shards are another program's, read where they are")
-    if index.labels:
-        shown = ", ".join(index.labels[:10]) + (", ..." if len(index.labels) > 10 else "")
-        logger.info(f"labels: {len(index.labels)} ({printable(shown)})")
-    logger.info(f"rejected: {index.rejected}  duplicates: {index.duplicates} ({index.dropped} left out)")
-    logger.info(f"sha256 of the index: {index.sha256}")
-    return index

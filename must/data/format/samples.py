@@ -1,10 +1,12 @@
-"""A shard's table of offsets of its samples in the tar, and reading samples from a local file."""
+"""A shard's table of offsets of its samples in the tar, reading samples from a local file, and `must index verify`."""
 
 import hashlib
 import io
 import json
+import logging
 import math
 import os
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import UserError
-from must.data.format.index import Shard
+from must.base.progress import bar
+from must.base.text import printable
+from must.data.format.index import Index, Shard, load_index
 
-REINDEX = "delete index.json and run `must index make` again"
+logger = logging.getLogger(__name__)
 
-
-def remedy(shard: Shard) -> str:
-    """What to do about a table that does not match the index."""
-    return REINDEX if shard.file else "run `must shard` again"
+MAKE_AGAIN = "run `must shard`, or `must index make`, again"
 
 
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
@@ -31,44 +33,39 @@ def load_offsets(uri: str, shard: Shard) -> np.ndarray:
     Columns: image offset, image size, json offset, json size.
     Raises ValueError: the table is missing, damaged or not that of the index.
     """
-    return parse_offsets(read_offsets(uri, shard), storage.join(uri, shard.offsets_name), shard)
-
-
-def read_offsets(uri: str, shard: Shard) -> bytes:
-    path = storage.join(uri, shard.offsets_name)
-    try:
-        return storage.read_bytes(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {remedy(shard)}") from None
-
-
-def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
-    if hashlib.sha256(data).hexdigest() != shard.offsets_sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {remedy(shard)}")
-    try:
-        offsets = parse_npy(data)
-    except Exception:  # numpy has no common class for errors in a header
-        raise UserError(f"{path} is damaged: no .npy file; {remedy(shard)}") from None
-    if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
-        raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
-    members = offsets[:, :2] if shard.file else offsets  # the texts may be in a separate file
-    starts, sizes = members[:, ::2], members[:, 1::2]
-    if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
-        raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {remedy(shard)}")
-    return offsets
+    data = read_file(uri, shard.offsets_name, shard.offsets_sha256)
+    return parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
 
 
 def load_texts(uri: str, shard: Shard) -> bytes:
     """The descriptions of a shard of another program; the table's last two columns are offsets and sizes in them.
     Raises ValueError: the file is missing, or is not that of the index."""
-    path = storage.join(uri, shard.texts_name)
+    return read_file(uri, shard.texts_name, shard.texts_sha256)
+
+
+def read_file(uri: str, name: str, sha256: str) -> bytes:
+    path = storage.join(uri, name)
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; {REINDEX}") from None
-    if hashlib.sha256(data).hexdigest() != shard.texts_sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {REINDEX}")
+        raise UserError(f"{path} is missing; {MAKE_AGAIN}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {MAKE_AGAIN}")
     return data
+
+
+def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
+    try:
+        offsets = parse_npy(data)
+    except Exception:  # numpy has no common class for errors in a header
+        raise UserError(f"{path} is damaged: no .npy file; {MAKE_AGAIN}") from None
+    if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
+        raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+    members = offsets[:, :2] if shard.file else offsets  # the texts may be in a separate file
+    starts, sizes = members[:, ::2], members[:, 1::2]
+    if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
+        raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {MAKE_AGAIN}")
+    return offsets
 
 
 def parse_npy(data: bytes) -> np.ndarray:
@@ -97,9 +94,7 @@ def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     name, hint = shard.location(uri), f"; run `must index verify {uri}` for details"
     try:
         with storage.local_copy(name) as path:
-            size = path.stat().st_size
-            if size != shard.bytes:
-                raise UserError(f"{name} has {size} bytes, its index says {shard.bytes}{hint}")
+            require_size(path, uri, shard)
             if storage.is_remote(name) and storage.sha256_of(path) != shard.sha256:
                 raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
             yield path
@@ -107,6 +102,16 @@ def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
         if error.filename not in (None, str(storage.local(name))) and not storage.is_remote(name):
             raise
         raise UserError(f"{name} is missing{hint}") from None
+
+
+def require_size(path: Path, uri: str, shard: Shard) -> None:
+    """Raises ValueError: the tar is not as long as its index says; the offsets in its table are compared with that."""
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise UserError(
+            f"{shard.location(uri)} has {size} bytes, its index says {shard.bytes}; run `must index verify {uri}` for "
+            "details"
+        )
 
 
 def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
@@ -134,8 +139,8 @@ def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None)
                 data = read(descriptor, size, image)
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise UserError(
-                    f"{path.name}: no sample at byte {image}, where its table of offsets has one; check with "
-                    "`must index verify`"
+                    f"{path.name}: no sample at byte {image}, where its table of offsets has one; make "
+                    "the shards or the index again"
                 ) from None
             if texts is not None:
                 name = name.removeprefix("./")
@@ -155,3 +160,54 @@ def read(descriptor: int, size: int, offset: int) -> bytes:
     if len(data) != size:
         raise UserError("the file is shorter")
     return data
+
+
+def verify(uri: str) -> Index:
+    """Reads all files of an index; prints a line for each that is damaged.
+    Raises ValueError: there is one; the message has the number of broken shards and the first fault."""
+    index = load_index(uri)
+    faults: list[str] = []
+    for shard in bar(index.shards, desc="verify", unit="shard"):
+        if fault := fault_of_shard(uri, shard):
+            faults.append(f"{shard.name}: {fault}")
+            with tqdm.external_write_mode(file=sys.stdout):
+                logger.info(printable(faults[-1]))
+    broken = len(faults)
+    for table in index.tables:
+        if fault := fault_of_file(storage.join(uri, table["name"]), table["sha256"]):
+            faults.append(f"{table['name']}: {fault}")
+            logger.info(printable(faults[-1]))
+    if faults:
+        problem = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
+        raise UserError(f"{uri}: {problem}; the first fault: {faults[0]}")
+    logger.info(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
+    return index
+
+
+def fault_of_shard(uri: str, shard: Shard) -> str:
+    """What is wrong with a shard, its table or a sample in it; "" if nothing is."""
+    location = shard.location(uri)
+    try:
+        size = storage.size(location)
+        if size != shard.bytes:
+            return f"{size} bytes instead of {shard.bytes}"
+        with storage.local_copy(location) as path:
+            if storage.sha256_of(path) != shard.sha256:
+                return "its bytes have changed (sha256)"
+            try:
+                offsets = load_offsets(uri, shard)
+                for _ in read_samples(path, offsets, texts_of(uri, shard, offsets)):
+                    pass
+            except UserError as error:
+                return str(error)
+    except FileNotFoundError:
+        return "missing"
+    return ""
+
+
+def fault_of_file(uri: str, sha256: str) -> str:
+    try:
+        with storage.local_copy(uri) as path:
+            return "" if storage.sha256_of(path) == sha256 else "its bytes have changed (sha256)"
+    except FileNotFoundError:
+        return "missing"

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,34 +102,8 @@ class Helper:
             raise UserError(content.decode("utf-8", "replace"))
         return Image.frombytes("RGB", (width, height), content)
 
-    def exit_code(self) -> int:
-        return self.process.wait()
 
-
-class Helpers:
-    """The idle helpers of this process; there are as many in all as threads that decode at the same time."""
-
-    def __init__(self) -> None:
-        self.free: list[Helper] = []
-        self.lock = threading.Lock()
-
-    def decode(self, data: bytes, max_pixels: int, shorter_side: int) -> Image.Image:
-        with self.lock:
-            helper = self.free.pop() if self.free else None
-        helper = helper or Helper()
-        try:
-            image = helper.decode(data, max_pixels, shorter_side)
-        except (EOFError, OSError):
-            why = fault_of(helper.exit_code(), max_pixels)
-            raise (UserError(why) if why else KilledWorkerError()) from None
-        except ValueError:
-            self.free.append(helper)
-            raise
-        self.free.append(helper)
-        return image
-
-
-helpers = per_process(Helpers)
+idle_helpers = per_process(list[Helper])  # there are as many in all as threads that decode at the same time
 
 
 def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Image.Image:
@@ -140,7 +113,21 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
         ValueError: as `decode`; the image took too long, or its decoder crashed.
         KilledWorkerError: something else has ended the subprocess.
     """
-    return helpers().decode(data, max_pixels, shorter_side)
+    idle = idle_helpers()
+    try:
+        helper = idle.pop()  # not after a look at its length: other threads do the same
+    except IndexError:
+        helper = Helper()
+    try:
+        image = helper.decode(data, max_pixels, shorter_side)
+    except (EOFError, OSError):
+        why = fault_of(helper.process.wait(), max_pixels)
+        raise (UserError(why) if why else KilledWorkerError()) from None
+    except ValueError:
+        idle.append(helper)
+        raise
+    idle.append(helper)
+    return image
 
 
 def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:

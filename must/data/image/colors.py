@@ -1,7 +1,7 @@
 """Converts images to RGB, strip by strip: temporary copies may take eight times the memory of the result."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ CHAIN = b"mpet"  # in a profile: any number of processing steps, each of which i
 def to_rgb(image: Any) -> Image.Image:
     """A loaded image as RGB, transparent ones on white. Raises ValueError: it cannot be converted."""
     if is_deep(image):
-        return by_strips(image, Scale(image).to_rgb)
+        return by_strips(image, Scale(image))
     if is_transparent(image):
         return by_strips(image, on_white)
     if image.mode == "CMYK":
@@ -25,7 +25,7 @@ def to_rgb(image: Any) -> Image.Image:
 
 
 def check_colors(image: Any) -> None:
-    """Raises as `to_rgb`, in less time: it can only fail at the first strip or at the range of values."""
+    """Raises as `to_rgb`, in less time and memory: it can only fail at the first strip or at the range of values."""
     if is_deep(image):
         Scale(image)
     elif image.mode not in ("RGB", "L", "P", "CMYK"):  # converting these always succeeds
@@ -42,25 +42,16 @@ def is_deep(image: Any) -> bool:
 
 
 def strips(image: Any) -> Iterator[tuple[int, Any]]:
-    """(first row, strip) of the image, a strip about STRIP pixels; a small image is one strip."""
+    """(first row, strip) of the image, a strip about STRIP pixels."""
     rows = max(1, STRIP // image.width)
-    if rows >= image.height:
-        yield 0, image
-        return
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def by_strips(image: Any, convert: Any) -> Image.Image:
-    rgb = None
+def by_strips(image: Any, convert: Callable[[Any], Image.Image]) -> Image.Image:
+    rgb = Image.new("RGB", image.size)
     for top, strip in strips(image):
-        converted = convert(strip)
-        if strip is image:
-            return converted
-        if rgb is None:
-            rgb = Image.new("RGB", image.size)
-        rgb.paste(converted, (0, top))
-    assert rgb is not None
+        rgb.paste(convert(strip), (0, top))
     return rgb
 
 
@@ -85,7 +76,7 @@ def cmyk_to_rgb(image: Any) -> Image.Image:
 
 
 class Scale:
-    """Grey values of 16 or 32 bits, or floats, [H, W] -> uint8 [H, W], by the range of the whole image.
+    """A strip of grey values of 16 or 32 bits, or floats -> RGB, by the range of the whole image.
 
     16-bit values are divided by 257. Files of 32 bits or floats do not define white: floats within 0..1 are scaled by
     255, other values from the darkest to the brightest one. The value that a PNG declares transparent becomes white.
@@ -103,18 +94,15 @@ class Scale:
         self.low, self.high = min(lows), max(highs)
         self.transparent = image.info.get("transparency")
 
-    def to_rgb(self, strip: Any) -> Image.Image:
+    def __call__(self, strip: Any) -> Image.Image:
         values = np.asarray(strip)
-        grey = self(values)
-        if isinstance(self.transparent, int):
-            grey[values == self.transparent] = 255
-        return Image.fromarray(grey).convert("RGB")
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind == "f" and self.low >= 0 and self.high <= 1:
             scaled = values * 255.0
         elif values.dtype.kind != "f" and self.low >= 0 and self.high <= 65535:
             scaled = values.astype(np.float64) / 257.0
         else:
             scaled = (values.astype(np.float64) - self.low) * (255.0 / max(self.high - self.low, 1e-12))
-        return np.rint(scaled).astype(np.uint8)
+        grey = np.rint(scaled).astype(np.uint8)
+        if isinstance(self.transparent, int):
+            grey[values == self.transparent] = 255
+        return Image.fromarray(grey).convert("RGB")

@@ -4,10 +4,8 @@ from must.base.errors import UserError
 from must.data.image.headers import heif
 from must.data.image.headers.base import MAX_STEPS, Cost, Steps
 from must.data.image.headers.boxes import ANIMATED, BRANDS, CODESTREAM, JP2, avif_cost, jpeg2000_cost
-from must.data.image.headers.directory import STARTS
-from must.data.image.headers.jpeg import JPEG, jpeg_cost
+from must.data.image.headers.jpeg_tiff import JPEG, STARTS, jpeg_cost, tiff_cost
 from must.data.image.headers.rasters import PNG, bmp_cost, gif_cost, ico_cost, png_cost, ppm_cost, tga_cost, webp_cost
-from must.data.image.headers.tiff import tiff_cost
 
 MAX_PIXELS = 89_478_485
 """Default limit on width x height: Pillow's threshold for decompression bombs, 268 MB as RGB."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from must.base.errors import TransientError, UserError
 from must.base.text import one_line
@@ -15,8 +15,8 @@ from must.data.image.bounds import decode_isolated
 from must.data.image.colors import check_colors, to_rgb
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.headers.base import Cost
-from must.data.image.headers.directory import directory_refusal
 from must.data.image.headers.heif import PLUGIN, can_read, is_heif
+from must.data.image.headers.jpeg_tiff import directory_refusal
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
@@ -55,7 +55,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     estimate = accepted(data, max_pixels)
     if not bounds.memory_limited and (estimate.format not in PLAIN_FORMATS or estimate.seconds > TRUSTED):
         return decode_isolated(data, max_pixels, shorter_side)
-    image = open_accepted(data, estimate, max_pixels)
+    image = open_accepted(data, estimate)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
             return upright(pixels, orientation(image))
@@ -89,17 +89,13 @@ def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels:
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image, opened and not decoded: size and format are known.
     Raises ValueError: as `decode`, for what the header shows."""
-    return open_accepted(data, accepted(data, max_pixels), max_pixels)
+    return open_accepted(data, accepted(data, max_pixels))
 
 
-def open_accepted(data: bytes, estimate: Cost, max_pixels: int) -> Any:
+def open_accepted(data: bytes, estimate: Cost) -> Any:
     """Raises ValueError: as `identify`."""
     try:  # only the format whose cost was estimated; Pillow may have been built without it
         image = Image.open(io.BytesIO(data), formats=[name for name in (estimate.format,) if name in FORMATS])
-    except UnidentifiedImageError:
-        raise UserError("not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"more than {max_pixels} pixels") from None
     except Exception as error:
         raise UserError(reason(error)) from error
     if image.width * image.height > estimate.pixels:

@@ -34,13 +34,12 @@ class Preprocess:
         if not isinstance(values, dict):
             raise UserError("the model's preprocessing is no mapping of names to values")
         size = values.get("size", 224)
-        if isinstance(size, list | tuple):
-            if len(size) != 2 or size[0] != size[1]:
-                shape = brief(" x ".join(map(str, size[:2])))
-                raise UserError(f"the model's input is {shape} pixels; only square inputs are supported")
+        if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
             size = size[0]
         if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
-            raise UserError(f"the model's input is {brief(size)} pixels wide; 1 to {LARGEST_INPUT} are supported")
+            raise UserError(
+                f"the model's input of size {brief(size)}: only squares of 1 to {LARGEST_INPUT} are supported"
+            )
         preprocess = cls(
             size=size,
             mean=three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),
@@ -61,15 +60,13 @@ class Preprocess:
 
 def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
     """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: anything else."""
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        raise UserError("the model's preprocessing names no mean or deviation for each of three channels")
-    if not all(is_finite(value) for value in values):
-        raise UserError("the model's preprocessing has a mean or deviation that is no number")
-    if not all(smallest <= value <= FARTHEST for value in values):
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or not all(is_finite(value) and smallest <= value <= FARTHEST for value in numbers):
         raise UserError(
-            f"the model's preprocessing has a mean or deviation out of range: {', '.join(map(brief, values))}"
+            "the model's preprocessing has a mean or deviation out of range: expected are three numbers, each from "
+            f"{smallest:g} to {FARTHEST:g}"
         )
-    return tuple(values)
+    return tuple(numbers)
 
 
 def is_finite(value: Any) -> bool:

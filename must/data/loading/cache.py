@@ -23,7 +23,7 @@ from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.processes import close, keep_from_children
 from must.data.format.index import Shard
-from must.data.format.samples import parse_offsets, read_offsets
+from must.data.format.samples import parse_offsets, read_file
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are never used
@@ -42,23 +42,15 @@ class ShardCache:
     def check(self, shards: Sequence[Shard], window: int) -> None:
         """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""
         need = sum(sorted((shard.bytes for shard in shards), reverse=True)[:window])
-        shown = f"the {min(window, len(shards))} shards that are shuffled together take up to {need / GB:.3g} GB"
-        if need > self.limit:
-            raise UserError(
-                f"--cache-gb {self.limit / GB:.3g}: {shown}; allow more, lower --shuffle-window, or make smaller shards"
-            )
-        room = self.room()
-        if need > room:
-            raise UserError(
-                f"--cache {self.folder}: {shown}, and the disk has room for {max(room, 0) / GB:.3g} GB; "
-                "free some, name a larger disk, or lower --shuffle-window"
-            )
-
-    def room(self) -> int:
-        """Bytes that all shards together may take, those in the cache included."""
         with self.exclusive():
             held = sum(file.size for file in self.files())
-            return min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+            room = min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+        if need > room:
+            raise UserError(
+                f"--cache {self.folder}: the {min(window, len(shards))} shards that are shuffled together take up to "
+                f"{need / GB:.3g} GB, and there is room for {max(room, 0) / GB:.3g} GB (--cache-gb "
+                f"{self.limit / GB:.3g}, and what is free on the disk); allow more, or lower --shuffle-window"
+            )
 
     def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
         """A file descriptor of the shard, downloaded if necessary. The shard stays in the cache until its `release`.
@@ -84,15 +76,14 @@ class ShardCache:
         """As `load_offsets`, with the file in the cache."""
         path = self.folder / f"{shard.offsets_sha256}.npy"
         with suppress(OSError, ValueError):
-            table = parse_offsets(storage.read_bytes(path), str(path), shard)
+            data = read_file(str(self.folder), path.name, shard.offsets_sha256)
             os.utime(path)
-            return table
-        data = read_offsets(uri, shard)
-        table = parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
+            return parse_offsets(data, str(path), shard)
+        data = read_file(uri, shard.offsets_name, shard.offsets_sha256)
         if self.make_room(len(data)):
             with suppress(ValueError):  # the disk is full: it will be downloaded again
                 storage.write_bytes(path, data)
-        return table
+        return parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
 
     def pin(self, path: Path, size: int) -> int | None:
         """The file, open and locked against eviction; None if there is no file of that size."""

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,7 @@ logger = logging.getLogger(__name__)
 PREFETCH = 4  # batches that each loader process prepares in advance
 MAX_WARNINGS = 5  # warnings about replaced samples per loader process
 REPLACEMENTS = 16  # the number of consecutive undecodable samples that is an error
-
-
-class Views(Protocol):
-    def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[np.ndarray, ...]:
-        """The views of an image file, by (seed, epoch, sample). Raises ValueError: the bytes are no valid image."""
+Views = TrainViews | DeviceViews  # of an image file, by (seed, epoch, sample)
 
 
 class TrainBatch(NamedTuple):

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 from must.data.format.index import Shard
 from must.data.loading.cache import ShardCache
@@ -25,23 +26,17 @@ class PrefetchingBatchSampler:
         )
         self.in_flight = -(-in_flight // self.micro_batches)  # steps
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         steps, reader = self.steps, self.reader
         if reader.cache is None:
             yield from self.batches
             return
-        prefetcher = ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)
-        try:
+        with closing(ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)) as prefetcher:
             for number, batch in enumerate(self.batches):
                 step = steps.first_step + number // self.micro_batches
                 oldest = max(step - self.in_flight, steps.first_step)
                 prefetcher.use(steps.shard_range(oldest)[0], steps.shard_range(step)[1])
                 yield batch
-        finally:
-            prefetcher.close()
 
     def shard_at(self, position: int) -> Shard | None:
         number = self.steps.shard_at(position)
@@ -54,23 +49,17 @@ class PrefetchingSampler:
     def __init__(self, reader: ShardReader, numbers: Sequence[int], in_flight: int) -> None:
         self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
     def __iter__(self) -> Iterator[int]:
         reader = self.reader
         if reader.cache is None:
             yield from self.numbers
             return
         shards = dict(enumerate(reader.shards))
-        prefetcher = ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)
-        try:
+        with closing(ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)) as prefetcher:
             for position, sample in enumerate(self.numbers):
                 oldest = self.numbers[max(position - self.in_flight, 0)]
                 prefetcher.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
                 yield sample
-        finally:
-            prefetcher.close()
 
 
 class ShardPrefetcher:

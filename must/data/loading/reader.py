@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
-from must.data.format.samples import REINDEX, load_offsets, load_texts
+from must.data.format.samples import MAKE_AGAIN, load_offsets, load_texts, require_size
 from must.data.loading.cache import GB, ShardCache
 
 OPEN = 32  # default number of shards whose files a reader keeps open
@@ -92,7 +92,7 @@ class ShardReader:
         if column and self.shards[number].file:
             data = self._text(number)[offset : offset + size]
             if len(data) != size:
-                raise UserError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {REINDEX}")
+                raise UserError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {MAKE_AGAIN}")
             return data
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
@@ -127,15 +127,9 @@ class ShardReader:
         if storage.is_remote(shard.location(self.uri)):
             return None
         path = storage.local(shard.location(self.uri))
-        hint = f"run `must index verify {self.uri}` for details"
         if not path.is_file():
-            raise UserError(f"{path}: is missing; {hint}")
-        size = path.stat().st_size
-        if shard.file and size != shard.bytes:  # of another program
-            raise UserError(f"{path}: has changed since it was indexed ({shard.bytes} bytes then); {REINDEX}")
-        if size != shard.bytes:  # offsets and sizes in the table are only checked against that
-            problem = "is truncated" if size < shard.bytes else "is too long"
-            raise UserError(f"{path}: {problem}: {size} bytes, its index says {shard.bytes}; {hint}")
+            raise UserError(f"{path}: is missing; run `must index verify {self.uri}` for details")
+        require_size(path, self.uri, shard)
         return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close(self, keep: int) -> None:

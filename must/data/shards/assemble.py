@@ -12,21 +12,21 @@ import numpy as np
 from must.base import storage
 from must.base.console import silence_pillow
 from must.base.workers import Job, JobWorkers, KilledWorkerError
+from must.config import ShardConfig
 from must.data.format.index import Shard
 from must.data.image.bounds import fault_of
 from must.data.shards.chunk import (
-    Chunk,
     ChunkResult,
-    Done,
-    Settings,
+    TarWriter,
     files_in_progress,
+    npy,
     piece_name,
     position_in_progress,
     process_chunk,
     record_name,
     remove_breadcrumbs,
 )
-from must.data.shards.tarwriter import TarWriter, npy
+from must.data.shards.listing import Chunk
 from must.data.shards.workdir import Workdir
 
 COPY = 8 << 20  # bytes per read while joining pieces
@@ -100,7 +100,7 @@ def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str
         writer = TarWriter(file)
         for piece, table in zip(job.pieces, offsets, strict=True):
             path = storage.join(work, piece_name(piece.chunk, piece.split))
-            starts, stops = table[:, 0] - BLOCKSIZE, padded(table[:, 2] + table[:, 3])
+            starts, stops = table[:, 0] - BLOCKSIZE, -(-(table[:, 2] + table[:, 3]) // BLOCKSIZE) * BLOCKSIZE
             samples = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
             labelled += piece.labelled
             for sample in piece.drop:
@@ -115,38 +115,33 @@ def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str
     return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
 
 
-def padded(position: np.ndarray) -> np.ndarray:
-    return -(-position // BLOCKSIZE) * BLOCKSIZE
-
-
-FILES_NAMED = 8  # in the message, of those that a killed worker may have been processing
-
-
 class Pool(JobWorkers):
     def __init__(self, workers: int) -> None:
         super().__init__(workers, __name__, silence_pillow)
 
-    def process_chunks(self, chunks: list[Chunk], settings: Settings, work: Workdir) -> Iterator[Done]:
-        """Processes chunks in any order. If a file ends its worker, by time or a crash, its chunk is redone without it.
-        Raises KilledWorkerError: something else has killed a worker; names the files that were being processed."""
+    def process_chunks(self, chunks: list[Chunk], config: ShardConfig, work: Workdir) -> Iterator[tuple[int, int]]:
+        """Processes chunks in any order; yields their numbers of files and of rejected ones.
+
+        If a file ends its worker, by time or a crash, its chunk is redone without it.
+        Raises KilledWorkerError: something else has killed a worker; names the files that were being processed.
+        """
         remove_breadcrumbs(work.local)
 
         def retry(job: Job, exit_code: int | None) -> Job:
             chunk, *others, rejected = job
-            position, why = position_in_progress(work.local, chunk.number), fault_of(exit_code, settings.max_pixels)
+            position, why = position_in_progress(work.local, chunk.number), fault_of(exit_code, config.max_pixels)
             if position is None or position in rejected or not why:
                 raise KilledWorkerError
             return (chunk, *others, {**rejected, position: why})
 
-        jobs: list[Job] = [(chunk, settings, work.chunks, work.records, work.local, {}) for chunk in chunks]
+        jobs: list[Job] = [(chunk, config, work.chunks, work.records, work.local, {}) for chunk in chunks]
         try:
             yield from self.unordered(process_chunk, jobs, retry)
         except KilledWorkerError as error:
             names = files_in_progress(work.local)
             if not names:
                 raise
-            more = f" and {len(names) - FILES_NAMED} others" if len(names) > FILES_NAMED else ""
-            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names[:FILES_NAMED])}{more}") from None
+            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names)}") from None
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""

@@ -8,11 +8,9 @@ If several programs share the work (`--part`), each processes some of the chunks
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Self
 
 from must.base import storage
 from must.base.errors import UserError
@@ -28,10 +26,9 @@ from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards import commit
 from must.data.shards.assemble import Pool
-from must.data.shards.chunk import Chunk, Done
 from must.data.shards.commit import Task
 from must.data.shards.history import History
-from must.data.shards.listing import Listing, chunks_of, list_sources, open_sources, settings_json, settings_of
+from must.data.shards.listing import Chunk, Listing, chunks_of, list_sources, open_sources, settings_json
 from must.data.shards.workdir import (
     RUN_FILE,
     SHARDS_LOCK,
@@ -61,54 +58,30 @@ def shard(config: ShardConfig) -> Index | None:
             the next run if they are of use.
     """
     refuse_source_in_output(config)
-    if is_within(config.output, config.source) and not storage.exists(storage.join(config.output, INDEX_FILE)):
-        logger.info(
-            f"note: the shards will lie among the images of --source {config.source}; a folder beside it is better"
-        )
     sources = open_sources(config)
     number, parts = parse_part(config.part)
-    with fresh_folder(config.output), ExitStack() as locks:
+    with fresh_folder(config.output), ExitStack() as stack:
         if parts > 1:
-            locks.enter_context(locked_part(config.output, number, parts))
-            return run_part(config, sources)
-        check_lock = locks.enter_context(locked(config.output, SHARDS_LOCK))
-        refuse_living_parts(config.output)
-        return run_alone(config, sources, check_lock)
-
-
-def run_alone(config: ShardConfig, sources: Sources, check_lock: Callable[[], None]) -> Index:
-    """All of the work, except chunks that a killed run or parts have finished."""
-    began = time.monotonic()
-    with Workdir(config.output) as work:
+            check_lock = stack.enter_context(locked_part(config.output, number, parts))
+        else:
+            check_lock = stack.enter_context(locked(config.output, SHARDS_LOCK))
+            refuse_living_parts(config.output)
+        work = stack.enter_context(Workdir(config.output, number, parts))
         task = find_work(config, sources, work)
         if isinstance(task, Index):
-            work.clear_up_to(task)
+            if parts == 1:
+                work.clear_up_to(task)
             return task
-        work.start(task.run)
-        with Pool(min(config.workers or cores(), len(task.chunks))) as pool:
-            read_bytes = process(task, task.chunks, pool, work)
-            result = finish(task, pool, work, check_lock)
-        print_speed("", task.listing.items, time.monotonic() - began, read_bytes)
-        return print_result(task, result)
-
-
-def run_part(config: ShardConfig, sources: Sources) -> Index | None:
-    """Processes this part's share of the chunks; makes the shards if the other parts are done."""
-    number, parts = parse_part(config.part)
-    began = time.monotonic()
-    with Workdir(config.output, number, parts) as work:
-        task = find_work(config, sources, work)
-        if isinstance(task, Index):
-            return task
-        if generation(config) != task.before:
+        if parts == 1:
+            work.start(task.run)
+        elif generation(config) != task.before:
             return index_of_other_part(config)
-        work.claim(task.run, config.run_id)
+        else:
+            work.claim(task.run, config.run_id)
         chunks = task.chunks[number - 1 :: parts]
         with Pool(max(1, min(config.workers or cores(), len(chunks)))) as pool:
-            read_bytes = process(task, chunks, pool, work)
-            files, seconds = sum(chunk.files for chunk in chunks), time.monotonic() - began
-            print_speed(f"part {number} of {parts}: ", files, seconds, read_bytes)
-            return finish_if_last(task, pool, work)
+            process(task, chunks, pool, work)
+            return finish(task, pool, work, check_lock) if parts == 1 else finish_if_last(task, pool, work)
 
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
@@ -124,7 +97,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
                 raise
             return find_work(config, sources, work)  # another part has just written them, with an index
     history = History(config.output, previous if config.append else None, work.local)
-    listing = list_sources(config, sources, history, work)
+    listing = list_sources(config, sources, history, work.local)
     if previous and not config.append:
         return same_or_refuse(config, listing, previous)
     if not listing.items:
@@ -143,14 +116,18 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     return Task(config, listing, chunks, previous, history, before, run)
 
 
-def process(task: Task, chunks: list[Chunk], pool: Pool, work: Workdir) -> int:
-    """Processes those of the chunks that have no record; returns the bytes that were read."""
+def process(task: Task, chunks: list[Chunk], pool: Pool, work: Workdir) -> None:
+    """Processes those of the chunks that have no record."""
     done = work.done([chunk.number for chunk in chunks])
-    with ProgressBar(sum(chunk.files for chunk in chunks), done) as progress:
-        remaining = [chunk for chunk in chunks if chunk.number not in done]
-        for chunk in pool.process_chunks(remaining, settings_of(task.config), work):
-            progress.add(chunk)
-    return progress.read_bytes
+    if done:
+        logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
+    remaining = [chunk for chunk in chunks if chunk.number not in done]
+    rejected = 0
+    with bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
+        for files, more_rejected in pool.process_chunks(remaining, task.config, work):
+            rejected += more_rejected
+            shown.update(files)
+            shown.set_postfix({"rejected": rejected}, refresh=False)
 
 
 def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]) -> Index:
@@ -161,19 +138,12 @@ def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]
     result = commit.commit_shards(task, work, pool)
     if result is task.previous:
         work.clear()
-        return result
+        return nothing_new(task.config, result)
     check_lock()
     work.remove_strays(result.files)
     storage.write_bytes(storage.join(output, INDEX_FILE), result.to_json(), if_generation_match=task.before)
     work.clear()
-    return index.load_index(output)
-
-
-def print_result(task: Task, result: Index) -> Index:
-    if result is task.previous:
-        return nothing_new(task.config, result)
-    print_summary(task.config.output, result)
-    return result
+    return show_index(output)
 
 
 def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
@@ -187,11 +157,11 @@ def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
         with locked(output, SHARDS_LOCK) as check_lock:
             if work.is_of(task.run):
                 work.tidy()
-                return print_result(task, finish(task, pool, work, check_lock))
+                return finish(task, pool, work, check_lock)
     except HeldError:
         logger.info(f"all {len(task.chunks)} chunks are done, and another part makes the shards of them")
         return None
-    work.remove_chunks()
+    storage.delete_folder(work.chunks)
     return index_of_other_part(task.config)
 
 
@@ -287,59 +257,24 @@ def fresh_folder(output: str) -> Iterator[None]:
                 storage.local(output).rmdir()
 
 
-LOG_EVERY = 50.0  # seconds between lines without a terminal; shorter than the command line's own interval
-
-
-class ProgressBar:
-    """A bar on a terminal, otherwise a line per minute."""
-
-    def __init__(self, files: int, done: set[int]) -> None:
-        self.files, self.processed, self.rejected, self.read_bytes = files, 0, 0, 0
-        self.began = self.logged = time.monotonic()
-        if done:
-            logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
-
-    def __enter__(self) -> Self:
-        self.bar = bar(total=self.files, desc="shard", unit="img", smoothing=0.1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def add(self, chunk: Done) -> None:
-        self.processed += chunk.files
-        self.rejected += chunk.rejected
-        self.read_bytes += chunk.read_bytes
-        self.bar.update(chunk.files)
-        self.bar.set_postfix({"rejected": self.rejected}, refresh=False)
-        if self.bar.disable and time.monotonic() - self.logged > LOG_EVERY:
-            self.logged = time.monotonic()
-            rate = self.processed / (self.logged - self.began)
-            logger.info(f"{self.processed} of {self.files} files, {rate:.0f} a second, {self.rejected} rejected")
-
-
-def print_speed(prefix: str, files: int, seconds: float, read_bytes: int) -> None:
-    """Prints the files and bytes per second of this program."""
-    rates = f"{files / seconds:.0f} a second, {read_bytes / seconds / 1e6:.1f} MB/s"
-    logger.info(f"{prefix}{files} files in {seconds:.1f} s ({rates})")
-
-
-def print_summary(output: str, result: Index, warnings: Iterable[str] = ()) -> None:
-    """Prints images per split, duplicates, rejected files and reasons, warnings, and the path of the index."""
-    if result.revision:
-        logger.info(f"revision {result.revision}:")
+def show_index(uri: str) -> Index:
+    """Prints images per split, labels, duplicates, rejected files and reasons, and where the index is from."""
+    result = index.load_index(uri)
     for name, counts in result.splits.items():
-        labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-        shards = len(result.shards_of(name))
-        logger.info(f"  {printable(name)}: {counts['samples']} images{labelled} in {shards} shards")
+        shards = result.shards_of(name)
+        size = f"{len(shards)} shards of {sum(shard.bytes for shard in shards) / 1e6:.1f} MB"
+        logger.info(f"  {printable(name)}: {counts['samples']} images, {counts['labelled']} labelled, in {size}")
+    if result.labels:
+        shown = ", ".join(result.labels[:10]) + (", ..." if len(result.labels) > 10 else "")
+        logger.info(f"  labels: {len(result.labels)} ({printable(shown)})")
     if result.duplicates:
         logger.info(f"  duplicates: {result.duplicates}, of which {result.dropped} left out")
     if result.skipped:
         logger.info(f"  other files, not read: {not_read(result.skipped)}")
     if result.rejected:
-        logger.info(f"  rejected: {result.rejected}, listed in {storage.join(output, index.REJECTED)}")
+        logger.info(f"  rejected: {result.rejected}, listed in {storage.join(uri, index.REJECTED)}")
         for reason, count in result.reasons.items():
             logger.info(f"    {count} x {printable(reason)}")
-    for line in warnings:
-        logger.info(f"  warning: {line}")
-    logger.info(f"index: {storage.join(output, INDEX_FILE)}")
+    origin = printable(f"revision {result.revision}, made by {result.created_by} from {result.source['uri']}")
+    logger.info(f"index: {storage.join(uri, INDEX_FILE)}, {origin}, sha256 {result.sha256}")
+    return result

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,18 @@ from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.assemble import Piece, Pool, ShardJob, plan_shards
-from must.data.shards.chunk import Chunk, ChunkResult, name_hash, piece_name, record_name
-from must.data.shards.history import OLD, Duplicates, History, as_numbers, find_duplicates, write_names, write_table
-from must.data.shards.listing import Listing
+from must.data.shards.chunk import ChunkResult, piece_name, record_name
+from must.data.shards.history import (
+    OLD,
+    Duplicates,
+    History,
+    as_numbers,
+    find_duplicates,
+    name_hash,
+    write_names,
+    write_table,
+)
+from must.data.shards.listing import Chunk, Listing
 from must.data.shards.workdir import Run, Workdir
 
 
@@ -46,17 +55,17 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file.
     Raises ValueError: too many files were rejected, or none is left."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
-    totals = ChunkTotals(config, work, numbers)
-    splits = in_order({*totals.splits, *(previous.splits if previous else ())}, config)
-    duplicates = duplicates_of(task, totals, splits)
-    rejected = write_rejected(task, totals, duplicates)
-    if previous and totals.samples == 0:
+    records = Records(config, work, numbers)
+    splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
+    duplicates = duplicates_of(task, records, splits)
+    rejected = write_rejected(task, records, duplicates)
+    if previous and records.samples == 0:
         return previous
 
-    jobs = shard_jobs(task, splits, duplicates, work)
+    jobs = shard_jobs(task, splits, duplicates, records)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
     picked = picked_splits(config, splits, previous)
-    tables = write_tables(jobs, numbers, task.run.revision, work)
+    tables = write_tables(jobs, records, task.run.revision)
     return Index(
         revision=task.run.revision,
         created_by=f"must {__version__}",
@@ -70,7 +79,7 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
         settings=task.run.settings,
         shards=shards,
         splits=count_splits(shards, splits),
-        labels=tuple(sorted({*totals.labels, *(previous.labels if previous else ())})),
+        labels=tuple(sorted({*records.labels, *(previous.labels if previous else ())})),
         rejected=rejected.total(),
         reasons=dict(rejected.most_common()),
         duplicates=duplicates.count + (previous.duplicates if previous else 0),
@@ -100,24 +109,18 @@ def is_picked(source: str) -> bool:
     return bool(head and head.get("picked"))
 
 
-def records(work: Workdir, numbers: list[int]) -> Iterator[ChunkResult]:
-    """The chunks' records, read one at a time: a record of 1000 samples has 80 kB."""
-    for number in numbers:
-        yield ChunkResult.read(work.records / record_name(number))
-
-
 MOST_LABELS = 100_000  # every process reads all of them with the index
 
 
-class ChunkTotals:
-    """Sums over all chunks, which are needed before the shards are made."""
+class Records:
+    """The records of a run's chunks, read one at a time (that of 1000 samples has 80 kB), and sums over all of them."""
 
     def __init__(self, config: ShardConfig, work: Workdir, numbers: list[int]) -> None:
         self.work, self.numbers = work, numbers
         self.splits: set[str] = set()
         self.labels: set[str] = set()
         self.samples = 0
-        for record in records(work, numbers):
+        for record in self:
             self.splits |= set(record.pieces)
             self.labels |= set(record.labels)
             require(
@@ -127,8 +130,11 @@ class ChunkTotals:
             )
             self.samples += sum(len(values) for values in record.hashes.values())
 
-    def records(self) -> Iterator[ChunkResult]:
-        return records(self.work, self.numbers)
+    def __iter__(self) -> Iterator[ChunkResult]:
+        return map(self.of, self.numbers)
+
+    def of(self, chunk: int) -> ChunkResult:
+        return ChunkResult.read(self.work.records / record_name(chunk))
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
@@ -137,22 +143,22 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
-def duplicates_of(task: Task, totals: ChunkTotals, splits: tuple[str, ...]) -> Duplicates:
+def duplicates_of(task: Task, records: Records, splits: tuple[str, ...]) -> Duplicates:
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
         for split, values in task.history.hashes():
             yield OLD, split, values
-        for record in totals.records():
+        for record in records:
             for split, values in record.hashes.items():
                 yield record.number, split, values
 
-    return find_duplicates(hashes(), splits, totals.work.local / "plan-duplicates", task.config.drop_duplicates)
+    return find_duplicates(hashes(), splits, records.work.local / "plan-duplicates", task.config.drop_duplicates)
 
 
-def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, work: Workdir) -> list[ShardJob]:
+def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
     previous = task.previous
 
     def pieces(split: str) -> Iterator[Piece]:
-        for record in records(work, task.numbers):
+        for record in records:
             if split in record.pieces:
                 content, drop = record.pieces[split], duplicates.of(record.number, split)["sample"]
                 samples = len(record.hashes[split]) - len(drop)
@@ -174,17 +180,17 @@ def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str
     return {split: count for split, count in counts.items() if count["samples"]}
 
 
-def write_tables(jobs: list[ShardJob], numbers: list[int], revision: int, work: Workdir) -> list[dict[str, str]]:
+def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[dict[str, str]]:
     """Writes the tables of this revision that --append reads."""
 
     def contents() -> Iterator[np.ndarray]:
         for job in jobs:
             for piece in job.pieces:
-                values = ChunkResult.read(work.records / record_name(piece.chunk)).hashes[piece.split]
-                yield np.delete(values, list(piece.drop), axis=0)
+                yield np.delete(records.of(piece.chunk).hashes[piece.split], list(piece.drop), axis=0)
 
     samples = sum(piece.samples for job in jobs for piece in job.pieces)
-    names = (record.names for record in records(work, numbers))
+    work = records.work
+    names = (record.names for record in records)
     return [
         write_names(names, storage.join(work.output, f"names-{revision:04d}.npy"), work.local / "plan-names"),
         write_table(contents(), (samples, 32), np.uint8, storage.join(work.output, f"contents-{revision:04d}.npy")),
@@ -200,13 +206,10 @@ class Line(NamedTuple):
     duplicate: bool = False
 
     def to_json(self) -> bytes:
-        duplicate = {"duplicate": True} if self.duplicate else {}
-        return json.dumps(
-            {"source": self.source, "reason": self.reason, "revision": self.revision} | duplicate
-        ).encode()
+        return json.dumps({name: value for name, value in self._asdict().items() if value is not False}).encode()
 
 
-def write_rejected(task: Task, totals: ChunkTotals, duplicates: Duplicates) -> Counter[str]:
+def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Counter[str]:
     """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
     If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
@@ -216,24 +219,24 @@ def write_rejected(task: Task, totals: ChunkTotals, duplicates: Duplicates) -> C
     config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous else []
-    names = {name for name, _ in rejected_now(listing, totals)} if earlier else set()
-    retried = names | accepted_now(earlier, listing, totals)
+    names = {name for name, _ in rejected_now(listing, records)} if earlier else set()
+    retried = names | accepted_now(earlier, listing, records)
     kinds = Counter(
         re.sub(r"\d+", "N", reason)
         for reason in chain(
             (line.reason for line in earlier if not line.duplicate and line.source not in retried),
-            (reason for _, reason in rejected_now(listing, totals)),
+            (reason for _, reason in rejected_now(listing, records)),
         )
     )
-    refused = refusal_of_run(config, totals, kinds, previous)
+    refused = refusal_of_run(config, records, kinds, previous)
     replaced = names if refused else retried
-    unchanged = previous and totals.samples == 0 and not refused
+    unchanged = previous and records.samples == 0 and not refused
     revision = previous.revision if previous and unchanged else task.run.revision
     since = {line.source: line.revision for line in earlier if not line.duplicate}
     lines = chain(
         (line for line in earlier if line.duplicate or line.source not in replaced),
-        (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, totals)),
-        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(duplicates, totals.work)),
+        (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, records)),
+        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(duplicates, records)),
     )
     with storage.open_write(path) as file:
         for line in lines:
@@ -242,22 +245,22 @@ def write_rejected(task: Task, totals: ChunkTotals, duplicates: Duplicates) -> C
     return kinds
 
 
-def rejected_now(listing: Listing, totals: ChunkTotals) -> Iterator[tuple[str, str]]:
+def rejected_now(listing: Listing, records: Records) -> Iterator[tuple[str, str]]:
     """(name, reason) of the files that this run has rejected."""
     yield from listing.rejected
-    for record in totals.records():
+    for record in records:
         yield from record.rejected
 
 
-def dropped(duplicates: Duplicates, work: Workdir) -> Iterator[tuple[str, str]]:
+def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
     """(name, reason) of the dropped duplicates. The names are in the pieces, which exist until the index is written."""
     last, offsets = -1, {}
     for chunk, split, sample, kept_in in duplicates.drops.tolist():
         if chunk != last:
-            last, offsets = chunk, ChunkResult.read(work.records / record_name(chunk)).offsets
+            last, offsets = chunk, records.of(chunk).offsets
         name = duplicates.splits[split]
         _, _, start, size = offsets[name][sample].tolist()
-        text = storage.read_bytes(storage.join(work.chunks, piece_name(chunk, name)), start, size)
+        text = storage.read_bytes(storage.join(records.work.chunks, piece_name(chunk, name)), start, size)
         where = "" if kept_in == split else f" in the split {duplicates.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}"
 
@@ -266,23 +269,22 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
     """The lines of the revisions up to `previous`, without those of runs that were refused or killed.
     Raises ValueError: the file is damaged."""
     try:
-        lines = [line_of(text) for text in storage.read_bytes(path).splitlines()]
+        texts = storage.read_bytes(path).splitlines()
     except FileNotFoundError:
         return []
-    except (LookupError, TypeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected") from None
+    damage = UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected")
+    lines = [storage.parse_object(text, line_of, damage) for text in texts]
     return [line for line in lines if line.revision <= previous.revision]
 
 
-def line_of(text: bytes) -> Line:
-    content = json.loads(text)
+def line_of(content: dict[str, Any]) -> Line:
     source, reason, revision = content["source"], content["reason"], content.get("revision", 0)
     if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
         raise TypeError(content)
     return Line(source, reason, revision, "duplicate" in content)
 
 
-def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> set[str]:
+def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
@@ -291,27 +293,26 @@ def accepted_now(earlier: list[Line], listing: Listing, totals: ChunkTotals) -> 
     names = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
     if not names:
         return set()
-    rows = (row.tobytes() for record in totals.records() for row in record.names)
+    rows = (row.tobytes() for record in records for row in record.names)
     return {names[row] for row in rows if row in names}
 
 
-def refusal_of_run(config: ShardConfig, totals: ChunkTotals, kinds: Counter[str], previous: Index | None) -> str:
+def refusal_of_run(config: ShardConfig, records: Records, kinds: Counter[str], previous: Index | None) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share is of all revisions: files that are rejected each time must not make every small append fail.
     """
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
     rejected = kinds.total()
-    files = old + totals.samples + rejected
+    files = old + records.samples + rejected
     path = storage.join(config.output, REJECTED)
-    if totals.samples == 0 and previous is None:
+    if records.samples == 0 and previous is None:
         why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
-        beside = " (names in a list are relative to it)" if "there is no such file" in kinds else ""
-        return f"none of the {files} files of {config.source} is an image: {why}{beside}; all reasons are in {path}"
+        return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
     if rejected > config.max_rejected * files:
         return (
             f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than --max-rejected "
             f"{config.max_rejected:g} allows; see the reasons in {path}, then mend or remove these files, or run again "
-            f"with --max-rejected {min(1.0, -(-rejected * 1000 // files) / 1000):g}: what is done is kept"
+            "with a larger --max-rejected: what is done is kept"
         )
     return ""

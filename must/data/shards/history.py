@@ -6,6 +6,7 @@ Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2]
 `contents-NNNN.npy`, uint8 [samples, 32], the sha256 of its samples' files in the index's order.
 """
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.data.format.index import Index
-from must.data.shards.chunk import name_hash
 from must.data.sources.base import Item
 
 BUCKETS = 64
@@ -106,6 +106,12 @@ def read_table(path: Path, table: dict[str, str]) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] != columns or values.dtype != dtype:
         raise UserError(f"{dtype.__name__} [n, {columns}] expected")
     return values
+
+
+def name_hash(uri: str, name: str) -> bytes:
+    """A hash of 16 bytes of a file's name and source, by which --append recognizes files of earlier revisions."""
+    text = f"{uri.rstrip('/')}\0{name}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def contains(names: np.ndarray, hashes: np.ndarray) -> np.ndarray:

@@ -22,23 +22,20 @@ from must.base.lock import locked
 from must.base.parameters import require
 from must.base.processes import cores
 from must.base.progress import bar
-from must.base.text import encoded, printable
-from must.config import ShardConfig, TrainConfig
+from must.base.text import encoded
+from must.config import ShardConfig
 from must.data.format import index
 from must.data.format.index import Index, Shard, check_file
 from must.data.image import decode as images
 from must.data.shards.assemble import Pool
-from must.data.shards.build import fresh_folder, print_summary
-from must.data.shards.chunk import rejection_reason
+from must.data.shards.build import fresh_folder, show_index
+from must.data.shards.chunk import npy, rejection_reason
 from must.data.shards.commit import MOST_LABELS, count_splits
-from must.data.shards.tarwriter import npy
 from must.data.shards.workdir import SHARDS_LOCK
-from must.data.sources.archives import expanded, tar_members
+from must.data.sources.archives import existing_files, tar_members
 from must.data.sources.base import ListingReport, kind_of, relative_names, report_damage
 
 MAX_BYTES: int = ShardConfig.max_file_mb * 1_000_000
-WINDOW: int = TrainConfig.shuffle_window
-MIXED = 1.25  # how much more often two images of a window may have one class than any two
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class TarContents:
     """What is in one tar."""
 
     shard: Shard
-    labels: Counter[str]
+    labels: set[str]
     files: dict[str, bytes]  # to be written to the folder of the index
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -118,19 +115,13 @@ def make_index(uri: str, output: str = "", split: str = "train", test: str = "",
                 with suppress(OSError, ValueError):
                     storage.delete(storage.join(output, name))
             raise
-    shards = {name: [tar.labels for tar in done if tar.shard.split == name] for name in new.splits}
-    unmixed = {name: why for name, labels in shards.items() if name != "test" and (why := order_of_classes(labels))}
-    remedy = f"`must shard --source {printable(uri)}` mixes them"
-    print_summary(output, new, [f"{name}: {why}; {remedy}" for name, why in unmixed.items()])
-    return index.load_index(output)
+    return show_index(output)
 
 
 def tars(uri: str, option: str) -> list[tuple[str, str]]:
     """The tars at `uri`, in order, and the prefixes of their members' names, as in `must shard`."""
     if uri.endswith(".tar"):
-        files = expanded(uri)
-        missing = [file for file in files if not storage.exists(file)]
-        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
+        files = existing_files(uri, option)
         prefixes = [name + "/" for name in relative_names(files)] if len(files) > 1 else [""]
         return list(zip(files, prefixes, strict=True))
     try:
@@ -161,10 +152,10 @@ def read_tar(job: Job) -> TarContents:
     with storage.local_copy(job.uri) as path:
         rejected: list[tuple[str, str]] = []
         report = ListingReport(lambda name, why: rejected.append((job.prefix + name, why)))
-        labels: Counter[str] = Counter()
+        labels: set[str] = set()
         rows: list[tuple[int, int, int, int]] = []
         texts: list[bytes] = []
-        offset = 0
+        offset = labelled = 0
         with report_damage(job.uri, "tar"):
             members = list(tar_members(str(path), report))
         for name, size, (start, _), label in members:
@@ -186,13 +177,12 @@ def read_tar(job: Job) -> TarContents:
             rows.append((start, size, offset, len(texts[-1])))
             offset += len(texts[-1])
             if label is not None:
-                labels[label] += 1
+                labels.add(label)
+                labelled += 1
         table, lines = npy(np.array(rows, np.int64).reshape(-1, 4)), b"".join(texts)
         sums = [hashlib.sha256(data).hexdigest() for data in (table, lines)]
         size, checksum = path.stat().st_size, storage.sha256_of(path)
-    shard = Shard(
-        job.name, job.split, len(rows), size, checksum, sums[0], sum(labels.values()), job.file, texts_sha256=sums[1]
-    )
+    shard = Shard(job.name, job.split, len(rows), size, checksum, sums[0], labelled, job.file, texts_sha256=sums[1])
     return TarContents(shard, labels, {shard.offsets_name: table, shard.texts_name: lines}, rejected, report.skipped)
 
 
@@ -243,28 +233,3 @@ def index_of(uri: str, done: list[TarContents]) -> Index:
         dropped=0,
         skipped=dict(sorted(sum((tar.skipped for tar in done), Counter()).items())),
     )
-
-
-def order_of_classes(shards: list[Counter[str]]) -> str:
-    """A warning if the images are sorted by class; "" for shards that are mixed well enough, or without labels.
-
-    Compares the probability that two images have one class: for images of one shard, of a window of shards, which
-    training shuffles together, and of all shards.
-    """
-    inside = [pairs(labels) for labels in shards if sum(labels.values()) > 1]
-    if len(shards) <= WINDOW or not inside:
-        return ""
-    shard, everywhere = float(np.mean(inside)), pairs(sum(shards, Counter()))
-    window = shard / WINDOW + (1 - 1 / WINDOW) * everywhere
-    if window <= MIXED * everywhere:
-        return ""
-    return (
-        f"the images are in the order of their classes: two of one shard are of one class in {shard:.0%} of cases, any "
-        f"two in {everywhere:.1%}; training shuffles {WINDOW} shards together, of which it is {window:.1%}"
-    )
-
-
-def pairs(labels: Counter[str]) -> float:
-    """The probability that two different images have the same class."""
-    total = sum(labels.values())
-    return sum(count * (count - 1) for count in labels.values()) / (total * (total - 1))

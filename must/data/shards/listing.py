@@ -10,21 +10,19 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from must.base import storage
 from must.base.parameters import require
 from must.config import ShardConfig
-from must.data.shards.chunk import Chunk, Settings
 from must.data.shards.history import Buckets, History
-from must.data.shards.workdir import Workdir
-from must.data.sources.archives import open_archives
-from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below
+from must.data.sources.archives import ArchiveFolder, Archives, existing_files, expanded
+from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, kind_of, relative_names
 from must.data.sources.files import Folder, Manifest
-from must.data.sources.table_files import TABLE_FILE
-from must.data.sources.tables import ColumnNames, open_tables
+from must.data.sources.tables import TABLE_FILE, Tables, is_table, tables_of
 
 
 def open_source(
@@ -45,21 +43,46 @@ def open_source(
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
         return Manifest(uri, labels, option)
-    is_file = bool(ARCHIVE.search(uri) or TABLE_FILE.search(uri))
-    several = "{" in uri and is_file
-    if not storage.is_remote(uri) and not several:
+    columns = (image_column, label_column)
+    if ARCHIVE.search(uri):
+        files = existing_files(uri, option)
+        return Archives(uri, files, labels, option, relative_names(files) if len(files) > 1 else ())
+    if TABLE_FILE.search(uri) and (expanded(uri) != [uri] or not is_folder(uri)):
+        files = existing_files(uri, option)
+        return Tables(uri, tables_of(zip(files, relative_names(files), strict=True)), labels, option, columns)
+    if not storage.is_remote(uri):
         path = storage.local(uri)
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
         require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
         require(
-            path.is_dir() or (path.is_file() and is_file),
+            path.is_dir(),
             f"{option} {uri}: expected a folder of images, a .csv or .jsonl manifest, a .tar or .zip archive, or a "
             ".parquet table",
         )
     inside = below(uri, exclude)
-    archives = None if TABLE_FILE.search(uri) else open_archives(uri, labels, option, inside)
-    columns = ColumnNames(image_column, label_column)
-    return archives or open_tables(uri, labels, option, inside, columns) or Folder(uri, labels, exclude)
+    archives: list[str] = []
+    tables: list[str] = []
+    for entry in storage.list_files(uri):
+        if (inside and entry.name.startswith(inside)) or kind_of(entry.name) == "hidden":
+            continue
+        if kind_of(entry.name) is None and "." in entry.name.rpartition("/")[2]:
+            return Folder(uri, labels, exclude)
+        if ARCHIVE.search(entry.name):
+            archives.append(entry.name)
+        if is_table(entry.name):
+            tables.append(entry.name)
+    if archives:
+        return ArchiveFolder(uri, sorted(archives), labels, option, inside)
+    if tables:
+        named = tables_of((storage.join(uri, name), name) for name in sorted(tables))
+        return Tables(uri, named, labels, option, columns)
+    require(not TABLE_FILE.search(uri), f"{option} {uri}: there is no such file, and no tables are below it")
+    return Folder(uri, labels, exclude)
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a path that is named as a table is a folder of tables, such as Spark writes."""
+    return not storage.exists(uri) if storage.is_remote(uri) else storage.local(uri).is_dir()
 
 
 ITEM_BUCKETS = 256
@@ -73,13 +96,6 @@ class Shuffled:
     starts: "array[int]"
     items: int
     fingerprint: str  # sha256 of all items in order: it does not depend on the order of the listing
-
-    @property
-    def chunks(self) -> int:
-        return len(self.starts) - 1
-
-    def chunk(self, number: int) -> tuple[int, int]:
-        return self.starts[number], self.starts[number + 1]
 
 
 def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
@@ -132,44 +148,61 @@ def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
     return sources
 
 
-def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, work: Workdir) -> Listing:
+def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, folder: Path) -> Listing:
+    """`folder`: an empty local one, for the time of the run."""
     rejected: list[tuple[str, str]] = []
-    problems = ListingReport(lambda name, reason: rejected.append((name, reason)), config.max_file_mb * 1_000_000)
+    problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes(config))
     parts = []
     for number, (source, split) in enumerate(sources):
-        folder = work.local / f"plan-{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        source.prepare(folder)
+        part = folder / f"plan-{number}"
+        part.mkdir(parents=True, exist_ok=True)
+        source.prepare(part)
         items = history.unseen(source.uri, source.items(problems))
-        plan = shuffle(items, folder, config.samples_per_shard)
+        plan = shuffle(items, part, config.samples_per_shard)
         parts.append((source, split, plan))
     fingerprint = hashlib.sha256("".join(plan.fingerprint for _, _, plan in parts).encode()).hexdigest()
     key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected)]).encode()).hexdigest()
     return Listing(tuple(parts), tuple(sorted(rejected)), dict(sorted(problems.skipped.items())), fingerprint, key)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Chunk `number`: bytes [start, stop) of the file `plan`, which are `files` lines. `split` is the split of all
+    files; "" means by hash."""
+
+    number: int
+    source: Source
+    plan: Path
+    start: int
+    stop: int
+    files: int
+    split: str
+
+
 def chunks_of(listing: Listing, size: int, first: int) -> Iterator[Chunk]:
     """All chunks, numbered from `first`. Each has `size` files, except the last chunk of a source."""
     number = first
     for source, split, plan in listing.parts:
-        for position in range(plan.chunks):
+        for position, (start, stop) in enumerate(pairwise(plan.starts)):
             files = min(size, plan.items - position * size)
-            yield Chunk(number, source, plan.path, *plan.chunk(position), files, split)
+            yield Chunk(number, source, plan.path, start, stop, files, split)
             number += 1
 
 
-def settings_of(config: ShardConfig) -> Settings:
-    return Settings(
-        split=config.split,
-        resize=config.resize,
-        quality=config.quality,
-        validate=config.validate,
-        max_pixels=config.max_pixels,
-        max_bytes=config.max_file_mb * 1_000_000,
-    )
+def max_bytes(config: ShardConfig) -> int:
+    """Of a file."""
+    return config.max_file_mb * 1_000_000
 
 
 def settings_json(config: ShardConfig) -> dict[str, Any]:
-    """The settings in the index. Runs with equal settings may share their work."""
-    settings = {"labels": config.labels, "samples_per_shard": config.samples_per_shard}
-    return settings | asdict(settings_of(config)) | {"drop_duplicates": config.drop_duplicates}
+    """The settings in the index, which determine the shards' bytes. Runs with equal settings may share their work."""
+    names = ("labels", "samples_per_shard", "split", "resize", "quality", "validate", "max_pixels")
+    settings = {name: getattr(config, name) for name in names}
+    return settings | {"max_bytes": max_bytes(config), "drop_duplicates": config.drop_duplicates}
+
+
+def read_chunk(path: Path, start: int, stop: int) -> Iterator[Item]:
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file.read(stop - start).splitlines():
+            yield Item(*json.loads(line))

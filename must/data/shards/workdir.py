@@ -23,7 +23,6 @@ from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import Kind, locked
 from must.base.names import TABLE
-from must.base.text import brief
 from must.data.format import index
 from must.data.shards.chunk import record_name
 
@@ -55,38 +54,9 @@ class Run:
     def to_json(self, run_id: str = "") -> bytes:
         return json.dumps(asdict(self) | ({ID: run_id} if run_id else {}), indent=1).encode() + b"\n"
 
-    def matches(self, content: Any) -> bool:
-        """Whether `content`, that of run.json, is of this run, with any run_id."""
-        expected = json.loads(self.to_json())
-        return isinstance(content, dict) and {name: content.get(name) for name in expected} == expected
-
-    def require_same(self, content: Any, where: str) -> None:
-        """Raises ValueError: `content`, that of run.json, is of another run; names the difference and the remedy."""
-        for name, expected in json.loads(self.to_json()).items():
-            other = content.get(name) if isinstance(content, dict) else None
-            if other != expected:
-                raise UserError(
-                    f"{where} is of another run: its {difference(name, other, expected)}; all parts need the same "
-                    "files and parameters; choose another --output, or delete that folder once no part is at work"
-                )
-
-
-def difference(name: str, other: Any, expected: Any) -> str:
-    if name == "listing":
-        return "list of files is another one of the same length: names or sizes have changed"
-    if name == "settings" and isinstance(other, dict):
-        name = next(key for key in {**expected, **other} if (key, other.get(key)) not in expected.items())
-        other, expected = other.get(name), expected.get(name)
-    label = "number of files" if name == "files" else name.replace("_", " ")
-    return f"{label} is {value_shown(other)}, here it is {value_shown(expected)}"
-
-
-def value_shown(value: Any) -> str:
-    return str(value) if isinstance(value, int | float) else brief(value)
-
-
-class DamagedError(UserError):
-    """run.json is no JSON object."""
+    def differences(self, content: dict[str, Any] | None) -> list[str]:
+        """The names of the fields in which `content`, that of run.json, is of another run; its run_id may be any."""
+        return [name for name, value in json.loads(self.to_json()).items() if (content or {}).get(name) != value]
 
 
 class Workdir:
@@ -135,7 +105,7 @@ class Workdir:
     def start(self, run: Run) -> None:
         """Resumes the work of an equal run; deletes the work of another one. The caller holds the lock."""
         content = self.run()
-        if not run.matches(content):
+        if run.differences(content):
             if content is not None:
                 self.discard()
             storage.write_bytes(storage.join(self.uri, RUN_FILE), run.to_json())
@@ -143,29 +113,31 @@ class Workdir:
 
     def claim(self, run: Run, run_id: str) -> None:
         """Joins the parts of an equal run, or begins it.
-        Raises ValueError: there is work of another run, which is neither finished nor known by another run_id.
-        """
+        Raises ValueError: there is work of another run, which is neither finished nor known by another run_id."""
         path = storage.join(self.uri, RUN_FILE)
         generation = storage.generation(path) or 0
         content = self.run() if generation else None
-        other = content is not None and not run.matches(content) and run_id != content.get(ID, run_id)
+        other = content is not None and run.differences(content) and run_id != content.get(ID, run_id)
         if other or content is None or finished(content, run):
             with suppress(storage.ConflictError):  # another part has written it first
                 storage.write_bytes(path, run.to_json(run_id), if_generation_match=generation)
-        run.require_same(self.run(), self.uri)
+        if others := run.differences(self.run()):
+            raise UserError(
+                f"{self.uri} is of another run (it differs in: {', '.join(others)}); all parts need the same files and "
+                "parameters; choose another --output, or delete that folder once no part is at work"
+            )
         self.enter(run)
 
     def run(self) -> dict[str, Any] | None:
         """The content of run.json; None if there is none, {} if it is damaged."""
         try:
-            return storage.read_object(storage.join(self.uri, RUN_FILE), dict, DamagedError())
+            data = storage.read_bytes(storage.join(self.uri, RUN_FILE))
         except FileNotFoundError:
             return None
-        except DamagedError:
-            return {}
+        return storage.object_or_none(data, dict) or {}
 
     def is_of(self, run: Run) -> bool:
-        return run.matches(self.run())
+        return not run.differences(self.run())
 
     def enter(self, run: Run) -> None:
         self.chunks = storage.join(self.uri, run.name)
@@ -207,10 +179,6 @@ class Workdir:
                 list(
                     pool.map(lambda name: storage.download(storage.join(self.chunks, name), self.records / name), names)
                 )
-
-    def remove_chunks(self) -> None:
-        """Deletes the chunks of a run that another part has finished."""
-        storage.delete_folder(self.chunks)
 
     def clear_up_to(self, previous: index.Index) -> None:
         """Deletes the work of runs up to the revision `previous`. The work for a later revision is kept."""

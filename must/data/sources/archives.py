@@ -33,7 +33,6 @@ from must.data.sources.base import (
     folder_label,
     kind_of,
     limit_texts,
-    relative_names,
     report_damage,
     utf8_size,
 )
@@ -128,28 +127,13 @@ def is_archive(name: str) -> bool:
     return ARCHIVE.search(name) is not None and kind_of(name) != "hidden"
 
 
-def open_archives(uri: str, labels: str, option: str, exclude: str) -> Archives | None:
-    """The archives at `uri`, None if it is something else.
-
-    It may be one file, a range such as shards/{000000..000009}.tar, or a folder with archives and without files named
-    as images.
-    """
-    if ARCHIVE.search(uri):
-        files = expanded(uri)
-        missing = [file for file in files if not storage.exists(file)]
-        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
-        others = [file for file in files if not storage.is_remote(file) and not storage.local(file).is_file()]
-        require(not others, f"{option} {uri}: not a file: {others[0] if others else ''}")
-        return Archives(uri, files, labels, option, relative_names(files) if len(files) > 1 else ())
-    names: list[str] = []
-    for entry in storage.list_files(uri):
-        if exclude and entry.name.startswith(exclude):
-            continue
-        if kind_of(entry.name) is None and "." in entry.name.rpartition("/")[2]:
-            return None
-        if is_archive(entry.name):
-            names.append(entry.name)
-    return ArchiveFolder(uri, sorted(names), labels, option, exclude) if names else None
+def existing_files(uri: str, option: str) -> list[str]:
+    """The file at `uri`, or the files of a range. Raises ValueError: one does not exist, or is not a file."""
+    files = expanded(uri)
+    for file in files:
+        require(storage.exists(file), f"{option} {uri}: there is no such file: {file}")
+        require(storage.is_remote(file) or storage.local(file).is_file(), f"{option} {uri}: not a file: {file}")
+    return files
 
 
 def expanded(uri: str) -> list[str]:

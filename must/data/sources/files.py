@@ -5,8 +5,7 @@ Listings are streamed; the workers read the images.
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from must.base import storage
 from must.base.errors import UserError
@@ -14,7 +13,7 @@ from must.base.parameters import require
 from must.base.text import brief
 from must.data.sources.base import Item, ListingReport, Source, below, folder_label, limit_texts
 
-LONGEST_ROW = 1_000_000  # characters of a row of a manifest
+LONGEST_ROW = 1_000_000  # bytes of a line of a manifest
 
 
 class Folder(Source):
@@ -66,52 +65,36 @@ class Manifest(Source):
 
     def rows(self) -> Iterator[tuple[int, Any]]:
         """(line number, columns), as a stream. The columns are None for a line that is no JSON object."""
-        number = 0
-        with storage.local_copy(self.uri) as path, path.open(encoding="utf-8-sig", newline="") as file:
+        where, ending = f"{self.option} {self.uri}", self.uri.lower().rpartition(".")[2]
+        with storage.local_copy(self.uri) as path, path.open("rb") as file:
+            lines = lines_of(file, where)
+            if ending not in ("csv", "tsv"):
+                yield from ((n, storage.object_or_none(line, dict)) for n, line in enumerate(lines, 1) if line.strip())
+                return
+            table = csv.DictReader(lines, dialect="excel-tab" if ending == "tsv" else "excel")
             try:
-                lines = bounded(file, f"{self.option} {self.uri}")
-                if self.uri.lower().endswith((".csv", ".tsv")):
-                    table = csv.DictReader(lines, dialect="excel-tab" if self.uri.lower().endswith(".tsv") else "excel")
-                    require(
-                        "path" in (table.fieldnames or ()),
-                        f"{self.option} {self.uri}: the first line must name the columns path[,label][,split], with "
-                        f"commas between them; rename or separate them: {brief(','.join(table.fieldnames or ()))}",
-                    )
-                    for row in table:
-                        number = table.line_num
-                        yield number, row
-                else:
-                    for number, line in enumerate(lines, 1):
-                        if line.strip():
-                            yield number, storage.object_or_none(line, dict)
-            except (UnicodeDecodeError, csv.Error) as error:
-                number = readable_lines(path) if isinstance(error, UnicodeDecodeError) else number
-                raise UserError(f"{self.option} {self.uri}: cannot be read after line {number}: {error}") from None
+                require(
+                    "path" in (table.fieldnames or ()),
+                    f"{where}: the first line must name the columns path[,label][,split], not: "
+                    f"{brief(','.join(table.fieldnames or ()))}",
+                )
+                yield from ((table.line_num, row) for row in table)
+            except csv.Error as error:
+                raise UserError(f"{where}: cannot be read after line {table.line_num}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
-        name = item.name
-        absolute = name.startswith("/") or "://" in name
-        return storage.read_bytes(name if absolute or not self.base else storage.join(self.base, name), 0, limit)
+        relative = self.base and not is_absolute(item.name)
+        return storage.read_bytes(storage.join(self.base, item.name) if relative else item.name, 0, limit)
 
 
-def readable_lines(path: Path) -> int:
-    """The number of lines before the first one that is not valid UTF-8."""
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_ROW), b"")):
-            try:
-                line.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                return number
-    return 0
-
-
-def bounded(file: TextIO, where: str) -> Iterator[str]:
-    """The lines. Raises ValueError: one is too long; parsed, it would take many times its size."""
-    number = 0
-    while line := file.readline(LONGEST_ROW + 1):
-        number += 1
-        require(len(line) <= LONGEST_ROW, f"{where}: line {number} is longer than {LONGEST_ROW} characters")
-        yield line
+def lines_of(file: BinaryIO, where: str) -> Iterator[str]:
+    """The lines. Raises ValueError: one is not UTF-8, or too long; parsed, it would take many times its size."""
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW + 1), b""), 1):
+        require(len(line) <= LONGEST_ROW, f"{where}: line {number} is longer than {LONGEST_ROW} bytes")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: line {number} cannot be read: {error}") from None
 
 
 def problem_of(row: Any) -> str:
@@ -131,8 +114,12 @@ def problem_of(row: Any) -> str:
 
 
 def refusal(path: str) -> str:
-    """Why there can be no file at that path, "" if there can."""
-    if not is_name(path):
+    """Why there can be no file at that path, "" if there can. Surrogates may stand for bytes that are not UTF-8."""
+    try:
+        is_name = b"\0" not in path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
         return "no name that a file can have"
     try:
         storage.is_remote(path)
@@ -141,13 +128,10 @@ def refusal(path: str) -> str:
     return ""
 
 
+def is_absolute(path: str) -> bool:
+    """Whether it does not depend on the folder of its list or table."""
+    return path.startswith("/") or "://" in path
+
+
 def is_split(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and name.islower() and len(name) <= 50  # a part of file names
-
-
-def is_name(path: str) -> bool:
-    """Whether a file can have this name. Surrogates are accepted if they stand for bytes that are not UTF-8."""
-    try:
-        return b"\0" not in path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False

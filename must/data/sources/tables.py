@@ -4,9 +4,11 @@ A row cannot be read without the rows that were compressed with it. So the listi
 batches, copies its images one after the other to a plain file, which exists for the time of the run.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,6 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, printable, without_secrets
-from must.data.sources.archives import expanded
 from must.data.sources.base import (
     EXPANDED,
     EXPANSION,
@@ -22,26 +23,16 @@ from must.data.sources.base import (
     ListingReport,
     folder_label,
     limit_texts,
-    relative_names,
     report_damage,
     utf8_size,
 )
-from must.data.sources.files import is_split, refusal
-from must.data.sources.table_files import TABLE_FILE, Table, find_tables, need_pyarrow, open_table, tables_of
+from must.data.sources.files import is_absolute, is_split, refusal
 
-USUAL = (
+USUAL_IMAGES = (
     "image img picture photo jpg jpeg png webp image_bytes img_bytes image_data bytes content data path image_path "
     "img_path file_path filepath file_name filename file uri image_uri url image_url"
 )
-USUAL_IMAGES = tuple(USUAL.split())
-USUAL_LABELS = ("label", "labels", "class", "cls", "class_name", "label_name", "category", "target")
-
-
-class ColumnNames(NamedTuple):
-    """The columns that the user has named; "" means a usual name."""
-
-    image: str = ""
-    label: str = ""
+USUAL_LABELS = "label labels class cls class_name label_name category target"
 
 
 class Columns(NamedTuple):
@@ -51,18 +42,12 @@ class Columns(NamedTuple):
     label: str | None
     split: str | None
     classes: tuple[str, ...] | None  # names of the class numbers in the column of labels
-    paths: bool  # the column of images has paths of files, not their bytes
-
-    @property
-    def read(self) -> list[str]:
-        return list(dict.fromkeys(name for name in (self.image, self.label, self.split) if name is not None))
 
 
-def choose(schema: Any, features: Any, names: ColumnNames, labels: str, where: str) -> Columns:
+def choose(schema: Any, image_column: str, label_column: str, labels: str, where: str) -> Columns:
     """The columns to read of a table with this pyarrow schema.
 
     Args:
-        features: those in Hugging Face's description of the table, or anything else if it has none.
         labels: "folder", "csv" or "none", as `must shard --labels`.
         where: the option and file, for messages.
 
@@ -72,43 +57,33 @@ def choose(schema: Any, features: Any, names: ColumnNames, labels: str, where: s
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(types) == len(schema.names), f"{where}: two columns have the same name; {hint}")
-    if names.image:
-        require(names.image in types, f"{where}: no column {brief(names.image)} (--image-column); {hint}")
-        image: str | None = names.image
-        require(
-            may_be_image(types[names.image]),
-            f"{where}: the column {brief(names.image)} holds {printable(types[names.image], 80)}, neither an image's "
-            "bytes nor names of files",
-        )
-    else:
-        image = first_known(USUAL_IMAGES, {name: kind for name, kind in types.items() if may_be_image(kind)})
-        if image is None:
-            binary = [name for name, kind in types.items() if has_bytes(kind)]
-            image = binary[0] if len(binary) == 1 else None
-    require(image is not None, f"{where}: no column with a known image name; give --image-column; {hint}")
-    assert image is not None
+    image = column_of(types, image_column, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
+    if image is None:
+        binary = [name for name, kind in types.items() if has_bytes(kind)]
+        require(len(binary) == 1, f"{where}: no column with a known image name; give --image-column; {hint}")
+        image = binary[0]
     label = None
     if labels == "csv":
-        if names.label:
-            require(names.label in types, f"{where}: no column {brief(names.label)} (--label-column); {hint}")
-            label = names.label
-        else:
-            label = first_known(USUAL_LABELS, {name: kind for name, kind in types.items() if may_be_label(kind)})
+        label = column_of(types, label_column, USUAL_LABELS, may_be_label, f"{where}: --label-column", hint)
         require(label is not None, f"{where}: no column of labels; name it with --label-column; {hint}")
-        assert label is not None
-        require(
-            may_be_label(types[label]),
-            f"{where}: the column {brief(label)} holds {printable(types[label], 80)}, neither texts nor numbers",
-        )
-    split = "split" if "split" in types and is_text(types["split"]) else None
-    return Columns(image, label, split, class_names(features, label), not has_bytes(types[image]))
+    split = "split" if "split" in types and str(types["split"]) in TEXT else None
+    return Columns(image, label, split, class_names(schema.metadata, label))
 
 
-def first_known(names: tuple[str, ...], columns: dict[str, Any]) -> str | None:
+def column_of(
+    types: dict[str, Any], name: str, usual: str, is_usable: Callable[[Any], bool], flag: str, hint: str
+) -> str | None:
+    """The column `name`, or without a name the first one with a usual name; None if there is none.
+    Raises ValueError: there is no column `name`, or it is of an unusable type."""
+    if name:
+        require(name in types, f"{flag}: no column {brief(name)}; {hint}")
+        require(is_usable(types[name]), f"{flag}: the column {brief(name)} is of type {printable(types[name], 80)}")
+        return name
     lower: dict[str, str] = {}
-    for name in columns:
-        lower.setdefault(name.lower(), name)
-    return next((lower[name] for name in names if name in lower), None)
+    for column, kind in types.items():
+        if is_usable(kind):
+            lower.setdefault(column.lower(), column)
+    return next((lower[column] for column in usual.split() if column in lower), None)
 
 
 def storage_type(kind: Any) -> Any:
@@ -120,45 +95,31 @@ def storage_type(kind: Any) -> Any:
     return storage_type(kind.storage_type) if hasattr(kind, "storage_type") else kind
 
 
-def is_binary(kind: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_binary(kind) or types.is_large_binary(kind) or str(kind) == "binary_view"
-
-
-def is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_string(kind) or types.is_large_string(kind) or str(kind) == "string_view"
+BINARY, TEXT = ({f"{form}{kind}" for form in ("", "large_")} | {f"{kind}_view"} for kind in ("binary", "string"))
 
 
 def has_bytes(kind: Any) -> bool:
     """Whether it is bytes, or Hugging Face's {bytes, path}."""
     from pyarrow import types
 
-    if not types.is_struct(kind):
-        return is_binary(kind)
-    return any(kind.field(i).name == "bytes" and is_binary(kind.field(i).type) for i in range(kind.num_fields))
+    fields = list(kind) if types.is_struct(kind) else []
+    return str(kind) in BINARY or any(field.name == "bytes" and str(field.type) in BINARY for field in fields)
 
 
 def may_be_image(kind: Any) -> bool:
-    return has_bytes(kind) or is_text(kind)
+    return has_bytes(kind) or str(kind) in TEXT
 
 
 def may_be_label(kind: Any) -> bool:
     from pyarrow import types
 
-    return is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return str(kind) in TEXT or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
-def features_in(metadata: Any) -> Any:
-    """Hugging Face's features, which `datasets` writes into a table's metadata; None if there are none."""
-    return storage.object_or_none((metadata or {}).get(b"huggingface", b""), lambda text: text["info"]["features"])
-
-
-def class_names(features: Any, label: str | None) -> tuple[str, ...] | None:
-    """The class names if the column is a ClassLabel."""
-    feature = features.get(label) if isinstance(features, dict) else None
+def class_names(metadata: Any, label: str | None) -> tuple[str, ...] | None:
+    """The class names if the column is a ClassLabel by the features that `datasets` writes into a table's metadata."""
+    text = (metadata or {}).get(b"huggingface", b"")
+    feature = storage.object_or_none(text, lambda content: content["info"]["features"][label])
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
@@ -166,11 +127,109 @@ def class_names(features: Any, label: str | None) -> tuple[str, ...] | None:
 ROW = 1000  # bytes added to each row's size: a file of some kilobytes may have millions of empty rows
 
 
-class Row(NamedTuple):
-    """A row's image: bytes, or a path, or neither."""
+TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
+# A split is in a file's name, as on hubs, or is the folder of a file data-00000-of-00002.arrow, as `datasets` saves.
+SPLIT = re.compile(r"(?:.*/)?(?!data-)([a-z][a-z0-9_]{0,49})(?:/data)?-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)
+CACHE = re.compile(r"(?:.*/)?cache-[^/]*\.arrow", re.DOTALL)  # results of `datasets`, which it writes beside its files
+ROWS_READ = 32  # rows in memory at the same time; fewer if they may be large
+AT_ONCE = 100_000_000  # bytes of these rows
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a complete stream
 
-    data: bytes | None
-    path: str | None
+
+class Table(NamedTuple):
+    """One file. `split`: the split of its rows, None for by hash."""
+
+    uri: str
+    name: str  # in its source
+    split: str | None = None
+
+
+PACKED = 10
+"""A row group larger than an image may be is read only if it is at most this many times as large as its file."""
+
+
+class Reader(NamedTuple):
+    """A table's schema, and its rows as record batches of at most ROWS_READ: `batches(columns, limit)`.
+
+    For rows that may have an image of more than `limit` bytes it yields their number instead; they are not read.
+    `largest`: bytes of the largest row group by the Parquet file's metadata, so no value is larger. `rows`: also by it.
+    """
+
+    schema: Any
+    batches: Callable[[list[str], float], Iterator[Any]]
+    largest: int = 0
+    rows: int = 0
+
+
+def is_table(name: str) -> bool:
+    return TABLE_FILE.search(name) is not None and not CACHE.fullmatch(name)
+
+
+def tables_of(files: Iterable[tuple[str, str]]) -> list[Table]:
+    """The tables of these files, (uri, name in the source), with splits if their names have several."""
+    tables = [Table(uri, name, match[1] if (match := SPLIT.fullmatch(name)) else None) for uri, name in files]
+    splits = {table.split for table in tables}
+    return tables if len(splits) > 1 and None not in splits else [table._replace(split=None) for table in tables]
+
+
+def need_pyarrow(where: str) -> None:
+    """Raises ValueError: pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"{where}: tables need the package pyarrow ({error}); install it with: pip install 'must-clip[parquet]'"
+        ) from None
+
+
+@contextmanager
+def open_table(path: Path, kind: str) -> Iterator[Reader]:
+    """A local table of that kind, "parquet" or "arrow". Raises any error of pyarrow for a damaged one."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with ExitStack() as stack:
+        if kind == "parquet":
+            # Streams a column of a row group from the disk; by default it would be read at once.
+            file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+            stack.callback(file.close)
+            # Not the metadata of columns: reading that of a damaged one ends the program (pyarrow 25).
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            largest = max((group.total_byte_size for group in groups), default=0)
+            rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may be in each row
+
+            def batches_of_groups(names: list[str], limit: float) -> Iterator[Any]:
+                def may_be_read(number: int) -> bool:
+                    size, count = groups[number].total_byte_size, groups[number].num_rows
+                    return size <= limit * max(1, count) and size <= max(limit, PACKED * path.stat().st_size)
+
+                for readable, numbers in groupby(range(len(groups)), may_be_read):
+                    if readable:
+                        yield from file.iter_batches(rows, list(numbers), names, use_threads=False)
+                    else:
+                        yield from (groups[number].num_rows for number in numbers)
+
+            yield Reader(file.schema_arrow, batches_of_groups, largest, file.metadata.num_rows)
+            return
+        source = stack.enter_context(pyarrow.memory_map(str(path)))
+        if source.read(6) == b"ARROW1":
+            table = ipc.open_file(source)
+            batches: Iterator[Any] = (table.get_batch(number) for number in range(table.num_record_batches))
+        else:
+            source.seek(max(0, source.size() - len(END)))
+            if source.read() != END:
+                raise UserError("its end is missing")
+            source.seek(0)
+            table = batches = ipc.open_stream(source)
+        yield Reader(table.schema, lambda names, limit: small_batches(batches, names))
+
+
+def small_batches(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
+    for batch in batches:
+        chosen = batch.select(names)
+        chosen.validate(full=True)  # otherwise its offsets would be used unchecked
+        for start in range(0, chosen.num_rows, ROWS_READ):
+            yield chosen.slice(start, ROWS_READ)
 
 
 class Tables:
@@ -181,9 +240,10 @@ class Tables:
 
     may_be_remote = False
 
-    def __init__(self, uri: str, tables: list[Table], labels: str, option: str, columns: ColumnNames) -> None:
+    def __init__(self, uri: str, tables: list[Table], labels: str, option: str, columns: tuple[str, str]) -> None:
         self.uri, self.tables, self.labels, self.option, self.columns = uri, tables, labels, option, columns
         self.folder = Path()
+        need_pyarrow(f"{option} {uri}")
 
     def prepare(self, folder: Path) -> None:
         self.folder = folder
@@ -204,13 +264,14 @@ class Tables:
         with ExitStack() as stack:
             with damaged():
                 reader = stack.enter_context(open_table(path, kind))
-                features = features_in(reader.schema.metadata) if table.features is None else table.features
-            columns = choose(reader.schema, features, self.columns, self.labels, where)
+            columns = choose(reader.schema, *self.columns, self.labels, where)
             too_large = f"{where}: its rows are more than {EXPANSION} times as large as itself"
             require(max(reader.largest, ROW * reader.rows) <= remaining, too_large)
             file = stack.enter_context(storage.open_write(self.packed(number)))
             with damaged():
-                batches = reader.batches(columns.read, problems.max_bytes)
+                batches = reader.batches(
+                    [name for name in dict.fromkeys(columns[:3]) if name is not None], problems.max_bytes
+                )
             while True:
                 with damaged():
                     batch = next(batches, None)
@@ -226,27 +287,27 @@ class Tables:
                     continue
                 with damaged():
                     rows = rows_of(batch, columns)
-                for image, label, split in rows:
+                for data, file_path, label, split in rows:
                     row += 1
-                    name = f"{table.name}/{row}" + (f"/{image.path}" if image.path and image.data is not None else "")
-                    label = self.label_of(label, image.path, columns, f"{where} row {row}")
+                    name = f"{table.name}/{row}" + (f"/{file_path}" if file_path and data is not None else "")
+                    label = self.label_of(label, file_path, columns, f"{where} row {row}")
                     if split in (None, ""):
                         split = table.split
                     elif not is_split(split):
                         raise UserError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
-                    remaining -= ROW + len(image.data or b"") + utf8_size(label or "") + utf8_size(image.path or "")
+                    remaining -= ROW + len(data or b"") + utf8_size(label or "") + utf8_size(file_path or "")
                     require(remaining >= 0, too_large)
-                    if image.data:
-                        file.write(image.data)
-                        yield Item(name, len(image.data), label, split, [number, offset])
-                        offset += len(image.data)
-                    elif image.data is not None or not image.path:
+                    if data:
+                        file.write(data)
+                        yield Item(name, len(data), label, split, [number, offset])
+                        offset += len(data)
+                    elif data is not None or not file_path:
                         problems.reject(name, "no image in this row")
-                    elif reason := refusal(image.path):
-                        problems.reject(without_secrets(file_name(table, image.path)), reason)
+                    elif reason := refusal(file_path):
+                        problems.reject(without_secrets(file_name(table, file_path)), reason)
                     else:
                         self.may_be_remote = True
-                        yield Item(file_name(table, image.path), 0, label, split, [number, image.path])
+                        yield Item(file_name(table, file_path), 0, label, split, [number, file_path])
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
@@ -278,39 +339,17 @@ def file_name(table: Table, path: str) -> str:
     return path if is_absolute(path) else folder + slash + path
 
 
-def is_absolute(path: str) -> bool:
-    """Whether it does not depend on the folder of the table."""
-    return path.startswith("/") or "://" in path
-
-
-def rows_of(batch: Any, columns: Columns) -> list[tuple[Row, Any, Any]]:
-    """(image, label, split) of each row of a record batch."""
+def rows_of(batch: Any, columns: Columns) -> list[tuple[bytes | None, str | None, Any, Any]]:
+    """(an image's bytes, its path, label, split) of each row of a record batch; a row may have neither of the first."""
     images, labels, splits = (
         batch.column(name).to_pylist() if name is not None else [None] * batch.num_rows
         for name in (columns.image, columns.label, columns.split)
     )
-    return list(zip(map(image_of, images), labels, splits, strict=True))
+    return [(*image_of(image), label, split) for image, label, split in zip(images, labels, splits, strict=True)]
 
 
-def image_of(value: Any) -> Row:
+def image_of(value: Any) -> tuple[bytes | None, str | None]:
     if isinstance(value, dict):
         path = value.get("path")
-        return Row(value.get("bytes"), path if isinstance(path, str) else None)
-    return Row(value, None) if isinstance(value, bytes) else Row(None, value)
-
-
-def open_tables(uri: str, labels: str, option: str, exclude: str, columns: ColumnNames) -> Tables | None:
-    """The tables at `uri`: a file, a range such as x-{000..009}.parquet, or a folder of them; None for anything else.
-    Raises ValueError: a table is missing, or pyarrow is."""
-    files = expanded(uri) if TABLE_FILE.search(uri) else []
-    missing = [file for file in files if not storage.exists(file)]
-    if not files or (files == [uri] and (missing if storage.is_remote(uri) else storage.local(uri).is_dir())):
-        tables = find_tables(uri, option, exclude)  # Spark's folders have names such as x.parquet, too
-        require(bool(tables or not files), f"{option} {uri}: there is no such file, and no tables are below it")
-    else:
-        require(not missing, f"{option} {uri}: there is no such file: {missing[0] if missing else ''}")
-        tables = tables_of(list(zip(files, relative_names(files), strict=True)))
-    if not tables:
-        return None
-    need_pyarrow(f"{option} {uri}")
-    return Tables(uri, tables, labels, option, columns)
+        return value.get("bytes"), path if isinstance(path, str) else None
+    return (value, None) if isinstance(value, bytes) else (None, value)

@@ -9,7 +9,7 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.text import NONE_OF_THESE, cell, csv_of
 from must.config.labels import LabelsConfig
-from must.data.sources.table_files import need_pyarrow
+from must.data.sources.tables import need_pyarrow
 from must.deploy.labels import formats
 from must.deploy.labels.formats import Label, classes_of, read_labels
 from must.deploy.labels.sort import file_of

@@ -28,7 +28,7 @@ from must.config import PredictConfig
 from must.config.part import parse_part
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
-from must.data.sources.table_files import need_pyarrow
+from must.data.sources.tables import need_pyarrow
 from must.deploy.predict.parquet import Run, Table, decode_rows, file_name, read_stats
 from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
 

@@ -17,8 +17,8 @@ from must.data.format.index import load_index, parse_index
 from must.data.format.samples import load_offsets
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
+from must.data.shards.chunk import npy
 from must.data.shards.history import History
-from must.data.shards.tarwriter import npy
 from tests import zoo
 from tests.data.shards.test_shard import run
 from tests.data.shards.test_shard_gcs import upload
@@ -197,7 +197,7 @@ def test_a_shard_of_another_size_than_the_index_says_is_not_read(made: Path, tmp
     (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
     data = edited(made, first(bytes=size, offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
     (tmp_path / "out" / "index.json").write_bytes(data)
-    with pytest.raises(ValueError, match=rf"train-000000\.tar: is (truncated|too long): \d+ bytes, .* says {size};"):
+    with pytest.raises(ValueError, match=rf"train-000000\.tar has \d+ bytes, its index says {size};"):
         open_reader(str(tmp_path / "out"), "train").image(0)
 
 

@@ -11,8 +11,8 @@ import webdataset
 from must.api.cli import main
 from must.base import storage
 from must.config import EvaluateConfig, TrainConfig
-from must.data.format.index import load_index, parse_index, print_index
-from must.data.format.verify import verify
+from must.data.format.index import load_index, parse_index
+from must.data.format.samples import verify
 from must.data.loading.reader import open_reader
 from must.data.shards.in_place import make_index
 from must.evaluation.evaluate import evaluate
@@ -70,10 +70,8 @@ def test_the_samples_are_those_of_sharding_and_no_tar_is_touched(
     index = verify(str(folder))
     assert index.labels == ("a dog", "cat") and index.splits == {"train": {"samples": 30, "labelled": 30}}
     assert [shard.file for shard in index.shards] == [f"x-{number:03d}.tar" for number in range(5)]
-    print_index(str(folder))
     printed = capsys.readouterr().out
     assert "30 .txt, 30 .bin" in printed or "30 .bin, 30 .txt" in printed
-    assert "read where they are" in printed and "not in the index" not in printed
     folder.rename(tmp_path / "moved")
     assert read(str(tmp_path / "moved"), tmp_path) == expected
 
@@ -156,7 +154,7 @@ def test_a_tar_that_changes_is_noticed(bucket_server: Server, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"x-001.tar: has changed \(sha256\)"):
         read(bucket_server.uri, tmp_path / "cache")
     path.write_bytes(data + bytes(10240))
-    with pytest.raises(ValueError, match=r"x-001.tar: has changed since it was indexed"):
+    with pytest.raises(ValueError, match=r"x-001.tar has \d+ bytes, its index says"):
         read(str(folder), tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match=r"x-001.tar: is missing"):
@@ -214,18 +212,6 @@ def test_images_that_are_none_are_listed(tmp_path: Path) -> None:
     assert {line["source"] for line in lines} == {"2.png", "../3.jpg"}
     verify(str(tmp_path / "index"))
     assert set(read(str(tmp_path / "index"), tmp_path)) == {"1.png"}
-
-
-def test_class_order_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = zoo.encoded(zoo.picture())
-    for name, label in (("ordered", lambda n: n // 8), ("mixed", lambda n: n % 5)):
-        (tmp_path / name).mkdir()
-        with webdataset.ShardWriter(f"file:{tmp_path}/{name}/%03d.tar", maxcount=4, verbose=0) as writer:
-            for number in range(80):
-                writer.write({"__key__": str(number), "png": picture, "cls": str(label(number))})
-        make_index(str(tmp_path / name), workers=1)
-        warned = "warning: train: the images are in the order of their classes" in capsys.readouterr().out
-        assert warned == (name == "ordered")
 
 
 EDITS = {

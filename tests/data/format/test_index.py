@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from must.data.format.index import load_index, print_index
-from must.data.format.samples import load_offsets
-from must.data.format.verify import verify
+from must.data.format.index import load_index
+from must.data.format.samples import load_offsets, verify
+from must.data.shards.build import show_index
 from tests import zoo
 from tests.data.shards.test_shard import run
 from tests.data.tars import tar_of
@@ -29,7 +29,7 @@ def shards(tmp_path: Path) -> Path:
 
 def test_whole_shards_pass_and_are_shown(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(str(shards)).splits == {"train": {"samples": 12, "labelled": 12}}
-    index = print_index(str(shards))
+    index = show_index(str(shards))
     printed = capsys.readouterr().out
     assert "3 shards, 12 images, all whole" in printed and index.sha256 in printed
 
@@ -51,13 +51,6 @@ def swap(folder: Path) -> None:
     second.write_bytes(data)
 
 
-def miscount(folder: Path) -> None:
-    """An index whose own numbers agree, but not with the shards."""
-    content = json.loads((folder / "index.json").read_text())
-    content["shards"][0]["labelled"] -= 1
-    (folder / "index.json").write_text(json.dumps(content))
-
-
 BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a flipped bit": (
         lambda folder: flip(folder / "train-000001.tar", 3000),
@@ -68,7 +61,6 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "lost offsets": (lambda folder: (folder / "train-000000.npy").unlink(), "train-000000.npy is missing"),
     "damaged offsets": (lambda folder: flip(folder / "train-000000.npy", -1), "train-000000.npy is damaged"),
     "shards swapped": (swap, "2 of 3 shards are broken"),
-    "a wrong count": (miscount, "train-000000.tar: 5 labelled samples instead of 4"),
     "lost names": (lambda folder: (folder / "names-0000.npy").unlink(), "names-0000.npy"),
     "damaged contents": (lambda folder: flip(folder / "contents-0000.npy", -1), "contents-0000.npy"),
 }
@@ -97,17 +89,16 @@ def sample_of(text: bytes) -> bytes:
 
 
 TARS = {
-    "a list for a json": (sample_of(b"[]"), 2, "after sample 0: a.json is no JSON object"),
-    "deep json": (sample_of(b"[" * 200_000), 200_000, "after sample 0: "),
-    "a json without end": (sample_of(b" " * 17_000_000), 17_000_000, "impossible size"),
-    "a header of 1 PB": (header_of(2**50), 0, "impossible size"),
-    "a header of 1 ZB": (header_of(2**70), 0, "no readable tar"),
+    "a list for a json": (sample_of(b"[]"), 2),
+    "deep json": (sample_of(b"[" * 200_000), 200_000),
+    "a header of 1 PB": (header_of(2**50), 0),
+    "a header of 1 ZB": (header_of(2**70), 0),
 }
 
 
 @pytest.mark.parametrize("name", TARS)
 def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(shards: Path, name: str) -> None:
-    data, length, message = TARS[name]
+    data, length = TARS[name]
     offsets = io.BytesIO()
     np.save(offsets, np.array([[512, 5, 1536, length]], np.int64))
     content = json.loads((shards / "index.json").read_text())
@@ -120,7 +111,7 @@ def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(shards: Path, nam
     (shards / "index.json").write_text(json.dumps(content))
     (shards / "train-000000.tar").write_bytes(data)
     (shards / "train-000000.npy").write_bytes(offsets.getvalue())
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match="no sample at byte 512") as error:
         verify(str(shards))
     assert "\n" not in str(error.value)
 
@@ -134,7 +125,7 @@ def test_unknown_splits_are_refused_with_the_known_ones(shards: Path) -> None:
     ("content", "message"),
     [
         (None, "holds no index.json; make it with: must shard"),
-        (b'{"version": 99}', "has version 99, this program reads 1"),
+        (b'{"version": 99}', "has version '99', this program reads 1"),
     ],
 )
 def test_an_index_that_is_missing_or_newer_is_one_line(shards: Path, content: bytes | None, message: str) -> None:

@@ -50,16 +50,16 @@ def does(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ite
     """A decoder that does that to the one picture ODD; the reason why it is refused."""
     act, reason = ODD_ONES[request.param]
     monkeypatch.setattr(bounds, "PROGRAM", PROGRAM.format(odd=ODD, does=act))
-    bounds.helpers.drop()
+    bounds.idle_helpers.drop()
     yield reason
-    bounds.helpers.drop()
+    bounds.idle_helpers.drop()
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF"])
 def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zoo.encoded(zoo.picture(1, 61, 47), kind)
     there = decode(data)
-    assert bounds.helpers().free, "it was decoded here"
+    assert bounds.idle_helpers(), "it was decoded here"
     monkeypatch.setattr(bounds, "memory_limited", True)
     assert there.mode == "RGB" and np.array_equal(np.asarray(there), np.asarray(decode(data)))
     with pytest.raises(ValueError) as here:
@@ -105,9 +105,9 @@ def test_prediction_serving_training_and_evaluation_go_on(
 
 
 def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:
-    bounds.helpers.drop()
+    bounds.idle_helpers.drop()
     decode(GOOD)
-    (helper,) = bounds.helpers().free
+    (helper,) = bounds.idle_helpers()
     helper.process.kill()
     with pytest.raises(KilledWorkerError):
         decode(GOOD)

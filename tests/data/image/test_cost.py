@@ -19,7 +19,7 @@ from must.data.image import colors
 from must.data.image.cost import cost
 from must.data.image.decode import check, decode, decode_view, identify
 from must.data.image.headers.base import MAX_SEGMENTS, MAX_STEPS
-from must.data.image.headers.jpeg import MAX_SCANS
+from must.data.image.headers.jpeg_tiff import MAX_SCANS
 from must.data.image.preprocess import EvalView, Preprocess
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader

@@ -188,13 +188,13 @@ def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards
 
 def test_too_little_room_is_said_up_front(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
     upload(shards, bucket_server.uri)
-    with pytest.raises(ValueError, match="--cache-gb 1e-06: the 12 shards that are shuffled together take up to"):
+    with pytest.raises(ValueError, match=r"the 12 shards that are shuffled together take up to .* room for 1e-06 GB"):
         open_reader(bucket_server.uri, "train", str(tmp_path), 1e-6, window=16)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         open_reader(bucket_server.uri, "train", str(tmp_path / "file"), 1, window=2)
     huge = Shard("x.tar", "train", 1, 10**18, "", "", 0)
-    with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and the disk has room for [\d.]+ GB; free some"):
+    with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and there is room for [\d.]+ GB"):
         ShardCache(tmp_path, 10**20).check([huge, huge], 4)
 
 

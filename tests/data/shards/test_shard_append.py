@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from must.data.format.index import load_index
-from must.data.format.verify import verify
+from must.data.format.samples import verify
 from must.data.shards.workdir import Workdir
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, samples, tree

@@ -16,7 +16,7 @@ import pytest
 from must.base import lock, storage
 from must.base.processes import is_running
 from must.data.format.index import load_index
-from must.data.format.verify import verify
+from must.data.format.samples import verify
 from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from tests import zoo
 from tests.data.shards.test_shard import run, samples

@@ -17,7 +17,7 @@ import pytest
 from must.base.exits import HELD
 from must.base.processes import METHOD
 from must.base.storage import TransientError
-from must.data.format.verify import verify
+from must.data.format.samples import verify
 from must.data.image import bounds
 from must.data.image import decode as images_module
 from tests import zoo

@@ -22,7 +22,7 @@ from must.base.names import Headers
 from must.base.parameters import load
 from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
-from must.data.sources.archives import open_archives, unzipped
+from must.data.sources.archives import Archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
 from must.data.sources.files import Manifest
 from must.deploy.predict.images import predict_images
@@ -167,7 +167,8 @@ def test_a_sample_with_deep_json_has_no_label(tmp_path: Path) -> None:
 def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", os.urandom(5_000_000), zipfile.ZIP_STORED)
-    (item,) = open_archives(str(tmp_path / "a.zip"), "none", "--source", "").items(ListingReport(lambda *_: None))
+    path = str(tmp_path / "a.zip")
+    (item,) = Archives(path, [path], "none", "--source").items(ListingReport(lambda *_: None))
     _, start, size, method, checksum = item.locator
     assert len(unzipped(str(tmp_path / "a.zip"), start, size, method, checksum, 1000)) == 1000
     with pytest.raises(UnreadableError, match="damaged in the archive"):

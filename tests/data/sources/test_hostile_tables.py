@@ -14,10 +14,10 @@ MEASURE = r"""
 import re, sys
 from must.data.sources.base import ListingReport
 from must.data.shards.listing import open_source
-from must.data.sources import table_files, tables
+from must.data.sources import tables
 import pyarrow.parquet
 from pathlib import Path
-tables.EXPANDED, table_files.AT_ONCE = 20_000_000, 20_000_000  # in place of a gigabyte and of 100 MB
+tables.EXPANDED, tables.AT_ONCE = 20_000_000, 20_000_000  # in place of a gigabyte and of 100 MB
 def peak():
     return int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) / 1000
 before, source = peak(), open_source(sys.argv[1], "none", "--source")

@@ -333,7 +333,7 @@ def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
     ("source", "message"),
     [
         ("nowhere/{0..3}.tar", "there is no such file: .*nowhere/0.tar"),
-        ("nowhere.zip", "there is no such folder or file"),
+        ("nowhere.zip", "there is no such file"),
         ("list.csv", "there is no such file"),
         ("file.bin", "expected a folder of images"),
     ],

@@ -164,7 +164,7 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path):
     code, text = run(digits, tmp_path / "out", "--shards", str(shards))
     assert code == 2
     line = text.strip().splitlines()[-1]
-    assert line.startswith("must train: ") and "truncated" in line and "must index verify" in line
+    assert line.startswith("must train: ") and "has 2000 bytes, its index says" in line and "must index verify" in line
     assert not (tmp_path / "out" / "model.json").exists()
 
 
