@@ -40,8 +40,10 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         size = trainer.size()
         if world.is_main:
             trainer.announce()
-            for line in trainer.resolved.lines():
-                logger.info(line)
+            if config.preset:
+                chosen = trainer.config.passed - {name for name in config.to_dict() if config.is_passed(name)}
+                values = [f"{name} {value}" for name, value in trainer.config.to_dict().items() if name in chosen]
+                logger.info(f"--preset {config.preset}: {', '.join(values)}")
         pace = measure_speed(trainer, config.seconds)
         if world.is_main:
             logger.info("\n".join(pace.lines(size, size.steps)))

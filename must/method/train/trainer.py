@@ -98,8 +98,7 @@ class Trainer:
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
         classifier = load_text_classifier(config.classifier)
-        self.resolved = resolve(config, self.reader.index, classifier)
-        self.config = config = self.resolved.config
+        self.config = config = resolve(config, self.reader.index, classifier)
         self.prior: tuple[float, ...] = ()
         if config.class_prior == "given":
             require_shares(classifier.shares, config.classifier)
