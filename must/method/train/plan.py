@@ -17,7 +17,7 @@ from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
 from must.method.train.estimate import Pace, StepTimer, memory_of
-from must.method.train.timers import RunTimer
+from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)

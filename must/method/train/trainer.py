@@ -41,23 +41,24 @@ from must.method.select.select import (
     start_weights,
     with_selection,
 )
-from must.method.train.autotune import choose_loaders, choose_micro_batches
+from must.method.train.autotune import (
+    choose_loaders,
+    choose_micro_batches,
+    compile_blocks,
+    should_compile,
+    start_mask_token,
+    threshold_of,
+    zero_shot_confidence,
+)
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.compiled import compile_blocks, should_compile
 from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
-from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
-from must.method.train.monitor import RunMonitor
+from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
 from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
-from must.method.train.settings import StepSettings
-from must.method.train.start_values import start_mask_token, threshold_of, zero_shot_confidence
-from must.method.train.step import MustStep
-from must.method.train.teacher import make_teacher
-from must.method.train.timers import CheckpointTimer, RunTimer
-from must.method.train.trackers.base import Attempt
-from must.method.train.trackers.fan import Trackers
-from must.method.train.train_state import TrainState
+from must.method.train.step import MustStep, make_teacher
+from must.method.train.trackers import Attempt, Trackers
+from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Trainer:
         if config.accumulate != "auto":
             MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
-            student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
+            student, preprocess, config, world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
         )  # fmt: skip
         self.state = TrainState.of(config, self.reader.index, classifier)
