@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from must.base.errors import UserError
 from must.base.progress import bar
@@ -28,7 +29,6 @@ from must.method.train.train_state import TrainProgress, TrainState
 
 logger = logging.getLogger(__name__)
 
-LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
 
 MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
@@ -160,7 +160,7 @@ class TrainLog:
             self.last_line = now
             done = step + 1 - self.first_step
             eta = (now - self.started) / done * (self.steps - step - 1)
-            logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}")
+            logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {tqdm.format_interval(eta)}")
 
     def message(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -170,8 +170,6 @@ class TrainLog:
     def close(self, finished: bool) -> None:
         """`finished`: the run took its last step."""
         self.bar.close()
-        if finished and (warning := unlearned(self.lines)):
-            logger.info(warning)
         self.file.close()
         self.trackers.close(finished)
 
@@ -210,23 +208,6 @@ def short(line: dict[str, Any]) -> str:
     return f"{text}  {line['images_per_s']:.0f} images/s"
 
 
-def unlearned(lines: list[dict[str, Any]]) -> str:
-    """A warning if no pseudo-label was ever confident: the model has then learned nothing about the classes."""
-    if not lines or max(line.get("confident", 1.0) for line in lines) >= LEARNED:
-        return ""
-    return (
-        "warning: the model was never sure of a class (confident 0% from the first step to the last), so that it has "
-        "learned nothing of the classes; better class names or prompts, a model that knows such images, or a lower "
-        "--confidence-threshold may help"
-    )
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
 def summary_of(progress: TrainProgress, batch_size: int) -> RunSummary:
     def share(seconds: float) -> float | None:
         return round(seconds / progress.seconds, 4) if progress.seconds else None
@@ -250,7 +231,7 @@ def in_words(summary: RunSummary) -> str:
         return "trained nothing"
     waiting, saving = (f"{share or 0:.1%}" for share in (summary.waiting_for_data, summary.saving_checkpoints))
     return (
-        f"trained {summary.images:,} images in {clock(summary.seconds)} "
+        f"trained {summary.images:,} images in {tqdm.format_interval(summary.seconds)} "
         f"({summary.images_per_s} images/s, {waiting} of the time waiting for data, {saving} saving; "
         f"{summary.skipped_steps} steps skipped, {summary.replaced_samples} samples replaced)"
     )

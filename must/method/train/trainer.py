@@ -34,13 +34,7 @@ from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.provenance import RunSummary
 from must.method.select.check import CHECKED_IMAGES
 from must.method.select.features import subsample
-from must.method.select.select import (
-    Weights,
-    between,
-    choose_alpha,
-    start_weights,
-    with_selection,
-)
+from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
 from must.method.train.autotune import (
     choose_loaders,
     choose_micro_batches,
@@ -51,7 +45,7 @@ from must.method.train.autotune import (
     zero_shot_confidence,
 )
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
+from must.method.train.estimate import Size, size_of
 from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
 from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
@@ -206,15 +200,12 @@ class Trainer:
     def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> None:
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
-        first_steps: StepTimer | None = StepTimer()
         for micro_batches in timer.waiting(groups):
             step = progress.step
             self.world.begin(step)
             meter.add(self.must_step(step, micro_batches))
             progress.step += 1
             log.advance()
-            if first_steps:
-                first_steps = self.estimate(first_steps, log)
             last = progress.step == self.batches.steps
             if last or progress.step % config.log_every == 0:
                 log.write(step, self.monitor.check(meter, step, micro_batches[0]))
@@ -244,18 +235,6 @@ class Trainer:
         log = TrainLog(folder, steps, first, state.log_lines, trackers)
         state.run_ids |= trackers.start(self.config.to_dict())
         return log
-
-    def estimate(self, steps: StepTimer, log: TrainLog | NoLog) -> StepTimer | None:
-        """Logs the estimated duration once enough steps are timed; returns None then."""
-        steps.mark(self.state.progress.waited)
-        if not steps.enough(LONG_ENOUGH):
-            return steps
-        if self.world.is_main:
-            batch, remaining = self.config.batch_size, self.batches.steps - self.state.progress.step
-            pace = steps.pace(memory_of(self.world.device), batch, batch)
-            for line in pace.lines(self.size(), remaining) if remaining else ():
-                log.message(line)
-        return None
 
     def size(self) -> Size:
         return size_of(self.config, self.batches, self.reader, self.must_step, self.state.progress, self.loaders)
