@@ -10,11 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
+from must.base.files import CLASSIFIER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
@@ -99,8 +100,7 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
     import torch
     from open_clip import build_zero_shot_classifier
 
-    too_long = longest_prompt_problem(backbone.tokenizer, class_set)
-    require(not too_long, too_long)
+    check_prompts(backbone.tokenizer, class_set)
     clip = backbone.clip.to(device)
     columns = []
     shared = all(len(prompts) == len(class_set.prompts[0]) for prompts in class_set.prompts)
@@ -119,16 +119,17 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
     return torch.cat(columns, dim=1).float().cpu()
 
 
-def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
-    """A message if a prompt is too long for the text tower: open_clip would truncate it silently."""
+def check_prompts(tokenizer: Any, class_set: ClassSet) -> None:
+    """Raises UserError: a prompt is too long for the text tower, and open_clip would truncate it silently."""
     limit = getattr(tokenizer, "context_length", None)
     if limit is None or not hasattr(tokenizer, "encode"):
-        return ""
-    for prompts in class_set.prompts:
-        for prompt in prompts:
-            if (length := len(tokenizer.encode(prompt)) + 2) > limit:
-                return f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it"
-    return ""
+        return
+    for prompt in chain.from_iterable(class_set.prompts):
+        length = len(tokenizer.encode(prompt)) + 2
+        require(
+            length <= limit,
+            f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it",
+        )
 
 
 def load_class_set(source: str | list[Any]) -> ClassSet:
@@ -361,8 +362,4 @@ def require_file(uri: str, flag: str) -> None:
 
 
 def damage_error(uri: str, flag: str) -> ValueError:
-    folder, _, name = uri.rpartition("/")
-    parts = (DESCRIPTION_FILE, MODEL_FOLDER_FILE, "config.json")
-    if name.endswith("model.safetensors") and any(storage.exists(storage.join(folder, part)) for part in parts):
-        return UserError(f"{flag} {uri}: is a part of a model; give its folder, {folder}")
     return UserError(f"{flag} {uri}: is damaged or no file of `must classifier`")
