@@ -19,7 +19,6 @@ from must.base.errors import UserError
 from must.base.progress import bar
 from must.data.loading.loader import TrainBatch
 from must.data.loading.reader import ShardReader
-from must.method.distributed.process_group import World
 from must.method.model.bundle import LOG_FILE
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary
@@ -64,14 +63,9 @@ class Meter:
 @dataclass
 class RunMonitor:
     """Args:
-    batch_size: images per step, over all processes.
-    max_replaced: largest share of images that cannot be decoded.
     zero_shot: the model before training, for the share of labels that changed.
     """
 
-    batch_size: int
-    max_replaced: float
-    world: World
     reader: ShardReader
     must_step: MustStep
     state: TrainState
@@ -84,14 +78,14 @@ class RunMonitor:
             ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
                 is saved before.
         """
-        count, progress, must_step = meter.count, self.state.progress, self.must_step
+        count, progress, must_step, config = meter.count, self.state.progress, self.must_step, self.must_step.config
         line: dict[str, Any] = meter.read()
         progress.skipped += round(line.pop("skipped") * count)
-        progress.replaced += round(self.world.sum(line.pop("replaced") * count))
+        progress.replaced += round(must_step.world.sum(line.pop("replaced") * count))
         if self.too_many_replaced():
             self.stop(
-                f"{progress.replaced} of {progress.step * self.batch_size:,} images could not be decoded, more "
-                f"than --max-replaced {self.max_replaced:g}; `must index verify {self.reader.uri}` tells "
+                f"{progress.replaced} of {progress.step * config.batch_size:,} images could not be decoded, more "
+                f"than --max-replaced {config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
                 "whether the shards are whole; shard again with --validate decode, or allow more"
             )
         if progress.skipped > MAX_SKIPPED:
@@ -103,7 +97,7 @@ class RunMonitor:
             "ema_decay": must_step.ema_decay(step),
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
-            "images_per_s": meter.steps_per_s * self.batch_size,
+            "images_per_s": meter.steps_per_s * config.batch_size,
         }
 
     def agreement(self, batch: TrainBatch) -> dict[str, float]:
@@ -118,8 +112,9 @@ class RunMonitor:
 
     def too_many_replaced(self) -> bool:
         """The share is of all images so far, but of at least an epoch or 1000, so that early ones do not count."""
-        images = self.state.progress.step * self.batch_size
-        return self.state.progress.replaced > self.max_replaced * max(images, min(1000, len(self.reader)))
+        config, progress = self.must_step.config, self.state.progress
+        images = progress.step * config.batch_size
+        return progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader)))
 
     def stop(self, reason: str) -> NoReturn:
         """Saves a checkpoint, then raises."""

@@ -32,7 +32,7 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.provenance import RunSummary
-from must.method.select.check import CHECKED_IMAGES
+from must.method.select.check import CHECKED_IMAGES, selection_text
 from must.method.select.features import subsample
 from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
 from must.method.train.autotune import (
@@ -118,9 +118,7 @@ class Trainer:
             self.prior,
         )  # fmt: skip
         self.state = TrainState.of(config, self.reader.index, classifier)
-        self.monitor = RunMonitor(
-            config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
-        )
+        self.monitor = RunMonitor(self.reader, self.must_step, self.state, self.reference)
         self.micro_batches = self.loaders = 0  # micro-batches per step, loader processes; set by `choose`
         self.not_compiled = ""  # why torch.compile fails on this machine, if it was requested
 
@@ -274,7 +272,7 @@ class Trainer:
             zero_shot, end.state_dict(), subsample(source, CHECKED_IMAGES), self.world.device, description.classes,
             config.alpha, pause=pause,
         )  # fmt: skip
-        logger.info(choice.text())
+        logger.info(selection_text(choice))
         adapted_uri = storage.join(config.output, ADAPTED)
         if choice.alpha != 1:
             save_bundle(adapted_uri, end, description)
