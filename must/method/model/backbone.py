@@ -36,7 +36,7 @@ from must.method.model.hub import (
 from must.method.model.towers import tower_of
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
 from must.method.model.transformers_names import from_transformers
-from must.method.model.weights_file import AVERAGED, has_transformers_names, weights_of, weights_problem
+from must.method.model.weights_file import AVERAGED, has_transformers_names, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +153,13 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
         logger.info(f"{pretrained}: takes the averaged weights, {entry}")
     if has_transformers_names(weights):
         weights = from_transformers(clip, weights)
-    if wrong := weights_problem(clip.state_dict(), weights):
+    try:
+        clip.load_state_dict(weights)
+    except RuntimeError as mismatch:
         try:
             open_clip.load_checkpoint(clip, pretrained)  # handles older names, and resizes position embeddings
         except Exception as error:
-            raise UserError(wrong) from error
-    else:
-        clip.load_state_dict(weights)
+            raise UserError(f"it is of another model: {first_line(mismatch)}") from error
     return clip
 
 

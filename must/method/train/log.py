@@ -155,7 +155,7 @@ class TrainLog:
             self.last_line = now
             done = step + 1 - self.first_step
             eta = (now - self.started) / done * (self.steps - step - 1)
-            logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {tqdm.format_interval(eta)}")
+            logger.info(f"step {step + 1}/{self.steps}  {brief(line)}  eta {tqdm.format_interval(eta)}")
 
     def message(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -182,25 +182,8 @@ class NoLog:
 
 
 def brief(line: dict[str, Any]) -> str:
-    """A short text for the bar."""
-    return f"loss {line['loss']:.3f}, confident {line['confident']:.0%}, {line['images_per_s']:.0f} images/s"
-
-
-def short(line: dict[str, Any]) -> str:
-    """The loss with its parts, and the confidence of the pseudo-labels."""
-    parts = [
-        f"{name} {line[key]:.3f}"
-        for name, key in (
-            ("self-training", "loss_self_training"),
-            ("class balance", "loss_fairness"),
-            ("masked pixels", "loss_reconstruction"),
-            ("alignment", "loss_alignment"),
-        )
-    ]
-    text = f"loss {line['loss']:.3f} ({', '.join(parts)})  confident {line['confident']:.0%}"
-    if "agreement" in line:
-        text += f"  same class as zero-shot {line['agreement']:.0%}"
-    return f"{text}  {line['images_per_s']:.0f} images/s"
+    shares = f"confident {line['confident']:.0%}, same class as zero-shot {line['agreement']:.0%}"
+    return f"loss {line['loss']:.3f}, {shares}, {line['images_per_s']:.0f} images/s"
 
 
 def summary_of(progress: TrainProgress, batch_size: int) -> RunSummary:
