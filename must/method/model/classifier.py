@@ -60,7 +60,6 @@ class TextClassifier:
     shares: tuple[float, ...] = ()  # of the images, sum 1; empty: unknown
     model_folder: str = ""  # the model's own files; empty in files of earlier versions: loaded by name
     model_sha256: str = ""  # of the weights in it
-    refined: bool = False  # `must refine` fitted the weights; they are not the text features
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
@@ -200,17 +199,12 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     longest = sum(PROMPT_OVERHEAD + len(template) for template in templates)
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
-        if isinstance(name, int | float) and not isinstance(name, bool):
-            require(
-                isinstance(name, float) or name.bit_length() <= LONGEST_NUMBER,
-                f"{where}: class {number + 1} is {brief(name)}, which is no name",
-            )
+        if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
             name = str(name)
-        unwritable = isinstance(name, str) and UNWRITABLE.search(name)
-        require(not unwritable, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
         require(
             is_text(name),
-            f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
+            f"{where}: class {number + 1} is {brief(name)}, which is no name (YAML reads yes, no, on and off as true "
+            "and false: quote them)",
         )
         name = name.strip()
         listed = entry.get("prompts") if isinstance(entry, dict) else None
@@ -266,7 +260,7 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
     description = asdict(result)
     del description["weights"]
     description["sha256"] = checksum(result.weights)
-    for name in ("shares", "model_folder", "model_sha256", "refined"):
+    for name in ("shares", "model_folder", "model_sha256"):
         if not description[name]:
             del description[name]  # so that the file is the same as one of an earlier version
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))

@@ -11,8 +11,6 @@ from must.base.errors import UserError
 from must.base.records import record_of
 from must.method.answers.estimate import Measured
 
-__all__ = ["CheckResult", "Provenance", "RunSummary", "Selection"]
-
 
 @dataclass(frozen=True)
 class RunSummary:

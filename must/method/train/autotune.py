@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from must.base.parameters import require
+from must.base.errors import UserError
 from must.base.text import one_line, printable
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch
@@ -70,13 +70,11 @@ def fewest_micro_batches(local: int, fixed: float, per_image: float, free: float
     for count in (number for number in range(1, local + 1) if local % number == 0):
         if fixed + per_image * (local // count) <= MEMORY_SHARE * free:
             return count
-    require(
-        False,
+    raise UserError(
         f"--accumulate auto: not even one image a step fits: it takes {(fixed + per_image) / 1e9:.3g} GB, and "
         f"{MEMORY_SHARE * free / 1e9:.3g} GB of the GPU's memory can be used; try --activation-checkpointing, several "
-        "processes with --parallel fsdp, or a smaller model",
+        "processes with --parallel fsdp, or a smaller model"
     )
-    raise AssertionError
 
 
 def measured(must_step: MustStep, masked: int, local: int) -> tuple[float, float, float]:

@@ -159,19 +159,15 @@ class Checkpoints:
     @contextmanager
     def _verified(self, step: int) -> Iterator[Path]:
         uri = storage.join(self.uri, f"step-{step:09d}.pt")
-        size, sha256 = self._describe(step)
+        description = storage.join(self.uri, f"step-{step:09d}.json")
+        damaged = DamagedError(f"{description} is damaged")
+        size, sha256 = storage.read_object(description, lambda content: (content["bytes"], content["sha256"]), damaged)
         with storage.local_copy(uri) as path:
             if path.stat().st_size != size:
                 raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
             if storage.sha256_of(path) != sha256:
                 raise DamagedError(f"{uri} is damaged: its sha256 differs")
             yield path
-
-    def _describe(self, step: int) -> tuple[int, str]:
-        """Bytes and sha256 of a checkpoint, from its description."""
-        uri = storage.join(self.uri, f"step-{step:09d}.json")
-        damaged = DamagedError(f"{uri} is damaged")
-        return storage.read_object(uri, lambda content: (content["bytes"], content["sha256"]), damaged)
 
 
 class DamagedError(UserError):

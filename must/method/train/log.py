@@ -5,7 +5,6 @@
 
 import json
 import logging
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,11 +156,6 @@ class TrainLog:
             eta = (now - self.started) / done * (self.steps - step - 1)
             logger.info(f"step {step + 1}/{self.steps}  {brief(line)}  eta {tqdm.format_interval(eta)}")
 
-    def message(self, line: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        with self.bar.external_write_mode(file=sys.stdout):
-            logger.info(line)
-
     def close(self, finished: bool) -> None:
         """`finished`: the run took its last step."""
         self.bar.close()
@@ -175,8 +169,6 @@ class NoLog:
     def advance(self) -> None: ...
 
     def write(self, step: int, line: dict[str, Any]) -> None: ...
-
-    def message(self, line: str) -> None: ...
 
     def close(self, finished: bool) -> None: ...
 

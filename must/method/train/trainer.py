@@ -190,12 +190,17 @@ class Trainer:
             self.announce()
         log = self.open_log()
         try:
-            self.take_steps(groups, log, stop)
+            stopped = self.take_steps(groups, log, stop)
         finally:
             log.close(self.state.progress.step == self.batches.steps)
+        if stopped:
+            if self.world.is_main:
+                logger.info(f"stopped by a signal after step {self.state.progress.step}; run the same command to go on")
+            raise Preempted
         return self.finish(stop)
 
-    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> None:
+    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> bool:
+        """Returns whether a signal stopped the run; then its state is saved."""
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
         for micro_batches in timer.waiting(groups):
@@ -214,9 +219,9 @@ class Trainer:
                 clock.saved(timer.timed(self.state.save, self.must_step))
             if stopping:
                 checkpoints.close()
-                log.message(f"stopped by a signal after step {progress.step}; run the same command to go on")
-                raise Preempted
+                return True
         timer.read()
+        return False
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
