@@ -35,8 +35,7 @@ from must.method.model.hub import (
 )
 from must.method.model.towers import tower_of
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.transformers_names import from_transformers
-from must.method.model.weights_file import AVERAGED, has_transformers_names, weights_of
+from must.method.model.weights import AVERAGED, from_transformers, has_transformers_names, weights_of
 
 logger = logging.getLogger(__name__)
 

@@ -33,11 +33,11 @@ class Size:
     precision: str = "fp32"
 
     def lines(self) -> list[str]:
-        files = f"checkpoints: {gigabytes(self.checkpoint_bytes)} each"
+        files = f"checkpoints: {self.checkpoint_bytes / GB:.3g} GB each"
         if self.checkpoints_kept > 1:
-            files += f", {gigabytes(self.checkpoints_kept * self.checkpoint_bytes)} for {self.checkpoints_kept} of them"
+            files += f", {self.checkpoints_kept * self.checkpoint_bytes / GB:.3g} for {self.checkpoints_kept} of them"
         if self.cache_bytes:
-            files += f"; cache: up to {gigabytes(self.cache_bytes)} of {gigabytes(self.shards_bytes)} of remote shards"
+            files += f"; cache: up to {self.cache_bytes / GB:.3g} of {self.shards_bytes / GB:.3g} GB of remote shards"
         pieces = "" if self.micro_batch * self.processes == self.batch_size else f" in pieces of {self.micro_batch}"
         return [
             f"{self.steps:,} steps of {self.batch_size} images{pieces} ({self.epochs} epochs), {self.processes} "
@@ -89,7 +89,3 @@ def state_bytes(student: torch.nn.Module, teacher: torch.nn.Module, optimizer: t
     networks = [value for network in (student, teacher) for value in network.state_dict().values()]
     moments = [value for group in optimizer.param_groups for value in group["params"]] * 2
     return sum(value.numel() * value.element_size() for value in [*networks, *moments])
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / GB:.3g} GB" if size >= 0.01 * GB else f"{size / 1e6:.2g} MB"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from must.base import storage
-from must.base.progress import bar
+from must.base.progress import bar, duration
 from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
@@ -131,11 +131,3 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def duration(seconds: float) -> str:
-    if seconds >= 48 * 3600:
-        return f"{seconds / 86400:.1f} days"
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

@@ -10,8 +10,8 @@ from must.api import cli
 from must.base.parameters import load
 from must.config import PlanConfig, TrainConfig
 from must.method.train import plan as planning
-from must.method.train.estimate import Size, gigabytes
-from must.method.train.plan import duration, memory_of
+from must.method.train.estimate import Size
+from must.method.train.plan import memory_of
 from must.method.train.trainer import train
 from tests.method.train.processes import on_ranks
 
@@ -86,25 +86,14 @@ def test_micro_batches_are_told():
 
 
 def test_remote_shards_say_what_the_cache_will_hold():
-    assert SIZE.lines()[1] == "checkpoints: 2.4 GB each, 7.2 GB for 3 of them"
+    assert SIZE.lines()[1] == "checkpoints: 2.4 GB each, 7.2 for 3 of them"
     remote = replace(SIZE, shards_bytes=40 * 10**9, cache_bytes=30 * 10**9)
-    assert remote.lines()[1].endswith("; cache: up to 30 GB of 40 GB of remote shards")
+    assert remote.lines()[1].endswith("; cache: up to 30 of 40 GB of remote shards")
 
 
 def test_memory_is_what_the_process_holds():
     used, total = memory_of(torch.device("cpu"))
     assert 5e7 < used < total
-
-
-@pytest.mark.parametrize(
-    "seconds, words", [(59.6, "60 seconds"), (150, "2.5 minutes"), (9000, "2.5 hours"), (864_000, "10.0 days")]
-)
-def test_durations_are_for_people(seconds, words):
-    assert duration(seconds) == words
-
-
-def test_sizes_are_for_people():
-    assert (gigabytes(2.4e9), gigabytes(13_700_000), gigabytes(4e6)) == ("2.4 GB", "0.0137 GB", "4 MB")
 
 
 @pytest.mark.parametrize(
