@@ -325,7 +325,7 @@ def check_name(model: str) -> None:
     if model.replace("/", "-") not in known:
         similar = close_to(model.replace("/", "-"), known, 3)
         hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        raise UserError(f"--model {model}: no open_clip model and no folder; a model on a hub is {HUB}TEAM/NAME{hint}")
+        raise UserError(f"--model {model}: no open_clip model and no folder{hint} (a model on a hub is {HUB}TEAM/NAME)")
 
 
 def check_pretrained(model: str, pretrained: str) -> None:

@@ -102,6 +102,7 @@ def model_of(config: dict[str, Any]) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
         name = config.get("architectures") or config.get("architecture") or kind or "no model"
+        name = name[0] if isinstance(name, list) else name
         raise UserError(f"its {CONFIG_FILE} names {brief(name)}; CLIPModel and SiglipModel of transformers can be read")
     try:
         image, text = (part_of(config, part) for part in ("vision", "text"))
