@@ -1,19 +1,27 @@
-"""Trackers of training curves besides the log: TensorBoard's files, an MLflow server.
+"""Trackers of training curves besides the log: TensorBoard's files, an MLflow server, Kubeflow Trainer's status.
 
 None of them can stop or slow down the training once it is under way. A tracker has the methods of `Tracker`.
 
-MLFLOW_TRACKING_URI is the MLflow server's address. MLFLOW_RUN_ID, as Kubeflow Pipelines sets it, names an existing
+**MLflow**: MLFLOW_TRACKING_URI is the server's address. MLFLOW_RUN_ID, as Kubeflow Pipelines sets it, names an existing
 run; else the experiment is MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME or the default one, and the run is new, or the
 one that the checkpoint names.
+
+**Kubeflow Trainer**: progress in `status.trainerStatus`, which `kubectl get trainjob -o yaml` and its SDK show. Trainer
+2.3 sets three variables in a TrainJob's pods if its feature gate TrainJobStatus is on. It is not in --trackers: without
+the variables nothing is sent, and a failed request only logs a warning.
 """
 
+import json
 import logging
 import os
 import queue
+import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +41,10 @@ DEFAULTS = {  # of MLflow's environment variables
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 STEPS_CURVE = "train/loss"  # the curve that shows which steps were logged
+URL, CERTIFICATES, TOKEN = (f"KUBEFLOW_TRAINER_SERVER_{name}" for name in ("URL", "CA_CERT", "TOKEN"))  # two are files
+EVERY = 10.0  # least seconds between two reports
+STATUS_TIMEOUT = 10  # seconds
+METRICS = ("loss", "confident", "agreement", "images_per_s")
 
 
 @dataclass(frozen=True)
@@ -181,14 +193,71 @@ def experiment(client: Any) -> str:
     return existing.experiment_id if existing else client.create_experiment(name)
 
 
+class TrainerStatus:
+    """Reports a run of `steps` steps, of which earlier attempts took `first_step`."""
+
+    run_id = ""
+
+    def __init__(self, steps: int, first_step: int) -> None:
+        self.steps, self.first_step = steps, first_step
+        self.started, self.sent, self.warned = time.monotonic(), 0.0, False
+        self.last = (first_step - 1, dict[str, float]())
+
+    @classmethod
+    def is_wanted(cls) -> bool:
+        return all(os.environ.get(name) for name in (URL, CERTIFICATES, TOKEN))
+
+    def start(self, config: dict[str, Any]) -> None: ...
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.last = (step, values)
+        if time.monotonic() - self.sent >= EVERY:
+            self.send()
+
+    def close(self, finished: bool) -> None:
+        self.send()
+
+    def send(self) -> None:
+        self.sent = time.monotonic()
+        try:
+            self.post({"trainerStatus": self.status()})
+        except (OSError, ValueError) as error:
+            if not self.warned:
+                logger.warning(f"cannot report to Kubeflow Trainer: {reason(error)}; training goes on")
+            self.warned = True
+
+    def status(self) -> dict[str, Any]:
+        step, values = self.last
+        done = step + 1 - self.first_step
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        status: dict[str, Any] = {"progressPercentage": 100 * (step + 1) // self.steps, "lastUpdatedTime": now}
+        if done > 0:
+            remaining = (time.monotonic() - self.started) / done * (self.steps - step - 1)
+            status["estimatedRemainingSeconds"] = round(remaining)
+        metrics = [{"name": name, "value": f"{values[name]:.6g}"} for name in METRICS if name in values]
+        return status | ({"metrics": metrics} if metrics else {})
+
+    def post(self, body: dict[str, Any]) -> None:
+        """Raises OSError or ValueError: the request failed. The token is read each time: it expires in an hour."""
+        token = Path(os.environ[TOKEN]).read_text().strip()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        trusted = ssl.create_default_context(cafile=os.environ[CERTIFICATES])
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
+        request = urllib.request.Request(os.environ[URL], json.dumps(body).encode(), headers, method="POST")
+        urllib.request.build_opener(*handlers).open(request, timeout=STATUS_TIMEOUT).close()
+
+
 MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 class Trackers:
-    """`attempt`: without run_id; `run_ids` has those of each tracker by name."""
+    """Args:
+    attempt: without run_id; `run_ids` has those of each tracker by name.
+    steps: of the whole run, for Kubeflow Trainer.
+    """
 
-    def __init__(self, names: Sequence[str], attempt: Attempt, run_ids: dict[str, str]) -> None:
-        self.attempt = attempt
+    def __init__(self, names: Sequence[str], attempt: Attempt, run_ids: dict[str, str], steps: int = 0) -> None:
+        self.attempt, self.steps = attempt, steps
         self.all = [AsyncTracker(name, MAKE[name](replace(attempt, run_id=run_ids.get(name, "")))) for name in names]
 
     def start(self, config: dict[str, Any]) -> dict[str, str]:
@@ -208,6 +277,8 @@ class Trackers:
                     raise UserError(message if message.startswith(prefix) else prefix + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
+        if self.attempt.first_step < self.steps and TrainerStatus.is_wanted():
+            self.all.append(AsyncTracker("kubeflow", TrainerStatus(self.steps, self.attempt.first_step)))
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
 
     def log(self, step: int, values: dict[str, Any]) -> None:

@@ -233,8 +233,9 @@ class Trainer:
             return NoLog()
         folder, state, first = Path(self.config.output), self.state, self.state.progress.step
         names = self.config.trackers if first < self.batches.steps else []
-        trackers = Trackers(names, Attempt(folder, first, list(state.log_lines), ""), state.run_ids)
-        log = TrainLog(folder, self.batches.steps, first, state.log_lines, trackers)
+        steps, attempt = self.batches.steps, Attempt(folder, first, list(state.log_lines), "")
+        trackers = Trackers(names, attempt, state.run_ids, steps)
+        log = TrainLog(folder, steps, first, state.log_lines, trackers)
         state.run_ids |= trackers.start(self.config.to_dict())
         return log
 
