@@ -38,8 +38,9 @@ def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp
     file.write_text(yaml.safe_dump(values))
     made = TrainConfig(**values)
     found = resolved(made)
-    assert (found.epochs, found.preset, found.alpha) == (epochs, name, alpha)
-    assert resolved(found) == found, "resolving twice changes nothing"
+    assert (found.config.epochs, found.config.preset, found.config.alpha) == (epochs, name, alpha)
+    assert set(found.reasons) >= {"epochs", "lr", "alpha"} and all(found.reasons.values())
+    assert resolved(found.config).config == found.config, "resolving twice changes nothing"
     ways = [load(TrainConfig, values), TrainConfig.load(str(file)), configure("train", values)]
     for other in [*ways, on_the_command_line(monkeypatch, values)]:
         assert other == made and resolved(other) == found
@@ -48,15 +49,16 @@ def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp
 def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
     values |= {"preset": "digits", "epochs": 30}  # the defaults of both
     found = resolved(load(TrainConfig, values))
-    assert (found.epochs, found.alpha, found.lr) == (30, 1, 0.004)
+    assert (found.config.epochs, found.config.alpha, found.config.lr) == (30, 1, 0.004)
+    assert "epochs" not in found.reasons
     assert found == resolved(on_the_command_line(monkeypatch, values))
     names = frozenset(["epochs"])
     assert resolved(TrainConfig(**values, passed=names)) == found, "whoever makes them without `load` names it"
-    assert resolved(replace(load(TrainConfig, values), seed=1)) == replace(found, seed=1)
+    assert resolved(replace(load(TrainConfig, values), seed=1)).config == replace(found.config, seed=1)
 
 
 def test_no_preset_is_auto_for_the_stage_and_the_defaults_for_the_class(values):
-    assert resolved(TrainConfig(**values)) == TrainConfig(**values)
+    assert resolved(TrainConfig(**values)) == presets.Resolved(TrainConfig(**values), {})
     assert configure("train", values) == TrainConfig(**values, preset="auto")
 
 
@@ -64,4 +66,4 @@ def test_a_published_preset_takes_the_model_of_the_classifier_file(values):
     with pytest.raises(ValueError, match="--preset imagenet: published for ViT-B/16 and ViT-L/14 only"):
         resolved(TrainConfig(**values, preset="imagenet"))
     large = TrainConfig(**values, preset="imagenet", model="ViT-L-14", pretrained="openai")
-    assert resolved(large).mask_patch_size == 56
+    assert resolved(large).config.mask_patch_size == 56

@@ -58,10 +58,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         size = trainer.size()
         if world.is_main:
             trainer.announce()
-            if config.preset:
-                chosen = trainer.config.passed - {name for name in config.to_dict() if config.is_passed(name)}
-                values = [f"{name} {value}" for name, value in trainer.config.to_dict().items() if name in chosen]
-                logger.info(f"--preset {config.preset}: {', '.join(values)}")
+            for line in trainer.resolved.lines():
+                logger.info(line)
         pace = measure_speed(trainer, config.seconds)
         seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:

@@ -1,13 +1,7 @@
-"""Settings of a preset: published ones for a data set (presets.yaml), or computed from data and model (`auto`).
+"""Settings of a preset: published ones for a data set (presets.yaml), or computed from data and model (`auto`)."""
 
-`auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14 with 3,760
-to 1.28 million images; tiny towers were measured (docs/selection.md). Settings between them are interpolated linearly
-in the logarithms.
-"""
-
-import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -18,36 +12,43 @@ from must.base.text import did_you_mean
 from must.config import TrainConfig
 from must.data.format.index import Index
 from must.method.model.classifier import TextClassifier
+from must.method.train.auto import REASONS, settings
 
 AUTO = "auto"
 REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for, and its published accuracy
 
-IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
-EPOCHS = (10, 24)
-BATCHES = (16, 256)
-STEPS_AN_EPOCH = 16
-TINY_WIDTH, TINY_LR, TINY_CLASSES = 128, 1e-3, 10  # a measured tower: width, learning rate at batch 64, classes
-LARGE_WIDTH, LARGE_LR = 768, 2e-5  # ViT-B, at the same batch, with 43 to 1,000 classes
-MEMORY = 0.12, 0.25  # of the EMA teacher, as shares of all steps: at the start and after the ramp
-RAMP = 0.15  # of the steps
-CONFIDENT = 0.4  # share of the images that are confident at the start
+
+@dataclass(frozen=True)
+class Resolved:
+    """`config`: all settings of a run; `reasons`: by name, why the preset has set a setting."""
+
+    config: TrainConfig
+    reasons: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """One line per reason, with its settings."""
+        values, by_reason = self.config.to_dict(), dict[str, list[str]]()
+        for name, reason in self.reasons.items():
+            by_reason.setdefault(reason, []).append(f"{name} {values[name]}")
+        return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
-def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> TrainConfig:
-    """All settings of a run: passed values override the preset's, which override the defaults. Call it once, at the
-    start.
+def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:
+    """A run's settings: passed values override the preset's, which override the defaults. Call it once, at the start.
 
     Raises:
         ValueError: no such preset, or none for this model.
     """
     if not config.preset:
-        return config
+        return Resolved(config, {})
     if config.preset == AUTO:
-        values = auto(config, index, classifier)
+        values, reasons = auto(config, index, classifier), REASONS
     else:
         values = published(config.preset, config.model or classifier.model)
+        reasons = dict.fromkeys(values, f"--preset {config.preset}, a row of must/config/presets.yaml")
     preset_values = {name: value for name, value in values.items() if not config.is_passed(name)}
-    return replace(config, **preset_values, passed=config.passed | values.keys())
+    complete = replace(config, **preset_values, passed=config.passed | values.keys())
+    return Resolved(complete, {name: reasons[name] for name in preset_values})
 
 
 def auto(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[str, Any]:
@@ -90,62 +91,3 @@ def rows_of(name: str) -> dict[str, dict[str, Any]]:
 def published_size(model: str) -> str:
     match = re.search(r"ViT-?([BL])[-/](\d+)", model)
     return f"ViT-{match.group(1)}/{match.group(2)}" if match else ""
-
-
-def settings(images: int, classes: int, width: int, size: int, patch: int) -> dict[str, Any]:
-    """The settings of `auto`, a pure function of the arguments; docs/selection.md has the reasons.
-
-    Args:
-        images: of the split.
-        width, size, patch: of the image tower; `size` and `patch` are sides of its input and of a patch, in pixels.
-    """
-    target = max(images / STEPS_AN_EPOCH, classes)
-    batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
-    batch = min(batch, max(images, 1))
-    total = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY_WIDTH)
-    epochs = round(min(max(total / max(images, 1), EPOCHS[0]), EPOCHS[1]))
-    steps = max(images // batch, 1) * epochs
-    slope = math.log(LARGE_LR / TINY_LR) / math.log(LARGE_WIDTH / TINY_WIDTH)
-    lr = TINY_LR * (width / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
-    side = size // patch
-    cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
-    return {
-        "batch_size": batch,
-        "epochs": epochs,
-        "lr": float(f"{lr * 256 / batch:.3g}"),
-        "min_lr": float(f"{lr * 256 / batch / 100:.3g}"),
-        "ema_decay_init": round(decay(MEMORY[0] * steps), 5),
-        "ema_decay": round(decay(MEMORY[1] * steps), 5),
-        "ema_warmup_steps": round(RAMP * steps),
-        "mask_patch_size": cell,
-        "mask_ratio": 0.1,
-        "mask_token": "mean" if width < LARGE_WIDTH else "random",
-        "pseudo_labels": "propagated",
-        "confident_share": CONFIDENT,
-        "fairness_weight": 2.0,
-        "align_weight": 0.2,
-        "logit_factor": "model",
-        "weak_padding": size // 16 if size <= 64 else 0,
-        "flip": 0.0,
-        "strong_scale": [0.7, 1.0],
-        "randaugment": "rand-m5-mstd0.5-inc1",
-        "randaugment_ops": [
-            "Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
-        ],
-        "alpha": "auto",
-    }  # fmt: skip
-
-
-def for_classes(classes: int, width: int) -> float:
-    """The factor of the learning rate for the number of classes: at most 1."""
-    return float(min(math.sqrt(TINY_CLASSES / max(classes, 1)), 1.0) ** narrow(width))
-
-
-def narrow(width: int) -> float:
-    """1 up to width 128, 0 from width 768, interpolated by the logarithm between them."""
-    return min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY_WIDTH), 0.0), 1.0)
-
-
-def decay(memory: float) -> float:
-    """The EMA decay that averages over so many steps: 0.9 to 0.9998."""
-    return min(max(1 - 1 / max(memory, 1), 0.9), 0.9998)

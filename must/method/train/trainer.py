@@ -93,7 +93,8 @@ class Trainer:
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
         classifier = load_text_classifier(config.classifier)
-        self.config = config = resolve(config, self.reader.index, classifier)
+        self.resolved = resolve(config, self.reader.index, classifier)
+        self.config = config = self.resolved.config
         self.prior: tuple[float, ...] = ()
         if config.class_prior == "given":
             require_shares(classifier.shares, config.classifier)

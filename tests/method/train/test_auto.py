@@ -12,7 +12,8 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.format.index import load_index
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.train.presets import BATCHES, EPOCHS, decay, published, resolve, settings
+from must.method.train.auto import BATCHES, EPOCHS, REASONS, decay, settings
+from must.method.train.presets import published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
 SIZES = (1, 20, 300, 1097, 1_000_000)
@@ -20,8 +21,7 @@ SIZES = (1, 20, 300, 1097, 1_000_000)
 
 def test_the_help_marks_what_presets_choose():
     rows = [published("imagenet", "ViT-B-16"), published("digits", "tiny")]
-    auto = settings(1097, 10, *TOWERS["tiny"]).keys() | {"class_prior"}
-    assert auto | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset | {"workers"}
+    assert REASONS.keys() | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset | {"workers"}
 
 
 @pytest.mark.parametrize("images", SIZES)
@@ -38,7 +38,7 @@ def test_settings_can_be_trained_with(images, tower, classes):
     assert steps >= config.epochs and config.ema_warmup_steps <= max(1, 0.15 * steps + 1)
     _, size, patch = TOWERS[tower]
     assert size % config.mask_patch_size == 0 and config.mask_patch_size % patch == 0
-    assert config.alpha == "auto" and config.flip == 0
+    assert config.alpha == "auto" and config.flip == 0 and REASONS.keys() == result.keys() | {"class_prior"}
     assert result == settings(images, classes, *TOWERS[tower]), "a pure function"
 
 
@@ -102,7 +102,7 @@ def values_of(digits, **changes):
 
 def resolved(values, file=None):
     config = configure("train", values, file)
-    return resolve(config, load_index(config.shards), load_text_classifier(config.classifier))
+    return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
 
 
 @pytest.mark.parametrize("named", [{}, {"preset": ""}])
