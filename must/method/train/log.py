@@ -28,6 +28,7 @@ from must.method.train.train_state import TrainProgress, TrainState
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
+LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
 
 MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
 
@@ -159,6 +160,8 @@ class TrainLog:
     def close(self, finished: bool) -> None:
         """`finished`: the run took its last step."""
         self.bar.close()
+        if finished and (warning := unlearned(self.lines)):
+            logger.info(warning)
         self.file.close()
         self.trackers.close(finished)
 
@@ -176,6 +179,17 @@ class NoLog:
 def brief(line: dict[str, Any]) -> str:
     shares = f"confident {line['confident']:.0%}, same class as zero-shot {line['agreement']:.0%}"
     return f"loss {line['loss']:.3f}, {shares}, {line['images_per_s']:.0f} images/s"
+
+
+def unlearned(lines: list[dict[str, Any]]) -> str:
+    """A warning if no pseudo-label was ever confident: the model has then learned nothing about the classes."""
+    if not lines or max(line.get("confident", 1.0) for line in lines) >= LEARNED:
+        return ""
+    return (
+        "warning: the model was never sure of a class (confident 0% from the first step to the last), so that it has "
+        "learned nothing of the classes; better class names or prompts, a model that knows such images, or a lower "
+        "--confidence-threshold may help"
+    )
 
 
 def summary_of(progress: TrainProgress, batch_size: int) -> RunSummary:

@@ -13,6 +13,7 @@ from must.config import ShardConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, load_description
+from must.method.train.log import unlearned
 from must.method.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
 from must.method.train.trainer import train
 from tests.forked import Must
@@ -181,3 +182,8 @@ def test_wrong_input_leaves_nothing(digits, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(config(digits, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_learned_nothing_of_the_classes_says_so():
+    assert unlearned([{"confident": 0.0}, {"confident": 0.004}]).startswith("warning: the model was never sure")
+    assert unlearned([{"confident": 0.0}, {"confident": 0.2}]) == unlearned([]) == ""
