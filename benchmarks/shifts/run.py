@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from must.data.loading.reader import ShardReader, open_reader
 from must.data.shards.build import shard
 from must.method.model.bundle import load_bundle, preprocess_of
 from must.method.model.classifier import classifier
-from must.method.select.check import Check, Predicted
+from must.method.select.check import Predicted, check_of
 from must.method.select.features import extract_features
 from must.method.select.knn import nearest, whitened
 from must.method.select.refine import refined_labels
@@ -125,7 +126,7 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
     alpha = selection.alpha
     by_alpha = [Predicted.of(pool.probabilities[index[share]]) for share in (0.0, 0.5, 1.0)]
     checks = {
-        name: Check.of(neighbours, by_alpha[a], by_alpha[b], classes).to_dict()
+        name: asdict(check_of(neighbours, by_alpha[a], by_alpha[b], classes))
         for name, a, b in (("half", 0, 1), ("all", 0, 2), ("all against half", 1, 2))
     }
     return {

@@ -12,7 +12,6 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.base.records import record_of
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
@@ -42,7 +41,7 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.provenance import CheckResult
-from must.method.select.check import CHECKED_IMAGES, Check, Predicted
+from must.method.select.check import CHECKED_IMAGES, Predicted, check_of
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 
@@ -81,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         name, compared, features = baseline_name(config, baseline), metrics.label_free.compared, None
         if baseline and before and compared:
             check, features = check_model(config, baseline, samples, before, after, world.device)
-            compared = replace(compared, check=record_of(CheckResult, check.to_dict()))
+            compared = replace(compared, check=check)
         metrics = replace(
             metrics,
             label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),
@@ -141,7 +140,7 @@ def score(
 
 def check_model(
     config: EvaluateConfig, baseline: Bundle, samples: Samples, before: Scores, after: Scores, device: torch.device
-) -> tuple[Check, SampleFeatures]:
+) -> tuple[CheckResult, SampleFeatures]:
     """The check of the model on at most 2,000 of the images, and the features that it used. Runs in this process only;
     reads no labels."""
     source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), CHECKED_IMAGES)
@@ -153,7 +152,7 @@ def check_model(
         Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
         for scores in (before, after)
     )
-    check = Check.of(neighbours.cpu(), predicted_before, predicted_after, baseline.description.classes)
+    check = check_of(neighbours.cpu(), predicted_before, predicted_after, baseline.description.classes)
     return check, SampleFeatures(rows, values.cpu().numpy())
 
 

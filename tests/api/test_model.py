@@ -104,7 +104,7 @@ def test_a_name_and_classes_are_enough_for_the_command(digits, paths, tmp_path, 
     "values, message",
     [
         ({"model": "ViT-B-16"}, "for the zero-shot answers of a CLIP model of that name say which classes"),
-        ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "call it hf-hub:openai/clip-vit-b"),
+        ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "a model on a hub is hf-hub:TEAM/NAME"),
         ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
         ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
         ({"model": asset_folder()}, "a CLIP model that was not adapted; say which classes there are"),

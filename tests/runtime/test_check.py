@@ -95,7 +95,7 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
         ({"model": "{folder}"}, "no open_clip_config.json there, nor config.json of transformers"),
         ({"model": "{bucket}/model"}, "no open_clip_config.json there"),
         ({"model": "ftp://b/model"}, "unknown scheme 'ftp://'"),
-        ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; known:"),
+        ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; give one of"),
         ({"pretrained": "{folder}/weights.pt"}, "no such file"),
         ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
         ({"gate": "lable-free"}, "(got 'lable-free')"),

@@ -28,7 +28,7 @@ from must.method.model.folder import save_weights
 from must.method.model.towers.clip_vit import ClipTower
 from must.method.model.towers.timm_vit import TimmTower
 from must.method.model.transformers_folder import BEGIN, END_OF_TEXT
-from must.method.model.transformers_names import to_transformers
+from must.method.model.weights import to_transformers
 
 USES = {  # code that computes a picture's unit feature
     "CLIPModel": (

@@ -20,8 +20,7 @@ from must.base.storage import is_transient
 from must.base.text import printable
 from must.config import PromoteConfig
 from must.config.trackers import require_packages
-from must.method.train.trackers.base import reason
-from must.method.train.trackers.mlflow import address, experiment, mlflow_client
+from must.method.train.trackers import address, experiment, mlflow_client, reason
 
 SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1"
 TIMEOUT = 30  # seconds

@@ -8,6 +8,7 @@ pictures that the model is least sure of; answers to those do not measure accura
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Self
@@ -21,6 +22,8 @@ from must.base.parameters import require
 from must.base.text import counted
 from must.method.answers.book import Answer, read_answers
 from must.method.answers.estimate import Measured
+
+logger = logging.getLogger(__name__)
 
 REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
@@ -95,6 +98,14 @@ class Review:
             f"{flag}: is a review of another revision of the shards; delete its {REVIEW_FILE} and run `must review` "
             "again; answers are kept",
         )
+
+    def labels(self, folder: str, drawn: bool = False) -> dict[int, int]:
+        """{number in the split: class number, NO_CLASS for none of the classes} of `truth` by a folder's answers, whose
+        text is logged. Raises ValueError: as `read_answers`."""
+        answers = self.answers(folder)
+        logger.info(f"{folder}: {self.text(answers)}")
+        pictures, labels = self.truth(answers, drawn)
+        return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}
 
     def answers(self, folder: str) -> dict[str, Answer]:
         """sha256 -> the answer that counts, of this review's pictures. Raises ValueError: as `read_answers`."""

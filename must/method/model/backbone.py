@@ -1,7 +1,6 @@
 """Loads CLIP models through open_clip: by name and pretrained tag, from a checkpoint file, or from a model folder."""
 
 import logging
-import os
 import re
 import tempfile
 import warnings
@@ -14,7 +13,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from must.base import storage
 from must.base.console import quieted
@@ -36,8 +35,7 @@ from must.method.model.hub import (
 )
 from must.method.model.towers import tower_of
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.transformers_names import from_transformers
-from must.method.model.weights_file import AVERAGED, has_transformers_names, weights_of, weights_problem
+from must.method.model.weights import AVERAGED, from_transformers, has_transformers_names, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +91,9 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                     clip = create_with_weights(name, pretrained, transformers_folder, options)
                     tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
             except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
-                raise UserError(f"{label}: {load_problem(error)}") from error
+                lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
+                hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
+                raise UserError(f"{label}: cannot be loaded: {first_line(error)}{hint}") from error
         set_activation(clip.visual, config["vision_cfg"])
         try:
             preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
@@ -110,18 +110,6 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
             preprocess=preprocess,
             logit_scale=clip.logit_scale.exp().item(),
         )
-
-
-def load_problem(error: Exception) -> str:
-    """The message for an error while a model was loaded, with what to do about it."""
-    if "TorchScript" in str(error):  # OpenAI's own files are TorchScript
-        return (
-            "is a TorchScript program, and those are not run; take --pretrained openai, or a folder of the same model "
-            "as a hub has it (docs/models.md)"
-        )
-    lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
-    hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
-    return f"cannot be loaded: {first_line(error)}{hint}"
 
 
 @contextmanager
@@ -150,14 +138,11 @@ def open_model(model: str, label: str) -> Iterator[tuple[str, Path | None]]:
 
 def create_with_weights(name: str, pretrained: str, transformers_folder: Path | None, options: dict[str, Any]) -> Any:
     """open_clip's model, with the weights of `pretrained`, of its own folder, or of `transformers_folder`."""
-    file = Path(pretrained)
-    loaded: tuple[dict[str, Tensor], str] | None
+    file, loaded = Path(pretrained), None
     if transformers_folder:
         loaded = read_weights(transformers_folder), ""
-    else:
-        loaded = (
-            weights_of(file) if file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not is_folder(name) else None
-        )
+    elif file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not is_folder(name):
+        loaded = weights_of(file)
     if loaded is None:
         return open_clip.create_model(name, pretrained=pretrained or None, **options)
     with quieted(logging.ERROR, ""):  # it warns of random weights, which are replaced below
@@ -167,13 +152,13 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
         logger.info(f"{pretrained}: takes the averaged weights, {entry}")
     if has_transformers_names(weights):
         weights = from_transformers(clip, weights)
-    if wrong := weights_problem(clip.state_dict(), weights):
+    try:
+        clip.load_state_dict(weights)
+    except RuntimeError as mismatch:
         try:
             open_clip.load_checkpoint(clip, pretrained)  # handles older names, and resizes position embeddings
         except Exception as error:
-            raise UserError(wrong) from error
-    else:
-        clip.load_state_dict(weights)
+            raise UserError(f"it is of another model: {first_line(mismatch)}") from error
     return clip
 
 
@@ -281,8 +266,12 @@ def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in ("embed_dim", "vision_cfg", "quick_gelu")}
 
 
-def check_tower(model: str, architecture: dict[str, Any]) -> None:
-    """Raises ValueError: MUST cannot train the image tower. Needs no weights."""
+def check_tower(model: str, architecture: dict[str, Any]) -> Any:
+    """The image tower of an architecture, without memory for its weights.
+
+    Raises:
+        ValueError: it cannot be built, or MUST cannot train it.
+    """
     try:
         with torch.device("meta"):
             visual = build_visual(architecture)
@@ -292,6 +281,7 @@ def check_tower(model: str, architecture: dict[str, Any]) -> None:
         tower_of(visual)
     except ValueError as error:
         raise UserError(f"--model {model}: {error}") from None
+    return visual
 
 
 def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
@@ -307,9 +297,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
             check_name(model)
         with hub_files_cached(name, pretrained, label, weights=False):
             architecture = read_architecture(requested_model, name, quick_gelu_option(name, pretrained))
-    check_tower(requested_model, architecture)
-    with torch.device("meta"):
-        visual = build_visual(architecture)
+    visual = check_tower(requested_model, architecture)
     tower, size = tower_of(visual), visual.image_size
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
@@ -337,22 +325,16 @@ def check_name(model: str) -> None:
     if model.replace("/", "-") not in known:
         similar = close_to(model.replace("/", "-"), known, 3)
         hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-            hint = f"; if it is a model on a hub, call it {HUB}{model}{hint}"
-        raise UserError(f"--model {model}: no open_clip model and no folder{hint}")
+        raise UserError(f"--model {model}: no open_clip model and no folder{hint} (a model on a hub is {HUB}TEAM/NAME)")
 
 
 def check_pretrained(model: str, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+    known = f"one of {', '.join(tags)}, or a checkpoint file" if tags else "a checkpoint file"
     if not pretrained:
-        more = f" (or {', '.join(tags[1:4])}{f' or {len(tags) - 4} more' if len(tags) > 4 else ''})" if tags[1:] else ""
-        need = f"needs --pretrained {tags[0]}{more}" if tags else "needs --pretrained"
-        raise UserError(f"--model {model}: {need}, or a checkpoint file")
-    looks_like_path = os.sep in pretrained or Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
-    if looks_like_path and not Path(pretrained).is_file():
-        raise UserError(f"--pretrained {pretrained}: no such file")
-    if not Path(pretrained).is_file() and pretrained not in tags:
-        raise UserError(f"--pretrained {pretrained}: no tag of {model}; known: {', '.join(tags)}; or a checkpoint file")
+        raise UserError(f"--model {model}: needs --pretrained: {known}")
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(f"--pretrained {pretrained}: no such file and no tag of {model}; give {known}")
 
 
 def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:

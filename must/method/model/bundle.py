@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from must import __version__
@@ -11,6 +11,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
+from must.base.records import record_of
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model.classifier import LARGEST_FACTOR, LARGEST_HEADER
@@ -78,21 +79,10 @@ def checked(values: dict[str, Any]) -> Description | int | float:
     if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
-    description = Description(**values | {"provenance": Provenance.of_dict(values.get("provenance", {}))})
-    require(is_sound(description), "a value of another kind")
+    provenance = Provenance.of_dict(values.get("provenance", {}))
+    description = replace(record_of(Description, values | {"provenance": {}}), provenance=provenance)
+    require(0 < description.logit_factor <= LARGEST_FACTOR, "a factor out of range")
     return description
-
-
-def is_sound(description: Description) -> bool:
-    """Whether the fields have the right types and ranges. May raise TypeError for a wrong type."""
-    texts = [description.backbone, description.pretrained, *description.classes, *description.templates]
-    factor = description.logit_factor
-    return (
-        all(isinstance(text, str) for text in texts)
-        and isinstance(description.architecture, dict)
-        and isinstance(factor, int | float)
-        and 0 < factor <= LARGEST_FACTOR
-    )
 
 
 def summary_at(folder: str) -> RunSummary:

@@ -10,11 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
+from must.base.files import CLASSIFIER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
@@ -59,7 +60,6 @@ class TextClassifier:
     shares: tuple[float, ...] = ()  # of the images, sum 1; empty: unknown
     model_folder: str = ""  # the model's own files; empty in files of earlier versions: loaded by name
     model_sha256: str = ""  # of the weights in it
-    refined: bool = False  # `must refine` fitted the weights; they are not the text features
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
@@ -99,8 +99,7 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
     import torch
     from open_clip import build_zero_shot_classifier
 
-    too_long = longest_prompt_problem(backbone.tokenizer, class_set)
-    require(not too_long, too_long)
+    check_prompts(backbone.tokenizer, class_set)
     clip = backbone.clip.to(device)
     columns = []
     shared = all(len(prompts) == len(class_set.prompts[0]) for prompts in class_set.prompts)
@@ -119,16 +118,17 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
     return torch.cat(columns, dim=1).float().cpu()
 
 
-def longest_prompt_problem(tokenizer: Any, class_set: ClassSet) -> str:
-    """A message if a prompt is too long for the text tower: open_clip would truncate it silently."""
+def check_prompts(tokenizer: Any, class_set: ClassSet) -> None:
+    """Raises UserError: a prompt is too long for the text tower, and open_clip would truncate it silently."""
     limit = getattr(tokenizer, "context_length", None)
     if limit is None or not hasattr(tokenizer, "encode"):
-        return ""
-    for prompts in class_set.prompts:
-        for prompt in prompts:
-            if (length := len(tokenizer.encode(prompt)) + 2) > limit:
-                return f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it"
-    return ""
+        return
+    for prompt in chain.from_iterable(class_set.prompts):
+        length = len(tokenizer.encode(prompt)) + 2
+        require(
+            length <= limit,
+            f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it",
+        )
 
 
 def load_class_set(source: str | list[Any]) -> ClassSet:
@@ -199,17 +199,12 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     longest = sum(PROMPT_OVERHEAD + len(template) for template in templates)
     for number, entry in enumerate(classes):
         name: Any = entry.get("name") if isinstance(entry, dict) else entry
-        if isinstance(name, int | float) and not isinstance(name, bool):
-            require(
-                isinstance(name, float) or name.bit_length() <= LONGEST_NUMBER,
-                f"{where}: class {number + 1} is {brief(name)}, which is no name",
-            )
+        if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
             name = str(name)
-        unwritable = isinstance(name, str) and UNWRITABLE.search(name)
-        require(not unwritable, f"{where}: class {number + 1} is {brief(name)}, with a character that no file can hold")
         require(
             is_text(name),
-            f"{where}: class {number + 1} has no name (YAML reads yes, no, on and off as true and false: quote them)",
+            f"{where}: class {number + 1} is {brief(name)}, which is no name (YAML reads yes, no, on and off as true "
+            "and false: quote them)",
         )
         name = name.strip()
         listed = entry.get("prompts") if isinstance(entry, dict) else None
@@ -265,7 +260,7 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
     description = asdict(result)
     del description["weights"]
     description["sha256"] = checksum(result.weights)
-    for name in ("shares", "model_folder", "model_sha256", "refined"):
+    for name in ("shares", "model_folder", "model_sha256"):
         if not description[name]:
             del description[name]  # so that the file is the same as one of an earlier version
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
@@ -361,8 +356,4 @@ def require_file(uri: str, flag: str) -> None:
 
 
 def damage_error(uri: str, flag: str) -> ValueError:
-    folder, _, name = uri.rpartition("/")
-    parts = (DESCRIPTION_FILE, MODEL_FOLDER_FILE, "config.json")
-    if name.endswith("model.safetensors") and any(storage.exists(storage.join(folder, part)) for part in parts):
-        return UserError(f"{flag} {uri}: is a part of a model; give its folder, {folder}")
     return UserError(f"{flag} {uri}: is damaged or no file of `must classifier`")

@@ -27,8 +27,6 @@ from must.method.model.transformers_folder import TOKENIZER_FILE
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
 
-import logging
-
 MODELS_FOLDER = "models"  # beside the classifier file
 
 
@@ -155,6 +153,3 @@ def verified(folder: str, sha256: str) -> str:
         "was made (sha256); delete the folder and run `must classifier` again",
     )
     return str(path)
-
-
-logger = logging.getLogger(__name__)

@@ -67,32 +67,24 @@ def fetched(repository: str, *names: str) -> bool:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    advice = folder_advice(repository, names[0])
     hub, timeout_setting = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
     timeout_s = PATIENCE if timeout_setting == constants.DEFAULT_ETAG_TIMEOUT else timeout_setting
     for name in names:
         try:
             get_hf_file_metadata(hf_hub_url(repository, name), timeout=timeout_s)
+            hf_hub_download(repository, name, etag_timeout=timeout_s)
         except EntryNotFoundError:
             continue
         except Exception as error:  # many kinds of network errors, which change with huggingface_hub's versions
             if any(cached(repository, file) for file in names):
                 logger.info(f"the hub {hub} cannot serve {repository}; using the cached copy")
                 return False
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-            if constants.HF_HUB_OFFLINE:
-                raise UserError(f"the hub {hub} is disabled: unset HF_HUB_OFFLINE, or {advice}") from error
-            kind = TransientError if may_succeed_later(status, error) else UserError
-            raise kind(f"the hub {hub} {explain(status, error)}, or {advice}") from error
-        try:
-            hf_hub_download(repository, name, etag_timeout=timeout_s)
-        except Exception as error:
-            first, _, _ = str(error).partition("\n")  # the other lines are advice for programmers
-            cause = without_secrets(first) or type(error).__name__
+            weights = OPEN_CLIP_WEIGHTS if names[0] == MODEL_FOLDER_FILE else names[0]
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             kind = TransientError if may_succeed_later(status, error) else UserError
             raise kind(
-                f"{name} of {repository} could not be downloaded from {hub} ({cause}): {TRY_LATER}, or {advice}"
+                f"{name} of {repository} could not be downloaded from the hub {hub}: {explain(status, error)}, or put "
+                f"{MODEL_FOLDER_FILE} and {weights} of it into a folder and give that as --model (docs/models.md)"
             ) from error
         return True
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
@@ -144,34 +136,25 @@ def cached(repository: str, name: str) -> str:
 
 
 def explain(status: int, error: Exception) -> str:
-    """The hub's error, for a message that begins with "the hub"; `status` 0: no response."""
-    match status:
-        case 0:
-            return f"cannot be reached ({first_line(error)}): {TRY_LATER}"
-        case 401 | 403 | 404:
-            return f"has no such public model ({status}): check its name; if private, set HF_TOKEN"
-        case 429:
-            return f"limits requests from here ({status}): {TRY_LATER}, or set HF_TOKEN"
-    return f"answers with an error ({status}): {TRY_LATER}"
+    """The hub's error, and what to do; `status` 0: no response."""
+    if status in (401, 403, 404):
+        return f"no such public model ({status}); check its name, set HF_TOKEN if it is private"
+    return f"{status or first_line(error)}" + (f"; {TRY_LATER}" if may_succeed_later(status, error) else "")
 
 
 def may_succeed_later(status: int, error: Exception) -> bool:
     """Whether the same request may succeed later; `status` 0: no response."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     if status:
         return status >= 500 or storage.is_transient(status)
-    return not isinstance(error, ValueError) and getattr(error, "errno", None) not in DISK_ERRORS
+    hopeless = isinstance(error, ValueError | OfflineModeIsEnabled)
+    return not hopeless and getattr(error, "errno", None) not in DISK_ERRORS
 
 
 def same_kind(error: Exception, line: str) -> TransientError | UserError:
     """An error with that message: transient if `error` is."""
     return (TransientError if isinstance(error, TransientError) else UserError)(line)
-
-
-def folder_advice(repository: str, name: str) -> str:
-    weights = OPEN_CLIP_WEIGHTS if name == MODEL_FOLDER_FILE else name
-    return (
-        f"put {MODEL_FOLDER_FILE} and {weights} of {repository} into a folder and give it as --model (docs/models.md)"
-    )
 
 
 def first_line(error: BaseException) -> str:

@@ -11,8 +11,6 @@ from must.base.errors import UserError
 from must.base.records import record_of
 from must.method.answers.estimate import Measured
 
-__all__ = ["CheckResult", "Provenance", "RunSummary", "Selection"]
-
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -33,17 +31,17 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The check without labels; must/method/select/check.py explains the fields."""
+    """The check without labels (must/method/select/check.py). Shares are from 0 to 1."""
 
     images: int
     agreement_before: float
     agreement_after: float
     warnings: list[str]
-    error: float = 0.0
+    error: float = 0.0  # standard error of the agreement's change
     confidence_before: float = 0.0
     confidence_after: float = 0.0
-    changed: float = 0.0
-    dead_classes: list[str] = field(default_factory=list)
+    changed: float = 0.0  # share of the images whose class is not the zero-shot class
+    dead_classes: list[str] = field(default_factory=list)  # predicted by the zero-shot model and not by the adapted one
 
 
 @dataclass(frozen=True)

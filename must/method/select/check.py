@@ -4,11 +4,13 @@ Similar images mostly show the same class. The check computes how often an image
 of the frozen zero-shot tower, have the image's class: before (zero-shot model) and after (adapted model).
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from dataclasses import replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from must.method.model.provenance import CheckResult, Selection
 
 CHECKED_IMAGES = 2_000
 FEWEST = 50  # images; with fewer there are no warnings
@@ -28,70 +30,57 @@ class Predicted(NamedTuple):
         return cls(labels, confidence)
 
 
-@dataclass(frozen=True)
-class Check:
-    """Shares are from 0 to 1; `error` is the standard error of the agreement's change."""
+def check_of(neighbours: Tensor, before: Predicted, after: Predicted, classes: list[str]) -> CheckResult:
+    """Args:
+    neighbours: int64 [N, C], by the features of the frozen zero-shot tower.
+    before, after: predictions of the zero-shot and the adapted model for the same images.
+    """
+    same = [agreement(predicted.labels, neighbours) for predicted in (before, after)]
+    counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
+    images = len(before.labels)
+    dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
+    check = CheckResult(
+        images=images,
+        agreement_before=mean(same[0]),
+        agreement_after=mean(same[1]),
+        warnings=[],
+        error=round(float((same[1] - same[0]).std() / images**0.5), 5) if images > 1 else 0.0,
+        confidence_before=mean(before.confidence),
+        confidence_after=mean(after.confidence),
+        changed=mean(before.labels != after.labels),
+        dead_classes=[classes[k] for k in torch.nonzero(dead).flatten().tolist()],
+    )
+    return replace(check, warnings=warnings_of(check))
 
-    images: int
-    agreement_before: float
-    agreement_after: float
-    error: float
-    confidence_before: float
-    confidence_after: float
-    changed: float  # share of the images whose class is not the zero-shot class
-    dead_classes: list[str]  # predicted by the zero-shot model and not by the adapted one
 
-    @classmethod
-    def of(cls, neighbours: Tensor, before: Predicted, after: Predicted, classes: list[str]) -> Self:
-        """Args:
-        neighbours: int64 [N, C], by the features of the frozen zero-shot tower.
-        before, after: predictions of the zero-shot and the adapted model for the same images.
-        """
-        same = [agreement(predicted.labels, neighbours) for predicted in (before, after)]
-        counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
-        images = len(before.labels)
-        dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
-        return cls(
-            images=images,
-            agreement_before=mean(same[0]),
-            agreement_after=mean(same[1]),
-            error=round(float((same[1] - same[0]).std() / images**0.5), 5) if images > 1 else 0.0,
-            confidence_before=mean(before.confidence),
-            confidence_after=mean(after.confidence),
-            changed=mean(before.labels != after.labels),
-            dead_classes=[classes[k] for k in torch.nonzero(dead).flatten().tolist()],
+def warnings_of(check: CheckResult) -> list[str]:
+    """Reasons against the model, one sentence each; none if there are too few images."""
+    if check.images < FEWEST:
+        return []
+    reasons = []
+    change = check.agreement_after - check.agreement_before
+    if change < HARMED * check.error:
+        reasons.append(f"similar images agree on a class less often than before ({change:+.1%} ± {check.error:.1%})")
+    if check.confidence_after < UNSURE * check.confidence_before:
+        reasons.append(f"the mean confidence fell from {check.confidence_before:.2f} to {check.confidence_after:.2f}")
+    if check.dead_classes:
+        names = ", ".join(check.dead_classes[:5]) + (", ..." if len(check.dead_classes) > 5 else "")
+        reasons.append(f"{len(check.dead_classes)} classes are no longer predicted ({names})")
+    return reasons
+
+
+def selection_text(selection: Selection) -> str:
+    """For the log: a line with alpha, one of the check, and one per warning."""
+    lines, check = [f"alpha {selection.alpha:g} ({selection.by})"], selection.check
+    if check:
+        lines.append(
+            f"check on {check.images:,} unlabeled images: {check.changed:.1%} change class; nearest neighbours share "
+            f"a class in {check.agreement_before:.1%} before and {check.agreement_after:.1%} after "
+            f"(± {check.error:.1%}); mean confidence {check.confidence_before:.2f} before and "
+            f"{check.confidence_after:.2f} after"
         )
-
-    @property
-    def warnings(self) -> list[str]:
-        """Reasons against the model, one sentence each; none if there are too few images."""
-        if self.images < FEWEST:
-            return []
-        reasons = []
-        change = self.agreement_after - self.agreement_before
-        if change < HARMED * self.error:
-            reasons.append(f"similar images agree on a class less often than before ({change:+.1%} ± {self.error:.1%})")
-        if self.confidence_after < UNSURE * self.confidence_before:
-            reasons.append(f"the mean confidence fell from {self.confidence_before:.2f} to {self.confidence_after:.2f}")
-        if self.dead_classes:
-            names = ", ".join(self.dead_classes[:5]) + (", ..." if len(self.dead_classes) > 5 else "")
-            reasons.append(f"{len(self.dead_classes)} classes are no longer predicted ({names})")
-        return reasons
-
-    @property
-    def passed(self) -> bool:
-        return not self.warnings
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"warnings": self.warnings}
-
-    def text(self) -> str:
-        """One line for the log."""
-        return (
-            f"check on {self.images:,} unlabeled images: {self.changed:.1%} change class; nearest neighbours share a "
-            f"class in {self.agreement_before:.1%} before and {self.agreement_after:.1%} after (± {self.error:.1%}); "
-            f"mean confidence {self.confidence_before:.2f} before and {self.confidence_after:.2f} after"
-        )
+        lines += [f"warning: {reason}" for reason in check.warnings]
+    return "\n".join(lines)
 
 
 def agreement(labels: Tensor, neighbours: Tensor) -> Tensor:

@@ -85,10 +85,7 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
     review = Review.load(config.answers)
     review.require(classes, load_index(config.shards).sha256, f"--answers {config.answers}")
     require(review.split == config.split, f"--answers {config.answers}: is a review of the split {review.split}")
-    answers = review.answers(config.answers)
-    logger.info(f"{config.answers}: {review.text(answers)}")
-    pictures, labels = review.truth(answers)
-    return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}
+    return review.labels(config.answers)
 
 
 def refined_labels(extracted: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:

@@ -7,7 +7,7 @@ select` makes a model with another alpha from the same two ends.
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from must.base import storage
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
 from must.base.progress import watched
-from must.base.records import record_of
 from must.config import SelectConfig
 from must.data.augment.normalize import normalize
 from must.data.format.index import load_index
@@ -37,8 +36,8 @@ from must.method.model.bundle import (
 )
 from must.method.model.classifier import load_text_classifier
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.provenance import CheckResult, Selection
-from must.method.select.check import CHECKED_IMAGES, Check, Predicted, agreement_gain
+from must.method.model.provenance import Selection
+from must.method.select.check import CHECKED_IMAGES, Predicted, agreement_gain, check_of, selection_text
 from must.method.select.features import extract_features, subsample
 from must.method.select.knn import nearest, whitened
 
@@ -58,25 +57,7 @@ def adapted_end(model: str) -> str:
     return full if storage.exists(storage.join(full, DESCRIPTION_FILE)) else model
 
 
-@dataclass(frozen=True)
-class Choice:
-    """`alpha`; `by`: what chose it; `measured`: accuracies on answers or labels, if those chose it."""
-
-    alpha: float
-    by: str
-    check: Check
-    measured: Measured | None = None
-
-    def record(self) -> Selection:
-        return Selection(self.alpha, self.by, record_of(CheckResult, self.check.to_dict()), self.measured)
-
-    def text(self) -> str:
-        """For the log: a line with alpha, one of the check, and one per warning."""
-        line = f"alpha {self.alpha:g} ({self.by})"
-        return "\n".join([line, self.check.text(), *(f"warning: {reason}" for reason in self.check.warnings)])
-
-
-def select(config: SelectConfig) -> Choice:
+def select(config: SelectConfig) -> Selection:
     """The stage: writes a bundle with another alpha; its provenance has the reason and a check.
 
     Raises:
@@ -88,7 +69,7 @@ def select(config: SelectConfig) -> Choice:
         require(world.size == 1, "must select runs in one process")
         frozen, adapted, device = start_of(bundle, zero_shot), bundle.model.state_dict(), world.device
 
-        def chosen(alpha: float | str) -> Choice:
+        def chosen(alpha: float | str) -> Selection:
             source = subsample(EvalSource.of(config, preprocess_of(description)), CHECKED_IMAGES)
             return choose_alpha(frozen, adapted, source, device, description.classes, alpha)
 
@@ -106,7 +87,7 @@ def select(config: SelectConfig) -> Choice:
         network.load_state_dict(between(frozen.cpu().state_dict(), bundle.model.cpu().state_dict(), choice.alpha))
         save_bundle(config.output, network, with_selection(description, choice))
     copy_log(config.model, config.output)
-    logger.info(f"{choice.text()}\n-> {config.output}")
+    logger.info(f"{selection_text(choice)}\n-> {config.output}")
     return choice
 
 
@@ -118,7 +99,7 @@ def choose_alpha(
     classes: list[str],
     alpha: float | str,
     pause: Callable[[], None] | None = None,
-) -> Choice:
+) -> Selection:
     """Takes `alpha`, or chooses it for "auto", and checks the model with it. No label is read.
 
     "auto" is DEFAULT_ALPHA, or 1 if similar images share a class more often at 1 than at HALF, by more than CLEAR
@@ -145,7 +126,7 @@ def choose_alpha(
             f"alpha is 1 above {CLEAR:+g}"
         )
     before, after = Predicted.of(probabilities[0]), Predicted.of(probabilities[chosen])
-    return Choice(alphas[chosen], by, Check.of(neighbours, before, after, classes))
+    return Selection(alphas[chosen], by, check_of(neighbours, before, after, classes))
 
 
 class WeightPath:
@@ -168,12 +149,10 @@ def known_labels(config: SelectConfig, description: Description) -> tuple[dict[i
     if config.answers:
         review = Review.load(config.answers)
         review.require(description.classes, load_index(config.shards).sha256, f"--answers {config.answers}")
-        answers = review.answers(config.answers)
-        pictures, labels = review.truth(answers, drawn=True)
+        answered = review.labels(config.answers, drawn=True)
         problem = "there are no answers yet about pictures that were drawn at random, and others measure nothing"
-        require(bool(pictures), f"--answers {config.answers}: {problem}")
-        logger.info(f"{config.answers}: {review.text(answers)}")
-        return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}, review.split
+        require(bool(answered), f"--answers {config.answers}: {problem}")
+        return answered, review.split
     if not config.labelled:
         return {}, ""
     reader = EvalSource.of(config, preprocess_of(description), split=config.labelled).reader
@@ -250,9 +229,9 @@ def between(start: Weights, end: Weights, alpha: float) -> Weights:
     }
 
 
-def with_selection(description: Description, choice: Choice) -> Description:
+def with_selection(description: Description, choice: Selection) -> Description:
     """The bundle's description with alpha, its reason, and the check."""
-    return replace(description, provenance=replace(description.provenance, selection=choice.record()))
+    return replace(description, provenance=replace(description.provenance, selection=choice))
 
 
 def copy_log(model: str, output: str) -> None:

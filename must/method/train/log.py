@@ -1,25 +1,36 @@
-"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end."""
+"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end.
+
+`RunMonitor` has a log line's values besides losses, and the conditions that stop a run.
+"""
 
 import json
 import logging
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from must.base.errors import UserError
 from must.base.progress import bar
+from must.data.loading.loader import TrainBatch
+from must.data.loading.reader import ShardReader
 from must.method.model.bundle import LOG_FILE
+from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary
-from must.method.train.trackers.fan import Trackers
-from must.method.train.train_state import TrainProgress
+from must.method.train.step import MustStep
+from must.method.train.trackers import Trackers
+from must.method.train.train_state import TrainProgress, TrainState
 
 logger = logging.getLogger(__name__)
 
-LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
+LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
+
+MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
 
 
 class Meter:
@@ -47,6 +58,69 @@ class Meter:
         self.since, self.steps_per_s = now, self.count / (now - self.since)
         self.total, self.count = None, 0
         return means
+
+
+@dataclass
+class RunMonitor:
+    """Args:
+    zero_shot: the model before training, for the share of labels that changed.
+    """
+
+    reader: ShardReader
+    must_step: MustStep
+    state: TrainState
+    zero_shot: MaskedViT
+
+    def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
+        """The means since the last reading, with the other values of a log line. Every process calls this.
+
+        Raises:
+            ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
+                is saved before.
+        """
+        count, progress, must_step, config = meter.count, self.state.progress, self.must_step, self.must_step.config
+        line: dict[str, Any] = meter.read()
+        progress.skipped += round(line.pop("skipped") * count)
+        progress.replaced += round(must_step.world.sum(line.pop("replaced") * count))
+        if self.too_many_replaced():
+            self.stop(
+                f"{progress.replaced} of {progress.step * config.batch_size:,} images could not be decoded, more "
+                f"than --max-replaced {config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
+                "whether the shards are whole; shard again with --validate decode, or allow more"
+            )
+        if progress.skipped > MAX_SKIPPED:
+            self.stop(f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32")
+        return line | {
+            **self.agreement(batch),
+            "epoch": (step + 1) / must_step.steps_per_epoch,
+            "lr": must_step.learning_rate(step),
+            "ema_decay": must_step.ema_decay(step),
+            "skipped_steps": progress.skipped,
+            "replaced_samples": progress.replaced,
+            "images_per_s": meter.steps_per_s * config.batch_size,
+        }
+
+    def agreement(self, batch: TrainBatch) -> dict[str, float]:
+        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
+        process calls this, as parameters may be sharded."""
+        networks = (self.must_step.teacher, self.must_step.student, self.zero_shot)
+        teacher, student, zero_shot = (self.must_step.predict(network, batch.weak) for network in networks)
+        return {
+            "agreement": (teacher == zero_shot).float().mean().item(),
+            "stability": (teacher == student).float().mean().item(),
+        }
+
+    def too_many_replaced(self) -> bool:
+        """The share is of all images so far, but of at least an epoch or 1000, so that early ones do not count."""
+        config, progress = self.must_step.config, self.state.progress
+        images = progress.step * config.batch_size
+        return progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader)))
+
+    def stop(self, reason: str) -> NoReturn:
+        """Saves a checkpoint, then raises."""
+        self.state.save(self.must_step)
+        self.state.checkpoints.close()
+        raise UserError(f"stopped after step {self.state.progress.step}: {reason}")
 
 
 class TrainLog:
@@ -81,12 +155,7 @@ class TrainLog:
             self.last_line = now
             done = step + 1 - self.first_step
             eta = (now - self.started) / done * (self.steps - step - 1)
-            logger.info(f"step {step + 1}/{self.steps}  {short(line)}  eta {clock(eta)}")
-
-    def message(self, line: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        with self.bar.external_write_mode(file=sys.stdout):
-            logger.info(line)
+            logger.info(f"step {step + 1}/{self.steps}  {brief(line)}  eta {tqdm.format_interval(eta)}")
 
     def close(self, finished: bool) -> None:
         """`finished`: the run took its last step."""
@@ -104,31 +173,12 @@ class NoLog:
 
     def write(self, step: int, line: dict[str, Any]) -> None: ...
 
-    def message(self, line: str) -> None: ...
-
     def close(self, finished: bool) -> None: ...
 
 
 def brief(line: dict[str, Any]) -> str:
-    """A short text for the bar."""
-    return f"loss {line['loss']:.3f}, confident {line['confident']:.0%}, {line['images_per_s']:.0f} images/s"
-
-
-def short(line: dict[str, Any]) -> str:
-    """The loss with its parts, and the confidence of the pseudo-labels."""
-    parts = [
-        f"{name} {line[key]:.3f}"
-        for name, key in (
-            ("self-training", "loss_self_training"),
-            ("class balance", "loss_fairness"),
-            ("masked pixels", "loss_reconstruction"),
-            ("alignment", "loss_alignment"),
-        )
-    ]
-    text = f"loss {line['loss']:.3f} ({', '.join(parts)})  confident {line['confident']:.0%}"
-    if "agreement" in line:
-        text += f"  same class as zero-shot {line['agreement']:.0%}"
-    return f"{text}  {line['images_per_s']:.0f} images/s"
+    shares = f"confident {line['confident']:.0%}, same class as zero-shot {line['agreement']:.0%}"
+    return f"loss {line['loss']:.3f}, {shares}, {line['images_per_s']:.0f} images/s"
 
 
 def unlearned(lines: list[dict[str, Any]]) -> str:
@@ -140,12 +190,6 @@ def unlearned(lines: list[dict[str, Any]]) -> str:
         "learned nothing of the classes; better class names or prompts, a model that knows such images, or a lower "
         "--confidence-threshold may help"
     )
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def summary_of(progress: TrainProgress, batch_size: int) -> RunSummary:
@@ -171,7 +215,7 @@ def in_words(summary: RunSummary) -> str:
         return "trained nothing"
     waiting, saving = (f"{share or 0:.1%}" for share in (summary.waiting_for_data, summary.saving_checkpoints))
     return (
-        f"trained {summary.images:,} images in {clock(summary.seconds)} "
+        f"trained {summary.images:,} images in {tqdm.format_interval(summary.seconds)} "
         f"({summary.images_per_s} images/s, {waiting} of the time waiting for data, {saving} saving; "
         f"{summary.skipped_steps} steps skipped, {summary.replaced_samples} samples replaced)"
     )

@@ -3,27 +3,45 @@
 import itertools
 import json
 import logging
+import os
+import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from must.base import storage
-from must.base.progress import bar
+from must.base.progress import bar, duration
 from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
 from must.method.train.calculated import Shape, calculate, core_speed, parse_gpus
-from must.method.train.estimate import Pace, Size, StepTimer, memory_of
-from must.method.train.timers import RunTimer
+from must.method.train.estimate import GB, Size
+from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 FEW, LONG = 8, 5.0  # images of the first step on a CPU; seconds of a full step above which all steps are as small
+FEWEST_TIMED = 3  # steps, after one that is not timed: memory is allocated, kernels are chosen, loaders start
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The measured speed. Times are seconds per step of the full batch."""
+
+    mean: float
+    least: float
+    most: float
+    measured: int  # steps
+    images: int  # of each step, over all processes
+    waiting: float  # share of the time
+    memory: int  # bytes
+    device_memory: int
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
@@ -48,11 +66,16 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         if config.gpu:
             return calculated(trainer, config, size)
         pace = measure_speed(trainer, config.seconds)
+        seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:
-            logger.info("\n".join(pace.lines(size, size.steps)))
-        seconds = size.steps * pace.mean
-        step = asdict(pace) | {"memory": pace.memory._asdict()}
-        content = {**asdict(size), "seconds": seconds, "images_per_s": size.batch_size / pace.mean, "step": step}
+            part = f" with {pace.images} of its images" if pace.images < size.batch_size else ""
+            logger.info(
+                f"{duration(seconds)} for {size.steps:,} steps on this machine: {pace.mean:.3g} s a step "
+                f"({pace.least:.3g} to {pace.most:.3g}), {images_per_s:.3g} images/s, {pace.waiting:.0%} of it waiting "
+                f"for data; memory: {pace.memory / GB:.2g} of {pace.device_memory / GB:.3g} GB; measured on "
+                f"{pace.measured} steps{part}, after one to warm up"
+            )
+        content = {**asdict(size), "seconds": seconds, "images_per_s": images_per_s, "step": asdict(pace)}
         write_plan(content, config, world.is_main)
         return content
 
@@ -82,7 +105,7 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
     count = min(FEW, local) if world.device.type == "cpu" else local
-    steps, micro_batches = StepTimer(), list[TrainBatch]()
+    ends, waited, micro_batches = list[float](), list[float](), list[TrainBatch]()  # after each step
     batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
     for micro_batches in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
         began = time.monotonic()
@@ -90,17 +113,21 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         progress.step += 1
-        steps.mark(progress.waited)
-        if count < local and len(steps.marks) == 1:
-            too_long = (time.monotonic() - began) * local / count > LONG
+        ends.append(time.monotonic())
+        waited.append(progress.waited)
+        if count < local and len(ends) == 1:
+            too_long = (ends[0] - began) * local / count > LONG
             if not world.sum(too_long):  # then the full batch, with its own warm-up
-                count, steps = local, StepTimer()
-        if world.sum(steps.enough(seconds)):
+                count, ends, waited = local, [], []
+        if world.sum(len(ends) > FEWEST_TIMED and ends[-1] - ends[0] >= seconds):
             break
     began = time.monotonic()
     trainer.monitor.agreement(micro_batches[0])
     reading = (time.monotonic() - began) / config.log_every
-    return steps.pace(memory_of(world.device), count * world.size, config.batch_size, reading)
+    times = [(after - before) * local / count + reading for before, after in itertools.pairwise(ends)]
+    share = (waited[-1] - waited[0]) / (ends[-1] - ends[0])
+    mean = sum(times) / len(times)
+    return Pace(mean, min(times), max(times), len(times), count * world.size, share, *memory_of(world.device))
 
 
 def first_images(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch]:
@@ -115,3 +142,11 @@ def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
     for last in groups:
         yield last
     yield from itertools.repeat(last)
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """(bytes, bytes of the device): the peak memory of this process on its GPU, or on a CPU without its loaders."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,6 +12,7 @@ T values.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -30,29 +31,17 @@ TOP = 16
 IMAGES_AT_ONCE = 4096
 
 
+@dataclass
 class PropagatedLabels:
-    """Z of all images, and the tensors to update it.
+    """Z of all images, and the tensors to update it. Rows of zeros: undecodable images."""
 
-    Args:
-        neighbours: int64 [N, C], numbers in the split; `weights` [N, C] sum to 1. Rows of zeros: undecodable images.
-        zero_shot: the largest probabilities, [N, T], after their classes, int64 [N, T].
-        classes: int64 [N, T]; `values` [N, T]: the largest values of Z.
-        total: [K], the sum of Z over all images.
-        images: number of decodable images.
-    """
-
-    def __init__(
-        self,
-        neighbours: Tensor,
-        weights: Tensor,
-        zero_shot: tuple[Tensor, Tensor],
-        classes: Tensor,
-        values: Tensor,
-        total: Tensor,
-        images: int,
-    ) -> None:
-        self.neighbours, self.weights, self.zero_shot = neighbours, weights, zero_shot
-        self.classes, self.values, self.total, self.images = classes, values, total, images
+    neighbours: Tensor  # int64 [N, C], numbers in the split
+    weights: Tensor  # [N, C], rows of sum 1
+    zero_shot: tuple[Tensor, Tensor]  # the largest probabilities, [N, T], after their classes, int64 [N, T]
+    classes: Tensor  # int64 [N, T]
+    values: Tensor  # [N, T], the largest values of Z
+    total: Tensor  # [K], the sum of Z over all images
+    images: int  # number of decodable images
 
     @classmethod
     def of(

@@ -19,24 +19,10 @@ from must.method.model.provenance import Provenance, RunSummary
 # Parameters of how and where a run is executed; the result does not depend on them.
 RESUME_SAFE_FIELDS = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
-    | {
-        "checkpoint_every",
-        "checkpoint_seconds",
-        "keep_checkpoints",
-        "keep_every",
-        "resume",
-        "save",
-        "alpha",
-        "log_every",
-        "trackers",
-        "timeout",
-        "accumulate",
-        "parallel",
-    }
-    | {"activation_checkpointing", "compile", "cache", "cache_gb", "max_replaced", "index_sha256"}
+    | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "keep_every", "resume", "save", "alpha"}
+    | {"log_every", "trackers", "timeout", "accumulate", "parallel", "activation_checkpointing", "compile"}
+    | {"cache", "cache_gb", "max_replaced", "index_sha256"}
 )
-
-
 # Settings of runs before there was a choice; their checkpoints do not contain them.
 DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
     "class_prior": "uniform",

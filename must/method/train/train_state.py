@@ -1,9 +1,12 @@
-"""The state of a run besides its networks: its progress, its log, and the checkpoints that it may resume from."""
+"""The state of a run besides its networks: its progress, its log, the checkpoints that it may resume from, and
+when one is due."""
 
 import hashlib
 import json
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from must.base import storage
 from must.base.errors import UserError
@@ -15,6 +18,9 @@ from must.method.model.classifier import TextClassifier
 from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
 from must.method.train.provenance import DEFAULTS_OF_OLD_RUNS, REMOVED_SETTINGS, run_identity
 from must.method.train.step import MustStep
+
+Item = TypeVar("Item")
+SHARE = 20  # an interval is at least so many times the seconds that the last checkpoint stopped training
 
 
 @dataclass
@@ -98,3 +104,57 @@ class TrainState:
             f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "
             f"{oldest} (0: none); --checkpoints must be a place that all nodes see",
         )
+
+
+class RunTimer:
+    """Adds to `progress.seconds` and `progress.waited`, which checkpoints contain. It starts when it is created."""
+
+    def __init__(self, progress: TrainProgress) -> None:
+        self.progress, self.since = progress, time.monotonic()
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items; the time until each arrives counts as waiting for data."""
+        began = time.monotonic()
+        for item in items:
+            self.progress.waited += time.monotonic() - began
+            yield item
+            began = time.monotonic()
+
+    def read(self) -> None:
+        """Updates `progress.seconds`."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.since
+        self.since = now
+
+    def timed(self, function: Callable[..., Any], *arguments: Any) -> float:
+        """Calls the function, with `progress` up to date; returns its seconds, and adds them to `progress.saving`."""
+        self.read()
+        function(*arguments)
+        seconds = time.monotonic() - self.since
+        self.progress.saving += seconds
+        return seconds
+
+
+class CheckpointTimer:
+    """When a checkpoint is due by time: often enough that a kill costs a minute, and rarely enough to cost little.
+
+    Only the main process has one; the others get its decision by the step's all-reduce.
+
+    Args:
+        seconds: between two checkpoints; 0: never.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.cost = seconds, 0.0
+        self.since, self.requested = time.monotonic(), False
+
+    def due(self, busy: bool) -> bool:
+        """Whether to save now; true once per checkpoint. `busy`: the last checkpoint is still being written."""
+        if not self.seconds or busy or self.requested:
+            return False
+        self.requested = time.monotonic() - self.since >= max(self.seconds, SHARE * self.cost)
+        return self.requested
+
+    def saved(self, cost: float) -> None:
+        """`cost`: seconds that it stopped training."""
+        self.since, self.cost, self.requested = time.monotonic(), cost, False

@@ -32,32 +32,27 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.provenance import RunSummary
-from must.method.select.check import CHECKED_IMAGES
+from must.method.select.check import CHECKED_IMAGES, selection_text
 from must.method.select.features import subsample
-from must.method.select.select import (
-    Weights,
-    between,
-    choose_alpha,
-    start_weights,
-    with_selection,
+from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
+from must.method.train.autotune import (
+    choose_loaders,
+    choose_micro_batches,
+    compile_blocks,
+    should_compile,
+    start_mask_token,
+    threshold_of,
+    zero_shot_confidence,
 )
-from must.method.train.autotune import choose_loaders, choose_micro_batches
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.compiled import compile_blocks, should_compile
-from must.method.train.estimate import LONG_ENOUGH, Size, StepTimer, memory_of, size_of
-from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
-from must.method.train.monitor import RunMonitor
+from must.method.train.estimate import Size, size_of
+from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
 from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
-from must.method.train.settings import StepSettings
-from must.method.train.start_values import start_mask_token, threshold_of, zero_shot_confidence
-from must.method.train.step import MustStep
-from must.method.train.teacher import make_teacher
-from must.method.train.timers import CheckpointTimer, RunTimer
-from must.method.train.trackers.base import Attempt
-from must.method.train.trackers.fan import Trackers
-from must.method.train.train_state import TrainState
+from must.method.train.step import MustStep, make_teacher
+from must.method.train.trackers import Attempt, Trackers
+from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +115,11 @@ class Trainer:
         if config.accumulate != "auto":
             MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
-            student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
+            student, preprocess, config, world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
         )  # fmt: skip
         self.state = TrainState.of(config, self.reader.index, classifier)
-        self.monitor = RunMonitor(
-            config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
-        )
+        self.monitor = RunMonitor(self.reader, self.must_step, self.state, self.reference)
         self.micro_batches = self.loaders = 0  # micro-batches per step, loader processes; set by `choose`
         self.not_compiled = ""  # why torch.compile fails on this machine, if it was requested
 
@@ -198,23 +191,25 @@ class Trainer:
             self.announce()
         log = self.open_log()
         try:
-            self.take_steps(groups, log, stop)
+            stopped = self.take_steps(groups, log, stop)
         finally:
             log.close(self.state.progress.step == self.batches.steps)
+        if stopped:
+            if self.world.is_main:
+                logger.info(f"stopped by a signal after step {self.state.progress.step}; run the same command to go on")
+            raise Preempted
         return self.finish(stop)
 
-    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> None:
+    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> bool:
+        """Returns whether a signal stopped the run; then its state is saved."""
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
         meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
-        first_steps: StepTimer | None = StepTimer()
         for micro_batches in timer.waiting(groups):
             step = progress.step
             self.world.begin(step)
             meter.add(self.must_step(step, micro_batches))
             progress.step += 1
             log.advance()
-            if first_steps:
-                first_steps = self.estimate(first_steps, log)
             last = progress.step == self.batches.steps
             if last or progress.step % config.log_every == 0:
                 log.write(step, self.monitor.check(meter, step, micro_batches[0]))
@@ -225,9 +220,9 @@ class Trainer:
                 clock.saved(timer.timed(self.state.save, self.must_step))
             if stopping:
                 checkpoints.close()
-                log.message(f"stopped by a signal after step {progress.step}; run the same command to go on")
-                raise Preempted
+                return True
         timer.read()
+        return False
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
@@ -244,18 +239,6 @@ class Trainer:
         log = TrainLog(folder, steps, first, state.log_lines, trackers)
         state.run_ids |= trackers.start(self.config.to_dict())
         return log
-
-    def estimate(self, steps: StepTimer, log: TrainLog | NoLog) -> StepTimer | None:
-        """Logs the estimated duration once enough steps are timed; returns None then."""
-        steps.mark(self.state.progress.waited)
-        if not steps.enough(LONG_ENOUGH):
-            return steps
-        if self.world.is_main:
-            batch, remaining = self.config.batch_size, self.batches.steps - self.state.progress.step
-            pace = steps.pace(memory_of(self.world.device), batch, batch)
-            for line in pace.lines(self.size(), remaining) if remaining else ():
-                log.message(line)
-        return None
 
     def size(self) -> Size:
         return size_of(self.config, self.batches, self.reader, self.must_step, self.state.progress, self.loaders)
@@ -295,7 +278,7 @@ class Trainer:
             zero_shot, end.state_dict(), subsample(source, CHECKED_IMAGES), self.world.device, description.classes,
             config.alpha, pause=pause,
         )  # fmt: skip
-        logger.info(choice.text())
+        logger.info(selection_text(choice))
         adapted_uri = storage.join(config.output, ADAPTED)
         if choice.alpha != 1:
             save_bundle(adapted_uri, end, description)

@@ -290,7 +290,7 @@ def test_transformers_has_every_weight_of_a_real_architecture():
 
     from must.deploy.export.transformers import configuration
     from must.method.model.attention import use_contiguous_attention
-    from must.method.model.transformers_names import to_transformers
+    from must.method.model.weights import to_transformers
 
     with torch.device("meta"):
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16-quickgelu"))

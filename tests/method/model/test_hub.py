@@ -21,7 +21,7 @@ from tests.method.model.hub import serving
 from tests.method.model.test_transformers_folder import by_hand
 from tests.method.model.tiny import model_folder
 
-FILES = r"put open_clip_config.json and open_clip_model.safetensors of {} into a folder and give it as --model"
+FILES = "or put open_clip_config.json and open_clip_model.safetensors of it into a folder and give that as --model"
 OPENAI = "timm/vit_base_patch16_clip_224.openai"
 
 
@@ -61,11 +61,11 @@ BY_NAME, BY_REPOSITORY = ("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", 
 @pytest.mark.parametrize(
     "model, pretrained, fault, later, message",
     [
-        (*BY_NAME, "hangs", True, r"cannot be reached \(timed out\): try again later, or "),
-        (*BY_NAME, "401", False, r"has no such public model \(401\): check its name; if private, set HF_TOKEN, or "),
-        (*BY_NAME, "429", True, r"limits requests from here \(429\): try again later, or set HF_TOKEN, or "),
-        (*BY_REPOSITORY, "403", False, r"has no such public model \(403\)"),
-        (*BY_REPOSITORY, "503", True, r"answers with an error \(503\): try again later, or "),
+        (*BY_NAME, "hangs", True, "timed out; try again later, or "),
+        (*BY_NAME, "401", False, r"no such public model \(401\); check its name, set HF_TOKEN if it is private, or "),
+        (*BY_NAME, "429", True, "429; try again later, or "),
+        (*BY_REPOSITORY, "403", False, r"no such public model \(403\)"),
+        (*BY_REPOSITORY, "503", True, "503; try again later, or "),
     ],
 )
 def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
@@ -73,18 +73,18 @@ def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
 ):
     with serving(repositories, fault) as server:
         asked(server.url)
-        with pytest.raises(ValueError, match=f"the hub {server.url} {message}") as error:
+        with pytest.raises(ValueError, match=f"could not be downloaded from the hub {server.url}: {message}") as error:
             load_backbone(model, pretrained)
     assert code_of(error.value) == (PREEMPTED if later else WRONG_INPUT)
     said = str(error.value)
     assert said.startswith(f"--model {model}" + (f" --pretrained {pretrained}: " if pretrained else ": "))
-    assert FILES.format(OPENAI if pretrained else "team/tiny") in said and "\n" not in said
+    assert FILES in said and f"of {OPENAI if pretrained else 'team/tiny'} could" in said and "\n" not in said
     assert len(server.asked) == 1
 
 
 def test_a_hub_that_may_not_be_asked(asked, monkeypatch):
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"is disabled: unset HF_HUB_OFFLINE, or put"):
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE.*, or put"):
         load_backbone("ViT-B-16-quickgelu", "openai")
 
 
@@ -95,7 +95,7 @@ def test_a_download_that_breaks_off_leaves_nothing(repositories, asked, tmp_path
             TransientError, match=r"open_clip_config.json of team/tiny could not be downloaded .*size"
         ) as error:
             load_backbone("hf-hub:team/tiny")
-        assert "\n" not in str(error.value) and FILES.format("team/tiny") in str(error.value)
+        assert "\n" not in str(error.value) and FILES in str(error.value)
         server.fault = ""
         assert load_backbone("hf-hub:team/tiny").preprocess.size == 32
 
@@ -107,7 +107,7 @@ def test_a_repository_without_the_file_is_named(repositories, asked):
             UserError, match=r"openai on the hub .* has no open_clip_model.safetensors and no open_clip_"
         ):
             load_backbone("ViT-B-16-quickgelu", "openai")
-        with pytest.raises(UserError, match=r"has no such public model \(404\)"):
+        with pytest.raises(UserError, match=r"no such public model \(404\)"):
             load_backbone("hf-hub:team/none")
 
 

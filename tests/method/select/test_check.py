@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from must.evaluation import gate
-from must.method.select.check import FEWEST, Check, Predicted, agreement
+from must.method.model.provenance import CheckResult, Selection
+from must.method.select.check import FEWEST, Predicted, agreement, check_of, selection_text, warnings_of
 
-GOOD = Check(
-    images=2000, agreement_before=0.5, agreement_after=0.6, error=0.01, confidence_before=0.8, confidence_after=0.7,
-    changed=0.2, dead_classes=[],
+GOOD = CheckResult(
+    images=2000, agreement_before=0.5, agreement_after=0.6, warnings=[], error=0.01, confidence_before=0.8,
+    confidence_after=0.7, changed=0.2, dead_classes=[],
 )  # fmt: skip
 
 
@@ -34,20 +35,19 @@ def test_numbers_by_hand():
     """Before, the first half of the images has the next class's name; after, all have their own."""
     neighbours, labels = groups()
     shuffled = torch.where(torch.arange(100) >= 50, labels, (labels + 1) % 5)
-    found = Check.of(neighbours, predicted(shuffled, 0.5), predicted(labels, 0.75), list("abcde"))
+    found = check_of(neighbours, predicted(shuffled, 0.5), predicted(labels, 0.75), list("abcde"))
     assert (found.images, found.changed, found.dead_classes) == (100, 0.5, [])
     assert (found.confidence_before, found.confidence_after) == (0.5, 0.75)
     assert found.agreement_after == 1 and 0.4 < found.agreement_before < 0.8
-    assert 0 < found.error < 0.05 and found.passed
-    assert found.to_dict()["warnings"] == [] and found.to_dict()["images"] == 100
-    assert "50.0% change class" in found.text()
-    worse = Check.of(neighbours, predicted(labels), predicted(shuffled), list("abcde"))
+    assert 0 < found.error < 0.05 and found.warnings == []
+    assert "50.0% change class" in selection_text(Selection(check=found))
+    worse = check_of(neighbours, predicted(labels), predicted(shuffled), list("abcde"))
     assert len(worse.warnings) == 1 and "agree on a class less often than before" in worse.warnings[0]
 
 
 def test_a_class_that_is_no_longer_predicted_is_named():
     neighbours, labels = groups()
-    found = Check.of(neighbours, predicted(labels), predicted(labels.clamp(max=3)), list("abcde"))
+    found = check_of(neighbours, predicted(labels), predicted(labels.clamp(max=3)), list("abcde"))
     assert found.dead_classes == ["e"]
     assert "1 classes are no longer predicted (e)" in found.warnings
 
@@ -66,7 +66,7 @@ def test_a_class_that_is_no_longer_predicted_is_named():
     ],
 )
 def test_warnings_fire_where_they_should_and_nowhere_else(changes, words):
-    found = dataclasses.replace(GOOD, **changes).warnings
+    found = warnings_of(dataclasses.replace(GOOD, **changes))
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
 
 

@@ -24,7 +24,7 @@ from tests.method.train import lives
 
 def selected(digits, model, output, **changes):
     values = {"model": str(model), "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).record().to_dict()
+    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes})).to_dict()
 
 
 def weights(folder):

@@ -1,9 +1,6 @@
-"""`must plan` and what training says at its start: the numbers are those of the run, and nothing is written."""
+"""`must plan`: the numbers are those of the run, and nothing is written."""
 
 import json
-import mmap
-import os
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,10 +9,9 @@ import torch
 from must.api import cli
 from must.base.parameters import load
 from must.config import PlanConfig, TrainConfig
-from must.method.model.bundle import load_bundle
 from must.method.train import plan as planning
-from must.method.train import trainer
-from must.method.train.estimate import Memory, Pace, Size, StepTimer, duration, gigabytes, memory_of
+from must.method.train.estimate import Size
+from must.method.train.plan import memory_of
 from must.method.train.trainer import train
 from tests.method.train.processes import on_ranks
 
@@ -37,7 +33,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(digits, tmp_path, monkey
     assert steps == "12 steps of 25 images (2 epochs), 1 process(es) on cpu in fp32, 1 thread(s) and 1 loader(s) each"
     assert files.startswith("checkpoints: ") and files.endswith(" for 2 of them")
     assert ", lr 0.004, " in settings and "epochs" not in settings and settings.endswith(" of must/config/presets.yaml")
-    assert "for 12 steps on this machine: " in cost and "after 1 to warm up" in cost and "memory: " in cost
+    assert "for 12 steps on this machine: " in cost and "after one to warm up" in cost and "memory: " in cost
     assert not list(tmp_path.iterdir())
 
 
@@ -53,7 +49,7 @@ def test_the_numbers_are_those_of_the_run(digits, tmp_path):
         assert size == pytest.approx(planned["checkpoint_bytes"], rel=0.05)
     step = planned["step"]
     assert step["measured"] >= 3 and step["least"] <= step["mean"] <= step["most"]
-    assert planned["seconds"] == pytest.approx(12 * step["mean"]) and step["memory"]["used"] > 5e7
+    assert planned["seconds"] == pytest.approx(12 * step["mean"]) and step["memory"] > 5e7
 
 
 @pytest.mark.parametrize("changes, steps", [({"batch_size": 150, "epochs": 1}, 1), ({"accumulate": 5}, 12)], ids=str)
@@ -82,40 +78,7 @@ def test_several_processes_measure_as_many_steps(digits):
     assert (found["processes"], found["micro_batch"], found["steps"]) == (2, 13, 10)
 
 
-@pytest.mark.slow
-def test_training_says_it_too_and_its_result_is_the_same(digits, tmp_path, monkeypatch, capsys):
-    weights = {}
-    for name, enough in {"told": 0.0, "untold": 1e9}.items():
-        monkeypatch.setattr(trainer, "LONG_ENOUGH", enough)
-        train(config(digits, output=str(tmp_path / name)))
-        weights[name] = load_bundle(str(tmp_path / name)).model.state_dict()
-        told = [line for line in capsys.readouterr().out.splitlines() if "on this machine" in line]
-        assert len(told) == (name == "told")
-    assert all(torch.equal(weights["told"][key], value) for key, value in weights["untold"].items())
-
-
-def test_the_warm_up_does_not_count():
-    watch = StepTimer()
-    watch.marks, watch.waited = [100.0, 101.0, 103.0, 106.0], [50.0, 50.0, 50.5, 51.5]
-    assert watch.enough(6.0) and not watch.enough(6.1)
-    pace = watch.pace(Memory(1, 2, "x"), images=8, batch_size=32, extra=0.5)
-    assert (pace.mean, pace.least, pace.most, pace.measured, pace.waiting) == (8.5, 4.5, 12.5, 3, 0.25)
-
-
 SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3, 0, 0)
-
-
-@pytest.mark.parametrize(
-    "size, lines",
-    [(SIZE, 2), (replace(SIZE, device="cuda"), 1), (replace(SIZE, parameters=900_000), 1)],
-)
-def test_a_real_model_on_a_cpu_is_told_what_that_means(size, lines):
-    pace = Pace(200.0, 190.0, 210.0, 3, 8, 0.0, Memory(3 * 10**9, 0, "this machine"))
-    found = pace.lines(size, 4000)
-    assert len(found) == lines
-    assert found[0].startswith("9.3 days for 4,000 steps on this machine: 200 s a step (190 to 210), 1.28 images/s")
-    assert "with 8 of its images" in found[0]
-    assert lines == 1 or "at 1.3 images/s this is 9.3 days; use a GPU (--device cuda; several: torchrun)" in found[1]
 
 
 def test_micro_batches_are_told():
@@ -123,30 +86,14 @@ def test_micro_batches_are_told():
 
 
 def test_remote_shards_say_what_the_cache_will_hold():
-    assert SIZE.lines()[1] == "checkpoints: 2.4 GB each, 7.2 GB for 3 of them"
+    assert SIZE.lines()[1] == "checkpoints: 2.4 GB each, 7.2 for 3 of them"
     remote = replace(SIZE, shards_bytes=40 * 10**9, cache_bytes=30 * 10**9)
-    assert remote.lines()[1].endswith("; cache: up to 30 GB of 40 GB of remote shards")
+    assert remote.lines()[1].endswith("; cache: up to 30 of 40 GB of remote shards")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_what_the_process_holds():
-    before = memory_of(torch.device("cpu")).used
-    with mmap.mmap(-1, 200_000_000) as block:  # of its own: an allocator may use again what it has
-        for _ in range(200):
-            block.write(b"x" * 1_000_000)
-        assert memory_of(torch.device("cpu")).used - before == pytest.approx(len(block), rel=0.1)
-    assert memory_of(torch.device("cpu")).total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@pytest.mark.parametrize(
-    "seconds, words", [(59.6, "60 seconds"), (150, "2.5 minutes"), (9000, "2.5 hours"), (864_000, "10.0 days")]
-)
-def test_durations_are_for_people(seconds, words):
-    assert duration(seconds) == words
-
-
-def test_sizes_are_for_people():
-    assert (gigabytes(2.4e9), gigabytes(13_700_000), gigabytes(4e6)) == ("2.4 GB", "0.0137 GB", "4 MB")
+    used, total = memory_of(torch.device("cpu"))
+    assert 5e7 < used < total
 
 
 @pytest.mark.parametrize(

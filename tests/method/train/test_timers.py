@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from must.method.train import timers
+from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.timers import SHARE, CheckpointTimer
+from must.method.train.train_state import SHARE, CheckpointTimer
 from must.method.train.trainer import train
 from tests.method.train.lives import difference
 from tests.method.train.test_resume import STEPS, config
@@ -23,7 +23,7 @@ def clock(monkeypatch):
         state.now += state.tick
         return state.now
 
-    monkeypatch.setattr(timers, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(train_state, "time", SimpleNamespace(monotonic=monotonic))
     return state
 
 

@@ -6,11 +6,10 @@ import threading
 import pytest
 
 from must.api import cli
-from must.config import trackers
+from must.config import trackers as tracker_names
 from must.evaluation.report.provenance import training_log
-from must.method.train.trackers import fan
-from must.method.train.trackers.base import reason
-from must.method.train.trackers.fan import AsyncTracker
+from must.method.train import trackers
+from must.method.train.trackers import AsyncTracker, reason
 from must.method.train.trainer import train
 from tests.method.train.lives import training
 from tests.method.train.test_train import SETTINGS, STEPS, run, start_and_stop
@@ -95,7 +94,7 @@ def test_a_password_in_an_address_is_not_told():
 
 @pytest.mark.parametrize("finished, name", [(True, "FLUSH_TIMEOUT"), (False, "LAST_LINES_TIMEOUT")])
 def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name):
-    monkeypatch.setattr(fan, name, 0.1)
+    monkeypatch.setattr(trackers, name, 0.1)
     patience = threading.Event()
     sender = AsyncTracker("mlflow", Fragile(patience))
     for step in range(100):
@@ -123,7 +122,7 @@ def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
 
 
 def test_a_missing_package_is_one_line_with_its_command(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracker_names, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^--trackers mlflow: .* pip install 'must-clip\[mlflow\]'$"):
         train(config(digits, tmp_path, "mlflow"))
 

@@ -14,10 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from must.evaluation.report.provenance import training_log
-from must.method.train.trackers import trainer_status
-from must.method.train.trackers.base import Attempt
-from must.method.train.trackers.fan import AsyncTracker, Trackers
-from must.method.train.trackers.trainer_status import TrainerStatus
+from must.method.train import trackers
+from must.method.train.trackers import AsyncTracker, Attempt, Trackers, TrainerStatus
 from must.method.train.trainer import train
 from tests.method.train.test_train import STEPS, config
 
@@ -93,7 +91,7 @@ def trainer(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"https://localhost:{server.server_port}{PATH}")
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_CA_CERT", str(tmp_path / "ca.crt"))
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
-    monkeypatch.setattr(trainer_status, "EVERY", 0.0)
+    monkeypatch.setattr(trackers, "EVERY", 0.0)
     yield server
     server.shutdown()
     server.server_close()
