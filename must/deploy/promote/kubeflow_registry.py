@@ -138,7 +138,8 @@ class KubeflowRegistry:
     ) -> dict[str, Any]:
         card = storage.join(onnx, CARD_FILE)
         description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
-        numbers = {name: number_value(value) for name, value in metrics.items() if math.isfinite(value)}
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        numbers = {name: {"metadataType": "MetadataDoubleValue", "double_value": x} for name, x in finite.items()}
         texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty one is shown as a label
         texts[URI] = text_value(absolute(tags[URI]))
         return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
@@ -215,10 +216,6 @@ def message_of(error: urllib.error.HTTPError) -> str:
 
 def text_value(value: str) -> dict[str, Any]:
     return {"metadataType": "MetadataStringValue", "string_value": value.replace("\0", "")}
-
-
-def number_value(value: float) -> dict[str, Any]:
-    return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
 
 
 def run_fields() -> dict[str, str]:

@@ -163,10 +163,9 @@ def read_request(request: Mapping[str, Any], blob: memoryview, limits: Limits) -
         raw, blob = blob[:size], blob[size:]
     expect(not len(blob), f"{len(blob)} bytes follow the request that belong to no input")
     images = read_images(tensor, raw, limits)
-    general = mapping(request.get("parameters"), '"parameters"')
-    return InferRequest(
-        images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=short_text(request, "id")
-    )
+    general, name = mapping(request.get("parameters"), '"parameters"'), request.get("id", "")
+    expect(isinstance(name, str) and len(name) <= 200, '"id" must be a short string')
+    return InferRequest(images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=name)
 
 
 def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limits) -> list[bytes] | np.ndarray:
@@ -185,7 +184,9 @@ def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limit
         expect(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
         if raw is not None:
             return byte_strings(raw, shape[0], where)
-        flat = flattened(data, where)
+        expect(isinstance(data, list), f'{where}: "data" must be a list')
+        assert isinstance(data, list)
+        flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]  # ["a"] or [["a"]]
         expect(len(flat) == shape[0], f"{where}: {len(flat)} strings, its shape says {shape[0]}")
         return [from_base64(item) for item in flat]
     check_pixels(datatype, shape, limits)
@@ -233,18 +234,6 @@ def read_parameters(general: Mapping[str, Any]) -> dict[str, Any]:
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
     expect(value is None or isinstance(value, dict), f"{where} must be an object")
     return value or {}
-
-
-def short_text(request: Mapping[str, Any], name: str) -> str:
-    value = request.get(name, "")
-    expect(isinstance(value, str) and len(value) <= 200, f'"{name}" must be a short string')
-    return value
-
-
-def flattened(data: Any, where: str) -> list[Any]:
-    """["a", "b"] or [["a"], ["b"]] as a flat list."""
-    expect(isinstance(data, list), f'{where}: "data" must be a list')
-    return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
 
 
 def from_base64(text: object) -> bytes:

@@ -121,7 +121,7 @@ def test_keys_answer_undo_survives_a_reload_and_everything_is_explained(review, 
         shown(page, numbers[after])
     expect(page.locator("#note")).to_have_text("1 answer taken back.")
     page.keyboard.press("c")
-    expect(page.locator("#recent button").first).to_contain_text("cannot tell")
+    expect(page.locator("#recent span").first).to_have_text("cannot tell")
     page.locator("#recent button").last.click()
     shown(page, numbers[0])
     expect(page.locator("#names button.was")).to_contain_text("two")
