@@ -80,7 +80,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}") from None
+        reason = str(error.strerror).partition(" (while")[0].lower()  # create_server adds the address again
+        raise UserError(f"--host {host} --port {port}: {reason}") from None
 
 
 def url_of(host: str, listener: socket.socket) -> str:
