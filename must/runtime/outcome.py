@@ -4,15 +4,15 @@ Kubeflow Pipelines gives the exit handler a state that only some of its programs
 or FAILED there (and is never SUCCEEDED, which only the local runner uses).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
+from must.base.lock import run_in
 from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
 WAITS = "waits for answers"  # the outcome of a gate that leaves the decision to people
-NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 
 
@@ -32,14 +32,16 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
         if kind == "overtaken":
             return Outcome("failed", False, "Run stopped: another run promoted a model meanwhile; run it again")
         if kind == "held":
-            return Outcome("failed", False, "Run stopped: another run is writing to this work_uri")
+            return Outcome("failed", False, f"Run stopped: {other_run(failure)} is writing to this work_uri")
         return Outcome("failed", False, f"Run failed: {failure.stage}: {IN_SHORT[kind]}")
     by_stage = {note.stage: note for note in notes}
-    if end := good_end(by_stage):
-        name, headline = end
-        if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
-            return Outcome("broken off", False, f"{headline}. Then broken off: {', '.join(missing)} never started")
-        return Outcome(name, True, headline)
+    for name, rule in GOOD_ENDS:
+        if headline := rule(by_stage):
+            if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                headline = f"{headline}. Then broken off: {missing[0]}{more} never started"
+                return Outcome("broken off", False, headline)
+            return Outcome(name, True, headline)
     if not notes and state in SUCCESS_STATES:
         return Outcome("complete", True, "Run complete, but its stages could leave no notes")
     last = f"nothing came after {notes[-1].stage}" if notes else "no stage started"
@@ -60,23 +62,49 @@ def failing(notes: list[Note]) -> Note | None:
     return next(iter(failed or silent[-1:]), None)
 
 
-def good_end(notes: dict[str, Note]) -> tuple[str, str] | None:
-    """(name, headline) of a successful end; None if the run did not come to one."""
-    gate, promoted, new = facts_of(notes, "gate"), facts_of(notes, "promote").version, facts_of(notes, "champion")
-    if gate.outcome == WAITS and "review" in notes:
-        pictures = facts_of(notes, "review").pictures
-        return "waiting", f"Waiting for answers about {pictures:,} pictures: until then nothing is promoted"
-    if gate.outcome == "kept zero-shot" and promoted:  # alpha is 0; the first model of a name is promoted nevertheless
-        headline = f"Kept zero-shot: no adaptation was better; promoted as {promoted}, the first of its name"
-        return "kept zero-shot", headline
-    if gate.outcome == "kept zero-shot" and gate.against:  # without a champion a promotion must follow
-        headline = f"Kept zero-shot: no adaptation was better, so nothing is promoted; {gate.against}, stays"
-        return "kept zero-shot", headline
-    if "promote" in notes:
-        return "promoted", f"Promoted {promoted or 'the model'}{gain(notes)}"
-    if gate.outcome == "stopped":
-        return "stopped", f"Not promoted: stopped by the gate{because(gate)}"
-    return ("nothing new", f"Nothing new: {new.why or 'not trained'}") if new.action == NOTHING_NEW else None
+# Rules for successful ends: the first rule with a headline counts.
+def kept_zero_shot(notes: dict[str, Note]) -> str:
+    """The zero-shot model was kept (alpha 0). The first model of its name is promoted nevertheless."""
+    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").version
+    if facts.outcome != "kept zero-shot":
+        return ""
+    if version:
+        return f"Kept zero-shot: no adaptation was better; promoted as {version}, the first of its name"
+    if champion := facts.against:
+        return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {champion}, stays"
+    return ""  # without a champion a promotion must follow
+
+
+def promoted(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "promote")
+    return f"Promoted {facts.version or 'the model'}{gain(notes)}" if "promote" in notes else ""
+
+
+def waiting(notes: dict[str, Note]) -> str:
+    """The gate left the decision to people, and the page with the questions exists."""
+    if "review" not in notes or facts_of(notes, "gate").outcome != WAITS:
+        return ""
+    pictures = facts_of(notes, "review").pictures
+    return f"Waiting for answers about {pictures:,} pictures: until then nothing is promoted"
+
+
+def stopped(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "gate")
+    return f"Not promoted: stopped by the gate{because(facts)}" if facts.outcome == "stopped" else ""
+
+
+def nothing_new(notes: dict[str, Note]) -> str:
+    facts = facts_of(notes, "champion")
+    return f"Nothing new: {facts.why or 'not trained'}" if facts.action == "nothing new" else ""
+
+
+GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
+    ("waiting", waiting),
+    ("kept zero-shot", kept_zero_shot),
+    ("promoted", promoted),
+    ("stopped", stopped),
+    ("nothing new", nothing_new),
+)
 
 
 def gain(notes: dict[str, Note]) -> str:
@@ -102,7 +130,7 @@ def facts_of(notes: dict[str, Note], stage: str) -> Facts:
 
 # Failures.
 def failure_kind(note: Note) -> str:
-    """A key of IN_SHORT, or overtaken or held: the last line of these says what happened."""
+    """A key of IN_SHORT and of summary.py's explanations."""
     if note.signalled:
         return "stopped"
     if note.state == "running":
@@ -113,12 +141,17 @@ def failure_kind(note: Note) -> str:
     return kinds.get(note.code, "error")
 
 
+def other_run(note: Note) -> str:
+    """The owner of the lock that this stage waited for."""
+    run_id = next(filter(None, map(run_in, reversed(note.lines))), "")
+    return f"another run, {run_id}," if run_id else "another program"
+
+
 IN_SHORT = {
-    "stopped": "asked to end: a person ended the run, or its node was taken away",
     "interrupted": "a dependency failed",
     "silent": "its pod is gone",
     "input": "the input is wrong",
-    "time": "its time was over (`timeouts` in cluster.yaml)",
+    "time": "its time was over",
     "killed": "killed, memory may have run out",
     "error": "an error",
 }

@@ -122,12 +122,13 @@ class Supervisor:
         with handling(signal.SIGTERM, self.forward):
             number = 0
             while True:
+                started = time.monotonic()
                 code = self.attempt()
                 overtaken = (self.note.stage, code) == OVERTAKEN
                 if code in NEVER_RETRIED or overtaken or self.stopping.is_set() or number >= self.policy.count:
                     return code
                 number += 1
-                self.note.tries.append(code)
+                self.note.failed_try(code, time.monotonic() - started, "")
                 pause = self.policy.pause(number)
                 how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
                 logger.warning(

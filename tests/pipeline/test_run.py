@@ -55,7 +55,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert sorted(run.stages) == sorted([*ALL, *["shard-part", "predict"] * 2]) and run.stages[-1] == "summary"
     version = latest(work).version
     place = work / "registry" / "digits" / version
-    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "version.json"}
+    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "openlineage.json", "version.json"}
     facts = json.loads((place / "version.json").read_text())
     assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.75 and facts["index_revision"] == 0
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
@@ -161,7 +161,7 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     assert "must inputs: " in run.log and "ViT-B-17" in run.log
     assert "the stage 'inputs' failed" in run.error and "Traceback" not in run.error
     page = run.artifacts["what_came_of_it"].read_text()
-    assert page.startswith("# Run failed: inputs: the input is wrong\n") and "the input is wrong · exit code 2" in page
+    assert page.startswith("# Run failed: inputs: the input is wrong\n") and "wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
     assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]
 

@@ -3,13 +3,14 @@
 import base64
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from must.runtime.notes import Facts, read_notes, stage_note
-from must.runtime.summary import leave_page, stage_table, summarize
+from must.runtime.summary import as_text, leave_page, stage_table, summarize
 from must_components.argo import exit_code_of, failures, is_refused
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
@@ -91,7 +92,7 @@ def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monke
     monkeypatch.setattr(server, "move", leave_and_move)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
-    assert "\n# Run failed: classifier: the input is wrong\n\n**Why**: " in out and "\nfailed: " not in out
+    assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
 
 
 def test_a_page_that_is_older_than_the_runs_notes_is_written_anew(server, waiting, capsys, monkeypatch):
@@ -111,9 +112,27 @@ def test_a_page_that_is_older_than_the_runs_notes_is_written_anew(server, waitin
     monkeypatch.setattr(server, "move", leave_and_move)
     assert waiting() == 0
     (run,) = server.stored["runs"].values()
-    assert "\n# Nothing new: promoted as r1\n" in capsys.readouterr().out
+    assert "\nNothing new: promoted as r1\n" in capsys.readouterr().out
     page = (Path(waiting.work) / "notes" / run["run_id"] / "summary.md").read_text()
     assert page.startswith("# Nothing new: promoted as r1\n")
+
+
+def test_the_page_is_printed_as_text(tmp_path):
+    """Nothing that Markdown needs, no link that leads nowhere from a terminal, and no line cut into pieces."""
+    long = "urlopen error [Errno 111] Connection refused; " + "x" * 200
+    with pytest.raises(SystemExit), stage_note(str(tmp_path), "inputs", run_id="7"):
+        os.write(2, f"a line\nmust inputs: a_registry does not answer (<{long}>)\n".encode())
+        raise SystemExit(75)
+    notes = read_notes(str(tmp_path), "7")
+    report = "[Report](artifacts/minio/x?y): stage *evaluate*, or `gs://b/r`\n\n[Report](https://a.b/c)\n\n"
+    page = summarize(str(tmp_path), "7", "FAILED", "must-pipeline submit --again 7").replace(
+        "| stage", report + "| stage", 1
+    )
+    text = as_text(page, notes)
+    assert text.startswith("Run failed: inputs: a dependency failed\n\nWhy: a_registry does not answer (<urlopen")
+    assert f"  must inputs: a_registry does not answer (<{long}>)\n" in text
+    assert "Report: stage evaluate, or gs://b/r\n\nReport (https://a.b/c)\n" in text
+    assert "\ninputs  failed  1      " in text and not set("`*|\\") & set(text)
 
 
 @pytest.fixture
@@ -147,7 +166,7 @@ def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_
     out = capsys.readouterr().out
     first, second = server.stored["runs"].values()
     assert f"the run {first['run_id']} was stopped, but not by a person: starting it again (2 restarts left)" in out
-    assert out.index("\n# Run stopped from outside") < out.index("\n# Promoted r1")
+    assert out.index("\nRun stopped from outside") < out.index("\nPromoted r1")
     assert second["display_name"] == f"{first['display_name']} again"
     assert second["runtime_config"] == first["runtime_config"]
     page = (Path(waiting.work) / "notes" / first["run_id"] / "summary.md").read_text().splitlines()

@@ -1,17 +1,21 @@
 """What stages leave for the run's summary, however they end."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from must.base import storage
 from must.data.format.index import load_index
-from must.runtime import notes, training
+from must.runtime import mirror, notes
+from must.runtime.mirror import mirrored
 from must.runtime.notes import read_notes, stage_note
-from must.runtime.summary import summarize
+from must.runtime.places import WorkUri
+from must.runtime.summary import delete_old, leave_page, summarize
 
 
 def stage(work, body):
@@ -38,14 +42,14 @@ def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
     [
         (
             "print('x'); raise SystemExit(75)",
-            "a dependency failed · exit code 75",
+            "a dependency failed (exit code 75)",
             "yes; training goes on from",
         ),
-        ("print('x'); raise SystemExit(2)", "the input is wrong · exit code 2", "after the input is corrected"),
-        ("print('x'); 1 / 0", "an error · exit code 1", "perhaps; training goes on"),
+        ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is corrected"),
+        ("print('x'); 1 / 0", "an error in the program or the machine (exit code 1)", "perhaps; training goes on"),
         (
             "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
-            "its pod is gone",
+            "its pod is lost, cause unknown",
             "yes; training goes",
         ),
     ],
@@ -65,7 +69,7 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
 
 SLOW_READERS = """\
 import threading, time
-from must.runtime.notes import Tail
+from must.runtime.tail import Tail
 add = Tail.add
 main = threading.current_thread()
 Tail.add = lambda tail, text: (time.sleep(0.1 * (threading.current_thread() is not main)), add(tail, text))
@@ -87,7 +91,7 @@ def test_a_traceback_stands_behind_what_was_printed_before_it(tmp_path):
 
 def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    body = "from must.runtime import notes\nnotes.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
+    body = "from must.runtime import tail\ntail.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
     stage(tmp_path, body + f"subprocess.Popen(['cat', {str(tmp_path / 'fifo')!r}])")
     (note,) = read_notes(str(tmp_path))
     assert note.state == "done" and note.lines == ["x"]
@@ -104,12 +108,73 @@ def test_runs_of_one_place_keep_their_notes_apart(tmp_path):
     assert "No stage left a note of a failure" in summary(tmp_path, run_id="c")
 
 
+def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp_path):
+    week = 7 * 86_400
+    for run_id, ages in {"old": [40, 30], "begun long ago": [40, 0], "new": [1]}.items():
+        for number, age in enumerate(ages):
+            with stage_note(str(tmp_path), f"stage{number}", run_id=run_id) as note:
+                note.started -= age * 86_400
+                note.seconds = 5
+            edit(WorkUri(str(tmp_path)).notes(run_id), number, seconds=5)
+    delete_old(str(tmp_path), time.time() - week)
+    assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
+
+
+@pytest.fixture
+def old_runs(tmp_path):
+    """A place with two runs of long ago."""
+    for run_id in ("r1", "r2"):
+        with stage_note(str(tmp_path), "stage0", run_id=run_id) as note:
+            note.started -= 40 * 86_400
+        edit(WorkUri(str(tmp_path)).notes(run_id), 0, seconds=5)
+    return tmp_path
+
+
+def test_two_runs_that_end_together_forget_the_same_notes(old_runs, monkeypatch, capsys):
+    read = storage.read_bytes
+
+    def gone(uri):
+        if "/r1/" in str(uri):
+            storage.delete_folder(str(uri).rpartition("/")[0])  # by the other one, between listing and reading
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", gone)
+    leave_page(str(old_runs), "7", "# Promoted")
+    assert [path.name for path in (old_runs / "notes").iterdir()] == ["7"] and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "what, error",
+    [
+        ("list_files", storage.TransientError("gs://b: no answer")),
+        ("read_bytes", storage.TransientError("gs://b: no answer")),
+        ("delete_folder", PermissionError(13, "Permission denied")),
+    ],
+)
+def test_notes_that_cannot_be_deleted_are_a_warning(old_runs, monkeypatch, capsys, what, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(storage, what, fails)
+    leave_page(str(old_runs), "7", "# Promoted")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("must: old runs' notes in ") and line.endswith(("Permission denied", "no answer"))
+    assert (old_runs / "notes/7/summary.md").exists()
+
+
+def edit(folder, number, **values):
+    """As a stage that ended when it began would have left it: the time of writing counts, and a test cannot wait."""
+    file = Path(folder) / f"stage{number}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_path):
     stage(tmp_path, "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     stage(tmp_path, "print('y'); raise SystemExit(1)")
     stage(tmp_path, "print('z'); raise SystemExit(2)")
     (note,) = read_notes(str(tmp_path))
-    assert note.tries == [None, 1] and "**Exit codes of earlier tries**: None, 1" in summary(tmp_path)
+    assert [one["code"] for one in note.tries] == [None, 1] and note.tries[1]["line"] == "y"
+    assert "**Tried**: 3 times; before: no exit code after" in summary(tmp_path)
     stage(tmp_path, "pass")
     assert "| train | done | 4 |" in summary(tmp_path)
 
@@ -134,9 +199,9 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, cap
 
 
 def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(bucket_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "COPY_EVERY_S", 0.05)
+    monkeypatch.setattr(mirror, "COPY_EVERY_S", 0.05)
     folder, place = tmp_path / "tensorboard", f"{bucket_server.uri}/curves"
-    with stage_note(bucket_server.uri, "train"), training.mirrored(str(folder), place):
+    with stage_note(bucket_server.uri, "train"), mirrored(str(folder), place):
         assert read_notes(bucket_server.uri)[0].state == "running"
         folder.mkdir()
         (folder / "events.out.tfevents.1").write_bytes(b"a")

@@ -24,11 +24,11 @@ HELD = (
     "must shard: /w/shards is being written by another `must shard` (run 1f2e-77, process 9 on node-2, since today); "
     "wait for it, or stop it, or choose another --output"
 )
-LOST = [None, 137]
+LOST = [{"code": None, "seconds": 61.0, "host": "node-1", "line": "step 12"}]
 
 
 def done(*stages, **facts):
-    return [Note(stage, "done", started=n, facts=Facts(**facts.get(stage, {}))) for n, stage in enumerate(stages)]
+    return [Note(stage, "done", started=n, facts=Facts.of(facts.get(stage, {}))) for n, stage in enumerate(stages)]
 
 
 def with_train(state, **values):
@@ -111,12 +111,12 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "# Run failed: classifier: the input is wrong",
     ),
     "its time limit": (
-        with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over (`timeouts` in cluster.yaml)",
+        with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over",
     ),
     "another run is writing there": (
         [*done("inputs"), Note("shard", "failed", started=3, code=73, tries=LOST, lines=[HELD])],
         "FAILED",
-        "# Run stopped: another run is writing to this work_uri",
+        "# Run stopped: another run, 1f2e-77, is writing to this work_uri",
     ),
     "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "FAILED", "# Run failed: train: an error"),
 }  # fmt: skip
@@ -150,20 +150,22 @@ def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state)
 def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
     leave(str(tmp_path / "good"), WAYS["promoted"][0])
     page = summarize(str(tmp_path / "good"), "7", "COMPLETE", "again")
-    assert "or `gs://b/work/notes/7/report.html` · run `7`" in page
+    assert "[Report](https://storage.cloud.google.com/b/work/notes/7/report.html) · run `7`" in page
     leave(str(tmp_path / "bad"), WAYS["killed, memory ran out, every time"][0])
     page = summarize(str(tmp_path / "bad"), "7", "FAILED", "again")
-    assert "Exit codes of earlier tries**: None, 137" in page and "memory may have run out" in page
+    assert "2 times; before: no exit code after 1 min 1 s" in page and "memory limit" in page
     assert "training starts over" in page
 
 
-def test_the_reason_is_whole_and_first(tmp_path):
+def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel(tmp_path):
     uri = "gs://my-bucket/" + "a_long_folder/" * 12 + "classes.yaml"
     line = f"must classifier: {uri}: no such file"
     leave(str(tmp_path), [*done("inputs"), Note("classifier", "failed", started=3, code=2, lines=["x", line])])
     page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
-    said = f"**Why**: {uri}: no such file · the input is wrong · exit code 2".replace("_", "\\_")
-    assert page[2] == said and page[page.index("```") + 1 : -1] == ["x", line]
+    said = f"**Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
+    assert page[2] == said
+    log = page[page.index("```") + 1 : -1]
+    assert max(map(len, log)) <= 66 and line in "".join(log)
 
 
 @pytest.mark.parametrize("signalled, word", [(0.0, "lost"), (12.0, "stopped")])
@@ -193,7 +195,7 @@ def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_an
 
 
 @pytest.mark.parametrize(
-    "there, said", [(["predict-1-of-2", "serve"], "predict-2-of-2"), ([], "predict-1-of-2, predict-2-of-2, serve")]
+    "there, said", [(["predict-1-of-2", "serve"], "predict-2-of-2"), ([], "predict-1-of-2 and 2 more")]
 )
 def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
     leave(str(tmp_path), done(*TRAINED, "promote", *there, gate=PASSED, promote={"version": "r0007"}))

@@ -14,7 +14,7 @@ from must.runtime.notes import read_notes
 from must.runtime.outcome import failing, failure_kind
 from must.runtime.places import WorkUri
 from must.runtime.stages import follow_ups
-from must.runtime.summary import SUMMARY_FILE, is_current, leave_page, summarize
+from must.runtime.summary import SUMMARY_FILE, as_text, is_current, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 from must_pipeline.server.workflows import Workflows
@@ -55,7 +55,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
         if state in OVER:
             workflow.exists()
-            code = report(run, state, current_page(run, work_uri, run_id, again), failures(workflow.latest))
+            code = report(run, state, text_of(run, work_uri, run_id, again), failures(workflow.latest))
             return Ending(code, state not in GOOD and is_lost(run, work_uri, run_id))
         missed = missed + 1 if workflow.is_gone() else 0
         if (stage := report_failures(run, workflow.latest, reported)) is not None:
@@ -149,18 +149,21 @@ def name_successor(work_uri: str, run_id: str, successor: str) -> None:
     title, _, body = page_of(work_uri, run_id).partition("\n")
     page = f"{title}\n\nStarted again as run `{successor}`, which goes on with its work.\n{body}"
     with suppress(ValueError, OSError):
-        leave_page(work_uri, run_id, page)
+        storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
 
 
-def current_page(run: Any, work_uri: str, run_id: str, again: str) -> str:
-    """The summary, '' if there is none. A summary that is older than the run's notes is written again first."""
+def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
+    """The summary as text, '' if there is none. A summary that is older than the run's notes is written again first."""
     page = page_of(work_uri, run_id)
-    with suppress(ValueError, OSError):  # this machine cannot read the notes, or not write the page
-        if page and not is_current(page, read_notes(work_uri, run_id)):
+    try:
+        notes = read_notes(work_uri, run_id) if page else []
+        if page and not is_current(page, notes):
             serve = ((run.runtime_config and run.runtime_config.parameters) or {}).get("serve", "none")
             page = summarize(work_uri, run_id, run.state, again, follow_ups(0, serve))
-            leave_page(work_uri, run_id, page)
-    return page
+            storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
+    except (ValueError, OSError):
+        notes = []
+    return as_text(page, notes) if page else ""
 
 
 def page_of(work_uri: str, run_id: str) -> str:
