@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from must.api.stages import call
 from must.base import storage
+from must.base.exits import line_of
 from must.base.files import METRICS_FILE
 from must.base.text import encoded
 from must.deploy.promote.promote import version_of
@@ -18,6 +19,7 @@ from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
 from must.runtime.answers import answers_may_decide
 from must.runtime.evaluation import accuracy, plain
+from must.runtime.lineage import write_lineage
 from must.runtime.notes import Facts, stage_note
 from must.runtime.outcome import WAITS
 from must.runtime.places import WorkUri
@@ -83,6 +85,10 @@ def promote(
         )  # fmt: skip
         registry = Registry(uri, model_name)
         registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
+        try:
+            write_lineage(work_uri, registry, latest.version)
+        except (ValueError, OSError) as error:  # only a warning: the model is promoted already
+            logger.warning(f"must promote: the version's lineage could not be written: {line_of(error)}")
         facts = {"version": latest.version, "registry": registry.uri_of(latest.version), **model_facts(bundle, details)}
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(facts, indent=1))
