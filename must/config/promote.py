@@ -43,7 +43,7 @@ class PromoteConfig(StageConfig):
     register: Literal["none", "mlflow", "kubeflow"] = param(
         "mlflow: also put it into the model registry of the server at MLFLOW_TRACKING_URI, as a new version with the "
         "ONNX folder and the metrics, and move the alias champion to it; kubeflow: tell the Kubeflow Model Registry at "
-        "MODEL_REGISTRY_URL of it, as a new version with the metrics and the ONNX folder's place",
+        "MODEL_REGISTRY_URL of it, as a new version with the metrics and the ONNX folder's place, labelled champion",
         "none",
         group="other registries",
     )

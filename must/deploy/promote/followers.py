@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
@@ -19,7 +20,6 @@ from must.base.storage import is_transient
 from must.base.text import printable
 from must.config import PromoteConfig
 from must.config.trackers import require_packages
-from must.deploy.promote.kubeflow_registry import KubeflowRegistry
 from must.method.train.trackers.base import reason
 from must.method.train.trackers.mlflow import address, experiment, mlflow_client
 
@@ -27,7 +27,25 @@ SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1"
 TIMEOUT = 30  # seconds
 
 
-def follower_of(config: PromoteConfig) -> "Follower | None":
+class Follower(Protocol):
+    """One model in an external registry. Its methods raise ValueError; TransientError where a retry may succeed."""
+
+    title: str  # of the registry, for log lines
+    name: str  # of the model in that registry
+
+    def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
+        """Creates the version unless it exists, and makes it the champion; returns its name in that registry.
+
+        Args:
+            onnx: the folder written by `must export`.
+            tags: of the version; `must.uri` is its URI in MUST's registry.
+        """
+
+    def move(self, version: str) -> str | None:
+        """Makes an existing version the champion; None if it does not exist: then the champion is not changed."""
+
+
+def follower_of(config: PromoteConfig) -> Follower | None:
     """The external registry of --register, or None. Sends it a request, so that an unreachable registry fails before
     anything is promoted.
     Raises ValueError: the registry cannot be used."""
@@ -39,13 +57,20 @@ def follower_of(config: PromoteConfig) -> "Follower | None":
         exists = storage.exists(storage.join(config.onnx, ONNX_FILE))
         require(exists, f"--onnx {config.onnx}: no {ONNX_FILE} there, which --register needs")
     name = config.register_name or config.name
-    return KubeflowRegistry(name) if config.register == "kubeflow" else MlflowRegistry(name)
+    if config.register == "kubeflow":
+        from must.deploy.promote.kubeflow_registry import KubeflowRegistry
+
+        return KubeflowRegistry(name)
+    return MlflowRegistry(name)
 
 
 def check_access(register: str, name: str) -> None:
     """Raises ValueError: the registry refuses access, or the environment has no address; TransientError where a retry
     may succeed."""
     if register == "kubeflow":
+        from must.deploy.promote.kubeflow_registry import KubeflowRegistry, address
+
+        address("register kubeflow")  # first: its error names the pipeline's parameter, not the flag
         KubeflowRegistry(name)
     elif register == "mlflow":
         check_mlflow()
@@ -92,8 +117,7 @@ TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_E
 
 
 class MlflowRegistry:
-    """The versions of one model in MLflow. The champion has the alias `champion`. Like KubeflowRegistry it has `title`,
-    the registry's name for log lines, and methods that raise ValueError; TransientError where a retry may succeed.
+    """The versions of one model in MLflow. The champion has the alias `champion`.
 
     A version in MLflow consists of a run's artifacts (the ONNX folder: model, labels, model card) and its metrics. It
     is created last, in one request, so that no version lacks its files. Its tag has the name of the version in MUST's
@@ -114,19 +138,12 @@ class MlflowRegistry:
         return next((entry.version for entry in versions if entry.tags.get(TAG) == version), None)
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Creates the version unless it exists, and makes it the champion; returns its name in that registry.
-
-        Args:
-            onnx: the folder written by `must export`.
-            tags: of the version; `must.uri` is its URI in MUST's registry.
-        """
         with mlflow_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
             number = self.find(version) or self.add(version, onnx, metrics, tags)
             self.client.set_registered_model_alias(self.name, ALIAS, number)
         return with_number(version, number)
 
     def move(self, version: str) -> str | None:
-        """Makes an existing version the champion; None if it does not exist: then the champion is not changed."""
         with mlflow_errors(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
             number = self.find(version)
             if number:
@@ -184,9 +201,6 @@ class MlflowRegistry:
         model.add_flavor("onnx", data=ONNX_FILE, providers=["CPUExecutionProvider"])
         model.save(str(folder / "MLmodel"))
         return (folder / CARD_FILE).read_text(encoding="utf-8") if (folder / CARD_FILE).exists() else ""
-
-
-Follower = MlflowRegistry | KubeflowRegistry
 
 
 def with_number(version: str, number: str) -> str:

@@ -1,13 +1,12 @@
 """Records promoted versions in a Kubeflow Model Registry: their metrics and the URI of their ONNX model.
 
 MUST's registry has the files; this one only has their URIs. It has no aliases, so the champion is recorded as a
-property of the registered model, `must.champion`.
+property of the registered model, `must.champion`, and as a label of the version, which the Kubeflow page shows.
 """
 
 import json
 import math
 import os
-import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,10 +27,8 @@ REGISTRY_URL = "MODEL_REGISTRY_URL"
 REGISTRY_TOKEN = "MODEL_REGISTRY_TOKEN"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"  # also a variable of the registry's own client
 ROOTS = ("/api/model_registry/v1", "/api/model_registry/v1alpha3")  # the newest first; both have the requests used here
-FLAG = "--register kubeflow"
-CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its URI
-REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
 TRIES, TIMEOUT = 5, 30  # of a request, and seconds of each
+PAGE_SIZE = 100  # entries per request
 
 
 class RefusedError(UserError):
@@ -49,15 +46,19 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def address() -> str:
-    """MODEL_REGISTRY_URL. Raises ValueError: it is not set, is no URL, or has a password in it."""
+def address(flag: str) -> str:
+    """MODEL_REGISTRY_URL. Raises ValueError: it is not set, or is no URL; the message begins with `flag`."""
     url = os.environ.get(REGISTRY_URL, "").rstrip("/")
-    match = re.fullmatch(r"https?://[^@\s]+", url)
-    require(
-        match is not None,
-        f"{FLAG}: set {REGISTRY_URL} to the http(s) address of the Kubeflow Model Registry, such as "
-        f"http://model-registry-service.kubeflow.svc:8080; a token goes into {REGISTRY_TOKEN}",
-    )
+    example = "such as http://model-registry-service.kubeflow.svc:8080"
+    require(bool(url), f"{flag}: set {REGISTRY_URL} to the Kubeflow Model Registry's address, {example}")
+    wrong = f"{flag}: {REGISTRY_URL} is no http(s) address, {example}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise UserError(wrong) from None
+    require(parts.scheme in ("http", "https") and bool(parts.netloc), wrong)
+    secret = f"{flag}: {REGISTRY_URL} holds a name or password; give a token in {REGISTRY_TOKEN}"
+    require("@" not in parts.netloc, secret)
     return url
 
 
@@ -73,102 +74,18 @@ def token() -> str:
         raise UserError(f"{TOKEN_FILE} {file}: no token to be read there") from None
 
 
-class KubeflowRegistry:
-    """The versions of one model there. Its methods raise ValueError; TransientError where a retry may succeed.
+class Api:
+    """One server. A failed request is retried; this is safe also for creating, as names are unique."""
 
-    A failed request is retried; this is safe also for creating, as names are unique.
-    """
-
-    title = "Kubeflow Model Registry"
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, flag: str) -> None:
         """Finds out which version of the API the server has.
         Raises ValueError: it is no such server, or refuses; TransientError if it does not respond."""
-        self.name = name
+        self.url, self.root = address(flag), ""
         self.opener = urllib.request.build_opener(NoRedirect)
-        with kubeflow_errors("nothing was promoted"):
-            self.url = address()
-            for self.root in ROOTS:
-                if self.find(REGISTERED_MODELS, pageSize="1") is not None:
-                    return
-            raise UserError(f"{self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
-
-    def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """The export's card becomes the description, `metrics` and `tags` the version's properties.
-        Raises ValueError: another version of that name is there."""
-        with kubeflow_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
-            uri = absolute(storage.join(tags[URI], "onnx"))
-            require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
-            model = self.model() or self.create(REGISTERED_MODELS, {"name": self.name}) or self.model()
-            assert model  # found, created, or created by another program
-            entry = self.version(model, version)
-            if not entry:
-                entry = self.create(VERSIONS, self.version_body(model, version, onnx, metrics, tags))
-                entry = entry or self.version(model, version)
-            assert entry
-            self.add_artifact(entry, uri)
-            self.set_champion(model["id"], entry)
-        return version
-
-    def move(self, version: str) -> str | None:
-        with kubeflow_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
-            model = self.model()
-            entry = self.version(model, version) if model else None
-            if model and entry:
-                self.set_champion(model["id"], entry)
-        return version if entry else None
-
-    def model(self) -> dict[str, Any] | None:
-        return self.find("registered_model", name=self.name)
-
-    def version(self, model: dict[str, Any], version: str) -> dict[str, Any] | None:
-        return self.find("model_version", name=version, parentResourceId=model["id"])
-
-    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """None: it exists already, for example because the response to an earlier try got lost."""
-        try:
-            return self.send("POST", path, body)
-        except RefusedError as error:
-            if error.status != 409:
-                raise
-            return None
-
-    def version_body(
-        self, model: dict[str, Any], version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]
-    ) -> dict[str, Any]:
-        card = storage.join(onnx, CARD_FILE)
-        description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
-        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        numbers = {name: {"metadataType": "MetadataDoubleValue", "double_value": x} for name, x in finite.items()}
-        texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty one is shown as a label
-        texts[URI] = text_value(absolute(tags[URI]))
-        return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
-                "description": description, "customProperties": numbers | texts}  # fmt: skip
-
-    def add_artifact(self, version: dict[str, Any], uri: str) -> None:
-        """Creates the version's only artifact (KServe's `model-registry://` would use the newest of several). It has
-        the name of the registered model, by which the registry's own client finds it.
-        Raises ValueError: the version has an artifact with another URI."""
-        query = {"name": self.name, "parentResourceId": version["id"]}
-        body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
-                "modelFormatName": "onnx", "modelFormatVersion": "1", **run_fields()}  # fmt: skip
-        artifact = self.find("model_artifact", **query)
-        artifact = artifact or self.create(f"{VERSIONS}/{version['id']}/artifacts", body)
-        artifact = artifact or self.find("model_artifact", **query)
-        current = artifact and artifact.get("uri")
-        require(
-            current == uri,
-            f"version {version['name']} of {self.name} is there already and is another model ({current}); "
-            "give another --version or --register-name",
-        )
-
-    def set_champion(self, model: str, champion: dict[str, Any]) -> None:
-        """Reads the model's properties first: a request replaces all of them, also those of other programs."""
-        path = f"{REGISTERED_MODELS}/{model}"
-        old = self.send("GET", path).get("customProperties") or {}
-        new = old | {CHAMPION: text_value(champion["name"])}
-        if new != old:
-            self.send("PATCH", path, {"customProperties": new})
+        for self.root in ROOTS:
+            if self.find("registered_models", pageSize="1") is not None:
+                return
+        raise UserError(f"{flag}: {self.url} is no Kubeflow Model Registry: it has neither {' nor '.join(ROOTS)}")
 
     def find(self, path: str, **query: str) -> dict[str, Any] | None:
         """The entry that matches, or None."""
@@ -178,6 +95,16 @@ class KubeflowRegistry:
             if error.status != 404:
                 raise
             return None
+
+    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+        page = ""
+        while True:
+            query = {"pageSize": str(PAGE_SIZE), **({"nextPageToken": page} if page else {})}
+            response = self.send("GET", f"{path}?{urllib.parse.urlencode(query)}")
+            yield from response["items"]
+            page = response["nextPageToken"]
+            if not page:
+                return
 
     def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The response's JSON.
@@ -214,8 +141,122 @@ def message_of(error: urllib.error.HTTPError) -> str:
     return printable(" ".join(str(text).split()), 300)
 
 
+FLAG = "--register kubeflow"
+CHAMPION_LABEL = "champion"  # of a version
+CHAMPION, URI = "must.champion", "must.uri"  # properties: of the model, the champion's name; of a version, its URI
+REGISTERED_MODELS, VERSIONS = "registered_models", "model_versions"
+
+
+class KubeflowRegistry:
+    """The versions of one model there. Its methods raise ValueError; TransientError where a retry may succeed."""
+
+    title = "Kubeflow Model Registry"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with kubeflow_errors("nothing was promoted"):
+            self.api = Api(FLAG)  # fails at once if the server does not respond
+            state = (self.model() or {}).get("state")
+        require(
+            state != "ARCHIVED",
+            f"{FLAG}: {name} is archived there; restore it, or give another --register-name; nothing was promoted",
+        )
+
+    def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
+        """The export's card becomes the description, `metrics` and `tags` the version's properties.
+        Raises ValueError: another version of that name is there."""
+        with kubeflow_errors(f"{version} is the champion of the registry, but not in Kubeflow's; run the same again"):
+            uri = absolute(storage.join(tags[URI], "onnx"))
+            require(storage.exists(storage.join(uri, ONNX_FILE)), f"{uri}: no {ONNX_FILE}, it was promoted without")
+            model = self.model() or self.create(REGISTERED_MODELS, {"name": self.name}) or self.model()
+            assert model  # found, created, or created by another program
+            entry = self.version(model, version)
+            if not entry:
+                entry = self.create(VERSIONS, self.version_body(model, version, onnx, metrics, tags))
+                entry = entry or self.version(model, version)
+            assert entry
+            self.add_artifact(entry, uri)
+            self.set_champion(model["id"], entry)
+        return version
+
+    def move(self, version: str) -> str | None:
+        with kubeflow_errors(f"{version} is the champion of the registry again; in Kubeflow's it was not changed"):
+            model = self.model()
+            entry = self.version(model, version) if model else None
+            if model and entry:
+                self.set_champion(model["id"], entry)
+        return version if entry else None
+
+    def model(self) -> dict[str, Any] | None:
+        return self.api.find("registered_model", name=self.name)
+
+    def version(self, model: dict[str, Any], version: str) -> dict[str, Any] | None:
+        return self.api.find("model_version", name=version, parentResourceId=model["id"])
+
+    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """None: it exists already, for example because the response to an earlier try got lost."""
+        try:
+            return self.api.send("POST", path, body)
+        except RefusedError as error:
+            if error.status != 409:
+                raise
+            return None
+
+    def version_body(
+        self, model: dict[str, Any], version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]
+    ) -> dict[str, Any]:
+        card = storage.join(onnx, CARD_FILE)
+        description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
+        numbers = {name: number_value(value) for name, value in metrics.items() if math.isfinite(value)}
+        texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty text would be a label
+        texts[URI] = text_value(absolute(tags[URI]))
+        return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
+                "description": description, "customProperties": numbers | texts}  # fmt: skip
+
+    def add_artifact(self, version: dict[str, Any], uri: str) -> None:
+        """Creates the version's only artifact (KServe's `model-registry://` would use the newest of several). It has
+        the name of the registered model, by which the registry's own client finds it.
+        Raises ValueError: the version has an artifact with another URI."""
+        query = {"name": self.name, "parentResourceId": version["id"]}
+        body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
+                "modelFormatName": "onnx", "modelFormatVersion": "1", **run_fields()}  # fmt: skip
+        artifact = self.api.find("model_artifact", **query)
+        artifact = artifact or self.create(f"{VERSIONS}/{version['id']}/artifacts", body)
+        artifact = artifact or self.api.find("model_artifact", **query)
+        current = artifact and artifact.get("uri")
+        require(
+            current == uri,
+            f"version {version['name']} of {self.name} is there already and is another model ({current}); "
+            "give another --version or --register-name",
+        )
+
+    def set_champion(self, model: str, champion: dict[str, Any]) -> None:
+        """Writes the champion to the model, then moves the label."""
+        self.update(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
+        for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
+            if version["id"] != champion["id"] and is_label(version, CHAMPION_LABEL):
+                self.update(f"{VERSIONS}/{version['id']}", {}, without=CHAMPION_LABEL)
+        self.update(f"{VERSIONS}/{champion['id']}", {CHAMPION_LABEL: text_value("")})
+
+    def update(self, path: str, properties: dict[str, Any], without: str = "") -> None:
+        """Reads the properties first: a request replaces all of them, also those of other programs."""
+        old = self.api.send("GET", path).get("customProperties") or {}
+        new = {name: value for name, value in old.items() if name != without} | properties
+        if new != old:
+            self.api.send("PATCH", path, {"customProperties": new})
+
+
+def is_label(version: dict[str, Any], name: str) -> bool:
+    """The Kubeflow page shows a property with an empty text as a label."""
+    return (version.get("customProperties") or {}).get(name, {}).get("string_value") == ""
+
+
 def text_value(value: str) -> dict[str, Any]:
     return {"metadataType": "MetadataStringValue", "string_value": value.replace("\0", "")}
+
+
+def number_value(value: float) -> dict[str, Any]:
+    return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
 
 
 def run_fields() -> dict[str, str]:
@@ -234,6 +275,8 @@ def kubeflow_errors(state: str) -> Iterator[None]:
     """Converts errors to one line that ends with `state`: what has been done so far."""
     try:
         yield
+    except TransientError as error:
+        raise TransientError(f"{FLAG}: {error}; {state}") from None
     except ValueError as error:
-        kind = TransientError if isinstance(error, TransientError) else UserError
-        raise kind(f"{FLAG}: {str(error).removeprefix(f'{FLAG}: ')}; {state}") from None
+        line = str(error).removeprefix(f"{FLAG}: ")
+        raise UserError(f"{FLAG}: {line}; {state}") from None

@@ -15,7 +15,8 @@ import io
 import json
 import re
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -45,6 +46,10 @@ class Latest:
     previous: tuple[str, ...] = ()
     moved: str = ""
     reason: str = ""
+
+
+class DamagedError(UserError):
+    """LATEST is damaged."""
 
 
 class OvertakenError(HeldError):
@@ -106,25 +111,37 @@ class Registry:
         """
         uri = self.uri_of(version, VERSION_FILE)
         storage.remove_leftovers(self.uri)
-        try:  # two promotions with the same weights and different ONNX files must not mix their files
+        with self.exclusive(version) as check:
+            generation = storage.generation(uri) or 0
+            description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
+            if generation:
+                description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
+                if not missing:
+                    return
+            files = dict(description["files"])
+            for folder, members in missing.items():
+                for source, name in members:
+                    files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
+            check()
+            for folder, members in missing.items():
+                if members:
+                    keep_only({name for _, name in members}, self.uri_of(version, folder))
+            storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
+
+    @contextmanager
+    def exclusive(self, version: str) -> Iterator[Callable[[], None]]:
+        """Locks the version for writing, so that two promotions with the same weights and different ONNX files do not
+        mix their files. Yields a function that raises if the lock was lost.
+        Raises TransientError: another program holds the lock, or has written the version."""
+        try:
             with locked(self.uri_of(version), PROMOTION) as check:
-                generation = storage.generation(uri) or 0
-                description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
-                if generation:
-                    description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
-                    if not missing:
-                        return
-                files = dict(description["files"])
-                for folder, members in missing.items():
-                    for source, name in members:
-                        files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
-                check()
-                for folder, members in missing.items():
-                    if members:
-                        keep_only({name for _, name in members}, self.uri_of(version, folder))
-                storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
-        except (HeldError, LockLostError, ConflictError) as error:
-            raise TransientError(f"{self.uri_of(version)}: another program writes it; run again ({error})") from None
+                yield check
+        except (HeldError, LockLostError) as error:
+            raise TransientError(str(error)) from None
+        except ConflictError:
+            raise TransientError(
+                f"{self.uri_of(version)}: another program wrote it at the same time; run again"
+            ) from None
 
     def missing(self, version: str, folders: Folders) -> Folders:
         """Those of `folders` that a complete version does not have.
@@ -167,14 +184,21 @@ class Registry:
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
         previous = before_last(version, old.previous) if back else (*old.previous, old.version)
-        new = Latest(version, tuple(v for v in previous if v)[-50:], now(), reason)
+        return self._move(Latest(version, tuple(v for v in previous if v)[-50:], now(), reason), generation)
+
+    def repair(self, version: str) -> Latest:
+        """Makes `version` the champion where LATEST is damaged; the earlier champions are not known any more."""
+        _, generation = storage.read_versioned(self.uri_of(LATEST))
+        return self._move(Latest(version, (), now(), "LATEST was damaged"), generation)
+
+    def _move(self, new: Latest, generation: storage.Generation) -> Latest:
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.uri_of(LATEST), content, generation)
         except ConflictError:
             raise OvertakenError(
-                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not "
+                f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
                 "the champion. Run again: it will be compared with the new champion"
             ) from None
         return new
@@ -211,7 +235,8 @@ def latest_of(data: bytes | None, uri: str) -> Latest:
         previous = tuple(below(version, uri) for version in content["previous"])
         return Latest(below(content["version"], uri), previous, content["moved"], content["reason"])
 
-    return storage.parse_object(data, parse, UserError(f"{uri} is damaged; delete it, and promote the champion again"))
+    damage = f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
+    return storage.parse_object(data, parse, DamagedError(damage))
 
 
 def read_version(uri: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Files of the registry, and files that promotion is given, which are damaged or of another kind: one line, code 2."""
 
+import json
+
 import pytest
 
 from must.api.cli import main
@@ -50,13 +52,13 @@ def test_a_foreign_file_is_one_line(place, tmp_path, capsys, text):
     assert place.decision("key") is None  # nothing is known: the run does its work
 
 
-@pytest.mark.parametrize("damage", ["", DEEP, '{"version": "x"}'], ids=range(3))
-def test_a_latest_that_is_damaged_is_made_again_as_its_line_says(place, tmp_path, capsys, damage):
+def test_a_latest_that_is_damaged_is_written_anew_as_its_line_says(place, tmp_path, capsys):
     version, there = place.latest().version, ["--registry", tmp_path / "registry", "--name", "d"]
-    (file := tmp_path / "registry" / "d" / "LATEST").write_text(damage)
-    promotion = ["promote", "--model", tmp_path / "model", *there]
-    for command in (["promote", "--rollback", *there], ["promote", "--list", *there], promotion):
-        assert "LATEST is damaged; delete it, and promote the champion again" in refused(capsys, *command)
-    file.unlink()
-    main([*map(str, promotion)])
-    assert place.latest().version == version
+    for damage in ("", DEEP, '{"version": "x"}'):
+        (tmp_path / "registry" / "d" / "LATEST").write_text(damage)
+        line = refused(capsys, "promote", "--rollback", *there)
+        assert "LATEST is damaged" in line and "--rollback --to" in line
+        assert f"there are: {version}" in refused(capsys, "promote", "--rollback", "--to", "other", *there)
+        main(["promote", "--rollback", "--to", version, *map(str, there)])
+        assert place.latest().version == version
+    assert json.loads((tmp_path / "registry" / "d" / "LATEST").read_text())["reason"] == "LATEST was damaged"

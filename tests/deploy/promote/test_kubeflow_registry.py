@@ -38,6 +38,10 @@ def refused(capsys, code, registry, *flags, name="digits"):
     return line
 
 
+def labelled(server):
+    return [row["name"] for row in server.rows["model_versions"] if "champion" in row["customProperties"]]
+
+
 def champion(server):
     (model,) = server.rows["registered_models"]
     return model["customProperties"]["must.champion"]["string_value"]
@@ -52,9 +56,9 @@ def test_a_promoted_model_is_read_back_with_metrics_and_the_place_of_its_files(
         promote(registry, "--model", bundle, *made, *FLAGS, "--champion", "none")
     assert capsys.readouterr().out.count("Kubeflow Model Registry: digits: r0003-") == 2
     (model,), (version,), (artifact,) = server.rows.values()
-    properties = version["customProperties"]
+    properties = {name: value for name, value in version["customProperties"].items() if name != "champion"}
     assert model["name"] == "digits" and champion(server) == version["name"] == latest(registry).version
-    assert version["description"] == "# A model card\n"
+    assert version["description"] == "# A model card\n" and labelled(server) == [version["name"]]
     assert properties["adapted/top1"] == {"metadataType": "MetadataDoubleValue", "double_value": 0.9}
     assert properties["must.git_revision"]["string_value"] == "abc" and "adapted/broken" not in properties
     place = f"file://{tmp_path}/registry/digits/{latest(registry).version}"
@@ -65,16 +69,18 @@ def test_a_promoted_model_is_read_back_with_metrics_and_the_place_of_its_files(
 
 
 def test_the_champion_follows_forward_and_back_and_others_properties_stay(server, registry, tmp_path, made, capsys):
-    versions = []
+    server.page_limit, versions = 1, []  # so that the versions take several pages
     for seed in range(3):
         promote(registry, "--model", make_bundle(tmp_path / str(seed), seed=seed), *made, *FLAGS)
         versions.append(latest(registry).version)
         theirs = {"team": {"metadataType": "MetadataStringValue", "string_value": "vision"}}
-        server.rows["registered_models"][0]["customProperties"] |= theirs
-        assert champion(server) == versions[-1]
+        for row in (server.rows["registered_models"][0], server.rows["model_versions"][-1]):
+            row["customProperties"] |= theirs
+        assert champion(server) == versions[-1] and labelled(server) == [versions[-1]]
     promote(registry, "--rollback", *FLAGS)
-    assert latest(registry).version == versions[1] == champion(server)
+    assert latest(registry).version == versions[1] == champion(server) and labelled(server) == [versions[1]]
     assert f"digits: the champion is {versions[1]}\n" in capsys.readouterr().out
+    assert all("team" in row["customProperties"] for row in server.rows["model_versions"])
     assert "team" in server.rows["registered_models"][0]["customProperties"]
 
 
@@ -102,8 +108,9 @@ def test_a_model_that_is_not_promoted_is_not_registered(server, registry, tmp_pa
     "url, code, message",
     [
         ("", 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
-        ("model-registry:8080", 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
-        ("http://me:secret@registry", 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
+        ("model-registry:8080", 2, "MODEL_REGISTRY_URL is no http(s) address"),
+        ("http://[registry", 2, "MODEL_REGISTRY_URL is no http(s) address"),
+        ("http://me:secret@registry", 2, "MODEL_REGISTRY_URL holds a name or password"),
         ("http://127.0.0.1:9", 75, "http://127.0.0.1:9 does not answer"),
     ],
 )
@@ -122,12 +129,16 @@ def test_an_address_that_is_none_is_named_and_nothing_is_promoted(
         (503, 75, "answers 503 to GET registered_models: in trouble"),
         (403, 2, "answers 403"),
         (302, 2, "answers 302"),
+        ("archived", 2, "digits is archived there"),
     ],
 )
 def test_what_a_server_refuses_is_known_before_anything_is_promoted(
     server, registry, tmp_path, made, capsys, fault, code, message
 ):
-    server.faults = [("GET", "/registered_models", fault)] * kubeflow_registry.TRIES
+    if fault == "archived":
+        server.post(["registered_models"], {}, {"name": "digits", "state": "ARCHIVED"})
+    else:
+        server.faults = [("GET", "/registered_models", fault)] * kubeflow_registry.TRIES
     line = refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
     assert message in line and "nothing was promoted" in line and not (tmp_path / "registry").exists()
 
@@ -169,7 +180,7 @@ def test_what_breaks_half_way_is_completed_by_the_same_again(server, registry, t
         assert line.endswith("is the champion of the registry, but not in Kubeflow's; run the same again")
     promote(registry, *flags)  # a lost answer alone is no reason to stop: the name is there once
     assert [len(rows) for rows in server.rows.values()] == [1, 1, 1]
-    assert champion(server) == latest(registry).version
+    assert champion(server) == latest(registry).version and labelled(server) == [latest(registry).version]
 
 
 def test_another_model_of_the_same_version_name_is_not_taken_for_ours(server, registry, tmp_path, made, capsys):
@@ -180,9 +191,9 @@ def test_another_model_of_the_same_version_name_is_not_taken_for_ours(server, re
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS, "--version", "v1"]
     line = refused(capsys, 2, registry, *flags)
     assert "version v1 of digits is there already and is another model (s3://elsewhere)" in line
-    assert all("must.champion" not in model["customProperties"] for model in server.rows["registered_models"])
+    assert not labelled(server)
     promote(registry, *flags, "--register-name", "Handwritten digits")
-    assert server.rows["registered_models"][-1]["customProperties"]["must.champion"]["string_value"] == "v1"
+    assert labelled(server) == ["v1"]
 
 
 def test_it_takes_no_torch_and_no_package_of_its_own(server, registry, tmp_path, made):
