@@ -16,6 +16,7 @@ from must.deploy.promote.followers import Follower, follower_of
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
     ONNX_FOLDER,
+    DamagedError,
     Folders,
     Latest,
     OtherOnnxError,
@@ -129,7 +130,12 @@ def tags_of(facts: dict[str, Any], registry: Registry, version: str) -> dict[str
 
 
 def roll_back(registry: Registry, to: str) -> Latest:
-    latest = registry.latest()
+    try:
+        latest = registry.latest()
+    except DamagedError:
+        if not to:
+            raise
+        return repair(registry, to)
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
     target = to or latest.previous[-1]
     require(
@@ -140,6 +146,14 @@ def roll_back(registry: Registry, to: str) -> Latest:
     moved = registry.set_champion(target, f"rolled back from {latest.version}", latest.version, back=True)
     logger.info(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
     return moved
+
+
+def repair(registry: Registry, to: str) -> Latest:
+    """Replaces a damaged LATEST."""
+    versions = [version["version"] for version in registry.versions()]
+    require(to in versions, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(versions) or 'none'}")
+    logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; earlier champions are not listed")
+    return registry.repair(to)
 
 
 def print_champion(registry: Registry) -> Latest:
