@@ -429,7 +429,6 @@ def serve(
     abstain: float = -1.0,
     host: Text = "127.0.0.1",
     batch_size: int = 32,
-    delay: float = 0.0,
     threads: int = 0,
     decoders: int = 0,
     max_body: float = 16.0,

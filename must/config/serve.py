@@ -53,12 +53,6 @@ class ServeConfig(StageConfig):
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True, between=(0, 65535))
     batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs", at_least=1)
-    delay: float = param(
-        "milliseconds that a forward pass waits for more images; those that come during one wait anyway",
-        0.0,
-        metavar="MS",
-        at_least=0,
-    )
     threads: int = defaults.threads()
     decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N", at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)

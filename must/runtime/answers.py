@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from must.api.stages import call
 from must.base import storage
@@ -116,13 +116,8 @@ def has_new_answers(work_uri: str, key: str) -> bool:
     return review is not None and len(review.answers(uri)) > count
 
 
-class Added(NamedTuple):
-    uri: str  # of the review's folder
-    text: str  # one line: what the answers measure
-
-
-def add_answers(work_uri: str, file: str, review_uri: str = "") -> Added:
-    """Adds a file of answers to the existing ones.
+def add_answers(work_uri: str, file: str, review_uri: str = "") -> str:
+    """Adds a file of answers to the existing ones; returns a line: the review's folder, and what its answers measure.
 
     Args:
         review_uri: folder of the review to which they belong; if '', the one that has most of the file's pictures.
@@ -141,7 +136,7 @@ def add_answers(work_uri: str, file: str, review_uri: str = "") -> Added:
     review = reviews[uri]
     read_answers(file, review.classes)  # raises ValueError: an answer with another class
     add(storage.join(uri, ANSWERS_FILE), storage.read_bytes(file))
-    return Added(uri, review.text(review.answers(uri)))
+    return f"{uri}: {review.text(review.answers(uri))}"
 
 
 def review_uris(work_uri: str) -> Iterator[str]:

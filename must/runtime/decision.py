@@ -12,7 +12,7 @@ from must.base import storage
 from must.base.exits import line_of
 from must.base.files import METRICS_FILE
 from must.base.text import encoded
-from must.deploy.promote.promote import LEFT_TO_PEOPLE, version_of
+from must.deploy.promote.promote import version_of
 from must.deploy.promote.registry import Latest, Registry, is_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
@@ -27,52 +27,23 @@ from must.runtime.training import origin
 
 logger = logging.getLogger(__name__)
 
+LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that people's answers may still change
+
 
 def gate(
     work_uri: str, *, bundle: str, details: str, registry_uri: str, model_name: str, key: str, champion: str,
     champion_uri: str, gate: str, settings: dict[str, Any], split: str, decision: str, page: str,
 ) -> Literal["promote", "ask", "stop"]:  # fmt: skip
-    """The stage: see `decide`."""
-    with stage_note(work_uri, "gate") as note:
-        result, note.facts = decide(
-            work_uri, bundle=bundle, details=details, registry=WorkUri(work_uri).registry(registry_uri),
-            model_name=model_name, key=key, champion=champion, champion_uri=champion_uri, gate=gate, settings=settings,
-            split=split, decision=decision, page=page,
-        )  # fmt: skip
-        note.result = f"{note.facts.outcome} ({result.gate})"
-    return "promote" if result.passed else "ask" if note.facts.outcome == WAITS else "stop"
-
-
-def decide(
-    work_uri: str,
-    *,
-    bundle: str,
-    details: str,
-    registry: str,
-    model_name: str,
-    key: str,
-    champion: str,
-    champion_uri: str,
-    gate: str,
-    settings: dict[str, Any],
-    split: str,
-    decision: str,
-    page: str,
-) -> tuple[Decision, Facts]:
-    """Runs the gate. If there is a champion, the model is also evaluated against it, and must pass that gate too.
+    """The stage. If there is a champion, the model is also evaluated against it, and must pass that gate too.
 
     The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume.
-
-    Returns:
-        The decision, and the facts for the summary: outcome, reasons, and the champion's accuracy if it was measured.
     """
-    facts = Facts()
-    against = "the zero-shot model"
-    if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
-        logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
-        champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
+    facts, against = Facts(), "the zero-shot model"
     metrics = storage.join(details, METRICS_FILE)
-    with tempfile.TemporaryDirectory() as folder:
+    with stage_note(work_uri, "gate") as note, tempfile.TemporaryDirectory() as folder:
+        if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
+            logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
+            champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
         if champion_uri and gate != "none":
             index_sha256 = read_metrics(metrics, "metrics").data.index_sha256
             call(
@@ -80,7 +51,7 @@ def decide(
                 index_sha256=index_sha256, split=split, output=folder,
             )  # fmt: skip
             against = f"the champion, {champion}"
-            champion_metrics = f"{folder}/metrics.json"
+            champion_metrics = f"{folder}/{METRICS_FILE}"
             facts = Facts(against=against, before=accuracy(read_metrics(champion_metrics, "metrics")).get("before"))
             if gate == "labelled":
                 metrics = champion_metrics
@@ -88,17 +59,17 @@ def decide(
         if champion_uri and gate in ("label-free", "reviewed"):
             result = against_champion(result, call("gate", metrics=champion_metrics, gate=gate, **settings))
             storage.write_bytes(decision, result.to_json())
-    waits = not result.passed and answers_may_decide(bundle, gate)
-    hint = "\nPeople's answers may decide: see the stage *review*.\n" if waits else ""
-    storage.write_bytes(page, encoded(as_markdown(result, against) + hint))
-    if not result.passed:
-        Registry(registry, model_name).decide(key, LEFT_TO_PEOPLE if waits else "stopped", result.reasons)
-        logger.info(
-            "the model is not promoted; it stays among this run's artifacts, and nothing changes in the registry"
-        )
-    outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
-    outcome = WAITS if waits else outcome
-    return result, replace(facts, outcome=outcome, reasons=result.reasons)
+        waits = not result.passed and answers_may_decide(bundle, gate)
+        hint = "\nPeople's answers may decide: see the stage *review*.\n" if waits else ""
+        storage.write_bytes(page, encoded(as_markdown(result, against) + hint))
+        if not result.passed:
+            registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
+            registry.decide(key, LEFT_TO_PEOPLE if waits else "stopped", result.reasons)
+            logger.info("the model is not promoted; it stays among this run's artifacts")
+        outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
+        note.facts = replace(facts, outcome=WAITS if waits else outcome, reasons=result.reasons)
+        note.result = f"{note.facts.outcome} ({result.gate})"
+    return "promote" if result.passed else "ask" if waits else "stop"
 
 
 def promote(

@@ -35,10 +35,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     from must.runtime.check import check_run
 
     check_run(values)
-    try:  # otherwise only the last stage would fail, hours later
-        check_access(values.get("register", "none"), values.get("model_name", "model"))
-    except ValueError as error:
-        raise type(error)(str(error).removesuffix("; nothing was promoted")) from None
+    check_access(values.get("register", "none"), values.get("model_name", "model"))  # used hours later
     if work_uri:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))

@@ -18,8 +18,8 @@ from must.base.files import DESCRIPTION_FILE
 from must.base.processes import end_with_parent
 from must.runtime.answers import select_by_answers
 from must.runtime.keepalive import stop_when_orphaned
-from must.runtime.mirror import mirrored
 from must.runtime.places import JobUri
+from must.runtime.training import mirrored
 
 
 def train_job(job: str) -> None:

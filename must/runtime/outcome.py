@@ -12,6 +12,7 @@ from must.base.lock import run_in
 from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
+NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run
 WAITS = "waits for answers"  # the outcome of a gate that leaves the decision to people
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 
@@ -95,7 +96,7 @@ def stopped(notes: dict[str, Note]) -> str:
 
 def nothing_new(notes: dict[str, Note]) -> str:
     facts = facts_of(notes, "champion")
-    return f"Nothing new: {facts.why or 'not trained'}" if facts.action == "nothing new" else ""
+    return f"Nothing new: {facts.why or 'not trained'}" if facts.action == NOTHING_NEW else ""
 
 
 GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (

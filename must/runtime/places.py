@@ -9,27 +9,28 @@ WORK_URI/shards                       of all runs, with index.json
          registry                     promoted models, unless the run has another registry_uri
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE
 
 
-@dataclass(frozen=True)
+class JobUri:
+    """The files that a TrainJob's launcher and its nodes exchange: their pods share no disk."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.description = storage.join(uri, "job.yaml")  # the parameters of training
+        self.classifier = storage.join(uri, CLASSIFIER_FILE)
+        self.bundle = storage.join(uri, "bundle")  # the model that the nodes write
+        self.sign = storage.join(uri, "launcher.json")  # the launcher's heartbeat
+
+
 class WorkUri:
     """A path that all stages can access, or gs://bucket/prefix."""
 
-    uri: str
-
-    @property
-    def shards(self) -> str:
-        return storage.join(self.uri, "shards")
-
-    @property
-    def every_runs_notes(self) -> str:
-        return storage.join(self.uri, "notes")
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.shards, self.models, self.reviews = (storage.join(uri, name) for name in ("shards", "models", "reviews"))
+        self.every_runs_notes = storage.join(uri, "notes")
 
     def notes(self, run_id: str) -> str:
         """The notes of one run. Runs without an id share one folder."""
@@ -38,19 +39,11 @@ class WorkUri:
     def classifier(self, key: str) -> str:
         return storage.join(self.uri, "classifiers", key)
 
-    @property
-    def models(self) -> str:
-        return storage.join(self.uri, "models")
-
     def checkpoints(self, key: str) -> str:
         return storage.join(self.uri, "checkpoints", key)
 
     def job(self, key: str) -> JobUri:
         return JobUri(storage.join(self.uri, "jobs", key))
-
-    @property
-    def reviews(self) -> str:
-        return storage.join(self.uri, "reviews")
 
     def review(self, key: str) -> str:
         return storage.join(self.reviews, key)
@@ -58,29 +51,3 @@ class WorkUri:
     def registry(self, registry_uri: str = "") -> str:
         """`registry_uri`, or the default if that is ''."""
         return registry_uri or storage.join(self.uri, "registry")
-
-
-@dataclass(frozen=True)
-class JobUri:
-    """The files that a TrainJob's launcher and its nodes exchange: their pods share no disk."""
-
-    uri: str
-
-    @property
-    def description(self) -> str:
-        """The parameters of training."""
-        return storage.join(self.uri, "job.yaml")
-
-    @property
-    def classifier(self) -> str:
-        return storage.join(self.uri, CLASSIFIER_FILE)
-
-    @property
-    def bundle(self) -> str:
-        """The model that the nodes write."""
-        return storage.join(self.uri, "bundle")
-
-    @property
-    def sign(self) -> str:
-        """The launcher's heartbeat."""
-        return storage.join(self.uri, "launcher.json")

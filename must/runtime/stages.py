@@ -4,27 +4,30 @@ A component passes the function itself to `supervised`, so that a type checker c
 library's exceptions. A stage without special facts for its note needs no function here: `library` runs it.
 """
 
+import hashlib
+import json
 import logging
 import os
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from must.api.stages import call
 from must.base import storage
-from must.base.files import INDEX_FILE, METRICS_FILE
+from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
 from must.base.lock import RUN_ID
+from must.base.records import record_of
 from must.config.part import parts_of
 from must.data.format.index import Index, load_index
-from must.deploy.promote.promote import Champion
-from must.deploy.promote.promote import champion as ask_registry
+from must.deploy.promote.registry import Registry
+from must.method.model.hub import OPEN_CLIP_WEIGHTS
+from must.method.train.provenance import run_key
 from must.runtime import answers
 from must.runtime.check import sharding_settings, training_settings
-from must.runtime.classifiers import classifier
-from must.runtime.decision import gate, model_facts, promote
+from must.runtime.decision import LEFT_TO_PEOPLE, gate, model_facts, promote
 from must.runtime.evaluation import evaluate
-from must.runtime.inputs import check_inputs
+from must.runtime.inputs import check_inputs, inputs_fingerprint
 from must.runtime.notes import Facts, read_notes, stage_note
+from must.runtime.outcome import NOTHING_NEW
 from must.runtime.places import WorkUri
 from must.runtime.training import train
 
@@ -116,20 +119,96 @@ def shard(
     return Sharded(result.sha256, uri, result.revision, count)
 
 
+CLASSIFIER_JSON = "classifier.json"
+
+
+@dataclass(frozen=True)
+class ClassifierRecord:
+    """`classes`: their number; `reused`: whether an earlier run made the file."""
+
+    sha256: str
+    classes: int
+    model_folder: str
+    reused: bool = False
+
+
+def classifier(
+    work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
+) -> ClassifierRecord:  # fmt: skip
+    """Writes the classifier file to `weights`: a copy of the file that an earlier run made of the same inputs, if that
+    is intact, else a new one; its model is written to WORK_URI/models.
+
+    The orchestrator's cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
+
+    Args:
+        fingerprint: a hash of the contents of class file and model; '' to compute it.
+    """
+    work = WorkUri(work_uri)
+    with stage_note(work_uri, "classifier") as note:
+        folder = work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained))
+        if (record := cached_classifier(folder, weights)) is not None:
+            note.result = f"{record.classes} classes, made by an earlier run"
+            return record
+        file = storage.join(folder, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator, without an extension
+        result = call(
+            "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models,
+        )  # fmt: skip
+        data = storage.read_bytes(file)
+        storage.write_bytes(weights, data)
+        record = ClassifierRecord(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
+        # written last: a folder without it is incomplete
+        storage.write_bytes(storage.join(folder, CLASSIFIER_JSON), json.dumps(asdict(record)).encode())
+        note.result = f"{record.classes} classes"
+    return record
+
+
+def cached_classifier(folder: str, weights: str) -> ClassifierRecord | None:
+    """Copies the cached file to `weights`; None if it or its model is missing, or does not match the record."""
+    try:
+        record = record_of(ClassifierRecord, json.loads(storage.read_bytes(storage.join(folder, CLASSIFIER_JSON))))
+        data = storage.read_bytes(storage.join(folder, CLASSIFIER_FILE))
+    except (FileNotFoundError, ValueError):
+        return None
+    model = [storage.join(record.model_folder, name) for name in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS)]
+    if hashlib.sha256(data).hexdigest() != record.sha256 or not all(map(storage.exists, model)):
+        return None
+    storage.write_bytes(weights, data)
+    return replace(record, reused=True)
+
+
+@dataclass(frozen=True)
+class Champion:
+    version: str  # 'none' before the first promotion
+    bundle: str  # its URI, or ''
+    key: str  # of this run's data and settings
+    action: str  # train, or nothing new
+
+
 def champion(
     work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
     settings: dict[str, Any], epochs: int, only_new: bool,
 ) -> Champion:  # fmt: skip
+    """Reads the registry, which may be empty.
+
+    Args:
+        only_new: do not train if there is a decision on a run with the same data, classes and settings, unless it was
+            left to people, whose answers have come since.
+    """
+    models = Registry(WorkUri(work_uri).registry(registry_uri), name)
     with stage_note(work_uri, "champion") as note:
-        best = ask_registry(
-            WorkUri(work_uri).registry(registry_uri), name, index_sha256, classifier,
-            training_settings(settings, preset, epochs), only_new,
-            answered=partial(answers.has_new_answers, work_uri),
-        )  # fmt: skip
-        note.result = "; ".join(best.reasons)
-        note.facts = Facts(action=best.action, why=best.reasons[-1].removeprefix("nothing new: "))
+        latest = models.latest().version
+        key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
+        decided = models.decision(key) if only_new else None
+        if decided and decided["outcome"] == LEFT_TO_PEOPLE and answers.has_new_answers(work_uri, key):
+            decided = None
+        note.result = f"champion: {latest or 'none yet'}"
+        if decided:
+            why = f"this data with these settings was {decided['outcome']} on {decided['at'][:10]}"
+            note.facts = Facts(action=NOTHING_NEW, why=why)
+            note.result += f"; nothing new: {why}"
         logger.info(note.result)
-    return best
+    bundle = models.bundle(latest) if latest else ""
+    return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else "train")
 
 
 def review(work_uri: str, *, key: str, bundle: str, classifier: str, output: str, link: str = "") -> dict[str, Any]:

@@ -1,18 +1,27 @@
-"""Training in one pod of the pipeline: its parameters, its checkpoint folder, its processes (with torchrun)."""
+"""Training in one pod of the pipeline: its parameters, its checkpoint folder, its processes (with torchrun).
+
+TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there.
+"""
 
 import hashlib
+import logging
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from must.api.stages import call
 from must.base import storage
-from must.base.exits import BUG, PREEMPTED, handling
+from must.base.background import every
+from must.base.exits import BUG, PREEMPTED, handling, line_of
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import child_environment
@@ -22,9 +31,10 @@ from must.method.train.provenance import run_key
 from must.runtime.answers import select_by_answers
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
-from must.runtime.mirror import mirrored
 from must.runtime.notes import stage_note
 from must.runtime.places import WorkUri
+
+logger = logging.getLogger(__name__)
 
 
 def number_of_processes(text: str) -> int:
@@ -62,34 +72,55 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
     return summary_at(values["output"])
 
 
+COPY_EVERY_S = 60.0  # seconds
+
+
+@contextmanager
+def mirrored(folder: str, uri: str) -> Iterator[None]:
+    """Copies TensorBoard's changed files while the block runs, and once more at its end. Does nothing if `uri` is ''.
+
+    A failed copy is only a warning: it must not stop the training.
+    """
+    if not uri:
+        yield
+        return
+    copy = partial(copy_changed, Path(folder), uri, {})
+    try:
+        with every(COPY_EVERY_S, copy):
+            yield
+    finally:
+        copy()
+
+
+def copy_changed(folder: Path, uri: str, sizes: dict[str, int]) -> None:
+    with suppress(FileNotFoundError):
+        for path in sorted(folder.rglob("*tfevents*")):
+            name, size = str(path.relative_to(folder)), path.stat().st_size
+            if sizes.get(name) == size:
+                continue
+            try:
+                storage.write_bytes(storage.join(uri, name), path.read_bytes())
+                sizes[name] = size
+            except (ValueError, OSError) as error:
+                logger.warning(f"must: {uri}: the curves could not be copied: {line_of(error)}")
+                return
+
+
 CHECKPOINT_SECONDS = 60  # between checkpoints: a pod that is preempted may have only half a second to save one
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """The run's parameters for training."""
+def job_values(
+    work_uri: str, index_sha256: str, classifier: str, preset: str, settings: dict[str, Any], epochs: int
+) -> tuple[str, dict[str, Any]]:
+    """A key, and the parameters of `must train` except `classifier` and `output`.
 
-    work_uri: str
-    index_sha256: str
-    classifier: str
-    preset: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 0
-
-    def decision_key(self) -> str:
-        """The key of this data with these settings in `champion`."""
-        return run_key(self.index_sha256, self.classifier, training_settings(self.settings, self.preset, self.epochs))
-
-    def job_values(self) -> tuple[str, dict[str, Any]]:
-        """A key, and the parameters of `must train` except `classifier` and `output`.
-
-        The key is different for each combination of data, classes and settings. It is part of the checkpoints' path:
-        a retry finds them, a different run does not.
-        """
-        values = training_settings(self.settings, self.preset, self.epochs)
-        key, work = run_key(self.index_sha256, self.classifier, values), WorkUri(self.work_uri)
-        inputs = {"shards": work.shards, "index_sha256": self.index_sha256, "checkpoints": work.checkpoints(key)}
-        return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
+    The key, also that of the decision on this run, is different for each combination of data, classes and settings. It
+    is part of the checkpoints' path: a retry finds them, a different run does not.
+    """
+    values = training_settings(settings, preset, epochs)
+    key, work = run_key(index_sha256, classifier, values), WorkUri(work_uri)
+    inputs = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}
+    return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
 @dataclass(frozen=True)
@@ -110,14 +141,13 @@ def train(
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "",
 ) -> Trained:  # fmt: skip
     """Trains, or resumes training."""
-    request = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
-    key, job = request.job_values()
+    key, job = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
-        job |= {"classifier": request.classifier, "output": output}
+        job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        select_by_answers(work_uri, request.decision_key(), output, request.classifier)
+        select_by_answers(work_uri, key, output, classifier)
         note.result = words_of_run(summary)
     return Trained(summary.to_dict(), origin(output))
 

@@ -34,8 +34,7 @@ def main() -> None:
 def answer(options: argparse.Namespace) -> None:
     """Raises ValueError: no such run, a run that does not wait for answers, or a file that has no answers."""
     if is_work_uri(options.run):
-        stored = add_answers(options.run, options.answers)
-        print(printable(f"{stored.uri}: {stored.text}"))
+        print(printable(add_answers(options.run, options.answers)))
         print("the next run with the same data and settings goes on with them: start it again (must-pipeline run "
               "or submit --again RUN_ID), or leave it to the schedule")  # fmt: skip
         return
@@ -45,8 +44,7 @@ def answer(options: argparse.Namespace) -> None:
     questions = [note.facts.place for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
     if not any(questions):
         raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
-    stored = add_answers(work_uri, options.answers, questions[-1])
-    print(printable(f"{stored.uri}: {stored.text}"))
+    print(printable(add_answers(work_uri, options.answers, questions[-1])))
     body = copy_of(kfp, run.run_id)
     body.display_name = f"{run.display_name} answered"
     name_successor(work_uri, run.run_id, start(kfp, body))

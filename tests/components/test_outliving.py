@@ -13,7 +13,7 @@ from must.method.model.bundle import load_description
 from must.runtime import keepalive
 from must.runtime.keepalive import keep_alive
 from must.runtime.places import WorkUri
-from must.runtime.training import TrainRequest
+from must.runtime.training import job_values
 from must_components.train_job import launcher
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.manifest import request
@@ -88,10 +88,10 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
     monkeypatch.setattr(keepalive, "SIGN_S", 0.2)
-    _, values = TrainRequest(
+    _, values = job_values(
         str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier,
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
-    ).job_values()  # fmt: skip
+    )  # fmt: skip
     job = WorkUri(str(work)).job("key")
     launcher.prepare(job, values, digits.classifier, "", {"work_uri": str(work), "key": "key"})
     wanted = request("must-key", two_nodes(), job.uri)

@@ -10,9 +10,9 @@ from must.base import storage
 from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.config import ClassifierConfig
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
-from must.runtime import classifiers
-from must.runtime.classifiers import ClassifierRecord, provide
+from must.runtime import stages
 from must.runtime.evaluation import figures, plain
+from must.runtime.stages import CLASSIFIER_JSON, ClassifierRecord
 from tests.evaluation.measured import MEASURED
 
 
@@ -29,13 +29,13 @@ def made(monkeypatch, tmp_path):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
         return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16")
 
-    monkeypatch.setattr(classifiers, "call", call)
+    monkeypatch.setattr(stages, "call", call)
     return contents
 
 
 def ask(work, output, key="k"):
     made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai"}
-    return provide(str(work), **made_of, fingerprint=key, weights=str(output))
+    return stages.classifier(str(work), **made_of, fingerprint=key, weights=str(output))
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
@@ -47,7 +47,7 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
     assert not ask(work, tmp_path / "c", key="other classes").reused and len(made) == 2
 
 
-@pytest.mark.parametrize("file", [CLASSIFIER_FILE, classifiers.CLASSIFIER_JSON])
+@pytest.mark.parametrize("file", [CLASSIFIER_FILE, CLASSIFIER_JSON])
 @pytest.mark.parametrize("damage", ["gone", "cut short", "empty"])
 def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
     ask(tmp_path, tmp_path / "a")

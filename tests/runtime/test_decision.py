@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from must.runtime.decision import decide, promote
+from must.runtime.decision import gate, promote
 from tests.deploy.promote.bundles import make_bundle, make_onnx
 from tests.evaluation.test_gate import better, metrics_of
 
@@ -22,18 +22,18 @@ def places(tmp_path, model):
 
 def ask(tmp_path, given, **champion):
     asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
-    registry, values = given["registry_uri"], {name: given[name] for name in given if name != "registry_uri"}
-    return decide(str(tmp_path / "work"), registry=registry, **values, **asked, **champion)
+    return gate(str(tmp_path / "work"), **given, **asked, **champion)
 
 
 def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
     others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
-    first, _ = ask(tmp_path, given, champion="none", champion_uri="")
+    assert ask(tmp_path, given, champion="none", champion_uri="") == "promote"
+    first = (tmp_path / "decision.json").read_text()
     version = promote(str(tmp_path), register="none", **given, **others, champion="none")["version"]
     uri = f"{given['registry_uri']}/digits/{version}/bundle"
-    again, facts = ask(tmp_path, given, champion=version, champion_uri=uri)
-    assert again == first and again.passed and facts.outcome == "passed"
+    assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
+    assert (tmp_path / "decision.json").read_text() == first
     assert promote(str(tmp_path), register="none", **given, **others, champion=version)["version"] == version
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
@@ -45,8 +45,8 @@ def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own
     for precision in ("fp32", "int8", "fp16", "fp16"):  # the last one: a retry
         made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
         uri = "" if version == "none" else f"{given['registry_uri']}/digits/{version}/bundle"
-        decision, _ = ask(tmp_path, given, champion=version, champion_uri=uri)
-        assert decision.passed and (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
+        assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
+        assert (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
         version = promote(str(tmp_path), register="none", **given, **others, champion=version)["version"]
         assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_bytes() == made
         seen.append(version)

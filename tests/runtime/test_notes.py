@@ -11,11 +11,11 @@ import pytest
 
 from must.base import storage
 from must.data.format.index import load_index
-from must.runtime import mirror, notes
-from must.runtime.mirror import mirrored
+from must.runtime import notes, training
 from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
 from must.runtime.summary import delete_old, leave_page, summarize
+from must.runtime.training import mirrored
 
 
 def stage(work, body):
@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_written_to_does_not_stop_the_stage(tmp_path, cap
 
 
 def test_notes_and_curves_go_to_a_bucket_while_the_stage_runs(bucket_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "COPY_EVERY_S", 0.05)
+    monkeypatch.setattr(training, "COPY_EVERY_S", 0.05)
     folder, place = tmp_path / "tensorboard", f"{bucket_server.uri}/curves"
     with stage_note(bucket_server.uri, "train"), mirrored(str(folder), place):
         assert read_notes(bucket_server.uri)[0].state == "running"

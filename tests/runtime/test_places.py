@@ -8,8 +8,8 @@ from must.runtime.places import WorkUri
 @pytest.mark.parametrize("root", ["/work", "gs://bucket/prefix"])
 def test_a_runs_things_lie_where_earlier_versions_left_them(root):
     work, job = WorkUri(root), WorkUri(root).job("k")
-    assert [work.shards, work.checkpoints("k"), work.classifier("k"), work.every_runs_notes, work.registry()] == [
-        f"{root}/{name}" for name in ("shards", "checkpoints/k", "classifiers/k", "notes", "registry")
+    assert [work.shards, work.checkpoints("k"), work.classifier("k"), work.registry()] == [
+        f"{root}/{name}" for name in ("shards", "checkpoints/k", "classifiers/k", "registry")
     ]
     assert work.models == f"{root}/models"
     assert (work.notes("7"), work.notes("")) == (f"{root}/notes/7", f"{root}/notes/run")

@@ -13,7 +13,7 @@ from must.method.model.bundle import summary_at
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Trained, TrainRequest, origin, words_of_run
+from must.runtime.training import Trained, job_values, origin, words_of_run
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
@@ -28,13 +28,12 @@ def train_on_nodes(
     Exits with the nodes' code (2, 75 or 1) and the job's last lines and events when it fails, with 75 when this process
     is stopped: then the job continues, unless the whole run is being stopped.
     """
-    training = TrainRequest(work_uri, index_sha256, classifier, preset, settings, epochs)
-    decision_key, (key, values) = training.decision_key(), training.job_values()
-    job = WorkUri(work_uri).job(key + answers_suffix(work_uri, decision_key))
+    key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
+    job = WorkUri(work_uri).job(key + answers_suffix(work_uri, key))
     name = job_name(job.uri)
     with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-        prepare(job, values, training.classifier, curves, {"work_uri": work_uri, "key": decision_key})
+        prepare(job, values, classifier, curves, {"work_uri": work_uri, "key": key})
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # hides a long warning about an unknown version
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"]), model_name).run()
         copy_bundle(job.bundle, output)

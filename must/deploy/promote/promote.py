@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from must.base import storage
@@ -28,7 +27,6 @@ from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import check_weights, load_description
 from must.method.model.provenance import Provenance
-from must.method.train.provenance import run_key
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ def promote(config: PromoteConfig) -> Latest:
     return add_version(registry, config, follower)
 
 
-def add_version(registry: Registry, config: PromoteConfig, follower: Follower | None = None) -> Latest:
+def add_version(registry: Registry, config: PromoteConfig, follower: Follower | None) -> Latest:
     description = load_description(config.model)
     decision = read_decision(config.decision) if config.decision else None
     require(
@@ -63,8 +61,9 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     )
     provenance = description.provenance
     version = config.version or version_of(config.model, provenance)
+    current = registry.latest().version
     require(
-        not decision or decision.outcome != NOTHING_KEPT or has_no_other_champion(registry, version),
+        not decision or decision.outcome != NOTHING_KEPT or not current or is_of(current, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -81,7 +80,6 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         "git_revision": provenance.git_revision,
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
-    current = registry.latest().version
     if not config.version and expected not in (None, current) and is_of(current, version):
         logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
         version = current
@@ -94,12 +92,6 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
         champion = follower.put(version, config.onnx, flatten(facts["metrics"]), tags_of(facts, registry, version))
         logger.info(f"{follower.title}: {follower.name}: {champion} is there, and the champion")
     return latest
-
-
-def has_no_other_champion(registry: Registry, version: str) -> bool:
-    """Whether there is no champion, or it is this model (the promotion is repeated)."""
-    latest = registry.latest().version
-    return not latest or is_of(latest, version)
 
 
 def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
@@ -168,10 +160,8 @@ def print_champion(registry: Registry) -> Latest:
     versions, latest = registry.versions(), registry.latest()
     for version in versions:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
-        score = "      " if top1 is None else f"{top1:6.1%}"
-        mark = "LATEST" if version["version"] == latest.version else ""
-        line = f"{version['version']}  {version['created']}  {score}  {version['backbone']}  {mark}"
-        logger.info(printable(line.rstrip()))
+        columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
+        logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
     if not latest.version:
         logger.info(f"{registry.uri}: no champion yet")
     return latest
@@ -192,46 +182,3 @@ def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
     """The metrics that the registry stores: those that are single numbers, by model."""
     models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
     return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}
-
-
-LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that people's answers may still change
-ACTION_TRAIN, NOTHING_NEW = "train", "nothing new"
-
-
-@dataclass(frozen=True)
-class Champion:
-    version: str  # 'none' before the first promotion
-    bundle: str  # its URI, or ''
-    key: str  # of this run's data and settings
-    action: str  # TRAIN or NOTHING_NEW
-    reasons: list[str]
-
-
-def champion(
-    registry: str,
-    name: str,
-    index_sha256: str,
-    classifier: str,
-    settings: dict[str, Any],
-    only_new: bool = False,
-    answered: Callable[[str], bool] = lambda key: False,
-) -> Champion:
-    """Reads the registry, which may be empty.
-
-    Args:
-        settings: parameters of the training component.
-        only_new: do not train if there is a decision on a run with the same data, classes and settings.
-        answered: whether there are new answers since the decision on a run of that key was left to people.
-    """
-    models = Registry(registry, name)
-    latest = models.latest().version
-    key = run_key(index_sha256, classifier, settings)
-    bundle = models.bundle(latest) if latest else ""
-    reasons = [f"champion: {latest or 'none yet'}"]
-    decided = models.decision(key) if only_new else None
-    if decided and decided["outcome"] == LEFT_TO_PEOPLE and answered(key):
-        decided = None
-        reasons.append("answers have come to what was left to people")
-    if decided:
-        reasons.append(f"nothing new: this data with these settings was {decided['outcome']} on {decided['at'][:10]}")
-    return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else ACTION_TRAIN, reasons)

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import threading
-from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -22,7 +21,6 @@ from must.method.answers.review import RANDOM
 
 SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
 LOSSLESS_SIDE = 200  # pixels of the longer side up to which nothing is lost in compression
-SMALL_IN_MEMORY = 2_000  # small pictures that are cached in memory, a few kilobytes each
 
 
 class Pictures:
@@ -31,15 +29,12 @@ class Pictures:
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
         self.lock = threading.Lock()  # for the reader, whose open files are shared
-        self.small = lru_cache(SMALL_IN_MEMORY)(lambda number: self.encode(number, SIDES["small"]))
 
     def get(self, number: int, size: str) -> tuple[bytes, str]:
         """`size` is one of SIDES. Raises ValueError: no such sample, or it cannot be decoded."""
         if not 0 <= number < len(self.reader):
             raise UserError("there is no such picture")
-        return self.small(number) if size == "small" else self.encode(number, SIDES[size])
-
-    def encode(self, number: int, side: int) -> tuple[bytes, str]:
+        side = SIDES[size]
         with self.lock:
             data = self.reader.image(number)
         image = decode(data, self.reader.index.max_pixels, shorter_side=side)

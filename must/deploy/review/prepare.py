@@ -20,7 +20,6 @@ from must.base.parameters import require
 from must.base.processes import cores
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
-from must.method.answers.estimate import share
 from must.method.answers.review import (
     FIRST_IMAGES,
     IMAGES_FILE,
@@ -43,7 +42,6 @@ from must.method.select.select import both_ends
 SIMILAR = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
-FOLDS = 5
 NumberedLabels = list[tuple[int, int]]  # (number in the split, class number), in the order of the review
 
 
@@ -102,14 +100,12 @@ class Teaching:
         self.index = {number: index for index, number in enumerate(images.numbers.tolist())}
         self.thread: threading.Thread | None = None
         self.closed = False
-        self.pending: tuple[NumberedLabels, NumberedLabels] | None = None
-        self.accuracy: list[float] = []  # (number of random answers, share of correct labels, its interval)
+        self.pending: NumberedLabels | None = None
         self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
 
-    def update(self, labels: NumberedLabels, drawn: NumberedLabels) -> None:
-        """`drawn`: those of `labels` about pictures that were drawn at random."""
+    def update(self, labels: NumberedLabels) -> None:
         with self.lock:
-            self.pending = labels, drawn
+            self.pending = labels
             if self.thread is None:
                 self.thread = threading.Thread(target=self.work, daemon=True)
                 self.thread.start()
@@ -136,25 +132,13 @@ class Teaching:
                 if self.pending is None or self.closed:
                     self.thread = None
                     return
-                (labels, drawn), self.pending = self.pending, None
+                labels, self.pending = self.pending, None
             self.changed = len(labels), self.count_changed(labels)
-            if self.pending is None and drawn and not self.closed:
-                self.accuracy = [len(drawn), *share(self.correct(drawn))]
 
     def count_changed(self, labels: NumberedLabels) -> int:
         changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
         changed[[self.index[number] for number, _ in labels]] = False
         return int(changed.sum())
-
-    def correct(self, labels: NumberedLabels) -> np.ndarray:
-        """Bool [A], by cross-validation: whether the refined label of each answered picture is correct when it is
-        computed from the answers of the other folds."""
-        correct = np.zeros(len(labels), bool)
-        for fold in range(FOLDS):
-            refined = self.images.refined(dict(pair for i, pair in enumerate(labels) if i % FOLDS != fold)).argmax(1)
-            for i in range(fold, len(labels), FOLDS):
-                correct[i] = int(refined[self.index[labels[i][0]]]) == labels[i][1]
-        return correct
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:
@@ -165,14 +149,13 @@ def prepare(config: ReviewConfig) -> tuple[Review, Images]:
 
 
 def compute_reviews(
-    config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int, int], None] = lambda *_: None
+    config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int], None] = lambda *_: None
 ) -> Iterator[tuple[Review, Images]]:
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
     few images or a review was `saved`. In a random order the pictures of the earlier review come first.
 
     Args:
-        pause: called before every batch with three numbers of images: computed, in this part, in all; may raise to
-            stop.
+        pause: called before every batch with two numbers of images: computed, in this part; may raise to stop.
     """
     bundle, zero_shot = both_ends(config.model, config.baseline)
     classes = bundle.description.classes
@@ -190,7 +173,7 @@ def compute_reviews(
             if not part:
                 continue
             source.numbers = part
-            progress = map(pause, count(0, source.batch_size), repeat(len(part)), repeat(len(every)))
+            progress = map(pause, count(0, source.batch_size), repeat(len(part)))
             features.append(
                 extract_features(
                     zero_shot.model, source, process.device, lambda images: [model(images)], partial(next, progress)

@@ -176,7 +176,6 @@ const say = (kind, label) => view === "ask" && picture && turn(async () => {
   const marked = !!(grid && grid.asking);
   const reply = await home.ask("answer", { number: picture.number, kind, label, also: [...also], grid: marked });
   if (marked) await nextMarked(); else show(reply);
-  $("note").textContent = reply.note || "";
 });
 const undo = () => !$("undo").disabled && turn(async () => {
   const reply = await home.ask("undo");
@@ -231,10 +230,9 @@ function accepting() {
 const open = (label) => !carried && turn(() => load(label));
 const accept = () => grid && view === "grid" && grid.pictures.length && turn(async () => {
   const right = grid.pictures.map(({ number }) => number).filter((number) => !wrong.has(number));
-  const reply = right.length ? await home.ask("answer", { kind: "label", label: grid.label, also: right, grid: true }) : {};
+  if (right.length) await home.ask("answer", { kind: "label", label: grid.label, also: right, grid: true });
   queue = [...wrong];
   await nextMarked();
-  $("note").textContent = reply.note || "";
 });
 async function nextMarked() {
   grid.asking = queue.length > 0;

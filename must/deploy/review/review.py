@@ -8,7 +8,6 @@ import shlex
 import socket
 import sys
 import threading
-import time
 import webbrowser
 from contextlib import closing, suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.session import Session
 from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
 from must.method.answers.book import add, read_answers
-from must.method.answers.review import FIRST_IMAGES, IMAGES_FILE, MODEL, RANDOM, REVIEW_FILE, Review, fingerprint
+from must.method.answers.review import IMAGES_FILE, MODEL, RANDOM, REVIEW_FILE, Review, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def review(config: ReviewConfig) -> None:
             return
         with listen(config.host, config.port) as listener:
             app = App(None, pictures, secrets.token_urlsafe(18))
-            with closing(Questions(config, app, saved, min(len(reader), config.images))) as questions:
+            with closing(Questions(config, app, saved)) as questions:
                 asyncio.run(serve_page(config, questions, listener))
 
 
@@ -94,10 +93,9 @@ class StoppedError(Exception):
 class Questions:
     """Computes the review in a thread: first of some images, so that questions can begin, then of all images."""
 
-    def __init__(self, config: ReviewConfig, app: App, saved: Review | None, images: int) -> None:
-        self.config, self.app, self.saved, self.images = config, app, saved, images
+    def __init__(self, config: ReviewConfig, app: App, saved: Review | None) -> None:
+        self.config, self.app, self.saved = config, app, saved
         self.stopped, self.teachings = False, list[Any]()
-        self.started, self.part_started = time.monotonic(), 0.0
 
     def close(self) -> None:
         """Ends all threads: none may compute while the program ends."""
@@ -138,17 +136,12 @@ class Questions:
             return
         commands = commands_of(self.config)
         self.app.session = Session(review, self.config.output, self.config.signature, teaching, commands=commands)
-        logger.info(f"must review: the first question is there after {time.monotonic() - self.started:.0f} s")
 
-    def check_stopped(self, done: int, part: int, every: int) -> None:
+    def check_stopped(self, done: int, part: int) -> None:
         """Updates the page's text of progress. Raises StoppedError: the program ends."""
         if self.stopped:
             raise StoppedError
-        if not done:
-            self.part_started = time.monotonic()
-        text = f"Looking at the first {part:,} of {counted(every, 'image')}: {done:,} done"
-        remaining = (time.monotonic() - self.part_started) / done * (part - done) if done else 0
-        self.app.wait = f"{text}; the first question comes in about {remaining + 1:.0f} s." if done else f"{text} ..."
+        self.app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
 
 
 def add_answers(config: ReviewConfig) -> None:
@@ -184,12 +177,6 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
     app = questions.app
     url = f"{url_of(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {url}"))
-    when = (
-        "at once"
-        if questions.saved
-        else f"after the first {FIRST_IMAGES} are looked at: seconds with a GPU, else a minute or so"
-    )
-    logger.info(printable(f"{counted(questions.images, 'image')}; questions begin {when}"))
     logger.info(
         printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
     )

@@ -10,16 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
-from must.base.text import counted
 from must.method.answers.book import Answer, append
 from must.method.answers.review import MODEL, RANDOM, Picture, Review
 
 if TYPE_CHECKING:
-    from must.deploy.review.prepare import NumberedLabels, Teaching
+    from must.deploy.review.prepare import Teaching
 
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
 ALL_OFFERED = 12  # classes up to which all of them are offered
@@ -27,7 +24,6 @@ ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
 GRID_PICTURES = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
-EARLIER = 50  # batches of answers of earlier runs that can be undone
 SORTS = ("sure", "doubtful", "differ")
 
 
@@ -53,8 +49,7 @@ class Session:
         self.set_review(review, teaching)
         groups = groupby(self.answers.values(), key=lambda answer: (answer.who, answer.when))
         numbers = {picture.sha256: picture.number for picture in review.pictures}
-        batches = [AnswerBatch("", tuple(numbers[answer.sha256] for answer in group)) for _, group in groups]
-        self.batches = batches[-EARLIER:]
+        self.batches = [AnswerBatch("", tuple(numbers[answer.sha256] for answer in group)) for _, group in groups]
 
     def set_review(self, review: Review, teaching: "Teaching | None") -> None:
         """Replaces the review by one of the same images or of more."""
@@ -66,8 +61,9 @@ class Session:
 
     def update_teaching(self) -> None:
         if self.teaching is not None:
-            known, drawn = (self.review.truth(self.answers, drawn=only) for only in (False, True))
-            self.teaching.update(pairs(*known), pairs(*drawn))
+            pictures, labels = self.review.truth(self.answers)
+            numbers = (picture.number for picture in pictures)
+            self.teaching.update(list(zip(numbers, labels.tolist(), strict=True)))
 
     def state(self, page: str = "") -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
@@ -188,8 +184,7 @@ class Session:
                 self.shown.pop(number, None)
             self.batches += [AnswerBatch(page, tuple(origins))] if origins else []
             self.update_teaching()
-            note = self.note(list(origins.values()), kind == "unsure")
-            return {"state": self.state(page), "picture": None if grid else self.offer(page), "note": note}
+            return {"state": self.state(page), "picture": None if grid else self.offer(page)}
 
     def origin_of(self, number: Any, grid: bool) -> str:
         """How the picture was selected: the field `how` of its answer. A picture drawn at random stays so, also when
@@ -199,14 +194,6 @@ class Session:
         if self.measures(self.picture(number)):
             return "random"
         return "grid" if grid else "random" if number in self.drawn else "chosen"
-
-    def note(self, origins: list[str], unsure: bool) -> str:
-        """A message to show at once about the new answers."""
-        picked = len(origins) - origins.count("random")
-        if unsure:
-            return "“Cannot tell” counts for nothing."
-        text = f"{counted(picked, 'answer')} for correcting labels only, left out of the accuracy: not drawn at random."
-        return text if picked else ""
 
     def line(self, number: int, origin: str, request: dict[str, Any]) -> dict[str, Any]:
         picture, kind = self.picture(number), request["kind"]
@@ -269,15 +256,8 @@ class Session:
                     ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
                     ["refined labels, without answers", *measured.refined],
                 ]  # fmt: skip
-            answers, *accuracy = (self.teaching is not None and self.teaching.accuracy) or (0,)
-            if rows and measured and answers == measured.answers:
-                rows.append(["refined labels, corrected by the other answers", *accuracy])
             return {
                 "state": state, "rows": rows, "measured": measured.answers if measured else 0,
                 "changed": self.teaching.changed if self.teaching is not None else None,
                 "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
             }  # fmt: skip
-
-
-def pairs(pictures: list[Picture], labels: np.ndarray) -> "NumberedLabels":
-    return [(picture.number, label) for picture, label in zip(pictures, labels.tolist(), strict=True)]

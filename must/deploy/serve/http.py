@@ -1,11 +1,9 @@
 """The server's HTTP API: an ASGI application with a few fixed addresses.
 
-    POST /classify, /v2/models/NAME/classify   the body is an image file; returns class names as JSON
-    POST /v2/models/NAME/infer                 the open inference protocol, JSON or with binary data
-    GET  /v2, /v2/models/NAME                  the metadata of the server and of the model
-    GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
-
-/versions/VERSION may follow NAME, for the version that is served.
+POST /classify                 the body is an image file; returns class names as JSON
+POST /v2/models/NAME/infer     the open inference protocol, JSON or with binary data
+GET  /v2, /v2/models/NAME      the metadata of the server and of the model
+GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
 """
 
 from __future__ import annotations
@@ -14,15 +12,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import must
 from must.base.storage.api import loads
 from must.deploy.serve.models import ServedModel
-from must.deploy.serve.predictions import PROTOCOL_EXTENSIONS, metadata_of, tensors, to_json
+from must.deploy.serve.predictions import metadata_of, tensor, to_json
 from must.deploy.serve.protocol import (
     InferRequest,
     Limits,
@@ -64,7 +61,7 @@ class Reply(NamedTuple):
 
 class App:
     def __init__(self, work: Work, name: str) -> None:
-        self.work, self.name = work, name
+        self.work, self.name, self.model_parts = work, name, ["v2", "models", name]
         self.large_json = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,9 +70,14 @@ class App:
         exchange = Exchange(self.work, dict(scope["headers"]), receive)
         start = time.perf_counter()
         try:
-            reply = await self.reply(scope, exchange)
+            reply = await self.route(scope, exchange)
         except ClientGone:
             return
+        except Refused as refused:
+            reply = refusal_reply(refused)
+        except Exception:  # a bug; the server logs it and continues
+            logger.exception("must serve: a request failed")
+            reply = refusal_reply(Refused(500, "internal error"))
         finally:
             exchange.close()  # before sending: a client that does not read the response must not hold memory
         if exchange.unread:
@@ -86,35 +88,17 @@ class App:
             self.work.metrics.requests.labels("http", str(reply.status)).inc()
             self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - (exchange.read_at or start))
 
-    async def reply(self, scope: Scope, exchange: Exchange) -> Reply:
-        """Raises ClientGone."""
-        try:
-            return await self.route(scope, exchange)
-        except ClientGone:
-            raise
-        except Refused as refused:
-            return refusal_reply(refused)
-        except Exception:  # a bug; the server logs it and continues
-            logger.exception("must serve: a request failed")
-            return refusal_reply(Refused(500, "internal error"))
-
     async def route(self, scope: Scope, exchange: Exchange) -> Reply:
-        """Raises Refused: no such address, or an error of the request's handler."""
+        """Raises Refused: no such address, or an error of the request's handler; ClientGone."""
         parts = scope["path"].strip("/").split("/")
-        method = scope["method"]
-        if method == "POST":
+        if scope["method"] == "POST":
             exchange.counts = True
             if parts == ["classify"]:
                 return await self.classify(scope, exchange)
-            if parts[:2] == ["v2", "models"] and len(parts) >= 4:
-                self.check_model(parts[2:-1])
-                if parts[-1] == "infer":
-                    return await self.infer(exchange)
-                if parts[-1] == "classify":
-                    return await self.classify(scope, exchange)
-            raise Refused(404, "no such address; POST to /classify or /v2/models/NAME/infer")
+            expect(parts == [*self.model_parts, "infer"], f"POST to /classify or /v2/models/{self.name}/infer", 404)
+            return await self.infer(exchange)
         exchange.unread = False
-        expect(method in ("GET", "HEAD"), "only GET and POST are allowed", 405)
+        expect(scope["method"] in ("GET", "HEAD"), "only GET and POST are allowed", 405)
         return self.get(parts)
 
     def get(self, parts: list[str]) -> Reply:
@@ -123,34 +107,18 @@ class App:
             self.work.metrics.megapixels.set(self.work.megapixels)
             self.work.metrics.body_bytes.set(self.work.held_bytes)
             return Reply(self.work.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
-        if parts in (["v2", "health", "live"], ["healthz"]):
+        if parts == ["v2", "health", "live"]:
             return Reply(as_json({"live": True}))
-        if parts == ["v2", "health", "ready"]:
-            return self.ready({"ready": self.work.ready})
+        if parts in (["v2", "health", "ready"], [*self.model_parts, "ready"]):
+            content = {"name": self.name, "ready": self.work.ready}
+            return Reply(as_json(content), status=200 if self.work.ready else 503)
         if parts in (["v2"], [""]):
             return Reply(
-                as_json({"name": "must-serve", "version": must.__version__, "extensions": PROTOCOL_EXTENSIONS})
+                as_json({"name": "must-serve", "version": must.__version__, "extensions": ["binary_tensor_data"]})
             )
-        if parts[:2] == ["v2", "models"] and len(parts) >= 3:
-            asks_ready = parts[-1] == "ready" and len(parts) > 3
-            self.check_model(parts[2:-1] if asks_ready else parts[2:])
-            if asks_ready:
-                return self.ready({"name": self.name, "ready": self.work.ready})
-            with self.work.models.borrow() as served:
-                return Reply(as_json(metadata_of(self.name, served)))
-        raise Refused(404, "no such address; /v2 says what this server is")
-
-    def ready(self, content: dict[str, Any]) -> Reply:
-        return Reply(as_json(content), status=200 if self.work.ready else 503)
-
-    def check_model(self, parts: list[str]) -> None:
-        """[NAME] or [NAME, "versions", VERSION]. Raises Refused: neither is served."""
-        expect(parts[0] == self.name, f"no model of that name; '{self.name}' is served", 404)
-        if len(parts) > 1:
-            expect(len(parts) == 3 and parts[1] == "versions", "no such address", 404)
-            current = self.work.models.current
-            version = current.version if current else ""
-            expect(parts[2] == version, f"version '{version}' is served, no other", 404)
+        expect(parts == self.model_parts, f"no such address; the model is at /v2/models/{self.name}", 404)
+        with self.work.models.borrow() as served:
+            return Reply(as_json(metadata_of(self.name, served)))
 
     async def classify(self, scope: Scope, exchange: Exchange) -> Reply:
         """The body is an image file, the query has parameters: top_k, abstain, embedding=1."""
@@ -165,7 +133,8 @@ class App:
         with self.work.models.borrow() as served:
             request = await self.read(data, exchange.headers, served)
             predictions = await cancel_on_disconnect(self.work.predict(request, served), exchange.receive)
-            return inference_reply(self.name, served.version, request, tensors(predictions, request.outputs))
+            results = [tensor(predictions, output) for output in request.outputs]
+            return inference_reply(self.name, served.version, request, results)
 
     async def read(self, data: bytes, headers: dict[bytes, bytes], served: ServedModel) -> InferRequest:
         """Raises Refused: the body does not follow the protocol, or other large bodies took too long."""
@@ -177,20 +146,14 @@ class App:
         view, limits = memoryview(data), self.work.limits(served)
         if length <= LARGE_JSON:
             return parse_request(view, length, limits)
-        async with self.large_json_turn():
-            return await asyncio.to_thread(parse_request, view, length, limits)
-
-    @asynccontextmanager
-    async def large_json_turn(self) -> AsyncIterator[None]:
-        """Only one large JSON body is parsed at a time: its Python objects take up to thirty times its bytes, which
-        max_memory does not count. Raises Refused: the wait is longer than `patience`."""
+        # One at a time: its Python objects take up to thirty times its bytes, which max_memory does not count.
         try:
             async with asyncio.timeout(self.work.config.patience):
                 await self.large_json.acquire()
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
         try:
-            yield
+            return await asyncio.to_thread(parse_request, view, length, limits)
         finally:
             self.large_json.release()
 
@@ -309,13 +272,13 @@ def parse(data: memoryview, most: int = FEWEST_VALUES) -> dict[str, Any]:
 def inference_reply(name: str, version: str, request: InferRequest, results: list[Tensor]) -> Reply:
     """The protocol's response: JSON, followed by the tensors that were requested as binary data."""
     outputs, blobs = [], []
-    for output, tensor in zip(request.outputs, results, strict=True):
-        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    for output, result in zip(request.outputs, results, strict=True):
+        entry: dict[str, Any] = {"name": result.name, "datatype": result.datatype, "shape": result.shape}
         if output.binary:
-            blobs.append(tensor.raw())
+            blobs.append(result.raw())
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
-            entry["data"] = tensor.plain()
+            entry["data"] = result.plain()
         outputs.append(entry)
     content = {"model_name": name, "model_version": version, "outputs": outputs}
     header = as_json(content | ({"id": request.id} if request.id else {}))

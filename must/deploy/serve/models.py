@@ -28,43 +28,50 @@ from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import STORED, OnnxClassifier, model_uri, stored_threshold
 from must.deploy.promote.registry import Registry
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.pictures import pixels_of
-from must.deploy.serve.protocol import Refused
+from must.deploy.serve.protocol import Refused, pixels_of
 
 Row = tuple[np.ndarray, "asyncio.Future[Any]"]
 
 
-class Batcher:
-    """A thread that takes single images from a queue and runs them through a model, at most `most` at a time.
+logger = logging.getLogger(__name__)
 
-    With `delay` 0 (seconds), an image that arrives while no pass runs is run at once, not held back for a larger batch.
+ONNX = f"onnx/{ONNX_FILE}"  # below a version of the registry
 
-    Args:
-        run: from the model's input [N, ...] to a sequence of N results.
-        loop: of the futures that get the results.
-        on_pass: called after every pass with the number of images, seconds.
+
+class ServedModel:
+    """A model, the thread that runs it, and the number of requests that use it.
+
+    The thread takes single images from a queue and runs them through the model, at most `batch_size` at a time. An
+    image that arrives while no pass runs is run at once, not held back for a larger batch.
     """
 
-    def __init__(
-        self,
-        run: Callable[[np.ndarray], Any],
-        loop: asyncio.AbstractEventLoop,
-        most: int,
-        delay: float = 0,
-        on_pass: Callable[[int, float], None] = lambda images, seconds: None,
-    ) -> None:
-        self.run, self.loop, self.most, self.delay, self.on_pass = run, loop, most, delay, on_pass
+    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig, where: str) -> None:
+        self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
+        self.view = EvalView(classifier.preprocess)
+        self.max_pixels = int(config.max_pixels * 1e6)
+        stored = stored_threshold(classifier.metadata, where) or 0.0
+        self.threshold = stored if config.abstain == STORED else config.abstain
+        self.users, self.retired = 0, False
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self.work, name="forward", daemon=True)
-        self.thread.start()
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_pass: Callable[[int, float], None]) -> None:
+        """Starts the thread.
+
+        Args:
+            loop: of the futures that get the results.
+            on_pass: called after every pass with the number of images, seconds.
+        """
+        self.loop, self.on_pass = loop, on_pass
+        threading.Thread(target=self.work, name="forward", daemon=True).start()
 
     def put(self, row: np.ndarray, future: asyncio.Future[Any]) -> None:
         """From any thread: `future` will get the result for `row`, or the error of its pass."""
         self.queue.put((row, future))
 
-    def close(self) -> None:
-        """Ends the thread when the queue is processed."""
-        self.queue.put(None)
+    def close_if_unused(self) -> None:
+        """Ends the thread when the queue is processed, if the model is retired and no request uses it."""
+        if self.retired and not self.users:
+            self.queue.put(None)
 
     def work(self) -> None:
         while (first := self.queue.get()) is not None:
@@ -78,11 +85,9 @@ class Batcher:
     def gather(self, first: Row) -> tuple[list[Row], bool]:
         """(the rows of one pass, whether the queue ended)."""
         rows = [first]
-        until = time.monotonic() + self.delay if self.delay else 0.0
-        while len(rows) < self.most:
-            timeout = until - time.monotonic() if self.delay else 0.0
+        while len(rows) < self.batch_size:
             try:
-                row = self.queue.get(timeout=timeout) if timeout > 0 else self.queue.get_nowait()
+                row = self.queue.get_nowait()
             except Empty:
                 break
             if row is None:
@@ -99,36 +104,6 @@ class Batcher:
             results = error
         self.on_pass(len(rows), time.perf_counter() - start)
         self.loop.call_soon_threadsafe(deliver, [future for _, future in rows], results)
-
-
-def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:
-    """In the event loop: each future gets its result, or all of them the error."""
-    for number, future in enumerate(futures):
-        if future.done():
-            continue
-        if isinstance(results, Exception):
-            future.set_exception(results)
-        else:
-            future.set_result(results[number])
-
-
-logger = logging.getLogger(__name__)
-
-ONNX = f"onnx/{ONNX_FILE}"  # below a version of the registry
-REMINDER = 60.0  # seconds between two equal log lines about a registry
-
-
-class ServedModel:
-    """A model with the thread that runs it, and the number of requests that use it."""
-
-    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig, where: str) -> None:
-        self.version, self.classifier = version, classifier
-        self.view = EvalView(classifier.preprocess)
-        self.max_pixels = int(config.max_pixels * 1e6)
-        stored = stored_threshold(classifier.metadata, where) or 0.0
-        self.threshold = stored if config.abstain == STORED else config.abstain
-        self.users, self.retired = 0, False
-        self.batcher: Batcher | None = None
 
     def row(self, image: bytes | np.ndarray) -> np.ndarray:
         """One image as the graph's input. Raises Refused: a file that cannot be read."""
@@ -147,12 +122,12 @@ class ServedModel:
         probability, embedding = self.classifier.run(rows, self.classifier.dimensions > 0)
         return [(row, None if embedding is None else embedding[number]) for number, row in enumerate(probability)]
 
-    def try_out(self, most: int) -> None:
-        """Runs a pass of one image and one of `most`, to test the memory and the outputs.
+    def try_out(self) -> None:
+        """Runs a pass of one image and a full one, to test the memory and the outputs.
         Raises ValueError: a pass fails, or its outputs are not probabilities."""
         size = self.classifier.preprocess.size
         blank = self.row(np.full((size, size, 3), 127, np.uint8))
-        for images in (1, most):
+        for images in (1, self.batch_size):
             try:
                 results = self.run(np.stack([blank] * images))
             except Exception as error:  # onnxruntime's own exception classes are private
@@ -160,9 +135,16 @@ class ServedModel:
             total = sum(float(row.sum()) for row, _ in results) / images
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
 
-    def close_if_unused(self) -> None:
-        if self.retired and not self.users and self.batcher:
-            self.batcher.close()
+
+def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:
+    """In the event loop: each future gets its result, or all of them the error."""
+    for number, future in enumerate(futures):
+        if future.done():
+            continue
+        if isinstance(results, Exception):
+            future.set_exception(results)
+        else:
+            future.set_result(results[number])
 
 
 class OneModel:
@@ -216,7 +198,7 @@ class Models:
     def __init__(self, source: OneModel | Champion, config: ServeConfig, metrics: Metrics) -> None:
         self.source, self.config, self.metrics = source, config, metrics
         self.current: ServedModel | None = None
-        self.last_log: tuple[str, float] = ("", 0.0)  # line, time
+        self.last_log = ""
 
     @contextmanager
     def borrow(self) -> Iterator[ServedModel]:
@@ -237,9 +219,7 @@ class Models:
         served = await asyncio.to_thread(self.load, old.version if old else "")
         if served is None:
             return False
-        loop = asyncio.get_running_loop()
-        batch_size, delay = self.config.batch_size, self.config.delay / 1000
-        served.batcher = Batcher(served.run, loop, batch_size, delay, self.metrics.observe_pass)
+        served.start(asyncio.get_running_loop(), self.metrics.observe_pass)
         self.current = served
         self.metrics.model.clear()
         self.metrics.model.labels(served.version).set(1)
@@ -256,28 +236,23 @@ class Models:
         if not newest or newest == version:
             return None
         served = ServedModel(newest, self.source.load(newest), self.config, newest)
-        served.try_out(self.config.batch_size)
+        served.try_out()
         return served
 
     async def follow(self, seconds: float) -> None:
         """Looks for a newer version for ever. Logs errors and tries again."""
         while True:
-            await self.attempt()
+            try:
+                if not await self.refresh() and self.current is None:
+                    self.log("there is no champion yet; waiting for the first promotion")
+            except Exception as error:  # e.g. an unreachable bucket or a damaged version: the current model stays
+                self.metrics.swap_failures.inc()
+                current = f"; serving {self.current.version}" if self.current else ""
+                self.log(f"cannot load the newest version: {' '.join(str(error).split())}{current}")
             await asyncio.sleep(seconds)
 
-    async def attempt(self) -> None:
-        try:
-            if not await self.refresh() and self.current is None:
-                self.log("there is no champion yet; waiting for the first promotion", again=True)
-        except Exception as error:  # e.g. an unreachable bucket or a damaged version: the current model stays
-            self.metrics.swap_failures.inc()
-            current = f"; serving {self.current.version}" if self.current else ""
-            self.log(f"cannot load the newest version: {' '.join(str(error).split())}{current}", again=True)
-
-    def log(self, line: str, again: bool = False) -> None:
-        """Logs a line; with `again`, not if the last line was the same and less than REMINDER seconds ago."""
-        now = asyncio.get_running_loop().time()
-        if again and line == self.last_log[0] and now - self.last_log[1] < REMINDER:
-            return
-        self.last_log = (line, now)
-        logger.warning(f"must serve: {printable(line, 2000)}")
+    def log(self, line: str) -> None:
+        """Logs a line, unless it is the last one again."""
+        if line != self.last_log:
+            self.last_log = line
+            logger.warning(f"must serve: {printable(line, 2000)}")

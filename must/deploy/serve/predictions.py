@@ -33,10 +33,6 @@ class Predictions:
         return self.probability.max(axis=1) < self.threshold
 
 
-def tensors(predictions: Predictions, outputs: list[Output]) -> list[Tensor]:
-    return [tensor(predictions, output) for output in outputs]
-
-
 def tensor(predictions: Predictions, output: Output) -> Tensor:
     images, classes = predictions.probability.shape
     if output.name == "class":  # an empty name: the model abstained
@@ -52,23 +48,10 @@ def tensor(predictions: Predictions, output: Output) -> Tensor:
         return Tensor(output.name, "FP32", list(best.shape), np.take_along_axis(predictions.probability, best, axis=1))
     if output.name == "abstained":
         return Tensor(output.name, "BOOL", [images], predictions.abstained)
-    if output.name == "probability" and output.classification:
-        return classification(predictions, min(output.classification, classes))
     if output.name == "probability":
         return Tensor(output.name, "FP32", [images, classes], predictions.probability)
     assert predictions.embedding is not None  # `Work.predict` refuses outputs that the model does not have
     return Tensor(output.name, "FP32", list(predictions.embedding.shape), predictions.embedding)
-
-
-def classification(predictions: Predictions, count: int) -> Tensor:
-    """Triton's classification extension: strings "probability:number:class", best first."""
-    best = np.argsort(-predictions.probability, axis=1, kind="stable")[:, :count]
-    strings = [
-        encoded(f"{predictions.probability[row, number]:f}:{number}:{' '.join(predictions.classes[number].split())}")
-        for row, numbers in enumerate(best)
-        for number in numbers
-    ]
-    return Tensor("probability", "BYTES", [len(best), count], strings)
 
 
 def to_json(predictions: Predictions, row: int) -> dict[str, Any]:
@@ -89,31 +72,23 @@ def to_json(predictions: Predictions, row: int) -> dict[str, Any]:
     return content
 
 
-PROTOCOL_EXTENSIONS = ["binary_tensor_data", "classification"]
-
-
-def tensors_of(served: ServedModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(inputs, outputs) in the protocol's metadata format; -1: the number of images, or top_k."""
-    classes = len(served.classifier.classes)
+def metadata_of(name: str, served: ServedModel) -> dict[str, Any]:
+    """The protocol's metadata of the model; -1 in a shape: the number of images, or top_k."""
+    classes = served.classifier.classes
     outputs = [
         {"name": "class", "datatype": "BYTES", "shape": [-1, -1]},
         {"name": "top_probability", "datatype": "FP32", "shape": [-1, -1]},
         {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
-        {"name": "probability", "datatype": "FP32", "shape": [-1, classes]},
+        {"name": "probability", "datatype": "FP32", "shape": [-1, len(classes)]},
     ]
     if dimensions := served.classifier.dimensions:
         outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]})
-    return [{"name": "image", "datatype": "BYTES", "shape": [-1]}], outputs
-
-
-def metadata_of(name: str, served: ServedModel) -> dict[str, Any]:
-    inputs, outputs = tensors_of(served)
     size = served.classifier.preprocess.size
     return {
         "name": name,
         "versions": [served.version],
         "platform": "onnxruntime_onnx",
-        "inputs": inputs,
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
         "outputs": outputs,
-        "parameters": {"classes": served.classifier.classes, "size": size, "threshold": served.threshold},
+        "parameters": {"classes": classes, "size": size, "threshold": served.threshold},
     }

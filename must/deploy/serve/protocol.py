@@ -1,4 +1,4 @@
-"""The open inference protocol (v2): parses and validates requests, and encodes tensors."""
+"""The open inference protocol (v2): parses and validates requests and their pictures, and encodes tensors."""
 
 import base64
 import binascii
@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from must.base.errors import TransientError
 from must.base.text import printable
+from must.data.image.cost import cost, refusal
+from must.data.image.decode import decode_view
+from must.data.image.headers.base import Cost
+from must.data.image.preprocess import EvalView
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
 
@@ -116,10 +121,9 @@ OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "embedding")
 
 @dataclass(frozen=True)
 class Output:
-    """A requested tensor. `classification` (Triton's extension): the number of strings "probability:number:class"."""
+    """A requested tensor."""
 
     name: str
-    classification: int = 0
     binary: bool = False
 
 
@@ -159,10 +163,9 @@ def read_request(request: Mapping[str, Any], blob: memoryview, limits: Limits) -
         raw, blob = blob[:size], blob[size:]
     expect(not len(blob), f"{len(blob)} bytes follow the request that belong to no input")
     images = read_images(tensor, raw, limits)
-    general = mapping(request.get("parameters"), '"parameters"')
-    return InferRequest(
-        images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=short_text(request, "id")
-    )
+    general, name = mapping(request.get("parameters"), '"parameters"'), request.get("id", "")
+    expect(isinstance(name, str) and len(name) <= 200, '"id" must be a short string')
+    return InferRequest(images, read_outputs(request.get("outputs"), general), **read_parameters(general), id=name)
 
 
 def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limits) -> list[bytes] | np.ndarray:
@@ -181,7 +184,9 @@ def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limit
         expect(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
         if raw is not None:
             return byte_strings(raw, shape[0], where)
-        flat = flattened(data, where)
+        expect(isinstance(data, list), f'{where}: "data" must be a list')
+        assert isinstance(data, list)
+        flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]  # ["a"] or [["a"]]
         expect(len(flat) == shape[0], f"{where}: {len(flat)} strings, its shape says {shape[0]}")
         return [from_base64(item) for item in flat]
     check_pixels(datatype, shape, limits)
@@ -205,7 +210,7 @@ def read_outputs(entries: Any, general: Mapping[str, Any]) -> list[Output]:
     """The requested outputs, or DEFAULT_OUTPUTS."""
     binary, names = general.get("binary_data_output") is True, ", ".join(OUTPUTS)
     if not entries:
-        return [Output(name, 0, binary) for name in DEFAULT_OUTPUTS]
+        return [Output(name, binary) for name in DEFAULT_OUTPUTS]
     expect(isinstance(entries, list) and len(entries) <= len(OUTPUTS), f'"outputs" may be a list of {names}')
     outputs = []
     for entry in entries:
@@ -213,9 +218,7 @@ def read_outputs(entries: Any, general: Mapping[str, Any]) -> list[Output]:
         name = entry.get("name")
         expect(isinstance(name, str) and name in OUTPUTS, f"an output is one of {names}")
         parameters = mapping(entry.get("parameters"), "an output's parameters")
-        count = parameters.get("classification", 0)
-        expect(type(count) is int and 0 <= count < 1 << 31, "classification must be a number of classes")
-        outputs.append(Output(name, count, parameters.get("binary_data", binary) is True))
+        outputs.append(Output(name, parameters.get("binary_data", binary) is True))
     expect(len({output.name for output in outputs}) == len(outputs), "an output is asked for twice")
     return outputs
 
@@ -233,18 +236,6 @@ def mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value or {}
 
 
-def short_text(request: Mapping[str, Any], name: str) -> str:
-    value = request.get(name, "")
-    expect(isinstance(value, str) and len(value) <= 200, f'"{name}" must be a short string')
-    return value
-
-
-def flattened(data: Any, where: str) -> list[Any]:
-    """["a", "b"] or [["a"], ["b"]] as a flat list."""
-    expect(isinstance(data, list), f'{where}: "data" must be a list')
-    return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
-
-
 def from_base64(text: object) -> bytes:
     """A picture in JSON: base64, with or without the prefix "data:image/...;base64,". Raises Refused: not valid."""
     expect(isinstance(text, str), "a picture in JSON is a string of base64")
@@ -255,3 +246,41 @@ def from_base64(text: object) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(400, "a picture in JSON must be a valid base64 string") from None
+
+
+PICTURE_FORMATS = "JPEG, PNG or WebP"
+MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
+
+
+def is_picture(data: bytes | memoryview) -> bool:
+    """By its first bytes. Fewer formats than `must predict` reads, so that clients can reach fewer decoders."""
+    head = bytes(data[:12])
+    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def cost_of(data: bytes, max_pixels: int) -> Cost:
+    """The cost of decoding the picture, from its header.
+    Raises Refused: 415 for another format, 422 for a picture that is damaged, too large, or costs too much."""
+    form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
+    expect(
+        is_picture(data),
+        f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (bytes(data[:2]) == b"--"),
+        415,
+    )
+    try:
+        decoding = cost(data, MOST_STEPS)
+    except ValueError as error:
+        raise Refused(422, f"the picture cannot be read: {error}") from None
+    if reason := refusal(decoding, max_pixels):
+        raise Refused(422, f"the picture cannot be read: {reason}")
+    return decoding
+
+
+def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
+    """uint8 [S, S, 3], by the decoder and view of `must predict`. Raises Refused: 422 for a picture that is damaged."""
+    try:
+        return decode_view(data, view, max_pixels)
+    except TransientError:
+        raise Refused(503, "the server has no memory left for this picture; try again") from None
+    except ValueError as error:
+        raise Refused(422, f"the picture cannot be read: {error}") from None

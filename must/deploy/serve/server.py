@@ -76,15 +76,12 @@ def check_no_loop(command: str) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """Raises ValueError: the address cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # "::" also takes connections of IPv4
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)  # before the address is printed
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        listener.close()
-        raise UserError(f"--host {host} --port {port}: {(error.strerror or str(error)).lower()}") from None
-    return listener
+        reason = str(error.strerror).partition(" (while")[0].lower()  # create_server adds the address again
+        raise UserError(f"--host {host} --port {port}: {reason}") from None
 
 
 def url_of(host: str, listener: socket.socket) -> str:

@@ -17,9 +17,8 @@ from must.config.serve import ServeConfig
 from must.data.image.headers.base import Cost
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel
-from must.deploy.serve.pictures import cost_of
 from must.deploy.serve.predictions import Predictions
-from must.deploy.serve.protocol import InferRequest, Limits, Refused, expect
+from must.deploy.serve.protocol import InferRequest, Limits, Refused, cost_of, expect
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +185,7 @@ class Work:
             return
         try:
             row = served.row(image)
-            assert served.batcher
-            served.batcher.put(row, future)
+            served.put(row, future)
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
 

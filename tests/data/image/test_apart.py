@@ -20,8 +20,7 @@ from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from must.deploy.predict.images import read_pixels
-from must.deploy.serve.pictures import pixels_of
-from must.deploy.serve.protocol import Refused
+from must.deploy.serve.protocol import Refused, pixels_of
 from tests import zoo
 from tests.data.augment.test_views import PREPROCESS, SETTINGS
 from tests.data.shards.test_shard import run

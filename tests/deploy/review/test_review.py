@@ -10,9 +10,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import Pictures, self_contained
@@ -97,7 +95,7 @@ def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, 
     again = page.post("undo")["picture"]
     assert again["number"] == numbers[4]
     page.post("answer", number=numbers[4], kind="none")
-    assert "counts for nothing" in page.post("answer", number=numbers[5], kind="unsure", who="bob")["note"]
+    assert page.post("answer", number=numbers[5], kind="unsure", who="bob")["state"]["answers"] == 6
     code, log = page.end()
     assert code == 0 and "5 answers: " in log and "next: must select" in log and "next: must refine" in log
     found = read_answers(str(folder), review.classes)
@@ -169,7 +167,7 @@ def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_
     assert all(one["says"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
     wanted = [one["number"] for one in grid["pictures"]][:4]
     reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
-    assert reply["picture"] is None and reply["note"].startswith("4 answers for correcting labels only")
+    assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for correcting labels only")
     assert session.review.measured(session.answers) is None and not reply["state"]["gain"]
     assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
     asked, shown = [], session.next("page")["picture"]
@@ -246,8 +244,6 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
         shown = session.answer("page", said)["picture"]
     teaching.wait()
     state = session.next("page")["state"]
-    name, right, low, high = session.end("page")["rows"][3]
-    assert name == "refined labels, corrected by the other answers" and low <= right <= high
     changed = int(re.search(r"So far (\d+) of 125 other refined labels changed", state["text"])[1])
     assert changed >= 20
     for _ in range(25):
@@ -255,14 +251,6 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
     teaching.wait()
     state = session.next("page")["state"]
     assert state["text"] == "No answers yet." and session.end("page")["rows"] == []
-
-
-def test_the_share_of_held_out_answers_counts_no_picture_by_its_own_answer():
-    """Images that are like no other, answered by chance: all are right by their own answer, few by the others'."""
-    images = Images(torch.arange(60), torch.eye(60).half(), torch.full((60, 4), 0.25).half())
-    known = list(enumerate(np.random.default_rng(0).integers(0, 4, 60).tolist()))
-    assert images.refined(dict(known)).argmax(1).tolist() == [label for _, label in known]
-    assert Teaching(images).correct(known).mean() < 0.5
 
 
 def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_path):

@@ -92,7 +92,7 @@ def test_large_bodies_are_read_one_at_a_time_beside_the_event_loop(monkeypatch):
 def test_small_bodies_do_not_wait_and_large_ones_not_for_ever():
     async def read_all():
         app = app_for(patience=0.05)
-        async with app.large_json_turn():
+        async with app.large_json:
             with pytest.raises(Refused, match='"inputs" must be'):
                 await app.read(body(100), {}, None)
             with pytest.raises(Refused, match="other large requests") as refused:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from must.deploy.promote.promote import champion
 from must.deploy.promote.registry import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
+from must.runtime.stages import champion
 from tests.deploy.promote.bundles import make_bundle
 
 
@@ -23,13 +23,13 @@ def place(tmp_path):
     return registry
 
 
-def ask(place, tmp_path, classes=("cat", "dog"), model="tiny", sha="sha", settings=None, origin=("", ""), **flags):
+def ask(place, tmp_path, classes=("cat", "dog"), sha="sha", settings=None, only_new=False):
     file = str(tmp_path / "classifier.safetensors")
-    weights = torch.eye(2)
-    pretrained, sha256 = origin
-    known = TextClassifier(weights, tuple(classes), ("a {}",), model, pretrained, 100.0, model_sha256=sha256)
-    save_classifier(known, file)
-    return champion(str(tmp_path / "registry"), "digits", sha, file, settings or {"lr": 1.0}, **flags)
+    save_classifier(TextClassifier(torch.eye(2), tuple(classes), ("a {}",), "tiny", "", 100.0), file)
+    return champion(
+        str(tmp_path / "work"), registry_uri=str(tmp_path / "registry"), name="digits", index_sha256=sha,
+        classifier=file, preset="", settings=settings or {"lr": 1.0}, epochs=0, only_new=only_new,
+    )  # fmt: skip
 
 
 def test_an_empty_registry_has_no_champion(place, tmp_path):
