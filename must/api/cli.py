@@ -11,7 +11,6 @@ from importlib import metadata
 from typing import Any
 
 import must
-from must.api import following
 from must.api.stages import STAGES, configure, run
 from must.base.console import open_closed
 from must.base.errors import UserError
@@ -53,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file = options.pop("config_file", None)
                 config = configure(command, with_settings(options), file)
                 with minutely(command, waits=command in ("review", "serve")):
-                    result = run(command, config)
-                following.show(command, config, result)
+                    run(command, config)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None
