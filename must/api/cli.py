@@ -18,7 +18,6 @@ from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
-from must.base.progress import minutely
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 
@@ -50,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
-                config = configure(command, with_settings(options), file)
-                with minutely(command, waits=command in ("review", "serve")):
-                    run(command, config)
+                run(command, configure(command, with_settings(options), file))
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None
