@@ -9,7 +9,7 @@ import difflib
 import io
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
@@ -160,14 +160,12 @@ def brief(value: Any) -> str:
     return f"'{printable(str(value)[: 100 * BRIEF_LENGTH], BRIEF_LENGTH)}'"
 
 
-def close_to(name: str, known: Sequence[str], count: int = 1, synonyms: Mapping[str, str] | None = None) -> list[str]:
-    """The known names that are most similar to `name`, or whose synonyms are."""
-    names = {other: name for other, name in (synonyms or {}).items() if name in known and other not in known}
-    matches = difflib.get_close_matches(name[:BRIEF_LENGTH], [*known, *names], n=count)
-    return list(dict.fromkeys(names.get(match, match) for match in matches))
+def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
+    """The known names that are most similar to `name`."""
+    return difflib.get_close_matches(name[:BRIEF_LENGTH], known, n=count)
 
 
-def did_you_mean(name: str, known: Sequence[str], synonyms: Mapping[str, str] | None = None) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the most similar known name, or else all of them."""
-    near = close_to(name, known, synonyms=synonyms)
+    near = close_to(name, known)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"

@@ -7,7 +7,6 @@ from must.base.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class AdaptConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"class_names": "classes"}
     example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10"
 
     images: str = param(

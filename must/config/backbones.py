@@ -9,7 +9,6 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class BackbonesConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"class_names": "classes", "source": "images", "model": "models"}
     example = "must backbones photos/ --classes classes.yaml --models ViT-B-16/datacomp_xl_s13b_b90k,ViT-B-16/openai"
 
     images: str = param(

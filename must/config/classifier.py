@@ -8,7 +8,6 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"class_names": "classes"}
     example = "must classifier --classes classes.yaml --model ViT-B-16/datacomp_xl_s13b_b90k --output clip.safetensors"
 
     classes: str | list[str] = param(

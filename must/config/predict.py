@@ -11,7 +11,6 @@ OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --sh
 
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"top": "top_k"}
     example = (
         "must predict --model work/ photo.jpg more-photos/\n"
         "  must predict --model ViT-B-16/datacomp_xl_s13b_b90k --classes cat,dog,horse photo.jpg"

@@ -11,7 +11,6 @@ SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 @dataclass(kw_only=True)
 class ServeConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"top": "top_k"}
     example = (
         "must serve work/\n"
         "  must serve --model onnx/\n"

@@ -9,7 +9,6 @@ from must.config.part import parse_part
 
 @dataclass(kw_only=True)
 class ShardConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"input": "source", "input_dir": "source"}
     example = "must shard photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(

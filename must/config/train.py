@@ -16,18 +16,6 @@ class TrainConfig(StageConfig):
     Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
     """
 
-    synonyms = StageConfig.synonyms | {
-        "learning_rate": "lr",
-        "num_epochs": "epochs",
-        "gradient_accumulation": "accumulate",
-        "grad_accum_steps": "accumulate",
-        "minimum_learning_rate": "min_lr",
-        "checkpoint_dir": "checkpoints",
-        "threshold": "confidence_threshold",
-        "ema_momentum": "ema_decay",
-        "random_seed": "seed",
-        "log_interval": "log_every",
-    }
     by_preset = frozenset(
         {
             "batch_size", "epochs", "lr", "min_lr", "ema_decay_init", "ema_decay", "ema_warmup_steps",
@@ -113,7 +101,7 @@ class TrainConfig(StageConfig):
     mask_patch_size: int = param(
         "side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX", at_least=1
     )
-    mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
+    mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3, above=0, below=1)
     mask_token: Literal["random", "mean"] = param(
         "initial value of the mask token. random: as published; mean: the mean patch of the images", "random"
     )
@@ -238,10 +226,6 @@ class TrainConfig(StageConfig):
 
     def check_values(self) -> None:
         check_names(self.trackers)
-        require(
-            0 < self.mask_ratio < 1,
-            "--mask-ratio must be between 0 and 1; with nothing masked two of the losses are undefined",
-        )
         require(
             len(self.strong_scale) == 2 and 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1,
             "--strong-scale needs two areas, such as 0.3,1",

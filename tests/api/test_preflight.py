@@ -125,7 +125,6 @@ def look_as_a_common_user(output):
         ("--epoch", "--epochs"),  # cut short: argparse would take it
         ("--batch_size", "--batch-size"),
         ("--no_resume", "--no-resume"),
-        ("--keep", "--keep-checkpoints or --keep-every"),
         ("--shufle-window", "--shuffle-window"),
     ],
 )
