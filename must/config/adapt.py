@@ -1,4 +1,4 @@
-"""Parameters of `must adapt`."""
+"""Parameters of `must adapt` and `must demo`."""
 
 from dataclasses import dataclass
 
@@ -46,5 +46,11 @@ class AdaptConfig(StageConfig):
     device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
-        require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
         require(bool(self.images), "--images is missing; give a folder, tar, zip or table of images")
+
+
+@dataclass(kw_only=True)
+class DemoConfig(StageConfig):
+    example = "must demo --output demo/"
+
+    output: str = param("folder to write to", metavar="DIR")

@@ -1,4 +1,4 @@
-"""Parameters of `must select`."""
+"""Parameters of `must select` and `must refine`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +38,64 @@ class SelectConfig(StageConfig):
         work="answers",
     )
     labelled: str = param("split with labels, such as test, which choose alpha", "", metavar="NAME")
+    batch_size: int = defaults.batch_size(group="how it runs")
+    workers: int = defaults.workers()
+    cache: str = defaults.cache(group="reading shards")
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device(group="how it runs", often=True)
+
+
+@dataclass(kw_only=True)
+class RefineConfig(StageConfig):
+    example = (
+        "must refine work/\n"
+        "  must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
+    )
+
+    shards: str = param(
+        "folder of shards made by `must shard`; labels are not read",
+        metavar="URI",
+        group="input and output",
+        often=True,
+        kind="shards",
+        work="shards",
+    )
+    index_sha256: str = defaults.index_sha256()
+    classifier: str = param(
+        "classifier file made by `must classifier`; it names the model",
+        metavar="FILE",
+        often=True,
+        kind="classifier",
+        work="classifier",
+    )
+    model: str = param(
+        "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone; "
+        f"{defaults.WORK}",
+        "",
+        metavar="BUNDLE|WORK",
+        bare=True,
+        work="bundle",
+        often=True,
+        kind="bundle",
+    )
+    answers: str = param(
+        "folder of `must review`: answered images keep their answer and teach similar ones",
+        "",
+        metavar="URI",
+        often=True,
+        kind="answers",
+        work="answers",
+    )
+    split: str = param("split of unlabeled images", "train", metavar="NAME")
+    output: str = param(
+        "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", work="to labels"
+    )
+    images: int = param(
+        "images to look at, evenly spread over the split, at most; the time grows with the square of it",
+        1_000_000,
+        metavar="N",
+        at_least=1,
+    )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")

@@ -1,11 +1,10 @@
-"""Parameters of `must train`."""
+"""Parameters of `must train` and `must plan`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, convert, param, require
 from must.config import defaults
-from must.config.trackers import check_names
 
 
 @dataclass(kw_only=True)
@@ -211,7 +210,7 @@ class TrainConfig(StageConfig):
         between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
-    trackers: list[str] = param(
+    trackers: list[Literal["tensorboard", "mlflow"]] = param(
         "write the curves also to: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); empty for neither",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
@@ -225,7 +224,6 @@ class TrainConfig(StageConfig):
     )
 
     def check_values(self) -> None:
-        check_names(self.trackers)
         require(
             len(self.strong_scale) == 2 and 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1,
             "--strong-scale needs two areas, such as 0.3,1",
@@ -235,3 +233,18 @@ class TrainConfig(StageConfig):
                 convert(self.logit_factor, float, "--logit-factor") > 0,
                 "--logit-factor must be a positive number or 'model'",
             )
+
+
+@dataclass(kw_only=True)
+class PlanConfig(TrainConfig):
+    example = "must plan --shards shards/ --classifier classifier.safetensors"
+
+    output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
+    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
+    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
+    gpu: str = param(
+        "calculate the run's time on other GPUs, such as h100x8 or l4; only the loaders are measured",
+        "",
+        metavar="NAME[xN]",
+        often=True,
+    )
