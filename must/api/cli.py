@@ -3,8 +3,6 @@
 import argparse
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -187,8 +185,7 @@ def environment() -> str:
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.platform()} {platform.machine()}",
         "cores": str(cores()),
-        "memory": memory(),
-        "GPUs": gpu_report(),
+        "GPUs": gpus(),
     }
     rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
     rows |= {name: version for name in PACKAGES if (version := version_of(name))}
@@ -202,27 +199,12 @@ def version_of(package: str) -> str:
         return ""
 
 
-def memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (AttributeError, ValueError, OSError):  # not Unix
-        return "unknown"
-
-
-def gpu_report() -> str:
-    """The GPUs that the driver lists, and how many torch can use: a bug may make the two differ."""
-    gpus = "none that nvidia-smi knows"
-    if program := shutil.which("nvidia-smi"):
-        question = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        try:
-            process = subprocess.run([program, *question], capture_output=True, text=True, timeout=20, check=False)
-            gpus = "; ".join((process.stdout or process.stderr or "nvidia-smi says nothing").split("\n")).strip("; ")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            gpus = f"nvidia-smi failed ({type(error).__name__})"
+def gpus() -> str:
+    """The GPUs that torch can use."""
     try:
         import torch
-    except ImportError:
-        return gpus
+
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     except Exception as error:  # a torch that does not load may be what the report is about
-        return f"{gpus}; torch does not load: {type(error).__name__}"
-    return f"{gpus}; torch sees {torch.cuda.device_count()}, built for CUDA {torch.version.cuda or '(none)'}"
+        return f"unknown: torch does not load ({type(error).__name__})"
+    return f"{', '.join(names) or 'none'}; torch is built for CUDA {torch.version.cuda or '(none)'}"

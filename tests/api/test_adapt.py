@@ -40,14 +40,12 @@ def adapted(digits, tmp_path_factory):
 def test_it_adapts_and_measures(adapted, digits):
     assert adapted.metrics["images"] == 120 and 0.5 < adapted.metrics["adapted"]["top1"] < 1
     assert adapted.classes == list(CLASSES) and (adapted.bundle / "model.json").exists()
-    assert adapted.report.name == "report.html" and adapted.report._repr_html_().startswith("<iframe srcdoc=")
+    assert adapted.report.name == "report.html" and adapted._repr_html_().startswith("<iframe srcdoc=")
     assert Adapted(adapted.output) == adapted
     with adapted.labels.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == adapted.metrics["refined"]["images"] == 150 and {row["class"] for row in rows} <= {*CLASSES}
     assert "Labels of your images" in adapted.report.read_text()
-    shown = adapted._repr_html_()
-    assert shown.startswith("<h3>") and "of 100 are right" in shown and shown.count("<img src=") > 3
 
 
 def test_predictions_of_paths_images_and_arrays_agree_with_the_report(adapted, digits):
@@ -112,11 +110,11 @@ def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"epochs": 3}, r"was made from other inputs \(epochs: 2 -> 3\); choose another output, or give --again"),
-        ({"classes": ["a", "b"]}, r"from other inputs \(other classes\)"),
-        ({"pretrained": "x"}, r"\(pretrained: none -> x\)"),
-        ({"images": "elsewhere"}, r"\(images: /.*/train -> /.*elsewhere\)"),
-        ({"test_images": ""}, r"\(test images: /.*/test -> none\)"),
+        ({"epochs": 3}, r"was made from other inputs \(epochs\); choose another output, or give --again"),
+        ({"classes": ["a", "b"]}, r"from other inputs \(classes\)"),
+        ({"pretrained": "x"}, r"\(pretrained\)"),
+        ({"images": "elsewhere"}, r"\(images\)"),
+        ({"test_images": ""}, r"\(test_images\)"),
     ],
 )
 def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, message):
