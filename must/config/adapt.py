@@ -15,20 +15,15 @@ class AdaptConfig(StageConfig):
         bare=True,
     )
     classes: str | list[str] = param(
-        "the class names: cat,dog,horse, a .txt with one per line, or as `must classifier --classes`",
-        metavar="NAMES|FILE",
+        "the class names: cat,dog,horse; a .txt, one a line; or as `must classifier --classes`", metavar="NAMES|FILE"
     )
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
     model: str = param("an open_clip name or a folder, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
-        "its weights, an open_clip tag or a file; of the default model datacomp_xl_s13b_b90k",
-        "",
-        metavar="TAG|PATH",
+        "its weights, an open_clip tag or a file; of the default model datacomp_xl_s13b_b90k", "", metavar="TAG|PATH"
     )
     test_images: str = param(
-        "labelled images to measure the accuracy with: a folder per class, or a file of labels as `must sort` takes it",
-        "",
-        metavar="DIR|FILE",
+        "labelled images to measure the accuracy with: a folder per class, or a file of labels", "", metavar="DIR|FILE"
     )
     settings: dict[str, str] = param(
         "settings of `must train`, such as preset=digits,epochs=9; also as flags: --preset digits --epochs 9",

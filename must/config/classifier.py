@@ -23,9 +23,7 @@ class ClassifierConfig(StageConfig):
         metavar="NAME|URI",
     )
     pretrained: str = param(
-        "an open_clip pretrained tag or a checkpoint file; nothing for a model folder, which holds its weights",
-        "",
-        metavar="TAG|PATH",
+        "an open_clip pretrained tag or a checkpoint file; not for a model folder", "", metavar="TAG|PATH"
     )
     output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output")
     model_store: str = param(

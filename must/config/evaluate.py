@@ -37,16 +37,10 @@ class EvaluateConfig(StageConfig):
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
     refined: str = param(
-        "folder of `must refine`: the report shows how its labels of the unlabeled images differ from zero-shot's",
-        "",
-        metavar="URI",
-        work="labels",
+        "folder of `must refine`, whose labels the report compares with zero-shot's", "", metavar="URI", work="labels"
     )
     risk: float = param(
-        "largest share of wrong classes among the images that get a class, from which the abstention threshold follows",
-        0.05,
-        above=0,
-        below=1,
+        "largest share of wrong classes among classified images, for the abstention threshold", 0.05, above=0, below=1
     )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()

@@ -32,17 +32,13 @@ class ExportConfig(StageConfig):
         work="classifier",
     )
     license: str = param(
-        "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
-        "",
-        metavar="ID",
-        group="model card",
+        "licence for the model card, by the hub's short name (mit, apache-2.0)", "", metavar="ID", group="model card"
     )
     precision: Literal["fp32", "fp16", "int8"] = param(
         "of weights and arithmetic; outputs are float32", "fp32", group="ONNX"
     )
     input: Literal["normalized", "uint8"] = param(
-        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises",
-        "normalized",
+        "what the graph takes: float32 [N,3,S,S], normalised; or uint8 [N,S,S,3], which it normalises", "normalized"
     )
     embeddings: bool = param(
         "the graph also returns each image's embedding: `embedding`, float32 [N,D] of length 1, from which the classes "

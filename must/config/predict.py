@@ -56,11 +56,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     shards: str = param(
-        "classify all images of a folder of shards, in place of single ones: a path or a bucket's URI",
-        "",
-        metavar="URI",
-        group="a whole bucket",
-        often=True,
+        "classify a folder of shards instead: a path or URI", "", metavar="URI", group="a whole bucket", often=True
     )
     split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
     index_sha256: str = defaults.index_sha256()

@@ -62,7 +62,7 @@ class RefineConfig(StageConfig):
     )
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
-        "classifier file made by `must classifier`; it names the model",
+        "classifier file of `must classifier`; it names the model",
         metavar="FILE",
         often=True,
         kind="classifier",
@@ -91,10 +91,7 @@ class RefineConfig(StageConfig):
         "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", work="to labels"
     )
     images: int = param(
-        "images to look at, evenly spread over the split, at most; the time grows with the square of it",
-        1_000_000,
-        metavar="N",
-        at_least=1,
+        "images to look at, at most, evenly spread; time grows with its square", 1_000_000, metavar="N", at_least=1
     )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()

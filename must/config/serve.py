@@ -28,17 +28,11 @@ class ServeConfig(StageConfig):
         often=True,
     )
     registry: str = param(
-        "serve the champion of this registry in place of --model, and the next one as soon as it is promoted",
-        "",
-        metavar="URI",
-        often=True,
+        "in place of --model: serve this registry's champion, and the next when promoted", "", metavar="URI", often=True
     )
     name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
     poll: float = param(
-        "seconds between two looks at the registry's LATEST, whose model is swapped in without a restart (hot swap)",
-        10.0,
-        metavar="S",
-        above=0,
+        "seconds between looks at the registry's LATEST; its model is swapped in (hot swap)", 10.0, metavar="S", above=0
     )
     top_k: int = param(
         "classes in an answer, unless the request says how many", 5, metavar="K", group="answers", at_least=1
@@ -53,10 +47,7 @@ class ServeConfig(StageConfig):
     port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True, between=(0, 65535))
     batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs", at_least=1)
     delay: float = param(
-        "milliseconds that a forward pass waits for more images; those that come during one wait anyway",
-        0.0,
-        metavar="MS",
-        at_least=0,
+        "milliseconds that a forward pass waits for more images, if none is running", 0.0, metavar="MS", at_least=0
     )
     threads: int = defaults.threads()
     decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N", at_least=0)
@@ -76,10 +67,7 @@ class ServeConfig(StageConfig):
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
     )
     drain: float = param(
-        "seconds from SIGTERM, when the server says it is not ready, to when it takes no more connections",
-        5.0,
-        metavar="S",
-        at_least=0,
+        "seconds from SIGTERM, when readiness ends, until no connections are taken", 5.0, metavar="S", at_least=0
     )
 
     def check_values(self) -> None:

@@ -86,9 +86,7 @@ class TrainConfig(StageConfig):
         between=(0, 1),
     )
     fairness_weight: float = param(
-        "weight of the class balance (fairness) term, which counters class imbalance in the predictions",
-        1.0,
-        at_least=0,
+        "weight of the class balance (fairness) term, which counters imbalance in the predictions", 1.0, at_least=0
     )
     class_prior: Literal["uniform", "given"] = param(
         "target of the class balance term. uniform, as published: equally frequent classes; given: the class shares "
@@ -108,13 +106,10 @@ class TrainConfig(StageConfig):
     ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
     ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N", at_least=0)
     logit_factor: str = param(
-        "factor on the cosine logits: 100 as published, or 'model' for the model's own logit scale",
-        "100",
-        metavar="X|model",
+        "factor on the cosine logits: 100 as published; model: the model's own logit scale", "100", metavar="X|model"
     )
     loss_reduction: Literal["global", "rank"] = param(
-        "mean of the self-training loss over the confident images of all processes, or per process (published)",
-        "global",
+        "mean of the self-training loss over all processes' confident images, or per process (published)", "global"
     )
     weak_padding: int = param(
         "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
@@ -124,9 +119,7 @@ class TrainConfig(StageConfig):
         at_least=0,
     )
     strong_scale: list[float] = param(
-        "smallest and largest area of the strong view's random resized crop",
-        factory=lambda: [0.3, 1.0],
-        metavar="LOW,HIGH",
+        "smallest and largest area of the strong view's random crop", factory=lambda: [0.3, 1.0], metavar="LOW,HIGH"
     )
     flip: float = param(
         "probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5, between=(0, 1)
@@ -135,9 +128,7 @@ class TrainConfig(StageConfig):
         "RandAugment of the strong view in timm's notation; empty for none", "rand-m9-mstd0.5-inc1"
     )
     randaugment_ops: list[str] = param(
-        "operations to draw from, by timm's names (Rotate, ShearX, ...); empty for all",
-        factory=list,
-        metavar="NAME,...",
+        "operations to draw from, by timm's names (Rotate, ShearX, ...); all if empty", factory=list, metavar="NAME,..."
     )
 
     views: Literal["exact", "fast"] = param(
@@ -150,7 +141,7 @@ class TrainConfig(StageConfig):
         "shards whose images are shuffled together", 16, metavar="N", group="reading shards", at_least=1
     )
     max_replaced: float = param(
-        "largest share of undecodable images, which are replaced; above it training stops",
+        "share of undecodable images, which are replaced, above which training stops",
         0.01,
         metavar="SHARE",
         between=(0, 1),
@@ -173,13 +164,10 @@ class TrainConfig(StageConfig):
         "auto",
     )
     parallel: Literal["ddp", "fsdp"] = param(
-        "several processes: ddp keeps whole networks on each; fsdp cuts their parameters over them (ViT-H and larger)",
-        "ddp",
+        "several processes: ddp keeps whole networks on each; fsdp cuts their parameters (ViT-H and larger)", "ddp"
     )
     activation_checkpointing: bool = param(
-        "gradient checkpointing: compute the student's blocks again in the backward pass; less memory, a quarter more "
-        "work, the same gradients",
-        False,
+        "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
     compile: bool | Literal["auto"] = param(
         "compile the networks' blocks with torch.compile; if that fails they run uncompiled. Without either flag: on a "
@@ -217,10 +205,7 @@ class TrainConfig(StageConfig):
         kind="trackers",
     )
     timeout: int = param(
-        "seconds without a heartbeat after which a process counts as lost; the run ends with code 75",
-        600,
-        metavar="S",
-        at_least=1,
+        "seconds without a heartbeat after which a process counts as lost (exit code 75)", 600, metavar="S", at_least=1
     )
 
     def check_values(self) -> None:
@@ -243,7 +228,7 @@ class PlanConfig(TrainConfig):
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
     gpu: str = param(
-        "calculate the run's time on other GPUs, such as h100x8 or l4; only the loaders are measured",
+        "the run's time on other GPUs, such as h100x8; only the loaders are measured",
         "",
         metavar="NAME[xN]",
         often=True,
