@@ -28,11 +28,6 @@ a first run:  must demo --output demo && must adapt demo/images/unlabeled --clas
               --model demo/model --output demo/work
 """
 
-COMPLETION = """\
-bash: must completion bash > ~/.local/share/bash-completion/completions/must
-zsh:  must completion zsh > ~/.zfunc/_must      (with fpath+=~/.zfunc before compinit in ~/.zshrc)
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a stage. Exits with 2 and one line when the user's input is wrong."""
@@ -135,14 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
     )
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
-    text = "Print a script with which the shell completes commands and flags."
-    completion = commands.add_parser(
-        "completion",
-        help=text,
-        description=text,
-        epilog=COMPLETION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
