@@ -269,8 +269,6 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         require(isinstance(value, bool), f"{name}: expected true or false, got {brief(value)}")
         return value
     assert kind in (str, int, float), kind
-    if kind is str and isinstance(value, bool):
-        raise UserError(f"{name}: expected text, got '{str(value).lower()}'; put it in quotes")
     expected = {str: "text", int: "a whole number", float: "a number"}[kind]
     message = f"{name}: expected {expected}, got {brief(value)}"
     require(isinstance(value, str | int | float) and not isinstance(value, bool), message)

@@ -7,13 +7,14 @@ scripts and notebooks can shard and train without `if __name__ == "__main__"`.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -94,6 +95,18 @@ def begin_worker(environment: dict[str, str]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Turns the garbage collector off while the block runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def keep_from_children(descriptor: int) -> int:

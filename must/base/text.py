@@ -10,7 +10,7 @@ import io
 import re
 import string
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, TextIO
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 BRIEF_LENGTH = 80  # characters of a value in a message
@@ -127,10 +127,6 @@ def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
     return encoded(text.getvalue())
 
 
-class TextFile(Protocol):
-    def write(self, text: str, /) -> object: ...
-
-
 class Rows:
     """A writer of CSV files: commas, quotation marks where they are needed, a line feed after each row.
 
@@ -138,7 +134,7 @@ class Rows:
     of a row.
     """
 
-    def __init__(self, file: TextFile) -> None:
+    def __init__(self, file: TextIO) -> None:
         self.file, self.writer = file, csv.writer(self, lineterminator="\r\n")
 
     def add(self, *cells: object) -> None:
