@@ -44,7 +44,7 @@ class BackbonesConfig(StageConfig):
     example = "must backbones photos/ --classes classes.yaml --models ViT-B-16/datacomp_xl_s13b_b90k,ViT-B-16/openai"
 
     images: str = param(
-        "images, as `must shard --source` takes them: a folder, say; also without the flag: must backbones photos/",
+        "images, as `must shard --source`; also without the flag: must backbones photos/",
         metavar="URI",
         bare=True,
         often=True,

@@ -14,7 +14,7 @@ class EvaluateConfig(StageConfig):
         "  must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --output report/"
     )
 
-    model: str = defaults.bundle()
+    model: str = defaults.bundle("the bundle written by `must train`")
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",

@@ -16,21 +16,14 @@ class ExportConfig(StageConfig):
         "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
     )
 
-    model: str = defaults.bundle()
+    model: str = defaults.bundle("the bundle written by `must train`")
     output: str = param(
         "folder for the exported model and its card", metavar="URI", often=True, kind="output", work="to {to}"
     )
     to: Literal["onnx", "open_clip", "transformers"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
     )
-    classifier: str = param(
-        "classifier file that the model was trained from: its text tower goes along (--to open_clip, transformers)",
-        "",
-        metavar="FILE",
-        often=True,
-        kind="classifier",
-        work="classifier",
-    )
+    classifier: str = defaults.classifier("for open_clip and transformers: the classifier file of the training", "")
     license: str = param(
         "licence for the model card, by the hub's short name (mit, apache-2.0)", "", metavar="ID", group="model card"
     )

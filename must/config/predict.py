@@ -30,21 +30,20 @@ class PredictConfig(StageConfig):
         often=True,
     )
     classes: str | list[str] = param(
-        "for a CLIP model that was not adapted: its classes, as `must classifier --classes` takes them: cat,dog,horse",
+        "for a CLIP model that was not adapted: its classes, as `must classifier --classes`",
         "",
         metavar="NAMES|FILE|SET",
         often=True,
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
     output: str = param(
-        "CSV or JSONL file to write instead of the table on the terminal; with --shards, the folder for Parquet files",
+        "CSV or JSONL file in place of the table; with --shards, a folder for Parquet files",
         "",
         metavar="FILE|URI",
         often=True,
     )
     abstain: float = param(
-        "selective prediction: no class where the top probability is below this; 0: always one, "
-        "-1: the model's threshold",
+        "no class where the top probability is below this; 0: always one, -1: the model's threshold",
         0.0,
         metavar="T",
         often=True,

@@ -16,7 +16,7 @@ class ReviewConfig(StageConfig):
     )
 
     model: str = defaults.bundle("the adapted bundle")
-    baseline: str = defaults.baseline("the classifier file that it was trained with")
+    baseline: str = defaults.classifier("the classifier file that it was trained with")
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = param(

@@ -38,10 +38,7 @@ class ServeConfig(StageConfig):
         "classes in an answer, unless the request says how many", 5, metavar="K", group="answers", at_least=1
     )
     abstain: float = param(
-        "selective prediction: no class where the top probability is below this; -1: the model's "
-        "threshold, 0: always one",
-        -1.0,
-        metavar="T",
+        "no class where the top probability is below this; -1: the model's threshold, 0: always one", -1.0, metavar="T"
     )
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True, between=(0, 65535))

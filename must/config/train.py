@@ -141,10 +141,7 @@ class TrainConfig(StageConfig):
         "shards whose images are shuffled together", 16, metavar="N", group="reading shards", at_least=1
     )
     max_replaced: float = param(
-        "share of undecodable images, which are replaced, above which training stops",
-        0.01,
-        metavar="SHARE",
-        between=(0, 1),
+        "share of undecodable (replaced) images above which training stops", 0.01, metavar="SHARE", between=(0, 1)
     )
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
@@ -170,9 +167,7 @@ class TrainConfig(StageConfig):
         "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
     compile: bool | Literal["auto"] = param(
-        "compile the networks' blocks with torch.compile; if that fails they run uncompiled. Without either flag: on a "
-        "CUDA GPU, in runs of 2,000 steps and more",
-        "auto",
+        "compile the networks' blocks with torch.compile; auto: on a CUDA GPU, in runs of 2,000 steps and more", "auto"
     )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
@@ -228,8 +223,5 @@ class PlanConfig(TrainConfig):
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
     gpu: str = param(
-        "the run's time on other GPUs, such as h100x8; only the loaders are measured",
-        "",
-        metavar="NAME[xN]",
-        often=True,
+        "the run's time on other GPUs, such as h100x8; only loaders are measured", "", metavar="NAME[xN]", often=True
     )
