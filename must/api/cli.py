@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -174,15 +175,10 @@ def environment() -> str:
         "GPUs": gpus(),
     }
     rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
-    rows |= {name: version for name in PACKAGES if (version := version_of(name))}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            rows[name] = metadata.version(name)
     return "\n".join(f"{name:22}{value}" for name, value in rows.items())
-
-
-def version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def gpus() -> str:

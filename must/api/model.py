@@ -85,8 +85,7 @@ class Model:
                 predictions.append(prediction)
         if not predictions and predictions.unreadable:
             name, reason = next(iter(predictions.unreadable.items()))
-            remaining = len(predictions.unreadable) - 1
-            raise UserError(f"{name}: {reason}" + (f", nor can the {remaining} others be read" if remaining else ""))
+            raise UserError(f"{name}: {reason}")
         return predictions
 
     @cached_property

@@ -26,9 +26,7 @@ class AdaptConfig(StageConfig):
         "labelled images to measure the accuracy with: a folder per class, or a file of labels", "", metavar="DIR|FILE"
     )
     settings: dict[str, str] = param(
-        "settings of `must train`: preset=digits,epochs=9; also as flags: --epochs 9",
-        factory=dict,
-        metavar="NAME=VALUE,...",
+        "settings of `must train`: preset=digits,epochs=9; as flags: --epochs 9", factory=dict, metavar="NAME=VALUE,..."
     )
     again: bool = param(
         "allow an output of other inputs: reuse what still fits, move the rest to OUTPUT/before-1", False

@@ -27,8 +27,7 @@ class ClassifierConfig(StageConfig):
     )
     output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output")
     model_store: str = param(
-        "folder for the model's files, one subfolder per model: later stages read them there, not from a hub; the "
-        "folder models beside the output if empty",
+        "folder for the model's files, which later stages read; models/ beside the output if empty",
         "",
         metavar="DIR",
         kind="output",
@@ -44,7 +43,7 @@ class BackbonesConfig(StageConfig):
     example = "must backbones photos/ --classes classes.yaml --models ViT-B-16/datacomp_xl_s13b_b90k,ViT-B-16/openai"
 
     images: str = param(
-        "images, as `must shard --source`; also without the flag: must backbones photos/",
+        "images, as `must shard --source`; also without the flag: must backbones DIR/",
         metavar="URI",
         bare=True,
         often=True,

@@ -37,13 +37,10 @@ class PredictConfig(StageConfig):
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
     output: str = param(
-        "CSV or JSONL file in place of the table; with --shards, a folder for Parquet files",
-        "",
-        metavar="FILE|URI",
-        often=True,
+        "CSV or JSONL file in place of the table; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True
     )
     abstain: float = param(
-        "no class where the top probability is below this; 0: always one, -1: the model's threshold",
+        "no class where the best probability is lower; 0: always one, -1: the model's threshold",
         0.0,
         metavar="T",
         often=True,

@@ -163,10 +163,7 @@ class TrainConfig(StageConfig):
     )
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N", at_least=0)
     checkpoint_seconds: int = param(
-        "also save after this many seconds without a checkpoint, if saving takes less than a twentieth of them; 0: off",
-        0,
-        metavar="S",
-        at_least=0,
+        "also save after this many seconds without a checkpoint; 0: off", 0, metavar="S", at_least=0
     )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N", at_least=1)
     keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, metavar="N", at_least=0)
