@@ -118,16 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
             add_hidden_flags(command, TrainConfig, SETTINGS)
         general = command.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this and exit")
-        general.add_argument(
-            "--config",
-            dest="config_file",
-            metavar="FILE.yaml",
-            default=None,
-            help="these parameters as a YAML file; flags win",
-        )
-    add_index(
-        commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
-    )
+        text = "these parameters as a YAML file; flags win"
+        general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
+    add_index(commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others'."))
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
     completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -145,12 +138,8 @@ def add_index(index: argparse.ArgumentParser) -> None:
     text = "Write an index of WebDataset shards that another program has made, which stay as and where they are."
     make = actions.add_parser("make", help=text, description=text, allow_abbrev=False)
     make.add_argument("uri", metavar="URI", help="a folder or a bucket's prefix of tars, or x-{000..099}.tar")
-    make.add_argument(
-        "--output",
-        metavar="URI",
-        default="",
-        help="folder for index.json and its tables; that of the tars if not given",
-    )
+    text = "folder for index.json and its tables; that of the tars if not given"
+    make.add_argument("--output", metavar="URI", default="", help=text)
     make.add_argument("--split", metavar="NAME", default="train", help="what the tars' split is called (train)")
     make.add_argument("--test-source", dest="test", metavar="URI", default="", help="more tars, which become 'test'")
     make.add_argument("--workers", metavar="N", type=int, default=0, help="processes; 0 means one a core (0)")
