@@ -27,7 +27,7 @@ class EvaluateConfig(StageConfig):
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
     output: str = param(
-        "folder for metrics.json, predictions.csv and report.html",
+        "folder of metrics.json, predictions.csv, report.html",
         metavar="URI",
         often=True,
         kind="output",

@@ -49,12 +49,7 @@ class ShardConfig(StageConfig):
         "largest share of undecodable files; code 2 above it", 0.01, metavar="SHARE", group="images", between=(0, 1)
     )
     workers: int = param(
-        "processes that read and check images; 0 means one a core",
-        0,
-        metavar="N",
-        group="how it runs",
-        often=True,
-        at_least=0,
+        "processes to read and check images; 0: one a core", 0, metavar="N", group="how it runs", often=True, at_least=0
     )
     part: str = param(
         "read and check every N-th chunk of the files, beginning with the I-th: one of N programs that share the work; "
