@@ -1,6 +1,6 @@
 """What `must.adapt` returns: the adapted model, its report, and methods to predict, export and publish."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,17 +34,16 @@ class Adapted:
     """
 
     output: Path
+    metrics: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", Path(self.output))
+        file = self.output / REPORT / METRICS_FILE
         require(
-            (self.output / REPORT / METRICS_FILE).is_file() and (self.bundle / DESCRIPTION_FILE).is_file(),
+            file.is_file() and (self.bundle / DESCRIPTION_FILE).is_file(),
             f"{self.output}: no adaptation was finished there; call must.adapt with it as the output",
         )
-
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        return read_json(str(self.output / REPORT / METRICS_FILE), "output")
+        object.__setattr__(self, "metrics", read_json(str(file), "output"))
 
     @property
     def bundle(self) -> Path:

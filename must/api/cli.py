@@ -15,7 +15,7 @@ from must.base.console import open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
-from must.base.parameters import convert
+from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
@@ -53,13 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def with_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Moves flags of `must train` given to `must adapt` into its --settings."""
+    """Moves flags of `must train` given to `must adapt` into its --settings. Raises ValueError: one is in both."""
     flags = {name: options.pop(name) for name in [*options] if name.startswith(SETTINGS)}
     if not flags:
         return options
     settings = convert(options.get("settings", {}), dict[str, str], "--settings")
     for key, value in flags.items():
-        settings[key.removeprefix(SETTINGS)] = str(value).lower() if isinstance(value, bool) else value
+        name = key.removeprefix(SETTINGS)
+        require(name not in settings, f"--{name}: is given twice, as a flag and in --settings")
+        settings[name] = str(value).lower() if isinstance(value, bool) else value
     return options | {"settings": settings}
 
 

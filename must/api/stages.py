@@ -15,6 +15,7 @@ from must.api.preflight import preflight
 from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
+from must.base.progress import loading
 from must.base.workers import killed_workers
 from must.config.work import with_work
 
@@ -24,6 +25,7 @@ class Stage(NamedTuple):
     function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
     help: str
     python: str = ""  # the function at `must.`, where that takes more than the parameters: "module:name"
+    torch: bool = False  # it imports torch, which takes seconds: the terminal shows a message
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -33,23 +35,27 @@ STAGES: Final[dict[str, Stage]] = {
     "shard": Stage(configs.ShardConfig, "must.data.shards.build:shard",
         "Pack images into WebDataset shards with an index, ready to train on."),
     "backbones": Stage(configs.BackbonesConfig, "must.evaluation.backbones:backbones",
-        "Which CLIP model for these images? Ranks several, zero-shot and without labels."),
+        "Which CLIP model for these images? Ranks several, zero-shot and without labels.", torch=True),
     "classifier": Stage(configs.ClassifierConfig, "must.method.model.classifier:classifier",
-        "Turn class names and prompt templates into zero-shot text classifier weights."),
+        "Turn class names and prompt templates into zero-shot text classifier weights.", torch=True),
     "plan": Stage(configs.PlanConfig, "must.method.train.plan:plan",
-        "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing."),
+        "Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing.",
+        torch=True),
     "train": Stage(configs.TrainConfig, "must.method.train.trainer:train",
-        "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."),
+        "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
+        torch=True),
     "refine": Stage(configs.RefineConfig, "must.method.select.refine:refine",
-        "Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."),
+        "Better labels for the unlabeled images themselves: similar images correct each other (label propagation).",
+        torch=True),
     "select": Stage(configs.SelectConfig, "must.method.select.select:select",
-        "Change alpha, the share of the adaptation that the model keeps, without training again."),
+        "Change alpha, the share of the adaptation that the model keeps, without training again.", torch=True),
     "review": Stage(configs.ReviewConfig, "must.deploy.review.review:review",
         "Show pictures in a browser and ask a person for their classes; the answers measure and correct."),
     "evaluate": Stage(configs.EvaluateConfig, "must.evaluation.evaluate:evaluate",
-        "Measure the adapted model against the zero-shot one; write metrics.json and report.html."),
+        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.", torch=True),
     "export": Stage(configs.ExportConfig, "must.deploy.export.export:export",
-        "Write the model as ONNX, or as a folder that open_clip or transformers loads; checked against PyTorch."),
+        "Write the model as ONNX, or as a folder that open_clip or transformers loads; checked against PyTorch.",
+        torch=True),
     "push": Stage(configs.PushConfig, "must.deploy.export.push:push",
         "Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name."),
     "gate": Stage(configs.GateConfig, "must.evaluation.gate:gate",
@@ -97,6 +103,8 @@ def run(stage: str, config: StageConfig, **extra: Any) -> Any:
     """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
     module, function = STAGES[stage].function.split(":")
     preflight(config)
+    if STAGES[stage].torch:
+        loading(stage)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()

@@ -1,6 +1,7 @@
 """A stage's parameters as command line flags, and a parser whose error messages are one line."""
 
 import argparse
+import re
 import sys
 from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -53,7 +54,10 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
             target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
         else:
             if parameter.metadata["bare"]:
-                target.add_argument(parameter.name, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+                target.add_argument(
+                    parameter.name, nargs="?", action=Once, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
+                options["action"] = Once
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
             target.add_argument(flag(parameter.name), metavar=metavar, **options)
 
@@ -61,6 +65,17 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
 def is_switch(kind: Any) -> bool:
     """Whether the flags are --NAME and --no-NAME. Without either, a third value such as auto is possible."""
     return bool in (kind, *get_args(kind))
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{flag(self.dest)}: is given twice, {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
 
 
 def usage_of(stage: type[StageConfig]) -> str:
@@ -99,4 +114,8 @@ class OneLineParser(argparse.ArgumentParser):
         self.error(f"{name}: unknown{f'; did you mean {near[0]}?' if near else ''}")
 
     def error(self, message: str) -> NoReturn:
+        if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):
+            commands = next(action.choices for action in self._actions if action.dest == "command")
+            near = close_to(match[1], [*(commands or ())])
+            message = f"{match[1]}: no such command{f'; did you mean {near[0]}?' if near else ''}"
         self.exit(WRONG_INPUT, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")

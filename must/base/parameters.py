@@ -4,7 +4,6 @@ import dataclasses
 import math
 import operator
 import os
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -177,10 +176,12 @@ class OnceLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # before merges ("<<") are applied, which may override names
-        names = Counter((name.tag, name.value) for name, _ in node.value if isinstance(name, yaml.ScalarNode))
-        for (_, name), count in names.most_common(1):
-            if count > 1:
-                raise yaml.YAMLError(f"{brief(name)} is defined {count} times")
+        lines: dict[tuple[str, str], int] = {}
+        for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
+            key, line = (name.tag, name.value), name.start_mark.line + 1
+            if key in lines:
+                raise yaml.YAMLError(f"{brief(name.value)} is defined on line {lines[key]} and again on line {line}")
+            lines[key] = line
         return node
 
 

@@ -90,3 +90,9 @@ def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
             names.append(name)
 
         yield begin
+
+
+def loading(command: str = "") -> None:
+    """Logs in a terminal that torch and a model are being loaded, which takes seconds, unless torch is loaded."""
+    if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
+        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=ASIDE)

@@ -29,7 +29,9 @@ class AdaptConfig(StageConfig):
         "settings of `must train`: preset=digits,epochs=9; as flags: --epochs 9", factory=dict, metavar="NAME=VALUE,..."
     )
     again: bool = param(
-        "allow an output of other inputs: reuse what still fits, move the rest to OUTPUT/before-1", False
+        "allow an output that was made from other images, classes, models or settings, which is an error without "
+        "this flag: reuse what still fits, move the rest to OUTPUT/before-1",
+        False,
     )
     max_rejected: float = param(
         "largest share of undecodable images, as `must shard --max-rejected`", 0.01, metavar="SHARE", between=(0, 1)

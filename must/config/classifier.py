@@ -52,7 +52,9 @@ class BackbonesConfig(StageConfig):
         "the class names, as `must classifier --classes`", metavar="NAMES|FILE|SET", kind="class set", often=True
     )
     models: list[str] = param(
-        "the models to compare, each as `must classifier --model`", metavar="MODEL,...", often=True
+        "the models to compare, each as `must classifier --model`: NAME/TAG, NAME/FILE, hf-hub:TEAM/NAME or a folder",
+        metavar="MODEL,...",
+        often=True,
     )
     labels: Literal["folder", "csv", "none"] = param(
         "where labels are, if there are any, as `must shard --labels`; the true accuracy then stands beside the score, "

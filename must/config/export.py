@@ -34,7 +34,9 @@ class ExportConfig(StageConfig):
         "what the graph takes: float32 [N,3,S,S], normalised; or uint8 [N,S,S,3], which it normalises", "normalized"
     )
     embeddings: bool = param(
-        "the graph also returns each image's `embedding`, float32 [N,D] of length 1, for your own searches", False
+        "the graph also returns each image's embedding: `embedding`, float32 [N,D] of length 1, from which the classes "
+        "are computed; for `must predict --embeddings`, `must serve` and your own searches",
+        False,
     )
     shards: str = param(
         "shards whose images the export is checked with, and int8 is calibrated on; random pixels without",

@@ -11,6 +11,8 @@ def parts_of(programs: int) -> list[str]:
 def parse_part(part: str) -> tuple[int, int]:
     """(I, N) of --part, I from 1. 1/1 is all of the work. Raises ValueError: not I/N, or I is not from 1 to N."""
     numbers = [int(text) for text in part.split("/") if text.isascii() and text.isdigit() and len(text) < 10]
-    number, count = numbers if len(numbers) == 2 and part.count("/") == 1 else (0, 0)
-    require(1 <= number <= count, f"--part {part}: expected I/N with I from 1 to N, such as 1/4")
+    require(part.count("/") == 1 and len(numbers) == 2, f"--part {part}: expected I/N, such as 1/4")
+    number, count = numbers
+    require(count >= 1, f"--part {part}: there is at least 1 part")
+    require(1 <= number <= count, f"--part {part}: parts are numbered from 1 to {count}")
     return number, count

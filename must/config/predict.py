@@ -46,7 +46,8 @@ class PredictConfig(StageConfig):
         often=True,
     )
     embeddings: bool = param(
-        "also write each image's embedding to JSONL and Parquet files; an ONNX file needs export's --embeddings",
+        "also write each image's embedding, from which the classes are computed, to JSONL and Parquet files; an ONNX "
+        "file must have been exported with --embeddings",
         False,
         often=True,
     )
@@ -91,4 +92,8 @@ class PredictConfig(StageConfig):
     def check_shards(self) -> None:
         require(not self.images, "--shards takes the place of single images; give one or the other")
         require(bool(self.output), "--shards needs --output: the folder for the Parquet files, or a bucket's URI")
+        require(
+            not self.output.lower().endswith((".csv", ".jsonl", ".parquet")),
+            f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
+        )
         parse_part(self.part)

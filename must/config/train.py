@@ -40,9 +40,10 @@ class TrainConfig(StageConfig):
     )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
-        "a set of settings. auto (the default): from the number of images and the model; published ones: imagenet, "
-        "sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. It replaces the "
-        "values marked [..., or the preset's]; flags replace both",
+        "a set of settings. auto (the default): from the number of images and the model; the published ones of a data "
+        "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
+        "A preset, also auto, replaces the values marked [..., or the preset's]; `must plan` prints those of auto; "
+        "flags replace both",
         "",
         metavar="NAME",
         often=True,
@@ -55,7 +56,11 @@ class TrainConfig(StageConfig):
         "global batch: images a step, over all processes", 1024, metavar="N", often=True, at_least=1
     )
     accumulate: int | Literal["auto"] = param(
-        "gradient accumulation: micro-batches a step; auto: as few as fit on a GPU", 1, metavar="N|auto", at_least=1
+        "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
+        "more work; auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
+        1,
+        metavar="N|auto",
+        at_least=1,
     )
     lr: float = param(
         "learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True, at_least=0
@@ -107,7 +112,11 @@ class TrainConfig(StageConfig):
         "mean of the self-training loss over all processes' confident images, or per process (published)", "global"
     )
     weak_padding: int = param(
-        "padding before the weak view's random crop, for small images", 0, metavar="PX", group="views", at_least=0
+        "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
+        0,
+        metavar="PX",
+        group="views",
+        at_least=0,
     )
     strong_scale: list[float] = param(
         "smallest and largest area of the strong view's random crop", factory=lambda: [0.3, 1.0], metavar="LOW,HIGH"
@@ -146,7 +155,9 @@ class TrainConfig(StageConfig):
     )
     device: str = defaults.device(group="how it runs", often=True)
     precision: Literal["auto", "fp32", "bf16"] = param(
-        "mixed precision; auto: bf16 where a GPU, or for large models a CPU, has it; a resumed run keeps its own",
+        "mixed precision; auto: bf16 autocast on a GPU that has it, and for large models (ViT-B/32 and more) on a CPU "
+        "with bf16 instructions (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a resumed run keeps "
+        "its own",
         "auto",
     )
     parallel: Literal["ddp", "fsdp"] = param(
@@ -170,8 +181,9 @@ class TrainConfig(StageConfig):
     resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
-        "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps; auto: 0.4, or "
-        "1 if similar images agree more often; the model with 1 is also kept, in OUTPUT/adapted",
+        "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
+        "interpolation); auto: 0.4, or 1 if similar images have the same class more often with 1 than with 0.5. "
+        "The model with 1 is kept beside it, in OUTPUT/adapted",
         1.0,
         metavar="X|auto",
         between=(0, 1),

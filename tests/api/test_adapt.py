@@ -283,7 +283,11 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:"]
     cli.main(["adapt", "--images", str(digits.images), "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
     assert (tmp_path / "o" / "classes.yaml").read_text() == "classes:\n- cat\n- dog\n"
-    for arguments, message in (([str(digits.images), "--epoch", "3"], "did you mean --epochs?"),):
+    for arguments, message in (
+        ([str(digits.images), "--images", "other"], "--images: is given twice"),
+        ([str(digits.images), "--epochs", "3", "--settings", "epochs=3"], "--epochs: is given twice, as a flag"),
+        ([str(digits.images), "--epoch", "3"], "did you mean --epochs?"),
+    ):
         with pytest.raises(SystemExit) as end:
             cli.main(["adapt", *arguments, "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
         assert end.value.code == 2 and message in capsys.readouterr().err

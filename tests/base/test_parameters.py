@@ -67,7 +67,7 @@ def test_missing_ones_are_named():
         ("lr: [", "not valid YAML"),
         ("- 1\n", "expected 'name: value' lines"),
         ("lrr: 1\n", "did you mean 'lr'"),
-        ("lr: 0.1\nepochs: 2\nlr: 0.2\n", "'lr' is defined 2 times"),
+        ("lr: 0.1\nepochs: 2\nlr: 0.2\n", "'lr' is defined on line 1 and again on line 3"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, text, message):

@@ -136,11 +136,15 @@ def client() -> Any:
 
 @per_process
 def client_of(emulator: str) -> Any:
-    try:
-        credentials = AnonymousCredentials() if emulator else None
-        client = google_storage.Client(project="none", credentials=credentials)  # objects belong to no project
-    except auth.DefaultCredentialsError as error:
-        raise UserError(NO_CREDENTIALS) from error
+    if emulator:
+        client = google_storage.Client(project="test", credentials=AnonymousCredentials())
+    else:
+        try:
+            client = google_storage.Client()
+        except auth.DefaultCredentialsError as error:
+            raise UserError(NO_CREDENTIALS) from error
+        except OSError:  # there are credentials but no project, which reading and writing objects does not need
+            client = google_storage.Client(project="none")
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=64)  # 64: the reader threads of a worker
     client._http.mount("https://", adapter)
     client._http.mount("http://", adapter)

@@ -8,6 +8,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
+from must.base.progress import loading
 from must.config import PredictConfig
 from must.config.work import Work
 from must.deploy.predict.images import predict_images, require_images
@@ -61,12 +62,14 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
 
 
 def bundle() -> Opener:
+    loading("predict")
     from must.deploy.infer.bundle import bundle_model
 
     return bundle_model
 
 
 def zero_shot() -> Any:
+    loading("predict")
     from must.deploy.infer.bundle import zero_shot_model
 
     return zero_shot_model

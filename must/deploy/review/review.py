@@ -18,6 +18,7 @@ from must.base import storage
 from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import require
+from must.base.progress import loading
 from must.base.text import cell, counted, csv_of, printable, printable_page
 from must.config import SelectConfig
 from must.config.review import ReviewConfig
@@ -77,6 +78,7 @@ def has_all_images(config: ReviewConfig) -> bool:
 
 
 def prepare_review(config: ReviewConfig) -> Review:
+    loading("review")
     from must.deploy.review.prepare import prepare  # imports torch
 
     review, images = prepare(config)

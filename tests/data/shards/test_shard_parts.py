@@ -205,7 +205,7 @@ def test_a_part_of_another_run_is_refused(images: Path, tmp_path: Path, what: st
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1/0", "1", "a/b", "-1/2", ""])
 def test_a_part_out_of_range_is_one_line(images: Path, tmp_path: Path, part: str) -> None:
-    with pytest.raises(ValueError, match=r"--part .*: expected I/N with I from 1 to N"):
+    with pytest.raises(ValueError, match=r"--part .*: (expected I/N|parts are numbered from 1 to 2|there is at least)"):
         run(images, tmp_path / "out", part=part)
     assert not (tmp_path / "out").exists()
 

@@ -189,13 +189,14 @@ def test_below_the_threshold_there_is_no_class(digits, exported, tmp_path, capsy
 def test_wrong_inputs(digits, exported, tmp_path):
     ours = {"model": str(exported[1]), "shards": digits.shards, "output": str(tmp_path / "out")}
     for changes, message in (
-        ({"part": "0/4"}, "--part 0/4: expected I/N with I from 1 to N"),
-        ({"part": "5/4"}, "--part 5/4: expected I/N with I from 1 to N"),
-        ({"part": "1/0"}, "--part 1/0: expected I/N with I from 1 to N"),
-        ({"part": "one"}, "--part one: expected I/N with I from 1 to N, such as 1/4"),
+        ({"part": "0/4"}, "--part 0/4: parts are numbered from 1 to 4"),
+        ({"part": "5/4"}, "--part 5/4: parts are numbered from 1 to 4"),
+        ({"part": "1/0"}, "--part 1/0: there is at least 1 part"),
+        ({"part": "one"}, "--part one: expected I/N, such as 1/4"),
         ({"part": "-1/2"}, "--part -1/2: expected I/N"),
         ({"abstain": 1.5}, "--abstain must be from 0 to 1"),
         ({"output": ""}, "--shards needs --output"),
+        ({"output": "out.csv"}, "with --shards it is a folder"),
         ({"images": ["a.png"]}, "give one or the other"),
         ({"shards": "", "images": ["a.png"], "output": "", "part": "1/2"}, "--part is for --shards"),
         ({"abstain": -0.5}, "or -1, for the threshold in the model"),
