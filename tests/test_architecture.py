@@ -87,8 +87,7 @@ model       inputs
 record
 adapted     functions model record results
 adapt       adapted functions inputs preflight record stages
-following   record stages
-cli         following stages
+cli         stages
 """,
 }
 

@@ -90,17 +90,8 @@ def adapt(
 
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints the paths of what was written."""
-    executed = set[str]()
-
-    def run(stage: str, values: dict[str, Any]) -> Any:
-        executed.add(stage)
-        return call(stage, **values)
-
-    adapted = steps(run, **config.to_dict())
-    paths = {"model": adapted.bundle, "labels": adapted.labels}
-    if "evaluate" not in executed:  # `must evaluate` prints the path of the report itself
-        paths["report"] = adapted.report
-    logger.info("\n".join(f"{name + ':':8}{path}" for name, path in paths.items()))
+    adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
+    logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
     return adapted
 
 
@@ -176,9 +167,7 @@ def require_enough(source: str, shards: str) -> None:
         require(count > 0, f"images {source}: {no_images(problems.skipped)}")
         require(
             count >= FEWEST_IMAGES,
-            f"images {source}: too few images ({count}); at least {FEWEST_IMAGES} are needed, as each is compared with "
-            "the others, and hundreds are better; `must predict --model NAME --classes ...` classifies without "
-            "adapting",
+            f"images {source}: too few images ({count}); at least {FEWEST_IMAGES} are needed, and hundreds are better",
         )
 
 

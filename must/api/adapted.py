@@ -1,10 +1,8 @@
 """What `must.adapt` returns: the adapted model, its report, and methods to predict, export and publish."""
 
-import html
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.api.functions import run_stage
@@ -15,16 +13,6 @@ from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PRE
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.method.model.bundle import load_bundle
-
-PICTURE = re.compile(r'<img src="(data:image/jpeg;base64,[A-Za-z0-9+/=]+)" alt="">\s*<figcaption><b>([^<]*)</b>')
-TITLE = re.compile(r'<h2>([^<]*)</h2>\s*<p class="note">At most three of a kind')
-
-
-class Report(PosixPath):
-    """The path of report.html. A notebook shows the page."""
-
-    def _repr_html_(self) -> str:
-        return iframe(self.read_text(encoding="utf-8"))
 
 
 class OpenClip(NamedTuple):
@@ -67,30 +55,16 @@ class Adapted:
         return self.output / LABELS / PREDICTIONS_FILE
 
     @property
-    def report(self) -> Report:
-        return Report(self.output / REPORT / REPORT_FILE)
+    def report(self) -> Path:
+        return self.output / REPORT / REPORT_FILE
 
     @property
     def classes(self) -> list[str]:
         return list(self.metrics["classes"])
 
     def _repr_html_(self) -> str:
-        """A notebook shows the verdict and some pictures; `report` is the full page."""
-        from must.evaluation.report.verdict import verdict
-        from must.evaluation.result import metrics_of
-
-        summary = verdict(metrics_of(self.metrics))
-        parts = [f"<h3>{html.escape(summary.headline)}</h3>", f"<p>{html.escape(summary.plain)}</p>"]
-        if self.report.is_file():
-            page = self.report.read_text(encoding="utf-8")
-            title, pictures = TITLE.search(page), PICTURE.findall(page)[:12]
-            parts += [f"<p>{title[1]}:</p>"] if title and pictures else []
-            parts += [
-                f'<figure style="display: inline-block; margin: 4px; text-align: center"><img src="{data}" width="72">'
-                f"<figcaption>{name}</figcaption></figure>"
-                for data, name in pictures  # both are escaped there
-            ]
-        return "\n".join([*parts, f"<p>The report: <code>{html.escape(str(self.report))}</code></p>"])
+        """A notebook shows the page of the report."""
+        return iframe(self.report.read_text(encoding="utf-8"))
 
     def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> Predictions:
         """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.

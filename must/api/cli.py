@@ -3,15 +3,13 @@
 import argparse
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
 import must
-from must.api import following
 from must.api.stages import STAGES, configure, run
 from must.base.console import open_closed
 from must.base.errors import UserError
@@ -19,7 +17,6 @@ from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
-from must.base.progress import minutely
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 
@@ -30,11 +27,6 @@ exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run is
             resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
 a first run:  must demo --output demo && must adapt demo/images/unlabeled --classes demo/classes.yaml \\
               --model demo/model --output demo/work
-"""
-
-COMPLETION = """\
-bash: must completion bash > ~/.local/share/bash-completion/completions/must
-zsh:  must completion zsh > ~/.zfunc/_must      (with fpath+=~/.zfunc before compinit in ~/.zshrc)
 """
 
 
@@ -51,10 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
-                config = configure(command, with_settings(options), file)
-                with minutely(command, waits=command in ("review", "serve")):
-                    result = run(command, config)
-                following.show(command, config, result)
+                run(command, configure(command, with_settings(options), file))
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None
@@ -131,25 +120,11 @@ def build_parser() -> argparse.ArgumentParser:
             add_hidden_flags(command, TrainConfig, SETTINGS)
         general = command.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this and exit")
-        general.add_argument(
-            "--config",
-            dest="config_file",
-            metavar="FILE.yaml",
-            default=None,
-            help="these parameters as a YAML file; flags win",
-        )
-    add_index(
-        commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others' shards.")
-    )
+        text = "these parameters as a YAML file; flags win"
+        general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
+    add_index(commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others'."))
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
-    text = "Print a script with which the shell completes commands and flags."
-    completion = commands.add_parser(
-        "completion",
-        help=text,
-        description=text,
-        epilog=COMPLETION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
@@ -165,12 +140,8 @@ def add_index(index: argparse.ArgumentParser) -> None:
     text = "Write an index of WebDataset shards that another program has made, which stay as and where they are."
     make = actions.add_parser("make", help=text, description=text, allow_abbrev=False)
     make.add_argument("uri", metavar="URI", help="a folder or a bucket's prefix of tars, or x-{000..099}.tar")
-    make.add_argument(
-        "--output",
-        metavar="URI",
-        default="",
-        help="folder for index.json and its tables; that of the tars if not given",
-    )
+    text = "folder for index.json and its tables; that of the tars if not given"
+    make.add_argument("--output", metavar="URI", default="", help=text)
     make.add_argument("--split", metavar="NAME", default="train", help="what the tars' split is called (train)")
     make.add_argument("--test-source", dest="test", metavar="URI", default="", help="more tars, which become 'test'")
     make.add_argument("--workers", metavar="N", type=int, default=0, help="processes; 0 means one a core (0)")
@@ -192,42 +163,21 @@ def environment() -> str:
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.platform()} {platform.machine()}",
         "cores": str(cores()),
-        "memory": memory(),
-        "GPUs": gpu_report(),
+        "GPUs": gpus(),
     }
     rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
-    rows |= {name: version for name in PACKAGES if (version := version_of(name))}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            rows[name] = metadata.version(name)
     return "\n".join(f"{name:22}{value}" for name, value in rows.items())
 
 
-def version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (AttributeError, ValueError, OSError):  # not Unix
-        return "unknown"
-
-
-def gpu_report() -> str:
-    """The GPUs that the driver lists, and how many torch can use: a bug may make the two differ."""
-    gpus = "none that nvidia-smi knows"
-    if program := shutil.which("nvidia-smi"):
-        question = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        try:
-            process = subprocess.run([program, *question], capture_output=True, text=True, timeout=20, check=False)
-            gpus = "; ".join((process.stdout or process.stderr or "nvidia-smi says nothing").split("\n")).strip("; ")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            gpus = f"nvidia-smi failed ({type(error).__name__})"
+def gpus() -> str:
+    """The GPUs that torch can use."""
     try:
         import torch
-    except ImportError:
-        return gpus
+
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     except Exception as error:  # a torch that does not load may be what the report is about
-        return f"{gpus}; torch does not load: {type(error).__name__}"
-    return f"{gpus}; torch sees {torch.cuda.device_count()}, built for CUDA {torch.version.cuda or '(none)'}"
+        return f"unknown: torch does not load ({type(error).__name__})"
+    return f"{', '.join(names) or 'none'}; torch is built for CUDA {torch.version.cuda or '(none)'}"

@@ -14,7 +14,6 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import brief
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
 
@@ -173,26 +172,17 @@ def as_image(item: Any, where: str) -> Image.Image:
 
 
 def entries_of(classes: Any) -> list[Any]:
-    """Classes from Python as entries of a class file. Raises ValueError: one is neither a name nor a prompt."""
+    """Classes from Python as entries of a class file, which `make_class_set` checks."""
     if isinstance(classes, dict):
-        return [{"name": name_of(name), "prompts": prompts_of(name, prompts)} for name, prompts in classes.items()]
+        prompts = {name: [entry] if isinstance(entry, str) else entry for name, entry in classes.items()}
+        return [{"name": built_in(name), "prompts": built_in(entry)} for name, entry in prompts.items()]
     require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
-    return [entry if isinstance(entry, dict) else name_of(entry) for entry in classes]
+    return built_in(classes)
 
 
-def name_of(name: Any) -> Any:
-    """The name as a plain string, for subclasses of str such as numpy's too; numbers stay, as in a class file."""
-    if isinstance(name, str):
-        return str(name)
-    known = type(name) in (int, float)
-    require(known, f"classes: {brief(name)} ({type(name).__name__}) is no name; names must be strings")
-    return name
-
-
-def prompts_of(name: Any, entry: Any) -> list[str]:
-    prompts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, Iterable) else [None]
-    require(
-        all(isinstance(prompt, str) for prompt in prompts),
-        f"classes: the prompts of {brief(name)} must be a string or a list of strings",
-    )
-    return [str(prompt) for prompt in prompts]
+def built_in(value: Any) -> Any:
+    """Subclasses of str and float, such as numpy's, as str and float, and collections as lists, for YAML."""
+    for kind in (str, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return [built_in(item) for item in value] if isinstance(value, Iterable) and not isinstance(value, dict) else value

@@ -85,8 +85,7 @@ class Model:
                 predictions.append(prediction)
         if not predictions and predictions.unreadable:
             name, reason = next(iter(predictions.unreadable.items()))
-            remaining = len(predictions.unreadable) - 1
-            raise UserError(f"{name}: {reason}" + (f", nor can the {remaining} others be read" if remaining else ""))
+            raise UserError(f"{name}: {reason}")
         return predictions
 
     @cached_property
@@ -117,15 +116,9 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
         ValueError: there is no such model, or it is damaged.
     """
     class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else entries_of(classes)
-    config, opener = find_model(
-        PredictConfig(
-            model=os.fspath(model),
-            classes=class_names if isinstance(class_names, str) else "given",
-            device=device,
-            threads=threads,
-            images=["-"],  # a placeholder
-        )
-    )
+    text = class_names if isinstance(class_names, str) else "names and prompts"
+    parameters = PredictConfig(model=os.fspath(model), classes=text, device=device, threads=threads, images=["-"])
+    config, opener = find_model(parameters)
     with opener(config) if isinstance(class_names, str) else zero_shot()(config, class_names) as opened:
         return Model(opened.open(False))
 

@@ -27,14 +27,14 @@ def preflight(config: Any) -> None:
             CHECKS[field.metadata["kind"]](config, value, flag(field.name))
 
 
-def check_class_set(config: Any, classes: str, _: str) -> None:
+def check_class_set(config: Any, classes: str, flag: str) -> None:
     from must.method.model.classifier import BUNDLED_SET, load_class_set
 
     if classes != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
         load_class_set(classes)
 
 
-def check_bundle(config: Any, uri: str, _: str) -> None:
+def check_bundle(config: Any, uri: str, flag: str) -> None:
     from must.method.model.bundle import load_description
 
     load_description(uri)
@@ -58,14 +58,14 @@ def check_baseline(config: Any, uri: str, flag: str) -> None:
         check_classifier(config, uri, flag)
 
 
-def check_shards(config: Any, uri: str, _: str) -> None:
+def check_shards(config: Any, uri: str, flag: str) -> None:
     from must.data.format.index import load_index
 
     index = load_index(uri, getattr(config, "index_sha256", ""))
     index.shards_of(config.split)
 
 
-def check_preset(config: Any, name: str, _: str) -> None:
+def check_preset(config: Any, name: str, flag: str) -> None:
     from must.method.model.classifier import read_header
     from must.method.train.presets import AUTO, published, rows_of
 
@@ -73,15 +73,36 @@ def check_preset(config: Any, name: str, _: str) -> None:
         published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
 
 
-def check_trackers(config: Any, names: list[str], _: str) -> None:
+def check_trackers(config: Any, names: list[str], flag: str) -> None:
     if not isinstance(config, PlanConfig):  # `must plan` tracks nothing
         require_packages(names)
 
 
-def check_answers(config: Any, folder: str, _: str) -> None:
+def check_answers(config: Any, folder: str, flag: str) -> None:
     from must.method.answers.review import Review
 
     Review.load(folder).answers(folder)
+
+
+def require_apart(folder: Path, label: str) -> None:
+    """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
+    model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
+    require(model is None, f"{label}: is in the model {model}; choose a folder beside it")
+
+
+def check_apart(config: Any, uri: str, flag: str) -> None:
+    if not storage.is_remote(uri):
+        require_apart(storage.local(uri).absolute(), f"{flag} {uri}")
+
+
+def check_output(config: Any, uri: str, flag: str) -> None:
+    """Checks paths on this machine only: a bucket's permissions show when it is written to."""
+    if storage.is_remote(uri):
+        return
+    path = storage.local(uri).absolute()
+    existing = path if path.exists() else next(parent for parent in path.parents if parent.exists())
+    require(existing == path or existing.is_dir(), f"{flag} {uri}: cannot be written: {existing} is no folder")
+    require(os.access(existing, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {existing}")
 
 
 CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
@@ -92,26 +113,8 @@ CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
     "baseline": check_baseline,
     "shards": check_shards,
     "preset": check_preset,
-    "output": lambda config, uri, flag: check_output(uri, flag),
-    "apart": lambda config, uri, flag: (
-        require_apart(Path(uri).absolute(), f"{flag} {uri}") if "://" not in uri else None
-    ),
+    "output": check_output,
+    "apart": check_apart,
     "trackers": check_trackers,
     "answers": check_answers,
 }
-
-
-def require_apart(folder: Path, label: str) -> None:
-    """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
-    model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
-    require(model is None, f"{label}: is in the model {model}; choose a folder beside it")
-
-
-def check_output(uri: str, flag: str = "--output") -> None:
-    """Checks paths on this machine only: a bucket's permissions show when it is written to."""
-    if storage.is_remote(uri):
-        return
-    path = storage.local(uri).absolute()
-    existing = path if path.exists() else next(parent for parent in path.parents if parent.exists())
-    require(existing == path or existing.is_dir(), f"{flag} {uri}: cannot be written: {existing} is no folder")
-    require(os.access(existing, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {existing}")

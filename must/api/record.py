@@ -8,7 +8,6 @@ from typing import Any
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, INDEX_FILE, RECORD_FILE
 from must.base.parameters import require
-from must.base.text import brief
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +45,9 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
         not (growing and begun and BUNDLE not in outdated),
         f"{folder}: training has begun without test images; finish it with the same command as before, then add them",
     )
-    changes = (change for name in sorted(changed) for change in changes_of(name, before.get(name), now[name]))
-    differences = ", ".join(changes)
+    old, new = before.get("settings", {}), now.get("settings", {})
+    settings = {name for name in old | new if old.get(name) != new.get(name)}
+    differences = ", ".join(sorted(changed - {"settings"} | settings))
     require(
         again or outdated <= CHEAP,
         f"{folder}: was made from other inputs ({differences}); choose another output, or give --again: what they do "
@@ -65,18 +65,3 @@ def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
     if before != now or not file.exists():
         storage.write_bytes(str(file), json.dumps(now | mark, indent=1).encode())
     return bool(mark)
-
-
-def changes_of(name: str, old: Any, new: Any) -> list[str]:
-    """Texts "name: old -> new" of an input that changed; "other NAME" where only checksums are known."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        return [f"{key}: {short_text(old.get(key))} -> {short_text(new.get(key))}" for key in keys]
-    words = name.replace("_", " ")
-    if any(isinstance(value, str) and len(value) == 64 and "/" not in value for value in (old, new)):
-        return [f"other {words}"]
-    return [f"{words}: {short_text(old)} -> {short_text(new)}"]
-
-
-def short_text(value: Any) -> str:
-    return "none" if value in (None, "", {}) else brief(value).strip("'")

@@ -15,7 +15,7 @@ from must.api.preflight import preflight
 from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
-from must.base.progress import loading, working
+from must.base.progress import loading
 from must.base.workers import killed_workers
 from must.config.work import with_work
 
@@ -106,7 +106,7 @@ def run(stage: str, config: StageConfig, **extra: Any) -> Any:
     if STAGES[stage].torch:
         loading(stage)
     try:
-        with warnings.catch_warnings(), killed_workers(), working(stage):
+        with warnings.catch_warnings(), killed_workers():
             silence_pillow()
             return getattr(importlib.import_module(module), function)(config, **extra)
     except ModuleNotFoundError as error:  # an installation without extras, or another image

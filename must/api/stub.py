@@ -56,7 +56,7 @@ def type_text(kind: Any) -> str:
         return " | ".join(map(type_text, get_args(kind)))
     if kind is str:
         return "Text"
-    return str(kind) if get_args(kind) else kind.__name__
+    return str(kind).replace("typing.", "").replace("'", '"') if get_args(kind) else kind.__name__
 
 
 if __name__ == "__main__":

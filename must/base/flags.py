@@ -3,7 +3,6 @@
 import argparse
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -32,8 +31,6 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
 
     The parsed namespace has no attribute for a flag that is not given.
     """
-    if isinstance(parser, OneLineParser):
-        parser.synonyms = {flag(name): flag(known) for name, known in stage.synonyms.items()}
     hints = get_type_hints(stage)
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for title, parameter in with_headings(stage):
@@ -100,8 +97,6 @@ def format_value(value: Any) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """Prints errors as one line, with the most similar flag; argparse itself prints all of a stage's flags first."""
 
-    synonyms: Mapping[str, str] = {}  # names of flags in other programs: our flags
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in sys.argv[1:] if args is None else args:  # first, as argparse may misread an unknown flag's value
             if word == "--" or (self._subparsers and not word.startswith("-")):
@@ -110,22 +105,13 @@ class OneLineParser(argparse.ArgumentParser):
                 self.unknown(word)
         namespace, unparsed = super().parse_known_args(args, namespace)
         if unparsed:
-            self.unknown(next((word for word in unparsed if word.startswith("-")), unparsed[0]))
+            self.unknown(unparsed[0])
         return namespace, unparsed
 
     def unknown(self, word: str) -> NoReturn:
-        unknown = word.split("=")[0]
-        suggestion = self.nearest(unknown)
-        if not word.startswith("-"):
-            self.error(f"{word}: is not expected here; quote a list or a name that has spaces")
-        self.error(f"{unknown}: unknown{f'; did you mean {suggestion}?' if suggestion else ''}")
-
-    def nearest(self, unknown: str) -> str:
-        """The flag that was probably meant: `unknown` with underscores, abbreviated, or misspelt; else ''."""
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        name = unknown.replace("_", "-")
-        matches = [flag for flag in flags if flag == name] or [flag for flag in flags if flag.startswith(name)]
-        return " or ".join(matches if name.strip("-") else []) or "".join(close_to(name, flags, synonyms=self.synonyms))
+        name = word.split("=")[0]
+        near = close_to(name, list(self._option_string_actions))
+        self.error(f"{name}: unknown{f'; did you mean {near[0]}?' if near else ''}")
 
     def error(self, message: str) -> NoReturn:
         if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -12,7 +13,6 @@ from typing import (
     Any,
     ClassVar,
     Literal,
-    NamedTuple,
     TypeVar,
     Union,
     get_args,
@@ -36,35 +36,15 @@ LARGEST_FILE = 1 << 20  # bytes of a file of parameters
 MOST_USED = "most used"  # the first heading of a stage's help
 
 
-class Bounds(NamedTuple):
-    """The limits of a number; None: no limit."""
+COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
-    at_least: float | None
-    above: float | None
-    at_most: float | None
-    below: float | None
 
-    def check(self, value: Any, name: str) -> None:
-        """Raises ValueError: a number in `value` is outside the limits, or NaN."""
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, int | float):
-                continue
-            inside = (
-                (self.at_least is None or number >= self.at_least)
-                and (self.above is None or number > self.above)
-                and (self.at_most is None or number <= self.at_most)
-                and (self.below is None or number < self.below)
-            )
-            require(inside, f"{name} must {self} (got {number:g})")
-
-    def __str__(self) -> str:
-        at_least, above, at_most, below = self
-        if self == (0, None, None, None):
-            return "not be negative"
-        if at_least is not None and at_most is not None:
-            return f"be between {at_least} and {at_most}"
-        words = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-        return "be " + " and ".join(f"{word} {value}" for word, value in words.items() if value is not None)
+def check_bounds(value: Any, bounds: dict[str, float], name: str) -> None:
+    """Raises ValueError: `value`, or a number in it if it is a list, is outside the limits."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float):
+            inside = all(COMPARISONS[word](number, limit) for word, limit in bounds.items())
+            require(inside, f"{name} must be {' and '.join(f'{k} {v}' for k, v in bounds.items())} (got {number:g})")
 
 
 def param(
@@ -96,9 +76,10 @@ def param(
             both ends.
     """
     at_least, at_most = between or (at_least, at_most)
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     metadata = {
         "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
-        "kind": kind, "work": work, "bounds": Bounds(at_least, above, at_most, below),
+        "kind": kind, "work": work, "bounds": {word: limit for word, limit in bounds.items() if limit is not None},
     }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
@@ -115,7 +96,6 @@ class StageConfig:
 
     example: ClassVar[str] = ""
     by_preset: ClassVar[frozenset[str]] = frozenset()
-    synonyms: ClassVar[dict[str, str]] = {"num_workers": "workers", "output_dir": "output"}  # other names: ours
     passed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +118,7 @@ class StageConfig:
             if parameter.metadata["positional"] and isinstance(value, str) and value:
                 value = [value]  # one file, whose name may contain commas
             value = convert(value, hints[name], flag(name))
-            parameter.metadata["bounds"].check(value, flag(name))
+            check_bounds(value, parameter.metadata["bounds"], flag(name))
             setattr(self, name, value)
 
     def check_values(self) -> None:
@@ -225,7 +205,7 @@ def settings_of(
     for name in values:
         require(name not in fixed, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
-            raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known, stage.synonyms)}")
+            raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known)}")
     return values
 
 
@@ -250,7 +230,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
     known = [f.name for f in parameters_of(stage)]
     for name in values:
         if name not in known:
-            raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known, stage.synonyms)}")
+            raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
@@ -289,8 +269,6 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         require(isinstance(value, bool), f"{name}: expected true or false, got {brief(value)}")
         return value
     assert kind in (str, int, float), kind
-    if kind is str and isinstance(value, bool):
-        raise UserError(f"{name}: expected text, got '{str(value).lower()}'; put it in quotes")
     expected = {str: "text", int: "a whole number", float: "a number"}[kind]
     message = f"{name}: expected {expected}, got {brief(value)}"
     require(isinstance(value, str | int | float) and not isinstance(value, bool), message)

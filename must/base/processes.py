@@ -7,13 +7,14 @@ scripts and notebooks can shard and train without `if __name__ == "__main__"`.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -96,6 +97,18 @@ def begin_worker(environment: dict[str, str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Turns the garbage collector off while the block runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def keep_from_children(descriptor: int) -> int:
     """Makes forked processes close this open file when they start: they would share its lock. Close it with `close`."""
     _open.add(descriptor)
@@ -143,52 +156,12 @@ class per_process(Generic[Value]):  # noqa: N801 - a decorator
             self.cache.pop(key, None)
 
 
-def cores(process: Path = Path("/proc/self")) -> int:
+def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """The CPU cores, at least 1. The limit of a container is a quota of time, which the CPU affinity does not show."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([available, *(int(limit) for limit in quotas(process))]))
-
-
-def quotas(process: Path) -> Iterator[float]:
-    """The limits, in cores, of the process's control group and of its parents, in both versions of cgroups."""
-    for folder, top in control_groups(process):
-        while True:
-            yield from limit_in(folder)
-            if folder == top:
-                break
-            folder = folder.parent
-
-
-def control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
-    """(the group's folder, the mounted folder at or above it) of each hierarchy that may limit CPU cores."""
-    try:
-        groups = (process / "cgroup").read_text().splitlines()
-        mounts = (process / "mountinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return
-    for line in mounts:
-        mount, _, file_system = line.partition(" - ")
-        if not file_system.startswith("cgroup"):
-            continue
-        root, top = mount.split()[3:5]
-        kind, _, options = file_system.split()[:3]
-        for group in groups:
-            number, controllers, path = group.split(":", 2)
-            if (kind == "cgroup2" and number == "0" and not controllers) or (
-                kind == "cgroup" and "cpu" in controllers.split(",") and "cpu" in options.split(",")
-            ):
-                # The mount may be a part of the hierarchy; the group's path then begins with it, or is outside.
-                inside = path == root or path.startswith(root.rstrip("/") + "/")
-                below = path[len(root.rstrip("/")) :].strip("/") if inside else ""
-                yield Path(top, below), Path(top)
-
-
-def limit_in(folder: Path) -> Iterator[float]:
-    with suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
-        if quota != "max":
-            yield int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if int(quota) > 0:
-            yield int(quota) / int(period)
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # both versions of control groups
+        with suppress(OSError, ValueError):  # no container, or no limit: "max"
+            quota, period = " ".join((groups / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                available = min(available, int(quota) // int(period))
+    return max(1, available)

@@ -9,8 +9,8 @@ import difflib
 import io
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 BRIEF_LENGTH = 80  # characters of a value in a message
@@ -127,10 +127,6 @@ def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
     return encoded(text.getvalue())
 
 
-class TextFile(Protocol):
-    def write(self, text: str, /) -> object: ...
-
-
 class Rows:
     """A writer of CSV files: commas, quotation marks where they are needed, a line feed after each row.
 
@@ -138,7 +134,7 @@ class Rows:
     of a row.
     """
 
-    def __init__(self, file: TextFile) -> None:
+    def __init__(self, file: TextIO) -> None:
         self.file, self.writer = file, csv.writer(self, lineterminator="\r\n")
 
     def add(self, *cells: object) -> None:
@@ -160,14 +156,12 @@ def brief(value: Any) -> str:
     return f"'{printable(str(value)[: 100 * BRIEF_LENGTH], BRIEF_LENGTH)}'"
 
 
-def close_to(name: str, known: Sequence[str], count: int = 1, synonyms: Mapping[str, str] | None = None) -> list[str]:
-    """The known names that are most similar to `name`, or whose synonyms are."""
-    names = {other: name for other, name in (synonyms or {}).items() if name in known and other not in known}
-    matches = difflib.get_close_matches(name[:BRIEF_LENGTH], [*known, *names], n=count)
-    return list(dict.fromkeys(names.get(match, match) for match in matches))
+def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
+    """The known names that are most similar to `name`."""
+    return difflib.get_close_matches(name[:BRIEF_LENGTH], known, n=count)
 
 
-def did_you_mean(name: str, known: Sequence[str], synonyms: Mapping[str, str] | None = None) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the most similar known name, or else all of them."""
-    near = close_to(name, known, synonyms=synonyms)
+    near = close_to(name, known)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Self, cast
 
 from must.base.errors import TransientError
-from must.base.processes import begin_worker, start_context
+from must.base.processes import begin_worker, start_context, without_collector
 
 TASKS_AHEAD = 2  # tasks per worker that `in_order` submits before their results are needed
 
@@ -47,13 +47,8 @@ class Workers:
             self.executor = ProcessPoolExecutor(
                 self.workers, start_context(self.preload), begin_in_pool, (dict(os.environ), self.begin)
             )
-            collecting = gc.isenabled()
-            gc.disable()  # a new process must not collect anything before `begin_in_pool`
-            try:
+            with without_collector():  # a new process must not collect anything before `begin_in_pool`
                 self.executor.submit(int)  # starts the workers now, before a model starts threads in this process
-            finally:
-                if collecting:
-                    gc.enable()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -136,13 +131,8 @@ class JobWorkers:
         context: Any = start_context(self.preload)
         connection, worker_end = context.Pipe()
         process = context.Process(target=do_jobs, args=(worker_end, dict(os.environ), self.begin))
-        collecting = gc.isenabled()
-        gc.disable()  # a new process must not collect anything before `begin_in_pool`
-        try:
+        with without_collector():  # a new process must not collect anything before `begin_in_pool`
             process.start()
-        finally:
-            if collecting:
-                gc.enable()
         worker_end.close()  # so that `recv` raises EOFError when the worker ends
         self.processes[connection] = process
         return connection

@@ -4,24 +4,19 @@ The command line, the YAML files (``--config``), the presets and the pipeline co
 Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults.
 """
 
-from must.config.adapt import AdaptConfig
-from must.config.backbones import BackbonesConfig
-from must.config.classifier import ClassifierConfig
-from must.config.demo import DemoConfig
-from must.config.evaluate import EvaluateConfig
+from must.config.adapt import AdaptConfig, DemoConfig
+from must.config.classifier import BackbonesConfig, ClassifierConfig
+from must.config.evaluate import EvaluateConfig, GateConfig
 from must.config.export import ExportConfig
-from must.config.gate import GateConfig
 from must.config.labels import LabelsConfig, SortConfig
-from must.config.plan import PlanConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
 from must.config.push import PushConfig
-from must.config.refine import RefineConfig
 from must.config.review import ReviewConfig
-from must.config.select import SelectConfig
+from must.config.select import RefineConfig, SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
-from must.config.train import TrainConfig
+from must.config.train import PlanConfig, TrainConfig
 
 __all__ = [
     "AdaptConfig", "BackbonesConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",

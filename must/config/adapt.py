@@ -1,4 +1,4 @@
-"""Parameters of `must adapt`."""
+"""Parameters of `must adapt` and `must demo`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,6 @@ from must.base.parameters import StageConfig, param, require
 
 @dataclass(kw_only=True)
 class AdaptConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"class_names": "classes"}
     example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10"
 
     images: str = param(
@@ -16,25 +15,18 @@ class AdaptConfig(StageConfig):
         bare=True,
     )
     classes: str | list[str] = param(
-        "the class names: cat,dog,horse, a .txt with one per line, or as `must classifier --classes`",
-        metavar="NAMES|FILE",
+        "the class names: cat,dog,horse; a .txt, one a line; or as `must classifier --classes`", metavar="NAMES|FILE"
     )
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
     model: str = param("an open_clip name or a folder, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
-        "its weights, an open_clip tag or a file; of the default model datacomp_xl_s13b_b90k",
-        "",
-        metavar="TAG|PATH",
+        "its weights, an open_clip tag or a file; of the default model datacomp_xl_s13b_b90k", "", metavar="TAG|PATH"
     )
     test_images: str = param(
-        "labelled images to measure the accuracy with: a folder per class, or a file of labels as `must sort` takes it",
-        "",
-        metavar="DIR|FILE",
+        "labelled images to measure the accuracy with: a folder per class, or a file of labels", "", metavar="DIR|FILE"
     )
     settings: dict[str, str] = param(
-        "settings of `must train`, such as preset=digits,epochs=9; also as flags: --preset digits --epochs 9",
-        factory=dict,
-        metavar="NAME=VALUE,...",
+        "settings of `must train`: preset=digits,epochs=9; as flags: --epochs 9", factory=dict, metavar="NAME=VALUE,..."
     )
     again: bool = param(
         "allow an output that was made from other images, classes, models or settings, which is an error without "
@@ -47,5 +39,11 @@ class AdaptConfig(StageConfig):
     device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 
     def check_values(self) -> None:
-        require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
         require(bool(self.images), "--images is missing; give a folder, tar, zip or table of images")
+
+
+@dataclass(kw_only=True)
+class DemoConfig(StageConfig):
+    example = "must demo --output demo/"
+
+    output: str = param("folder to write to", metavar="DIR")

@@ -1,6 +1,7 @@
-"""Parameters of `must classifier`."""
+"""Parameters of `must classifier` and `must backbones`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
 from must.config import defaults
@@ -8,7 +9,6 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class ClassifierConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"class_names": "classes"}
     example = "must classifier --classes classes.yaml --model ViT-B-16/datacomp_xl_s13b_b90k --output clip.safetensors"
 
     classes: str | list[str] = param(
@@ -23,14 +23,11 @@ class ClassifierConfig(StageConfig):
         metavar="NAME|URI",
     )
     pretrained: str = param(
-        "an open_clip pretrained tag or a checkpoint file; nothing for a model folder, which holds its weights",
-        "",
-        metavar="TAG|PATH",
+        "an open_clip pretrained tag or a checkpoint file; not for a model folder", "", metavar="TAG|PATH"
     )
     output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output")
     model_store: str = param(
-        "folder for the model's files, one subfolder per model: later stages read them there, not from a hub; the "
-        "folder models beside the output if empty",
+        "folder for the model's files, which later stages read; models/ beside the output if empty",
         "",
         metavar="DIR",
         kind="output",
@@ -39,3 +36,38 @@ class ClassifierConfig(StageConfig):
 
     def check_values(self) -> None:
         require(self.output.endswith(".safetensors"), f"--output must end in .safetensors (got '{self.output}')")
+
+
+@dataclass(kw_only=True)
+class BackbonesConfig(StageConfig):
+    example = "must backbones photos/ --classes classes.yaml --models ViT-B-16/datacomp_xl_s13b_b90k,ViT-B-16/openai"
+
+    images: str = param(
+        "images, as `must shard --source`; also without the flag: must backbones DIR/",
+        metavar="URI",
+        bare=True,
+        often=True,
+    )
+    classes: str | list[str] = param(
+        "the class names, as `must classifier --classes`", metavar="NAMES|FILE|SET", kind="class set", often=True
+    )
+    models: list[str] = param(
+        "the models to compare, each as `must classifier --model`: NAME/TAG, NAME/FILE, hf-hub:TEAM/NAME or a folder",
+        metavar="MODEL,...",
+        often=True,
+    )
+    labels: Literal["folder", "csv", "none"] = param(
+        "where labels are, if there are any, as `must shard --labels`; the true accuracy then stands beside the score, "
+        "which no label goes into",
+        "none",
+        often=True,
+    )
+    most: int = param("images to look at, evenly spread, at most", 2_000, metavar="N", at_least=1)
+    output: str = param("JSON file for the table", "", metavar="FILE", kind="output", often=True)
+    batch_size: int = defaults.batch_size(64, group="how it runs")
+    workers: int = defaults.workers()
+    device: str = defaults.device(often=True)
+
+    def check_values(self) -> None:
+        require(len(self.models) >= 2, "--models: give two or more, with commas between them")
+        require(len(set(self.models)) == len(self.models), "--models: one of them is given twice")

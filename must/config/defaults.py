@@ -1,5 +1,6 @@
 """Parameters that several stages have, with their defaults and help texts."""
 
+from dataclasses import MISSING
 from typing import Any
 
 from must.base.parameters import param
@@ -8,20 +9,23 @@ CACHE_GB = 30.0
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
 
 
-def bundle(text: str = "the bundle written by `must train`") -> Any:
+def bundle(text: str, default: Any = MISSING, group: str = "input and output", kind: str = "bundle") -> Any:
     """The stage's model, or WORK."""
-    return param(
-        f"{text}; {WORK}", metavar="BUNDLE|WORK", group="input and output", often=True, bare=True, kind="bundle",
-        work="bundle",
-    )  # fmt: skip
+    text = f"{text}; {WORK}"
+    return param(text, default, metavar="BUNDLE|WORK", group=group, often=True, bare=True, kind=kind, work="bundle")
 
 
-def baseline(text: str) -> Any:
-    return param(text, metavar="FILE", often=True, kind="classifier", work="classifier")
+def classifier(text: str, default: Any = MISSING) -> Any:
+    return param(text, default, metavar="FILE", often=True, kind="classifier", work="classifier")
 
 
-def shards() -> Any:
-    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", work="shards")
+def answers(text: str) -> Any:
+    return param(text, "", metavar="URI", often=True, kind="answers", work="answers")
+
+
+def shards(**more: Any) -> Any:
+    text = "folder of shards made by `must shard`"
+    return param(text, metavar="URI", often=True, kind="shards", work="shards", **more)
 
 
 def index_sha256(shards: str = "shards") -> Any:

@@ -1,4 +1,4 @@
-"""Parameters of `must evaluate`."""
+"""Parameters of `must evaluate` and `must gate`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ class EvaluateConfig(StageConfig):
         "  must evaluate --model model/ --baseline classifier.safetensors --shards shards/ --output report/"
     )
 
-    model: str = defaults.bundle()
+    model: str = defaults.bundle("the bundle written by `must train`")
     baseline: str = param(
         "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",
@@ -27,7 +27,7 @@ class EvaluateConfig(StageConfig):
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
     output: str = param(
-        "folder for metrics.json, predictions.csv and report.html",
+        "folder of metrics.json, predictions.csv, report.html",
         metavar="URI",
         often=True,
         kind="output",
@@ -37,16 +37,10 @@ class EvaluateConfig(StageConfig):
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
     refined: str = param(
-        "folder of `must refine`: the report shows how its labels of the unlabeled images differ from zero-shot's",
-        "",
-        metavar="URI",
-        work="labels",
+        "folder of `must refine`, whose labels the report compares with zero-shot's", "", metavar="URI", work="labels"
     )
     risk: float = param(
-        "largest share of wrong classes among the images that get a class, from which the abstention threshold follows",
-        0.05,
-        above=0,
-        below=1,
+        "largest share of wrong classes among classified images, for the abstention threshold", 0.05, above=0, below=1
     )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
@@ -56,3 +50,32 @@ class EvaluateConfig(StageConfig):
     timeout: int = param(
         "seconds after which a process that waits for a lost one gives up", 600, metavar="S", at_least=1
     )
+
+
+LABEL_FREE = ("min_agreement", "min_effective_classes")  # `metric` and the other min_* belong to the labelled gate
+
+
+@dataclass(kw_only=True)
+class GateConfig(StageConfig):
+    example = "must gate work/\n  must gate --metrics report/metrics.json --gate labelled --output decision.json"
+
+    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE", work="metrics")
+    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, work="bundle")
+    output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", work="to decision.json")
+    gate: Literal["label-free", "reviewed", "labelled", "none"] = param(
+        "label-free: the check against zero-shot, which needs no labels, must have no warnings; reviewed: answers of "
+        "`must review` must show a gain; labelled: the paired interval of the gain over the baseline on a labelled "
+        "split; none: every model passes",
+        "label-free",
+    )
+    min_agreement: float = param(
+        "label-free: smallest share of images that keep their class; 0: any", 0.0, between=(0, 1)
+    )
+    min_effective_classes: float = param(
+        "label-free: effective classes, as a share of the baseline's number; 0: any", 0.0, between=(0, 1)
+    )
+    metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")
+    min_gain: float = param(
+        "labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0, between=(-1, 1)
+    )
+    min_images: int = param("labelled: images below which no decision is made", 100, metavar="N", at_least=1)

@@ -16,33 +16,22 @@ class ExportConfig(StageConfig):
         "  must export --model model/ --output ours/ --to open_clip --classifier classifier.safetensors"
     )
 
-    model: str = defaults.bundle()
+    model: str = defaults.bundle("the bundle written by `must train`")
     output: str = param(
         "folder for the exported model and its card", metavar="URI", often=True, kind="output", work="to {to}"
     )
     to: Literal["onnx", "open_clip", "transformers"] = param(
         "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
     )
-    classifier: str = param(
-        "classifier file that the model was trained from: its text tower goes along (--to open_clip, transformers)",
-        "",
-        metavar="FILE",
-        often=True,
-        kind="classifier",
-        work="classifier",
-    )
+    classifier: str = defaults.classifier("for open_clip and transformers: the classifier file of the training", "")
     license: str = param(
-        "licence for the model card, by the hub's short name (mit, apache-2.0, ...); left out if empty",
-        "",
-        metavar="ID",
-        group="model card",
+        "licence for the model card, by the hub's short name (mit, apache-2.0)", "", metavar="ID", group="model card"
     )
     precision: Literal["fp32", "fp16", "int8"] = param(
         "of weights and arithmetic; outputs are float32", "fp32", group="ONNX"
     )
     input: Literal["normalized", "uint8"] = param(
-        "what the graph takes: float32 [N,3,S,S], normalised, or uint8 [N,S,S,3] pixels that it normalises",
-        "normalized",
+        "what the graph takes: float32 [N,3,S,S], normalised; or uint8 [N,S,S,3], which it normalises", "normalized"
     )
     embeddings: bool = param(
         "the graph also returns each image's embedding: `embedding`, float32 [N,D] of length 1, from which the classes "

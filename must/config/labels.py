@@ -42,7 +42,9 @@ class SortConfig(StageConfig):
         "link: symbolic links, which take no room; copy: copies; move: the files themselves", "link"
     )
     root: str = param(ROOT, "", metavar="DIR")
-    abstain: float = param("a probability below which an image goes to the folder 'none of these'", 0.0, metavar="T")
+    abstain: float = param(
+        "a probability below which an image goes to the folder 'none of these'", 0.0, metavar="T", between=(0, 1)
+    )
     named_only: bool = param(
         "leave out images of none of the classes: for images with labels that are to measure a model", False
     )
@@ -51,5 +53,4 @@ class SortConfig(StageConfig):
     def check_values(self) -> None:
         require(self.undo or bool(self.labels), "no file of labels given: must sort predictions.csv --into DIR")
         require(not (self.undo and self.labels), "--undo needs only --into; leave the file of labels out")
-        require(0 <= self.abstain <= 1, "--abstain must be from 0 to 1: it is a probability")
         require("://" not in self.into, f"--into {self.into}: must be a folder on this machine")

@@ -11,7 +11,6 @@ OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --sh
 
 @dataclass(kw_only=True)
 class PredictConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"top": "top_k"}
     example = (
         "must predict --model work/ photo.jpg more-photos/\n"
         "  must predict --model ViT-B-16/datacomp_xl_s13b_b90k --classes cat,dog,horse photo.jpg"
@@ -31,21 +30,17 @@ class PredictConfig(StageConfig):
         often=True,
     )
     classes: str | list[str] = param(
-        "for a CLIP model that was not adapted: its classes, as `must classifier --classes` takes them: cat,dog,horse",
+        "for a CLIP model that was not adapted: its classes, as `must classifier --classes`",
         "",
         metavar="NAMES|FILE|SET",
         often=True,
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
     output: str = param(
-        "CSV or JSONL file to write instead of the table on the terminal; with --shards, the folder for Parquet files",
-        "",
-        metavar="FILE|URI",
-        often=True,
+        "CSV or JSONL file in place of the table; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True
     )
     abstain: float = param(
-        "selective prediction: no class where the top probability is below this; 0: always one, "
-        "-1: the model's threshold",
+        "no class where the best probability is lower; 0: always one, -1: the model's threshold",
         0.0,
         metavar="T",
         often=True,
@@ -57,11 +52,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     shards: str = param(
-        "classify all images of a folder of shards, in place of single ones: a path or a bucket's URI",
-        "",
-        metavar="URI",
-        group="a whole bucket",
-        often=True,
+        "classify a folder of shards instead: a path or URI", "", metavar="URI", group="a whole bucket", often=True
     )
     split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
     index_sha256: str = defaults.index_sha256()

@@ -19,15 +19,7 @@ class PromoteConfig(StageConfig):
 
     registry: str = param("where promoted models live: a folder or a bucket's URI", metavar="URI", often=True)
     name: str = param("the model's name in the registry", metavar="NAME", often=True)
-    model: str = param(
-        f"the bundle written by `must train`; {defaults.WORK}",
-        "",
-        metavar="BUNDLE|WORK",
-        group="what is promoted",
-        often=True,
-        bare=True,
-        work="bundle",
-    )
+    model: str = defaults.bundle("the bundle written by `must train`", "", group="what is promoted", kind="")
     onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, work="onnx")
     metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", work="metrics")
     decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", work="decision")

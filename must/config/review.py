@@ -16,7 +16,7 @@ class ReviewConfig(StageConfig):
     )
 
     model: str = defaults.bundle("the adapted bundle")
-    baseline: str = defaults.baseline("the classifier file that it was trained with")
+    baseline: str = defaults.classifier("the classifier file that it was trained with")
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = param(
@@ -28,19 +28,14 @@ class ReviewConfig(StageConfig):
         "random",
     )
     page: str = param(
-        "write one HTML file with the pictures in it, for somebody without this program, in place of serving",
-        "",
-        metavar="FILE",
+        "write one HTML file with the pictures, for somebody without this program; do not serve", "", metavar="FILE"
     )
     pictures: int = param("pictures in --page at most", 200, metavar="N", at_least=1)
     add: str = param("a file of answers made elsewhere, as --page saves it: adds them, and ends", "", metavar="FILE")
     browser: bool = param("open the page in a browser, from a terminal with a display", True)
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
     images: int = param(
-        "images that are looked at, at most, evenly spread; fewer where there are more than 1,000 classes",
-        20_000,
-        metavar="N",
-        between=(100, 20_000),
+        "images to look at, evenly spread; fewer for over 1,000 classes", 20_000, metavar="N", between=(100, 20_000)
     )
     host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))

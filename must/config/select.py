@@ -1,4 +1,4 @@
-"""Parameters of `must select`."""
+"""Parameters of `must select` and `must refine`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ class SelectConfig(StageConfig):
     model: str = defaults.bundle(
         "a bundle of `must train`; if adapted/, all of its adaptation, is inside, that is used"
     )
-    baseline: str = defaults.baseline("the classifier file that it was trained with: its zero-shot model")
+    baseline: str = defaults.classifier("the classifier file that it was trained with: its zero-shot model")
     shards: str = defaults.shards()
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", work="to selected")
@@ -29,15 +29,36 @@ class SelectConfig(StageConfig):
         often=True,
         between=(0, 1),
     )
-    answers: str = param(
-        "folder of `must review`, whose answers choose alpha; with WORK its review/, if there is one",
-        "",
-        metavar="URI",
-        often=True,
-        kind="answers",
-        work="answers",
-    )
+    answers: str = defaults.answers("folder of `must review`, whose answers choose alpha")
     labelled: str = param("split with labels, such as test, which choose alpha", "", metavar="NAME")
+    batch_size: int = defaults.batch_size(group="how it runs")
+    workers: int = defaults.workers()
+    cache: str = defaults.cache(group="reading shards")
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device(group="how it runs", often=True)
+
+
+@dataclass(kw_only=True)
+class RefineConfig(StageConfig):
+    example = (
+        "must refine work/\n"
+        "  must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
+    )
+
+    shards: str = defaults.shards(group="input and output")
+    index_sha256: str = defaults.index_sha256()
+    classifier: str = defaults.classifier("classifier file made by `must classifier`; it names the model")
+    model: str = defaults.bundle(
+        "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone", ""
+    )
+    answers: str = defaults.answers("folder of `must review`: answered images keep their answer and teach similar ones")
+    split: str = param("split of unlabeled images", "train", metavar="NAME")
+    output: str = param(
+        "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", work="to labels"
+    )
+    images: int = param(
+        "images to look at, at most, evenly spread; time grows with its square", 1_000_000, metavar="N", at_least=1
+    )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")

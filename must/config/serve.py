@@ -11,7 +11,6 @@ SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 @dataclass(kw_only=True)
 class ServeConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"top": "top_k"}
     example = (
         "must serve work/\n"
         "  must serve --model onnx/\n"
@@ -29,26 +28,17 @@ class ServeConfig(StageConfig):
         often=True,
     )
     registry: str = param(
-        "serve the champion of this registry in place of --model, and the next one as soon as it is promoted",
-        "",
-        metavar="URI",
-        often=True,
+        "in place of --model: serve this registry's champion, and the next when promoted", "", metavar="URI", often=True
     )
     name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
     poll: float = param(
-        "seconds between two looks at the registry's LATEST, whose model is swapped in without a restart (hot swap)",
-        10.0,
-        metavar="S",
-        above=0,
+        "seconds between looks at the registry's LATEST; its model is swapped in (hot swap)", 10.0, metavar="S", above=0
     )
     top_k: int = param(
         "classes in an answer, unless the request says how many", 5, metavar="K", group="answers", at_least=1
     )
     abstain: float = param(
-        "selective prediction: no class where the top probability is below this; -1: the model's "
-        "threshold, 0: always one",
-        -1.0,
-        metavar="T",
+        "no class where the top probability is below this; -1: the model's threshold, 0: always one", -1.0, metavar="T"
     )
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True, between=(0, 65535))
@@ -71,10 +61,7 @@ class ServeConfig(StageConfig):
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
     )
     drain: float = param(
-        "seconds from SIGTERM, when the server says it is not ready, to when it takes no more connections",
-        5.0,
-        metavar="S",
-        at_least=0,
+        "seconds from SIGTERM, when readiness ends, until no connections are taken", 5.0, metavar="S", at_least=0
     )
 
     def check_values(self) -> None:

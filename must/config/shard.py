@@ -9,7 +9,6 @@ from must.config.part import parse_part
 
 @dataclass(kw_only=True)
 class ShardConfig(StageConfig):
-    synonyms = StageConfig.synonyms | {"input": "source", "input_dir": "source"}
     example = "must shard photos/ --test-source labelled/ --labels folder --output shards/"
 
     source: str = param(
@@ -25,10 +24,7 @@ class ShardConfig(StageConfig):
         "folder for the shards and index.json: a path or a bucket's URI", metavar="URI", often=True, kind="apart"
     )
     test_source: str = param(
-        "more images, as --source, that become the split 'test': labelled images kept for reporting",
-        "",
-        metavar="URI",
-        often=True,
+        "more images, as --source, that become the split 'test', for reporting only", "", metavar="URI", often=True
     )
     labels: Literal["folder", "csv", "none"] = param(
         "where labels are: the name of the folder an image is in; the column label of a manifest or table, or a "
@@ -50,19 +46,10 @@ class ShardConfig(StageConfig):
     )
     samples_per_shard: int = param("images in a shard", 1000, metavar="N", group="shards", at_least=1)
     max_rejected: float = param(
-        "largest share of undecodable files; above it the run ends with code 2",
-        0.01,
-        metavar="SHARE",
-        group="images",
-        between=(0, 1),
+        "largest share of undecodable files; code 2 above it", 0.01, metavar="SHARE", group="images", between=(0, 1)
     )
     workers: int = param(
-        "processes that read and check images; 0 means one a core",
-        0,
-        metavar="N",
-        group="how it runs",
-        often=True,
-        at_least=0,
+        "processes to read and check images; 0: one a core", 0, metavar="N", group="how it runs", often=True, at_least=0
     )
     part: str = param(
         "read and check every N-th chunk of the files, beginning with the I-th: one of N programs that share the work; "
@@ -80,19 +67,13 @@ class ShardConfig(StageConfig):
         "add the source's new files to the shards in --output; old samples keep their places", False, often=True
     )
     drop_duplicates: bool = param(
-        "deduplication: keep one of several byte-identical images; across splits, test keeps it and train loses it "
-        "in any case",
-        False,
-        group="images",
+        "deduplication: keep one of identical images; across splits, test always keeps it", False, group="images"
     )
     validate: Literal["decode", "header"] = param(
         "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"
     )
     resize: int = param(
-        "re-encode larger images as JPEG with this shorter side; 0 keeps every file byte for byte",
-        0,
-        metavar="PX",
-        at_least=0,
+        "re-encode larger images as JPEG with this shorter side; 0 changes none", 0, metavar="PX", at_least=0
     )
     quality: int = param("JPEG quality of --resize", 90, metavar="1-95", between=(1, 95))
     max_pixels: int = param(

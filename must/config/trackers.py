@@ -4,16 +4,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from must.base.parameters import require
-from must.base.text import brief, did_you_mean
 
 TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name of the tracker and of its package: our extra
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError: no such tracker, or one twice."""
-    for name in names:
-        require(name in TRACKERS, f"--trackers: unknown name {brief(name)}; {did_you_mean(name, list(TRACKERS))}")
-    require(len(set(names)) == len(names), f"--trackers {','.join(names)}: each of them once")
 
 
 def require_packages(names: Sequence[str], flag: str = "--trackers") -> None:

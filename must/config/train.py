@@ -1,11 +1,10 @@
-"""Parameters of `must train`."""
+"""Parameters of `must train` and `must plan`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, convert, param, require
 from must.config import defaults
-from must.config.trackers import check_names
 
 
 @dataclass(kw_only=True)
@@ -16,18 +15,6 @@ class TrainConfig(StageConfig):
     Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
     """
 
-    synonyms = StageConfig.synonyms | {
-        "learning_rate": "lr",
-        "num_epochs": "epochs",
-        "gradient_accumulation": "accumulate",
-        "grad_accum_steps": "accumulate",
-        "minimum_learning_rate": "min_lr",
-        "checkpoint_dir": "checkpoints",
-        "threshold": "confidence_threshold",
-        "ema_momentum": "ema_decay",
-        "random_seed": "seed",
-        "log_interval": "log_every",
-    }
     by_preset = frozenset(
         {
             "batch_size", "epochs", "lr", "min_lr", "ema_decay_init", "ema_decay", "ema_warmup_steps",
@@ -99,9 +86,7 @@ class TrainConfig(StageConfig):
         between=(0, 1),
     )
     fairness_weight: float = param(
-        "weight of the class balance (fairness) term, which counters class imbalance in the predictions",
-        1.0,
-        at_least=0,
+        "weight of the class balance (fairness) term, which counters imbalance in the predictions", 1.0, at_least=0
     )
     class_prior: Literal["uniform", "given"] = param(
         "target of the class balance term. uniform, as published: equally frequent classes; given: the class shares "
@@ -113,7 +98,7 @@ class TrainConfig(StageConfig):
     mask_patch_size: int = param(
         "side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX", at_least=1
     )
-    mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3)
+    mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3, above=0, below=1)
     mask_token: Literal["random", "mean"] = param(
         "initial value of the mask token. random: as published; mean: the mean patch of the images", "random"
     )
@@ -121,13 +106,10 @@ class TrainConfig(StageConfig):
     ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
     ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N", at_least=0)
     logit_factor: str = param(
-        "factor on the cosine logits: 100 as published, or 'model' for the model's own logit scale",
-        "100",
-        metavar="X|model",
+        "factor on the cosine logits: 100 as published; model: the model's own logit scale", "100", metavar="X|model"
     )
     loss_reduction: Literal["global", "rank"] = param(
-        "mean of the self-training loss over the confident images of all processes, or per process (published)",
-        "global",
+        "mean of the self-training loss over all processes' confident images, or per process (published)", "global"
     )
     weak_padding: int = param(
         "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
@@ -137,9 +119,7 @@ class TrainConfig(StageConfig):
         at_least=0,
     )
     strong_scale: list[float] = param(
-        "smallest and largest area of the strong view's random resized crop",
-        factory=lambda: [0.3, 1.0],
-        metavar="LOW,HIGH",
+        "smallest and largest area of the strong view's random crop", factory=lambda: [0.3, 1.0], metavar="LOW,HIGH"
     )
     flip: float = param(
         "probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5, between=(0, 1)
@@ -148,9 +128,7 @@ class TrainConfig(StageConfig):
         "RandAugment of the strong view in timm's notation; empty for none", "rand-m9-mstd0.5-inc1"
     )
     randaugment_ops: list[str] = param(
-        "operations to draw from, by timm's names (Rotate, ShearX, ...); empty for all",
-        factory=list,
-        metavar="NAME,...",
+        "operations to draw from, by timm's names (Rotate, ShearX, ...); all if empty", factory=list, metavar="NAME,..."
     )
 
     views: Literal["exact", "fast"] = param(
@@ -163,10 +141,7 @@ class TrainConfig(StageConfig):
         "shards whose images are shuffled together", 16, metavar="N", group="reading shards", at_least=1
     )
     max_replaced: float = param(
-        "largest share of undecodable images, which are replaced; above it training stops",
-        0.01,
-        metavar="SHARE",
-        between=(0, 1),
+        "share of undecodable (replaced) images above which training stops", 0.01, metavar="SHARE", between=(0, 1)
     )
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
@@ -186,29 +161,20 @@ class TrainConfig(StageConfig):
         "auto",
     )
     parallel: Literal["ddp", "fsdp"] = param(
-        "several processes: ddp keeps whole networks on each; fsdp cuts their parameters over them (ViT-H and larger)",
-        "ddp",
+        "several processes: ddp keeps whole networks on each; fsdp cuts their parameters (ViT-H and larger)", "ddp"
     )
     activation_checkpointing: bool = param(
-        "gradient checkpointing: compute the student's blocks again in the backward pass; less memory, a quarter more "
-        "work, the same gradients",
-        False,
+        "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
     compile: bool | Literal["auto"] = param(
-        "compile the networks' blocks with torch.compile; if that fails they run uncompiled. Without either flag: on a "
-        "CUDA GPU, in runs of 2,000 steps and more",
-        "auto",
+        "compile the networks' blocks with torch.compile; auto: on a CUDA GPU, in runs of 2,000 steps and more", "auto"
     )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N", at_least=0)
     checkpoint_seconds: int = param(
-        "also save a checkpoint when this many seconds have passed since the last one; later if saving would take more "
-        "than a twentieth of the time. 0: off",
-        0,
-        metavar="S",
-        at_least=0,
+        "also save after this many seconds without a checkpoint; 0: off", 0, metavar="S", at_least=0
     )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N", at_least=1)
     keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, metavar="N", at_least=0)
@@ -223,25 +189,17 @@ class TrainConfig(StageConfig):
         between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
-    trackers: list[str] = param(
+    trackers: list[Literal["tensorboard", "mlflow"]] = param(
         "write the curves also to: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); empty for neither",
         factory=lambda: ["tensorboard"],
         metavar="NAME,...",
         kind="trackers",
     )
     timeout: int = param(
-        "seconds without a heartbeat after which a process counts as lost; the run ends with code 75",
-        600,
-        metavar="S",
-        at_least=1,
+        "seconds without a heartbeat after which a process counts as lost (exit code 75)", 600, metavar="S", at_least=1
     )
 
     def check_values(self) -> None:
-        check_names(self.trackers)
-        require(
-            0 < self.mask_ratio < 1,
-            "--mask-ratio must be between 0 and 1; with nothing masked two of the losses are undefined",
-        )
         require(
             len(self.strong_scale) == 2 and 0 < self.strong_scale[0] <= self.strong_scale[1] <= 1,
             "--strong-scale needs two areas, such as 0.3,1",
@@ -251,3 +209,15 @@ class TrainConfig(StageConfig):
                 convert(self.logit_factor, float, "--logit-factor") > 0,
                 "--logit-factor must be a positive number or 'model'",
             )
+
+
+@dataclass(kw_only=True)
+class PlanConfig(TrainConfig):
+    example = "must plan --shards shards/ --classifier classifier.safetensors"
+
+    output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
+    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
+    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
+    gpu: str = param(
+        "the run's time on other GPUs, such as h100x8; only loaders are measured", "", metavar="NAME[xN]", often=True
+    )

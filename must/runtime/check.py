@@ -10,7 +10,7 @@ from typing import Any
 from must.base.parameters import require, settings_of, with_name
 from must.base.text import brief
 from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, TrainConfig
-from must.config.gate import LABEL_FREE
+from must.config.evaluate import LABEL_FREE
 from must.deploy.promote.registry import Registry
 from must.method.train.presets import AUTO, published
 

@@ -40,14 +40,12 @@ def adapted(digits, tmp_path_factory):
 def test_it_adapts_and_measures(adapted, digits):
     assert adapted.metrics["images"] == 120 and 0.5 < adapted.metrics["adapted"]["top1"] < 1
     assert adapted.classes == list(CLASSES) and (adapted.bundle / "model.json").exists()
-    assert adapted.report.name == "report.html" and adapted.report._repr_html_().startswith("<iframe srcdoc=")
+    assert adapted.report.name == "report.html" and adapted._repr_html_().startswith("<iframe srcdoc=")
     assert Adapted(adapted.output) == adapted
     with adapted.labels.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == adapted.metrics["refined"]["images"] == 150 and {row["class"] for row in rows} <= {*CLASSES}
     assert "Labels of your images" in adapted.report.read_text()
-    shown = adapted._repr_html_()
-    assert shown.startswith("<h3>") and "of 100 are right" in shown and shown.count("<img src=") > 3
 
 
 def test_predictions_of_paths_images_and_arrays_agree_with_the_report(adapted, digits):
@@ -110,11 +108,11 @@ def test_a_second_call_has_nothing_to_do(adapted, digits, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"epochs": 3}, r"was made from other inputs \(epochs: 2 -> 3\); choose another output, or give --again"),
-        ({"classes": ["a", "b"]}, r"from other inputs \(other classes\)"),
-        ({"pretrained": "x"}, r"\(pretrained: none -> x\)"),
-        ({"images": "elsewhere"}, r"\(images: /.*/train -> /.*elsewhere\)"),
-        ({"test_images": ""}, r"\(test images: /.*/test -> none\)"),
+        ({"epochs": 3}, r"was made from other inputs \(epochs\); choose another output, or give --again"),
+        ({"classes": ["a", "b"]}, r"from other inputs \(classes\)"),
+        ({"pretrained": "x"}, r"\(pretrained\)"),
+        ({"images": "elsewhere"}, r"\(images\)"),
+        ({"test_images": ""}, r"\(test_images\)"),
     ],
 )
 def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, message):
@@ -133,9 +131,9 @@ def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, me
         ({"classes": "none.txt"}, "--classes none.txt: no such file"),
         ({"classes": ["one"]}, "needs at least two classes"),
         ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
-        ({"classes": ["a", object()]}, r"\(object\) is no name; names must be strings"),
-        ({"classes": {"a": 5, "b": "a b"}}, "the prompts of 'a' must be a string or a list of strings"),
-        ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of 'a' must be a string or a list of strings"),
+        ({"classes": ["a", object()]}, "class 2 has no name"),
+        ({"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
+        ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
         ({"images": []}, "images: there are none"),
         ({"images": 3}, "int is none of those known"),
         ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
@@ -279,8 +277,8 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
         ran[1][1]["source"] == str(digits.images) and ran[2][1]["epochs"] == "3" and ran[0][1]["classes"] == str(names)
     )
     assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
-    shown = capsys.readouterr().out.splitlines()[-2:]
-    assert [line.split()[0] for line in shown] == ["model:", "labels:"]  # and evaluate prints the report's
+    shown = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:"]
     cli.main(["adapt", "--images", str(digits.images), "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
     assert (tmp_path / "o" / "classes.yaml").read_text() == "classes:\n- cat\n- dog\n"
     for arguments, message in (

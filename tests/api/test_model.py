@@ -72,7 +72,7 @@ def test_a_broken_photo_costs_itself_alone(onnx, paths, tmp_path):
     assert found.unreadable["nowhere.png"] == "No such file or directory"
     for images, message in (
         (cut, r"cut\.png: "),
-        (["nowhere.png", cut], r"nowhere\.png: No such file or directory, nor can the 1 others be read"),
+        (["nowhere.png", cut], r"nowhere\.png: No such file or directory"),
         ([np.zeros((4, 4, 3))], "image 0: an array of float64"),
     ):
         with pytest.raises(ValueError, match=message):

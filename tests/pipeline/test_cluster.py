@@ -263,7 +263,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("zzz: 1", "zzz: unknown key; known: registry"),
         ("gpu: 4", "gpu: expected 'name: value' lines, got '4'"),
         ("gpu: {count: two}", "gpu.count: expected a whole number, got 'two'"),
-        ("labels: {a: true}", "labels.a: expected text, got 'true'; put it in quotes"),
+        ("labels: {a: true}", "labels.a: expected text, got 'True'"),
         ("tag:", "tag: has no value"),
         ("pull_policy: Sometimes", "pull_policy must be one of"),
         ("a: [", "not valid YAML"),

@@ -16,7 +16,7 @@ from must_pipeline.cli import call
 from tests.local_server import Answer, serving
 
 WRONG = [
-    ({"settings": {"lerning_rate": 1}}, "settings.lerning_rate: unknown; did you mean 'lr'?"),
+    ({"settings": {"lrr": 1}}, "settings.lrr: unknown; did you mean 'lr'?"),
     ({"settings": {"lr": "fast"}}, "settings: --lr: expected a number, got 'fast'"),
     ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
     ({"settings": {"shards": "x"}}, "settings.shards: is set by the pipeline or a parameter of it"),
@@ -30,12 +30,12 @@ WRONG = [
         {"gate": "labelled", "gate_settings": {"min_agreement": 0.9}},
         "gate_settings.min_agreement: belongs to the gate 'label-free'; this run has gate 'labelled'",
     ),
-    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be between -1 and 1"),
+    ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be at least -1"),
     ({"precision": "fp61"}, "precision must be one of fp32, fp16, int8 (got 'fp61')"),
     ({"labels": "folders"}, "--labels must be one of folder, csv, none (got 'folders')"),
     ({"split": "train=0.9"}, "--split must add up to 1"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
-    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be between 1 and 95"),
+    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be at least 1 and at most 95"),
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
     ({"register": "mlfow"}, "register must be one of none, mlflow"),

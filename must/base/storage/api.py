@@ -5,7 +5,6 @@ its upload ends. Missing files raise FileNotFoundError in both cases. What the u
 permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -15,30 +14,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from must.base.errors import UserError
+from must.base.processes import without_collector
 from must.base.storage.disk import check_regular, disk_errors, local, open_local, open_regular, walk
 from must.base.storage.store import ConflictError, Entry, Generation, Store, Writable
 from must.base.text import without_secrets
 
-
-class Module(NamedTuple):
-    """The module with the STORE of a scheme, the package that it needs, and the extra that installs this package."""
-
-    module: str
-    package: str
-    extra: str
-
-
-AZURE = Module("must.base.storage.azure", "azure-storage-blob", "azure")
+AZURE = ("must.base.storage.azure", "azure-storage-blob", "azure")
 STORES = {
-    "gs": Module("must.base.storage.gcs", "google-cloud-storage", "gcs"),
-    "s3": Module("must.base.storage.s3", "boto3", "s3"),
+    "gs": ("must.base.storage.gcs", "google-cloud-storage", "gcs"),
+    "s3": ("must.base.storage.s3", "boto3", "s3"),
     "az": AZURE,
     "abfs": AZURE,
     "abfss": AZURE,
 }
+"""By scheme: the module with its STORE, the package that this needs, and the extra that installs the package."""
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -275,13 +267,8 @@ def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], d
 
 def loads(data: bytes | str) -> Any:
     """json.loads with the garbage collector off: it would scan all parsed objects many times."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with without_collector():
         return json.loads(data)
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result]) -> Result | None:

@@ -173,15 +173,11 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def walk(root: Path, on_problem: Callable[[str, str], None]) -> Iterator[Entry]:
+def walk(
+    folder: Path, on_problem: Callable[[str, str], None], prefix: str = "", parents: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Entry]:
     """Lists depth first with one open folder a level, so that memory grows with the depth, not with the number of
     files. Nothing deeper than DEEPEST is listed, because open files and Python's stack are limited."""
-    yield from walk_folder(root, "", (), on_problem)
-
-
-def walk_folder(
-    folder: Path, prefix: str, parents: tuple[tuple[int, int], ...], on_problem: Callable[[str, str], None]
-) -> Iterator[Entry]:
     if len(parents) > DEEPEST:
         on_problem(prefix.rstrip("/"), f"more than {DEEPEST} folders deep")
         return
@@ -195,7 +191,7 @@ def walk_folder(
             name = prefix + entry.name
             try:
                 if entry.is_dir():
-                    yield from walk_folder(Path(entry.path), name + "/", (*parents, identity), on_problem)
+                    yield from walk(Path(entry.path), on_problem, name + "/", (*parents, identity))
                 elif entry.is_file():
                     if not entry.name.startswith(TEMPORARY):
                         yield Entry(name, entry.stat().st_size)

@@ -109,8 +109,8 @@ class Gcs(Store):
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         uri = location.uri
-        if isinstance(error, auth.RefreshError):
-            return UserError(f"{uri}: the credentials have expired or were revoked. {NO_CREDENTIALS}")
+        if self.refused(error) == KEY:
+            return UserError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a part
             return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
         match http_status(error):
@@ -118,8 +118,6 @@ class Gcs(Store):
                 return missing(location)
             case 412:
                 return conflict(location)
-            case 401:
-                return UserError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
             case 403:
                 return UserError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
         return None

@@ -3,9 +3,7 @@
 Credentials, region and endpoint come from the usual AWS settings; AWS_ENDPOINT_URL sets an S3-compatible server
 (MinIO, SeaweedFS, Ceph, Cloudflare R2). An object's generation is its ETag, which changes with the content.
 
-boto3 is used instead of a client for many clouds because the service's owner maintains it, and because it has
-conditional writes and deletes, multipart uploads whose parts can be repeated singly, and no threads that a forked
-process would inherit. Its own retries are off: they stop after seconds, and threads share one retry budget.
+boto3's own retries are off: they stop after seconds, and threads share one retry budget.
 """
 
 import base64
@@ -103,7 +101,7 @@ class S3(Store):
             return KEY
         if not isinstance(error, boto.ClientError):
             return ""
-        if error_code(error) in (*REFUSED, *EXPIRED) or http_status(error) == 401:
+        if error_code(error) in REFUSED or http_status(error) == 401:
             return KEY
         return RIGHT if http_status(error) == 403 else ""
 
@@ -129,14 +127,11 @@ class S3(Store):
                 f"{uri}: this server has no conditional writes (If-Match, If-None-Match), which locks and LATEST "
                 "need; try a newer version"
             )
-        if code in EXPIRED:
-            return UserError(f"{uri}: the credentials have expired. {NO_CREDENTIALS}")
         if code in REFUSED or status == 401:
             return UserError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
         if code in WRONG_REGION or status == 301:
             region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
-            name, setting = (f"the region {region}", f"={region}") if region else ("another region", "")
-            return UserError(f"{uri}: the bucket '{location.bucket}' lies in {name}; set AWS_REGION{setting}")
+            return UserError(f"{uri}: the bucket lies in another region; set AWS_REGION={region or '...'}")
         if status == 403:
             return UserError(
                 f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{location.bucket} and "
@@ -197,8 +192,10 @@ CREDENTIALS_ERRORS = (
     boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
     boto.SSOError,
 )  # fmt: skip
-REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException")
-EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
+REFUSED = (
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException",
+    "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired",
+)  # fmt: skip
 BUSY = (
     "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict",
     "OperationAborted", "BadDigest",

@@ -69,7 +69,7 @@ def refused(
         pytest.param("s3", 403, "AccessDenied", "no permission (", id="no rights-s3"),
         pytest.param("az", 403, "AuthorizationPermissionMismatch", "no permission (", id="no rights-az"),
         pytest.param("az", 403, "AuthenticationFailed", "does not accept these credentials", id="wrong credentials-az"),
-        pytest.param("s3", 400, "ExpiredToken", "the credentials have expired", id="expired credentials-s3"),
+        pytest.param("s3", 400, "ExpiredToken", "these credentials (ExpiredToken)", id="expired credentials-s3"),
         pytest.param("s3", 301, "PermanentRedirect", "set AWS_REGION=eu-north-1", id="another region-s3"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_refusal_is_one_line_whatever_was_called(
     "code, status, message",
     [
         ("InvalidAccessKeyId", 403, "does not accept these credentials"),
-        ("AuthorizationHeaderMalformed", 400, "lies in the region eu-north-1"),
+        ("AuthorizationHeaderMalformed", 400, "set AWS_REGION=eu-north-1"),
         ("NotImplemented", 501, "has no conditional writes"),
     ],
 )
@@ -123,7 +123,7 @@ def test_an_account_that_google_no_longer_knows_is_one_line(
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
         monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
         monkeypatch.setattr(gcs, "client_of", gcs.client_of.__wrapped__)  # none that another test made
-        with pytest.raises(ValueError, match="the credentials have expired or were revoked") as error:
+        with pytest.raises(ValueError, match="does not accept these credentials") as error:
             CALLS[call]("gs://bucket")
     assert "\n" not in str(error.value)
 

@@ -86,7 +86,7 @@ def test_a_number_counts_and_a_word_is_refused(digits, tmp_path):
     for name in ("workers", "accumulate"):
         with pytest.raises(ValueError, match=f"--{name}: expected a whole number, got 'much', which is not auto eith"):
             config(digits, tmp_path, **{name: "much"})
-    with pytest.raises(ValueError, match="--workers must not be negative"):
+    with pytest.raises(ValueError, match="--workers must be at least 0"):
         config(digits, tmp_path, workers=-1)
 
 
