@@ -199,10 +199,8 @@ def text_table(metrics: Metrics) -> str:
         lines.append(f"check on {check.images:,} images: similar images share a class {shares}")
         lines += [f"warning: {printable(warning)}" for warning in check.warnings]
     if metrics.labelled and metrics.abstention:
-        threshold, reason = metrics.abstention.threshold, metrics.abstention.reason
-        lines.append(
-            f"abstention: {reason if threshold is None else f'no class below a probability of {threshold:.3f}'}"
-        )
+        threshold = metrics.abstention.threshold
+        lines.append(f"abstention: {metrics.abstention.reason if threshold is None else f'below {threshold:.3f}'}")
     return "\n".join(lines)
 
 

@@ -27,8 +27,7 @@ class Exchanged:
 def exchange(config: LabelsConfig) -> Exchanged:
     """Writes OUTPUT in the requested format.
     Raises ValueError: no labels, a format that cannot hold them, or images that are not below --root."""
-    labels = read_labels(config.labels)
-    labels = [replace(label, image=str(file_of(label.image, config.root) or label.image)) for label in labels]
+    labels = [replace(label, image=path_of(label.image, config.root)) for label in read_labels(config.labels)]
     classes = classes_of(labels, load_class_set(config.classes).names if config.classes else ())
     output = config.output
     if config.to == "label-studio":
@@ -56,6 +55,12 @@ def exchange(config: LabelsConfig) -> Exchanged:
         )
     logger.info(f"{len(labels)} images, {labelled} of them labelled -> {output}")
     return Exchanged(output, len(labels), labelled)
+
+
+def path_of(image: str, root: str) -> str:
+    """The local file of the image, also below `root`; the image's name where there is no such file."""
+    path = file_of(image, root)
+    return str(path) if path else image
 
 
 def image_sha256(image: str) -> str:
