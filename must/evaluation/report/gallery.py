@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
-from must.evaluation.metrics import confused_pairs, confusion_matrix
 from must.evaluation.result import Metrics
 from must.evaluation.scores import Samples, Scores
 
@@ -76,17 +75,25 @@ class Pictures:
         metrics, samples, after, before = self.metrics, self.samples, self.after, self.before
         if before is None or not metrics.labelled:
             return []
-        rows, names, pairs = np.flatnonzero(samples.labelled), metrics.classes, []
-        labels, old, new = samples.labels[rows], before.prediction[rows], after.prediction[rows]
-        was, now = (confusion_matrix(labels, prediction, len(names)) for prediction in (old, new))
-        for label, prediction, _ in confused_pairs(np.abs(now - was), PAIRS_SHOWN):
-            examples = rows[(labels == label) & ((old == prediction) != (new == prediction))][:OF_PAIR]
+        classes = len(metrics.classes)
+        rows = np.flatnonzero(samples.labelled)
+        labels = samples.labels[rows]
+        old = labels * classes + before.prediction[rows]
+        new = labels * classes + after.prediction[rows]
+        keys = np.unique(np.concatenate([old, new]))
+        keys = keys[keys // classes != keys % classes]
+        was, now = (np.bincount(np.searchsorted(keys, x[np.isin(x, keys)]), minlength=len(keys)) for x in (old, new))
+        pairs = []
+        for i in np.argsort(-np.abs(now - was), kind="stable")[:PAIRS_SHOWN]:
+            if was[i] == now[i]:
+                continue
+            examples = rows[(old == keys[i]) != (new == keys[i])][:OF_PAIR]
             pairs.append(
                 {
-                    "label": names[label],
-                    "prediction": names[prediction],
-                    "was": int(was[label, prediction]),
-                    "now": int(now[label, prediction]),
+                    "label": metrics.classes[keys[i] // classes],
+                    "prediction": metrics.classes[keys[i] % classes],
+                    "was": int(was[i]),
+                    "now": int(now[i]),
                     "images": [self.picture(row) for row in examples],
                 }
             )
