@@ -1,6 +1,7 @@
 """The stage `must evaluate`: an adapted model against its baseline on one split, with labels or without."""
 
 import logging
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,17 @@ import torch
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.base.parameters import require
 from must.base.records import record_of
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
+from must.evaluation.abstention import abstention
 from must.evaluation.metrics import (
     REPLICATES,
     Labelled,
-    abstention,
     bootstrap,
     compare,
     confused_pairs,
@@ -34,8 +35,9 @@ from must.evaluation.metrics import (
 )
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, text_table, write_metrics
-from must.evaluation.scores import Samples, Scores, score_split
+from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
+from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
+from must.evaluation.table import text_table
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
@@ -55,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     Under torchrun every process scores its part of the split, and rank 0 writes.
     Raises ValueError: no bundle, no such split, a baseline for other classes, a label that is not a class.
     """
-    from must.evaluation.report.page import render_report  # fails now, not after the work, if jinja2 is missing
+    import must.evaluation.report.page  # noqa: F401, fails now, not after the work, if jinja2 is missing
 
     refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as world:
@@ -76,14 +78,14 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates,
             picked,
         )  # fmt: skip
-        compared = metrics.label_free.compared
+        name, compared, features = baseline_name(config, baseline), metrics.label_free.compared, None
         if baseline and before and compared:
-            check = check_model(config, baseline, samples, before, after, world.device)
+            check, features = check_model(config, baseline, samples, before, after, world.device)
             compared = replace(compared, check=record_of(CheckResult, check.to_dict()))
         metrics = replace(
             metrics,
             label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),
-            baseline_name=baseline_name(config, baseline),
+            baseline_name=name,
             model=model_record(config, bundle.description),
             data=data,
             refined=refined.to_dict() if refined else None,
@@ -95,7 +97,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         )
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
-        report = render_report(config, metrics, samples, after, before, refined)
+        report = report_page(config, metrics, samples, after, before, refined, features)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
@@ -112,11 +114,14 @@ def load_baseline(uri: str) -> Bundle:
 
 
 def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> None:
-    require(
-        bundle.description.classes == baseline.description.classes,
-        f"--baseline {config.baseline}: has other classes than the model, or in another order; take the classifier "
-        "file that the model was trained with",
-    )
+    classes, others = bundle.description.classes, baseline.description.classes
+    if classes != others:
+        missing = [name for name in classes if name not in others] or [name for name in others if name not in classes]
+        difference = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
+        raise UserError(
+            f"--baseline {config.baseline}: has other classes ({len(others)}) than the model ({len(classes)}; "
+            f"{difference}); take the classifier file that the model was trained with"
+        )
 
 
 def score(
@@ -136,17 +141,20 @@ def score(
 
 def check_model(
     config: EvaluateConfig, baseline: Bundle, samples: Samples, before: Scores, after: Scores, device: torch.device
-) -> Check:
-    """The check of the model on at most 2,000 of the images. Runs in this process only; reads no labels."""
+) -> tuple[Check, SampleFeatures]:
+    """The check of the model on at most 2,000 of the images, and the features that it used. Runs in this process only;
+    reads no labels."""
     source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), CHECKED_IMAGES)
     extracted = extract_features(baseline.model, source, device)
-    neighbours, _ = nearest(whitened(extracted.features.to(device).float()))
+    values = whitened(extracted.features.to(device).float())
+    neighbours, _ = nearest(values)
     rows = np.searchsorted(samples.numbers, extracted.numbers.numpy())
     predicted_before, predicted_after = (
         Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
         for scores in (before, after)
     )
-    return Check.of(neighbours.cpu(), predicted_before, predicted_after, baseline.description.classes)
+    check = Check.of(neighbours.cpu(), predicted_before, predicted_after, baseline.description.classes)
+    return check, SampleFeatures(rows, values.cpu().numpy())
 
 
 def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> Metrics:
@@ -213,6 +221,24 @@ def confusion(results: Labelled) -> dict[str, Any]:
         "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
         "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
     }
+
+
+def report_page(
+    config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
+    refined: RefinedLabels | None, features: SampleFeatures | None,
+) -> str:  # fmt: skip
+    """The report; if it cannot be rendered, a plain page with the table and the error."""
+    from must.evaluation.report.page import plain_page, render_report
+
+    try:
+        return render_report(config, metrics, samples, after, before, refined, features)
+    except Exception as error:
+        reason = printable(f"{type(error).__name__}: {error}", 300)
+        logger.warning(
+            f"warning: the report could not be drawn ({reason}); all numbers are in "
+            f"{storage.join(config.output, METRICS_FILE)}, and the page holds the table alone"
+        )
+        return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 
 
 def baseline_name(config: EvaluateConfig, baseline: Bundle | None) -> str:

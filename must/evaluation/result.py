@@ -15,13 +15,13 @@ from must.base.errors import UserError
 from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.records import record_of
-from must.base.text import NONE_OF_THESE, brief, encoded, printable, uncell
+from must.base.storage import read_json
+from must.base.text import NONE_OF_THESE, brief, encoded, uncell
 from must.method.model.provenance import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; an older file without it is read as well
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json.dumps leaves these unescaped
 Interval = tuple[float, float]
-SHOWN = (("top1", "top-1"), ("mean_per_class", "mean per class"))  # in text_table
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LabelFree:
 
 @dataclass(frozen=True)
 class Abstention:
-    """The probability below which no class should be named; None if there is none: see metrics.abstention."""
+    """The probability below which no class should be named; None if there is no such threshold: see abstention.py."""
 
     target: float
     by: str  # labels, or none
@@ -176,34 +176,6 @@ def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
         raise UserError(f"{flag} {uri}: is not what `must evaluate` writes ({error}); evaluate again") from None
 
 
-def text_table(metrics: Metrics) -> str:
-    """The figures for the terminal, one a line."""
-    name, compared = metrics.baseline_name, metrics.label_free.compared
-    before, after = metrics.baseline, metrics.adapted
-    if before and after:
-        lines = [f"{metrics.labelled:,} labelled images: {name} -> adapted, with the 95% interval of the difference"]
-        for key, title in SHOWN:
-            low, high = metrics.intervals[key]
-            old, new = getattr(before, key), getattr(after, key)
-            lines.append(f"{title}: {old:.1%} -> {new:.1%}, {100 * low:+.1f} to {100 * high:+.1f} points")
-    elif after:
-        lines = [f"{metrics.labelled:,} labelled images"]
-        lines += [f"{title}: {getattr(after, key):.1%}" for key, title in SHOWN]
-    else:
-        confidence = metrics.label_free.adapted.confidence
-        lines = [f"{metrics.images:,} images, no labels; mean confidence: {confidence:.1%}"]
-    if compared:
-        lines.append(f"same class as {name}: {compared.agreement:.1%} of the images")
-    if compared and (check := compared.check):
-        shares = f"in {check.agreement_before:.1%} before and {check.agreement_after:.1%} after"
-        lines.append(f"check on {check.images:,} images: similar images share a class {shares}")
-        lines += [f"warning: {printable(warning)}" for warning in check.warnings]
-    if metrics.labelled and metrics.abstention:
-        threshold = metrics.abstention.threshold
-        lines.append(f"abstention: {metrics.abstention.reason if threshold is None else f'below {threshold:.3f}'}")
-    return "\n".join(lines)
-
-
 PAIRS_LISTED = 10  # pairs of classes
 
 
@@ -220,7 +192,7 @@ class RefinedLabels:
     @classmethod
     def read(cls, folder: str) -> Self:
         """Raises ValueError: the folder is not from `must refine`."""
-        summary = storage.read_json(storage.join(folder, REFINED_FILE), "--refined")
+        summary = read_json(storage.join(folder, REFINED_FILE), "--refined")
         predictions = storage.join(folder, PREDICTIONS_FILE)
         require(storage.exists(predictions), f"--refined {folder}: no {PREDICTIONS_FILE} there")
         changed, images = dict[str, tuple[str, str]](), 0

@@ -35,6 +35,14 @@ class Samples:
 
 
 @dataclass
+class SampleFeatures:
+    """Features of a subset of the images, from the baseline's image tower."""
+
+    rows: np.ndarray  # int64 [M], indices into `Samples`
+    values: np.ndarray  # float32 [M, D], unit vectors
+
+
+@dataclass
 class Scores:
     """One model's predictions. N images, K classes, T = min(5, K).
 

@@ -23,7 +23,8 @@ from must.base.errors import UserError
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
-from must.evaluation.result import read_metrics, text_table
+from must.evaluation.result import read_metrics
+from must.evaluation.table import text_table
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.local.console import COLOR, StageOutput
 from must_pipeline.local.docker import docker_runner

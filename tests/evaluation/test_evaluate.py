@@ -17,7 +17,8 @@ from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
 from must.evaluation.report.page import selection
-from must.evaluation.result import Model, metrics_of, text_table
+from must.evaluation.result import Model, metrics_of
+from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from must.method.select.refine import refine
 from tests.evaluation.digits import pixels_of
@@ -61,10 +62,12 @@ def test_the_numbers_fit_together(evaluated):
     assert sum(row["adapted"] == row["label"] for row in rows) / 120 == pytest.approx(metrics["adapted"]["top1"])
 
 
-def test_the_terminal_shows_both_accuracies(evaluated):
-    shown = text_table(metrics_of(evaluated[0]))
-    before, after = (f"{100 * evaluated[0][name]['top1']:.1f}%" for name in ("baseline", "adapted"))
-    assert f"top-1: {before} -> {after}, +" in shown and "abstention: " in shown
+def test_table_is_aligned_and_has_every_class(evaluated):
+    lines = text_table(metrics_of(evaluated[0])).splitlines()
+    assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
+    table = [line for line in lines if not line.startswith(("abstention", "check"))]
+    places = {line.index("%") for line in table if "%" in line}
+    assert len(places) == 1, "the first column of percentages must be aligned"
 
 
 def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
@@ -144,7 +147,7 @@ def test_of_a_model_of_an_earlier_version_the_share_is_told():
     old = {"images": 500, "outcome": "gain", "kept_zero_shot": False, "alpha": 0.3, "reason": "why", "rungs": [rung]}
     alone = replace(MEASURED.label_free, compared=None)
     metrics = replace(MEASURED, label_free=alone, model=Model(provenance={"selection": old}))
-    assert selection(metrics) == {"text": "Alpha is 0.3.", "checks": []}
+    assert selection(metrics) == {"text": "A part is kept (alpha 0.3).", "checks": []}
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,21 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
     with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
         evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, capsys, monkeypatch):
+    def broken(title, found):
+        raise TypeError("unsupported format string passed to NoneType.__format__")
+
+    monkeypatch.setattr("must.evaluation.report.page.column", broken)
+    metrics = evaluate(settings(digits, tmp_path)).to_dict()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert (tmp_path / "predictions.csv").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "could not be drawn" in page
+        and "NoneType.__format__" in page
+        and text_table(metrics_of(metrics)).split("\n")[1] in page
+    )
+    warning = capsys.readouterr().err
+    assert "warning: the report could not be drawn (TypeError: unsupported" in warning and "metrics.json" in warning

@@ -12,7 +12,7 @@ from must.config import EvaluateConfig, ShardConfig
 from must.data.format import index, verify
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
-from must.evaluation.result import text_table
+from must.evaluation.table import text_table
 
 NAMES = [
     b"caf\xe9.png",

@@ -1,6 +1,7 @@
 """The report: complete in itself, small, and safe to open whatever the classes and files are called."""
 
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,11 +11,13 @@ import torch
 
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
-from must.evaluation.report.gallery import limit_per_kind
+from must.evaluation.report.gallery import layout, limit_per_kind, squared_distances
 from must.evaluation.report.page import render_report
+from must.evaluation.report.provenance import command_line
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
 from must.evaluation.scores import Collector, Samples
+from must.method.model.bundle import load_bundle, save_bundle
 from tests.evaluation.measured import CHECK
 
 HOSTILE = (
@@ -57,7 +60,7 @@ def check_harmless(page):
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name, value)
         if name in ("src", "href", "srcset", "data", "action"):
-            assert value.startswith("data:image/jpeg;base64,"), (tag, name, value[:60])
+            assert value.startswith(("data:image/jpeg;base64,", "#part-")), (tag, name, value[:60])
     assert not page.open, "every element is closed"
 
 
@@ -68,16 +71,33 @@ def test_the_report_is_complete_in_itself(evaluated):
     assert not re.search(r"url\(|@import|https?://", text)
     assert len(text.encode()) < 2_000_000
     assert page.tags.count("img") > 10
+    linked = {value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
+    assert linked == {value for tag, name, value in page.attributes if (tag, name) == ("h2", "id")} and len(linked) > 8
+    assert "must export --model" in page.text, "what to do with a better model"
     for heading in (
         "Better than zero-shot",
         "By class",
         "Confusion",
         "Calibration",
         "Right and wrong changes",
+        "Map of the images",
+        "What now",
     ):
         assert heading in page.text
     top1 = f"{100 * evaluated[0]['adapted']['top1']:.1f}%"
     assert top1 in page.text
+
+
+def test_on_the_map_similar_images_are_near_each_other():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(4), 20)
+    values = 4 * np.eye(4, 16)[groups] + 0.3 * generator.normal(size=(80, 16))
+    places = layout(values)
+    assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1 and (places == layout(values)).all()
+    distances = squared_distances(places) + 9 * np.eye(80)
+    assert (groups[distances.argmin(1)] == groups).all()
+    for same in (np.ones((50, 8)), np.repeat(np.eye(2), 30, 0), np.eye(2), np.ones((4, 1)), np.zeros((0, 3))):
+        assert np.isfinite(layout(same)).all() and len(layout(same)) == len(same), "copies of one image"
 
 
 def synthetic(classes, images=400, labelled=True, seed=0, after_quality=3.0):
@@ -141,9 +161,9 @@ def test_the_verdict_says_no_more_than_the_interval(digits):
         found = verdict(metrics)
         assert found.tone == tone, found
     assert "Worse than zero-shot" in found.headline
-    before, after = (f"{100 * model.top1:.1f}" for model in (metrics.baseline, metrics.adapted))
+    before, after = (round(100 * model.top1) for model in (metrics.baseline, metrics.adapted))
     assert f"{after} of 100 are right, before it was {before}" in found.plain and found.plain.startswith("Worse than")
-    assert "Guessing would be right 10 times in 100" in found.plain
+    assert "Guessing would be right about 10 times in 100" in found.plain
 
 
 def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
@@ -152,6 +172,7 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     found = verdict(metrics)
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
     assert found.plain.startswith("Nothing has changed")
+    assert "What helps: better class names" in found.plain
 
 
 def test_collapse_is_named_without_labels(digits):
@@ -180,6 +201,24 @@ def test_without_labels_the_check_is_told_and_no_more(check, tone, words):
     assert found.tone == tone and words in found.plain and "etter than" not in found.headline
 
 
+def test_curves_are_drawn_from_the_log_even_when_it_is_cut_off(digits, tmp_path):
+    bundle = load_bundle(digits.adapted)
+    save_bundle(str(tmp_path), bundle.model, bundle.description)
+    lines = [f'{{"step": {i}, "confident": {0.5 + i / 200}, "lr": 0.001, "loss_fairness": NaN}}' for i in range(50)]
+    (tmp_path / "train_log.jsonl").write_text("\n".join(lines) + '\n{"step": 50, "confi')
+    text, _ = rendered(digits, [str(i) for i in range(10)], model=str(tmp_path))
+    page = Page(text)
+    assert "Confident pseudo-labels" in page.text and "Learning rate" in page.text
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower().replace("finance", "")
+
+
 def test_one_frequent_confusion_does_not_fill_the_page():
-    kinds = [(1, 4)] * 10 + [(2, 4), (3, 4)]
-    assert limit_per_kind(range(12), kinds.__getitem__, 4) == [0, 1, 2, 10]
+    labels, predictions = np.array([1] * 10 + [2, 3]), np.array([4] * 10 + [4, 4])
+    assert limit_per_kind(np.arange(12), labels, predictions) == [0, 1, 2, 10, 11]
+
+
+def test_the_command_to_reproduce_can_be_pasted():
+    config = EvaluateConfig(model="my model", shards="gs://b/it's", output="o", baseline="b")
+    words = shlex.split(command_line("evaluate", EvaluateConfig, config.to_dict()))
+    assert words[:2] == ["must", "evaluate"] and "my model" in words and "gs://b/it's" in words
+    assert "--split" not in words, "defaults are left out"

@@ -1,22 +1,24 @@
 """report.html: one self-contained page (no scripts, nothing loaded) from metrics, scores and the training log."""
 
 import re
-from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
 from must.evaluation.gate import measured_text
+from must.evaluation.report import charts
+from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
-from must.evaluation.report.provenance import provenance
+from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Interval, Metrics, RefinedLabels
-from must.evaluation.scores import Samples, Scores
+from must.evaluation.result import Metrics, RefinedLabels
+from must.evaluation.scores import SampleFeatures, Samples, Scores
 from must.method.model.provenance import CheckResult, Selection
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
@@ -24,26 +26,13 @@ MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-METRIC_ROWS = (  # of metrics.json; 1: a share of which more is better, -1: less is better
-    ("top1", "Top-1", "share of images whose most probable class is the label", True, 1),
-    ("top5", "Top-5", "share of images whose label is among the five most probable classes", True, 1),
-    ("mean_per_class", "Mean per class", "mean of the classes' recalls", True, 1),
-    ("nll", "Negative log-likelihood", "mean of -log p(label), in nats; smaller is better", False, -1),
-    ("ece", "Calibration error", "expected |accuracy - confidence| over 15 bins; smaller is better", True, -1),
+METRIC_ROWS = (
+    ("top1", "Top-1", "share of images whose most probable class is the label", True),
+    ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
+    ("mean_per_class", "Mean per class", "mean of the classes' recalls", True),
+    ("nll", "Negative log-likelihood", "mean of -log p(label), in nats; smaller is better", False),
+    ("ece", "Calibration error", "expected |accuracy - confidence| over 15 bins; smaller is better", True),
 )
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "\N{EN DASH}" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def points(value: float) -> str:
-    """A difference of two shares."""
-    return signed(100 * value, 1)
-
-
-def signed(value: float, digits: int = 3) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 @cache
@@ -57,25 +46,52 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None,
+    refined: RefinedLabels | None = None, features: SampleFeatures | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
     reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
     pictures = Pictures(reader, metrics, samples, after, before)
-    return template().render(
+    headline = verdict(metrics)
+    page = template().render(
         m=metrics,
-        verdict=verdict(metrics),
+        verdict=headline,
+        steps=next_steps(config, headline.tone),
         changes=pictures.changes(),
+        map=pictures.map(features) if features else None,
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
         classes=class_chart(metrics),
         matrices=matrices(metrics),
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
+        reliability=reliability(metrics),
         histogram=histogram(metrics),
         selection=selection(metrics),
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
+        curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
+        commands=commands(config, metrics),
+    )
+    return with_contents(page)
+
+
+def with_contents(page: str) -> str:
+    """The page with a table of contents, made of its headings, which hold no user text."""
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    for number in range(len(titles)):
+        page = page.replace("<h2>", f'<h2 id="part-{number}">', 1)
+    entries = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles))
+    return page.replace('<nav aria-label="contents">', f'<nav aria-label="contents"><ol>{entries}</ol>', 1)
+
+
+def plain_page(table: str, reason: str) -> str:
+    """A page for a report that cannot be rendered: the table of the terminal, and the error."""
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>evaluation</title>\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">\n'
+        "<h1>The report could not be drawn</h1>\n<p>The numbers are whole, in metrics.json and predictions.csv.</p>\n"
+        f"<pre>{escape(visible(table))}</pre>\n<h2>What went wrong</h2>\n<pre>{escape(visible(reason))}</pre>\n"
+        "</html>\n"
     )
 
 
@@ -87,26 +103,32 @@ def visible(value: Any) -> Any:
 
 def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
     """One row per metric: both models with intervals, and the difference with its paired interval."""
+    if not metrics.labelled:
+        return []
     rows = []
-    for key, title, hint, is_share, direction in METRIC_ROWS if metrics.labelled else ():
+    for key, title, hint, is_share in METRIC_ROWS:
         if key == "top5" and len(metrics.classes) <= 5:
             continue
-        row: dict[str, Any] = {"title": title, "hint": hint, "difference": None}
-        for name in ("baseline", "adapted"):
-            if model := getattr(metrics, name):
-                show = percent if is_share else "{:.3f}".format
-                row[name] = value_and_interval(getattr(model, key), model.intervals[key], show)
+        show = (lambda value: f"{100 * value:.1f}%") if is_share else (lambda value: f"{value:.3f}")
+        row: dict[str, Any] = {"title": title, "hint": hint, "baseline": None, "difference": None}
+        for model in ("baseline", "adapted"):
+            if values := getattr(metrics, model):
+                low, high = values.intervals[key]
+                spread = f"{show(low).rstrip('%')} to {show(high)}"
+                row[model] = {"value": show(getattr(values, key)), "interval": spread}
         if metrics.adapted and metrics.baseline:
-            difference = getattr(metrics.adapted, key) - getattr(metrics.baseline, key)
-            low, high = sorted(direction * value for value in metrics.intervals[key])
-            row["difference"] = value_and_interval(difference, metrics.intervals[key], points if is_share else signed)
-            row["difference"]["tone"] = "good" if low > 0 else "bad" if high < 0 else "open"
+            scale, digits = (100, 1) if is_share else (1, 3)
+            change = scale * (getattr(metrics.adapted, key) - getattr(metrics.baseline, key))
+            low, high = (scale * value for value in metrics.intervals[key])
+            better = (high < 0) if key in ("nll", "ece") else (low > 0)
+            worse = (low > 0) if key in ("nll", "ece") else (high < 0)
+            row["difference"] = {
+                "value": signed(change, digits),
+                "interval": f"{signed(low, digits)} to {signed(high, digits)}",
+                "tone": "good" if better else "bad" if worse else "open",
+            }
         rows.append(row)
     return rows
-
-
-def value_and_interval(value: float, interval: Interval, show: Callable[[float], str]) -> dict[str, str]:
-    return {"value": show(value), "interval": f"{show(interval[0])} to {show(interval[1])}"}
 
 
 def class_chart(metrics: Metrics) -> dict[str, Any] | None:
@@ -135,6 +157,15 @@ def matrices(metrics: Metrics) -> list[dict[str, Any]]:
     return tables
 
 
+def reliability(metrics: Metrics) -> Markup | None:
+    if not metrics.adapted:
+        return None
+    models = [("adapted", "adapted", metrics.adapted.reliability)]
+    if metrics.baseline:
+        models.insert(0, (metrics.baseline_name, "baseline", metrics.baseline.reliability))
+    return charts.reliability_chart("Accuracy over confidence", models)
+
+
 def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     """How often each class is predicted, the largest change first; widths in percent of the longest bar."""
     free = metrics.label_free
@@ -154,6 +185,9 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     ]
 
 
+SHARES = ((0.0, "Nothing is kept: the weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
+
+
 def selection(metrics: Metrics) -> dict[str, Any] | None:
     """`text`, and `checks`, one column of the table each; None if the model has neither. A model of an earlier version
     has only the share that was kept."""
@@ -167,8 +201,10 @@ def selection(metrics: Metrics) -> dict[str, Any] | None:
 
 
 def selection_text(chosen: Selection) -> str:
-    reason = measured_text(chosen) or chosen.by
-    return f"Alpha is {chosen.alpha:g}{f' ({reason})' if reason else ''}."
+    share = dict(SHARES).get(chosen.alpha, "A part is kept")
+    if chosen.measured:
+        return f"{share} (alpha {chosen.alpha:g}), chosen by {measured_text(chosen)}."
+    return f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
 
 
 def column(title: str, check: CheckResult) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""A model's provenance: the training log in its bundle, and tables."""
+"""A model's provenance: the training log in its bundle and its curves, tables, and the commands to type."""
 
 import json
+import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from must.base import storage
+from must.base.files import METRICS_FILE
+from must.config import EvaluateConfig, ReviewConfig, TrainConfig
+from must.config.work import standing_for
+from must.evaluation.report import charts
+from must.evaluation.report.charts import Line
 from must.evaluation.result import Metrics
 from must.method.model.bundle import LOG_FILE
 
@@ -56,18 +62,57 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+CURVES = (
+    ("Self-training loss", {"loss_self_training": "cross entropy with the pseudo-labels"}, False),
+    ("Image losses", {"loss_reconstruction": "reconstruction", "loss_alignment": "alignment"}, False),
+    ("Class balance", {"loss_fairness": "fairness loss, smaller is nearer to equal shares, or those given"}, False),
+    ("Confident pseudo-labels", {"confident": "share of a batch"}, True),
+    ("Same class", {"agreement": "teacher and zero-shot", "stability": "student and teacher"}, True),
+    ("Learning rate", {"lr": "of the top layer"}, False),
+    ("Images a second", {"images_per_s": "images/s"}, False),
+)
+
+
+def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One chart per group of CURVES of which train_log.jsonl has values."""
+    curves = []
+    for title, names, is_share in CURVES:
+        plotted = []
+        for number, (key, name) in enumerate(names.items(), start=1):
+            values = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
+            if len(values) > 1:
+                plotted.append(Line(name, f"curve-{number}", values))
+        if plotted:
+            zero = title in ("Images a second", "Learning rate")
+            chart = charts.line_chart(title, plotted, percent=is_share, zero=zero)
+            curves.append({"title": title, "lines": plotted, "chart": chart})
+    return curves
+
+
 def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of names and values, by topic."""
-    record = dict(metrics.model.provenance)
-    versions, config = record.pop("versions", None), record.pop("config", None)
-    training = {name: value for name, value in record.items() if name not in ("selection", "data")}
-    topics = {
-        "Data": asdict(metrics.data) | {"not_decodable_here": metrics.skipped},
-        "Model": vars(metrics.model) | {"provenance": training},
-        "Versions": versions or {},
-        "Training configuration": config or {},
-    }
-    return [(title, [(n, short(v)) for n, v in flatten(values)]) for title, values in topics.items() if values]
+    model, data = metrics.model, metrics.data
+    record = model.provenance
+    groups: list[tuple[str, list[tuple[str, str]]]] = []
+    splits = [
+        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data.splits.items()
+    ]
+    facts = [("shards", data.shards), ("evaluated split", data.split), *splits]
+    facts += [(key, f"{getattr(data, key):,}") for key in ("rejected", "duplicates")]
+    facts += [("not decodable here", f"{metrics.skipped:,}"), ("index sha256", data.index_sha256)]
+    groups.append(("Data", [(name, str(value)) for name, value in facts]))
+    keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
+    facts = [(key.replace("_", " "), str(getattr(model, key))) for key in keys if getattr(model, key) not in (None, "")]
+    for key, value in record.items():
+        if key in ("config", "versions", "summary", "selection", "data"):
+            continue
+        facts.append((f"training: {key.replace('_', ' ')}", str(value)))
+    facts += [(f"run: {key}", short(value)) for key, value in flatten(record.get("summary") or {})]
+    groups.append(("Model", facts))
+    for key, title in (("versions", "Versions"), ("config", "Training configuration")):
+        if record.get(key):
+            groups.append((title, [(name, short(value)) for name, value in flatten(record[key])]))
+    return groups
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -83,3 +128,50 @@ def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def short(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
+    """The commands that make this model and this report again, without parameters that have their default values."""
+    lines = []
+    training = metrics.model.provenance.get("config")
+    if training:
+        lines.append(command_line("train", TrainConfig, training))
+    lines.append(command_line("evaluate", EvaluateConfig, config.to_dict()))
+    return lines
+
+
+def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
+    """(why, command) after a report whose headline has this tone."""
+    uris = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
+    model, baseline, shards = map(shlex.quote, uris.values())
+    inputs = f"--model {model} --baseline {baseline} --shards {shards}"
+    metrics = storage.join(config.output, METRICS_FILE)
+    arguments = {"review": f"{inputs} --output review/", "select": f"{inputs} --output selected/"}
+    arguments |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
+    if work := standing_for(ReviewConfig, uris):
+        arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
+    predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
+    export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
+    review = ("Measure it by about fifty answers of yours:", f"must review {arguments['review']}")
+    less = ("Keep less of the adaptation:", f"must select {arguments['select']} --alpha 0.2")
+    if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
+        return [predict, export]
+    return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
+
+
+def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
+    parts = [f"must {stage}"]
+    for parameter in fields(kind):
+        if parameter.name not in values:
+            continue
+        value = values[parameter.name]
+        factory = parameter.default_factory
+        if value == (factory() if callable(factory) else parameter.default):
+            continue
+        name = "--" + parameter.name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(name if value else name.replace("--", "--no-", 1))
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(f"{name} {shlex.quote(text)}")
+    return " ".join(parts)

@@ -1,0 +1,84 @@
+"""The small table at the end of `must evaluate`."""
+
+from must.base.text import printable
+from must.evaluation.result import Interval, Metrics
+
+CLASSES_LISTED = 20
+NAME_SHOWN = 32  # characters of a class name
+
+
+def text_table(metrics: Metrics) -> str:
+    """Aligned text: one row per metric, then one per class (with many classes: those that changed most)."""
+    rows: list[tuple[str, ...]] = []
+    name = metrics.baseline_name
+    if after := metrics.adapted:
+        before = metrics.baseline
+        rows.append((f"{metrics.labelled} labelled images", *([name] if before else []), "adapted", "difference"))
+        for key, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
+            if key == "top5" and len(metrics.classes) <= 5:
+                continue
+            old = getattr(before, key) if before else None
+            rows.append(metric_row(title, old, getattr(after, key), metrics.intervals.get(key)))
+        rows.append(("",))
+        rows.extend(class_rows(metrics))
+    else:
+        baseline, adapted = metrics.label_free.baseline, metrics.label_free.adapted
+        rows.append((f"{metrics.images} images, no labels", *([name] if baseline else []), "adapted", "difference"))
+        for key, title in (("confidence", "mean confidence"), ("confident", "confident (> 0.7)")):
+            rows.append(metric_row(title, getattr(baseline, key) if baseline else None, getattr(adapted, key), None))
+        if compared := metrics.label_free.compared:
+            rows.append((f"same class as {name}", "", percent(compared.agreement)))
+    return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics)])
+
+
+def check_lines(metrics: Metrics) -> list[str]:
+    """The label-free check of the model against the baseline."""
+    compared = metrics.label_free.compared
+    if not compared or not (check := compared.check):
+        return []
+    before, after = map(percent, (check.agreement_before, check.agreement_after))
+    text = f"check on {check.images:,} images: similar images share a class in {before} before and {after} after"
+    return ["", text, *(f"warning: {printable(warning)}" for warning in check.warnings)]
+
+
+def abstention_lines(metrics: Metrics) -> list[str]:
+    """The threshold below which no class should be named, with its coverage and risk."""
+    abstention = metrics.abstention
+    if not abstention or not metrics.labelled:
+        return []
+    target = percent(abstention.target)
+    if abstention.threshold is None:
+        return [f"abstention: no threshold for {target} wrong ({abstention.reason})"]
+    named, wrong, most = (percent(value or 0.0) for value in (abstention.coverage, abstention.risk, abstention.bound))
+    return [f"abstention below {abstention.threshold:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
+
+
+def metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:
+    if before is None:
+        return (title, percent(after))
+    spread = f"  [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else ""
+    return (title, percent(before), percent(after), f"{100 * (after - before):+.1f}{spread}")
+
+
+def class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+    rows = [row for row in metrics.per_class if row["support"]]
+    if len(rows) > CLASSES_LISTED:
+        rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_LISTED]
+    return [
+        metric_row(printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None) for row in rows
+    ]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def align(rows: list[tuple[str, ...]]) -> str:
+    """Aligns the first column left, the others right; the fourth, which may have an interval, left."""
+    columns = max(len(row) for row in rows)
+    widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(widths[i]) if i == 0 or i == 3 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
