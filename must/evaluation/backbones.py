@@ -41,6 +41,7 @@ class Row:
     accuracy: float | None  # by labels, if there are any
     parameters: int  # of the image tower
     images_per_s: float  # on this machine, with reading and decoding
+    megabytes: int  # of memory: the peak on a CUDA GPU, else the tower's weights
 
 
 def backbones(config: BackbonesConfig) -> list[Row]:
@@ -61,12 +62,7 @@ def backbones(config: BackbonesConfig) -> list[Row]:
     if config.output:
         content = json.dumps(summary | {"best": rows[0].model, "models": [asdict(row) for row in rows]}, indent=1)
         storage.write_bytes(config.output, encoded(content + "\n"))
-    for row in rows:
-        accuracy = "" if row.accuracy is None else f", accuracy {row.accuracy:.1%}"
-        logger.info(
-            f"{printable(row.model)}: score {row.score:.3f}, agreement {row.agreement:.1%}{accuracy}, "
-            f"{row.parameters / 1e6:.1f} M parameters, {row.images_per_s:.1f} images/s"
-        )
+    logger.info("\n".join(table(rows)))
     logger.info(printable(f"most promising without labels, on {summary['images']:,} images: --model {rows[0].model}"))
     return rows
 
@@ -106,9 +102,13 @@ def measure_model(config: BackbonesConfig, model: str, reader: ShardReader, trut
     """One model's row; the model is freed afterwards. `truth`: from `labels_of`."""
     bundle = named_bundle(model, config.classes, config.device)
     source = EvalSource(reader, preprocess_of(bundle.description), config.batch_size, config.workers)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     began = time.monotonic()
     extracted = extract_features(bundle.model, subsample(source, config.most), device)
     seconds = time.monotonic() - began
+    tower = [*bundle.model.visual.parameters()]
+    weights = sum(value.numel() * value.element_size() for value in tower)
     probability = extracted.probabilities[0].float()
     labels, expected = probability.argmax(1), truth[extracted.numbers]
     neighbours, _ = nearest(whitened(extracted.features.to(device).float()))
@@ -117,8 +117,9 @@ def measure_model(config: BackbonesConfig, model: str, reader: ShardReader, trut
         score=round(dispersity(probability), 4),
         agreement=round(float(agreement(labels, neighbours.cpu()).mean()), 4),
         accuracy=round(float((labels == expected)[expected >= 0].float().mean()), 4) if (expected >= 0).any() else None,
-        parameters=sum(value.numel() for value in bundle.model.visual.parameters()),
+        parameters=sum(value.numel() for value in tower),
         images_per_s=round(len(labels) / seconds, 1),
+        megabytes=(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else weights) // 10**6,
     )
 
 
@@ -130,3 +131,16 @@ def dispersity(probability: Tensor) -> float:
     """
     images, classes = probability.shape
     return float(torch.linalg.matrix_norm(probability.double(), "nuc")) / (min(images, classes) * images) ** 0.5
+
+
+def table(rows: list[Row]) -> list[str]:
+    """One line per model, under a heading."""
+    width = max(len(printable(row.model)) for row in rows)
+    lines = [f"{'model':{width}}   score  agreement  accuracy  parameters  images/s      MB"]
+    for row in rows:
+        known = "" if row.accuracy is None else f"{row.accuracy:.1%}"
+        lines.append(
+            f"{printable(row.model):{width}}  {row.score:6.3f}  {row.agreement:9.1%}  {known:>8}  "
+            f"{row.parameters / 1e6:8.1f} M  {row.images_per_s:8.1f}  {row.megabytes:6,}"
+        )
+    return lines

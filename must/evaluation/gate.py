@@ -77,19 +77,20 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
         raise UserError("the metrics are of an earlier version: run `must evaluate` again")
     require(before.effective_classes > 0, f"--metrics {config.metrics}: the baseline predicts no class; evaluate again")
     name = metrics.baseline_name
-    zero_shot = name.endswith("zero-shot")
-    if compared.agreement < 1:
-        rules = check_rules(compared.check, metrics.model.selection, name)
-    elif zero_shot:
-        rules = [(True, line(True, "zero-shot is kept: no image changes its class"))]
-    else:
-        rules = [(False, line(False, f"no image changes its class against the {name}: there is nothing to promote"))]
+    zero_shot, same = name.endswith("zero-shot"), compared.agreement == 1
+    rules = [unchanged_rule(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
     rules.append(rule(f"same class as {name}", compared.agreement, config.min_agreement))
     share = after.effective_classes / before.effective_classes
     rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
     passed = all(passed for passed, _ in rules)
-    outcome = NOTHING_KEPT if passed and zero_shot and compared.agreement == 1 else ""
+    outcome = NOTHING_KEPT if passed and zero_shot and same else ""
     return Decision(passed, "label-free", [text for _, text in rules], outcome)
+
+
+def unchanged_rule(name: str, zero_shot: bool) -> tuple[bool, str]:
+    if zero_shot:
+        return True, line(True, "zero-shot is kept: no image changes its class")
+    return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
 
 
 def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
@@ -194,5 +195,9 @@ def decision_text(decision: Decision) -> str:
 def as_markdown(decision: Decision, against: str) -> str:
     """The decision as a Markdown page for Kubeflow."""
     title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
+    if decision.outcome == NOTHING_KEPT:
+        title = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
+    if decision.gate == "none":
+        title = "# Passed: no gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])
