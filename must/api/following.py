@@ -206,7 +206,7 @@ def after_promote(config: Any, _: Any) -> list[str]:
 def after_predict(config: Any, _: Any) -> list[str]:
     if config.output and not config.shards:
         return [command("sort", config.output, into=sibling(config.output, "sorted"))]
-    if config.output or len(config.images) > 3:
+    if config.output or len(config.images) > 3 or "-" in config.images:
         return []
     flags = {name: as_text(getattr(config, name)) for name in ("classes", "top_k", "abstain") if name in config.passed}
     return [command_line("predict", config.images, {"model": config.model, **flags, "output": "predictions.csv"})]

@@ -24,7 +24,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     images: list[str] = param(
-        "images, folders or globs",
+        "images, folders or globs; -: a picture on standard input, or names on it",
         factory=list,
         metavar="IMAGE|DIR",
         positional=True,

@@ -103,11 +103,11 @@ def test_a_name_and_classes_are_enough_for_the_command(digits, paths, tmp_path, 
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"model": "ViT-B-16"}, "for the zero-shot answers of a CLIP model say which classes"),
+        ({"model": "ViT-B-16"}, "for the zero-shot answers of a CLIP model of that name say which classes"),
         ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "call it hf-hub:openai/clip-vit-b"),
         ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
         ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
-        ({"model": asset_folder()}, "for the zero-shot answers of a CLIP model say which classes"),
+        ({"model": asset_folder()}, "a CLIP model that was not adapted; say which classes there are"),
     ],
 )
 def test_the_users_mistakes_are_one_line(values, message):

@@ -6,7 +6,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, ONNX_FILE
+from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
@@ -43,9 +43,21 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     for kind, opener in (("bundle", bundle), ("onnx", lambda: onnx_model), ("classifier", zero_shot)):
         if uri := work.only(kind, "--model"):
             return replace(config, model=uri), opener()
+    require(
+        not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
+        f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
+    )
+    require(
+        not (storage.is_remote(model) or storage.local(model).is_dir()),
+        f"--model {model}: holds no model: neither model.onnx of `must export` nor model.json of `must train`",
+    )
+    require(
+        not storage.exists(model),
+        f"--model {model}: is neither model.onnx of `must export` nor a classifier file; nor is it a folder of a model",
+    )
     raise UserError(
-        f"--model {model}: no model there: neither model.onnx of `must export`, nor model.json of `must train`, nor "
-        "a classifier file; for the zero-shot answers of a CLIP model say which classes there are: --classes cat,dog"
+        f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
+        "classes there are: --classes cat,dog,horse"
     )
 
 

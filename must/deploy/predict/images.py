@@ -20,11 +20,13 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, onnx_model, require_embeddings, threshold
+from must.deploy.predict.session import Classifier, Opener, onnx_model, stored_threshold, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
 logger = logging.getLogger(__name__)
+
+PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or names?
 
 
 def predict_images(
@@ -50,7 +52,7 @@ def predict_images(
     with open_model(config) as model:
         classifier = model.open(False)
     if config.embeddings:
-        require_embeddings(classifier)
+        classifier.require_embeddings()
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
@@ -58,7 +60,8 @@ def predict_images(
     names = ((name, name) for name in find_images(config.images, problems))
     options = Options(top, unsure, config.embeddings, config.batch_size)
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
-    with open_writer(config.output, top, unsure > 0) as writer, progress:
+    stored = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
+    with open_writer(config.output, top, unsure > 0, stored) as writer, progress:
         for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
             progress.update()
             if isinstance(prediction, Unreadable):
@@ -128,16 +131,23 @@ def prediction_of(
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`."""
     try:
-        return decode_view(storage.read_bytes(name), view), ""
+        return decode_view(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 
 
 def find_images(arguments: list[str], problems: ListingReport) -> Iterator[str]:
     """File names: the arguments themselves; files of folders (recursively, as in `must shard`, sorted); matches of
-    globs. An argument without images is a problem."""
+    globs; for '-' the names on stdin, or '-' itself if stdin is a picture. An argument without images is a problem."""
     for name in arguments:
-        if storage.is_remote(name) or storage.local(name).is_dir():
+        if name == "-" and not is_picture_on_stdin():
+            empty = True
+            for line in filter(str.strip, sys.stdin):
+                empty = False
+                yield line.rstrip("\n")
+            if empty:
+                problems.reject(name, "standard input holds neither names nor a picture")
+        elif name != "-" and (storage.is_remote(name) or storage.local(name).is_dir()):
             yield from images_in(name, problems)
         elif glob.has_magic(name) and not storage.exists(name):
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, Path.glob takes no absolute pattern
@@ -159,10 +169,17 @@ def images_in(folder: str, problems: ListingReport) -> list[str]:
     return []
 
 
+def is_picture_on_stdin() -> bool:
+    """Whether the first bytes of stdin contain NUL, as in every picture's file and in no list of names."""
+    buffer: Any = getattr(sys.stdin, "buffer", None)
+    return buffer is not None and b"\0" in buffer.peek(PEEKED)[:PEEKED]
+
+
 def require_images(names: list[str]) -> None:
     """Called before the model is loaded. Raises ValueError: none of the files exists."""
-    local = [name for name in names if not storage.is_remote(name)]
-    missing = [name for name in local if not (storage.local(name).exists() or glob.glob(name, recursive=True))]  # noqa: PTH207
+    missing = [name for name in names if name != "-" and not storage.is_remote(name)]
+    missing = [name for name in missing if not storage.local(name).exists()]
+    missing = [n for n in missing if not (glob.has_magic(n) and glob.glob(n, recursive=True))]  # noqa: PTH207
     more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
     require(not missing or len(missing) < len(names), f"{printable(missing[0] if missing else '')}: no such file{more}")
 

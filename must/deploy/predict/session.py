@@ -1,6 +1,6 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
-`must evaluate` calibrates the threshold (must/evaluation/metrics.py), `must export --metrics` writes it to the ONNX
+`must evaluate` calibrates the threshold (must/evaluation/abstention.py), `must export --metrics` writes it to the ONNX
 file's metadata under `abstention`, and a parameter `abstain` of -1 selects it.
 """
 
@@ -133,6 +133,13 @@ class OnnxClassifier:
         )
         return probability, embedding
 
+    def require_embeddings(self, flag: str = "--embeddings") -> None:
+        """Raises ValueError: the file gives none."""
+        require(
+            self.dimensions > 0,
+            f"{flag}: {self.where} gives no embeddings; export it again with `must export --embeddings`",
+        )
+
 
 def check_onnx(uri: str) -> None:
     """Opens a file that is to be published; only logs a warning where onnxruntime is not installed.
@@ -209,13 +216,8 @@ class Classifier(Protocol):
     def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings float32 [B, D]."""
 
-
-def require_embeddings(classifier: Classifier, flag: str = "--embeddings") -> None:
-    """Raises ValueError: the model gives none."""
-    require(
-        classifier.dimensions > 0,
-        f"{flag}: {classifier.where} gives no embeddings; export it again with `must export --embeddings`",
-    )
+    def require_embeddings(self, flag: str = "--embeddings") -> None:
+        """Raises ValueError: it has none."""
 
 
 class Model(NamedTuple):

@@ -6,10 +6,11 @@ file is complete. A program that finds all files at its end writes the summary.
 
 import json
 import logging
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.table_files import need_pyarrow
 from must.deploy.predict.parquet import Run, Table, decode_rows, file_name, read_stats
-from must.deploy.predict.session import Classifier, Opener, onnx_model, require_embeddings, threshold
+from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ READERS = 16  # files whose metadata are read at the same time
 def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> dict[str, int]:
     """Writes the missing files of this part; returns the numbers of its images that were read and not readable.
 
-    The model is opened once, after the decoder processes have started.
+    The model is opened once, after the decoder processes have started, and only if it is needed.
 
     Raises:
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
@@ -54,21 +55,29 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     part = shards[number - 1 :: parts]
     processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
     with open_model(config) as model, processes as decoders:
-        classifier = model.open(True)
-        if config.embeddings:
-            require_embeddings(classifier)
-        config = replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
+        classifier = cache(lambda: model.open(True))
+        config = with_threshold(config, classifier)
         run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
         claim(config.output, run)
         sizes = predictions_in(config.output, shards)
         file_stats = stats_of_files(config.output, [shard for shard in part if file_name(shard) in sizes], sizes, run)
         missing = [shard for shard in part if file_name(shard) not in sizes]
-        file_stats += predict_missing(config, index, missing, run, decoders, classifier) if missing else []
-    rows, unreadable, abstained = totals(file_stats)
-    text = f"{rows} images, {unreadable} could not be read, {abstained} have no class -> {config.output}"
-    logger.info(printable(f"{text} (files of {len(part)} shards, {len(part) - len(missing)} were there)"))
+        file_stats += predict_missing(config, index, missing, run, decoders, classifier()) if missing else []
+    rows, unreadable, _ = totals(file_stats)
+    logger.info(printable(summary(config, len(part), len(missing), file_stats)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
+
+
+def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
+    """The parameters with the threshold in the model for an --abstain of -1. Raises ValueError: the model has none, or
+    it has no embeddings and they are requested."""
+    if config.abstain != STORED and not config.embeddings:
+        return config
+    classifier = open_classifier()
+    if config.embeddings:
+        classifier.require_embeddings()
+    return replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
 
 
 def predict_missing(
@@ -76,10 +85,7 @@ def predict_missing(
 ) -> list[dict[str, Any]]:
     """Writes these shards' files, one after the other; returns their metadata."""
     file_stats, total = [], sum(shard.samples for shard in shards)
-    with (
-        bar(unit="img", desc="predict", total=total) as progress,
-        closing(prefetched(config.shards, shards)) as shard_files,
-    ):
+    with bar(unit="img", desc="predict", total=total) as progress, prefetched(config.shards, shards) as shard_files:
         for shard, path, offsets, texts in shard_files:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
@@ -112,24 +118,32 @@ class ShardFiles(NamedTuple):
     texts: list[bytes] | None
 
 
-def prefetched(uri: str, shards: list[Shard]) -> Generator[ShardFiles, None, None]:
-    """Yields the shards' files; the next shard is copied from its bucket while one is processed."""
+@contextmanager
+def prefetched(uri: str, shards: list[Shard]) -> Iterator[Iterator[ShardFiles]]:
+    """Yields an iterator over the shards; the next one is copied from its bucket while one is processed."""
 
     def fetch(shard: Shard) -> tuple[ExitStack, ShardFiles]:
         with ExitStack() as stack:
             path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
             return stack.pop_all(), ShardFiles(shard, path, offsets, texts_of(uri, shard, offsets))
 
+    pending: list[Future[tuple[ExitStack, ShardFiles]]] = []
+
+    def generate(pool: ThreadPoolExecutor) -> Generator[ShardFiles, None, None]:
+        pending.append(pool.submit(fetch, shards[0]))
+        for following in [*shards[1:], None]:
+            stack, files = pending.pop().result()
+            with stack:
+                if following is not None:
+                    pending.append(pool.submit(fetch, following))
+                yield files
+
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(fetch, shards[0])]
+        generator = generate(pool)
         try:
-            for following in [*shards[1:], None]:
-                stack, files = pending.pop().result()
-                with stack:
-                    if following is not None:
-                        pending.append(pool.submit(fetch, following))
-                    yield files
+            yield generator
         finally:
+            generator.close()
             for future in pending:
                 with suppress(ValueError, OSError):  # an error of a shard that is not used
                     future.result()[0].close()
@@ -188,8 +202,7 @@ def totals_json(run: Run, file_stats: list[dict[str, Any]]) -> bytes:
             classes[name] = classes.get(name, 0) + number
     content: dict[str, Any] = {"rows": rows, "unreadable": unreadable}
     if run.abstain:
-        readable = rows - unreadable
-        content |= {"abstained": abstained, "coverage": (readable - abstained) / readable if readable else None}
+        content |= {"abstained": abstained, "coverage": coverage(rows, unreadable, abstained)}
     content |= {**asdict(run), "shards": len(file_stats), "classes": dict(sorted(classes.items()))}
     return encoded(json.dumps({**content, "must_version": must.__version__}, indent=1) + "\n")
 
@@ -197,3 +210,18 @@ def totals_json(run: Run, file_stats: list[dict[str, Any]]) -> bytes:
 def totals(file_stats: list[dict[str, Any]]) -> list[int]:
     """The number of rows, of unreadable ones, of abstentions."""
     return [sum(stats[name] for stats in file_stats) for name in ("rows", "unreadable", "abstained")]
+
+
+def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
+    """The share of the readable images that have a class; None: no image is readable."""
+    return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
+
+
+def summary(config: PredictConfig, files: int, new: int, file_stats: list[dict[str, Any]]) -> str:
+    """The last log line of a part."""
+    rows, unreadable, abstained = totals(file_stats)
+    text = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
+    if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
+        text += f", {100 * share:.1f}% of those that could be read have a class"
+    old = f", {files - new} were there" if new < files else ""
+    return f"{text} -> {config.output} (files of {files} shards{old})"

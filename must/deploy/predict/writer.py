@@ -41,11 +41,13 @@ class Prediction(NamedTuple):
 
 
 @contextmanager
-def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Callable[[Prediction], None]]:
+def open_writer(
+    output: str, top: int, abstains: bool = False, threshold: float = 0.0
+) -> Iterator[Callable[[Prediction], None]]:
     """Yields a function that writes one prediction. `output`: FILE.csv, FILE.jsonl, or '' for the terminal.
-    `abstains`: files get a column or key `abstained`."""
+    `abstains`: files get a column or key `abstained`. `threshold`: the terminal marks probabilities below it."""
     if not output:
-        yield print_row
+        yield lambda prediction: print_row(prediction, threshold)
         return
     with storage.open_write(output) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
@@ -54,9 +56,10 @@ def open_writer(output: str, top: int, abstains: bool = False) -> Iterator[Calla
         text.detach()
 
 
-def print_row(prediction: Prediction) -> None:
+def print_row(prediction: Prediction, threshold: float = 0.0) -> None:
     classes = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
-    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
+    unsure = f"  (below the model's threshold, {100 * threshold:.1f}%)" if prediction.probability < threshold else ""
+    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}{unsure}"))
 
 
 def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction], None]:

@@ -1,6 +1,7 @@
 """Prediction without torch sees what evaluation sees."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -114,7 +115,12 @@ def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_pa
     assert not output.exists() and not list(tmp_path.glob(".tmp*"))
 
 
-def test_globs(digits, exported):
+def test_names_from_standard_input_and_globs(digits, exported, monkeypatch, capsys):
+    zeros = sorted((digits.images / "test/zero").glob("*.png"))[:2]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in zeros)))
+    assert predict_images(PredictConfig(model=str(exported[1]), images=["-"]))["images"] == 2
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in shown] == [str(path) for path in zeros]
     pattern = str(digits.images / "test" / "z*" / "*.png")
     counts = predict_images(PredictConfig(model=str(exported[1]), images=[pattern]))
     assert counts["images"] == len(list((digits.images / "test/zero").glob("*.png")))
@@ -152,3 +158,15 @@ def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, caps
     predict_images(PredictConfig(model=str(exported[1]), images=[str(folder)]))
     said = capsys.readouterr().err.splitlines()
     assert said == [f"{folder}/gone.png: symbolic link to nowhere", "other files, not read: 1 .txt, 1 hidden"]
+
+
+def test_a_picture_on_standard_input(digits, exported):
+    path = min((digits.images / "test/zero").glob("*.png"))
+    command = [sys.executable, "-m", "must", "predict", "--model", str(exported[1]), "-"]
+    piped, named = (
+        subprocess.run(command, input=data, capture_output=True, check=True).stdout
+        for data in (path.read_bytes(), f"{path}\n".encode())
+    )
+    assert piped.decode() == named.decode().replace(str(path), "-") and b"%" in piped
+    empty = subprocess.run(command, input=b"", capture_output=True, check=False)
+    assert empty.returncode == 2 and b"-: standard input holds neither names nor a picture" in empty.stderr
