@@ -7,7 +7,7 @@ from must.base.parameters import StageConfig, param, require
 
 SOURCE = (
     "file with the classes: predictions (CSV or JSONL of `must predict`, predictions.csv of `must refine` or `must "
-    "evaluate`), answers.jsonl, an export of Label Studio (JSON or CSV) or FiftyOne, or a CSV with the "
+    "evaluate`), answers.jsonl, an export of Label Studio (JSON, JSON_MIN or CSV) or FiftyOne, or a CSV with the "
     "columns image and label"
 )
 ROOT = "folder that the images' names are below: those of `must refine` and `must evaluate` are below their source"
@@ -20,7 +20,7 @@ class LabelsConfig(StageConfig):
     labels: str = param(f"{SOURCE}; also without the flag", metavar="FILE", bare=True)
     to: Literal["label-studio", "fiftyone", "cleanlab", "answers", "csv"] = param(
         "label-studio: tasks to import, with the labelling interface beside them; fiftyone: a folder to load; "
-        "cleanlab: labels and probabilities as JSON; answers: JSON lines; csv: the columns image and label"
+        "cleanlab: labels and probabilities, JSON or .parquet; answers: JSON lines; csv: the columns image and label"
     )
     output: str = param("file to write; for fiftyone a folder", metavar="FILE|DIR")
     root: str = param(f"{ROOT}; for label-studio its document root for local files", "", metavar="DIR")

@@ -264,7 +264,8 @@ def labels(data: bytes) -> None:
 
 def exports() -> list[bytes]:
     task = {"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ["a"]}}]}]}
-    contents = ([task], {"classes": ["a", "b"], "labels": {"x": 1}}, {"image": "x", "label": "a"})
+    samples = {"samples": [{"filepath": "a.png", "ground_truth": {"label": "a"}}]}
+    contents = ([task], {"classes": ["a", "b"], "labels": {"x": 1}}, samples, {"image": "x", "label": "a"})
     return [*(json.dumps(content).encode() for content in contents), b"image,class,probability\nx.png,a,0.5\n"]
 
 

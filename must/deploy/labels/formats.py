@@ -3,7 +3,7 @@
     predictions (must predict, refine, evaluate), answers (must review), exports of Label Studio and FiftyOne
         -> list of Label -> Label Studio, FiftyOne, cleanlab, answers, a plain table
 
-The formats are plain JSON and CSV: none of the tools needs to be installed. No torch.
+The formats are plain JSON, CSV and Parquet: none of the tools needs to be installed. No torch.
 """
 
 import csv
@@ -12,13 +12,12 @@ import json
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import NONE_OF_THESE, brief, printable, uncell, visible
+from must.base.text import NONE_OF_THESE, brief, uncell, visible
 
 IMAGE_COLUMNS = ("image", "path", "source", "filepath", "file_name", "file")  # the first one that the file has
 CLASS_COLUMNS = ("adapted", "class", "label", "choice")
@@ -54,21 +53,22 @@ def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
     file = file_in(uri)
     require(storage.exists(file), f"{flag} {uri}: is a folder without labels.json; give a file of labels")
     where = f"{flag} {file}"
+    text = read_text(file, where)
     try:
-        text = storage.read_bytes(file).decode("utf-8-sig")
-        if file.lower().endswith(".csv"):
-            labels = list(from_table(text, where))
+        if file.lower().endswith((".csv", ".tsv")):
+            labels = list(from_table(text, where, "\t" if file.lower().endswith(".tsv") else ","))
         elif file.lower().endswith(".jsonl"):
             labels = list(from_lines(text, where))
         else:
             labels = list(from_json(json.loads(text), file, where))
-    except UserError:
-        raise
-    except (
-        csv.Error, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError
-    ) as error:  # fmt: skip
-        reason = f"{type(error).__name__}: {printable(error, 200)}"
-        raise UserError(f"{where}: is damaged, or of a format that is not known ({reason})") from None
+    except csv.Error as error:
+        raise UserError(f"{where}: is damaged, or of a format that is not known: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: is damaged, or of a format that is not known ({type(error).__name__})") from None
+    except ValueError as error:
+        is_json = not isinstance(error, json.JSONDecodeError)
+        problem = "is damaged, or of a format that is not known" if is_json else "is no JSON"
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {problem}: {error}") from None
     require(bool(labels), f"{where}: holds no labels")
     for label in labels:
         texts = isinstance(label.image, str) and isinstance(label.label, str | None)
@@ -84,9 +84,16 @@ def file_in(uri: str) -> str:
     return storage.join(uri, "labels.json") if not storage.is_remote(uri) and storage.local(uri).is_dir() else uri
 
 
-def from_table(text: str, where: str) -> Iterator[Label]:
+def read_text(uri: str, where: str) -> str:
+    try:
+        return storage.read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: is no text in UTF-8") from None
+
+
+def from_table(text: str, where: str, delimiter: str) -> Iterator[Label]:
     """A CSV of predictions or of a labelling tool, with columns for the image and its class."""
-    table = csv.DictReader(io.StringIO(text, newline=""))
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = list(table.fieldnames or ())
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)
     label = next((name for name in CLASS_COLUMNS if name in columns), None)
@@ -131,15 +138,23 @@ def from_lines(text: str, where: str) -> Iterator[Label]:
             f"{where}: line {number} names no image and label",
         )
         sha256, who, when = (str(row.get(name) or "") for name in ("sha256", "who", "when"))
+        label = row.get("label")
+        require(label is None or isinstance(label, str), f"{where}: line {number}: the label is no text")
         unsure, picked = bool(row.get("unsure")), "position" in row or bool(row.get("picked"))
-        yield Label(row["image"], row.get("label"), unsure=unsure, sha256=sha256, who=who, when=when, picked=picked)
+        yield Label(row["image"], label, unsure=unsure, sha256=sha256, who=who, when=when, picked=picked)
 
 
 def from_json(content: Any, file: str, where: str) -> Iterator[Label]:
-    """An export of Label Studio (JSON), or of FiftyOne (FiftyOneImageClassificationDataset)."""
+    """An export of Label Studio (JSON, JSON_MIN), or of FiftyOne (FiftyOneImageClassificationDataset; FiftyOneDataset,
+    where the fields `ground_truth` and `label` have priority over `predictions`)."""
     if isinstance(content, list):
         for task in content:
             yield from from_task(task)
+    elif isinstance(content, dict) and "pred_probs" in content:
+        raise UserError(
+            f"{where}: is input for cleanlab and has no labels by people; review cleanlab's findings and give them "
+            "as a CSV with the columns image and label"
+        )
     elif isinstance(content, dict) and "labels" in content:
         paths = paths_of(file.rpartition("/")[0] or ".")
         for name, entry in content["labels"].items():
@@ -149,6 +164,11 @@ def from_json(content: Any, file: str, where: str) -> Iterator[Label]:
                     require(0 <= label < len(content["classes"]), f"{where}: {label} is the number of no class")
                     label = content["classes"][label]
                 yield Label(paths.get(name, name), None if label == NONE_OF_THESE else label)
+    elif isinstance(content, dict) and "samples" in content:
+        for sample in content["samples"]:
+            field = next((sample[name] for name in ("ground_truth", "label", "predictions") if sample.get(name)), None)
+            if field:
+                yield Label(sample["filepath"], None if field["label"] == NONE_OF_THESE else field["label"])
     else:
         raise UserError(f"{where}: is no export of Label Studio or FiftyOne")
 
@@ -165,7 +185,14 @@ def paths_of(folder: str) -> dict[str, str]:
 
 def from_task(task: dict[str, Any]) -> Iterator[Label]:
     """A task of Label Studio: its last annotation that was not cancelled. Yields nothing without an annotation."""
-    image = task["data"].get(IMAGE_FIELD) or studio_address(task["data"]["image"])
+    data = task.get("data", task)
+    image = data.get(IMAGE_FIELD) or studio_address(data["image"])
+    if "annotations" not in task and "data" not in task:  # JSON_MIN
+        choices = next((data[name] for name in CLASS_COLUMNS if data.get(name)), None)
+        if choices:
+            choice = choices if isinstance(choices, str) else choices["choices"][0]
+            yield Label(image, None if choice == NONE_OF_THESE else choice, who=str(data.get("annotator") or ""))
+        return
     annotations = [entry for entry in task.get("annotations") or () if not entry.get("was_cancelled")]
     for annotation in annotations[-1:]:
         choices = [entry["value"]["choices"] for entry in annotation["result"] if entry.get("type") == "choices"]
@@ -237,9 +264,9 @@ def fiftyone(labels: list[Label], classes: list[str]) -> tuple[bytes, bytes]:
     return json_bytes({"classes": [*classes, NONE_OF_THESE], "labels": entries}), json_bytes(paths)
 
 
-def cleanlab(labels: list[Label], by_folder: bool, where: str) -> dict[str, Any]:
+def cleanlab(labels: list[Label], class_of: Callable[[Label], str | None], where: str) -> dict[str, Any]:
     """The input of cleanlab's functions: `classes` [K], `images` [N], `labels` [N] (class numbers, -1 for none) and
-    `pred_probs` [N, K]. `by_folder`: the class to be checked is the name of the image's folder.
+    `pred_probs` [N, K]. `class_of` gives the class to be checked.
     Raises ValueError: predictions without the probabilities of all classes."""
     classes = classes_of(labels)
     for label in labels:
@@ -251,8 +278,7 @@ def cleanlab(labels: list[Label], by_folder: bool, where: str) -> dict[str, Any]
     number_of = {name: number for number, name in enumerate(classes)}
     rows = [[dict(label.top)[name] for name in classes] for label in labels]
     rows = [[value / (sum(row) or 1) for value in row] for row in rows]  # the file has six digits
-    names = [PurePosixPath(label.image).parent.name if by_folder else label.label or "" for label in labels]
-    numbers = [number_of.get(name, -1) for name in names]
+    numbers = [number_of.get(class_of(label) or "", -1) for label in labels]
     return {"classes": classes, "images": [label.image for label in labels], "labels": numbers, "pred_probs": rows}
 
 

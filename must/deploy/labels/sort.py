@@ -165,7 +165,7 @@ def folder_name(name: str) -> str:
 
 def shortened(text: str, limit: int) -> str:
     """The longest beginning of at most `limit` bytes."""
-    while len(text.encode("utf-8", "surrogatepass")) > limit:
+    while text and len(text.encode("utf-8", "surrogatepass")) > limit:
         text = text[:-1]
     return text
 

@@ -52,14 +52,15 @@ def test_there_and_back_through_label_studio(predicted):
         annotated(tasks[2], 3, "dog", was_cancelled=True),
     ]
     (predicted / "export.json").write_text(json.dumps(export))
-    rows = [task["data"] | {"id": task["id"], "annotator": 1, "class": ""} for task in export]
-    rows[0]["class"], rows[1]["class"] = "dog", "none of these"
+    small = [task["data"] | {"id": task["id"], "annotator": 1} for task in export]
+    small[0]["class"], small[1]["class"] = "dog", "none of these"
+    (predicted / "min.json").write_text(json.dumps(small))
     with (predicted / "export.csv").open("w") as file:
         table = csv.DictWriter(file, ["annotator", "class", "id", "image", "must_image"], quoting=csv.QUOTE_ALL)
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({"class": ""} | row for row in small)
     expected = {"a.png": "dog", "b.png": None}
-    for name in ("export.json", "export.csv"):
+    for name in ("export.json", "min.json", "export.csv"):
         assert said(predicted, name) == expected, name
 
     assert must.labels(labels="export.json", to="answers", output="answers.jsonl").images == 2
@@ -98,6 +99,7 @@ def test_there_and_back_through_fiftyone(predicted):
         [
             {"classes": None, "labels": {"a.png": "dog", "b.png": "none of these"}},
             {"classes": ["cat", "dog", "none of these"], "labels": {"a.png": 1, "b.png": 2}},
+            {"samples": [{"filepath": "a.png", "ground_truth": {"label": "dog"}, "predictions": {"label": "cat"}}]},
         ]
     ):
         (predicted / f"{number}.json").write_text(json.dumps(content))
@@ -105,10 +107,15 @@ def test_there_and_back_through_fiftyone(predicted):
 
 
 def test_cleanlab_has_numbers_for_all_classes(predicted):
-    must.labels(labels="p.csv", to="cleanlab", output="c.json")
+    for name in ("c.json", "c.parquet"):
+        must.labels(labels="p.csv", to="cleanlab", output=name)
     found = json.loads((predicted / "c.json").read_text())
     assert (found["classes"], found["labels"], found["images"]) == (["cat", "dog"], [0, 1, 0], [*ROWS])
     np.testing.assert_allclose(found["pred_probs"], [[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]])
+    parquet = pytest.importorskip("pyarrow.parquet").read_table(predicted / "c.parquet")
+    assert parquet["pred_probs"].to_pylist() == found["pred_probs"] and parquet["label"].to_pylist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="has no labels by people"):
+        must.labels(labels="c.json", to="csv", output="no.csv")
     (predicted / "one.csv").write_text("image,class,probability\na.png,cat,0.9\nb.png,dog,0.6\n")
     with pytest.raises(ValueError, match="probabilities of 1 of 2 classes; predict with --top-k 2"):
         must.labels(labels="one.csv", to="cleanlab", output="no.json")
@@ -139,23 +146,28 @@ def test_answers_are_what_people_said(predicted):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("x.json", "{", "JSONDecodeError"),
+        ("x.json", "{", "is no JSON"),
         ("x.json", '{"a": 1}', "is no export of Label Studio or FiftyOne"),
         ("x.json", "[]", "holds no labels"),
         ("x.json", "[1]", "is damaged, or of a format that is not known"),
         ("x.json", '{"labels": {"a": -1}, "classes": ["cat", "dog"]}', "-1 is the number of no class"),
         ("x.json", '{"labels": {"a": 2}, "classes": ["cat", "dog"]}', "2 is the number of no class"),
         ("x.json", '{"labels": {"a": ["cat"]}, "classes": []}', "a label that is no text"),
+        (
+            "x.json",
+            '{"samples": [{"filepath": null, "label": {"label": "cat"}}]}',
+            "an image or a label that is no text",
+        ),
         ("x.jsonl", '{"image": "a"}\n', "line 1 names no image and label"),
         ("x.jsonl", "x\n", "line 1 is no JSON"),
-        ("x.jsonl", '{"image": "a", "label": 3}\n', "a label that is no text"),
+        ("x.jsonl", '{"image": "a", "label": 3}\n', "the label is no text"),
         ("x.jsonl", '{"image": "a", "predictions": [{"class": "b", "probability": 1%s}]}' % ("0" * 400), "Overflow"),
         ("x.csv", "a;b\n1;2\n", "it is: 'a;b'"),
         ("x.csv", "image,class,probability\na,b,c\n", "is damaged, or of a format that is not known"),
-        ("x.csv", "image,label\n" + "a" * 200_000 + ",b\n", "is not known .*field larger than field limit"),
+        ("x.csv", "image,label\n" + "a" * 200_000 + ",b\n", "is not known: field larger than field limit"),
         ("x.csv", "image,class,probability\na,b,nan\n", "'a': nan is no probability"),
         ("x.csv", "image,class,probability\na,b,1e999\n", "inf is no probability; it must be from 0 to 1"),
-        ("x.csv", b"\xff\xfe\x00", "UnicodeDecodeError"),
+        ("x.csv", b"\xff\xfe\x00", "no text in UTF-8"),
     ],
 )
 def test_foreign_and_damaged_files_are_one_line(tmp_path, name, content, message):
