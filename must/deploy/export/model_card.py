@@ -8,12 +8,22 @@ from typing import Any
 
 import yaml
 
-from must.base.text import printable
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Interval, Metrics
 from must.method.model.bundle import Description, preprocess_of
 
 CLASSES_SHOWN = 100
+LICENCES = (
+    ("openai", "MIT (github.com/openai/CLIP)"),
+    ("laion", "MIT (LAION's OpenCLIP weights)"),
+    ("datacomp", "MIT (DataComp weights)"),
+    ("commonpool", "MIT (DataComp weights)"),
+    ("metaclip", "CC-BY-NC 4.0: no commercial use (github.com/facebookresearch/MetaCLIP)"),
+    ("webli", "Apache-2.0 (Google's SigLIP weights)"),
+    ("merged2b", "MIT (EVA-CLIP weights)"),
+    ("dfn", "Apple's sample code licence (huggingface.co/apple/DFN*)"),
+)
+"""By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
 
 
 def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None, usage: str = "") -> str:
@@ -29,11 +39,7 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         section("Quality", quality(metrics)),
         *([section("None of these", unsure)] if (unsure := abstention(exported.get("abstention"))) else []),
         section("Limits", LIMITS),
-        section(
-            "Licence",
-            f"The adapted weights derive from {escape(f'{description.backbone} {description.pretrained}'.strip())}: "
-            "check the licence of those weights, and the rights to the images.",
-        ),
+        section("Licence", licence(description)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -47,15 +53,19 @@ LIMITS = """\
 - It carries the biases of CLIP's training images from the web; it is not meant for recognising people."""
 
 
+EMBEDDINGS = (
+    " An image's embedding is its feature as the classifier reads it, of length 1: the scalar product of two is their "
+    "cosine, and images that are similar to this model have a high one."
+)
+
+
 def onnx_use(description: Description, exported: dict[str, Any]) -> str:
     check = exported["check"]
-    second = (
-        f", and `embedding`: float32 [N, {exported['dimensions']}], of length 1" if "dimensions" in exported else ""
-    )
+    second = f", and `embedding`: float32 [N, {exported['dimensions']}]" if "dimensions" in exported else ""
     close = f", smallest cosine of an embedding {check['cosine']:.6f}" if "cosine" in check else ""
     return (
         f"`must predict --model model.onnx IMAGE...` or any ONNX runtime: input `image`, output `probability`{second}. "
-        f"{describe_preprocess(preprocess_of(description))}.\n\n"
+        f"{describe_preprocess(preprocess_of(description))}.{EMBEDDINGS if second else ''}\n\n"
         f"Arithmetic: {exported['arithmetic']}; {exported['megabytes']:.1f} MB. Compared with PyTorch in float32 on "
         f"{check['images']} images ({escape(exported['checked_on'])}): the same class for {check['agreement']:.2%}, "
         f"largest difference of a probability {check['largest_difference']:.1e}{close}."
@@ -65,9 +75,12 @@ def onnx_use(description: Description, exported: dict[str, Any]) -> str:
 def library_use(description: Description, exported: dict[str, Any], usage: str) -> str:
     check = exported["check"]
     return (
-        f"{usage}\n\nTake the columns of the classifier from classifier.safetensors: they were trained, and the text "
-        f"tower does not give them. The logit factor is {description.logit_factor:g}. Preprocessing: "
-        f"{describe_preprocess(preprocess_of(description))}.\n\n"
+        f"{usage}\n\nThree things that go wrong otherwise:\n\n"
+        "- **The classifier is trained.** Its columns began as text features of the class names and moved with the "
+        "images: the text tower does not make them any more. Take them from classifier.safetensors.\n"
+        f"- **The logit factor is {description.logit_factor:g}.** Multiply cosines with it before a softmax; "
+        "another factor keeps the class and changes every probability.\n"
+        f"- **Preprocessing:** {describe_preprocess(preprocess_of(description))}.\n\n"
         f"Compared with the model as it was trained, on {check['images']} images ({escape(exported['checked_on'])}): "
         f"largest difference of a logit {exported['largest_logit_difference']:.1e}, of a probability "
         f"{check['largest_difference']:.1e}."
@@ -84,16 +97,20 @@ def training(description: Description) -> str:
     provenance = description.provenance
     if not provenance:
         return "Not adapted: the zero-shot model."
-    parameters = ("preset", "epochs", "batch_size", "lr", "seed")
-    rows = {
-        "backbone": f"{description.backbone} {description.pretrained}".strip(),
-        "index of the images (sha256)": provenance.index_sha256,
-        "processes": provenance.processes,
-        "git revision": provenance.git_revision,
-        **{f"parameter {name}": provenance.config.get(name) for name in parameters},
-        **provenance.versions,
-    }
-    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows.items() if value not in (None, ""))
+    config = provenance.config
+    rows = [
+        ("backbone", f"{description.backbone} {description.pretrained}".strip()),
+        ("index of the images (sha256)", provenance.index_sha256),
+        ("processes", provenance.processes),
+        ("git revision", provenance.git_revision),
+        *(
+            (f"parameter {name}", config[name])
+            for name in ("preset", "epochs", "batch_size", "lr", "seed")
+            if name in config
+        ),
+        *((name, value) for name, value in provenance.versions.items()),
+    ]
+    return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows if value not in (None, ""))
 
 
 def quality(metrics: Metrics | None) -> str:
@@ -133,6 +150,17 @@ def abstention(fields: dict[str, Any] | None) -> str:
     )
 
 
+def licence(description: Description) -> str:
+    tag = description.pretrained.lower()
+    known = next((text for start, text in LICENCES if tag.startswith(start)), None)
+    weights = known or "not known to us; ask the publisher of the weights"
+    source = escape(f"{description.backbone} {description.pretrained}".strip())
+    return (
+        f"The adapted weights derive from {source}, whose licence is: {weights}. "
+        "Check it before use, and the rights to the images."
+    )
+
+
 def section(title: str, text: str) -> str:
     return f"## {title}\n\n{text}"
 
@@ -143,10 +171,21 @@ def spread(interval: Interval) -> str:
 
 def escape(value: Any) -> str:
     """Escapes untrusted text, such as names of classes and files, for Markdown and terminals."""
-    return SPECIAL.sub(r"\\\g<0>", printable(" ".join(str(value).split())))
+    return "".join(escape_character(character) for character in " ".join(str(value).split()))
 
 
-SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|!~]")
+def escape_character(character: str) -> str:
+    if character in r"\`*_{}[]<>#|!~":
+        return f"\\{character}"
+    printable = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is not UTF-8
+    return character if printable else "?"
+
+
+TASKS = {
+    "open_clip": "zero-shot-image-classification",
+    "transformers": "zero-shot-image-classification",
+    "onnx": "image-classification",
+}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -164,7 +203,7 @@ def hub_card(
     to = exported.get("to", "onnx")
     values: dict[str, Any] = {
         "library_name": to,
-        "pipeline_tag": "image-classification" if to == "onnx" else "zero-shot-image-classification",
+        "pipeline_tag": TASKS[to],
         "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
         **({"license": licence} if licence else {}),
         **base_model(description),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.config import EvaluateConfig
-from must.deploy.export.model_card import model_card
+from must.deploy.export.model_card import licence, model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import Description, load_description
@@ -53,6 +53,20 @@ def test_names_are_text():
     card = model_card(description(), EXPORTED, None)
     assert "<b>" not in card.replace("\\<b\\>", "") and "a\\|b" in card and "\n# heading" not in card
     assert "Not adapted: the zero-shot model" in card
+
+
+@pytest.mark.parametrize(
+    ("tag", "text"),
+    [
+        ("openai", "MIT"),
+        ("laion2b_s34b_b88k", "MIT"),
+        ("metaclip_fullcc", "no commercial use"),
+        ("webli", "Apache-2.0"),
+        ("mine.pt", "not known to us"),
+    ],
+)
+def test_licence_of_the_backbone(tag, text):
+    assert text in licence(description(pretrained=tag))
 
 
 def test_wrong_metrics(tmp_path):
