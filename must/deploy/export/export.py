@@ -6,7 +6,6 @@ The exported model's outputs are compared with the bundle's before any file is w
 import json
 import logging
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,6 @@ OTHER_FILES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """The comparison of the other library's outputs with the bundle's, on the same images."""
-
-    images: int
-    feature: float  # largest difference of an element of the unit features
-    logit: float  # of a logit
-    probability: float  # of a probability
-
-
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the format `config.to`; returns the comparison.
 
@@ -77,23 +66,26 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the library's answers")
         features = library.features(scratch, images)
         begin("ours")
-        agreement = compare_features(bundle, images, features)
-        require_agreement(agreement, config.to)
+        differences = compare_features(bundle, images, features)
+        require(
+            differences["probability"] < LARGEST_DIFFERENCE,
+            f"--to {config.to}: the library computes another network of these weights (probabilities differ by up to "
+            f"{differences['probability']:.1e}); nothing was written",
+        )
         write_classifier(bundle, scratch)
         result = {
             "to": config.to,
-            "check": {"images": agreement.images, "largest_difference": agreement.probability},
-            "largest_feature_difference": agreement.feature,
-            "largest_logit_difference": agreement.logit,
+            "check": {"images": len(images), "largest_difference": differences["probability"]},
+            "largest_feature_difference": differences["feature"],
+            "largest_logit_difference": differences["logit"],
             "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
         }
         card = hub_card(bundle.description, result, metrics, library.use(scratch), config.license)
         (scratch / README_FILE).write_bytes(encoded(card))
         publish(scratch, config.output)
-    logger.info(f"{config.output}  for {config.to}")
     logger.info(
-        f"compared on {agreement.images} images ({result['checked_on']}): largest difference of a unit feature "
-        f"{agreement.feature:.1e}, of a logit {agreement.logit:.1e}, of a probability {agreement.probability:.1e}"
+        f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "
+        f"difference of a probability {differences['probability']:.1e}"
     )
     return result
 
@@ -107,27 +99,21 @@ def library_module(to: str) -> Any:
     return library
 
 
-def compare_features(bundle: Bundle, images: torch.Tensor, features: torch.Tensor) -> Agreement:
-    """`images` [N, 3, S, S], normalised; `features` [N, D]: the other library's features of them."""
+def compare_features(bundle: Bundle, images: torch.Tensor, features: torch.Tensor) -> dict[str, float]:
+    """The largest differences of an element of the unit features, of a logit and of a probability.
+
+    `images` [N, 3, S, S], normalised; `features` [N, D]: the other library's features of them.
+    """
     model = bundle.model
     expected = torch.cat([F.normalize(model.visual(part), dim=-1) for part in images.split(32)])
     expected_logits = torch.cat([model(part) for part in images.split(32)])
     features = F.normalize(features.float(), dim=-1)
     logits = model.logit_factor * features @ model.classifier
-    return Agreement(
-        images=len(images),
-        feature=(expected - features).abs().max().item(),
-        logit=(expected_logits - logits).abs().max().item(),
-        probability=(expected_logits.softmax(-1) - logits.softmax(-1)).abs().max().item(),
-    )
-
-
-def require_agreement(agreement: Agreement, to: str) -> None:
-    require(
-        agreement.probability < LARGEST_DIFFERENCE,
-        f"--to {to}: the library computes another network of these weights (probabilities differ by up to "
-        f"{agreement.probability:.1e}); nothing was written",
-    )
+    return {
+        "feature": (expected - features).abs().max().item(),
+        "logit": (expected_logits - logits).abs().max().item(),
+        "probability": (expected_logits.softmax(-1) - logits.softmax(-1)).abs().max().item(),
+    }
 
 
 def write_classifier(bundle: Bundle, folder: Path) -> None:

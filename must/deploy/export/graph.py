@@ -84,18 +84,12 @@ def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
 
 def strip_tracing_notes(graph: onnx.ModelProto) -> None:
     """Removes the exporter's metadata: stack traces with file names of this machine."""
-    del graph.metadata_props[:]
-    del graph.graph.metadata_props[:]
-    for node in graph.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for value in [*graph.graph.input, *graph.graph.output, *graph.graph.value_info, *graph.graph.initializer]:
-        del value.metadata_props[:]
-        value.doc_string = ""
-    for function in graph.functions:
-        del function.metadata_props[:]
-        for node in function.node:
-            del node.metadata_props[:]
+    functions, main = list(graph.functions), graph.graph
+    nodes = [*main.node, *(node for function in functions for node in function.node)]
+    values = [*main.input, *main.output, *main.value_info, *main.initializer]
+    for part in (graph, main, *functions, *nodes, *values):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 @contextlib.contextmanager
@@ -226,16 +220,8 @@ class Calibration:
     """Batches of the graph's input; implements onnxruntime's CalibrationDataReader."""
 
     def __init__(self, pixels: np.ndarray, preprocess: Preprocess, as_pixels: bool) -> None:
-        self.pixels, self.preprocess, self.as_pixels = pixels, preprocess, as_pixels
-        self.batches = self._batches()
-
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, len(self.pixels), CALIBRATION_BATCH):
-            part = self.pixels[start : start + CALIBRATION_BATCH]
-            yield {INPUT: part if self.as_pixels else normalize_pixels(part, self.preprocess)}
+        parts = (pixels[start : start + CALIBRATION_BATCH] for start in range(0, len(pixels), CALIBRATION_BATCH))
+        self.batches = ({INPUT: part if as_pixels else normalize_pixels(part, preprocess)} for part in parts)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.batches, None)
-
-    def rewind(self) -> None:
-        self.batches = self._batches()

@@ -9,15 +9,14 @@ without CLIP's projection and without normalising the feature. No weights of its
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from must.base.errors import UserError
+from must.base.parameters import require
 from must.config import ExportConfig
 from must.data.image.preprocess import FILTERS, Preprocess
 from must.deploy.export.deployed import activation, features_of, is_standard
@@ -50,15 +49,15 @@ ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # timm's name: transformers'
 
 def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     """Raises ValueError: a model that neither CLIPModel nor SiglipModel can represent."""
-    siglip = is_siglip(bundle.model.tower)
-    if not siglip:
-        check_holds(bundle)
     backbone = whole_model(config.classifier, config.model, bundle)
     clip: Any = backbone.clip
-    check_text(clip, backbone.tokenizer, siglip)
-    weights = to_transformers(clip)
-    if unknown := [name for name in weights if not name.startswith(KNOWN_PREFIXES)]:
-        refuse(f"they have nothing like {unknown[0]}")
+    model = clip, backbone.tokenizer, bundle.model.tower
+    fits = is_openai(*model) or is_siglip(*model)
+    weights = to_transformers(clip) if fits else {}
+    require(
+        fits and all(name.startswith(KNOWN_PREFIXES) for name in weights),
+        "--to transformers: neither CLIPModel nor SiglipModel can hold this model; --to open_clip holds every model",
+    )
     weights = {name: value.detach().float().contiguous().clone() for name, value in weights.items()}
     save_weights(weights, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(backbone.tokenizer, folder)
@@ -66,53 +65,50 @@ def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
     write_json(folder / "config.json", configuration(clip, backbone.tokenizer, bundle.description.logit_factor))
 
 
-def is_siglip(tower: Any) -> bool:
-    """Whether it is timm's tower without a class token, with attention pooling, and without a head."""
+def is_siglip(clip: Any, tokenizer: Any, tower: Any) -> bool:
+    """Whether it is timm's tower without a class token, with attention pooling, and without a head, and SigLIP's text
+    tower and tokenizer."""
+    from open_clip import SimpleTokenizer
+
     if type(tower) is not TimmTower or type(tower.visual.trunk) is not VisionTransformer:
         return False
     trunk, head = tower.visual.trunk, tower.visual.head
-    return trunk.global_pool == "map" and trunk.num_prefix_tokens == 0 and not len(head) and trunk.num_classes == 0
+    text: Any = getattr(clip, "text", None)
+    return (
+        trunk.global_pool == "map"
+        and (trunk.num_prefix_tokens, len(head), trunk.num_classes) == (0, 0, 0)
+        and getattr(text, "pool_type", "") == "last"
+        and text.attn_mask is None
+        and isinstance(text.text_projection, nn.Linear)
+        and not isinstance(tokenizer, SimpleTokenizer)
+    )
 
 
-def check_holds(bundle: Bundle) -> None:
-    tower = bundle.model.tower
-    if type(tower) is not ClipTower or not all(map(is_standard, tower.blocks)):
-        refuse("its image tower is neither OpenAI's, a Vision Transformer read by its class token, nor SigLIP's")
-    visual: Any = bundle.model.visual
-    if isinstance(visual.ln_pre, nn.Identity) or visual.conv1.bias is not None:
-        refuse("the image tower has no LayerNorm before its blocks, or a bias in its patch embedding")
-    check_blocks(tower.blocks, [visual.ln_pre, visual.ln_post])
-
-
-def check_text(clip: Any, tokenizer: Any, siglip: bool) -> None:
+def is_openai(clip: Any, tokenizer: Any, tower: Any) -> bool:
+    """Whether it is a Vision Transformer read by its class token, with OpenAI's text tower and tokenizer."""
     from open_clip import CLIP, SimpleTokenizer
 
-    if siglip:
-        text: Any = getattr(clip, "text", None)
-        fits = getattr(text, "pool_type", "") == "last" and text.attn_mask is None
-        if not fits or not isinstance(text.text_projection, nn.Linear) or isinstance(tokenizer, SimpleTokenizer):
-            refuse("the text tower or its tokenizer is another than SigLIP's")
-        return
-    if type(clip) is not CLIP or type(tokenizer) is not SimpleTokenizer:
-        refuse("the text tower or its tokenizer is another than OpenAI's")
-    pooled = clip.text_pool_type in ("argmax", "eos")
-    if not pooled or clip.attn_mask is None or not isinstance(clip.text_projection, nn.Parameter):
-        refuse("the text tower sees words that follow, or has another head than OpenAI's")
-    check_blocks(clip.transformer.resblocks, [clip.ln_final])
+    if type(clip) is not CLIP or type(tokenizer) is not SimpleTokenizer or type(tower) is not ClipTower:
+        return False
+    visual = clip.visual
+    return (
+        all(map(is_standard, tower.blocks))
+        and not isinstance(visual.ln_pre, nn.Identity)
+        and visual.conv1.bias is None
+        and clip.text_pool_type in ("argmax", "eos")
+        and clip.attn_mask is not None
+        and isinstance(clip.text_projection, nn.Parameter)
+        and is_uniform(tower.blocks, [visual.ln_pre, visual.ln_post])
+        and is_uniform(clip.transformer.resblocks, [clip.ln_final])
+    )
 
 
-def check_blocks(blocks: Any, norms: list[Any]) -> None:
-    first = blocks[0]
-    if not all(isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity) for block in blocks):
-        refuse("it has layer scale (ls_1, ls_2)")
-    if len({norm.eps for norm in [*norms, first.ln_1, first.ln_2]}) != 1 or not activation(first):
-        refuse("its LayerNorms or its activation are others than OpenAI's")
-
-
-def refuse(reason: str) -> NoReturn:
-    raise UserError(
-        f"--to transformers: neither CLIPModel nor SiglipModel can hold this model: {reason}; --to open_clip holds "
-        "every model"
+def is_uniform(blocks: Any, norms: list[Any]) -> bool:
+    """Whether the blocks have no layer scale, a known activation, and LayerNorms with one epsilon, also in `norms`."""
+    return (
+        all(isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity) for block in blocks)
+        and len({norm.eps for norm in [*norms, blocks[0].ln_1, blocks[0].ln_2]}) == 1
+        and bool(activation(blocks[0]))
     )
 
 
@@ -176,8 +172,7 @@ def features(folder: Path, images: Tensor) -> Tensor:
         ) from None
     name = architecture_of(folder)
     load: Any = getattr(transformers, name).from_pretrained
-    with no_progress_bar():
-        model, info = load(folder, output_loading_info=True)
+    model, info = load(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     project = model.eval().visual_projection if name == "CLIPModel" else nn.Identity()
     return features_of(lambda part: project(model.vision_model(pixel_values=part).pooler_output), images)
@@ -185,19 +180,6 @@ def features(folder: Path, images: Tensor) -> Tensor:
 
 def architecture_of(folder: Path) -> str:
     return str(json.loads((folder / "config.json").read_text())["architectures"][0])
-
-
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def use(folder: Path) -> str:

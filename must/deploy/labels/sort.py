@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ class Folders:
         self.into = into
         self.names: dict[str | None, str] = {}
         self.used: set[str] = set()  # paths, casefolded
+        self.numbers = Counter[str]()  # of the files that had the same path, casefolded
         for name in sorted({name for name in classes if name is not None}):
             self.names[name] = self.free_name(folder_name(name), self.names.values())
         self.none = self.free_name(NONE_OF_THESE, self.names.values())
@@ -140,18 +142,17 @@ class Folders:
         return candidate
 
     def free_path(self, label: str | None, source: Path) -> Path:
-        """A new path for a file: its name, preceded by the names of its folders where that path is in use."""
+        """A new path for a file: its name, with a number where that path is in use."""
         folder = self.into / self.names.setdefault(label, self.none)
-        parents = [part for part in source.parent.parts if part.strip("/\\")]
-        stem, ending = source.stem, source.suffix
-        names = ["-".join([*parents[len(parents) - deep :], source.name]) for deep in range(min(len(parents), 3) + 1)]
-        number = 1
+        first = str(folder / source.name).casefold()
         while True:
-            name = names.pop(0) if names else f"{stem} ({number})"[: LONGEST_FILE_NAME - len(ending)] + ending
-            number += not names
+            self.numbers[first] += 1
+            number = self.numbers[first]
+            ending = f" ({number}){source.suffix}"
+            name = source.name if number == 1 else shortened(source.stem, LONGEST_FILE_NAME - len(ending)) + ending
             target = folder / name
             key = str(target).casefold()
-            if len(os.fsencode(name)) <= LONGEST_FILE_NAME and key not in self.used and not os.path.lexists(target):
+            if key not in self.used and not os.path.lexists(target):
                 self.used.add(key)
                 return target
 
@@ -159,9 +160,14 @@ class Folders:
 def folder_name(name: str) -> str:
     """The folder name of a class: without characters that are special on any system."""
     text = "".join("_" if char in '/\\:*?"<>|' or not char.isprintable() else char for char in name).strip(" .")
-    while len(text.encode("utf-8", "replace")) > LONGEST_FILE_NAME:
+    return shortened(text, LONGEST_FILE_NAME) or "_"
+
+
+def shortened(text: str, limit: int) -> str:
+    """The longest beginning of at most `limit` bytes."""
+    while text and len(text.encode("utf-8", "surrogatepass")) > limit:
         text = text[:-1]
-    return text or "_"
+    return text
 
 
 def place_file(source: Path, target: Path, how: str) -> None:

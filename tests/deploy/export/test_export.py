@@ -146,7 +146,7 @@ def test_a_file_of_another_model_is_refused(digits, exported, real):
     with pytest.raises(ValueError, match="nothing was written"):
         require_check(check, config)
     require_check(check, ExportConfig(model="m", output="out", precision="int8", min_agreement=0.01))
-    with pytest.raises(ValueError, match="probabilities differ"):
+    with pytest.raises(ValueError, match="differs too much from PyTorch"):
         require_check(replace(check, agreement=1.0), config)
 
 

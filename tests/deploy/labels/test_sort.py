@@ -71,10 +71,17 @@ def test_a_program_silences_or_routes_what_is_printed(tmp_path, capsys, caplog, 
 
 
 def test_names_that_a_csv_spells_out_are_found(tmp_path):
-    files = photos(tmp_path / "photos", ["\x1b[31mred.png", os.fsdecode(b"caf\xe9\x9b.png"), r"as it is\x1b.png"])
+    names = [
+        "\x1b[31mred.png",
+        os.fsdecode(b"caf\xe9\x9b.png"),
+        r"as it is\x1b.png",
+        "a/" + 80 * "猫",
+        "b/" + 80 * "猫",
+    ]
+    files = photos(tmp_path / "photos", names)
     csv = predictions(tmp_path / "p.csv", [(file, "cat", 0.9) for file in files])
     assert b"\x1b" not in csv.read_bytes()
-    assert must.sort(labels=csv, into=tmp_path / "sorted", how="copy").placed == 3
+    assert must.sort(labels=csv, into=tmp_path / "sorted", how="copy").placed == 5
 
 
 @pytest.mark.parametrize("how", ["copy", "move"])
