@@ -2,10 +2,10 @@
 
     python benchmarks/listing.py [--store s3] [--objects 1000000]
 
-On the servers that the tests use, a million objects would have to be uploaded one by one first (benchmarks/stores.py
-lists some thousands there). So a simulated server generates the pages for each request: correct XML or JSON, with names
-like those of photo collections. "CPU" is that of the listing process alone; "wall" includes the simulated server's
-work, instead of a real bucket's round trip for each request.
+On the servers that the tests use, a million objects would have to be uploaded one by one first. So a simulated server
+generates the pages for each request: correct XML or JSON, with names like those of photo collections. "CPU" is that of
+the listing process alone; "wall" includes the simulated server's work, instead of a real bucket's round trip for each
+request.
 """
 
 from __future__ import annotations

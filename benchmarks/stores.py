@@ -5,8 +5,7 @@
 moto's S3 server and fake-gcs-server, which the tests use, run on the same machine: no network, and they use the same
 cores. So this measures the client and these servers, not the distance to a bucket. The files are those of
 benchmarks/shard.py. "first pass" starts with an empty cache, "second pass" has all shards in it; both read every image
-in an epoch's order, in their own process. Variants take turns; images/s are the median of --runs. Then it lists 500,
-1,000 and 2,000 objects on these servers.
+in an epoch's order, in their own process. Variants take turns; images/s are the median of --runs.
 """
 
 from __future__ import annotations
@@ -21,14 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from shard import make_images
 
 HOST, BUCKET = "127.0.0.1", "benchmark"
-LISTED = (500, 1000, 2000)
 
 
 def main() -> None:
@@ -69,9 +66,6 @@ def main() -> None:
             middle, local = statistics.median(times), statistics.median(seconds["local", pass_name])
             rates = f"{options.images / middle:>10.0f}{size / middle / 1e6:>8.0f}{local / middle:>10.2f}"
             print(f"{name + ', ' + pass_name:<22}{rates}")
-        print(f"\n{'listing, seconds':<22}" + "".join(f"{count:>10}" for count in LISTED))
-        for name in servers:
-            print(f"{name:<22}" + "".join(f"{list_seconds(name, count):>10.2f}" for count in LISTED), flush=True)
     print(f"load after: {os.getloadavg()[0]:.1f}")
 
 
@@ -86,22 +80,6 @@ def read(uri: str, cache: str) -> dict[str, float]:
     for number in order.tolist():
         size += len(reader.image(number))
     return {"images": len(reader), "bytes": size, "seconds": time.perf_counter() - began}
-
-
-def list_seconds(store: str, count: int) -> float:
-    """Seconds to list `count` objects, the best of three times."""
-    from must.base import storage
-
-    uri = f"{store}://{BUCKET}/listed-{count}"
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: storage.write_bytes(f"{uri}/{number:08d}.jpg", b"x"), range(count)))
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        assert sum(1 for _ in storage.list_files(uri)) == count
-        best = min(best, time.perf_counter() - began)
-    storage.delete_folder(uri)
-    return best
 
 
 @contextmanager
