@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from must.base.parameters import require
-from must.base.progress import duration
 from must.base.text import did_you_mean
 from must.data.loading.loader import TrainDataset
 from must.method.train.autotune import MEMORY_SHARE, pixel_bytes
-from must.method.train.estimate import GB, Size
+from must.method.train.estimate import GB, Size, duration
 
 # The time of a step is that of its matrix products plus that of its memory transfers. Large products reach some 70% of
 # the data sheet, transfers 85% (assumed). Published trainings reach 65 to 95% of that: see docs/training.md.

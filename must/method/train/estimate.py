@@ -89,3 +89,11 @@ def state_bytes(student: torch.nn.Module, teacher: torch.nn.Module, optimizer: t
     networks = [value for network in (student, teacher) for value in network.state_dict().values()]
     moments = [value for group in optimizer.param_groups for value in group["params"]] * 2
     return sum(value.numel() * value.element_size() for value in [*networks, *moments])
+
+
+def duration(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

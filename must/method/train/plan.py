@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from must.base import storage
-from must.base.progress import bar, duration
+from must.base.progress import bar
 from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
 from must.method.train.calculated import Shape, calculate, core_speed, parse_gpus
-from must.method.train.estimate import GB, Size
+from must.method.train.estimate import GB, Size, duration
 from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 
