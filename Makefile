@@ -44,6 +44,11 @@ demo: $(VENV)/demo  ## Run the whole pipeline on the bundled digits
 test: setup  ## Run the tests (the slow ones: make test-slow)
 	@$(BIN)/python -m pytest $(PYTEST)
 
+PACKAGES := $(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard must/*/))) components pipeline
+.PHONY: coverage
+coverage:  ## Print the lines that the last tests with --cov ran, in % of each package
+	@for package in $(PACKAGES); do printf '%-16s %3s%%\n' $$package "$$($(BIN)/coverage report --format=total --include="$$package/*")"; done
+
 .PHONY: test-slow
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest $(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')

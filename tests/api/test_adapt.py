@@ -131,7 +131,7 @@ def test_other_inputs_in_the_same_place_are_refused(adapted, digits, changes, me
         ({"classes": "none.txt"}, "--classes none.txt: no such file"),
         ({"classes": ["one"]}, "needs at least two classes"),
         ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
-        ({"classes": ["a", object()]}, "class 2 has no name"),
+        ({"classes": ["a", object()]}, "class 2 is .*, which is no name"),
         ({"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
         ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
         ({"images": []}, "images: there are none"),

@@ -18,7 +18,7 @@ from must.api.demo import CLASSES
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels
-from must.deploy.export.graph import quantize
+from must.deploy.export import graph
 from must.deploy.export.onnx import (
     LEAST_COSINE,
     compare,
@@ -163,6 +163,7 @@ def test_wrong_inputs(digits, tmp_path):
 
 def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):
     _, folder = exported
+    graph.to_graph(load_bundle(digits.adapted))  # traced once for all tests, and stored: not below the limit
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
@@ -173,9 +174,9 @@ def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert not (tmp_path / "out").exists()
-    graph, preprocess = onnx.load(folder / "model.onnx"), preprocess_of(load_bundle(digits.adapted).description)
+    model, preprocess = onnx.load(folder / "model.onnx"), preprocess_of(load_bundle(digits.adapted).description)
     with pytest.raises(ValueError, match=f"^{tempfile.gettempdir()}: quantizing needs "):
-        quantize(graph, None, preprocess, Path("/proc"))  # which has no room
+        graph.quantize(model, None, preprocess, Path("/proc"))  # which has no room
 
 
 @pytest.mark.slow

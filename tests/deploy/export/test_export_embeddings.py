@@ -81,7 +81,7 @@ def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exp
 def test_the_cards_say_so(embedded, exported):
     for name in ("MODEL_CARD.md", "README.md"):
         text, plain = ((folder / name).read_text() for folder in (embedded, exported[1]))
-        assert "`probability`, and `embedding`: float32 [N, 64], of length 1." in text
+        assert "`probability`, and `embedding`: float32 [N, 64]." in text
         assert "smallest cosine of an embedding 1.000000" in text and "embedding" not in plain
 
 
