@@ -110,6 +110,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def unknown(self, word: str) -> NoReturn:
         name = word.split("=")[0]
+        if not word.startswith("-"):
+            self.error(f"{word}: is not expected here; quote a list or a name that has spaces")
         near = close_to(name, list(self._option_string_actions))
         self.error(f"{name}: unknown{f'; did you mean {near[0]}?' if near else ''}")
 

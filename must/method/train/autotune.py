@@ -1,34 +1,15 @@
-"""Before the first step: chooses `auto` settings (loader processes, and micro-batches that fit into a GPU's memory),
-compiles the blocks, and measures the start values of --mask-token mean and --confident-share.
-"""
-
-import logging
-import time
+"""Chooses `auto` settings: loader processes, and gradient accumulation that fits into a GPU's memory."""
 
 import torch
-from torch import Tensor
 
-from must.base.errors import UserError
-from must.base.text import one_line, printable
-from must.data.augment.normalize import normalize
-from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch
+from must.base.parameters import require
+from must.data.loading.loader import PREFETCH, TrainBatch
 from must.method.distributed.cpu import division, loader_processes
 from must.method.distributed.parallel import to_local
-from must.method.model.bundle import Bundle
-from must.method.model.masked_vit import MaskedViT
-from must.method.select.features import subsample
 from must.method.train.step import MustStep
-
-logger = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.85  # of the free memory that a step may take, as memory is fragmented
 TRIAL = 8  # images of the smaller trial; the larger one has twice as many
-BACKEND = "inductor"
-# Steps from which `auto` compiles: it takes a minute or two, and saves a tenth of steps of 0.3 s or more.
-STEPS_THAT_PAY = 2000
-MEASURED = 2_000  # images whose zero-shot confidence gives the threshold
-MAX_THRESHOLD = 0.98  # the largest threshold: an overconfident model has many images at 1
-MASK_TOKEN_IMAGES = 256  # the first images of the split, whose mean patch initializes the mask token
 
 
 def choose_loaders(must_step: MustStep, images: int) -> int:
@@ -70,11 +51,13 @@ def fewest_micro_batches(local: int, fixed: float, per_image: float, free: float
     for count in (number for number in range(1, local + 1) if local % number == 0):
         if fixed + per_image * (local // count) <= MEMORY_SHARE * free:
             return count
-    raise UserError(
+    require(
+        False,
         f"--accumulate auto: not even one image a step fits: it takes {(fixed + per_image) / 1e9:.3g} GB, and "
         f"{MEMORY_SHARE * free / 1e9:.3g} GB of the GPU's memory can be used; try --activation-checkpointing, several "
-        "processes with --parallel fsdp, or a smaller model"
+        "processes with --parallel fsdp, or a smaller model",
     )
+    raise AssertionError
 
 
 def measured(must_step: MustStep, masked: int, local: int) -> tuple[float, float, float]:
@@ -108,71 +91,3 @@ def blank(images: int, size: int, masked: int) -> TrainBatch:
     pixels = torch.zeros(images, size, size, 3, dtype=torch.uint8)
     patches = torch.arange(masked).expand(images, masked).contiguous()
     return TrainBatch(pixels, pixels.clone(), patches, torch.zeros(images, dtype=torch.int64), torch.tensor(0))
-
-
-def should_compile(setting: bool | str, device: str, steps: int) -> bool:
-    """Whether to compile, by the setting of --compile, on a device ("cuda", ...) with so many remaining steps."""
-    return setting is True or (setting == "auto" and device == "cuda" and steps >= STEPS_THAT_PAY)
-
-
-def compile_blocks(must_step: MustStep, masked: int, images: int) -> str:
-    """Compiles the blocks in place, for micro-batches of `images` images with `masked` masked patches each. Names and
-    values of parameters do not change.
-
-    Both networks are run once on such a batch, the student also backward; if that raises, the blocks run uncompiled,
-    and the main process logs it. Shapes are not dynamic: there are three graphs (of the teacher, the student, and the
-    student's predictions for the log), for any number of blocks.
-
-    Returns:
-        The reason in one line if torch.compile fails; '' if it works.
-    """
-    began, blocks = time.monotonic(), [*must_step.teacher.tower.blocks, *must_step.student.tower.blocks]
-    problem, log = "", logger.info if must_step.world.is_main else logger.debug
-    try:
-        for block in blocks:
-            block.compile(backend=BACKEND, dynamic=False)
-        run_once(must_step, masked, images)
-        log(f"blocks compiled in {time.monotonic() - began:.0f} s; --no-compile runs them as they are")
-    except Exception as error:  # of the compiler, the driver or a kernel, or an unsupported Python
-        problem = printable(one_line(error))[:200]
-        for block in blocks:
-            block._compiled_call_impl = None
-        log(f"--compile: torch.compile fails here, so blocks run uncompiled: {problem}")
-    must_step.optimizer.zero_grad(set_to_none=True)
-    return problem
-
-
-def run_once(must_step: MustStep, masked: int, images: int) -> None:
-    """Both networks on black images, the student also backward, without communication between processes."""
-    batch = blank(images, must_step.preprocess.size, masked).to(must_step.world.device)
-    must_step.pseudo_labels(batch)
-    with must_step.autocast():
-        output = must_step.student(normalize(batch.strong, must_step.preprocess), batch.masked)
-    torch.stack([part.float().sum() for part in output]).sum().backward()
-    if must_step.world.device.type == "cuda":
-        torch.cuda.synchronize(must_step.world.device)
-
-
-def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:
-    """Initializes the mask token with the mean patch. Every process calls this and reads the same images. If none can
-    be decoded, the token stays random, and training reports it."""
-    source.numbers = source.numbers[:MASK_TOKEN_IMAGES]
-    sums = [normalize(batch.pixels, source.preprocess).sum(0) for batch in source]
-    if sums:
-        mean = torch.stack(sums).sum(0) / (len(source.numbers) - source.skipped)
-        zero_shot.model.start_mask_token(mean.to(device))
-
-
-def threshold_of(share: float, confidence: Tensor) -> float:
-    """The confidence that a `share` of the images reaches; `confidence` [N]. Without images it is 0."""
-    return min(float(confidence.float().quantile(1 - share)), MAX_THRESHOLD) if len(confidence) else 0.0
-
-
-@torch.inference_mode()
-def zero_shot_confidence(zero_shot: MaskedViT, source: EvalSource, device: torch.device) -> Tensor:
-    """[N]: the zero-shot confidence of at most 2,000 images; undecodable ones are skipped."""
-    confidence = [
-        zero_shot(normalize(batch.pixels.to(device), source.preprocess)).float().softmax(-1).amax(-1).cpu()
-        for batch in subsample(source, MEASURED)
-    ]
-    return torch.cat(confidence) if confidence else torch.empty(0)

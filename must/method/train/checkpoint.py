@@ -17,7 +17,6 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from must.base import storage
 from must.base.errors import UserError
@@ -160,15 +159,19 @@ class Checkpoints:
     @contextmanager
     def _verified(self, step: int) -> Iterator[Path]:
         uri = storage.join(self.uri, f"step-{step:09d}.pt")
-        description = storage.join(self.uri, f"step-{step:09d}.json")
-        damaged = DamagedError(f"{description} is damaged")
-        size, sha256 = storage.read_object(description, lambda content: (content["bytes"], content["sha256"]), damaged)
+        size, sha256 = self._describe(step)
         with storage.local_copy(uri) as path:
             if path.stat().st_size != size:
                 raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
             if storage.sha256_of(path) != sha256:
                 raise DamagedError(f"{uri} is damaged: its sha256 differs")
             yield path
+
+    def _describe(self, step: int) -> tuple[int, str]:
+        """Bytes and sha256 of a checkpoint, from its description."""
+        uri = storage.join(self.uri, f"step-{step:09d}.json")
+        damaged = DamagedError(f"{uri} is damaged")
+        return storage.read_object(uri, lambda content: (content["bytes"], content["sha256"]), damaged)
 
 
 class DamagedError(UserError):
@@ -209,26 +212,32 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[int, Tensor] = {}
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """A deep copy with every tensor in host memory. It is overwritten by the next call."""
-        values, structure = tree_flatten(state)
-        copies = [self._copy(number, value) for number, value in enumerate(values)]
+        copy = self._copy((), state)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         elif torch.backends.mps.is_available():
             torch.mps.synchronize()
-        return tree_unflatten(copies, structure)
+        return copy
 
-    def _copy(self, number: int, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        buffer = self._buffers.get(number)
+    def _copy(self, path: tuple[Any, ...], value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._buffer(path, value).copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._copy((*path, key), item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy((*path, number), item) for number, item in enumerate(value))
+        return value
+
+    def _buffer(self, path: tuple[Any, ...], value: Tensor) -> Tensor:
+        buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._buffers[number] = buffer
-        return buffer.copy_(value.detach(), non_blocking=True)
+            self._buffers[path] = buffer
+        return buffer
 
 
 @contextmanager

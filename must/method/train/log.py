@@ -1,36 +1,25 @@
-"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end.
-
-`RunMonitor` has a log line's values besides losses, and the conditions that stop a run.
-"""
+"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, the trackers' curves, a summary at the end."""
 
 import json
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from must.base.errors import UserError
 from must.base.progress import bar
-from must.data.loading.loader import TrainBatch
-from must.data.loading.reader import ShardReader
 from must.method.model.bundle import LOG_FILE
-from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary
-from must.method.train.step import MustStep
 from must.method.train.trackers import Trackers
-from must.method.train.train_state import TrainProgress, TrainState
+from must.method.train.train_state import TrainProgress
 
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
 LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
-
-MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
 
 
 class Meter:
@@ -58,69 +47,6 @@ class Meter:
         self.since, self.steps_per_s = now, self.count / (now - self.since)
         self.total, self.count = None, 0
         return means
-
-
-@dataclass
-class RunMonitor:
-    """Args:
-    zero_shot: the model before training, for the share of labels that changed.
-    """
-
-    reader: ShardReader
-    must_step: MustStep
-    state: TrainState
-    zero_shot: MaskedViT
-
-    def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
-        """The means since the last reading, with the other values of a log line. Every process calls this.
-
-        Raises:
-            ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
-                is saved before.
-        """
-        count, progress, must_step, config = meter.count, self.state.progress, self.must_step, self.must_step.config
-        line: dict[str, Any] = meter.read()
-        progress.skipped += round(line.pop("skipped") * count)
-        progress.replaced += round(must_step.world.sum(line.pop("replaced") * count))
-        if self.too_many_replaced():
-            self.stop(
-                f"{progress.replaced} of {progress.step * config.batch_size:,} images could not be decoded, more "
-                f"than --max-replaced {config.max_replaced:g}; `must index verify {self.reader.uri}` tells "
-                "whether the shards are whole; shard again with --validate decode, or allow more"
-            )
-        if progress.skipped > MAX_SKIPPED:
-            self.stop(f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32")
-        return line | {
-            **self.agreement(batch),
-            "epoch": (step + 1) / must_step.steps_per_epoch,
-            "lr": must_step.learning_rate(step),
-            "ema_decay": must_step.ema_decay(step),
-            "skipped_steps": progress.skipped,
-            "replaced_samples": progress.replaced,
-            "images_per_s": meter.steps_per_s * config.batch_size,
-        }
-
-    def agreement(self, batch: TrainBatch) -> dict[str, float]:
-        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
-        process calls this, as parameters may be sharded."""
-        networks = (self.must_step.teacher, self.must_step.student, self.zero_shot)
-        teacher, student, zero_shot = (self.must_step.predict(network, batch.weak) for network in networks)
-        return {
-            "agreement": (teacher == zero_shot).float().mean().item(),
-            "stability": (teacher == student).float().mean().item(),
-        }
-
-    def too_many_replaced(self) -> bool:
-        """The share is of all images so far, but of at least an epoch or 1000, so that early ones do not count."""
-        config, progress = self.must_step.config, self.state.progress
-        images = progress.step * config.batch_size
-        return progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader)))
-
-    def stop(self, reason: str) -> NoReturn:
-        """Saves a checkpoint, then raises."""
-        self.state.save(self.must_step)
-        self.state.checkpoints.close()
-        raise UserError(f"stopped after step {self.state.progress.step}: {reason}")
 
 
 class TrainLog:

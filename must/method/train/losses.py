@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.config import TrainConfig
 from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
+from must.method.train.settings import Objective
 
 MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
 
@@ -68,7 +68,7 @@ def must_losses(
     labels: PseudoLabels,
     strong_images: Tensor,
     masked: Tensor,
-    config: TrainConfig,
+    objective: Objective,
     class_balance: Tensor | None = None,
     totals: GlobalSums | None = None,
     prior: Tensor | None = None,
@@ -88,7 +88,7 @@ def must_losses(
     terms = loss_sums(student, labels, strong_images, masked)
     totals = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
-    if config.loss_reduction == "global":
+    if objective.loss_reduction == "global":
         self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
         self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
     else:  # the mean is taken per process, then over processes, as published
@@ -97,8 +97,8 @@ def must_losses(
     # The value is the global batch's; the gradient is that of these images, times `world`, which DDP's mean cancels.
     balance, local = totals.probability / totals.images, world * terms.probability / totals.images
     fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
-    pixels = config.reconstruction_weight * terms.reconstruction + config.align_weight * terms.alignment
-    total = self_training + config.fairness_weight * fairness + world * pixels / totals.images
+    pixels = objective.reconstruction_weight * terms.reconstruction + objective.align_weight * terms.alignment
+    total = self_training + objective.fairness_weight * fairness + world * pixels / totals.images
 
     values = {
         "loss_self_training": self_training_value,
@@ -109,9 +109,9 @@ def must_losses(
     }
     values["loss"] = (
         values["loss_self_training"]
-        + config.fairness_weight * values["loss_fairness"]
-        + config.reconstruction_weight * values["loss_reconstruction"]
-        + config.align_weight * values["loss_alignment"]
+        + objective.fairness_weight * values["loss_fairness"]
+        + objective.reconstruction_weight * values["loss_reconstruction"]
+        + objective.align_weight * values["loss_alignment"]
     )
     return Losses(total, values, running)
 

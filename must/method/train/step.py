@@ -1,14 +1,12 @@
 """One step of the method (arXiv 2206.02967, section 3): teacher, student, losses, optimizer, EMA."""
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
@@ -20,7 +18,6 @@ from must.method.distributed.parallel import (
     gradient_sync,
     load_network,
     load_optimizer,
-    to_local,
 )
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT, StudentOutput
@@ -36,8 +33,8 @@ from must.method.train.losses import (
 )
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
 from must.method.train.propagated import PropagatedLabels
-
-Model = TypeVar("Model", bound=nn.Module)
+from must.method.train.settings import StepSettings
+from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 
 
 class MustStep:
@@ -53,22 +50,24 @@ class MustStep:
         self,
         student: MaskedViT,
         preprocess: Preprocess,
-        config: TrainConfig,
+        settings: StepSettings,
         world: World,
         steps: int,
         steps_per_epoch: int,
         prior: Sequence[float] = (),
     ) -> None:
-        self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
+        self.student, self.preprocess, self.world = student, preprocess, world
+        self.optim, self.objective, self.execution = settings.optim, settings.objective, settings.execution
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.threshold = config.confidence_threshold  # of the teacher's probability; see --confident-share
+        self.threshold = self.objective.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
         # About the floating point operations to train on an image: those of four forward passes (teacher 1, student 3).
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
-        self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
+        setting = self.execution.precision
+        self.precision = auto_precision(world.device, self.work) if setting == "auto" else setting
         self.prepare()
-        self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
+        self.optimizer = build_optimizer(student, self.optim.layer_decay, self.optim.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
@@ -76,7 +75,7 @@ class MustStep:
 
     def prepare(self) -> None:
         """Sets up activation checkpointing and FSDP, before the optimizer gets the parameters."""
-        if self.config.activation_checkpointing:
+        if self.execution.activation_checkpointing:
             self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
             blocks = list(network.tower.blocks)
@@ -114,7 +113,7 @@ class MustStep:
             with gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
                 losses = must_losses(
-                    output, label, strong, batch.masked, self.config, self.class_balance, totals, self.prior
+                    output, label, strong, batch.masked, self.objective, self.class_balance, totals, self.prior
                 )  # fmt: skip
                 losses.total.backward()
         return losses, labels
@@ -156,16 +155,16 @@ class MustStep:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the topmost layer."""
-        config = self.config
-        return learning_rate(step, self.steps, config.lr, config.min_lr, config.batch_size)
+        optim = self.optim
+        return learning_rate(step, self.steps, optim.lr, optim.min_lr, optim.batch_size)
 
     def ema_decay(self, step: int) -> float:
-        config = self.config
-        return ema_decay(step, config.ema_decay_init, config.ema_decay, config.ema_warmup_steps)
+        optim = self.optim
+        return ema_decay(step, optim.ema_decay_init, optim.ema_decay, optim.ema_warmup_steps)
 
     @property
     def uses_fsdp(self) -> bool:
-        return self.config.parallel == "fsdp" and self.world.size > 1
+        return self.execution.parallel == "fsdp" and self.world.size > 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 for the networks, if set; weights, losses and EMA stay float32."""
@@ -192,22 +191,3 @@ class MustStep:
         if "propagated" in state:
             self.propagated = PropagatedLabels.from_state(state["propagated"], self.world.device)
             self.threshold = state["threshold"]
-
-
-def make_teacher(student: Model) -> Model:
-    """A deep copy of the student, without gradients."""
-    teacher = copy.deepcopy(student)
-    teacher.requires_grad_(False)
-    return teacher.eval()
-
-
-@torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    average, current = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
-    torch._foreach_lerp_(average, current, 1 - decay)
-
-
-def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
-    """Linear ramp from start to end over warmup_steps, then constant."""
-    return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)

@@ -35,22 +35,19 @@ from must.method.model.provenance import RunSummary
 from must.method.select.check import CHECKED_IMAGES, selection_text
 from must.method.select.features import subsample
 from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
-from must.method.train.autotune import (
-    choose_loaders,
-    choose_micro_batches,
-    compile_blocks,
-    should_compile,
-    start_mask_token,
-    threshold_of,
-    zero_shot_confidence,
-)
+from must.method.train.autotune import choose_loaders, choose_micro_batches
 from must.method.train.checkpoint import exclusive_checkpoints
+from must.method.train.compiled import compile_blocks, should_compile
 from must.method.train.estimate import Size, size_of
-from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
+from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
+from must.method.train.monitor import RunMonitor
 from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
-from must.method.train.step import MustStep, make_teacher
+from must.method.train.settings import StepSettings
+from must.method.train.start_values import start_mask_token, threshold_of, zero_shot_confidence
+from must.method.train.step import MustStep
+from must.method.train.teacher import make_teacher
 from must.method.train.trackers import Attempt, Trackers
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
@@ -115,11 +112,13 @@ class Trainer:
         if config.accumulate != "auto":
             MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
-            student, preprocess, config, world, self.batches.steps, self.batches.steps_per_epoch,
+            student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
         )  # fmt: skip
         self.state = TrainState.of(config, self.reader.index, classifier)
-        self.monitor = RunMonitor(self.reader, self.must_step, self.state, self.reference)
+        self.monitor = RunMonitor(
+            config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
+        )
         self.micro_batches = self.loaders = 0  # micro-batches per step, loader processes; set by `choose`
         self.not_compiled = ""  # why torch.compile fails on this machine, if it was requested
 

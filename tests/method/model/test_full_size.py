@@ -56,6 +56,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from must.method.model.bundle import load_bundle, load_description, save_bundle
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.autotune import blank
+    from must.method.train.settings import StepSettings
     from must.method.train.step import MustStep
 
     torch.manual_seed(0)
@@ -73,7 +74,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     backbone.clip.visual = None
     values = {"batch_size": 2, "precision": "fp32", "confidence_threshold": 0.0}
     config, world = TrainConfig(shards="-", classifier="-", output="-", **values), World(0, 1, torch.device("cpu"))
-    method = MustStep(model, backbone.preprocess, config, world, 10, 10)
+    method = MustStep(model, backbone.preprocess, StepSettings.of(config), world, 10, 10)
     batch = blank(2, backbone.preprocess.size, 5)
     weak, strong = (torch.randint(0, 256, batch.weak.shape, dtype=torch.uint8) for _ in range(2))
     batch = batch._replace(weak=weak, strong=strong)

@@ -4,19 +4,14 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from must.config import TrainConfig
 from must.method.train.losses import must_losses, pseudo_labels
 from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate
-from must.method.train.step import ema_decay, make_teacher, update_teacher
+from must.method.train.settings import Objective
+from must.method.train.teacher import ema_decay, make_teacher, update_teacher
 from tests.golden import golden_batch
 from tests.method.train.step_ranks import recorded_model
 
 THRESHOLD = 0.7
-
-
-def recorded_settings(reduction="global"):
-    weights = {"fairness_weight": 0.2, "align_weight": 0.5}
-    return TrainConfig(shards="-", classifier="-", output="-", loss_reduction=reduction, **weights)
 
 
 def four_steps(part=slice(None), reduction="global", classes=0, dtype=torch.float32):
@@ -32,7 +27,8 @@ def four_steps(part=slice(None), reduction="global", classes=0, dtype=torch.floa
         with torch.no_grad():
             labels = pseudo_labels(teacher(weak).softmax(-1), THRESHOLD)
         balance = None if step % 2 == 0 else balance
-        losses = must_losses(network(strong, masked), labels, strong, masked, recorded_settings(reduction), balance)
+        objective = Objective(0.2, 1.0, 0.5, reduction, THRESHOLD)
+        losses = must_losses(network(strong, masked), labels, strong, masked, objective, balance)
         balance = losses.class_balance
         optimizer.zero_grad()
         losses.total.backward()

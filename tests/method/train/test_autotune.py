@@ -14,6 +14,7 @@ from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import load_bundle, load_description
 from must.method.train.autotune import MEMORY_SHARE, blank, choose_micro_batches, fewest_micro_batches
+from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
 from must.method.train.trainer import Trainer, train
@@ -26,7 +27,7 @@ config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
 
 def golden_step():
     settings = load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-"})
-    return MustStep(golden_model(), Preprocess(size=32), settings, ALONE, 3, 2)
+    return MustStep(golden_model(), Preprocess(size=32), StepSettings.of(settings), ALONE, 3, 2)
 
 
 @pytest.mark.parametrize(

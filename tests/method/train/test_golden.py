@@ -9,11 +9,12 @@ import torch.nn.functional as F
 
 from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
 from must.method.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
-from must.method.train.step import ema_decay, make_teacher
+from must.method.train.settings import Objective
+from must.method.train.teacher import ema_decay, make_teacher
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
-from tests.method.train.ranks import four_steps, recorded_settings
+from tests.method.train.ranks import four_steps
 
-SETTINGS = recorded_settings()
+OBJECTIVE = Objective(0.2, 1.0, 0.5, "global", 0.7)
 TERMS = {
     "loss_st": "loss_self_training",
     "loss_fair": "loss_fairness",
@@ -31,7 +32,7 @@ def first_step(dtype=torch.float32):
         teacher_logits = make_teacher(student)(weak)
     labels = pseudo_labels(teacher_logits.softmax(-1), 0.7)
     output = student(strong, masked)
-    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, SETTINGS), masked
+    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, OBJECTIVE), masked
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_a_batch_without_a_confident_image_trains_on():
     weak, strong, masked = golden_batch(0)
     labels = pseudo_labels(student(weak).softmax(-1), 1.0)
     assert not labels.confident.any()
-    losses = must_losses(student(strong, masked), labels, strong, masked, SETTINGS)
+    losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
     losses.total.backward()
     assert losses.values["loss_self_training"].item() == 0
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())

@@ -24,6 +24,7 @@ from must.method.train import step as step_module
 from must.method.train.log import Meter, NoLog
 from must.method.train.losses import pseudo_labels
 from must.method.train.propagated import PropagatedLabels
+from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.trainer import Trainer
 from tests.golden import golden_model
@@ -46,7 +47,7 @@ def launches_of_steps(world=ALONE, precision="fp32", **settings) -> list[Counter
     """Of each of three steps, with their part of the log's sums, of a model of three blocks."""
     size = IMAGES * world.size
     config = TrainConfig(shards="-", classifier="-", output="-", batch_size=size, precision=precision, **settings)
-    method = MustStep(golden_model().to(world.device), Preprocess(size=32), config, world, 8, 2)
+    method = MustStep(golden_model().to(world.device), Preprocess(size=32), StepSettings.of(config), world, 8, 2)
     if config.pseudo_labels == "propagated":
         method.propagated = labels_of(world, len(method.student.classifier.T))
     for values in (method.preprocess.mean, method.preprocess.std):
