@@ -1,8 +1,10 @@
 """The command line: one subcommand for each stage, with flags made from must/config/."""
 
 import argparse
+import logging
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,14 +13,17 @@ from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
-from must.base.console import open_closed
+from must.base.console import ASIDE, open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
+from must.base.text import printable_page
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = "settings."  # prefix of a `must train` flag given to `must adapt`
 
@@ -43,13 +48,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
-                run(command, configure(command, with_settings(options), file))
+                config = configure(command, with_settings(options), file)
+                run(command, config)
+                print_next(command, config)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
             raise SystemExit(1) from None
         except KeyboardInterrupt:
             print(f"must {command}: interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
+
+
+NEXT = {
+    "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
+    "--test-images {output}/images/test --output {output}/work",
+    "adapt": "must predict photos/ --model {output}; must review {output}; must export {output}",
+    "shard": "must classifier --classes classes.txt --model ViT-B-16/datacomp_xl_s13b_b90k "
+    "--output classifier.safetensors",
+    "classifier": "must train --shards shards --classifier {output} --output model",
+    "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
+    "refine": "must sort {output}/predictions.csv --into sorted --root photos/",
+    "select": "must evaluate --model {output} --baseline {baseline} --shards {shards} --output report",
+    "evaluate": "must gate --metrics {output}/metrics.json --output decision.json; "
+    "must export --model {model} --shards {shards} --metrics {output}/metrics.json --output onnx",
+    "export": "must predict photos/ --model {output}; must serve --model {output}",
+}
+"""By stage: examples of commands that use its output, with values of its parameters."""
+
+
+def print_next(command: str, config: Any) -> None:
+    """Prints the examples to standard error, as they are not a result."""
+    if command in NEXT and getattr(config, "to", "onnx") == "onnx":
+        values = {name: shlex.quote(str(value).rstrip("/")) for name, value in vars(config).items()}
+        lines = NEXT[command].format(**values).split("; ")
+        logger.info(printable_page("next: " + "\n      ".join(lines)), extra=ASIDE)
 
 
 def with_settings(options: dict[str, Any]) -> dict[str, Any]:

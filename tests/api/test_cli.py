@@ -1,10 +1,13 @@
 """The command line as a user meets it: output and exit codes, in real processes where that makes a difference."""
 
+import logging
 import re
+import shlex
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,3 +147,14 @@ def test_the_shell_completes_flags(capsys):
     assert "--epochs" in script and "settings." not in script
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("stage", cli.NEXT)
+def test_the_next_commands_can_be_pasted(stage, caplog):
+    """A folder whose name a shell would take apart."""
+    config = SimpleNamespace(output="it's work/", **dict.fromkeys(("model", "shards", "classifier", "baseline"), "a b"))
+    with caplog.at_level(logging.INFO, "must"):
+        cli.print_next(stage, config)
+    for line in caplog.messages[0].removeprefix("next: ").split("\n"):
+        parsed = cli.build_parser().parse_args(shlex.split(line)[1:])
+        assert any(str(value).startswith("it's work") for value in vars(parsed).values()) or stage == "shard"
