@@ -46,6 +46,7 @@ test: setup  ## Run the tests (the slow ones: make test-slow)
 
 PACKAGES := $(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard must/*/))) components pipeline
 .PHONY: coverage
+coverage: export COVERAGE_FILE = $(CURDIR)/build/.coverage
 coverage: setup  ## Run the tests and print the lines that they run, in % of each package (takes twice the time)
 	@$(BIN)/python -m pytest $(PYTEST) --cov --cov-report= || true
 	@for package in $(PACKAGES); do printf '%-16s %3s%%\n' $$package "$$($(BIN)/coverage report --format=total --include="$$package/*")"; done
