@@ -78,7 +78,7 @@ NEXT = {
 
 def print_next(command: str, config: Any) -> None:
     """Prints the examples to standard error, as they are not a result."""
-    if command in NEXT and getattr(config, "to", "onnx") == "onnx":
+    if command in NEXT and getattr(config, "to", "onnx") == "onnx" and os.environ.get("RANK", "0") == "0":
         values = {name: shlex.quote(str(value).rstrip("/")) for name, value in vars(config).items()}
         lines = NEXT[command].format(**values).split("; ")
         logger.info(printable_page("next: " + "\n      ".join(lines)), extra=ASIDE)

@@ -35,7 +35,7 @@ from must.method.model.hub import (
 )
 from must.method.model.towers import tower_of
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.weights import AVERAGED, from_transformers, has_transformers_names, weights_of
+from must.method.model.weights import AVERAGED, from_transformers, has_transformers_names, weights_of, weights_problem
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,11 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                     clip = create_with_weights(name, pretrained, transformers_folder, options)
                     tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
             except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+                if "TorchScript" in str(error):  # torch's own advice is to run it
+                    raise UserError(
+                        f"{label}: is a TorchScript program, and those are not run; take --pretrained openai, or a "
+                        "folder of the same model as a hub has it (docs/models.md)"
+                    ) from error
                 lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
                 hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
                 raise UserError(f"{label}: cannot be loaded: {first_line(error)}{hint}") from error
@@ -152,13 +157,13 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
         logger.info(f"{pretrained}: takes the averaged weights, {entry}")
     if has_transformers_names(weights):
         weights = from_transformers(clip, weights)
-    try:
-        clip.load_state_dict(weights)
-    except RuntimeError as mismatch:
+    if wrong := weights_problem(clip.state_dict(), weights):
         try:
             open_clip.load_checkpoint(clip, pretrained)  # handles older names, and resizes position embeddings
         except Exception as error:
-            raise UserError(f"it is of another model: {first_line(mismatch)}") from error
+            raise UserError(wrong) from error
+    else:
+        clip.load_state_dict(weights)
     return clip
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE
+from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
@@ -356,4 +356,8 @@ def require_file(uri: str, flag: str) -> None:
 
 
 def damage_error(uri: str, flag: str) -> ValueError:
+    folder, _, name = uri.rpartition("/")
+    parts = (DESCRIPTION_FILE, MODEL_FOLDER_FILE, "config.json")
+    if name.endswith("model.safetensors") and any(storage.exists(storage.join(folder, part)) for part in parts):
+        return UserError(f"{flag} {uri}: is a part of a model; give its folder, {folder}")
     return UserError(f"{flag} {uri}: is damaged or no file of `must classifier`")

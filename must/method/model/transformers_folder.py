@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ def is_transformers(folder: Path) -> bool:
         return False
     if (folder / DESCRIPTION_FILE).is_file():
         raise UserError("is a bundle, an image tower without a text tower; `must export --to open_clip` makes a model")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError("is an adapter (LoRA) without its model; save the model that merge_and_unload() returns")
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"no {MODEL_FOLDER_FILE} in this folder, nor {CONFIG_FILE} as transformers writes it")
     return True
@@ -101,14 +104,26 @@ def model_of(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's model_cfg. Raises ValueError: open_clip has no model that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
-        name = config.get("architectures") or config.get("architecture") or kind or "no model"
-        name = name[0] if isinstance(name, list) else name
-        raise UserError(f"its {CONFIG_FILE} names {brief(name)}; CLIPModel and SiglipModel of transformers can be read")
+        raise UserError(unsupported_model(config))
     try:
         image, text = (part_of(config, part) for part in ("vision", "text"))
         return clip_of(config, image, text) if kind == "clip" else siglip_of(image, text)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"its {CONFIG_FILE} is damaged") from error
+
+
+def unsupported_model(config: dict[str, Any]) -> str:
+    """The message for a model of another kind."""
+    kind = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
+    name = brief(kind[0] if isinstance(kind, list) and kind else kind)
+    hint = ""
+    if config.get("model_type") == "siglip2":
+        hint = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
+    elif re.search(r"(Vision|Text)Model|ForImageClass", name):
+        hint = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
+    elif "pretrained_cfg" in config:
+        hint = " (an image tower of timm without a text tower)"
+    return f"its {CONFIG_FILE} names {name}{hint}; CLIPModel and SiglipModel of transformers can be read"
 
 
 def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:

@@ -146,3 +146,17 @@ def is_filled(value: Any) -> bool:
 
 def has_transformers_names(weights: dict[str, Tensor]) -> bool:
     return any(name.startswith(("vision_model.", "text_model.")) for name in weights)
+
+
+def weights_problem(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    """One line that says why weights do not fit a model; '' if they do."""
+    missing = [name for name in expected if name not in weights]
+    others = [name for name in weights if name not in expected]
+    shapes = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
+    if shapes:
+        name, count = shapes[0], f"{len(shapes)} of {len(expected)}"
+        shape, expected_shape = list(weights[name].shape), list(expected[name].shape)
+        return f"it is of another model: {count} tensors have other shapes ({name} has {shape}, not {expected_shape})"
+    counts = [f"lacks {len(missing)} of {len(expected)} tensors ({missing[0]})"] if missing else []
+    counts += [f"has {len(others)} others ({others[0]})"] if others else []
+    return f"it is of another model: {' and '.join(counts)}" if counts else ""

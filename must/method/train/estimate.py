@@ -11,6 +11,7 @@ from must.method.train.propagated import bytes_of
 from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
 
+LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
 GB = 10**9
 
 
@@ -38,12 +39,21 @@ class Size:
             files += f", {self.checkpoints_kept * self.checkpoint_bytes / GB:.3g} for {self.checkpoints_kept} of them"
         if self.cache_bytes:
             files += f"; cache: up to {self.cache_bytes / GB:.3g} of {self.shards_bytes / GB:.3g} GB of remote shards"
+        slow = self.device == "cpu" and self.parameters >= LARGE
         pieces = "" if self.micro_batch * self.processes == self.batch_size else f" in pieces of {self.micro_batch}"
         return [
             f"{self.steps:,} steps of {self.batch_size} images{pieces} ({self.epochs} epochs), {self.processes} "
             f"process(es) on {self.device} in {self.precision}, "
             f"{f'{self.threads} thread(s) and ' if self.threads else ''}{self.workers} loader(s) each",
             files,
+            *(
+                [
+                    "a model of this size takes hours or days on a CPU; `must plan` measures how long; use a GPU (--device "
+                    "cuda; several: torchrun) or a smaller model"
+                ]
+                if slow
+                else []
+            ),
         ]
 
 

@@ -81,6 +81,11 @@ def test_several_processes_measure_as_many_steps(digits):
 SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3, 0, 0)
 
 
+def test_a_real_model_on_a_cpu_is_warned_of():
+    assert "hours or days on a CPU" in SIZE.lines()[2] and "use a GPU" in SIZE.lines()[2]
+    assert len(replace(SIZE, device="cuda").lines()) == len(replace(SIZE, parameters=900_000).lines()) == 2
+
+
 def test_micro_batches_are_told():
     assert "steps of 256 images in pieces of 64 (" in replace(SIZE, micro_batch=64).lines()[0]
 
