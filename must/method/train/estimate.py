@@ -12,6 +12,10 @@ from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
 
 LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
+SLOW = (
+    "a model of this size takes hours or days on a CPU; `must plan` measures how long; use a GPU (--device cuda; "
+    "several: torchrun) or a smaller model"
+)
 GB = 10**9
 
 
@@ -46,14 +50,7 @@ class Size:
             f"process(es) on {self.device} in {self.precision}, "
             f"{f'{self.threads} thread(s) and ' if self.threads else ''}{self.workers} loader(s) each",
             files,
-            *(
-                [
-                    "a model of this size takes hours or days on a CPU; `must plan` measures how long; use a GPU (--device "
-                    "cuda; several: torchrun) or a smaller model"
-                ]
-                if slow
-                else []
-            ),
+            *([SLOW] if slow else []),
         ]
 
 
