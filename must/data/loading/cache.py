@@ -129,7 +129,8 @@ class ShardCache:
             with os.fdopen(descriptor, "wb", closefd=False) as file:
                 complete = self.fill(uri, shard, file)
             if complete:
-                part.replace(path)
+                with self.exclusive():  # a file renamed while `files` lists the folder could be missed
+                    part.replace(path)
             return complete
         finally:
             self.remove(part, descriptor)
@@ -194,6 +195,7 @@ class ShardCache:
             os.close(descriptor)
 
     def files(self) -> Iterator[Cached]:
+        """Of one moment only within `exclusive`."""
         for path in self.folder.iterdir():
             if path.suffix in (".tar", ".part", ".npy"):
                 with suppress(FileNotFoundError):
