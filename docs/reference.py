@@ -69,7 +69,9 @@ def commands() -> str:
             if field.metadata.get("group") and field.metadata["group"] != group:
                 group = field.metadata["group"]
                 out.append(f"| *{cell(group)}* | | |")
-            value = default(field) + (", or the preset's" if field.name in stage.config.by_preset else "")
+            value = default(field)
+            if field.name in stage.config.by_preset:
+                value = f"by preset; published: {value}"
             out.append(f"| {flag(field)} | {value} | {cell(field.metadata['help'])}{choices(kinds[field.name])} |")
         out.append("")
     return "\n".join(out)

@@ -90,7 +90,7 @@ def backbones(
     batch_size: int = 64,
     workers: int = 2,
 ) -> Any:
-    """Which CLIP model for these images? Ranks several, zero-shot and without labels."""
+    """Rank several CLIP models on these images: zero-shot, without labels."""
 
 def classifier(
     *,
@@ -168,7 +168,7 @@ def plan(
     json: Text = "",
     seconds: float = 20.0,
 ) -> Planned:
-    """Say what `must train` will cost: steps, hours on this machine, memory, gigabytes; trains nothing."""
+    """Estimate steps, hours, memory and disk of `must train` on this machine; trains nothing."""
 
 def train(
     *,
@@ -250,7 +250,7 @@ def refine(
     cache: Text = "",
     cache_gb: float = 30.0,
 ) -> Refined:
-    """Better labels for the unlabeled images themselves: similar images correct each other (label propagation)."""
+    """Correct the predicted labels of the unlabeled images by similar images (label propagation)."""
 
 def select(
     *,
@@ -268,7 +268,7 @@ def select(
     cache: Text = "",
     cache_gb: float = 30.0,
 ) -> Selected:
-    """Change alpha, the share of the adaptation that the model keeps, without training again."""
+    """Change alpha (weight interpolation) without training again."""
 
 def review(
     *,
@@ -293,7 +293,7 @@ def review(
     cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Any:
-    """Show pictures in a browser and ask a person for their classes; the answers measure and correct."""
+    """Ask a person for classes of images in a browser; the answers measure accuracy and correct labels."""
 
 def evaluate(
     *,
@@ -355,7 +355,7 @@ def gate(
     min_gain: float = 0.0,
     min_images: int = 100,
 ) -> Decision:
-    """Decide from metrics.json whether the adapted model may be promoted, and say why."""
+    """Decide from metrics.json whether the adapted model may replace the one in use, and say why."""
 
 def promote(
     *,
@@ -373,7 +373,7 @@ def promote(
     to: Text = "",
     list: bool = False,
 ) -> Latest:
-    """Copy a model to the registry and make it the champion; --rollback restores the one before."""
+    """Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before."""
 
 def predict(
     *,

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = "settings."  # prefix of a `must train` flag given to `must adapt`
 
 EPILOG = """\
-exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run is at work there, 75 stopped and
+exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run writes there, 75 stopped and
             resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
 a first run:  must demo --output demo && must adapt demo/images/unlabeled --classes demo/classes.yaml \\
               --model demo/model --output demo/work
@@ -65,7 +65,7 @@ NEXT = {
     "adapt": "must predict photos/ --model {output}; must review {output}; must export {output}",
     "shard": "must classifier --classes classes.txt --model ViT-B-16/datacomp_xl_s13b_b90k "
     "--output classifier.safetensors",
-    "classifier": "must train --shards shards --classifier {output} --output model",
+    "classifier": "must train --shards SHARDS --classifier {output} --output model",
     "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
     "refine": "must sort {output}/predictions.csv --into sorted --root photos/",
     "select": "must evaluate --model {output} --baseline {baseline} --shards {shards} --output report",
@@ -129,7 +129,7 @@ OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completi
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="must",
-        description=must.__doc__,
+        description=f"{must.__doc__}\nStart with `must adapt`: it runs shard, classifier, train, refine and evaluate.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -152,9 +152,9 @@ def build_parser() -> argparse.ArgumentParser:
             add_hidden_flags(command, TrainConfig, SETTINGS)
         general = command.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this and exit")
-        text = "these parameters as a YAML file; flags win"
+        text = "YAML file with these parameters (batch_size: 64); flags override it"
         general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
-    add_index(commands.add_parser("index", help="Show or verify a folder of shards, or make an index of others'."))
+    add_index(commands.add_parser("index", help="Show or verify a folder of shards, or index tars made elsewhere."))
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
     completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))

@@ -41,9 +41,12 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         if parameter.default_factory is not MISSING:
             default = format_value(parameter.default_factory())
         text = parameter.metadata["help"].replace("%", "%%")
-        defaults = [str(default)] if default not in ("", None) else []
-        defaults += ["or the preset's"] if parameter.name in stage.by_preset else []
-        text += " [required]" if required else f" [{', '.join(defaults)}]" if defaults else ""
+        value = str(default) if default not in ("", None) else ""
+        if parameter.name in stage.by_preset:
+            value = "by preset" + (f"; published: {value}" if value else "")
+        if required:
+            value = "required without WORK" if parameter.metadata["work"] and parameter.name != "model" else "required"
+        text += f" [{value}]" if value else ""
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
         if parameter.metadata["positional"]:
             del options["dest"]
@@ -111,13 +114,13 @@ class OneLineParser(argparse.ArgumentParser):
     def unknown(self, word: str) -> NoReturn:
         name = word.split("=")[0]
         if not word.startswith("-"):
-            self.error(f"{word}: is not expected here; quote a list or a name that has spaces")
-        near = close_to(name, list(self._option_string_actions))
-        self.error(f"{name}: unknown{f'; did you mean {near[0]}?' if near else ''}")
+            self.error(f"{word}: unexpected; write a value after its flag, and quote a name with spaces")
+        near = close_to(name.lstrip("-"), [option.removeprefix("--") for option in self._option_string_actions])
+        self.error(f"{name}: unknown{f'; did you mean --{near[0]}?' if near else ''}")
 
     def error(self, message: str) -> NoReturn:
         if match := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from", message):
             commands = next(action.choices for action in self._actions if action.dest == "command")
             near = close_to(match[1], [*(commands or ())])
             message = f"{match[1]}: no such command{f'; did you mean {near[0]}?' if near else ''}"
-        self.exit(WRONG_INPUT, f"{self.prog}: {message} ({self.prog} --help lists what there is)\n")
+        self.exit(WRONG_INPUT, f"{self.prog}: {message} ({self.prog} --help lists all)\n")

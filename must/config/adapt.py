@@ -15,18 +15,20 @@ class AdaptConfig(StageConfig):
         bare=True,
     )
     classes: str | list[str] = param(
-        "the class names: cat,dog,horse; a .txt, one a line; or as `must classifier --classes`", metavar="NAMES|FILE"
+        "the class names: cat,dog,horse; a .txt with one a line; a .yaml (see docs/data.md)", metavar="NAMES|FILE"
     )
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
-    model: str = param("an open_clip name or a folder, as `must classifier --model`", "ViT-B-16", metavar="NAME|URI")
+    model: str = param("an open_clip name, hf-hub:TEAM/NAME, or a model's folder", "ViT-B-16", metavar="NAME|URI")
     pretrained: str = param(
-        "its weights, an open_clip tag or a file; of the default model datacomp_xl_s13b_b90k", "", metavar="TAG|PATH"
+        "its weights: an open_clip tag or a file [for ViT-B-16: datacomp_xl_s13b_b90k]", "", metavar="TAG|PATH"
     )
     test_images: str = param(
         "labelled images to measure the accuracy with: a folder per class, or a file of labels", "", metavar="DIR|FILE"
     )
     settings: dict[str, str] = param(
-        "settings of `must train`: preset=digits,epochs=9; as flags: --epochs 9", factory=dict, metavar="NAME=VALUE,..."
+        "any settings of `must train`: preset=digits,epochs=9; its flags work, too: --epochs 9",
+        factory=dict,
+        metavar="NAME=VALUE,...",
     )
     again: bool = param(
         "allow an output that was made from other images, classes, models or settings, which is an error without "
@@ -34,7 +36,7 @@ class AdaptConfig(StageConfig):
         False,
     )
     max_rejected: float = param(
-        "largest share of undecodable images, as `must shard --max-rejected`", 0.01, metavar="SHARE", between=(0, 1)
+        "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
     )
     device: str = param("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
 

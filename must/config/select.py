@@ -14,16 +14,13 @@ class SelectConfig(StageConfig):
         "  must select --model model/ --baseline classifier.safetensors --shards shards/ --alpha 1 --output all/"
     )
 
-    model: str = defaults.bundle(
-        "a bundle of `must train`; if adapted/, all of its adaptation, is inside, that is used"
-    )
+    model: str = defaults.bundle("a bundle of `must train`; the model with alpha 1 in its folder adapted/ is used")
     baseline: str = defaults.classifier("the classifier file that it was trained with: its zero-shot model")
     shards: str = defaults.shards()
     split: str = param("split of unlabeled images for the check, 2,000 of them at most", "train", metavar="NAME")
     output: str = param("folder for the new bundle", metavar="URI", often=True, kind="output", work="to selected")
     alpha: float | Literal["auto"] = param(
-        "share of the way from zero-shot's weights (0) to the adapted ones (1); auto: 0.4, or 1 if similar images "
-        "have the same class clearly more often with 1 than with 0.5; or what --answers or --labelled measure best",
+        f"{defaults.ALPHA}, or the most accurate one by --answers or --labelled",
         "auto",
         metavar="X|auto",
         often=True,
@@ -51,13 +48,18 @@ class RefineConfig(StageConfig):
     model: str = defaults.bundle(
         "bundle of `must train`: the mean of its predictions and zero-shot's is propagated; none: zero-shot's alone", ""
     )
-    answers: str = defaults.answers("folder of `must review`: answered images keep their answer and teach similar ones")
+    answers: str = defaults.answers(
+        "folder of `must review`: answered images keep their answer, and similar ones are corrected"
+    )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
     output: str = param(
         "folder for predictions.csv and refined.json", metavar="URI", often=True, kind="output", work="to labels"
     )
     images: int = param(
-        "images to look at, at most, evenly spread; time grows with its square", 1_000_000, metavar="N", at_least=1
+        "largest number of images, taken at even intervals; time grows with its square",
+        1_000_000,
+        metavar="N",
+        at_least=1,
     )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()

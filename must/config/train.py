@@ -40,24 +40,25 @@ class TrainConfig(StageConfig):
     )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
-        "a set of settings. auto (the default): from the number of images and the model; the published ones of a data "
+        "a set of settings. auto, the default: from the number of images and the model; the published ones of a data "
         "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
-        "A preset, also auto, replaces the values marked [..., or the preset's]; `must plan` prints those of auto; "
-        "flags replace both",
+        "It sets the values marked [by preset]; flags override it; `must plan` prints the values of auto",
         "",
         metavar="NAME",
         often=True,
         kind="preset",
     )
-    model: str = param("the model, if its name or path is not the classifier's", "", metavar="NAME|PATH")
-    pretrained: str = param("the pretrained weights, if not the classifier's", "", metavar="TAG|PATH")
+    model: str = param(
+        "name or path of the model, if it differs from that in the classifier file", "", metavar="NAME|PATH"
+    )
+    pretrained: str = param("weights, if they differ from those in the classifier file", "", metavar="TAG|PATH")
     epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
     batch_size: int = param(
         "global batch: images a step, over all processes", 1024, metavar="N", often=True, at_least=1
     )
     accumulate: int | Literal["auto"] = param(
         "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
-        "more work; auto: as few as fit into a CUDA GPU's memory, by a trial; 1 elsewhere",
+        "more work; auto: the fewest that fit into a CUDA GPU's memory (measured); 1 on other devices",
         1,
         metavar="N|auto",
         at_least=1,
@@ -65,22 +66,27 @@ class TrainConfig(StageConfig):
     lr: float = param(
         "learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True, at_least=0
     )
-    min_lr: float = param("the cosine schedule's end, scaled the same way", 1e-6)
+    min_lr: float = param("learning rate at the end of the cosine schedule, for 256 images a step like --lr", 1e-6)
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05, at_least=0)
-    layer_decay: float = param("learning rate of a layer, as a factor of the layer above", 0.65, above=0, at_most=1)
+    layer_decay: float = param(
+        "factor of the learning rate from each layer to the next one towards the input", 0.65, above=0, at_most=1
+    )
     seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, metavar="N")
     pseudo_labels: Literal["teacher", "propagated"] = param(
-        "teacher: from the EMA teacher's probabilities, as published; propagated: the mean of zero-shot's and the "
-        "teacher's, corrected by the pseudo-labels of similar images (label propagation)",
+        "teacher: from the EMA teacher's probabilities, as published; propagated: from the mean of the "
+        "zero-shot model's and the teacher's probabilities, corrected by similar images (label propagation)",
         "teacher",
         group="the method",
     )
     confidence_threshold: float = param(
-        "teacher probability above which a pseudo-label counts", 0.7, at_least=0, below=1
+        "probability from which a pseudo-label is used in the loss; if given, --confident-share is 0",
+        0.7,
+        at_least=0,
+        below=1,
     )
     confident_share: float = param(
-        "share of the images whose pseudo-labels are confident at the start; the threshold follows from it. 0: "
-        "--confidence-threshold is used",
+        "the threshold is the confidence that this share of the images reaches before training, at most 0.98; 0: "
+        "--confidence-threshold",
         0.0,
         metavar="SHARE",
         between=(0, 1),
@@ -112,14 +118,16 @@ class TrainConfig(StageConfig):
         "mean of the self-training loss over all processes' confident images, or per process (published)", "global"
     )
     weak_padding: int = param(
-        "pixels of padding before the weak view's random crop: a shift for images no larger than the model's input",
+        "pixels of padding before the weak view's random crop, which shifts images no larger than the model's input",
         0,
         metavar="PX",
         group="views",
         at_least=0,
     )
     strong_scale: list[float] = param(
-        "smallest and largest area of the strong view's random crop", factory=lambda: [0.3, 1.0], metavar="LOW,HIGH"
+        "smallest and largest area of the strong view's random crop, as shares of the image",
+        factory=lambda: [0.3, 1.0],
+        metavar="LOW,HIGH",
     )
     flip: float = param(
         "probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5, between=(0, 1)
@@ -141,12 +149,15 @@ class TrainConfig(StageConfig):
         "shards whose images are shuffled together", 16, metavar="N", group="reading shards", at_least=1
     )
     max_replaced: float = param(
-        "share of undecodable (replaced) images above which training stops", 0.01, metavar="SHARE", between=(0, 1)
+        "largest share of undecodable images (the next image takes their place); above it training stops",
+        0.01,
+        metavar="SHARE",
+        between=(0, 1),
     )
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
-        "loader processes for each training process; auto: on a CPU 2, or 1 for a large model; with GPUs "
+        "loader processes for each training process; auto: on a CPU 2, or as many as a large model needs; with GPUs "
         "(cores / GPUs) - 1, at most 16",
         "auto",
         metavar="N|auto",
@@ -161,13 +172,15 @@ class TrainConfig(StageConfig):
         "auto",
     )
     parallel: Literal["ddp", "fsdp"] = param(
-        "several processes: ddp keeps whole networks on each; fsdp cuts their parameters (ViT-H and larger)", "ddp"
+        "with several processes, ddp: each holds the whole model; fsdp: they split its parameters (ViT-H and larger)",
+        "ddp",
     )
     activation_checkpointing: bool = param(
         "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
     compile: bool | Literal["auto"] = param(
-        "compile the networks' blocks with torch.compile; auto: on a CUDA GPU, in runs of 2,000 steps and more", "auto"
+        "compile the blocks with torch.compile; auto (neither flag): on a CUDA GPU, in runs of 2,000 steps or more",
+        "auto",
     )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
@@ -181,9 +194,7 @@ class TrainConfig(StageConfig):
     resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
-        "share of the way from zero-shot's weights (0) to the trained ones (1) that the model keeps (weight "
-        "interpolation); auto: 0.4, or 1 if similar images have the same class more often with 1 than with 0.5. "
-        "The model with 1 is kept beside it, in OUTPUT/adapted",
+        f"{defaults.ALPHA}. The model with 1 is also saved, in OUTPUT/adapted",
         1.0,
         metavar="X|auto",
         between=(0, 1),
@@ -196,7 +207,10 @@ class TrainConfig(StageConfig):
         kind="trackers",
     )
     timeout: int = param(
-        "seconds without a heartbeat after which a process counts as lost (exit code 75)", 600, metavar="S", at_least=1
+        "with several processes: seconds without a sign of life after which one counts as lost (exit code 75)",
+        600,
+        metavar="S",
+        at_least=1,
     )
 
     def check_values(self) -> None:
@@ -219,5 +233,8 @@ class PlanConfig(TrainConfig):
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
     gpu: str = param(
-        "the run's time on other GPUs, such as h100x8; only loaders are measured", "", metavar="NAME[xN]", often=True
+        "calculate the run's time on these GPUs, such as h100x8 (xN: N of them); only loaders are measured",
+        "",
+        metavar="NAME[xN]",
+        often=True,
     )

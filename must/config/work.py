@@ -38,14 +38,16 @@ class Work:
         return bool(self.bundles) or any(self.only(kind, "") for kind in NAMES)
 
     def only(self, kind: str, option: str, bundle: str = "") -> str:
-        """The path of that kind, made from `bundle`; '' if there is none. Raises UserError: there are two bundles."""
-        if kind == "bundle":
+        """The path of that kind, made from `bundle`; '' if there is none.
+        Raises UserError: there are two bundles, and none is given."""
+        if kind == "bundle" or (kind == "onnx" and not bundle):
             paths = ", ".join(self.bundles)
             require(
                 len(self.bundles) < 2,
-                f"{self.folder}: holds more than one {WORDS[kind]}: {paths}; name one with {option}",
+                f"{self.folder}: holds more than one {WORDS['bundle']}: {paths}; name one with {option}",
             )
-            return paths
+            if kind == "bundle":
+                return paths
         path = self.output_of("" if kind in ("classifier", "shards") else bundle, NAMES[kind])
         return path if holds(path, kind) else ""
 
@@ -70,7 +72,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     """A stage's values, completed with paths in WORK if `model` is WORK or a bundle in it.
 
     The metadata `work` of a field says which path it gets. If `model` is WORK, all fields with `work` are completed; if
-    it is a bundle, only the required ones.
+    it is a bundle, only the required ones, and the ONNX file made from it if `model` is to be one.
 
     Raises:
         UserError: there are two bundles, or nothing of a kind that the stage needs.
@@ -85,18 +87,23 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     work = Work(folder, [storage.join(folder, field.metadata["work"].removeprefix("to ")) for field in parameters])
     if not work:
         missing = [field for field in parameters if is_required(field) and field.name not in values]
-        require(not missing, f"--model {model}: no model of `must train` there; give a folder that `must adapt` made")
+        lack = "no model of `must train` there" if Path(folder).exists() else "no such folder"
+        require(not missing, f"--model {model}: {lack}; give a folder that `must adapt` made")
         return values
     paths = {"model": model}
     for field in sorted(parameters, key=lambda field: field.name != "model"):  # `model` first: the others depend on it
         name, kind = field.name, field.metadata["work"]
-        if (name in values and name != "model") or not (is_work or (is_required(field) and name != "model")):
+        if name == "model":
+            wanted = is_work or (kind == "onnx" and holds(model, "bundle"))
+        else:
+            wanted = name not in values and (is_work or is_required(field))
+        if not wanted:
             continue
         if kind.startswith("to "):
             paths[name] = work.output_of(paths["model"], kind.removeprefix("to ").format(**{"to": "onnx"} | values))
         elif kind == "split":
             paths[name] = work.split()
-        elif path := work.only(kind, flag(name), paths["model"] if name != "model" else ""):
+        elif path := work.only(kind, flag(name), "" if name == "model" and is_work else paths["model"]):
             paths[name] = path
         else:
             where = "in it" if is_work else "beside it"

@@ -58,14 +58,21 @@ def test_of_two_models_the_one_that_is_meant_has_to_be_named(tmp_path):
         configure("gate", {"model": f"{work}/selected"})
 
 
+def test_the_onnx_file_that_is_served_is_of_the_model_that_is_named(tmp_path):
+    work = made(tmp_path, "model", "selected", "onnx/model.onnx")
+    with pytest.raises(UserError, match=rf"more than one .*: {work}/model, {work}/selected; name one with --model"):
+        configure("serve", {"model": work})
+    with pytest.raises(UserError, match=rf"--model {work}/selected: no ONNX file of `must export` is beside it; make"):
+        configure("serve", {"model": f"{work}/selected"})
+    made(tmp_path, "selected-onnx/model.onnx")
+    for model, onnx in (("model", "onnx"), ("selected", "selected-onnx"), ("onnx", "onnx")):
+        assert configure("serve", {"model": f"{work}/{model}"}).model == f"{work}/{onnx}"
+
+
 @pytest.mark.parametrize(
     "stage, place, message",
     [
-        (
-            "evaluate",
-            "nowhere",
-            "--model nowhere: no model of `must train` there; give a folder that",
-        ),
+        ("evaluate", "nowhere", "--model nowhere: no such folder; give a folder that `must adapt` made"),
         ("export", "report/metrics.json", "--model report/metrics.json: no model of `must train` there"),
         ("export", "steps", "--model steps: no model of `must train` is in it; make it, or name it with --model"),
         ("serve", "steps", "--model steps: no ONNX file of `must export` is in it; make it, or name it with --model"),

@@ -115,7 +115,7 @@ class Calculated:
         card = CARDS[self.card]
         name = f"{self.card} x {self.gpus}"
         low, high = (f"{100 * share:.0f}" for share in self.share)
-        speed = f"{self.images_per_s[0]:,.0f} to {self.images_per_s[1]:,.0f} images/s, which is " + (
+        speed = f"{between(*(f'{value:,.0f}' for value in self.images_per_s))} images/s, which is " + (
             "what the host can launch" if self.launching else f"{low} to {high}% of {card.tflops:g} TFLOP/s a GPU"
         )
         if not self.micro_batches:
@@ -125,14 +125,18 @@ class Calculated:
             ]
         pieces = f" in {self.micro_batches} micro-batches (--accumulate auto)" if self.micro_batches > 1 else ""
         return [
-            f"{name}: calculated, not measured: {duration(self.seconds[0])} to {duration(self.seconds[1])} for "
+            f"{name}: calculated, not measured: {between(*map(duration, self.seconds))} for "
             f"{size.steps:,} steps compiled, "
             f"{speed}; memory: about {self.memory:.2g} of {card.memory:g} GB{pieces}",
-            f"{name}: to feed them: {self.cores:.0f} cores like this machine's, each of which prepares "
+            f"{name}: needs {self.cores:.0f} cores like this machine's, each of which prepares "
             f"{self.core_images_per_s:.0f} of these images/s (measured), and "
             f"{self.images_per_s[1] * self.image_bytes / GB:.2g} GB/s of shards; "
             "with fewer cores --augment-device gpu or --views fast",
         ]
+
+
+def between(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def calculate(gpus: str, shape: Shape, size: Size, checkpointing: bool, core_images_per_s: float) -> Calculated:

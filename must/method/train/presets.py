@@ -43,6 +43,8 @@ def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Re
         return Resolved(config, {})
     if config.preset == AUTO:
         values, reasons = auto(config, index, classifier), REASONS
+        if config.is_passed("confidence_threshold"):
+            values["confident_share"], reasons = 0.0, reasons | {"confident_share": "--confidence-threshold is given"}
     else:
         values = published(config.preset, config.model or classifier.model)
         reasons = dict.fromkeys(values, f"--preset {config.preset}, a row of must/config/presets.yaml")

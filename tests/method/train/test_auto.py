@@ -113,6 +113,12 @@ def test_must_train_takes_it_if_none_is_named(digits, named):
     assert {name: getattr(config, name) for name in expected} == expected
 
 
+def test_a_threshold_that_is_given_is_used(digits):
+    config = resolved(values_of(digits, confidence_threshold="0.7"))
+    assert (config.confidence_threshold, config.confident_share) == (0.7, 0)
+    assert resolved(values_of(digits, confidence_threshold=0.5, confident_share=0.3)).confident_share == 0.3
+
+
 def test_flags_and_files_win(digits, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({"epochs": 3, "lr": 0.5}))
