@@ -1,4 +1,4 @@
-"""The panel: `--preset auto` on every family and variant with two seeds, and the tables of docs/selection.md.
+"""`--preset auto` on every task and variant with two seeds, and the tables of docs/measured-settings.md.
 
 python -m benchmarks.shifts.families                     (fonts; npm and pip)
 MUST_PHOTOS=DIR python -m benchmarks.shifts.panel        (hours of one core; existing results are not computed again)
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.run import ANSWERS, run_task
-from benchmarks.shifts.tasks import FITTING, JUDGING, VARIANTS
+from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS
 from must.method.select.select import ALPHAS
 
 SEEDS = (0, 1)
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", action="store_true", help="print the tables; run nothing")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--families", nargs="+", default=(*JUDGING, *FITTING))
+    parser.add_argument("--families", nargs="+", default=(*HELD_OUT, *DEVELOPMENT))
     parser.add_argument("--name", default="auto", help="of the settings, in the results")
     options = parser.parse_args()
     if options.tables:
@@ -46,18 +46,17 @@ def tables(name: str) -> str:
     results = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob(f"*.{name}.*.json"))]
     rows = {(row["task"], row["variant"], row["seed"]): row for row in results}
     lines = ["| family (classes) | role | zero-shot | " + " | ".join(VARIANTS) + " |", "|---|---|--:|" + "--:|" * 5]
-    for family in (*JUDGING, *FITTING):
+    for family in (*HELD_OUT, *DEVELOPMENT):
         family_rows = [rows[key] for key in rows if key[0] == family]
         if not family_rows:
             continue
-        role = "judging" if family in JUDGING else "fitting"
+        role = "held-out" if family in HELD_OUT else "development"
         cells = ["; ".join(cell(row) for row in family_rows if row["variant"] == variant) for variant in VARIANTS]
         as_is = next((row for row in family_rows if row["variant"] == "as-is"), family_rows[0])
         lines.append(f"| {family} ({as_is['classes']}) | {role} | {as_is['zero_shot']:.1f} | {' | '.join(cells)} |")
-    lines += ["", *sums([row for row in results if row["task"] in JUDGING], "judging")]
-    lines += ["", *sums([row for row in results if row["task"] in FITTING], "fitting")]
-    lines += ["", *labels([row for row in results if row["task"] in JUDGING], "judging")]
-    lines += ["", *labels([row for row in results if row["task"] in FITTING], "fitting")]
+    for table in (gains, labels):
+        for role, names in (("held-out", HELD_OUT), ("development", DEVELOPMENT)):
+            lines += ["", *table([row for row in results if row["task"] in names], role)]
     return "\n".join(lines)
 
 
@@ -70,15 +69,15 @@ def kept_gain(row: Row) -> float:
     return float(row["points"][ALPHAS.index(row["kept"])])
 
 
-def sums(rows: list[Row], role: str) -> list[str]:
-    """The gains with all of the adaptation, half, the kept share, and the best share by labels."""
+def gains(rows: list[Row], role: str) -> list[str]:
+    """The mean gains with alpha 1, 0.5, the automatic one, and the best one by labels."""
     columns: dict[str, Callable[[Row], float]] = {
         "all": lambda row: row["points"][ALL], "half": lambda row: row["points"][HALF], "kept": kept_gain,
         "best": lambda row: max(row["points"]),
     }  # fmt: skip
     lines = [
-        f"| {role} | runs | alpha 1: sum (median) | alpha 0.5 | kept (of best) | best alpha | kept below -1 | of these "
-        "beyond the error | worst |",
+        f"| {role} | runs | alpha 1: mean (median) | alpha 0.5 | auto (share of best) | best alpha | runs below -1 | "
+        "of these over 1 s.e. | worst run |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for variant in (*VARIANTS, "together"):
@@ -88,11 +87,11 @@ def sums(rows: list[Row], role: str) -> list[str]:
         values = {name: [value(row) for row in runs] for name, value in columns.items()}
         below = [row for row in runs if kept_gain(row) < -1]
         beyond = [row for row in below if -kept_gain(row) > row["errors"][ALPHAS.index(row["kept"])]]
-        totals = {name: f"{sum(gains):+.1f}" for name, gains in values.items()}
+        means = {name: mean(points) for name, points in values.items()}
         share = f" ({sum(values['kept']) / sum(values['best']):.0%})" if sum(values["best"]) > 0 else ""
         lines.append(
-            f"| {variant} | {len(runs)} | {totals['all']} ({statistics.median(values['all']):+.1f}) | "
-            f"{totals['half']} | {totals['kept']}{share} | {totals['best']} | {len(below)} | {len(beyond)} | "
+            f"| {variant} | {len(runs)} | {means['all']} ({statistics.median(values['all']):+.1f}) | "
+            f"{means['half']} | {means['kept']}{share} | {means['best']} | {len(below)} | {len(beyond)} | "
             f"{min(values['kept']):+.1f} |"
         )
     return lines

@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import pretrain
-from benchmarks.shifts.tasks import FITTING, JUDGING, TOWERS, VARIANTS, Task, task, variant
+from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
@@ -44,7 +44,7 @@ ANSWERS = (50, 200)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=FITTING, choices=(*FITTING, *JUDGING))
+    parser.add_argument("--tasks", nargs="+", default=DEVELOPMENT, choices=(*DEVELOPMENT, *HELD_OUT))
     parser.add_argument("--variants", nargs="+", default=["as-is"], choices=VARIANTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="auto", help="of the settings, in the results")

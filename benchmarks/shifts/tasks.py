@@ -1,19 +1,19 @@
 """The panel's tasks: unlabeled images, their hidden classes, test images with labels, and the tower to adapt.
 
-| family | classes | what the images are | tower | role |
+| task | classes | what the images are | tower | role |
 |---|---|---|---|---|
-| digits | 10 | handwriting (the bundled set) | the bundled one: digits of computer fonts | fitting |
-| grainy | 10 | MNIST's digits through a sieve of 11 x 11 dots, with noise | the bundled one | fitting |
-| signs | 10 | photographs of hands | other photographs with another look (photos.py) | fitting |
-| kana | 142 | handwriting and display fonts | computer fonts of kana and Cyrillic | fitting |
-| slanted | 10 | MNIST's digits, leaning and thin | the bundled one | judging |
-| clothes | 10, unequal | photographs of clothes | other photographs with another look | judging |
-| groceries | 81 | photographs in shops | other shops' photographs with another look, product pictures | judging |
-| cyrillic | 33 | handwriting and display fonts | computer fonts of kana and Cyrillic | judging |
-| faxed | 120 | kanji as a bad fax sends them | computer fonts of kanji | judging |
+| digits | 10 | handwriting (the bundled set) | the bundled one: digits of computer fonts | development |
+| grainy | 10 | MNIST's digits through a sieve of 11 x 11 dots, with noise | the bundled one | development |
+| signs | 10 | photographs of hands | other photographs with another look (photos.py) | development |
+| kana | 142 | handwriting and display fonts | computer fonts of kana and Cyrillic | development |
+| slanted | 10 | MNIST's digits, leaning and thin | the bundled one | held-out |
+| clothes | 10, unequal | photographs of clothes | other photographs with another look | held-out |
+| groceries | 81 | photographs in shops | other shops' photographs with another look, product pictures | held-out |
+| cyrillic | 33 | handwriting and display fonts | computer fonts of kana and Cyrillic | held-out |
+| faxed | 120 | kanji as a bad fax sends them | computer fonts of kanji | held-out |
 
-Settings and rules may be chosen by their results on the families for fitting. Those for judging were fixed before the
-first run, and run only after the choice.
+Settings and rules may be chosen by their results on the development tasks. The held-out tasks were named before their
+first run.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from benchmarks.shifts.pretrain import as_bytes, distort
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.api.demo import TEMPLATES as DIGIT_TEMPLATES
 
-FITTING = ("digits", "grainy", "signs", "kana")
-JUDGING = ("slanted", "clothes", "groceries", "cyrillic", "faxed")
+DEVELOPMENT = ("digits", "grainy", "signs", "kana")
+HELD_OUT = ("slanted", "clothes", "groceries", "cyrillic", "faxed")
 TOWERS = {"kana": "scripts", "cyrillic": "scripts", "faxed": "kanji", **{name: name for name in photos.SETS}}
 VARIANTS = ("as-is", "tail", "half", "junk", "few")
 # (pictures of each drawing, unlabeled images at most, test images at most)

@@ -94,10 +94,10 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     for field in sorted(parameters, key=lambda field: field.name != "model"):  # `model` first: the others depend on it
         name, kind = field.name, field.metadata["work"]
         if name == "model":
-            wanted = is_work or (kind == "onnx" and holds(model, "bundle"))
+            completes = is_work or (kind == "onnx" and holds(model, "bundle"))
         else:
-            wanted = name not in values and (is_work or is_required(field))
-        if not wanted:
+            completes = name not in values and (is_work or is_required(field))
+        if not completes:
             continue
         if kind.startswith("to "):
             paths[name] = work.output_of(paths["model"], kind.removeprefix("to ").format(**{"to": "onnx"} | values))

@@ -59,6 +59,7 @@ def shorten_the_demo(folder):
     (folder / "photos").mkdir()
     for number, image in enumerate(sorted((folder / "demo" / "images" / "unlabeled").rglob("*.png"))[:300]):
         shutil.copy(image, folder / "photos" / f"{number}.jpg")
+    shutil.copytree(folder / "photos", folder / "new-photos")
     names = yaml.safe_load((folder / "demo" / "classes.yaml").read_text())["classes"]
     (folder / "classes.txt").write_text("".join(f"{one if isinstance(one, str) else one['name']}\n" for one in names))
 
