@@ -281,7 +281,7 @@ class Trainer:
         adapted_uri = storage.join(config.output, ADAPTED)
         if choice.alpha != 1:
             save_bundle(adapted_uri, end, description)
-            logger.info(f"all of the adaptation is beside it: {adapted_uri}")
+            logger.info(f"the model with alpha 1: {adapted_uri}")
         elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
             storage.delete_folder(adapted_uri)
         zero_shot.load_state_dict(between(zero_shot.state_dict(), end.state_dict(), choice.alpha))
