@@ -85,8 +85,8 @@ class TrainConfig(StageConfig):
         below=1,
     )
     confident_share: float = param(
-        "the threshold is the confidence that this share of the images reaches before training, at most 0.98; 0: "
-        "--confidence-threshold",
+        "share of the images above the threshold before training, which sets it (to 0.98 at most); 0: "
+        "--confidence-threshold sets it",
         0.0,
         metavar="SHARE",
         between=(0, 1),
