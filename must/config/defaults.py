@@ -7,8 +7,8 @@ from must.base.parameters import param
 
 CACHE_GB = 30.0
 ALPHA = (
-    "weight interpolation, zero-shot + X (trained - zero-shot); auto: 1 if neighbouring images have the same class more "
-    "often with 1 than with 0.5, by over 5 standard errors, else 0.4"
+    "weight interpolation, zero-shot + X (trained - zero-shot); auto: 1 if neighbouring images have the same class "
+    "more often with 1 than with 0.5, by over 5 standard errors, else 0.4"
 )
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
 
