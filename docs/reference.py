@@ -71,7 +71,8 @@ def commands() -> str:
                 out.append(f"| *{cell(group)}* | | |")
             value = default(field)
             if field.name in stage.config.by_preset:
-                value = f"by preset; published: {value}"
+                auto = stage.config.by_preset[field.name]
+                value = f"{f'auto: `{auto}`' if auto else 'by preset'}; published: {value}"
             out.append(f"| {flag(field)} | {value} | {cell(field.metadata['help'])}{choices(kinds[field.name])} |")
         out.append("")
     return "\n".join(out)

@@ -43,7 +43,8 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         text = parameter.metadata["help"].replace("%", "%%")
         value = str(default) if default not in ("", None) else ""
         if parameter.name in stage.by_preset:
-            value = "by preset" + (f"; published: {value}" if value else "")
+            auto = stage.by_preset[parameter.name]
+            value = (f"auto: {auto}" if auto else "by preset") + (f"; published: {value}" if value else "")
         if required:
             value = "required without WORK" if parameter.metadata["work"] and parameter.name != "model" else "required"
         text += f" [{value}]" if value else ""

@@ -1,7 +1,7 @@
 """Parameters of `must train` and `must plan`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from must.base.parameters import StageConfig, convert, param, require
 from must.config import defaults
@@ -15,14 +15,13 @@ class TrainConfig(StageConfig):
     Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
     """
 
-    by_preset = frozenset(
-        {
-            "batch_size", "epochs", "lr", "min_lr", "ema_decay_init", "ema_decay", "ema_warmup_steps",
-            "mask_patch_size", "mask_ratio", "mask_token", "pseudo_labels", "confidence_threshold", "confident_share",
-            "fairness_weight", "align_weight", "logit_factor", "weak_padding", "flip", "strong_scale", "randaugment",
-            "randaugment_ops", "alpha", "class_prior",
-        }
-    )  # fmt: skip
+    by_preset: ClassVar[dict[str, str]] = {
+        "batch_size": "", "epochs": "", "lr": "", "min_lr": "", "ema_decay_init": "", "ema_decay": "",
+        "ema_warmup_steps": "", "mask_patch_size": "", "mask_token": "", "weak_padding": "", "randaugment_ops": "",
+        "class_prior": "", "confidence_threshold": "", "mask_ratio": "0.1", "pseudo_labels": "propagated", "confident_share": "0.4",
+        "fairness_weight": "2.0", "align_weight": "0.2", "logit_factor": "model", "flip": "0.0",
+        "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": "auto",
+    }  # fmt: skip
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
@@ -42,7 +41,7 @@ class TrainConfig(StageConfig):
     preset: str = param(
         "a set of settings. auto, the default: from the number of images and the model; the published ones of a data "
         "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
-        "It sets the values marked [by preset]; flags override it; `must plan` prints the values of auto",
+        "It sets the values marked auto or by preset; flags override it; `must plan` prints all values of auto",
         "",
         metavar="NAME",
         often=True,

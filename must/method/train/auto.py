@@ -1,7 +1,7 @@
 """`--preset auto`: settings computed from the data's size and the model's shape, for users who cannot tune.
 
 The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14 with 3,760 to 1.28 million images; tiny towers
-were measured (docs/selection.md). Settings between them are interpolated linearly in the logarithms.
+were measured (docs/selection.md). Learning rates between them are interpolated linearly in the logarithms.
 """
 
 import math
@@ -13,6 +13,7 @@ BATCHES = (16, 256)
 STEPS_AN_EPOCH = 16
 TINY_WIDTH, TINY_LR, TINY_CLASSES = 128, 1e-3, 10  # a measured tower: width, learning rate at batch 64, classes
 LARGE_WIDTH, LARGE_LR = 768, 2e-5  # ViT-B, at the same batch, with 43 to 1,000 classes
+WIDER = 2  # times the learning rate of ViT-B: as published for ViT-L, on all six data sets with both
 MEMORY = 0.12, 0.25  # of the EMA teacher, as shares of all steps: at the start and after the ramp
 RAMP = 0.15  # of the steps
 CONFIDENT = 0.4  # share of the images that are confident at the start
@@ -22,8 +23,8 @@ REASONS = {
     "batch_size": "a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256: "
     "mostly 16 steps an epoch or more, and the class balance is computed per batch",
     "epochs": "24, and fewer, down to 10, where 24 are more than 48,000 images for a tower of width 128",
-    "lr": "1e-3 at width 128, 2e-5 at 768, for 64 images a step, with the square root of the batch; less for narrow "
-    "towers beyond 10 classes",
+    "lr": "1e-3 at width 128, 2e-5 at 768, 4e-5 beyond, for 64 images a step, with the square root of the batch; less "
+    "for narrow towers beyond 10 classes",
     "min_lr": "a hundredth of lr",
     "ema_decay_init": "an average over 12% of the steps",
     "ema_decay": "an average over 25% of the steps: a shorter one copies the student's errors",
@@ -61,7 +62,8 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
     epochs = round(min(max(total / max(images, 1), EPOCHS[0]), EPOCHS[1]))
     steps = max(images // batch, 1) * epochs
     slope = math.log(LARGE_LR / TINY_LR) / math.log(LARGE_WIDTH / TINY_WIDTH)
-    lr = TINY_LR * (width / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
+    lr = TINY_LR * (min(width, LARGE_WIDTH) / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
+    lr *= WIDER if width > LARGE_WIDTH else 1
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
     return {

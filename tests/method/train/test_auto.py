@@ -17,12 +17,17 @@ from must.method.train.auto import BATCHES, EPOCHS, REASONS, decay, settings
 from must.method.train.presets import published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
+REQUIRED = ("shards", "classifier", "output")
 SIZES = (1, 20, 300, 1097, 1_000_000)
 
 
 def test_the_help_marks_what_presets_choose():
     rows = [published("imagenet", "ViT-B-16"), published("digits", "tiny")]
-    assert REASONS.keys() | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset | {"workers"}
+    assert REASONS.keys() | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset.keys() | {"workers"}
+    constants = {name: text for name, text in TrainConfig.by_preset.items() if text}
+    for tower, shape in TOWERS.items():
+        values = settings(300, 10, *shape) | dict.fromkeys(REQUIRED, "x")
+        assert load(TrainConfig, values | constants) == load(TrainConfig, values), tower
 
 
 @pytest.mark.parametrize("images", SIZES)
@@ -54,20 +59,23 @@ def test_settings_can_be_trained_with(images, tower, classes):
         (1, "ViT-B/16", 1, 24, 2.5e-6),
         (1097, "ViT-B/16", 64, 24, 2e-5),
         (1_000_000, "ViT-B/16", 256, 10, 4e-5),
-        (1_000_000, "ViT-L/14", 256, 10, None),
+        (1_000_000, "ViT-L/14", 256, 10, 8e-5),
     ],
 )
 def test_what_they_are(images, tower, batch, epochs, lr):
     """`lr` is that of a step of this batch; the parameter is for 256 images."""
     found = settings(images, 10, *TOWERS[tower])
     assert (found["batch_size"], found["epochs"]) == (batch, epochs)
-    if lr:
-        assert found["lr"] * batch / 256 == pytest.approx(lr, rel=0.01)
+    assert found["lr"] * batch / 256 == pytest.approx(lr, rel=0.01)
 
 
-def test_learning_rates_fall_with_the_width():
-    rates = [settings(1097, 10, *TOWERS[tower])["lr"] for tower in TOWERS]
-    assert rates == sorted(rates, reverse=True) and rates[1] / rates[0] == pytest.approx(0.02, rel=0.01)
+def test_learning_rates_are_published_for_large_towers_and_interpolated_for_narrower_ones():
+    rates = {width: settings(1097, 10, width, 224, 16)["lr"] for width in (128, 192, 384, 768, 1024, 1408)}
+    assert rates[128] > rates[192] > rates[384] > rates[768] == pytest.approx(0.02 * rates[128], rel=0.01)
+    assert rates[1024] == rates[1408] == pytest.approx(2 * rates[768])
+    for data_set in ("imagenet", "sun397", "food101", "gtsrb", "dtd", "ucf101"):
+        base, large = (float(published(data_set, model)["lr"]) for model in ("ViT-B-16", "ViT-L-14"))
+        assert large == 2 * base
 
 
 def test_tiny_towers_are_trained_more_gently_the_more_classes_there_are():
