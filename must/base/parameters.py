@@ -90,9 +90,9 @@ def param(
 class StageConfig:
     """Base class of the stages' parameters: converted and checked values. Subclasses set a command line as `example`.
 
-    `passed` is no parameter: `load` puts into it the names of the parameters that the user gave. Presets do not
-    change these, even if a value equals the default. `by_preset` has the names of the parameters that presets choose, each with
-    its value in the preset auto, or "" where that is computed.
+    `passed` is no parameter: `load` puts into it the names of the parameters that the user gave. Presets do not change
+    these, even if a value equals the default. `by_preset` has the names of the parameters that presets choose, each
+    with its value in the preset auto, or "" where that is computed.
     """
 
     example: ClassVar[str] = ""

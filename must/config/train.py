@@ -18,7 +18,8 @@ class TrainConfig(StageConfig):
     by_preset: ClassVar[dict[str, str]] = {
         "batch_size": "", "epochs": "", "lr": "", "min_lr": "", "ema_decay_init": "", "ema_decay": "",
         "ema_warmup_steps": "", "mask_patch_size": "", "mask_token": "", "weak_padding": "", "randaugment_ops": "",
-        "class_prior": "", "confidence_threshold": "", "mask_ratio": "0.1", "pseudo_labels": "propagated", "confident_share": "0.4",
+        "class_prior": "", "confidence_threshold": "", "mask_ratio": "0.1", "pseudo_labels": "propagated",
+        "confident_share": "0.4",
         "fairness_weight": "2.0", "align_weight": "0.2", "logit_factor": "model", "flip": "0.0",
         "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": "auto",
     }  # fmt: skip
