@@ -97,7 +97,9 @@ class Jobs:
     def is_condition_of(self, job: dict[str, Any], condition: dict[str, Any]) -> bool:
         job_set = self.read(JOB_SET, "jobsets", job["metadata"]["name"])
         if job_set is None:  # deleted at the deadline, or it was the old one's
-            return parse_time(condition["lastTransitionTime"]) >= parse_time(job["metadata"]["creationTimestamp"])
+            return datetime.fromisoformat(condition["lastTransitionTime"]) >= datetime.fromisoformat(
+                job["metadata"]["creationTimestamp"]
+            )
         owners = [owner["uid"] for owner in job_set["metadata"].get("ownerReferences", [])]
         return job["metadata"]["uid"] in owners
 
@@ -156,8 +158,3 @@ class Jobs:
                 return None
             raise
         return content
-
-
-def parse_time(text: str) -> datetime:
-    """Parses a time of Kubernetes' API."""
-    return datetime.fromisoformat(text)

@@ -24,7 +24,7 @@ from must.base.lock import RUN_ID
 from must.runtime.keepalive import SILENCE, keep_alive
 from must.runtime.places import JobUri
 from must_components.train_job.follow import INDEX, LogFollower
-from must_components.train_job.jobs import NO_ANSWER, Jobs, parse_time
+from must_components.train_job.jobs import NO_ANSWER, Jobs
 from must_components.train_job.manifest import JOB_URI, Request
 
 POLL_JOB = 5.0  # seconds between requests for the job's state
@@ -206,7 +206,7 @@ def seconds_of(job: dict[str, Any]) -> float:
     for condition in job.get("status", {}).get("conditions", []):
         if condition["type"] == "Suspended" and condition["status"] == "False":
             began = condition["lastTransitionTime"]
-    return (datetime.now(UTC) - parse_time(began)).total_seconds()
+    return (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds()
 
 
 def report(jobs: Jobs, name: str, reason: str, last_lines: Sequence[str]) -> NoReturn:
