@@ -134,9 +134,8 @@ def check_labels(key: str, labels: dict[str, str]) -> None:
     """Refuses labels that Kubernetes would refuse when it creates the pod."""
     for name, value in labels.items():
         ok = LABEL.fullmatch(name) is not None and LABEL_VALUE.fullmatch(value) is not None
-        require(
-            ok, f"{key}.{name} '{value}': Kubernetes takes no such label: letters, digits, '-', '_' and '.', at most 63"
-        )
+        rule = "Kubernetes allows no such label: letters, digits, '-', '_' and '.', at most 63"
+        require(ok, f"{key}.{name} '{value}': {rule}")
 
 
 def is_persistent(uri: str, cluster: Cluster) -> bool:
