@@ -66,11 +66,8 @@ class Cluster:
     def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
         """Server-side apply; a running server's replicas and resources are kept (see keep_size). Returns the namespace.
 
-        Args:
-            dry: only check the permissions, KServe, and its webhooks.
-
-        Raises:
-            ValueError: no permission, or the cluster has no InferenceService; TransientError: see `request`.
+        `dry`: only check the permissions, KServe, and its webhooks.
+        Raises ValueError: no permission, or the cluster has no InferenceService; TransientError: see `request`.
         """
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
         status, response = self.request("GET", path)

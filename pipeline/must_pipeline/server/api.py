@@ -111,8 +111,7 @@ class Kfp:
     def experiment(self, name: str, namespace: str) -> str:
         """The id of the experiment `name`, which is created if there is none. Runs get its namespace.
 
-        Raises:
-            ValueError: a namespace was requested, but the server has none.
+        Raises ValueError: a namespace was requested, but the server has none.
         """
         call = self.experiments.experiment_service_list_experiments
         with api_errors(self.host):
@@ -215,12 +214,7 @@ def identity_token(audience: str) -> str:
 
 @contextmanager
 def api_errors(host: str) -> Iterator[None]:
-    """Raises the server's errors as one line: where, what, and what to do.
-
-    Raises:
-        TransientError: an error that may pass by itself.
-        ValueError: everything else.
-    """
+    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError."""
     try:
         yield
     except api.ApiException as error:
