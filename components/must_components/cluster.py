@@ -78,12 +78,8 @@ class Cluster:
                 "serve: no right to read the server, so replicas and resources are those of cluster.yaml; "
                 "apply deploy/serving.yaml"
             )
-        status, response = self.request(
-            "PATCH",
-            f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}",
-            manifest,
-            "application/apply-patch+yaml",
-        )
+        patch_path = f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}"
+        status, response = self.request("PATCH", patch_path, manifest, "application/apply-patch+yaml")
         message = one_line(response.get("message") or "no reason")[:300]
         if status == 403:
             raise UserError(

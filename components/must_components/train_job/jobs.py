@@ -106,9 +106,8 @@ class Jobs:
     def pods(self, name: str) -> list[Any]:
         """The nodes' pods, the newest first."""
         selector = f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={NODE}"
-        pods = self.core.list_namespaced_pod(
-            self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
-        ).items
+        list_pods = self.core.list_namespaced_pod
+        pods = list_pods(self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT).items
         return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
 
     def log(self, pod: str) -> list[str]:
@@ -135,10 +134,8 @@ class Jobs:
         pod = os.environ.get("KFP_POD_NAME", "")
         if not pod:
             return ""
-        labels = (
-            self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=REQUEST_TIMEOUT).metadata.labels or {}
-        )
-        return labels.get("workflows.argoproj.io/workflow", "")
+        metadata = self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=REQUEST_TIMEOUT).metadata
+        return (metadata.labels or {}).get("workflows.argoproj.io/workflow", "")
 
     def run_name(self, workflow: str) -> str:
         content = self.read(WORKFLOW, "workflows", workflow) or {"metadata": {}}

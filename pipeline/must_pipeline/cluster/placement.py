@@ -63,13 +63,12 @@ def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: i
 
     `default_limit`: GiB of memory for a pod for which cluster.yaml sets none.
     """
+    cpu = resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu)  # a limit is also the request
+    memory = resources.memory or ("" if resources.memory_limit else REQUESTS.memory)
     limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
     for value, setter in (
-        (
-            resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu),
-            task.set_cpu_request,
-        ),  # a limit is also the request
-        (resources.memory or ("" if resources.memory_limit else REQUESTS.memory), task.set_memory_request),
+        (cpu, task.set_cpu_request),
+        (memory, task.set_memory_request),
         (resources.cpu_limit, task.set_cpu_limit),
         (limit, task.set_memory_limit),
     ):

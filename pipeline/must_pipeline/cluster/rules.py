@@ -72,10 +72,8 @@ def check_parts(cluster: Cluster) -> None:
 
 
 def check_images(cluster: Cluster) -> None:
-    require(
-        cluster.tag not in ("", "latest"),
-        f"tag '{cluster.tag}': may name another image during a run; give a version",
-    )
+    fixed = cluster.tag not in ("", "latest")
+    require(fixed, f"tag '{cluster.tag}': may name another image during a run; give a version")
     require(re.fullmatch(r"\w[\w.-]{0,127}", cluster.tag) is not None, f"tag '{cluster.tag}': is no image tag")
     require("://" not in cluster.registry, f"registry {cluster.registry}: without https://, such as ghcr.io/team/must")
     ok = not cluster.registry or REGISTRY.fullmatch(cluster.registry) is not None

@@ -119,11 +119,8 @@ class Kfp:
                        if item.display_name == name)  # fmt: skip
             experiment = next(matches, None)
             if experiment is None:
-                body = api.V2beta1Experiment(
-                    display_name=name,
-                    description=f"Runs of the pipeline must. {DESCRIPTION}",
-                    namespace=namespace or None,
-                )
+                description = f"Runs of the pipeline must. {DESCRIPTION}"
+                body = api.V2beta1Experiment(display_name=name, description=description, namespace=namespace or None)
                 experiment = self.experiments.experiment_service_create_experiment(body)
         if namespace and not experiment.namespace:
             raise UserError(

@@ -98,10 +98,8 @@ def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> s
         if len(messages) >= FAILURES_REPORTED and stage not in reported:
             reported.add(stage)
             reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
-            print(
-                f"{time.strftime('%H:%M:%S')} {stage} failed {len(messages)} times: {printable(reason, 1000)}",
-                flush=True,
-            )
+            line = f"{stage} failed {len(messages)} times: {printable(reason, 1000)}"
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             if is_refused(reason):
                 return stage
     return None
