@@ -21,25 +21,12 @@ def champion(
     epochs: int = 0,
     only_new: bool = False,
 ) -> str:
-    """Reads the registry. Never cached.
+    """Reads the registry: the champion's version, or none, and its bundle. Returns train, or nothing new. Never cached.
 
     Args:
         work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
-        run_id: the run that the stage belongs to.
-        index_sha256: of the shards' index.
-        classifier: text classifier file.
-        model_name: the model's name in the registry.
-        version: the champion, or none.
-        bundle_uri: the champion's bundle, or empty.
         key: identifies the data, the classes and the settings of this run.
-        registry_uri: where promoted models live.
-        preset: see train.
-        settings: see train.
-        epochs: see train.
         only_new: do not train if a gate has already decided on this data with these classes and settings.
-
-    Returns:
-        train, or nothing new.
     """
     from pathlib import Path
 

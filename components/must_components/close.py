@@ -10,9 +10,5 @@ from must_components import images
 
 @dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def close(why: str) -> None:
-    """Prints why nothing follows. Never cached.
-
-    Args:
-        why: one line.
-    """
+    """Prints why nothing follows. Never cached."""
     print(why)

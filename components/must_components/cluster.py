@@ -66,11 +66,8 @@ class Cluster:
     def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
         """Server-side apply; a running server's replicas and resources are kept (see keep_size). Returns the namespace.
 
-        Args:
-            dry: only check the permissions, KServe, and its webhooks.
-
-        Raises:
-            ValueError: no permission, or the cluster has no InferenceService; TransientError: see `request`.
+        `dry`: only check the permissions, KServe, and its webhooks.
+        Raises ValueError: no permission, or the cluster has no InferenceService; TransientError: see `request`.
         """
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
         status, response = self.request("GET", path)
@@ -81,12 +78,8 @@ class Cluster:
                 "serve: no right to read the server, so replicas and resources are those of cluster.yaml; "
                 "apply deploy/serving.yaml"
             )
-        status, response = self.request(
-            "PATCH",
-            f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}",
-            manifest,
-            "application/apply-patch+yaml",
-        )
+        patch_path = f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}"
+        status, response = self.request("PATCH", patch_path, manifest, "application/apply-patch+yaml")
         message = one_line(response.get("message") or "no reason")[:300]
         if status == 403:
             raise UserError(

@@ -9,15 +9,9 @@ from must_components.serving.manifest import inference_service, require_reachabl
 
 
 def inputs(work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str) -> str:
-    """Like must.runtime.stages.inputs.
+    """Like must.runtime.stages.inputs; `runtime` is empty if training is not a TrainJob.
 
-    Args:
-        parameters: of the run, by name.
-        server: settings of the stage serve, from cluster.yaml.
-        runtime: training runtime of the TrainJob; empty if training is not a TrainJob.
-
-    Raises:
-        ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
+    Raises ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
     """
     result = stages.inputs(work_uri, parameters=parameters)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))

@@ -24,24 +24,14 @@ def gate(
 ) -> str:
     """Compares with the zero-shot model, and with the champion if any (labelled: only with that). Never cached.
 
-    Args:
-        work_uri: shards are in its folder shards.
-        run_id: the run that the stage belongs to.
-        bundle: the challenger.
-        details: of its evaluation against the zero-shot model.
-        decision: decision.json.
-        reasons: the same as a page.
-        key: of the data and settings; a stopped model is recorded under it.
-        model_name: the model's name in the registry.
-        registry_uri: where promoted models live; work_uri/registry if empty.
-        champion: the champion's version, or none.
-        champion_uri: its bundle, or empty.
-        gate: label-free, reviewed, labelled or none.
-        gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
-        split: the split on which the champion is scored.
+    Returns promote, ask (people's answers may decide) or stop.
 
-    Returns:
-        promote, ask (people's answers may decide) or stop.
+    Args:
+        details: of the challenger's evaluation against the zero-shot model.
+        reasons: the decision as a page.
+        key: of the data and settings; a stopped model is recorded under it.
+        champion: the champion's version, or none.
+        split: the split on which the champion is scored.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised

@@ -32,32 +32,8 @@ def inputs(
 ) -> str:
     """Checks the run's parameters and its input files. Never cached.
 
-    Args:
-        work_uri: where the run's notes go.
-        run_id: the run that the stage belongs to.
-        classes: path or URI of the class file, or the included set: imagenet.
-        model: open_clip model name, or a model folder; it may be in a bucket.
-        pretrained: open_clip pretrained tag, or a checkpoint file.
-        labels: see shard.
-        split: see shard.
-        shard_settings: see shard.
-        preset: see train.
-        epochs: see train.
-        settings: see train.
-        precision: see export.
-        gate: see gate.
-        gate_settings: see gate.
-        model_name: see promote.
-        register: see promote.
-        serve: none, or a mode of the serve stage.
-        registry_uri: see promote; like the next two, it must be writable.
-        predict_uri: see predict.
-        tensorboard_uri: see train.
-        server: see serve.
-        runtime: training runtime of the TrainJob; empty if training is not a TrainJob.
-
-    Returns:
-        A sha256 of the contents of the class file and the model files.
+    `registry_uri`, `predict_uri` and `tensorboard_uri` must be writable; `runtime` is empty if training is not a
+    TrainJob. Returns a sha256 of the contents of the class file and the model files.
     """
     from must.runtime.supervise import supervised
     from must_components import first_look

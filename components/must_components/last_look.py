@@ -20,8 +20,7 @@ RUN = "pipeline/runid"  # label of a TrainJob, as train_job/manifest.py gives it
 def last_look(work_uri: str, run_id: str) -> list[str]:
     """Completes the notes of pods that could not write them; ends the TrainJob of a run that was stopped.
 
-    Returns:
-        Lines for the page.
+    Returns lines for the page.
     """
     try:
         cluster = Cluster.of_this_pod()
@@ -63,7 +62,7 @@ def end_job(cluster: Cluster, job: str, run_id: str) -> str:
     if status == 200:
         metadata = response["metadata"]
         if (other := (metadata.get("labels") or {}).get(RUN, run_id)) != run_id:
-            return f"`{job}` is the run's {other} by now, which attached to it: it trains on"
+            return f"`{job}` belongs to the run {other} now and was not ended"
         if "deletionTimestamp" not in metadata:
             patch = {"metadata": {"uid": metadata["uid"]}, "spec": {"suspend": True}}
             cluster.request("PATCH", path, patch, "application/merge-patch+json")

@@ -18,15 +18,7 @@ def predict(
 ):
     """Labels every N-th shard; the part that ends last writes the summary. Never cached.
 
-    Args:
-        part: I/N, such as 1/4.
-        work_uri: shards are in its folder shards.
-        run_id: the run that the stage belongs to.
-        index_sha256: of the shards' index; another one is refused.
-        onnx: the exported model.
-        promoted: has the version as which it was promoted.
-        predict_uri: the files go to a folder of that version.
-        settings: other parameters of `must predict` by name, such as {"abstain": 0.8}.
+    `part` is I/N, such as 1/4. `promoted` has the version; the files go to its folder in `predict_uri`.
     """
     from must.runtime import stages
     from must.runtime.stages import part_name

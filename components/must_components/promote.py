@@ -20,24 +20,12 @@ def promote(
     champion: str = "none",
     register: str = "none",
 ) -> str:
-    """Copies the bundle and the ONNX model, then sets LATEST unless another run has changed it. Never cached.
+    """Copies bundle and ONNX model, sets LATEST unless another run has changed it. Returns the version. Never cached.
 
     Args:
-        work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
-        run_id: the run that the stage belongs to.
-        bundle: the challenger.
-        onnx: its ONNX model.
-        details: of its evaluation.
-        decision: of the gate.
         promoted: the version's URI, accuracy and provenance.
         key: of the data and settings, for `only_new`.
-        model_name: the model's name in the registry.
-        registry_uri: where promoted models live.
         champion: the version the challenger was compared with.
-        register: mlflow or kubeflow, to put it into that model registry too, or none.
-
-    Returns:
-        The version.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised

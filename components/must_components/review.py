@@ -17,10 +17,7 @@ def review(
     """Compares the zero-shot, the selected and the fully adapted model, and writes the page. Never cached.
 
     Args:
-        work_uri: shards are in its folder shards; the page, review.json and later the answers go to its folder reviews.
-        run_id: the run that the stage belongs to.
-        bundle: the challenger.
-        classifier: the zero-shot classifier it is compared with.
+        work_uri: the page, review.json and later the answers go to its folder reviews.
         key: of the data and settings; the resumed run has the same.
         questions: folder with review.html; download it: inside Kubeflow's page it cannot save answers.
     """

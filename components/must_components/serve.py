@@ -16,20 +16,12 @@ def serve(
     registry_uri: str = "",
     how: str = "write",
 ) -> str:
-    """Writes the manifest beside LATEST, and applies it if `how` is apply. Never cached.
+    """Writes the manifest beside LATEST, and may apply it. Returns its URI. Never cached.
 
     Args:
-        work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
-        run_id: the run that the stage belongs to.
         version: the promoted version; the server reads it from LATEST.
-        service: the manifest.
         server: settings of the server's pods, from cluster.yaml.
-        model_name: the model's name in the registry, and the service's.
-        registry_uri: where promoted models live.
         how: write, or apply (write and apply).
-
-    Returns:
-        The manifest's URI.
     """
     from must.runtime.supervise import supervised
     from must_components.serving.service import serve as service_stage

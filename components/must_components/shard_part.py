@@ -19,16 +19,7 @@ def shard_part(
 ):
     """Reads, checks and packs every N-th unit of the images; the part that ends last makes the shards.
 
-    Args:
-        part: I/N, such as 1/4.
-        source: see shard.
-        work_uri: the shards, and the files that parts share, go to its folder shards.
-        run_id: the run that the stage belongs to.
-        test_source: see shard.
-        labels: see shard.
-        split: see shard.
-        append: see shard.
-        settings: see shard.
+    `part` is I/N, such as 1/4; for the others see shard.
     """
     from must.runtime.stages import part_name, shard_part
     from must.runtime.supervise import supervised

@@ -16,13 +16,7 @@ def summary(
 ) -> None:
     """Summarizes the stages' notes: which one failed, its last lines, whether and how to resume. Never cached.
 
-    Args:
-        status: of the stages, from Kubeflow; a hint.
-        work_uri: has the stages' notes.
-        run_id: the run whose notes are summarized; for the command that resumes it.
-        what_came_of_it: the run's page.
-        labelling_pods: number of pods that label the images after a promotion.
-        serve: whether a server is written or applied after a promotion.
+    `status` is that of the stages, from Kubeflow: a hint.
     """
     import os
 

@@ -43,7 +43,9 @@ def answer(options: argparse.Namespace) -> None:
     work_uri = ((run.runtime_config and run.runtime_config.parameters) or {}).get("work_uri", "")
     questions = [note.facts.place for note in read_notes(work_uri, run.run_id) if note.stage == "review"]
     if not any(questions):
-        raise UserError(f"the run {run.run_id} asked nothing: only one whose stage `review` is done waits for answers")
+        raise UserError(
+            f"the run {run.run_id} has no page of questions: only a run whose stage `review` is done has one"
+        )
     print(printable(add_answers(work_uri, options.answers, questions[-1])))
     body = copy_of(kfp, run.run_id)
     body.display_name = f"{run.display_name} answered"

@@ -36,14 +36,10 @@ from must_pipeline.cluster.rules import predicts_embeddings
 
 def make_pipeline(cluster: Cluster) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
-
     configure = partial(configure_task, cluster=cluster)
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
 
-    @dsl.pipeline(
-        name="must",
-        description=DESCRIPTION,
-    )
+    @dsl.pipeline(name="must", description=DESCRIPTION)
     def must_pipeline(
         source: str,
         classes: str,

@@ -26,9 +26,7 @@ from must.base.parameters import read_mapping
 from must.evaluation.result import read_metrics
 from must.evaluation.table import text_table
 from must_pipeline.files import COMPILED, nearest
-from must_pipeline.local.console import COLOR, StageOutput
-from must_pipeline.local.docker import docker_runner
-from must_pipeline.local.spec import local_spec
+from must_pipeline.local_runner import COLOR, StageOutput, docker_runner, local_spec
 from must_pipeline.server.parameters import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
@@ -65,13 +63,10 @@ def restart_command() -> str:
     return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])
 
 
-def run_local(
-    pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool = False, runner: Any = None
-) -> dict[str, Path]:
-    """Runs the compiled pipeline; returns the paths of its artifacts by name. `runner`: kfp's; None for subprocesses.
+def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool, runner: Any) -> dict[str, Path]:
+    """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed.
 
-    Raises:
-        ValueError: a stage failed.
+    `runner`: kfp's; None for subprocesses.
     """
     from kfp import components, local
 

@@ -84,7 +84,7 @@ def test_a_job_that_another_run_waits_for_by_now_trains_on(api, work, pod, monke
     name = start(api, work, monkeypatch, run="r2")
     leave(work, signalled=1.0, facts=Facts(trainjob=name))
     (line,) = last_look(str(work), "r1")
-    assert "is the run's r2 by now, which attached to it: it trains on" in line and not api.deleted
+    assert "belongs to the run r2 now and was not ended" in line and not api.deleted
 
 
 def test_a_job_that_may_not_be_ended_is_named_with_the_command(api, work, pod, monkeypatch):

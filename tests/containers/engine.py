@@ -22,24 +22,25 @@ def image(name: str) -> str:
     return f"{PREFIX}{name}:{VERSION}"
 
 
-def engine(*arguments: str | Path, check: bool = True, timeout: float = 900, **options) -> subprocess.CompletedProcess:
+def engine(*arguments: str | Path, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
     result = subprocess.run(
-        [ENGINE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout, **options
+        [ENGINE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout
     )
     assert not check or result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 
 
-def container(data: Path | None = None, user: str = f"{UID}:0") -> list[str]:
+def container(data: Path | None = None) -> list[str]:
     """What every container gets: a read-only root, a scratch, one thread, a user without a name, and the data."""
-    options = ["--read-only", "--tmpfs", "/tmp:exec", "--shm-size", "1g", "--env", "OMP_NUM_THREADS=1", "--user", user]
-    if user != "0:0" and rootless():
+    options = ["--read-only", "--tmpfs", "/tmp:exec", "--shm-size", "1g", "--env", "OMP_NUM_THREADS=1"]
+    options += ["--user", f"{UID}:0"]
+    if rootless():
         options.append("--userns=keep-id")
     return options + (["--volume", f"{data}:/data"] if data else [])
 
 
-def run(name: str, *command: str | Path, data: Path | None = None, options=(), check=True, **rest):
-    return engine("run", "--rm", *container(data), *options, image(name), *command, check=check, **rest)
+def run(name: str, *command: str | Path, data: Path | None = None, options=(), check=True):
+    return engine("run", "--rm", *container(data), *options, image(name), *command, check=check)
 
 
 def inspect(name: str) -> dict:

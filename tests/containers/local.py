@@ -22,8 +22,8 @@ def command(parameters: Path, output: Path) -> list[str]:
     return [sys.executable, str(ROOT / "pipeline" / "run_local.py"), *options]
 
 
-def run_local(parameters: Path, output: Path, timeout=1500) -> subprocess.CompletedProcess:
-    return subprocess.run(command(parameters, output), capture_output=True, text=True, check=False, timeout=timeout)
+def run_local(parameters: Path, output: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(command(parameters, output), capture_output=True, text=True, check=False, timeout=1500)
 
 
 def write(folder: Path, demo: Path, **changes) -> Path:

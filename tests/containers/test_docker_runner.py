@@ -2,7 +2,7 @@
 
 import pytest
 
-from must_pipeline.local.docker import as_first_process, run_container
+from must_pipeline.local_runner import as_first_process, run_container
 from tests.containers.engine import image
 
 pytestmark = pytest.mark.usefixtures("docker_host")

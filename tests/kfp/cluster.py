@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
+
+from must_pipeline.server.wait import connect
 
 TRAINING = re.compile(r"\.train(-job)?(\(\d+\))?\.executor")  # in the name of the workflow's node
 KILL = """
@@ -26,7 +27,11 @@ HOPELESS = {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"
 class Pods:
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        self.core, self.extensions = connect()
+        self.core = self.extensions = None
+        if (api := connect()) is not None:
+            from kubernetes.client import CoreV1Api
+
+            self.core, self.extensions = CoreV1Api(), api
 
     def unusable(self) -> str:
         """Why pods cannot be reached; '' if they can."""
@@ -128,17 +133,3 @@ class Pods:
         said = stream(call, pod, self.namespace, container="main", command=command, stdout=True, stderr=True)
         if "killed" not in said:
             raise ValueError(f"no process of the training found in {pod}: {said[:200]}")
-
-
-def connect() -> tuple[Any, Any]:
-    """The core API and the one of custom resources, or None for both."""
-    from kubernetes import client, config
-
-    try:
-        config.load_incluster_config()
-    except config.ConfigException:
-        try:
-            config.load_kube_config(os.environ.get("KUBECONFIG"))
-        except (config.ConfigException, OSError, TypeError):
-            return None, None
-    return client.CoreV1Api(), client.CustomObjectsApi()

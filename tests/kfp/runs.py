@@ -122,7 +122,7 @@ class Runs:
         """The run's state; what it does is shown when it changes. Raises StuckError if it will never start."""
         run = wait.get_run_with_retry(self.kfp, run_id)
         state = run.state or "PENDING"
-        now = " ".join([state.lower(), *wait.running_stages(run)])
+        now = " ".join([state.lower(), *wait.tasks(run, "RUNNING")])
         if now != self.shown:
             self.shown = now
             print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from must_pipeline.local.console import COLOR, StageOutput
+from must_pipeline.local_runner import COLOR, StageOutput
 
 ROOT = Path(__file__).parents[2]
 GAINS = {"gate": "labelled", "gate_settings": {"min_gain": 0.0}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from must_pipeline.files import COMPILED, documents
-from must_pipeline.local.docker import as_first_process, local_paths
+from must_pipeline.local_runner import as_first_process, local_paths
 
 ROOT = Path(__file__).parents[2]
 

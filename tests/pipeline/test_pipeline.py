@@ -14,7 +14,7 @@ from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, documents
-from must_pipeline.local.console import StageOutput
+from must_pipeline.local_runner import StageOutput
 from must_pipeline.stages import ALWAYS, STAGES
 from tests.pipeline.compiled import compile_apart, compiled_for
 

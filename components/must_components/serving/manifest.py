@@ -22,10 +22,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
     """`server`: the settings of cluster.yaml, from must_pipeline/cluster/nodes.py.
 
     The server reads LATEST itself: a promotion or a rollback changes the served model, but not this object, and no pod
-    restarts.
-
-    Raises:
-        ValueError: Kubernetes does not permit this name.
+    restarts. Raises ValueError: Kubernetes does not permit this name.
     """
     check_service_name(name)
     size = server["size"]
@@ -92,9 +89,7 @@ def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
 
     So a promotion keeps an administrator's changes. Server-side apply alone cannot do that: it treats the containers of
     an InferenceService as one list with one owner.
-
-    Returns:
-        A description of the kept values; '' if they equal cluster.yaml's.
+    Returns a description of the kept values; '' if they equal cluster.yaml's.
     """
     applied = (live["metadata"].get("annotations") or {}).get(SIZE, json.dumps(OLD_SIZE))
     if manifest["metadata"]["annotations"][SIZE] != applied:

@@ -36,10 +36,8 @@ def serve(
         storage.write_bytes(output, text)
         namespace = Cluster.to_serve().apply(manifest) if how == "apply" else ""
         note.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(uri)
-        print(
-            note.result
-            + ("" if is_reachable(registry, server) else f"; first put the registry, {registry}, where a pod sees it")
-        )
+        hint = "" if is_reachable(registry, server) else f"; first put the registry, {registry}, where a pod sees it"
+        print(note.result + hint)
     return Service(uri, namespace)
 
 

@@ -20,24 +20,12 @@ def train_job(
     tensorboard_uri: str = "",
     model_name: str = "",
 ) -> str:
-    """Trains MUST in a TrainJob; a retry attaches to the running job. Never cached.
+    """Trains MUST in a TrainJob; a retry attaches to the running job. Returns the weights' sha256. Never cached.
 
     Args:
-        work_uri: shards are in its folder shards; checkpoints go to checkpoints, the job's input and model to jobs.
-        run_id: the run that the stage belongs to.
-        index_sha256: of the shards' index; another one is refused.
-        classifier: text classifier file.
-        bundle: the adapted model.
-        training: the run's figures.
+        work_uri: as in train; the job's input and model go to its folder jobs.
         nodes: number and settings of the nodes, from cluster.yaml.
-        preset: published settings of a data set; see `must train --help`.
-        settings: any parameters of `must train` by name; they win over the preset.
-        epochs: passes over the data; 0 leaves it to settings and preset.
-        tensorboard_uri: where the curves are copied to while it trains; empty for no copy.
-        model_name: the model's name in the registry, a label of the job.
-
-    Returns:
-        The sha256 of the model's weights.
+        model_name: a label of the job.
     """
     from must.runtime.evaluation import plain
     from must.runtime.supervise import supervised

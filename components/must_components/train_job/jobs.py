@@ -97,16 +97,17 @@ class Jobs:
     def is_condition_of(self, job: dict[str, Any], condition: dict[str, Any]) -> bool:
         job_set = self.read(JOB_SET, "jobsets", job["metadata"]["name"])
         if job_set is None:  # deleted at the deadline, or it was the old one's
-            return parse_time(condition["lastTransitionTime"]) >= parse_time(job["metadata"]["creationTimestamp"])
+            return datetime.fromisoformat(condition["lastTransitionTime"]) >= datetime.fromisoformat(
+                job["metadata"]["creationTimestamp"]
+            )
         owners = [owner["uid"] for owner in job_set["metadata"].get("ownerReferences", [])]
         return job["metadata"]["uid"] in owners
 
     def pods(self, name: str) -> list[Any]:
         """The nodes' pods, the newest first."""
         selector = f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={NODE}"
-        pods = self.core.list_namespaced_pod(
-            self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT
-        ).items
+        list_pods = self.core.list_namespaced_pod
+        pods = list_pods(self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT).items
         return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
 
     def log(self, pod: str) -> list[str]:
@@ -133,10 +134,8 @@ class Jobs:
         pod = os.environ.get("KFP_POD_NAME", "")
         if not pod:
             return ""
-        labels = (
-            self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=REQUEST_TIMEOUT).metadata.labels or {}
-        )
-        return labels.get("workflows.argoproj.io/workflow", "")
+        metadata = self.core.read_namespaced_pod(pod, self.namespace, _request_timeout=REQUEST_TIMEOUT).metadata
+        return (metadata.labels or {}).get("workflows.argoproj.io/workflow", "")
 
     def run_name(self, workflow: str) -> str:
         content = self.read(WORKFLOW, "workflows", workflow) or {"metadata": {}}
@@ -156,8 +155,3 @@ class Jobs:
                 return None
             raise
         return content
-
-
-def parse_time(text: str) -> datetime:
-    """Parses a time of Kubernetes' API."""
-    return datetime.fromisoformat(text)

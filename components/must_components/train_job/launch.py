@@ -1,36 +1,37 @@
-"""Submits one TrainJob per training and waits for its end.
+"""Submits one TrainJob per training and waits for its end; reports why it failed.
 
 A retried launcher finds the job that its predecessor started. A failed job is replaced by a new one, which resumes from
-the checkpoints.
+the checkpoints. The exit code says whether a retry makes sense.
 """
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn
 
+import yaml
 from kubernetes.client import ApiException
 
 from must.base import storage
-from must.base.exits import BUG, PREEMPTED, WRONG_INPUT
+from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT
 from must.base.files import DESCRIPTION_FILE
 from must.base.lock import RUN_ID
 from must.runtime.keepalive import SILENCE, keep_alive
 from must.runtime.places import JobUri
-from must_components.train_job.failure import explain, report, status_of
-from must_components.train_job.follow import LogFollower
-from must_components.train_job.jobs import NO_ANSWER, Jobs, parse_time
+from must_components.train_job.follow import INDEX, LogFollower
+from must_components.train_job.jobs import NO_ANSWER, Jobs
 from must_components.train_job.manifest import JOB_URI, Request
 
 POLL_JOB = 5.0  # seconds between requests for the job's state
 API_TIMEOUT = 600.0  # seconds without a response of the API server after which the launcher ends; the job continues
 DRAIN = 10.0  # seconds to read the end of a finished job's log
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
+LINES = 30  # of a failed job's log and of its events
 
 
 class Launch:
@@ -205,4 +206,78 @@ def seconds_of(job: dict[str, Any]) -> float:
     for condition in job.get("status", {}).get("conditions", []):
         if condition["type"] == "Suspended" and condition["status"] == "False":
             began = condition["lastTransitionTime"]
-    return (datetime.now(UTC) - parse_time(began)).total_seconds()
+    return (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds()
+
+
+def report(jobs: Jobs, name: str, reason: str, last_lines: Sequence[str]) -> NoReturn:
+    """Prints the last lines of the node that failed first, and Kubernetes' events. Exits with the nodes' code.
+
+    `last_lines` are of rank 0's log, in case its pod was deleted.
+    """
+    failed, lines, title = [], list(last_lines), "rank 0"
+    events = ["(no events)"]
+    with suppress(ApiException, *NO_ANSWER):
+        failed = endings(jobs, name)
+        if failed:
+            pod = failed[0][2]
+            lines = jobs.log(pod.metadata.name)
+            title = f"node {pod.metadata.labels.get(INDEX, '?')}, exit code {failed[0][1]}"
+    with suppress(ApiException, *NO_ANSWER):
+        events = jobs.events(name)[-LINES:] or events
+    text = [f"the TrainJob {name} failed ({reason}). Last lines of {title}:"]
+    text += [f"  {line}" for line in lines[-LINES:] or ["(no log)"]]
+    text += ["Events:", *(f"  {event}" for event in events)]
+    code = exit_code([code for _, code, _ in failed])
+    if code != WRONG_INPUT:
+        text.append("A retry goes on from the newest checkpoint.")
+    print("\n".join(text), file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def endings(jobs: Jobs, name: str) -> list[tuple[Any, int, Any]]:
+    """(time, exit code, pod) of the failed containers, by time; those that ended because a peer failed come last."""
+    failed = []
+    for pod in jobs.pods(name):
+        for status in pod.status.container_statuses or []:
+            terminated = status.state.terminated or status.last_state.terminated
+            if terminated and terminated.exit_code:
+                failed.append((terminated.finished_at or pod.metadata.creation_timestamp, terminated.exit_code, pod))
+    return sorted(failed, key=lambda item: (item[1] == PREEMPTED, item[0]))
+
+
+def exit_code(codes: list[int]) -> int:
+    """2 or 73 if any node has it (wrong input; another run has the lock); 75 if all nodes saved their work; else 1."""
+    for code in (WRONG_INPUT, HELD):
+        if code in codes:
+            return code
+    return PREEMPTED if codes and set(codes) == {PREEMPTED} else BUG
+
+
+def explain(error: BaseException, message: str) -> NoReturn:
+    """Prints one line with the API server's error. Exits with 2 if a person has to correct something, else with 1."""
+    cause: Any = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    status = status_of(error)
+    reason = f"{status} {cause.reason}" if status else f"{type(cause).__name__}: {cause}"
+    detail = ""
+    if status:
+        with suppress(ValueError, AttributeError, TypeError):
+            detail = f": {yaml.safe_load(cause.body)['message']}"
+    hint = ""
+    if status == 404 or "clustertrainingruntimes" in detail:  # where the SDK looks if the namespace has no such runtime
+        hint = "; is Kubeflow Trainer 2 installed, and deploy/training-runtime.yaml applied?"
+    elif status == 403:
+        hint = "; give the service account the role in deploy/trainjobs.yaml"
+    print(f"must train: {message} ({reason}{detail}{hint})", file=sys.stderr)
+    raise SystemExit(WRONG_INPUT if status in (400, 401, 403, 404, 422) else BUG) from error
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of an error's cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ApiException):
+            return cause.status
+        cause = cause.__cause__
+    return None

@@ -29,8 +29,13 @@ def train_on_nodes(
     is stopped: then the job continues, unless the whole run is being stopped.
     """
     key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
-    job = WorkUri(work_uri).job(key + answers_suffix(work_uri, key))
-    name = job_name(job.uri)
+    work = WorkUri(work_uri)
+    answers = storage.join(work.review(key), ANSWERS_FILE)
+    # New answers start a new job.
+    suffix = f"-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}" if storage.exists(answers) else ""
+    job = work.job(key + suffix)
+    # Runs with the same key in two folders need two jobs.
+    name = f"must-{hashlib.sha256(job.uri.encode()).hexdigest()[:8]}-{job.uri.rsplit('/', 1)[-1]}"
     with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
         prepare(job, values, classifier, curves, {"work_uri": work_uri, "key": key})
@@ -40,17 +45,6 @@ def train_on_nodes(
         summary = summary_at(output)
         note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")
     return Trained(summary.to_dict(), origin(output))
-
-
-def job_name(job: str) -> str:
-    """The TrainJob's name for the folder `job`: runs with the same key in two folders need two jobs."""
-    return f"must-{hashlib.sha256(job.encode()).hexdigest()[:8]}-{job.rsplit('/', 1)[-1]}"
-
-
-def answers_suffix(work_uri: str, key: str) -> str:
-    """A suffix that changes with people's answers, so that new answers start a new job."""
-    uri = storage.join(WorkUri(work_uri).review(key), ANSWERS_FILE)
-    return f"-{hashlib.sha256(storage.read_bytes(uri)).hexdigest()[:8]}" if storage.exists(uri) else ""
 
 
 def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, answers: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
-BACKSTOP = 900  # seconds by which Kubernetes' limit exceeds the stage's: to pull its image and to end
+EXTRA_SECONDS = 900  # by which Kubernetes' limit exceeds the stage's: to pull its image and to end
 REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
@@ -61,16 +61,14 @@ def limit_of(stage: str, cluster: Cluster) -> int:
 def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: int) -> None:
     """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them.
 
-    Args:
-        default_limit: GiB of memory for a pod for which cluster.yaml sets none.
+    `default_limit`: GiB of memory for a pod for which cluster.yaml sets none.
     """
+    cpu = resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu)  # a limit is also the request
+    memory = resources.memory or ("" if resources.memory_limit else REQUESTS.memory)
     limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
     for value, setter in (
-        (
-            resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu),
-            task.set_cpu_request,
-        ),  # a limit is also the request
-        (resources.memory or ("" if resources.memory_limit else REQUESTS.memory), task.set_memory_request),
+        (cpu, task.set_cpu_request),
+        (memory, task.set_memory_request),
         (resources.cpu_limit, task.set_cpu_limit),
         (limit, task.set_memory_limit),
     ):
@@ -102,7 +100,7 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
     elif seconds:
         # The stage ends itself at the limit with a message; Kubernetes' limit has none and includes the image pull.
         task.set_env_variable("MUST_TIME_LIMIT", str(seconds))
-        seconds += BACKSTOP
+        seconds += EXTRA_SECONDS
     if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts
         kubernetes.set_timeout(task, seconds)
 

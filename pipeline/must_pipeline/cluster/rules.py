@@ -72,10 +72,8 @@ def check_parts(cluster: Cluster) -> None:
 
 
 def check_images(cluster: Cluster) -> None:
-    require(
-        cluster.tag not in ("", "latest"),
-        f"tag '{cluster.tag}': may name another image during a run; give a version",
-    )
+    fixed = cluster.tag not in ("", "latest")
+    require(fixed, f"tag '{cluster.tag}': may name another image during a run; give a version")
     require(re.fullmatch(r"\w[\w.-]{0,127}", cluster.tag) is not None, f"tag '{cluster.tag}': is no image tag")
     require("://" not in cluster.registry, f"registry {cluster.registry}: without https://, such as ghcr.io/team/must")
     ok = not cluster.registry or REGISTRY.fullmatch(cluster.registry) is not None
@@ -134,9 +132,8 @@ def check_labels(key: str, labels: dict[str, str]) -> None:
     """Refuses labels that Kubernetes would refuse when it creates the pod."""
     for name, value in labels.items():
         ok = LABEL.fullmatch(name) is not None and LABEL_VALUE.fullmatch(value) is not None
-        require(
-            ok, f"{key}.{name} '{value}': Kubernetes takes no such label: letters, digits, '-', '_' and '.', at most 63"
-        )
+        rule = "Kubernetes allows no such label: letters, digits, '-', '_' and '.', at most 63"
+        require(ok, f"{key}.{name} '{value}': {rule}")
 
 
 def is_persistent(uri: str, cluster: Cluster) -> bool:

@@ -111,8 +111,7 @@ class Kfp:
     def experiment(self, name: str, namespace: str) -> str:
         """The id of the experiment `name`, which is created if there is none. Runs get its namespace.
 
-        Raises:
-            ValueError: a namespace was requested, but the server has none.
+        Raises ValueError: a namespace was requested, but the server has none.
         """
         call = self.experiments.experiment_service_list_experiments
         with api_errors(self.host):
@@ -120,11 +119,8 @@ class Kfp:
                        if item.display_name == name)  # fmt: skip
             experiment = next(matches, None)
             if experiment is None:
-                body = api.V2beta1Experiment(
-                    display_name=name,
-                    description=f"Runs of the pipeline must. {DESCRIPTION}",
-                    namespace=namespace or None,
-                )
+                description = f"Runs of the pipeline must. {DESCRIPTION}"
+                body = api.V2beta1Experiment(display_name=name, description=description, namespace=namespace or None)
                 experiment = self.experiments.experiment_service_create_experiment(body)
         if namespace and not experiment.namespace:
             raise UserError(
@@ -215,12 +211,7 @@ def identity_token(audience: str) -> str:
 
 @contextmanager
 def api_errors(host: str) -> Iterator[None]:
-    """Raises the server's errors as one line: where, what, and what to do.
-
-    Raises:
-        TransientError: an error that may pass by itself.
-        ValueError: everything else.
-    """
+    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError."""
     try:
         yield
     except api.ApiException as error:

@@ -1,5 +1,6 @@
 """Waits for the end of a run on Kubeflow Pipelines and prints its summary."""
 
+import os
 import re
 import sys
 import time
@@ -17,12 +18,12 @@ from must.runtime.stages import follow_ups
 from must.runtime.summary import SUMMARY_FILE, as_text, is_current, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
-from must_pipeline.server.workflows import Workflows
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 GOOD = ("SUCCEEDED", "SKIPPED")
 POLL = 15.0  # seconds
 FAILURES_REPORTED = 3  # failures of one stage after which a line is printed
+WATCH_TIMEOUT = 10  # seconds for an answer of Kubernetes' API
 SERVER_TIMEOUT = 900.0  # seconds without an answer after which waiting is given up
 FRAMES = re.compile(  # tasks that only wrap stages
     r"executor|root|(exit-handler|condition|condition-branches|for-loop)-\d+(\.onExit)?|iteration-(iterations|item)|must-[a-z0-9]{5}"
@@ -35,21 +36,18 @@ class Ending(NamedTuple):
 
 
 def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") -> Ending:
-    """How the run ended, once it is over.
+    """How the run ended, once it is over. Raises TransientError: no answer for SERVER_TIMEOUT seconds.
 
     Args:
         work_uri: has the run's notes and its summary, which is read if this machine can read it.
         again: the command that starts the run again.
-
-    Raises:
-        TransientError: the server gave no answer for SERVER_TIMEOUT seconds.
     """
     workflow, printed, missed = Workflows(namespace or "kubeflow", run_id), "", 0
     reported = set[str]()
     while True:
         run = get_run_with_retry(kfp, run_id)
         state = run.state or "PENDING"
-        status = " ".join([state.lower(), *running_stages(run)])
+        status = " ".join([state.lower(), *tasks(run, "RUNNING")])
         if status != printed:
             printed = status
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
@@ -100,10 +98,8 @@ def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> s
         if len(messages) >= FAILURES_REPORTED and stage not in reported:
             reported.add(stage)
             reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
-            print(
-                f"{time.strftime('%H:%M:%S')} {stage} failed {len(messages)} times: {printable(reason, 1000)}",
-                flush=True,
-            )
+            line = f"{stage} failed {len(messages)} times: {printable(reason, 1000)}"
+            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             if is_refused(reason):
                 return stage
     return None
@@ -122,7 +118,7 @@ def report(run: Any, state: str, page: str, messages: dict[str, list[str]]) -> i
         if was_terminated(run):
             print("the run was ended by a person")
         elif not page:
-            print(f"failed: {', '.join(failed_stages(run)) or 'no stage has begun'}")
+            print(f"failed: {', '.join(tasks(run, 'FAILED')) or 'no stage has begun'}")
             for stage, reasons in messages.items():
                 print(f"{stage}: {printable(reasons[-1], 1000)}")
     print(
@@ -174,15 +170,6 @@ def page_of(work_uri: str, run_id: str) -> str:
         return ""
 
 
-def failed_stages(run: Any) -> list[str]:
-    """Stages and drivers that failed and were not repeated with success."""
-    return tasks(run, "FAILED")
-
-
-def running_stages(run: Any) -> list[str]:
-    return tasks(run, "RUNNING")
-
-
 def tasks(run: Any, state: str) -> list[str]:
     """Names of the stages, and of Kubeflow's own steps before them, without the tasks that wrap them.
 
@@ -191,3 +178,56 @@ def tasks(run: Any, state: str) -> list[str]:
     details = (run.run_details and run.run_details.task_details) or []
     names = [task.display_name for task in details if task.state == state]
     return [name for name in dict.fromkeys(names) if not FRAMES.fullmatch(name) and not name.endswith(")")]
+
+
+class Workflows:
+    """A run's workflow in the cluster: Kubeflow Pipelines reports neither its deletion nor why its pods fail.
+
+    It is read with kubectl's configuration or the pod's service account, if either has the permission.
+    """
+
+    def __init__(self, namespace: str, run_id: str) -> None:
+        self.namespace, self.run_id = namespace, run_id
+        self.existed = False
+        self.latest: dict[str, Any] = {}  # the workflow as it was read last
+        self.api = connect()
+
+    def is_gone(self) -> bool:
+        """Whether it was deleted. False if it never existed: the configuration may be of another cluster."""
+        exists = self.exists()
+        self.existed = self.existed or bool(exists)
+        return self.existed and exists is False
+
+    def exists(self) -> bool | None:
+        """Whether the workflow exists; None: unknown."""
+        if self.api is None:
+            return None
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            label = f"pipeline/runid={self.run_id}"
+            response = self.api.list_namespaced_custom_object(
+                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=label,
+                _request_timeout=WATCH_TIMEOUT,
+            )  # fmt: skip
+            self.latest = next(iter(response["items"]), self.latest)
+            return bool(response["items"])
+        except (ApiException, HTTPError, OSError):
+            return None
+
+
+def connect() -> Any:
+    """The Kubernetes API, or None: no configuration, or no client (kfp installs it, but submitting needs no kfp)."""
+    try:
+        from kubernetes import client, config
+    except ModuleNotFoundError:
+        return None
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        try:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
+        except (config.ConfigException, OSError, TypeError):
+            return None
+    return client.CustomObjectsApi()

@@ -1,35 +1,97 @@
-"""Runs the stages in their images: Kubeflow's DockerRunner, with a correction that reports failed stages."""
+"""Kubeflow's local runners with corrections: a pipeline without pauses, stages' output, and stages in their images."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+import yaml
 
 from must.base.errors import UserError
 from must.base.storage import is_remote, local
+from must_pipeline.files import documents
 
 if TYPE_CHECKING:
     from kfp.local import DockerRunner
 
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
 WRITTEN = ("work_uri", "registry_uri")  # parameters that name a folder which stages write to
 PASSED_ON = ("GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "MUST_RUN_AGAIN", "OMP_NUM_THREADS")
 CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
 STOP_TIMEOUT = 60  # seconds for a stage to save its state when the run is interrupted
 
 
+def local_spec(pipeline: Path) -> str:
+    """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint."""
+    spec, *platform = documents(pipeline.read_text())
+    for executor in spec["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        container["env"] = [variable for variable in container.get("env", []) if variable["name"] != "MUST_RETRIES"]
+    for component in [spec["root"], *spec["components"].values()]:
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            policy = task.pop("retryPolicy", None)
+            if policy and name == "train":
+                task["retryPolicy"] = {"maxRetryCount": policy["maxRetryCount"], "backoffDuration": "0s"}
+    return yaml.safe_dump_all([spec, *platform])
+
+
+class StageOutput(io.TextIOBase):
+    """Replaces stdout: prints each stage's own lines under the stage's name."""
+
+    def __init__(self, target: TextIO) -> None:
+        self.target = target
+        self.pending = ""
+        self.skipping_json = False
+        self.in_runner_text = False
+        self.indent = "    "  # the runner's, in front of a stage's lines; longer inside a loop
+
+    def write(self, text: str) -> int:
+        self.pending += text
+        *lines, self.pending = self.pending.split("\n")
+        for line in lines:
+            if (output := self.show(COLOR.sub("", line))) is not None:
+                self.target.write(output + "\n")
+                self.target.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+    def show(self, line: str) -> str | None:
+        """The text to print for a line, or None."""
+        if match := LOG_LINE.match(line):
+            level, text = match.groups()
+            self.in_runner_text = "Streamed logs" not in text
+            if stage := re.match(r"Executing task '(.*)'", text):
+                return f"\n== {stage.group(1)} =="
+            return text if level != "INFO" else None
+        if (text := line.lstrip(" ")).startswith("[KFP Executor"):  # a stage's first line
+            self.indent = line.removesuffix(text)
+            self.skipping_json = "Got executor_input" in text
+            return None
+        stage_line = line.removeprefix(self.indent)
+        if self.skipping_json:
+            self.skipping_json = stage_line != "}"
+            return None
+        if self.in_runner_text or not stage_line.strip() or set(line) == {"-"}:
+            return None
+        return stage_line
+
+
 def docker_runner(
-    parameters: dict[str, Any], output: Path, user: str = "", mounts: list[Path] | None = None, gpus: bool = False
+    parameters: dict[str, Any], output: Path, user: str, mounts: list[Path] | None, gpus: bool
 ) -> DockerRunner:
     """A runner that mounts the local paths among the parameters, read-only except where stages write.
 
     Every path has the same name inside and outside. Containers run as `user` ("UID:GID"; by default the user who
     started the run, with group 0), on a read-only file system with a tmpfs at /tmp.
-
-    Raises:
-        ValueError: the docker package is missing, or no engine answers.
+    Raises ValueError: the docker package is missing, or no engine answers.
     """
     client = connect()
     from docker.types import DeviceRequest, Mount
