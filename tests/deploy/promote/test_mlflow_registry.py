@@ -116,9 +116,9 @@ class TestServer:
             real(client, *values, **named)
             raise ConnectionError("the answer got lost")
 
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match="75"):
             patch.setattr(MlflowClient, "create_model_version", lost)
-            refused(capsys, 75, registry, *flags, name="lost")
+            promote(registry, *flags, name="lost")
         promote(registry, *flags, name="lost")
         (version,) = server.client.search_model_versions("name = 'lost'")
         assert server.client.get_model_version_by_alias("lost", "champion").version == version.version
