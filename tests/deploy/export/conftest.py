@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import onnx
@@ -12,6 +15,18 @@ import pytest
 
 from must.method.model.bundle import Bundle
 from tests.once import made_once
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """As on a full disk: writing fails beyond `size` bytes of a file."""
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

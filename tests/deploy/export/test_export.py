@@ -1,8 +1,6 @@
 """What is exported says what PyTorch says."""
 
 import json
-import resource
-import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from must.deploy.export.onnx import (
 )
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle, preprocess_of
+from tests.deploy.export.conftest import files_up_to
 from tests.evaluation.digits import pixels_of
 
 
@@ -98,17 +97,8 @@ def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
 )
 def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, tolerance, cosine):
     """With pixels as input and embeddings at the same time: all run through the same graph."""
-    result = export_onnx(
-        ExportConfig(
-            model=digits.adapted,
-            output=str(tmp_path),
-            precision=precision,
-            input="uint8",
-            shards=digits.shards,
-            images=100,
-            embeddings=True,
-        )
-    )
+    values = {"model": digits.adapted, "shards": digits.shards, "images": 100, "input": "uint8", "embeddings": True}
+    result = export_onnx(ExportConfig(**values, output=str(tmp_path), precision=precision))
     pixels, expected, _ = real
     _, embedding = OnnxClassifier(tmp_path / "model.onnx").predict(pixels, embeddings=True)
     assert smallest_cosine(reference_embeddings(load_bundle(digits.adapted), pixels), embedding) > cosine
@@ -119,11 +109,10 @@ def test_smaller_precisions(digits, real, tmp_path, exported, precision, least, 
     assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)], (
-        "the standard's operators only"
-    )
-    full = (exported[1] / "model.onnx").stat().st_size
-    assert (tmp_path / "model.onnx").stat().st_size < least * full
+    operators = [(entry.domain, entry.version) for entry in model.opset_import]
+    assert operators == [("", 18)], "the standard's only"
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (tmp_path, exported[1])]
+    assert sizes[0] < least * sizes[1]
     assert result["check"]["agreement"] >= 0.97 and precision in result["arithmetic"]
 
 
@@ -164,15 +153,9 @@ def test_wrong_inputs(digits, tmp_path):
 def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):
     _, folder = exported
     graph.to_graph(load_bundle(digits.adapted))  # traced once for all tests, and stored: not below the limit
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    try:
-        with pytest.raises(ValueError, match=f"^{tempfile.gettempdir()}: larger than a file may be here"):
-            export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path / "out")))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
+    message = f"^{tempfile.gettempdir()}: larger than a file may be here"
+    with files_up_to(100_000), pytest.raises(ValueError, match=message):
+        export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
     model, preprocess = onnx.load(folder / "model.onnx"), preprocess_of(load_bundle(digits.adapted).description)
     with pytest.raises(ValueError, match=f"^{tempfile.gettempdir()}: quantizing needs "):

@@ -28,17 +28,6 @@ def real(digits):
     return pixels, (features / features.norm(dim=1, keepdim=True)).numpy()
 
 
-@pytest.mark.parametrize("batch", [1, 3, 24])
-def test_the_second_output_is_pytorchs_unit_feature(embedded, real, batch):
-    pixels, expected = real
-    classifier = OnnxClassifier(embedded / "model.onnx")
-    probability, embedding = classifier.predict(pixels[:batch], embeddings=True)
-    assert classifier.dimensions == 64 and embedding.dtype == np.float32
-    np.testing.assert_allclose(embedding, expected[:batch], atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
-    assert np.array_equal(classifier(pixels[:batch]), probability)
-
-
 def test_nothing_else_of_the_graph_changes(embedded, exported, real):
     """Not one weight and not one node: the embedding lies on the way to the probabilities."""
     plain, more = (onnx.load(folder / "model.onnx") for folder in (exported[1], embedded))
@@ -83,8 +72,3 @@ def test_the_cards_say_so(embedded, exported):
         text, plain = ((folder / name).read_text() for folder in (embedded, exported[1]))
         assert "`probability`, and `embedding`: float32 [N, 64]." in text
         assert "smallest cosine of an embedding 1.000000" in text and "embedding" not in plain
-
-
-def test_other_libraries_folders_have_features_anyway(digits):
-    with pytest.raises(ValueError, match="--embeddings goes with --to onnx, not with --to open_clip"):
-        ExportConfig(model=digits.adapted, output="out", to="open_clip", embeddings=True)

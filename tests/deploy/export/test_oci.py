@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import resource
-import signal
 import tarfile
 
 import pytest
 
 from must.config import PushConfig
 from must.deploy.export.push import push
+from tests.deploy.export.conftest import files_up_to
 from tests.deploy.promote.bundles import make_onnx
 
 
@@ -69,13 +68,6 @@ def test_wrong_places_are_refused_and_nothing_is_left(model, tmp_path, monkeypat
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(model, tmp_path):
     (model / "weights").write_bytes(bytes(100_000))
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    try:
-        with pytest.raises(ValueError, match=f"^{tmp_path}/image: larger than a file may be here"):
-            push(PushConfig(model=str(model), repo=f"oci:{tmp_path}/image"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
+    with files_up_to(50_000), pytest.raises(ValueError, match=f"^{tmp_path}/image: larger than a file may be here"):
+        push(PushConfig(model=str(model), repo=f"oci:{tmp_path}/image"))
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]

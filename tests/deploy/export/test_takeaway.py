@@ -2,8 +2,6 @@
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,6 +27,7 @@ from must.deploy.export.export import export
 from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.provenance import Provenance
+from tests.deploy.export.conftest import files_up_to
 from tests.method.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
@@ -38,6 +37,7 @@ needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None and not os.environ.get("REQUIRE_TRANSFORMERS"),
     reason="transformers is not installed; `make test-transformers` runs this",
 )
+each_library = pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers)])
 
 
 class Tiny(NamedTuple):
@@ -62,9 +62,8 @@ def made(tmp_path_factory):
             with torch.no_grad():  # what training does: the tower and the columns are no longer what they came as
                 for parameter in bundle.model.parameters():
                     parameter.add_(0.02 * torch.randn_like(parameter))
-            save_bundle(
-                str(place / "bundle"), bundle.model, replace(bundle.description, provenance=Provenance(processes=1))
-            )
+            description = replace(bundle.description, provenance=Provenance(processes=1))
+            save_bundle(str(place / "bundle"), bundle.model, description)
             known[family] = Tiny(str(place / "bundle"), weights, given)
         return known[family]
 
@@ -136,15 +135,9 @@ def test_transformers_alone(made, tmp_path, record_property):
     before = open_clip.create_model(f"local-dir:{tiny.model}").eval()
     words = open_clip.get_tokenizer(f"local-dir:{tiny.model}", bpe_path=f"{tiny.model}/bpe.txt.gz")
     texts = ["a zero", "Don't  stop", "33, <b>", "naïve café"]
-    whole, processor = (
-        transformers.CLIPModel.from_pretrained(folder).eval(),
-        transformers.CLIPProcessor.from_pretrained(folder),
-    )
-    theirs = processor(text=texts, return_tensors="pt", padding=True)
-    for text, row in zip(texts, theirs["input_ids"].tolist(), strict=True):
-        expected = [token for token in words([text])[0].tolist() if token]
-        assert [token for token in row if token != words.eot_token_id] == expected[:-1]
-    inputs = images(bundle)
+    whole = transformers.CLIPModel.from_pretrained(folder).eval()
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    theirs, inputs = processor(text=texts, return_tensors="pt", padding=True), images(bundle)
     with torch.no_grad():
         out = whole(**theirs, pixel_values=inputs)
         text_feature = F.normalize(before.encode_text(words(texts)), dim=-1)
@@ -174,20 +167,14 @@ def test_what_transformers_cannot_hold_is_refused_in_one_line(made, family, tmp_
     assert not list(tmp_path.iterdir()), "nothing is left, not the scratch folder either"
 
 
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        pytest.param(("open_clip", "open_clip"), id="open_clip"),
-        pytest.param(("transformers", "open_clip", "transformers"), id="transformers", marks=needs_transformers),
-    ],
-)
-def test_one_export_on_top_of_another(made, tmp_path, kinds):
+@each_library
+def test_one_export_on_top_of_another(made, tmp_path, to):
     tiny, output = made("clip"), tmp_path / "ours"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    for to in kinds:
-        taken(tiny, to, output)
-        alone = taken(tiny, to, tmp_path / "alone" / to)
+    for kind in (to, "open_clip", to):
+        taken(tiny, kind, output)
+        alone = taken(tiny, kind, tmp_path / "alone" / kind)
         assert {path.name for path in output.iterdir()} == {path.name for path in alone.iterdir()} | {"notes.txt"}
         for path in alone.iterdir():
             assert (output / path.name).read_bytes() == path.read_bytes()
@@ -237,30 +224,21 @@ def test_a_folder_that_the_library_does_not_load_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers)])
+@each_library
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, to):
     tiny, output = made("clip"), tmp_path / "ours"
     before = {path.name: path.read_bytes() for path in taken(tiny, to, output).iterdir()}
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-    try:
-        with pytest.raises(ValueError, match=f"{tmp_path}: the model cannot be written: "):
-            taken(tiny, to, output)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
+    with files_up_to(20_000), pytest.raises(ValueError, match=f"{tmp_path}: the model cannot be written: "):
+        taken(tiny, to, output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_server):
     uri = f"{bucket_server.uri}/ours"
-    config = ExportConfig(
-        model=digits.adapted, classifier=digits.classifier, to="open_clip", output=uri, shards=digits.shards, images=20
-    )
+    model = {"model": digits.adapted, "classifier": digits.classifier}
     for _ in range(2):
-        result = export(config)
+        result = export(ExportConfig(**model, to="open_clip", output=uri, shards=digits.shards, images=20))
         assert result["check"]["images"] == 20 and "train of" in result["checked_on"]
     names = {entry.name.rpartition("/")[2] for entry in storage.list_files(uri)}
     assert names >= {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors", "labels.txt"}
@@ -283,40 +261,13 @@ def test_the_published_vocabulary_gives_transformers_the_same_tokens(tmp_path):
         assert theirs(text)["input_ids"] == row[: row.index(49407) + 1], text
 
 
-@needs_transformers
-def test_transformers_has_every_weight_of_a_real_architecture():
-    """At its full size, without memory: the same names and shapes as transformers' own model of OpenAI's ViT-B/16."""
-    import transformers
-
-    from must.deploy.export.transformers import configuration
-    from must.method.model.attention import use_contiguous_attention
-    from must.method.model.weights import to_transformers
-
-    with torch.device("meta"):
-        clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16-quickgelu"))
-        use_contiguous_attention(clip.visual.transformer.resblocks)
-        known = configuration(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"), scale=100.0)
-        theirs = transformers.CLIPModel(transformers.CLIPConfig.from_dict(known))
-    shapes = {name: value.shape for name, value in theirs.state_dict().items()}
-    assert {name: value.shape for name, value in to_transformers(clip).items()} == shapes
-    assert known["vision_config"]["hidden_act"] == known["text_config"]["hidden_act"] == "quick_gelu"
-    assert (known["vision_config"]["patch_size"], known["vision_config"]["image_size"]) == (16, 224)
-    assert (known["text_config"]["num_attention_heads"], known["vision_config"]["num_attention_heads"]) == (8, 12)
-
-
 def test_another_models_classifier_is_refused(made, tmp_path):
     tiny = made("clip")._replace(classifier=made("clipa").classifier)
     with pytest.raises(ValueError, match="whose image tower is of another shape"):
         taken(tiny, "open_clip", tmp_path / "ours")
 
 
-@pytest.mark.parametrize(
-    "to",
-    [
-        "open_clip",
-        pytest.param("transformers", marks=needs_transformers),
-    ],
-)
+@each_library
 @pytest.mark.slow
 def test_the_readme_runs_as_it_stands(made, to, tmp_path):
     """In a fresh process that has none of this library."""

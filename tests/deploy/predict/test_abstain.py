@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import must
-from must.deploy.predict.session import METADATA
+from must.deploy.predict.session import METADATA, stored_threshold
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,5 @@ def test_a_model_without_a_threshold(exported, digits):
     with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
         must.predict(model=str(exported[1]), images=[str(digits.images / "test")], abstain=-1)
     for damaged in ("{", "[]", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": true}', '{"threshold": NaN}'):
-        from must.deploy.predict.session import stored_threshold
-
         with pytest.raises(ValueError, match="is damaged"):
             stored_threshold({METADATA: damaged}, "model.onnx")

@@ -13,10 +13,12 @@ import onnx
 import pytest
 
 import must
+from must.api.cli import main
 from must.config import EvaluateConfig, PredictConfig
 from must.deploy.predict.images import predict_images
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
+from tests.data.image.test_cost import thin
 
 
 def read_csv(path):
@@ -32,12 +34,9 @@ def expected(digits, tmp_path_factory):
     return {row["source"]: row for row in read_csv(folder / "predictions.csv")}
 
 
-@pytest.mark.parametrize("batch", [1, 32])
-def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_path, expected, batch):
+def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_path, expected):
     images, output = digits.images / "test", tmp_path / "found.csv"
-    counts = predict_images(
-        PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output), batch_size=batch)
-    )
+    counts = predict_images(PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output)))
     found = {str(row["image"]).removeprefix(f"{images}/"): row for row in read_csv(output)}
     assert counts == {"images": 120, "unreadable": 0} and found.keys() == expected.keys()
     for name, row in found.items():
@@ -63,20 +62,18 @@ def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, c
         shutil.copy(path, tmp_path / f"in/deep/{number}.PNG")
     (tmp_path / "in/cut.png").write_bytes(good[0].read_bytes()[:60])
     (tmp_path / "in/empty.jpg").write_bytes(b"")
+    (tmp_path / "in/thin.png").write_bytes(thin(60_000))
     (tmp_path / "in/notes.txt").write_text("not looked at in a folder")
-    output = tmp_path / "out.jsonl"
-    counts = predict_images(
-        PredictConfig(
-            model=str(exported[1] / "model.onnx"),
-            images=[str(tmp_path / "in"), str(tmp_path / "missing.png")],
-            output=str(output),
-            top_k=3,
-        )
-    )
-    assert counts == {"images": 3, "unreadable": 3}
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 4 and any("cut.png" in line for line in warnings)
-    assert warnings[-1] == "other files, not read: 1 .txt"
+    os.mkfifo(tmp_path / "pipe.png")
+    model, output = str(exported[1] / "model.onnx"), tmp_path / "out.jsonl"
+    images = [str(tmp_path / name) for name in ("in", "missing.png", "pipe.png")]
+    counts = predict_images(PredictConfig(model=model, images=images, output=str(output), top_k=3))
+    assert counts == {"images": 3, "unreadable": 5}
+    *warnings, last = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 5 and any("cut.png" in line for line in warnings)
+    assert any("pipe.png: a pipe, socket or device, no file" in line for line in warnings)
+    assert any("1x60000 is thinner than 1 to 200" in line for line in warnings)
+    assert last == "other files, not read: 1 .txt"
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [len(line["predictions"]) for line in lines] == [3, 3, 3]
     for line in lines:
@@ -107,20 +104,14 @@ def test_a_model_whose_answers_are_nothing_is_one_line(exported, tmp_path, const
 def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     output = tmp_path / "out.csv"
-    for images in (["bad.png"], ["nowhere/*.png"], ["none.png"]):
+    for name in ("bad.png", "nowhere/*.png", "none.png"):
+        config = PredictConfig(model=str(exported[1]), images=[str(tmp_path / name)], output=str(output))
         with pytest.raises(ValueError, match="none of the images could be read"):
-            predict_images(
-                PredictConfig(model=str(exported[1]), images=[str(tmp_path / i) for i in images], output=str(output))
-            )
+            predict_images(config)
     assert not output.exists() and not list(tmp_path.glob(".tmp*"))
 
 
-def test_names_from_standard_input_and_globs(digits, exported, monkeypatch, capsys):
-    zeros = sorted((digits.images / "test/zero").glob("*.png"))[:2]
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{path}\n" for path in zeros)))
-    assert predict_images(PredictConfig(model=str(exported[1]), images=["-"]))["images"] == 2
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in shown] == [str(path) for path in zeros]
+def test_a_glob_gives_the_names_that_match(digits, exported):
     pattern = str(digits.images / "test" / "z*" / "*.png")
     counts = predict_images(PredictConfig(model=str(exported[1]), images=[pattern]))
     assert counts["images"] == len(list((digits.images / "test/zero").glob("*.png")))
@@ -160,13 +151,16 @@ def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, caps
     assert said == [f"{folder}/gone.png: symbolic link to nowhere", "other files, not read: 1 .txt, 1 hidden"]
 
 
-def test_a_picture_on_standard_input(digits, exported):
-    path = min((digits.images / "test/zero").glob("*.png"))
-    command = [sys.executable, "-m", "must", "predict", "--model", str(exported[1]), "-"]
-    piped, named = (
-        subprocess.run(command, input=data, capture_output=True, check=True).stdout
-        for data in (path.read_bytes(), f"{path}\n".encode())
-    )
-    assert piped.decode() == named.decode().replace(str(path), "-") and b"%" in piped
-    empty = subprocess.run(command, input=b"", capture_output=True, check=False)
-    assert empty.returncode == 2 and b"-: standard input holds neither names nor a picture" in empty.stderr
+def test_names_or_a_picture_on_standard_input(digits, exported, monkeypatch, capsys):
+    def given(data):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+        main(["predict", "--model", str(exported[1]), "-"])
+        return capsys.readouterr().out.splitlines()
+
+    paths = sorted((digits.images / "test/zero").glob("*.png"))[:2]
+    named = given("".join(f"{path}\n" for path in paths).encode())
+    assert [line.split("  ")[0] for line in named] == [str(path) for path in paths]
+    assert given(paths[0].read_bytes()) == [named[0].replace(str(paths[0]), "-")] and "%" in named[0]
+    with pytest.raises(SystemExit, match="2"):
+        given(b"")
+    assert "-: standard input holds neither names nor a picture" in capsys.readouterr().err

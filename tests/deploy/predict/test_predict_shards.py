@@ -1,13 +1,17 @@
-"""Labelling a whole folder of shards: the classes of single images, whoever does which part and however often."""
+"""Labelling a whole folder of shards: the classes of single images, whoever does which part and however often: also
+killed, repeated, and in a bucket that fails."""
 
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +20,11 @@ from must.base import storage
 from must.config import PredictConfig, ShardConfig
 from must.data.format.index import load_index
 from must.data.shards.build import shard
+from must.data.shards.in_place import make_index
 from must.deploy.predict.images import predict_images
+from tests import zoo
+from tests.data.format.test_in_place import foreign
+from tests.data.shards.test_shard_gcs import upload
 
 
 def label(exported, shards, output, **options):
@@ -98,37 +106,30 @@ def test_what_is_missing_is_made_again_and_nothing_else(digits, exported, tmp_pa
     assert [name for name in after if times.get(name) != after[name]] == [gone.name]
 
 
-def other_model(exported, folder):
-    folder.mkdir()
-    content = onnx.load(exported[1] / "model.onnx")
-    content.metadata_props.add(key="note", value="another file")
-    onnx.save(content, folder / "model.onnx")
-    return str(folder)
-
-
-def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, tmp_path):
-    output = tmp_path / "out"
-    label(exported, digits.shards, output, workers=1, split="test")
+def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, embedded, tmp_path):
+    output, single = tmp_path / "out", tmp_path / "one"
+    values = {"model": str(embedded), "shards": digits.shards, "output": output, "workers": 1, "split": "test"}
+    label(exported, **values)
     before = contents(output)
-    single = tmp_path / "one"
     shutil.copytree(digits.images / "test/zero", single / "images/zero")
     index = shard(ShardConfig(source=str(single / "images"), output=str(single / "shards"), workers=1))
-    changes = [
-        ({"model": other_model(exported, tmp_path / "model")}, "its model_sha256 is"),
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"model": str(exported[1])}, "its model_sha256 is"),
         ({"shards": str(single / "shards"), "split": "train"}, f"its index_sha256 is .*, here it is '{index.sha256}'"),
         ({"top_k": 2}, "its top_k is '1', here it is '2'"),
         ({"abstain": 0.5}, "its abstain is"),
+        ({"embeddings": True}, "its embeddings is 'False', here it is 'True'"),
         ({"split": ""}, "its split is 'test', here it is ''"),
     ]
     for options, message in changes:
-        with pytest.raises(ValueError, match=message) as error:
-            label(exported, **{"shards": digits.shards, "output": output, "workers": 1, "split": "test"} | options)
+        with pytest.raises(ValueError, match=rf"run\.json is of another run: {message}") as error:
+            label(exported, **values | options)
         assert "\n" not in str(error.value) and "choose another --output" in str(error.value)
-        (output / "run.json").unlink()  # each file tells too
-        if "model" in options or "top_k" in options:
-            with pytest.raises(ValueError, match=message):
-                label(exported, **{"shards": digits.shards, "output": output, "workers": 1, "split": "test"} | options)
-        (output / "run.json").write_bytes(before["run.json"])
+        if options.keys() & {"model", "top_k", "embeddings"}:  # each file tells too
+            (output / "run.json").unlink()
+            with pytest.raises(ValueError, match=f"parquet is of another run: {message}"):
+                label(exported, **values | options)
+            (output / "run.json").write_bytes(before["run.json"])
     assert contents(output) == before
 
 
@@ -144,29 +145,27 @@ def test_a_file_that_is_not_ours_is_refused(digits, exported, tmp_path, content)
         label(exported, digits.shards, tmp_path, workers=1, split="test")
 
 
-def damaged_copy(shards, target):
-    """Shards in which the third image of the first shard is none: its first bytes are zeros. The index tells so."""
-    shutil.copytree(shards, target)
-    index = json.loads((target / "index.json").read_text())
+@pytest.mark.parametrize("batch", [1, 32])
+def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, embedded, tmp_path, batch):
+    """The third image of the first shard: its first bytes are zeros, and the index has the checksum of that."""
+    shards = tmp_path / "shards"
+    shutil.copytree(digits.shards, shards)
+    index = json.loads((shards / "index.json").read_text())
     first = index["shards"][0]
-    offsets = np.load(target / first["name"].replace(".tar", ".npy"))
-    with (target / first["name"]).open("r+b") as file:
+    offsets = np.load(shards / first["name"].replace(".tar", ".npy"))
+    with (shards / first["name"]).open("r+b") as file:
         file.seek(int(offsets[2, 0]))
         file.write(bytes(20))
-    first["sha256"] = storage.sha256_of(target / first["name"])
-    (target / "index.json").write_text(json.dumps(index))
-    return str(target)
-
-
-@pytest.mark.parametrize("batch", [1, 32])
-def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, exported, tmp_path, batch):
-    shards = damaged_copy(digits.shards, tmp_path / "shards")
-    counts = label(exported, shards, tmp_path / "out", workers=2, batch_size=batch, abstain=0.9)
-    assert counts == {"images": 269, "unreadable": 1}
-    name = load_index(shards).shards[0].name.removesuffix(".tar")
-    row = pq.read_table(tmp_path / "out" / f"predictions-{name}.parquet").to_pylist()[2]
+    first["sha256"] = storage.sha256_of(shards / first["name"])
+    (shards / "index.json").write_text(json.dumps(index))
+    values = {"workers": 2, "batch_size": batch, "abstain": 0.9, "embeddings": True}
+    assert label(("", embedded), str(shards), tmp_path / "out", **values) == {"images": 269, "unreadable": 1}
+    rows = pq.read_table(tmp_path / "out" / f"predictions-{first['name'].removesuffix('.tar')}.parquet").to_pylist()
+    assert [number for number, row in enumerate(rows) if row["embedding"] is None or row["reason"]] == [2]
+    row = rows[2]
     assert row["reason"] == "not an image of a known format" and row["source"].endswith(".png")
-    assert row["class"] is row["probability"] is row["margin"] is None and row["abstained"] is False
+    assert row["class"] is row["probability"] is row["margin"] is row["embedding"] is None
+    assert row["abstained"] is False
     assert json.loads((tmp_path / "out/predictions.json").read_text())["unreadable"] == 1
 
 
@@ -218,19 +217,11 @@ def test_without_pyarrow_one_line_says_what_to_install(digits, exported, tmp_pat
         label(exported, digits.shards, tmp_path)
 
 
-def test_it_imports_no_torch(digits, exported, tmp_path):
-    arguments = ["predict", "--model", str(exported[1]), "--shards", digits.shards, "--output", str(tmp_path)]
-    code = (
-        f"import sys; from must.api.cli import main; main({[*arguments, '--workers', '2']!r})\n"
-        "bad = {'torch', 'open_clip', 'onnx', 'torchvision', 'timm'} & set(sys.modules); assert not bad, bad"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "270 images" in done.stdout and done.stderr == ""
-
-
-@pytest.mark.parametrize("fault", ["missing", "short", "table"])
-def test_a_broken_shard_is_one_line_and_leaves_whole_files_alone(digits, exported, tmp_path, fault):
+@pytest.mark.parametrize(
+    "fault, message",
+    [("missing", "is missing"), ("short", "bytes, its index says"), ("table", "no sample at byte 512")],
+)
+def test_a_broken_shard_is_one_line_and_leaves_whole_files_alone(digits, exported, tmp_path, fault, message):
     shards, output = tmp_path / "shards", tmp_path / "out"
     shutil.copytree(digits.shards, shards)
     last = load_index(str(shards)).shards[-1]
@@ -241,8 +232,130 @@ def test_a_broken_shard_is_one_line_and_leaves_whole_files_alone(digits, exporte
         path.write_bytes(path.read_bytes()[:-512])
     else:
         path.write_bytes(bytes(last.bytes))
-    expected = {"missing": "is missing", "short": "bytes, its index says", "table": "no sample at byte 512"}
-    with pytest.raises(ValueError, match=expected[fault]) as error:
+    with pytest.raises(ValueError, match=message) as error:
         label(exported, str(shards), output, workers=2)
     assert last.name in str(error.value) and "\n" not in str(error.value)
     assert len(list(output.glob("*.parquet"))) == 4 and not list(output.glob(".tmp*"))
+
+
+KILLED = """
+import os, signal, sys
+import pyarrow.parquet as pq
+from must.config import PredictConfig
+from must.deploy.predict.images import predict_images
+model, shards, output = sys.argv[1:]
+whole, made = pq.write_table, []
+
+def write_table(table, file, **options):
+    made.append(table)
+    if len(made) < 2:
+        return whole(table, file, **options)
+    file.write(b"PAR1 and the first bytes")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pq.write_table = write_table
+predict_images(PredictConfig(model=model, shards=shards, output=output, part="1/2", workers=2))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(digits, exported, tmp_path_factory):
+    """What one program writes."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert label(exported, digits.shards, folder, workers=1) == {"images": 270, "unreadable": 0}
+    return contents(folder)
+
+
+def test_parts_write_the_same_bytes(digits, exported, alone, tmp_path, capsys):
+    """The last part first; of seven parts two have nothing to do, as there are five shards."""
+    parts, images = 7, 0
+    for number in range(parts, 0, -1):
+        assert not (tmp_path / "predictions.json").exists()
+        images += label(exported, digits.shards, tmp_path, workers=1, part=f"{number}/{parts}")["images"]
+    assert images == 270 and contents(tmp_path) == alone
+    shown = capsys.readouterr().out.splitlines()
+    assert sum("are not done" in line for line in shown) == parts - 1 and "all 5 shards" in shown[-1]
+
+
+@pytest.mark.slow
+def test_a_part_killed_while_it_writes_is_done_by_another_program(digits, exported, alone, tmp_path):
+    label(exported, digits.shards, tmp_path, workers=1, part="2/2")
+    command = [sys.executable, "-c", KILLED, str(exported[1]), digits.shards, str(tmp_path)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*.parquet"))) == 3 and not (tmp_path / "predictions.json").exists()
+    # where a file that is being written needs a name, it is still there
+    half = {path.name: path.read_bytes() for path in tmp_path.glob(f"{storage.TEMPORARY}*")}
+    label(exported, digits.shards, tmp_path, workers=2, part="1/2")
+    assert contents(tmp_path) == alone | half
+
+
+@pytest.mark.slow
+def test_two_programs_at_once_on_all_shards(digits, exported, alone, tmp_path):
+    arguments = ["--model", str(exported[1]), "--shards", digits.shards, "--output", str(tmp_path), "--workers", "1"]
+    command = [sys.executable, "-m", "must", "predict", *arguments]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0] and contents(tmp_path) == alone
+
+
+@pytest.mark.slow
+def test_a_failing_bucket_gets_the_bytes_of_a_folder(bucket_server, digits, exported, alone, tmp_path):
+    """Shards, model and output in it; two parts, and one of them again with nothing left to do."""
+    upload(Path(digits.shards), f"{bucket_server.uri}/shards")
+    storage.upload(exported[1] / "model.onnx", f"{bucket_server.uri}/onnx/model.onnx")
+    bucket_server.faults.plan = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
+    places = {name: f"{bucket_server.uri}/{name}" for name in ("shards", "output")}
+    for part in ("1/2", "2/2", "1/2"):
+        predict_images(PredictConfig(model=f"{bucket_server.uri}/onnx", **places, part=part, workers=2))
+    bucket_server.faults.plan = []
+    found = {entry.name for entry in storage.list_files(places["output"])}
+    assert {name: storage.read_bytes(f"{places['output']}/{name}") for name in found} == alone
+    assert json.loads(alone["predictions.json"])["rows"] == 270
+    assert bucket_server.faults.done["503"] and bucket_server.faults.done["cut"]
+
+
+def by_source(folder):
+    return {row.pop("source"): {name: row[name] for name in row if name != "key"} for row in rows_of(folder)}
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    return foreign(tmp_path_factory.mktemp("foreign") / "tars")
+
+
+def test_rows_of_another_programs_tars_are_those_of_the_images_packed(exported, tars, tmp_path):
+    """One image a forward pass: others in it may change a float's last bits."""
+    make_index(str(tars), str(tmp_path / "index"), workers=1)
+    shard(ShardConfig(source=str(tars), output=str(tmp_path / "packed"), labels="csv", workers=1))
+    for number in (2, 1):
+        part = {"workers": number, "part": f"{number}/2"}
+        label(exported, str(tmp_path / "index"), tmp_path / "in place", batch_size=1, **part)
+    label(exported, str(tmp_path / "packed"), tmp_path / "rows", batch_size=1, workers=1)
+    found = rows_of(tmp_path / "in place")
+    assert {row["key"] for row in found} == {f"a/{number:05d}" for number in range(30)}
+    assert by_source(tmp_path / "in place") == by_source(tmp_path / "rows")
+
+
+def test_names_in_tars_that_are_too_long_for_a_header(exported, tmp_path):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "a.png").write_bytes(zoo.encoded(zoo.picture(1)))
+    names = [f"./{'x' * 40}/{'y' * 150}.png", f"{'ü' * 120}.png", "b.c.png"]
+    with tarfile.open(tmp_path / "tars" / "x.tar", "w") as tar:
+        for name in names:
+            tar.add(tmp_path / "a.png", name)
+    make_index(str(tmp_path / "tars"), workers=1)
+    label(exported, str(tmp_path / "tars"), tmp_path / "rows", workers=1)
+    found = rows_of(tmp_path / "rows")
+    assert [row["source"] for row in found] == ["x.tar/" + name.removeprefix("./") for name in names]
+    assert [row["key"] for row in found] == [f"{'x' * 40}/{'y' * 150}", "ü" * 120, "b"]
+
+
+def test_a_bucket_of_tars(bucket_server, exported, tars, tmp_path):
+    upload(tars, f"{bucket_server.uri}/tars")
+    make_index(f"{bucket_server.uri}/tars", str(tmp_path / "index"), workers=1)
+    label(exported, str(tmp_path / "index"), tmp_path / "rows", workers=1)
+    assert len(rows_of(tmp_path / "rows")) == 30
+    first = load_index(str(tmp_path / "index")).shards[0]
+    storage.write_bytes(first.location(""), bytes(first.bytes))
+    with pytest.raises(ValueError, match="is damaged: its sha256 is not the index's"):
+        label(exported, str(tmp_path / "index"), tmp_path / "again", workers=1)

@@ -60,29 +60,28 @@ def promote(registry, *flags, name="digits"):
     main(["promote", "--registry", str(registry), "--name", name, *map(str, flags)])
 
 
-def promote_and_tell(registry, flags, barrier, results):
-    barrier.wait()
-    code = 0
+def refused(capsys, code, registry, *flags, name="digits"):
+    """The one line that a promotion prints which ends with this code."""
+    capsys.readouterr()  # of promotions before
+    with pytest.raises(SystemExit, match=f"^{code}$"):
+        promote(registry, *flags, name=name)
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def exit_code(registry, flags):
     try:
         promote(registry, *flags)
     except SystemExit as error:
-        code = error.code  # type: ignore[assignment]
-    results.put(code)
+        return error.code
+    return 0
 
 
 def promote_at_once(registry, *flags_of_each):
     """Exit codes of promotions in processes of their own, all at once."""
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(len(flags_of_each)), context.Queue()
-    processes = [
-        context.Process(target=promote_and_tell, args=(registry, flags, barrier, results)) for flags in flags_of_each
-    ]
-    for process in processes:
-        process.start()
-    codes = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    return codes
+    context, count = multiprocessing.get_context("fork"), len(flags_of_each)
+    with context.Pool(count, initializer=context.Barrier(count).wait) as pool:
+        return pool.starmap(exit_code, [(registry, flags) for flags in flags_of_each], chunksize=1)
 
 
 def latest(registry):

@@ -1,15 +1,14 @@
 """`must promote --register kubeflow` against a registry as strict as the real one: one version, its metrics and place,
 the champion forward and back, and what goes wrong on the way."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
 from must.deploy.promote import kubeflow_registry
-from tests.deploy.promote.bundles import latest, make_bundle, promote
-from tests.model_registry_server import V1, V1ALPHA3, ModelRegistryServer
+from tests.deploy.promote.bundles import latest, make_bundle, promote, refused
+from tests.model_registry_server import V1ALPHA3, ModelRegistryServer
 
 FLAGS = ["--register", "kubeflow"]
 
@@ -27,15 +26,6 @@ def server(monkeypatch):
     monkeypatch.setenv("MODEL_REGISTRY_URL", server.uri)
     yield server
     server.stop()
-
-
-def refused(capsys, code, registry, *flags, name="digits"):
-    """The one line that is told."""
-    capsys.readouterr()  # of promotions before
-    with pytest.raises(SystemExit, match=str(code)):
-        promote(registry, *flags, name=name)
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def labelled(server):
@@ -89,62 +79,49 @@ def test_going_back_to_what_the_registry_does_not_have_leaves_it(server, registr
     promote(registry, "--model", make_bundle(tmp_path / "1", seed=1), *made, *FLAGS)
     there = champion(server)
     promote(registry, "--rollback", *FLAGS)
-    assert (
-        "is not there, and the champion stays" in capsys.readouterr().out
-        and champion(server) == there != latest(registry).version
-    )
+    assert "is not there, and the champion stays" in capsys.readouterr().out
+    assert champion(server) == there != latest(registry).version
 
 
-@pytest.mark.parametrize("why", ["gate", "champion"])
-def test_a_model_that_is_not_promoted_is_not_registered(server, registry, tmp_path, made, capsys, why):
-    (tmp_path / "decision.json").write_text(json.dumps({"passed": False, "reasons": []}))
-    flags = ["--decision", tmp_path / "decision.json"] if why == "gate" else ["--champion", "r0001-of-yesterday"]
-    code = 2 if why == "gate" else 73
-    refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *flags, *FLAGS)
+def test_a_model_that_is_not_promoted_is_not_registered(server, registry, tmp_path, made, capsys):
+    flags = [*made, "--champion", "r0001-of-yesterday", *FLAGS]
+    refused(capsys, 73, registry, "--model", make_bundle(tmp_path / "m"), *flags)
     assert not any(server.rows.values())
 
 
 @pytest.mark.parametrize(
-    "url, code, message",
+    "url, answer, code, message",
     [
-        ("", 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
-        ("model-registry:8080", 2, "MODEL_REGISTRY_URL is no http(s) address"),
-        ("http://[registry", 2, "MODEL_REGISTRY_URL is no http(s) address"),
-        ("http://me:secret@registry", 2, "MODEL_REGISTRY_URL holds a name or password"),
-        ("http://127.0.0.1:9", 75, "http://127.0.0.1:9 does not answer"),
+        ("", None, 2, "--register kubeflow: set MODEL_REGISTRY_URL to"),
+        ("model-registry:8080", None, 2, "MODEL_REGISTRY_URL is no http(s) address"),
+        ("http://[registry", None, 2, "MODEL_REGISTRY_URL is no http(s) address"),
+        ("http://me:secret@registry", None, 2, "MODEL_REGISTRY_URL holds a name or password"),
+        ("http://127.0.0.1:9", None, 75, "http://127.0.0.1:9 does not answer"),
+        (None, 503, 75, "answers 503 to GET registered_models: in trouble"),
+        (None, 403, 2, "answers 403"),
+        (None, 302, 2, "answers 302"),
+        (None, "archived", 2, "digits is archived there"),
+        (None, "a catalog", 2, "is no Kubeflow Model Registry"),
     ],
 )
-def test_an_address_that_is_none_is_named_and_nothing_is_promoted(
-    registry, tmp_path, made, monkeypatch, capsys, url, code, message
+def test_what_is_wrong_with_the_server_is_named_and_nothing_is_promoted(
+    server, registry, tmp_path, made, monkeypatch, capsys, url, answer, code, message
 ):
-    monkeypatch.setenv("MODEL_REGISTRY_URL", url)
+    if url is not None:
+        monkeypatch.setenv("MODEL_REGISTRY_URL", url)
+    elif answer == "archived":
+        server.post(["registered_models"], {}, {"name": "digits", "state": "ARCHIVED"})
+    elif answer == "a catalog":
+        server.root = "/api/model_catalog/"
+    else:
+        server.faults = [("GET", "/registered_models", answer)] * kubeflow_registry.TRIES
     line = refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
     assert message in line and "nothing was promoted" in line and "secret" not in line
     assert not (tmp_path / "registry").exists()
 
 
-@pytest.mark.parametrize(
-    "fault, code, message",
-    [
-        (503, 75, "answers 503 to GET registered_models: in trouble"),
-        (403, 2, "answers 403"),
-        (302, 2, "answers 302"),
-        ("archived", 2, "digits is archived there"),
-    ],
-)
-def test_what_a_server_refuses_is_known_before_anything_is_promoted(
-    server, registry, tmp_path, made, capsys, fault, code, message
-):
-    if fault == "archived":
-        server.post(["registered_models"], {}, {"name": "digits", "state": "ARCHIVED"})
-    else:
-        server.faults = [("GET", "/registered_models", fault)] * kubeflow_registry.TRIES
-    line = refused(capsys, code, registry, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
-    assert message in line and "nothing was promoted" in line and not (tmp_path / "registry").exists()
-
-
-def test_a_token_is_sent_from_the_environment_or_from_a_file(registry, tmp_path, made, monkeypatch, capsys):
-    server = ModelRegistryServer(token="sesame")
+def test_a_token_is_sent_from_the_environment_or_from_a_file(server, registry, tmp_path, made, monkeypatch, capsys):
+    server.token = "sesame"
     monkeypatch.setenv("MODEL_REGISTRY_URL", server.uri + "/")
     flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
     assert "answers 401" in refused(capsys, 2, registry, *flags)
@@ -154,20 +131,12 @@ def test_a_token_is_sent_from_the_environment_or_from_a_file(registry, tmp_path,
     promote(registry, *flags)
     monkeypatch.setenv("MODEL_REGISTRY_TOKEN", "another")
     assert "answers 401" in refused(capsys, 2, registry, *flags)
-    server.stop()
 
 
-@pytest.mark.parametrize("root", [V1, V1ALPHA3, "/api/model_catalog/"])
-def test_old_servers_and_new_ones_are_spoken_to(registry, tmp_path, made, monkeypatch, capsys, root):
-    server = ModelRegistryServer(root=root)
-    monkeypatch.setenv("MODEL_REGISTRY_URL", server.uri)
-    flags = ["--model", make_bundle(tmp_path / "m"), *made, *FLAGS]
-    if root in (V1, V1ALPHA3):
-        promote(registry, *flags)
-        assert champion(server) == latest(registry).version
-    else:
-        assert "is no Kubeflow Model Registry" in refused(capsys, 2, registry, *flags) and not latest(registry).version
-    server.stop()
+def test_an_older_server_is_spoken_to(server, registry, tmp_path, made):
+    server.root = V1ALPHA3
+    promote(registry, "--model", make_bundle(tmp_path / "m"), *made, *FLAGS)
+    assert champion(server) == latest(registry).version
 
 
 @pytest.mark.parametrize("path", ["/registered_models", "/model_versions", "/artifacts"])

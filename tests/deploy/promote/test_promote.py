@@ -1,4 +1,5 @@
-"""The registry: versions are whole, LATEST moves once, of two rivals one loses aloud, one command goes back."""
+"""The registry: versions are whole, LATEST moves once, of two rivals one loses aloud, one command goes back; files that
+are damaged or of another kind are refused in one line."""
 
 import hashlib
 import json
@@ -11,7 +12,7 @@ from must.api.cli import main
 from must.base import storage
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
-from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once
+from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once, refused
 from tests.evaluation.measured import MEASURED
 
 
@@ -19,6 +20,7 @@ from tests.evaluation.measured import MEASURED
 def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, tmp_path, capsys):
     bundle = make_bundle(tmp_path / "model", seed=1, revision=3)
     make_onnx(tmp_path / "onnx" / "model.onnx")
+    (tmp_path / "onnx" / ".env").write_text("a key: hidden files are not published")
     write_metrics(str(tmp_path / "metrics.json"), MEASURED)
     promote(registry, "--model", bundle, "--onnx", tmp_path / "onnx", "--metrics", tmp_path / "metrics.json")
     assert "LATEST is r0003-" in capsys.readouterr().out
@@ -43,9 +45,8 @@ def test_what_a_link_leads_to_is_not_published(registry, tmp_path, capsys, where
     if link.exists():
         link.rename(target)
     link.symlink_to(tmp_path / "secret" if where == "onnx/more" else target)
-    with pytest.raises(SystemExit) as ended:
-        promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
-    assert ended.value.code == 2 and f"'{where.partition('/')[2]}' is a link" in capsys.readouterr().err
+    line = refused(capsys, 2, registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
+    assert f"'{where.partition('/')[2]}' is a link" in line
     assert not Registry(registry, "digits").versions()
 
 
@@ -63,18 +64,8 @@ def test_what_cannot_be_opened_is_not_published(registry, tmp_path, capsys, brok
     make_bundle(tmp_path / "model")
     make_onnx(tmp_path / "onnx" / "model.onnx")
     (tmp_path / broken).write_bytes((tmp_path / broken).read_bytes()[:-100])
-    with pytest.raises(SystemExit, match="2"):
-        promote(registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert broken in line and not Registry(registry, "digits").versions()
-
-
-def test_hidden_files_are_not_published(registry, tmp_path):
-    make_onnx(tmp_path / "onnx" / "model.onnx")
-    (tmp_path / "onnx" / ".env").write_text("a key")
-    promote(registry, "--model", make_bundle(tmp_path / "model"), "--onnx", tmp_path / "onnx")
-    (version,) = Registry(registry, "digits").versions()
-    assert "onnx/model.onnx" in version["files"] and not [name for name in version["files"] if "env" in name]
+    assert broken in refused(capsys, 2, registry, "--model", tmp_path / "model", "--onnx", tmp_path / "onnx")
+    assert not Registry(registry, "digits").versions()
 
 
 @EVERYWHERE
@@ -87,9 +78,7 @@ def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, ca
     assert latest(registry).version == names[1]
     promote(registry, "--rollback")
     assert (latest(registry).version, latest(registry).previous) == (names[0], ())
-    with pytest.raises(SystemExit, match="2"):
-        promote(registry, "--rollback")
-    assert "no earlier champion to go back to" in capsys.readouterr().err
+    assert "no earlier champion to go back to" in refused(capsys, 2, registry, "--rollback")
     promote(registry, "--model", tmp_path / "2")  # and forward again
     promote(registry, "--model", tmp_path / "1")
     promote(registry, "--rollback", "--to", names[0])
@@ -107,9 +96,8 @@ def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(reg
 
 def test_a_challenger_of_yesterdays_champion_is_refused(registry, tmp_path, capsys):
     promote(registry, "--model", make_bundle(tmp_path / "a", seed=1), "--champion", "none")
-    with pytest.raises(SystemExit, match="73"):
-        promote(registry, "--model", make_bundle(tmp_path / "b", seed=2), "--champion", "none")
-    assert "LATEST is r0000-" in (line := capsys.readouterr().err) and "not empty, which this model" in line
+    line = refused(capsys, 73, registry, "--model", make_bundle(tmp_path / "b", seed=2), "--champion", "none")
+    assert "LATEST is r0000-" in line and "not empty, which this model" in line
     assert latest(registry).previous == ()
 
 
@@ -178,69 +166,104 @@ def test_a_lost_answer_to_the_move_is_no_defeat(bucket_server, tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        promote("registry", *flags)
-    assert message in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    assert message in refused(capsys, 2, "registry", *flags)
 
 
-@pytest.mark.parametrize("revision", [-1, 10**9, 10**400], ids=range(3))
-def test_a_bundle_whose_data_have_no_revision_needs_a_name(tmp_path, capsys, revision):
+@pytest.mark.parametrize("revision", [-1, 10**400], ids=range(2))
+def test_a_bundle_whose_data_have_no_revision_needs_a_name(registry, tmp_path, capsys, revision):
     bundle = make_bundle(tmp_path / "bundle", revision=revision)
-    with pytest.raises(SystemExit, match="2"):
-        promote(str(tmp_path / "registry"), "--model", bundle)
-    assert "name it with --version" in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
-    promote(str(tmp_path / "registry"), "--model", bundle, "--version", "mine")
-    assert latest(str(tmp_path / "registry")).version == "mine"
+    assert "name it with --version" in refused(capsys, 2, registry, "--model", bundle)
+    promote(registry, "--model", bundle, "--version", "mine")
+    assert latest(registry).version == "mine"
 
 
 @pytest.mark.parametrize("revision", ["7", 1.5, True, [1]], ids=range(4))
-def test_a_bundle_whose_revision_is_no_number_is_damaged(tmp_path, capsys, revision):
-    with pytest.raises(SystemExit, match="2"):
-        promote(str(tmp_path / "registry"), "--model", make_bundle(tmp_path / "bundle", revision=revision))
-    assert capsys.readouterr().err.endswith("model.json: is damaged\n")
+def test_a_bundle_whose_revision_is_no_number_is_damaged(registry, tmp_path, capsys, revision):
+    bundle = make_bundle(tmp_path / "bundle", revision=revision)
+    assert refused(capsys, 2, registry, "--model", bundle).endswith("model.json: is damaged")
 
 
-@pytest.mark.parametrize(
-    "flags, passed",
-    [
-        ([], True),
-        (["--min-agreement", "0.95"], False),
-        (["--gate", "labelled", "--min-gain", "0.1"], False),
-        (["--gate", "none", "--min-agreement", "1"], True),
-    ],
-)
-def test_the_gate_decides_and_promote_obeys(tmp_path, capsys, flags, passed):
-    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
-    decision = tmp_path / "decision.json"
-    main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision), *flags])
-    shown = capsys.readouterr().out
+def decided(tmp_path, metrics, *flags):
+    """decision.json of `must gate`."""
+    write_metrics(str(tmp_path / "metrics.json"), metrics)
+    main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(tmp_path / "decision.json"), *flags])
+    return tmp_path / "decision.json"
+
+
+@pytest.mark.parametrize("flags, passed", [([], True), (["--min-agreement", "0.95"], False)])
+def test_the_gate_decides_and_promote_obeys(registry, tmp_path, capsys, flags, passed):
+    decision = decided(tmp_path, MEASURED, *flags)
     assert json.loads(decision.read_text())["passed"] is passed
-    assert ("STOP" in shown) is not passed
-    bundle, registry = make_bundle(tmp_path / "model"), str(tmp_path / "registry")
+    assert ("STOP" in capsys.readouterr().out) is not passed
+    flags = ["--model", make_bundle(tmp_path / "model"), "--decision", decision]
     if passed:
-        promote(registry, "--model", bundle, "--decision", decision)
+        promote(registry, *flags)
         assert Registry(registry, "digits").versions()[0]["decision"]["passed"]
     else:
-        with pytest.raises(SystemExit, match="2"):
-            promote(registry, "--model", bundle, "--decision", decision)
-        assert "the gate stopped this model" in capsys.readouterr().err
+        assert "the gate stopped this model" in refused(capsys, 2, registry, *flags)
 
 
-def test_zero_shot_goes_green_but_replaces_no_champion(tmp_path, capsys):
+def test_zero_shot_goes_green_but_replaces_no_champion(registry, tmp_path, capsys):
     """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
     free = MEASURED.label_free
     same = replace(free, compared=replace(free.compared, agreement=1.0))
-    write_metrics(str(tmp_path / "metrics.json"), replace(MEASURED, label_free=same))
-    decision = tmp_path / "decision.json"
-    main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(decision)])
+    decision = decided(tmp_path, replace(MEASURED, label_free=same))
     assert "gate (label-free): passed, zero-shot is kept" in capsys.readouterr().out
     said = json.loads(decision.read_text())
     assert said["passed"] and said["outcome"] == "zero-shot"
-    bundle, registry = make_bundle(tmp_path / "model"), str(tmp_path / "registry")
-    promote(registry, "--model", bundle, "--decision", decision)
-    first = Registry(registry, "digits").latest().version
+    promote(registry, "--model", make_bundle(tmp_path / "model"), "--decision", decision)
+    first = latest(registry).version
     assert first
+    flags = ["--model", make_bundle(tmp_path / "other", seed=1), "--decision", decision]
+    assert "has a champion, which stays" in refused(capsys, 2, registry, *flags)
+    assert latest(registry).version == first
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+FOREIGN = [
+    DEEP,
+    "[]",
+    '{"version": ' + "9" * 5000 + "}",
+    '{"a": "\xff"}',
+    "{}",
+    '{"passed": null}',
+    '{"metrics": 1, "version": "a", "created": "b", "backbone": "c"}',
+    '{"adapted": 1}',
+    '{"label_free": null}',
+]
+
+
+@pytest.fixture
+def place(registry, tmp_path):
+    """The folder of a registry's model, with one version."""
+    promote(registry, "--model", make_bundle(tmp_path / "model"))
+    return tmp_path / "registry" / "digits"
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_foreign_file_is_one_line(place, registry, tmp_path, capsys, text):
+    (file := tmp_path / "file.json").write_bytes(text.encode("latin-1"))
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
-        promote(registry, "--model", make_bundle(tmp_path / "other", seed=1), "--decision", decision)
-    assert "has a champion, which stays" in capsys.readouterr().err
-    assert Registry(registry, "digits").latest().version == first
+        main(["gate", "--metrics", str(file)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
+    if "passed" not in text and "adapted" not in text:
+        assert str(file) in refused(capsys, 2, registry, "--model", tmp_path / "model", "--decision", file)
+    (place / latest(registry).version / "version.json").write_bytes(file.read_bytes())
+    assert "version.json" in refused(capsys, 2, registry, "--list")
+    (place / "decisions").mkdir()
+    (place / "decisions" / "key.json").write_bytes(file.read_bytes())
+    assert Registry(registry, "digits").decision("key") is None  # nothing is known: the run does its work
+
+
+def test_a_latest_that_is_damaged_is_written_anew_as_its_line_says(place, registry, capsys):
+    version = latest(registry).version
+    for damage in ("", DEEP, '{"version": "x"}'):
+        (place / "LATEST").write_text(damage)
+        line = refused(capsys, 2, registry, "--rollback")
+        assert "LATEST is damaged" in line and "--rollback --to" in line
+        assert f"there are: {version}" in refused(capsys, 2, registry, "--rollback", "--to", "other")
+        promote(registry, "--rollback", "--to", version)
+        assert latest(registry).version == version
+    assert json.loads((place / "LATEST").read_text())["reason"] == "LATEST was damaged"

@@ -7,8 +7,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.model_registry_server import V1ALPHA3, ModelRegistryServer
 
 CALLS = json.loads((Path(__file__).parent / "recorded" / "model-registry.json").read_text())["calls"]
@@ -16,13 +14,6 @@ OWN = re.compile(
     r"(?<=_models/)\d+|(?<=_versions/)\d+|(?<=_artifacts/)\d+|(?<=parentResourceId=)\d+|(?<=nextPageToken=)\w+"
 )
 DIFFERS = {"state", "customProperties"}  # of an artifact: the real one has the first only once it was changed
-
-
-@pytest.fixture
-def server():
-    made = ModelRegistryServer(root=V1ALPHA3)
-    yield made
-    made.stop()
 
 
 def ask(server, method, path, body):
@@ -36,8 +27,10 @@ def ask(server, method, path, body):
         return error.code, json.load(error)
 
 
-def test_it_answers_as_kubeflows_registry_does(server):
+def test_it_answers_as_kubeflows_registry_does(request):
     """Each call's status, and the fields of what it gives. Numbers and tokens are the server's own."""
+    server = ModelRegistryServer(root=V1ALPHA3)
+    request.addfinalizer(server.stop)
     own: dict[str, str] = {}
     wrong: list[Any] = []
     for call in CALLS:

@@ -8,27 +8,12 @@ import pytest
 
 from must.base import storage
 from must.deploy.promote.registry import Registry
-from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once
+from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once, refused
 
 
-def test_a_killed_promotion_leaves_no_half_version(tmp_path):
-    """The description comes last: a folder without it is no version, and the same command completes it."""
-    registry, bundle = str(tmp_path / "registry"), make_bundle(tmp_path / "model")
-    command = ["promote", "--registry", registry, "--name", "digits", "--model", str(bundle)]
-    code = (
-        "import os, must.deploy.promote.registry as r; copy = r.copy\n"
-        "r.copy = lambda s, t: os._exit(9) if t.endswith('model.json') else copy(s, t)\n"
-        f"from must.api.cli import main; main({command})"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    assert Registry(registry, "digits").versions() == [] and latest(registry).version == ""
-    promote(registry, "--model", bundle)
-    assert len(Registry(registry, "digits").versions()) == 1
-
-
-def killed(monkeypatched, *flags):
+def killed(monkeypatched, registry, *flags):
     """The promotion in a process that kills itself where it is told to."""
-    command = ["promote", *map(str, flags)]
+    command = ["promote", "--registry", registry, "--name", "digits", *map(str, flags)]
     code = (
         "import os, signal, must.deploy.promote.registry as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"{monkeypatched}\nfrom must.api.cli import main; main({command})"
@@ -59,15 +44,20 @@ MOMENTS = {
 }
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "registry, moment",
+    [("bucket", "before the description"), *(("local", moment) for moment in MOMENTS)],
+    indirect=["registry"],
+)
 def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(registry, tmp_path, moment):
     first, second = onnx_folder(tmp_path / "fp32", model="fp32"), onnx_folder(tmp_path / "int8", model="int8")
     promote(registry, "--model", make_bundle(tmp_path / "0"), "--onnx", first)
     before = latest(registry)
     flags = ["--model", make_bundle(tmp_path / "1", seed=1), "--onnx", second, "--champion", before.version]
-    killed(MOMENTS[moment], "--registry", registry, "--name", "digits", *flags)
+    killed(MOMENTS[moment], registry, *flags)
     assert (latest(registry) == before) is (moment != "after LATEST moved") and is_whole(registry, before.version)
+    versions = Registry(registry, "digits").versions()
+    assert len(versions) == (2 if "LATEST" in moment else 1), "without its description it is no version"
     for _ in range(2):
         promote(registry, *flags)
         after = latest(registry)
@@ -77,18 +67,11 @@ def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(regis
         assert len(Registry(registry, "digits").versions()) == 2
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-def test_other_weights_never_get_a_name_that_is_taken(registry, tmp_path, capsys, chosen):
-    flags = ["--version", "v1"] if chosen else []
-    promote(registry, "--model", make_bundle(tmp_path / "a", seed=1), *flags)
+def test_other_weights_never_get_a_name_that_is_taken(registry, tmp_path, capsys):
+    promote(registry, "--model", make_bundle(tmp_path / "a", seed=1))
     before = latest(registry)
     other = make_bundle(tmp_path / "b", seed=2)
-    if not chosen:
-        flags = ["--version", before.version]
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match="2"):
-        promote(registry, "--model", other, *flags)
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused(capsys, 2, registry, "--model", other, "--version", before.version)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     sums = [hashlib.sha256(data).hexdigest()[:12] for data in weights]
     assert all(sum_ in line for sum_ in sums) and line.endswith("give another --version")
@@ -111,15 +94,13 @@ def test_another_onnx_file_of_the_same_weights_is_a_version_of_its_own(registry,
     (int8 / "jpeg.onnx").write_text("takes files")
     promote(registry, *model, "--onnx", int8)
     assert len(Registry(registry, "digits").versions()) == 3
-    with pytest.raises(SystemExit, match="2"):
-        promote(registry, *model, "--onnx", int8, "--version", first)
-    assert "with other ONNX files (different: onnx/jpeg.onnx, onnx/model.onnx)" in capsys.readouterr().err
+    line = refused(capsys, 2, registry, *model, "--onnx", int8, "--version", first)
+    assert "with other ONNX files (different: onnx/jpeg.onnx, onnx/model.onnx)" in line
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("chosen", [[], ["--version", "v1"]])
-def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path, chosen):
-    model = ["--model", make_bundle(tmp_path / "model"), *chosen]
+def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path):
+    model = ["--model", make_bundle(tmp_path / "model"), "--version", "v1"]
     promote(registry, *model)
     (before,) = Registry(registry, "digits").versions()
     promote(registry, *model, "--onnx", onnx_folder(tmp_path / "onnx", model="fp32"))
@@ -129,8 +110,7 @@ def test_onnx_files_are_added_to_a_version_that_has_none(registry, tmp_path, cho
     assert {**after, "files": None} == {**before, "files": None} and latest(registry).version == after["version"]
 
 
-def test_what_was_exported_into_the_versions_own_folder_is_added(tmp_path):
-    registry = str(tmp_path / "registry")
+def test_what_was_exported_into_the_versions_own_folder_is_added(registry, tmp_path):
     promote(registry, "--model", make_bundle(tmp_path / "model"))
     place = tmp_path / "registry" / "digits" / latest(registry).version
     onnx_folder(place / "onnx", model="fp32")
@@ -139,20 +119,16 @@ def test_what_was_exported_into_the_versions_own_folder_is_added(tmp_path):
     assert "onnx/model.onnx" in Registry(registry, "digits").checksums(place.name)
 
 
-@pytest.mark.parametrize("then", ["the same", "another file"])
-def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(tmp_path, then):
-    registry, model = str(tmp_path / "registry"), ["--model", make_bundle(tmp_path / "model")]
+def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(registry, tmp_path):
+    model = ["--model", make_bundle(tmp_path / "model")]
     promote(registry, *model)
     version = latest(registry).version
     folder = onnx_folder(tmp_path / "onnx", jpeg="takes files", model="fp32")
-    killed(
-        "copy = r.copy; r.copy = lambda s, t: die() if t.endswith('model.onnx') else copy(s, t)",
-        "--registry", registry, "--name", "digits", *model, "--onnx", folder,
-    )  # fmt: skip
+    moment = "copy = r.copy; r.copy = lambda s, t: die() if t.endswith('model.onnx') else copy(s, t)"
+    killed(moment, registry, *model, "--onnx", folder)
     assert (tmp_path / "registry" / "digits" / version / "onnx" / "jpeg.onnx").exists()
     assert is_whole(registry, version) and "onnx/jpeg.onnx" not in Registry(registry, "digits").checksums(version)
-    if then == "another file":
-        folder = onnx_folder(tmp_path / "other", model="int8")
+    folder = onnx_folder(tmp_path / "other", model="int8")
     promote(registry, *model, "--onnx", folder)
     assert latest(registry).version == version and is_whole(registry, version)
     there = {path.name for path in (tmp_path / "registry" / "digits" / version / "onnx").iterdir()}

@@ -1,12 +1,12 @@
-"""What answers measure: pictures in a random order, and intervals that hold as often as they say."""
+"""What answers measure: pictures in a random order, and intervals that hold as often as they say. In answers.jsonl
+nothing that was confirmed is lost, and nothing half-written counts."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from must.method.answers.book import Answer
+from must.method.answers.book import Answer, append, read_answers
 from must.method.answers.estimate import Measured, difference, share
 from must.method.answers.review import NO_CLASS, RANDOM, Picture, Review, doubtful_order, random_order
 
@@ -88,22 +88,15 @@ def test_what_was_picked_or_is_unsure_measures_nothing_and_a_gap_does_not_end_th
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content | {"format": 1},
-        lambda content: content | {"classes": ["a", "b"]},
-        lambda content: content | {"pictures": [content["pictures"][0] | {"sha256": "x"}]},
-        lambda content: content | {"pictures": [content["pictures"][0] | {"similar": None}]},
-        lambda content: [],
-    ],
-    ids=["an earlier format", "fewer classes", "no sha256", "no list", "no object"],
+    "old, new",
+    [('"format":', '"format":1'), ('"b",', ""), (f'"{0:064x}"', '"x"'), ('"similar":[]', '"similar":null')],
+    ids=["another format", "fewer classes", "no sha256", "no list"],
 )
-def test_a_review_of_another_format_or_a_damaged_one_is_refused_in_one_line(tmp_path, change):
-    review = review_of(3)
+def test_a_review_of_another_format_or_a_damaged_one_is_refused_in_one_line(tmp_path, old, new):
+    review, file = review_of(3), tmp_path / "review.json"
     review.save(str(tmp_path))
-    assert Review.load(str(tmp_path)) == review
-    content = json.loads(json.dumps(asdict(review)))
-    (tmp_path / "review.json").write_text(json.dumps(change(content)))
+    assert Review.load(str(tmp_path)) == review and old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=r"review\.json: is damaged or of another version; delete it") as error:
         Review.load(str(tmp_path))
     assert "\n" not in str(error.value)
@@ -117,3 +110,69 @@ def test_a_review_of_other_classes_or_other_shards_is_refused(tmp_path):
             review.require(*given, "--answers x")
     with pytest.raises(ValueError, match=r"--answers .*: no review\.json there"):
         Review.load(str(tmp_path))
+
+
+A, B = "a" * 64, "b" * 64
+
+
+def line(sha256, **rest):
+    return {"image": "x.png", "sha256": sha256} | rest
+
+
+def test_the_last_line_about_a_picture_counts(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    for entry in (line(A, label="cat"), line(B, label=None), line(A, label="dog"), line(B, unsure=True)):
+        append(file, entry)
+    found = read_answers(str(tmp_path), ["cat", "dog"])
+    assert found[A].label == "dog" and found[B].unsure and found[B].label is None
+    append(file, line(A, undone=True))
+    assert read_answers(str(file)).keys() == {B}
+
+
+@pytest.mark.parametrize("torn", ['{"image": "y.png", "sha2', "{"])
+def test_what_a_killed_program_left_does_not_count_and_does_not_spoil_the_next(tmp_path, torn):
+    file = tmp_path / "answers.jsonl"
+    append(file, line(A, label="cat"))
+    with file.open("a") as out:
+        out.write(torn)
+    assert read_answers(str(file)).keys() == {A}
+    append(file, line(B, label="dog"))
+    assert [json.loads(text)["sha256"] for text in file.read_text().splitlines()] == [A, B]
+
+
+def test_another_programs_file_may_lack_the_last_line_feed(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(line(A, label="cat")))
+    assert read_answers(str(file))[A].label == "cat"
+    append(file, line(B, label="dog"))
+    assert read_answers(str(file)).keys() == {A, B}
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (f'{{"sha256": "{A}", "label": "cow"}}', "line 2: 'cow' is none of the model's classes"),
+        (f'{{"sha256": "{A}"}}', "line 2: KeyError"),
+        ('{"sha256": "../x", "label": "cat"}', "line 2: '../x' is not a sha256"),
+        (f'{{"sha256": "{A}", "label": 3}}', "line 2: label must be a class name or null"),
+        ("[]", "line 2: TypeError"),
+        ("nonsense\n", "line 2: "),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path, text, why):
+    file = tmp_path / "answers.jsonl"
+    append(file, line(B, label="cat"))
+    with file.open("a") as out:
+        out.write(text + "\n")
+    with pytest.raises(ValueError, match="answers.jsonl, " + why.replace("(", r"\(")):
+        read_answers(str(file), ["cat"])
+
+
+def test_what_was_picked_is_known_by_its_line(tmp_path):
+    for sha256, rest in ((A, {}), (B, {"picked": True}), ("c" * 64, {"position": 0})):  # the last: of must 0.1
+        append(tmp_path / "answers.jsonl", line(sha256, label="cat", **rest))
+    assert [one.picked for one in read_answers(str(tmp_path)).values()] == [False, True, True]
+
+
+def test_no_file_has_no_answers(tmp_path):
+    assert read_answers(str(tmp_path / "nothing")) == {}

@@ -30,7 +30,7 @@ SILENCE = 120  # seconds in which a program that works has long answered
 def open_page():
     """Makes pages; their programs end with the test."""
     pages = []
-    yield lambda *given: pages.append(Page(*given)) or pages[-1]
+    yield lambda folder: pages.append(Page(folder)) or pages[-1]
     for page in pages:
         page.process.kill()
         page.process.communicate()
@@ -39,11 +39,9 @@ def open_page():
 class Page:
     """A browser's side of `must review`, run as a program of its own."""
 
-    def __init__(self, folder, name="page"):
-        config, self.name = config_at(folder), name
-        flags = [
-            word for key in ("model", "baseline", "shards", "output") for word in (f"--{key}", getattr(config, key))
-        ]
+    def __init__(self, folder):
+        config = config_at(folder)
+        flags = [f"--{key}={getattr(config, key)}" for key in ("model", "baseline", "shards", "output")]
         command = [sys.executable, "-m", "must", "review", *flags, "--who", "ann"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         first = self.process.stdout.readline()  # before any picture is looked at
@@ -51,7 +49,7 @@ class Page:
 
     def ask(self, method, path, said=None, token=None):
         connection = http.client.HTTPConnection(self.host, timeout=SILENCE)
-        body = None if said is None else said if isinstance(said, bytes) else json.dumps({"page": self.name} | said)
+        body = None if said is None else said if isinstance(said, bytes) else json.dumps({"page": "page"} | said)
         connection.request(method, f"/{self.token if token is None else token}/{path}", body)
         reply = connection.getresponse()
         return reply.status, reply.read(), reply.headers
@@ -131,12 +129,7 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
         assert page.ask("POST", "grid", wrong)[0] == 400, wrong
     assert page.ask("POST", "undo", {})[0] == 400 and page.ask("POST", "show", {"number": 10**6})[0] == 400
     assert not (folder / "answers.jsonl").exists()
-    assert page.post("next")["picture"]["place"] == 1
-    page.name = "another"
-    assert page.post("next")["picture"]["place"] == 2
     assert page.post("leave") == {} and page.ask("POST", "gone", {})[0] == 404
-    page.name = "third"
-    assert page.post("next")["picture"]["place"] == 2
     second = subprocess.run(page.process.args, capture_output=True, text=True, timeout=SILENCE, check=False)
     assert second.returncode == 73 and "another `must review`" in second.stderr
     assert page.end(signal.SIGINT)[0] == 0
@@ -190,9 +183,7 @@ def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_
     again = {"kind": "label", "label": "one", "also": [first.number], "grid": True}
     session.answer("page", again)
     assert session.answers[first.sha256].label is None, "a grid changes no answer that measures"
-    assert {one["says"][0] for one in session.grid("page", {"sort": "differ"})["pictures"]}
-    session.undo("page", {})
-    assert Session(review, str(folder), "ann").next("new")["state"]["recent"]
+    assert all(len(set(one["says"])) > 1 for one in session.grid("page", {"sort": "differ"})["pictures"])
     rows = session.end("page")["rows"]
     assert [row[0] for row in rows] == ["zero-shot", "the model", "refined labels, without answers"]
 
@@ -299,9 +290,6 @@ def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(
         damage()
         with pytest.raises(ValueError, match=r"review\.safetensors: is missing or damaged; delete review\.json"):
             Images.load(str(folder))
-    (folder / "review.json").write_text((folder / "review.json").read_text()[:-100])
-    with pytest.raises(ValueError, match="is damaged or of another version"):
-        review_at(config)
 
 
 def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""Servers for the tests of files."""
+"""A server for the tests of files."""
 
 import pytest
 
@@ -9,11 +9,4 @@ from tests.deploy.serve.server import running
 def server(exported):
     """With small limits, but patient: the machine may be busy."""
     with running("--model", exported[1], "--name", "digits", "--max-body", 2, "--max-images", 16) as it:
-        yield it
-
-
-@pytest.fixture(scope="module")
-def impatient(exported):
-    """Waits a second for clients."""
-    with running("--model", exported[1], "--name", "digits", "--max-body", 2, "--patience", 1) as it:
         yield it

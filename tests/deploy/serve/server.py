@@ -38,34 +38,22 @@ def ask(connection, method, path, body=None, **headers):
 
 
 @contextmanager
-def running(*flags):
-    """`must serve` with these flags on free ports; ended with SIGTERM, and its exit code must be 0."""
-    command = [
-        sys.executable,
-        "-m",
-        "must",
-        "serve",
-        "--port",
-        "0",
-        "--drain",
-        "0",
-        *map(str, flags),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def running(*flags, drain=0, stderr=subprocess.PIPE):
+    """`must serve` with these flags on a free port, ended with SIGTERM unless the test did so; it must exit with 0."""
+    command = [sys.executable, "-m", "must", "serve", "--port", "0", "--drain", str(drain), *map(str, flags)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     log = []
-    reader = threading.Thread(target=lambda: [log.append(line) for line in process.stderr], daemon=True)
+    reader = threading.Thread(target=lambda: [log.append(line) for line in process.stderr or ()], daemon=True)
     reader.start()
     try:
         line = process.stdout.readline()
         found = re.search(r"http://127.0.0.1:(\d+) ", line)
         assert found, (line, log, process.poll())
         yield Address(int(found[1]), process, log)
-        assert process.poll() is None, log
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(SILENCE) == 0, log
     finally:
         process.kill()
-        process.wait()
         reader.join(SILENCE)
-        process.stdout.close()
-        process.stderr.close()
+        process.communicate()

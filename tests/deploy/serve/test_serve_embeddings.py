@@ -29,11 +29,11 @@ def expected(embedded, pictures):
     return classifier.predict(np.stack([view(decode(data)) for _, data in pictures[:3]]), embeddings=True)[1]
 
 
-def asked(pictures, *outputs, **parameters):
+def asked(pictures, *outputs):
     data = [base64.b64encode(data).decode() for _, data in pictures[:3]]
     request = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [3], "data": data}]}
     if outputs:
-        request["outputs"] = [{"name": name, "parameters": parameters} for name in outputs]
+        request["outputs"] = [{"name": name} for name in outputs]
     return json.dumps(request).encode()
 
 
@@ -49,17 +49,6 @@ def test_who_names_no_outputs_gets_the_usual_ones(embedding_server, pictures):
     answer = embedding_server.ask("POST", INFER, asked(pictures))[1]
     assert [output["name"] for output in answer["outputs"]] == USUAL
     assert "embedding" not in embedding_server.ask("POST", "/classify", pictures[0][1])[1]
-
-
-def test_binary_data(embedding_server, pictures, expected):
-    connection = embedding_server.connection()
-    body = asked(pictures, "embedding", binary_data=True)
-    connection.request("POST", INFER, body)
-    answer = connection.getresponse()
-    data, length = answer.read(), int(answer.headers["Inference-Header-Content-Length"])
-    (told,) = json.loads(data[:length])["outputs"]
-    assert told["parameters"] == {"binary_data_size": 3 * 64 * 4} and len(data) == length + 3 * 64 * 4
-    np.testing.assert_allclose(np.frombuffer(data[length:], "<f4").reshape(3, 64), expected, atol=1e-5)
 
 
 def test_classify(embedding_server, pictures, expected):

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from must.base import storage
 from tests.deploy.serve.server import SILENCE, ask, running
 from tests.deploy.serve.versions import NAME, add_version, promote
 
@@ -19,80 +20,59 @@ def until(condition, what):
         time.sleep(0.05)
 
 
-def http_client(server, data, count, answers, errors):
-    connection = server.connection()
-    for _ in range(count):
-        try:
-            status, answer = ask(connection, "POST", "/classify?top_k=1", data)
-            answers.append((status, answer.get("version"), answer.get("class")))
-        except Exception as error:
-            errors.append(error)
-    connection.close()
-
-
 @pytest.mark.slow
 def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
-    """Requests of eight clients while LATEST goes through five versions."""
-    registry, clients, requests = tmp_path / "registry", 8, 10_000
-    versions = ["v1", "v2", "v3", "v4", "v5"]
+    """Requests of eight clients while LATEST goes through three versions."""
+    registry, clients, requests = tmp_path / "registry", 8, 6_000
+    versions = ["v1", "v2", "v3"]
     for version in versions:
         add_version(registry, exported, version, tmp_path)
     promote(registry, versions[0])
-    answers, errors = [], []
-    with running("--registry", registry, "--name", NAME, "--poll", 0.2) as server:
+    answers = []
+
+    def send(connection, data):
+        for _ in range(requests // clients):
+            status, answer = ask(connection, "POST", "/classify?top_k=1", data)
+            answers.append((status, answer.get("version"), answer.get("class")))
+
+    with running("--registry", registry, "--name", NAME, "--poll", 0.2) as server, ThreadPoolExecutor(clients) as pool:
         until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
-        threads = [
-            threading.Thread(target=http_client, args=(server, data, requests // clients, answers, errors))
-            for _, data in pictures[:clients]
-        ]
-        for thread in threads:
-            thread.start()
+        sending = [pool.submit(send, server.connection(), data) for _, data in pictures[:clients]]
         for number, version in enumerate(versions[1:], 1):
-            until(lambda n=number: len(answers) + len(errors) >= n * requests // len(versions), "the load stands still")
+            until(lambda n=number: len(answers) >= n * requests // len(versions), "the load stands still")
             promote(registry, version)
-        for thread in threads:
-            thread.join()
+        for future in sending:
+            future.result()  # raises what was lost
         until(lambda: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == versions[-1], server.log)
         text = server.ask("GET", "/metrics")[1].decode()
-        assert "must_model_swaps_total 4.0" in text and "must_model_swap_failures_total 0.0" in text
-    assert not errors and len(answers) == requests
-    assert {status for status, _, _ in answers} == {200}
+        assert "must_model_swaps_total 2.0" in text and "must_model_swap_failures_total 0.0" in text
+    assert len(answers) == requests and {status for status, _, _ in answers} == {200}
     assert {version for _, version, _ in answers} == set(versions)
     assert all(name.startswith(f"{version}-") for _, version, name in answers), "names are of the version that is told"
 
 
-def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(exported, pictures, tmp_path):
-    registry = tmp_path / "registry"
+def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(bucket_server, exported, pictures, tmp_path):
+    """From a registry in a bucket."""
+    registry = f"{bucket_server.uri}/registry"
     with running("--registry", registry, "--name", NAME, "--poll", 0.1) as server:
         assert server.ask("GET", "/v2/health/live")[0] == 200 and server.ask("GET", "/v2/health/ready")[0] == 503
         status, answer = server.ask("POST", "/classify", pictures[0][1])
         assert status == 503 and "no model is loaded yet" in answer["error"]
         until(lambda: server.said("waiting for the first promotion"), server.log)
-        add_version(registry, exported, "good", tmp_path)
-        promote(registry, "good")
-        until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
+        for version in ("first", "good"):
+            add_version(registry, exported, version, tmp_path)
+            promote(registry, version)
+            until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
+            until(lambda v=version: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == v, server.log)
 
         add_version(registry, exported, "other-bytes", tmp_path, spoil=b"something else than was promoted")
         promote(registry, "other-bytes")
         until(lambda: server.said("is not the file that was promoted"), server.log)
         assert server.ask("POST", "/classify", pictures[0][1])[1]["version"] == "good"
-        (registry / NAME / "LATEST").write_bytes(b"{")
+        storage.write_bytes(f"{registry}/{NAME}/LATEST", b"{")
         until(lambda: server.said("LATEST is damaged"), server.log)
         assert server.ask("POST", "/classify", pictures[0][1])[1]["version"] == "good"
         assert server.ask("GET", "/v2/health/ready")[0] == 200
-
-
-def test_from_a_bucket(bucket_server, exported, pictures, tmp_path):
-    registry = f"{bucket_server.uri}/registry"
-    add_version(registry, exported, "v1", tmp_path)
-    promote(registry, "v1")
-    with running("--registry", registry, "--name", NAME, "--poll", 0.1) as server:
-        for version in ("v1", "v2"):
-            until(lambda: server.ask("GET", "/v2/health/ready")[0] == 200, server.log)
-            until(lambda v=version: server.ask("POST", "/classify", pictures[0][1])[1]["version"] == v, server.log)
-            if version == "v1":
-                add_version(registry, exported, "v2", tmp_path)
-                promote(registry, "v2")
 
 
 def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures):
@@ -108,8 +88,7 @@ def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures)
         connection.send(data[100:])
         answer = connection.getresponse()
         assert answer.status == 200 and b'"class"' in answer.read()
-        assert server.process.wait(SILENCE) == 0
-        server.process.poll = lambda: None  # it has ended as it should
+        server.process.wait(SILENCE)
 
 
 KILLED_WHILE_LOADING = """
