@@ -1,7 +1,5 @@
 """A container's CPU limit counts as cores."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +17,7 @@ from must.data.shards.build import shard
 from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from must.method.train.checkpoint import CHECKPOINTS as CHECKPOINTS
 from tests import zoo
+from tests.data.shards.test_shard_restart import wait_until
 
 HOLD = """
 import sys
@@ -40,10 +40,8 @@ def hold(place):
 def test_a_local_lock_names_its_owner_and_is_free_once_that_is_killed(tmp_path):
     impatient = replace(CHECKPOINTS, patience=0)
     process = hold(tmp_path)
-    with (
-        pytest.raises(ValueError, match=rf"another `must train` \(process {process.pid} on .*--checkpoints"),
-        lock.locked(str(tmp_path), impatient),
-    ):
+    message = rf"another `must train` \(process {process.pid} on .*--checkpoints"
+    with pytest.raises(ValueError, match=message), lock.locked(str(tmp_path), impatient):
         pass
     process.kill()
     process.wait()
@@ -69,11 +67,16 @@ def held(bucket_server, monkeypatch):
         yield bucket_server.uri + "/run/.shard.lock", check
 
 
-def wait_for_a_beat(uri):
-    before = storage.generation(uri)
-    deadline = time.monotonic() + 60
-    while storage.generation(uri) == before:
-        assert time.monotonic() < deadline, "the heart has stopped"
+def test_a_living_owner_is_respected_and_notices_another_one(held, monkeypatch):
+    uri, check = held
+    monkeypatch.setattr("socket.gethostname", lambda: "another-pod")
+    message = r"being written by another `must shard` \(process \d+ on"
+    with pytest.raises(ValueError, match=message), lock.locked(uri.rpartition("/")[0], SHARDS):
+        pass
+    check()
+    storage.write_bytes(uri, b"{}")  # somebody takes it over
+    with pytest.raises(ValueError, match="is now held by another"):
+        wait_until(lambda: check() is not None)  # with the next beat
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("raw"), KeyError("odd")])
@@ -88,9 +91,9 @@ def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
         return write(*values)
 
     monkeypatch.setattr(store, "write_bytes", fails_twice)
-    while faults:
-        time.sleep(0.001)
-    wait_for_a_beat(uri)
+    wait_until(lambda: not faults)
+    before = storage.generation(uri)
+    wait_until(lambda: storage.generation(uri) != before)
     check()
 
 
@@ -120,17 +123,14 @@ def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
         held[1]()
 
 
-def test_a_run_that_slept_does_not_delete_its_successors_lock(bucket_server, monkeypatch):
+def test_a_run_deletes_its_own_lock_and_not_its_successors(bucket_server):
     uri = bucket_server.uri + "/run/.shard.lock"
+    with lock.locked(bucket_server.uri + "/run", SHARDS):
+        assert storage.exists(uri)
+    assert not storage.exists(uri)
     with lock.locked(bucket_server.uri + "/run", SHARDS):
         storage.write_bytes(uri, b'{"who": "the successor"}')
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
-
-
-def test_a_lock_is_gone_after_its_run(bucket_server):
-    with lock.locked(bucket_server.uri + "/run", SHARDS):
-        assert storage.exists(bucket_server.uri + "/run/.shard.lock")
-    assert not storage.exists(bucket_server.uri + "/run/.shard.lock")
 
 
 @pytest.fixture

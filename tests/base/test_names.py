@@ -1,7 +1,5 @@
 """Names from a bucket's listing never lead out of the folder that they are copied to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

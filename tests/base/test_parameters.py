@@ -64,7 +64,11 @@ def test_missing_ones_are_named():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("lr: [", "not valid YAML"),
+        ("lr: [", "not valid YAML: .{0,300}$"),
+        ("[" * 100_000, "not valid YAML: .{0,300}$"),
+        ("epochs: " + "9" * 5000, "not valid YAML: .{0,300}$"),
+        ("when: 2026-99-99", "not valid YAML: .{0,300}$"),
+        ("a: \xff", "is no text in UTF-8$"),
         ("- 1\n", "expected 'name: value' lines"),
         ("lrr: 1\n", "did you mean 'lr'"),
         ("lr: 0.1\nepochs: 2\nlr: 0.2\n", "'lr' is defined on line 1 and again on line 3"),
@@ -72,7 +76,7 @@ def test_missing_ones_are_named():
 )
 def test_a_bad_file_is_named(tmp_path, text, message):
     file = tmp_path / "train.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as error:
         load(TrainConfig, REQUIRED, str(file))
     assert str(file) in str(error.value) and "\n" not in str(error.value)

@@ -22,18 +22,13 @@ def test_a_name_is_one_line_of_what_can_be_seen(name):
     shown = printable(f"before {name} after")
     assert shown.isprintable() and shown.startswith("before ") and shown.endswith(" after") and "?" in shown
     shown.encode()
+    encoded(name).decode()
 
 
 def test_plain_names_of_any_language_stay_as_they_are():
     for name in ("zero", "café 7", "数字", "n/a (old)", "über-groß"):
         assert printable(name) == name and encoded(name).decode() == name and cell(name) == name
-    assert printable("abcdef", 4) == "abc…"
-
-
-@pytest.mark.parametrize("name", [*HOSTILE, "café"])
-def test_any_name_can_be_written_as_utf_8(name):
-    encoded(name).decode()
-    assert printable(encoded("caf\udce9").decode()) == r"caf\udce9"
+    assert printable("abcdef", 4) == "abc…" and encoded("caf\udce9").decode() == r"caf\udce9"
 
 
 def test_a_file_of_names_cannot_steer_the_terminal_that_shows_it():
@@ -79,19 +74,21 @@ def test_an_unknown_name_of_any_size_is_a_short_line():
     assert len(str(error.value)) < 3000
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "epochs: " + "9" * 5000, "when: 2026-99-99", "a: \xff"])
-def test_a_yaml_file_that_no_parser_takes_is_one_line(text, tmp_path):
-    file = tmp_path / "train.yaml"
-    file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"train.yaml: (not valid YAML: .{0,300}|is no text in UTF-8)$"):
-        load(TrainConfig, REQUIRED, str(file))
-
-
 def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
     with pytest.raises(SystemExit):
         fail("shard", FileNotFoundError(2, "no such file", "\x1b[2Jcaf\udce9" + "x" * 10**5))
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable() and line.startswith("must shard: ?[2Jcaf?x") and len(line) < 2100
+
+
+WITHOUT_SECRETS = [
+    "abfss://container@account.dfs.core.windows.net/x",
+    "gs://bucket/what?.png is damaged",
+    "gs://bucket/me@home/a.png",
+    "http://localhost:8080/a@b.png",
+    "no address at all: a@b, c?d=e",
+    *("://", "a://", "s3://"),
+]
 
 
 @pytest.mark.parametrize(
@@ -107,27 +104,15 @@ def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
         ("a,https://u:SECRET@h/a,https://u:SECRET@h/b", "a,https://***@h/a,https://***@h/b"),
         ("https://h/#access_token=SECRET", "https://h/"),
         (
-            "Max retries exceeded with url: /a.png?sv=1&sig=SECRET%3D (Caused by",
-            "Max retries exceeded with url: /a.png?sv=1&sig=*** (Caused by",
+            "exceeded with url: /a.png?sv=1&sig=SECRET%3D (Caused by",
+            "exceeded with url: /a.png?sv=1&sig=*** (Caused by",
         ),
         (
             "AccountName=a;AccountKey=SECRET==;BlobEndpoint=http://h",
             "AccountName=a;AccountKey=***;BlobEndpoint=http://h",
         ),
         ("abfss://container:SECRET@account.dfs.core.windows.net/x", "abfss://***@account.dfs.core.windows.net/x"),
-        *(
-            (same, same)
-            for same in (
-                "abfss://container@account.dfs.core.windows.net/x",
-                "gs://bucket/what?.png is damaged",
-                "gs://bucket/me@home/a.png",
-                "http://localhost:8080/a@b.png",
-                "no address at all: a@b, c?d=e",
-                "://",
-                "a://",
-                "s3://",
-            )
-        ),
+        *((same, same) for same in WITHOUT_SECRETS),
     ],
 )
 def test_people_see_an_address_without_its_secrets(text, shown):

@@ -1,7 +1,5 @@
 """What a worker process raises means what it would mean in this one, and a killed one is an error that may pass."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import json

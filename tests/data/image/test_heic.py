@@ -12,6 +12,7 @@ from must.api.cli import main
 from must.data.image.cost import MAX_PIXELS, cost, refusal
 from must.data.image.decode import decode
 from must.data.image.headers.heif import can_read
+from tests.data.image.hostile import box
 
 # Red, and blue on its right, 96x64: one picture; and the same in two tiles of 64x64, lying on its side.
 PHOTO = zlib.decompress(
@@ -29,20 +30,16 @@ needs_heif = pytest.mark.skipif(
 )
 
 
-def with_box(box: bytes, inside: bytes) -> bytes:
+def with_box(more: bytes, inside: bytes) -> bytes:
     """PHOTO with one more box at the end of meta's or of iprp's ipco; what is said of lengths around it follows."""
     at = PHOTO.index(inside) - 4
     end = at + int.from_bytes(PHOTO[at : at + 4], "big")
-    data = bytearray(PHOTO[:end] + box + PHOTO[end:])
+    data = bytearray(PHOTO[:end] + more + PHOTO[end:])
     for outer in (b"meta", b"iprp", b"ipco"):
         start = data.index(outer) - 4
         if start <= at and end <= start + int.from_bytes(data[start : start + 4], "big"):
-            data[start : start + 4] = (int.from_bytes(data[start : start + 4], "big") + len(box)).to_bytes(4, "big")
+            data[start : start + 4] = (int.from_bytes(data[start : start + 4], "big") + len(more)).to_bytes(4, "big")
     return bytes(data)
-
-
-def a_box(kind: bytes, content: bytes) -> bytes:
-    return (8 + len(content)).to_bytes(4, "big") + kind + content
 
 
 def test_its_cost_is_read_from_boxes_and_from_hevc():
@@ -56,10 +53,10 @@ def test_its_cost_is_read_from_boxes_and_from_hevc():
     [
         (PHOTO.replace(b"\0\0\0\x60\0\0\0\x40", b"\0\0\x60\0\0\0\x40\0"), "more than"),  # ispe
         (
-            with_box(a_box(b"iref", bytes(4) + a_box(b"dimg", b"\0\1\xff\xff" + b"\0\1" * 65535)), b"meta"),
+            with_box(box(b"iref", bytes(4) + box(b"dimg", b"\0\1\xff\xff" + b"\0\1" * 65535)), b"meta"),
             "5.0 are allowed",
         ),
-        (with_box(a_box(b"ispe", bytes(4) + b"\0\0\x40\0\0\0\x30\0"), b"ipco"), "more than"),
+        (with_box(box(b"ispe", bytes(4) + b"\0\0\x40\0\0\0\x30\0"), b"ipco"), "more than"),
     ],
     ids=["a size in a box", "a tile drawn 65,535 times", "another picture's size"],
 )
@@ -72,8 +69,8 @@ def test_what_would_cost_too_much_is_refused(data, reason):
     [
         (PHOTO.replace(b"infe\2\0\0\0\0\1\0\0hvc1", b"infe\2\0\0\0\0\1\0\0unci"), "kind 'unci'"),
         (PHOTO.replace(b"infe\2\0\0\0\0\1\0\0hvc1", b"infe\2\0\0\0\0\1\0\0iovl"), "kind 'iovl'"),
-        (PHOTO + a_box(b"meta", bytes(4)), "described twice"),
-        (PHOTO + a_box(b"moov", bytes(4)), "an animated HEIC"),
+        (PHOTO + box(b"meta", bytes(4)), "described twice"),
+        (PHOTO + box(b"moov", bytes(4)), "an animated HEIC"),
         (PHOTO[: PHOTO.index(b"meta") - 4], "no size"),
     ],
     ids=["unpacked", "laid upon others", "two descriptions", "a film", "cut"],

@@ -1,7 +1,5 @@
 """The cache of remote shards: bounded, shared by processes, never a half or wrong shard, whatever is killed when."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import multiprocessing
@@ -22,8 +20,7 @@ from must.data.format.samples import load_offsets
 from must.data.loading.cache import ShardCache
 from must.data.loading.prefetch import ShardPrefetcher
 from must.data.loading.reader import ShardReader, open_reader
-from tests import zoo
-from tests.data.shards.test_shard import run
+from tests.data.shards.test_shard import sharded
 from tests.data.shards.test_shard_gcs import upload
 from tests.data.shards.test_shard_restart import wait_until
 from tests.stores import Server
@@ -36,8 +33,7 @@ FORK = multiprocessing.get_context("fork")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 shards of 5 images."""
     folder = tmp_path_factory.mktemp("shards")
-    zoo.fill(folder / "in", 60)
-    run(folder / "in", folder / "out", samples_per_shard=5)
+    sharded(folder, 60, samples_per_shard=5)
     return folder / "out"
 
 
@@ -62,17 +58,17 @@ def held(cache: ShardCache, shards: Path) -> list[int]:
     return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
 
 
-def in_a_process(function: Callable[[], None]) -> int:
-    process = FORK.Process(target=function)
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+def in_processes(function: Callable[[], None], count: int = 1) -> list[int | None]:
+    """Their exit codes."""
+    processes = [FORK.Process(target=function) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
-def test_a_folder_that_is_deleted_during_a_download_may_be_there_the_next_time(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_may_be_deleted_in_a_download(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, shard = cache_for(tmp_path / "cache", shards, 3.5), index_of(shards).shards[0]
     with monkeypatch.context() as patch:
         original = ShardCache.fill
@@ -142,9 +138,7 @@ def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_p
     assert process.exitcode == 0
 
 
-def test_a_download_that_was_killed_is_never_used(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_download_is_never_used(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
 
     def half(uri: str, file: storage.Writable) -> None:
@@ -155,15 +149,9 @@ def test_a_download_that_was_killed_is_never_used(
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "copy", half)
-        assert in_a_process(lambda: look(cache, shards, shard)) == -signal.SIGKILL
+        assert in_processes(lambda: look(cache, shards, shard)) == [-signal.SIGKILL]
     assert held(cache, shards) == [] and list(tmp_path.glob("*.part"))
-    look(cache, shards, shard)
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_what_a_killed_download_left_makes_room(shards: Path, tmp_path: Path) -> None:
-    cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
-    (tmp_path / f"{'0' * 64}.part").write_bytes(bytes(cache.limit))
+    (tmp_path / f"{'0' * 64}.part").write_bytes(bytes(cache.limit))  # another one leaves no room
     look(cache, shards, shard)
     assert not list(tmp_path.glob("*.part"))
 
@@ -265,12 +253,7 @@ def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, sha
     def fetch() -> None:
         assert cache.open(bucket_server.uri, shard) is not None
 
-    processes = [FORK.Process(target=fetch) for _ in range(6)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 6
+    assert in_processes(fetch, 6) == [0] * 6
     assert bucket_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
 
 
@@ -290,9 +273,7 @@ def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Pa
         look(cache, shards, all_shards[number])
 
 
-def test_a_reader_keeps_few_files_open_and_reads_on_where_there_is_no_room(
-    bucket_server: Server, shards: Path, tmp_path: Path
-) -> None:
+def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
     upload(shards, bucket_server.uri)
     expected = ShardReader(str(shards), "train", keep_open=3)
     images = [expected.image(number) for number in range(60)]
@@ -318,7 +299,7 @@ def test_a_shard_can_go_on_nfs_too(shards: Path, tmp_path: Path, monkeypatch: py
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", nfs_flock)
-    cache, all_shards = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
-    for number in (0, 1):
-        look(cache, shards, all_shards[number])
+    cache = cache_for(tmp_path, shards, 1.5)
+    for shard in index_of(shards).shards[:2]:
+        look(cache, shards, shard)
     assert held(cache, shards) == [1]

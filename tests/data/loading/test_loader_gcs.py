@@ -1,7 +1,5 @@
 """Training and evaluation straight from a bucket that fails now and then: the same as from a local folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -16,14 +14,12 @@ from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
 from must.evaluation.evaluate import evaluate
 from must.method.train.trainer import train
-from tests import zoo
 from tests.data.augment.test_views import SETTINGS
-from tests.data.shards.test_shard import run
+from tests.data.loading.test_cache import FAULTS
+from tests.data.shards.test_shard import sharded
 from tests.data.shards.test_shard_gcs import upload
 from tests.evaluation.digits import digits
 from tests.stores import Server
-
-FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
 
 
 def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[list[torch.Tensor]]:
@@ -36,8 +32,7 @@ def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[
 @pytest.mark.slow
 def test_batches_from_a_failing_bucket_are_those_of_a_folder(bucket_server: Server, tmp_path: Path) -> None:
     """With a cache of all shards, and with one of a few that must be cleared again and again."""
-    zoo.fill(tmp_path / "in", 60)
-    index = run(tmp_path / "in", tmp_path / "out", samples_per_shard=6)
+    index = sharded(tmp_path, 60, samples_per_shard=6)
     upload(tmp_path / "out", bucket_server.uri)
     expected = batches(str(tmp_path / "out"), tmp_path / "unused", 0)
     bucket_server.faults.plan = FAULTS
@@ -55,8 +50,7 @@ def test_batches_from_a_failing_bucket_are_those_of_a_folder(bucket_server: Serv
 
 def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:
     """At the last of 15 steps, with windows of 2 of 10 shards: neither images nor shards of the steps before."""
-    zoo.fill(tmp_path / "in", 60)
-    run(tmp_path / "in", tmp_path / "out", samples_per_shard=6)
+    sharded(tmp_path, 60, samples_per_shard=6)
     upload(tmp_path / "out", bucket_server.uri)
     reader = open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
     order = GlobalBatches(reader.sizes, 4, 1, 0, window=2, first_step=14)

@@ -1,14 +1,11 @@
 """How well batches are mixed, by the statistic of benchmarks/shuffle.py."""
 
-from __future__ import annotations
-
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks import shuffle
 from must.config import TrainConfig
 from must.data.loading.reader import ShardReader
 from tests import zoo
@@ -17,35 +14,25 @@ from tests.data.shards.test_shard import run
 DEFAULT = TrainConfig(shards="s", classifier="c", output="o").shuffle_window
 
 
-@pytest.fixture(scope="module")
-def shuffle() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "shuffle.py"
-    spec = importlib.util.spec_from_file_location("shuffle", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def chi2(shuffle: ModuleType, labels: np.ndarray, sizes: list[int], window: int) -> float:
+def chi2(labels: np.ndarray, sizes: list[int], window: int) -> float:
     return shuffle.mixing(labels, sizes, 64, window)[0]
 
 
-def test_larger_windows_mix_better_and_the_whole_split_is_random(shuffle: ModuleType) -> None:
+def test_larger_windows_mix_better_and_the_whole_split_is_random() -> None:
     sizes, in_order = [100] * 100, np.arange(10_000) // 200
-    values = [chi2(shuffle, in_order, sizes, window) for window in (1, 2, 4, 16, 64, 100)]
+    values = [chi2(in_order, sizes, window) for window in (1, 2, 4, 16, 64, 100)]
     assert values == sorted(values, reverse=True) and values[0] > 20
     assert values[-1] == pytest.approx(1, abs=0.1)
 
 
-def test_what_was_appended_is_mixed_by_the_default_window(shuffle: ModuleType) -> None:
+def test_what_was_appended_is_mixed_by_the_default_window() -> None:
     random, sizes = np.random.default_rng(0), [100] * 400
     appended = np.concatenate([random.integers(0, 45, 36_000), random.integers(45, 50, 4000)])
-    assert chi2(shuffle, appended, sizes, 1) > 1.4
-    assert chi2(shuffle, appended, sizes, DEFAULT) < 1.2
+    assert chi2(appended, sizes, 1) > 1.4
+    assert chi2(appended, sizes, DEFAULT) < 1.2
 
 
-def test_sharding_mixes_folders_of_classes(shuffle: ModuleType, tmp_path: Path) -> None:
+def test_sharding_mixes_folders_of_classes(tmp_path: Path) -> None:
     """The source lists class after class; even one shard at a time gives batches as if drawn at random."""
     for label in range(10):
         zoo.fill(tmp_path / "in" / f"class {label}", 96, start=96 * label)
@@ -53,4 +40,4 @@ def test_sharding_mixes_folders_of_classes(shuffle: ModuleType, tmp_path: Path) 
     reader = ShardReader(str(tmp_path / "out"), "train")
     labels = np.asarray([int(str(reader.description(n)["label"])[-1]) for n in range(len(reader))])
     for window in (1, DEFAULT):
-        assert chi2(shuffle, labels, reader.sizes, window) == pytest.approx(1, abs=0.4)
+        assert chi2(labels, reader.sizes, window) == pytest.approx(1, abs=0.4)

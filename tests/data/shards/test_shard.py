@@ -1,7 +1,5 @@
 """`must shard` on local files: what goes in comes out, once, in the same bytes each time."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -28,6 +26,20 @@ ROOT = Path(__file__).parents[3]
 
 def run(source: Path | str, output: Path | str, **options: Any) -> Index:
     return shard(ShardConfig(source=str(source), output=str(output), **{"workers": 1, **options}))
+
+
+def sharded(folder: Path, count: int, **options: Any) -> Index:
+    """Of so many images in in/, shards in out/."""
+    zoo.fill(folder / "in", count)
+    return run(folder / "in", folder / "out", **options)
+
+
+def refused(source: Path | str, output: Path, message: str, **options: Any) -> None:
+    """`must shard` ends with one line, and the output is as it was."""
+    before = output.exists() and tree(output)
+    with pytest.raises(ValueError, match=message) as error:
+        run(source, output, **options)
+    assert "\n" not in str(error.value) and (output.exists() and tree(output)) == before
 
 
 def samples(output: Path | str, split: str) -> dict[str, tuple[bytes, dict[str, Any]]]:
@@ -69,9 +81,7 @@ def test_webdatasets_own_reader_sees_the_same_samples(tmp_path: Path) -> None:
     assert {image.size for image, _ in found["pairs"]} == {Image.open(io.BytesIO(data)).size for data in files.values()}
 
 
-def test_the_bytes_depend_on_neither_workers_nor_the_listings_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bytes_depend_on_neither_workers_nor_listing_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.fill(tmp_path / "in", 40)
     for number in reversed(range(40)):  # other inodes, another order on disk
         path = tmp_path / "other" / "in" / f"{number:05d}.png"
@@ -131,12 +141,8 @@ def test_the_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(rejected(tmp_path / "out")) == {*broken, "loop", "gone.jpg", "pipe.jpg"}
     assert index.rejected == len(broken) + 3 and index.skipped == {".txt": 1, "hidden": 1}
     assert rejected(tmp_path / "out")["big.bmp"] == "more than 1000000 bytes"
-    names = {name for name, (_, _) in samples(tmp_path / "out", "train").items()}
-    assert names == set(whole)
-    members = subprocess.run(
-        ["tar", "tf", tmp_path / "out" / "train-000000.tar"], capture_output=True, text=True
-    ).stdout
-    assert sorted({line.rpartition(".")[2] for line in members.split()}) == ["gif", "jpg", "json", "png", "tif", "webp"]
+    members = subprocess.check_output(["tar", "tf", tmp_path / "out" / "train-000000.tar"], text=True).split()
+    assert sorted({name.rpartition(".")[2] for name in members}) == ["gif", "jpg", "json", "png", "tif", "webp"]
     printed = capsys.readouterr().out
     assert "rejected: 9" in printed and "1 x empty file" in printed and "1 .txt" in printed
 
@@ -158,9 +164,6 @@ def test_odd_names_are_kept(tmp_path: Path) -> None:
     run(tmp_path / "in", tmp_path / "out", samples_per_shard=4)
     found = samples(tmp_path / "out", "train")
     assert {os.fsencode(name) for name in found} == set(names)
-    for part in load_index(str(tmp_path / "out")).shards:
-        for sample in webdataset.WebDataset(str(tmp_path / "out" / part.name), shardshuffle=False):
-            assert set(sample) >= {"png", "json"}
 
 
 def test_too_many_rejected_files_end_the_run_and_a_higher_limit_continues_it(tmp_path: Path) -> None:
@@ -171,50 +174,36 @@ def test_too_many_rejected_files_end_the_run_and_a_higher_limit_continues_it(tmp
         run(tmp_path / "in", tmp_path / "out")
     assert set(rejected(tmp_path / "out")) == {"bad-0.png", "bad-1.png"}
     assert not (tmp_path / "out" / "index.json").exists()
-    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".shard").glob("*/unit-*.npz")}
-    assert records
+    assert list((tmp_path / "out" / ".shard").glob("*/unit-*.npz"))
     index = run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
     assert index.splits["train"]["samples"] == 18 and not (tmp_path / "out" / ".shard").exists()
 
 
-@pytest.mark.parametrize("content", ["missing", "empty", "only text", "only broken"])
-def test_nothing_to_shard_is_said_and_leaves_no_index(tmp_path: Path, content: str) -> None:
-    source = tmp_path / "in"
-    if content != "missing":
-        source.mkdir()
-    if content == "only text":
-        (source / "a.txt").write_text("x")
-    if content == "only broken":
-        (source / "a.jpg").write_text("x")
-    with pytest.raises(ValueError, match=str(source)) as error:
-        run(source, tmp_path / "out")
-    assert "\n" not in str(error.value)
-    if content != "only broken":  # then rejected.jsonl says why
-        assert not (tmp_path / "out").exists()
+def test_without_a_readable_image_there_is_no_index(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_text("x")
+    with pytest.raises(ValueError, match=str(tmp_path / "in")) as error:
+        run(tmp_path / "in", tmp_path / "out", max_rejected=1)
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "index.json").exists()
+    assert set(rejected(tmp_path / "out")) == {"a.jpg"}
 
 
 def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 2)
     (tmp_path / "file").write_bytes(b"x")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="cannot be written"):
-            run(tmp_path / "in", output)
+        refused(tmp_path / "in", output, "cannot be written")
     assert (tmp_path / "file").read_bytes() == b"x"
 
 
-def test_a_finished_run_is_not_repeated_and_other_images_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    zoo.fill(tmp_path / "in", 5)
-    run(tmp_path / "in", tmp_path / "out")
+def test_a_finished_run_is_neither_repeated_nor_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sharded(tmp_path, 5)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     run(tmp_path / "in", tmp_path / "out")
     assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     zoo.fill(tmp_path / "in", 1, start=100)
-    with pytest.raises(ValueError, match="already holds shards of other images or settings"):
-        run(tmp_path / "in", tmp_path / "out")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    refused(tmp_path / "in", tmp_path / "out", "already holds shards of other images or settings")
 
 
 def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Path) -> None:
@@ -230,17 +219,9 @@ def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Pat
         (tmp_path / "in" / name).write_bytes(data)
     run(tmp_path / "in", tmp_path / "out", resize=128)
     found = samples(tmp_path / "out", "train")
-    sizes = {}
-    for name, (data, content) in found.items():
-        image = Image.open(io.BytesIO(data))
-        sizes[name] = image.size, image.format
-        assert content["sha256"] == hashlib.sha256(files[name]).hexdigest()
-    assert sizes == {
-        "large.jpg": ((128, 192), "JPEG"),
-        "tall.png": ((128, 384), "JPEG"),
-        "small.png": ((100, 90), "PNG"),
-    }
+    assert all(text["sha256"] == hashlib.sha256(files[name]).hexdigest() for name, (_, text) in found.items())
     assert found["small.png"][0] == files["small.png"]
+    large, tall = (Image.open(io.BytesIO(found[name][0])) for name in ("large.jpg", "tall.png"))
+    assert (large.size, large.format, tall.size, tall.format) == ((128, 192), "JPEG", (128, 384), "JPEG")
     expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(Image.Transpose.ROTATE_270))
-    seen = np.asarray(Image.open(io.BytesIO(found["large.jpg"][0])))
-    assert np.abs(expected.astype(int) - seen).mean() < 4
+    assert np.abs(expected.astype(int) - np.asarray(large)).mean() < 4

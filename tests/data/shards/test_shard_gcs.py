@@ -1,12 +1,10 @@
 """Sharding from and to a bucket, on a real server that fails now and then."""
 
-from __future__ import annotations
-
 import os
+import signal
 import subprocess
 import sys
 import tarfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,12 @@ from typing import Any
 import pytest
 
 from must.base import lock, storage
-from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.data.format.samples import verify
-from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from tests import zoo
 from tests.data.shards.test_shard import run, samples
 from tests.data.shards.test_shard import tree as local_tree
-from tests.data.shards.test_shard_restart import children, wait_until
+from tests.data.shards.test_shard_restart import KILLED_DECODING
 from tests.stores import Server
 
 FAULTS = ["", "", "503", "", "cut", "", "429", "lost", ""]
@@ -36,11 +32,6 @@ def upload(folder: Path, uri: str) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda path: storage.upload(path, storage.join(uri, str(path.relative_to(folder)))), files))
-
-
-def content(found: dict[str, bytes]) -> dict[str, bytes]:
-    """Everything but the index and its tables, which name the source's place."""
-    return {name: data for name, data in found.items() if not name.startswith(("index", "names"))}
 
 
 @pytest.fixture
@@ -60,7 +51,9 @@ def test_a_failing_server_loses_and_doubles_nothing(bucket_server: Server, image
     verify(output)
     assert all(bucket_server.faults.done[fault] > 3 for fault in ("503", "429", "cut", "lost"))
     bucket_server.faults.plan = []
-    assert content(tree(output)) == content(local_tree(tmp_path / "local"))
+    theirs, ours = tree(output), local_tree(tmp_path / "local")
+    different = {name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)}
+    assert different <= {"index.json", "names-0000.npy"}  # they name the source's place
     assert load_index(output).splits == load_index(str(tmp_path / "local")).splits
 
 
@@ -77,28 +70,10 @@ def test_append_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path)
     verify(output)
     bucket_server.faults.plan = []
     after = tree(output)
-    assert {name: after[name] for name in before if name.startswith(("train", "test"))} == {
-        name: data for name, data in before.items() if name.startswith(("train", "test"))
-    }
+    assert {name for name in before if after[name] != before[name]} <= {"index.json", "rejected.jsonl"}
     assert index.revision == 1 and index.rejected == 1
     names = [name for split in index.splits for name in samples(output, split)]
     assert len(names) == len(set(names)) == 52
-
-
-def test_a_living_owner_of_the_bucket_is_respected(bucket_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LOCK_BEAT_S", 0.2)
-    output = bucket_server.uri + "/out"
-    with lock.locked(output, SHARDS) as still_ours:
-        monkeypatch.setattr("socket.gethostname", lambda: "another-pod")
-        with (
-            pytest.raises(ValueError, match=r"being written by another `must shard` \(process \d+ on"),
-            lock.locked(output, SHARDS),
-        ):
-            pass
-        still_ours()
-        storage.write_bytes(output + "/.shard.lock", b"{}")  # somebody takes it over
-        with pytest.raises(ValueError, match="is now held by another"):
-            wait_until(lambda: still_ours() is not None)  # with the next beat
 
 
 def test_archives_and_manifests_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path) -> None:
@@ -130,7 +105,7 @@ def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server: Server
 
 @pytest.mark.slow
 def test_a_killed_run_continues_in_another_process(
-    bucket_server: Server, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket_server: Server, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As after a lost pod: nothing local is left, and the dead owner's lock is taken over."""
     monkeypatch.setattr(lock, "DEAD_AFTER", 3.0)
@@ -141,30 +116,12 @@ import socket
 socket.gethostname = lambda: "another-pod"
 from must.config import ShardConfig
 from must.data.shards.build import shard
-shard(ShardConfig(source={source!r}, output={output!r}, workers=2, max_rejected=0.1, **{OPTIONS!r}))
+shard(ShardConfig(source={source!r}, output={output!r}, workers=1, max_rejected=0.1, **{OPTIONS!r}))
 """
-    bucket_server.faults.plan = ["slow", "", ""]
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any(
-            e.name.endswith(".npz") for e in storage.list_files(output + "/.shard")
-        ):
-            time.sleep(0.01)
-        assert process.poll() is None, "it was too fast to be killed"
-        workers = children(process.pid)
-        process.kill()
-    bucket_server.faults.plan = []
-    wait_until(lambda: not any(is_running(worker) for worker in workers))  # they see that it is gone
+    killed = subprocess.run([sys.executable, "-c", KILLED_DECODING + code], stdout=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
-    done = {e.name: storage.generation(f"{output}/.shard/{e.name}") for e in storage.list_files(output + "/.shard")}
-    wait, seen = storage.delete_folder, {}
-
-    def look_before_deleting(uri: str) -> None:
-        seen.update({e.name: storage.generation(f"{uri}/{e.name}") for e in storage.list_files(uri)})
-        wait(uri)
-
-    monkeypatch.setattr(storage, "delete_folder", look_before_deleting)
     run(source, output, max_rejected=0.1, **OPTIONS)
-    records = {name for name in done if name.endswith(".npz")}
-    assert records and {name: seen[name] for name in records} == {name: done[name] for name in records}
+    assert "1 chunks are done already" in capsys.readouterr().out
     run(source, bucket_server.uri + "/whole", max_rejected=0.1, **OPTIONS)
     assert tree(output) == tree(bucket_server.uri + "/whole")

@@ -1,7 +1,5 @@
 """Runs that are killed, and runs that meet: real processes, real signals."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -20,6 +18,7 @@ from must.base.storage import TransientError
 from must.data.format.samples import verify
 from must.data.image import bounds
 from must.data.image import decode as images_module
+from must.data.shards.workdir import Workdir
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, tree
 
@@ -27,22 +26,56 @@ CODE = """
 import sys
 from must.base.exits import exiting
 from must.api.stages import call
-source, output, workers = sys.argv[1:]
+source, output = sys.argv[1:]
 split = {"train": 0.8, "test": 0.2}
 with exiting("shard"):
-    call("shard", source=source, output=output, workers=int(workers), samples_per_shard=6, split=split)
+    call("shard", source=source, output=output, workers=2, samples_per_shard=6, split=split)
 """
 OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
 
 
+def command(source: Path, output: Path, before: str = "") -> list[str]:
+    return [sys.executable, "-c", before + CODE, str(source), str(output)]
+
+
 @contextmanager
-def start(source: Path, output: Path, workers: int = 2) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", CODE, str(source), str(output), str(workers)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+def start(source: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    words = command(source, output)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+KILLED = """
+import os, signal
+os.setsid()  # a group of its own, which is killed whole
+from must.data.shards import assemble, chunk
+module, name = {function}
+whole, made = getattr(module, name), []
+
+def killing(place, *more, **named):
+    if "unit-" in str(place):
+        made.append(place)
+        if len(made) == 3:
+            os.killpg(0, signal.SIGKILL)  # with the process that decodes for it
+    return whole(place, *more, **named)
+
+setattr(module, name, killing)
+"""
+KILLED_DECODING = KILLED.format(function="chunk.storage, 'write_bytes'")
+"""Code in front of a command: killed when the third unit's pieces are there and its record is not."""
+KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_piece'")
+"""Killed when two shards are there."""
+
+
+def interrupted(source: Path, output: Path, **options: Any) -> None:
+    """Leaves what a run has left that was killed before it could write the index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, "remove_strays", lambda self, known: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(source, output, **options)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -50,16 +83,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)
-
-
-def children(process: int) -> list[int]:
-    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def workers(process: int) -> list[int]:
-    """Its children, or those of its fork server."""
-    below = children(process)
-    return [worker for child in below for worker in children(child)] or below
 
 
 @pytest.fixture(scope="module")
@@ -79,43 +102,24 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return tree(output)
 
 
-def test_a_killed_run_continues_to_the_same_bytes(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(
+    images: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "killed"
-    with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob("train-*.tar"))) >= 10 or process.poll() is not None)
-        assert process.poll() is None, "it was too fast to be killed"
-        alive = workers(process.pid)
-        process.kill()
-    assert not (output / "index.json").exists()
-    done = {path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")}
-    assert len(done) >= 10
-    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in alive), 10)  # none goes on for ever
-    kept: dict[str, int] = {}
-
-    def watch() -> bool:
-        kept.update({path.name: path.stat().st_mtime_ns for path in (output / ".shard").glob("*/*.npz")})
-        return second.poll() is not None
-
-    with start(images, output, workers=1) as second:
-        try:
-            wait_until(watch)
-        except FileNotFoundError:  # the run deletes the folder at its end
-            second.wait(120)
-        assert second.returncode == 0, second.stderr and second.stderr.read()
-    assert {name: kept.get(name, when) for name, when in done.items()} == done, "finished units were done again"
+    killed = subprocess.run(command(images, output, KILLED_ASSEMBLING), stdout=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(output.glob("train-*.tar")) and not (output / "index.json").exists()
+    run(images, output, **OPTIONS)
+    assert "40 chunks are done already" in capsys.readouterr().out
     assert tree(output) == whole
 
 
 def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob("train-*.tar"))) >= 10 or process.poll() is not None)
-        process.kill()
-    options = {"samples_per_shard": 50}
+    output, options = tmp_path / "out", {"samples_per_shard": 50}
+    interrupted(images, output, **OPTIONS)
     run(images, tmp_path / "whole", **options)
     run(images, output, **options)
     assert tree(output) == tree(tmp_path / "whole")
-    verify(str(output))
 
 
 def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -145,6 +149,17 @@ def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -
     assert not list(output.rglob(".tmp-*"))
     run(images, output, **OPTIONS)
     verify(str(output))
+
+
+def act_at_50_pixels(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """In the worker that checks a picture of 50 x 50 pixels."""
+
+    def check(image: Any) -> None:
+        if image.size == (50, 50):
+            act()
+
+    patch.setenv(METHOD, "fork")
+    patch.setattr(images_module, "check", check)
 
 
 def busy() -> None:
@@ -177,12 +192,7 @@ def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
     for number, name in enumerate(names):
         (tmp_path / "in" / name).write_bytes(zoo.encoded(zoo.picture(number, 50, 50)))
 
-    def check(image: Any) -> None:
-        if image.size == (50, 50):
-            act()
-
-    monkeypatch.setenv(METHOD, "fork")
-    monkeypatch.setattr(images_module, "check", check)
+    act_at_50_pixels(monkeypatch, act)
     monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
     made = run(tmp_path / "in", tmp_path / "out", samples_per_shard=7, workers=count, max_rejected=0.5)
     assert rejected(tmp_path / "out") == dict.fromkeys(names, reason)
@@ -196,13 +206,8 @@ def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pyte
     zoo.fill(tmp_path / "in", 30)
     (tmp_path / "in" / "huge\x1b.png").write_bytes(zoo.encoded(zoo.picture(0, 50, 50)))
 
-    def check(image: Any) -> None:
-        if image.size == (50, 50):
-            os.kill(os.getpid(), signal.SIGKILL)
-
     with monkeypatch.context() as patch:
-        patch.setenv(METHOD, "fork")
-        patch.setattr(images_module, "check", check)
+        act_at_50_pixels(patch, lambda: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(TransientError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
             run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5)
     assert run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5).splits["train"]["samples"] == 31

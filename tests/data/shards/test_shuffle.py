@@ -1,8 +1,5 @@
 """The order of a plan is a function of the names, and its memory does not follow their number."""
 
-from __future__ import annotations
-
-import random
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,16 +13,6 @@ from must.data.sources.base import Item
 
 def items(count: int) -> list[Item]:
     return [Item(f"folder-{number % 7}/{number}.jpg", number, None, None, 0) for number in range(count)]
-
-
-def test_the_plan_does_not_depend_on_the_listings_order(tmp_path: Path) -> None:
-    listing = items(3000)
-    first = shuffle(listing, tmp_path / "first", 100)
-    random.Random(0).shuffle(listing)
-    second = shuffle(listing, tmp_path / "second", 100)
-    assert first.path.read_bytes() == second.path.read_bytes() and first.fingerprint == second.fingerprint
-    assert first.starts == second.starts and len(first.starts) == 31
-    assert shuffle(listing[:-1], tmp_path / "third", 100).fingerprint != first.fingerprint
 
 
 def test_units_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:

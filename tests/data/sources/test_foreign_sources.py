@@ -1,21 +1,17 @@
 """Archives, manifests, class files of anybody's making: a result, a rejected item, or one line that names the file."""
 
-from __future__ import annotations
-
 import bz2
-import io
+import gzip
 import json
 import lzma
 import os
 import tarfile
 import zipfile
 from collections.abc import Callable
-from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from must.base.exits import WRONG_INPUT, code_of, line_of
 from must.base.names import Headers
@@ -24,37 +20,22 @@ from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
 from must.data.sources.archives import Archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
-from must.data.sources.files import Manifest
 from must.deploy.predict.images import predict_images
 from must.method.model.bundle import load_description
-from must.method.model.classifier import load_class_set, load_text_classifier, make_class_set
+from must.method.model.classifier import load_class_set, load_text_classifier
 from tests import zoo
-from tests.data.shards.test_shard import rejected, run, samples
-from tests.data.tars import tar_of
+from tests.data.shards.test_shard import refused, rejected, run, samples
+from tests.data.tars import tar_of, zip_of
 
 DEEP = "[" * 200_000
 PICTURE = zoo.encoded(zoo.picture())
-MANY = settings(max_examples=60)
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def one_line(error: pytest.ExceptionInfo[ValueError], name: str) -> None:
-    assert name in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
 def negative_size() -> bytes:
     """A tar whose second member says that it has -1536 bytes: that is where the first one begins."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, headers in (("a.png", {}), ("b.png", {"size": "-1536"})):
-            member = tarfile.TarInfo(name)
-            member.pax_headers, member.size = headers, len(PICTURE)
-            tar.addfile(member, io.BytesIO(PICTURE))
-    return buffer.getvalue()
+    member = tarfile.TarInfo("b.png")
+    member.pax_headers = {"size": "-1536"}
+    return tar_of(("a.png", PICTURE))[: -(-len(PICTURE) // 512) * 512 + 512] + member.tobuf() + bytes(10240)
 
 
 def long_name(size: int) -> bytes:
@@ -76,6 +57,8 @@ DAMAGED = {
     "b.tar.bz2": b"BZh9" + bytes(99),
     "c.tar.xz": lzma.compress(PICTURE)[:-20] + bytes(20),
     "d.tar.gz": b"\x1f\x8b\x08" + bytes(99),
+    "k.tar.gz": gzip.compress(tar_of(("a.png", PICTURE)))[:-20],
+    "l.zip": zip_of(("a.png", PICTURE))[:-30],
     "e.tar": negative_size(),
     "f.tar": long_name(8**11 - 1),
     "g.tar": many_headers(),
@@ -90,10 +73,7 @@ DAMAGED = {
 def test_a_damaged_archive_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "EXPANDED", 1_000_000)
     (tmp_path / name).write_bytes(DAMAGED[name])
-    with pytest.raises(ValueError, match="the archive is damaged") as error:
-        run(tmp_path / name, tmp_path / "out")
-    one_line(error, name)
-    assert not (tmp_path / "out").exists()
+    refused(tmp_path / name, tmp_path / "out", rf"^--source {tmp_path}/{name}: the archive is damaged.{{0,300}}$")
 
 
 def test_a_negative_size_is_damage_whatever_tarfile_makes_of_it(tmp_path: Path) -> None:
@@ -126,22 +106,25 @@ def test_a_link_to_a_device_is_no_source(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -> None:
-    def refused(read: Callable[[], object], name: str) -> None:
-        with pytest.raises((ValueError, OSError)) as error:
-            read()
-        assert str(tmp_path / name) in line_of(error.value) and code_of(error.value) == WRONG_INPUT
+    def predict(model: str) -> None:
+        predict_images(PredictConfig(model=model, images=["a.png"]))
 
     for name in ("c.yaml", "c.txt", "m.onnx", "c.safetensors", "model.json"):
         (tmp_path / name).symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.onnx")
-    refused(lambda: load_class_set(str(tmp_path / "c.yaml")), "c.yaml")
-    refused(lambda: load_class_set(str(tmp_path / "c.txt")), "c.txt")
-    refused(lambda: load_text_classifier(str(tmp_path / "c.safetensors")), "c.safetensors")
-    refused(lambda: load_description(str(tmp_path)), "model.json")
-    refused(lambda: load(TrainConfig, {}, str(tmp_path / "c.yaml")), "c.yaml")
-    for model in ("m.onnx", "pipe.onnx"):
-        config = PredictConfig(model=str(tmp_path / model), images=["a.png"])
-        refused(partial(predict_images, config), model)
+    readers: list[tuple[Callable[[str], object], str]] = [
+        (load_class_set, "c.yaml"),
+        (load_class_set, "c.txt"),
+        (load_text_classifier, "c.safetensors"),
+        (lambda path: load_description(str(tmp_path)), "model.json"),
+        (lambda path: load(TrainConfig, {}, path), "c.yaml"),
+        (predict, "m.onnx"),
+        (predict, "pipe.onnx"),
+    ]
+    for read, name in readers:
+        with pytest.raises((ValueError, OSError)) as error:
+            read(str(tmp_path / name))
+        assert str(tmp_path / name) in line_of(error.value) and code_of(error.value) == WRONG_INPUT
 
 
 def samples_of(source: Path, folder: Path) -> list[str]:
@@ -150,29 +133,23 @@ def samples_of(source: Path, folder: Path) -> list[str]:
 
 
 def test_a_sample_with_deep_json_has_no_label(tmp_path: Path) -> None:
-    data = tar_of(
-        ("1.png", PICTURE),
-        ("1.json", DEEP.encode()),
-        ("2.png", zoo.encoded(zoo.picture(2))),
-        ("2.json", b'{"label": ' + b"[" * 700 + b"]" * 700 + b"}"),
-        ("3.png", zoo.encoded(zoo.picture(3))),
-        ("3.cls", b"cat"),
-    )
-    (tmp_path / "a.tar").write_bytes(data)
+    texts = {"1.json": DEEP.encode(), "2.json": b'{"label": ' + b"[" * 700 + b"]" * 700 + b"}", "3.cls": b"cat"}
+    members = [((f"{name[0]}.png", PICTURE), (name, text)) for name, text in texts.items()]
+    (tmp_path / "a.tar").write_bytes(tar_of(*chain(*members)))
     run(tmp_path / "a.tar", tmp_path / "out", labels="csv")
     labels = {name: content["label"] for name, (_, content) in samples(tmp_path / "out", "train").items()}
-    assert labels["1.png"] is None and labels["3.png"] == "cat" and len(labels) == 3
+    assert labels == {"1.png": None, "2.png": None, "3.png": "cat"}
 
 
 def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("a.png", os.urandom(5_000_000), zipfile.ZIP_STORED)
+    (tmp_path / "a.zip").write_bytes(zip_of(("a.png", os.urandom(5_000_000)), method=zipfile.ZIP_STORED))
     path = str(tmp_path / "a.zip")
     (item,) = Archives(path, [path], "none", "--source").items(ListingReport(lambda *_: None))
     _, start, size, method, checksum = item.locator
-    assert len(unzipped(str(tmp_path / "a.zip"), start, size, method, checksum, 1000)) == 1000
-    with pytest.raises(UnreadableError, match="damaged in the archive"):
-        unzipped(str(tmp_path / "a.zip"), (tmp_path / "a.zip").stat().st_size - 29, size, method, checksum, 1000)
+    assert len(unzipped(path, start, size, method, checksum, 1000)) == 1000
+    for beyond in (1 << 40, 1 << 63, (1 << 64) - 1):
+        with pytest.raises(UnreadableError, match="damaged in the archive"):
+            unzipped(path, beyond, size, method, checksum, 1000)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +168,7 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
         ),
     ],
 )
-def test_a_bad_line_of_a_manifest_is_a_rejected_item_and_named(
-    tmp_path: Path, line: str, name: str, reason: str
-) -> None:
+def test_a_bad_line_of_a_manifest_is_rejected_and_named(tmp_path: Path, line: str, name: str, reason: str) -> None:
     (tmp_path / "first.png").write_bytes(PICTURE)
     (tmp_path / "list.jsonl").write_text(f'{{"path": "first.png"}}\n{line}')
     assert set(samples_of(tmp_path / "list.jsonl", tmp_path)) == {"first.png"}
@@ -219,14 +194,12 @@ CLASS_FILES = {
     ) + "templates: [*i]\n",
     "deep": "classes: " + DEEP,
     "no date": "classes: [2020-13-45, b]",
-    "no number": "classes: [!!int '', b]",
     "half a character": 'classes: ["\\ud800", b]',
     "prompts": "classes: [{name: a, prompts: [{}]}, b]",
     "a list as a template": "classes: [a, b]\ntemplates: [[{}]]",
     "keys": "classes: [a, b]\n" + "k" * 100_000 + ": 1\n",
     "one twice": "classes: [" + "a" * 99_000 + ", " + "a" * 99_000 + "]",
     "bytes": "classes: [!!binary aGk=, b]",
-    "a long number": "classes: [0x" + "f" * 48_000 + ", b]",
     "base 60": "classes: [1" + ":10" * 9000 + ", b]",
     "a name as a long number": "classes: [{name: 0x" + "f" * 48_000 + "}, b]",
     "twice with an escape": 'classes: ["a\\e[2J", "a\\e[2J"]',
@@ -238,33 +211,5 @@ CLASS_FILES = {
 @pytest.mark.parametrize("kind", CLASS_FILES)
 def test_a_class_file_that_is_none_is_one_line(tmp_path: Path, kind: str) -> None:
     (tmp_path / "classes.yaml").write_text(CLASS_FILES[kind])
-    with pytest.raises(ValueError, match="--classes") as error:
+    with pytest.raises(ValueError, match=rf"^--classes {tmp_path}/classes.yaml: .{{1,800}}$"):
         load_class_set(str(tmp_path / "classes.yaml"))
-    one_line(error, "classes.yaml")
-    assert str(error.value).startswith(f"--classes {tmp_path}/classes.yaml: ")
-
-
-@MANY
-@given(JSON, JSON)
-def test_any_classes_and_templates_are_a_set_or_one_line(classes: object, templates: object) -> None:
-    try:
-        found = make_class_set(classes, templates, "here")
-    except ValueError as error:
-        assert str(error).startswith("here: ") and "\n" not in str(error)
-        return
-    assert len(found.names) == len(found.prompts) == len(set(found.names)) >= 2
-
-
-NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20).filter(
-    lambda name: not any("\ud800" <= c <= "\udfff" for c in name)
-)
-
-
-@MANY
-@given(st.lists(st.tuples(NAMES, st.none() | st.text(max_size=5), st.none() | st.sampled_from(["train", "test"]))))
-def test_a_manifest_gives_what_was_written(tmp_path: Path, rows: list[tuple[str, str | None, str | None]]) -> None:
-    keys = ("path", "label", "split")
-    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows]
-    (tmp_path / "list.jsonl").write_text("\n".join(lines))
-    found = Manifest(str(tmp_path / "list.jsonl"), "csv", "--source").items(ListingReport(lambda *_: None))
-    assert [(item.name, item.label, item.split) for item in found] == [(p, label or None, s) for p, label, s in rows]

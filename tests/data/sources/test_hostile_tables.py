@@ -1,7 +1,5 @@
 """Tables of any bytes: they cost what they should, are read or named, and end no program."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

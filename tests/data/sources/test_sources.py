@@ -1,7 +1,5 @@
 """Every kind of source: manifests, archives, WebDataset shards."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -17,10 +15,10 @@ from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, key_of
-from must.data.sources.base import ListingReport, UnreadableError, no_images, relative_names
+from must.data.sources.base import ListingReport, no_images, relative_names
 from tests import zoo
-from tests.data.shards.test_shard import rejected, run, samples
-from tests.data.tars import tar_of
+from tests.data.shards.test_shard import refused, rejected, run, samples
+from tests.data.tars import tar_of, zip_of
 
 
 def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
@@ -62,19 +60,29 @@ def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("source", "content", "message"),
     [
         ("list.csv", "file,label\na.png,x\n", "must name the columns path"),
         ("list.csv", "path,label\n,x\n", "line 2: no 'path'"),
         ("list.jsonl", '["a.png"]\n', "line 1: not a JSON object"),
         ("list.csv", "path\n", "no images"),
+        ("file.bin", "x", "expected a folder of images"),
+        ("list.csv", None, "there is no such file"),
+        ("nowhere/{0..3}.tar", None, "there is no such file: .*nowhere/0.tar"),
+        ("x-{0..99999999}.tar", None, "matches over 100000 files"),
+        ("nowhere.zip", None, "there is no such file"),
+        ("nowhere", None, "there is no such folder or file"),
+        ("empty", None, "no images in there$"),
+        ("texts", None, "no images in there, .*only other files: 1 .txt"),
     ],
 )
-def test_a_wrong_manifest_is_one_line_and_leaves_nothing(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
-        run(tmp_path / name, tmp_path / "out", labels="csv")
-    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+def test_a_source_without_images_is_one_line(tmp_path: Path, source: str, content: str | None, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
+    if content is not None:
+        (tmp_path / source).write_text(content)
+    refused(tmp_path / source, tmp_path / "out", message, labels="csv")
 
 
 def make_archive(folder: Path, kind: str) -> Path:
@@ -106,22 +114,13 @@ def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> No
 def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
     evil = ["../../escaped.png", "/absolute.png", "a/../../b.png"]
     data = zoo.encoded(zoo.picture())
-    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
-        for name in evil:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-        for kind, name in (
-            (tarfile.SYMTYPE, "link.png"),
-            (tarfile.LNKTYPE, "hard.png"),
-            (tarfile.CHRTYPE, "device.png"),
-        ):
-            member = tarfile.TarInfo(name)
+    (tmp_path / "evil.tar").write_bytes(tar_of(*((name, data) for name in evil)))
+    with tarfile.open(tmp_path / "evil.tar", "a") as tar:
+        for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("device", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(f"{name}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
-        for name in evil:
-            archive.writestr(name, data)
+    (tmp_path / "evil.zip").write_bytes(zip_of(*((name, data) for name in evil)))
     (tmp_path / "inside").mkdir()
     for suffix in ("tar", "zip"):
         output = tmp_path / "inside" / suffix
@@ -133,15 +132,9 @@ def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.tar", "evil.zip", "inside"]
 
 
-def test_damaged_archives_and_members(tmp_path: Path) -> None:
+def test_a_damaged_member_of_a_zip_is_rejected(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 10)
-    for kind in ("tar", "tar.gz", "zip"):
-        whole = make_archive(tmp_path / "in", kind).read_bytes()
-        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) * 2 // 3])
-        with pytest.raises(ValueError, match=f"cut.{kind}: the archive is damaged") as error:
-            run(tmp_path / f"cut.{kind}", tmp_path / "out")
-        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
-    data = bytearray((tmp_path / "archive.zip").read_bytes())
+    data = bytearray(make_archive(tmp_path / "in", "zip").read_bytes())
     data[len(data) // 4] ^= 0xFF  # inside a member's compressed bytes
     (tmp_path / "flipped.zip").write_bytes(data)
     run(tmp_path / "flipped.zip", tmp_path / "out", max_rejected=0.1)
@@ -158,61 +151,38 @@ def test_a_tar_that_is_read_halfway_is_damaged(tmp_path: Path) -> None:
     flipped[sixth + 2] ^= 1
     for number, data in enumerate((bytes(flipped), whole[:sixth], whole[: sixth + 100], whole + whole)):
         (tmp_path / f"{number}.tar").write_bytes(data)
-        with pytest.raises(ValueError, match=rf"{number}.tar: the archive is damaged: .* at byte \d+") as error:
-            run(tmp_path / f"{number}.tar", tmp_path / "out")
-        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+        message = rf"{number}.tar: the archive is damaged: .* at byte \d+"
+        refused(tmp_path / f"{number}.tar", tmp_path / "out", message)
     (tmp_path / "padded.tar").write_bytes(whole + bytes(100_000))
     assert run(tmp_path / "padded.tar", tmp_path / "out").shards_of("train")[0].samples == 10
 
 
 def test_a_sparse_member_is_rejected_for_its_bytes_are_not_those_of_the_file(tmp_path: Path) -> None:
-    map_of_data = b"1\n0\n10\n"
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, headers in (("fine.png", {}), ("sparse.png", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})):
-            data = zoo.encoded(zoo.picture()) if not headers else map_of_data.ljust(512, b"\0") + bytes(10)
-            member = tarfile.TarInfo(name)
-            member.size, member.pax_headers = len(data), headers | ({"GNU.sparse.realsize": "99"} if headers else {})
-            tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(tar_of(("fine.png", zoo.encoded(zoo.picture()))))
+    member, data = tarfile.TarInfo("sparse.png"), b"1\n0\n10\n".ljust(512, b"\0") + bytes(10)
+    member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99"}
+    member.size = len(data)
+    with tarfile.open(tmp_path / "a.tar", "a", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member, io.BytesIO(data))
     run(tmp_path / "a.tar", tmp_path / "out", max_rejected=0.5)
     assert rejected(tmp_path / "out") == {"sparse.png": "a link, device or sparse file inside an archive"}
 
 
-def test_a_zip_member_beyond_any_file_is_rejected(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("fine.png", zoo.encoded(zoo.picture()))
-        archive.writestr("far.png", b"x" * 100)
-    source = open_source(str(tmp_path / "a.zip"), "none", "--source")
-    items = list(source.items(ListingReport(lambda name, reason: None)))
-    for start in (1 << 40, 1 << 63, (1 << 64) - 1):
-        items[1].locator[1] = start
-        with pytest.raises(UnreadableError, match="damaged in the archive"):
-            source.read(items[1], 1000)
-
-
 def test_a_zip_bomb_is_not_expanded(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros.png", bytes(30_000_000))
-        archive.writestr("fine.png", zoo.encoded(zoo.picture()))
-    data = bytearray((tmp_path / "bomb.zip").read_bytes())
+    data = bytearray(zip_of(("zeros.png", bytes(30_000_000)), ("fine.png", zoo.encoded(zoo.picture()))))
     place = data.index(b"PK\x01\x02")
     data[place + 24 : place + 28] = (1000).to_bytes(4, "little")  # the directory lies about the size
     (tmp_path / "bomb.zip").write_bytes(data)
     run(tmp_path / "bomb.zip", tmp_path / "out", max_rejected=0.5, max_file_mb=1)
     assert rejected(tmp_path / "out") == {"zeros.png": "damaged in the archive: larger than it says"}
-    source = open_source(str(tmp_path / "bomb.zip"), "none", "--source")
-    items = {item.name: item for item in source.items(ListingReport(lambda name, reason: None))}
-    assert items["zeros.png"].size == 1000
-    with pytest.raises(UnreadableError, match="larger than it says"):
-        source.read(items["zeros.png"], 5000)
 
 
 def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> None:
     (tmp_path / "wds").mkdir()
     with webdataset.ShardWriter(str(tmp_path / "wds" / "x-%03d.tar"), maxcount=4, verbose=0) as writer:
         for number in range(10):
-            writer.write(
-                {"__key__": f"s{number}", "png": zoo.encoded(zoo.picture(number)), "cls": number % 3, "txt": "hi"}
-            )
+            image = zoo.encoded(zoo.picture(number))
+            writer.write({"__key__": f"s{number}", "png": image, "cls": number % 3, "txt": "hi"})
     for source in (tmp_path / "wds", tmp_path / "wds" / "x-{000..002}.tar"):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         index = run(source, tmp_path / "out", labels="csv")
@@ -225,9 +195,7 @@ def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> Non
 
 def make_zip(path: Path, *numbers: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for place, number in enumerate(numbers):
-            archive.writestr(f"{place}.png", zoo.encoded(zoo.picture(number)))
+    path.write_bytes(zip_of(*((f"{n}.png", zoo.encoded(zoo.picture(number))) for n, number in enumerate(numbers))))
 
 
 def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -249,9 +217,6 @@ def test_hidden_files_beside_archives_are_no_archives(tmp_path: Path) -> None:
     (tmp_path / "in" / "list.txt").touch()
     index = run(tmp_path / "in", tmp_path / "out")
     assert set(labels_of(tmp_path / "out")) == {"images.zip/0.png"} and index.skipped == {"hidden": 2, ".txt": 1}
-    (tmp_path / "in" / "images.zip").rename(tmp_path / "in" / "00000")
-    zoo.fill(tmp_path / "in" / "more", 1)
-    assert run(tmp_path / "in", tmp_path / "images", max_rejected=0.5).skipped == {"hidden": 2, ".txt": 1}
 
 
 def test_files_without_an_extension_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
@@ -270,7 +235,6 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
     ("files", "names"),
     [
         (["/a/x.zip"], ["x.zip"]),
-        (["/a/x.zip", "/a/y.zip"], ["x.zip", "y.zip"]),
         (["gs://b/a1/x.zip", "gs://b/a2/x.zip", "gs://b/y.zip"], ["a1/x.zip", "a2/x.zip", "y.zip"]),
         (["x.zip", "y/x.zip"], ["x.zip", "y/x.zip"]),
         (["/a/x.zip", "/a/x.zip"], ["x.zip", "x.zip"]),
@@ -327,22 +291,6 @@ def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
 )
 def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
     assert expanded(pattern) == files
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("nowhere/{0..3}.tar", "there is no such file: .*nowhere/0.tar"),
-        ("nowhere.zip", "there is no such file"),
-        ("list.csv", "there is no such file"),
-        ("file.bin", "expected a folder of images"),
-    ],
-)
-def test_a_source_that_is_none_is_said_at_once(tmp_path: Path, source: str, message: str) -> None:
-    (tmp_path / "file.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path / source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_of_many_kinds_of_other_files_the_most_frequent_are_named() -> None:

@@ -1,7 +1,5 @@
 """Parquet files and data sets that `datasets` has saved: the same shards as from the files themselves, or one line."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import zoo
-from tests.data.shards.test_shard import rejected, run, samples, tree
+from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import upload
 from tests.stores import Server
 
@@ -50,41 +48,20 @@ def test_the_bytes_depend_on_neither_workers_nor_on_row_groups(tmp_path: Path) -
     assert trees[0] == trees[1] == trees[2]
 
 
-def test_hidden_files_beside_tables_are_no_tables(tmp_path: Path) -> None:
-    write(tmp_path / "in" / "a.parquet", slice(3))
-    for name in ("._a.parquet", "._x.png", "._x.zip"):
-        (tmp_path / "in" / name).write_bytes(b"Mac OS X")
-    run(tmp_path / "in", tmp_path / "out")
-    assert set(contents(tmp_path / "out")) == set(PICTURES[:3])
-
-
-def test_append_takes_the_new_file_alone(tmp_path: Path) -> None:
-    write(tmp_path / "in" / "a.parquet", slice(30))
-    run(tmp_path / "in", tmp_path / "out")
-    write(tmp_path / "in" / "b.parquet", slice(30, None))
-    assert run(tmp_path / "in", tmp_path / "out", append=True).splits["train"]["samples"] == 40
-    assert len(contents(tmp_path / "out")) == 40
-
-
 @pytest.mark.parametrize("source", ["", "{jan,feb}/meta.parquet"])
 def test_files_that_tables_in_several_folders_name_are_told_apart(tmp_path: Path, source: str) -> None:
-    named = tmp_path / "tables"  # with images beside them a folder is read as one of images
-    for place, month in enumerate(("jan", "feb")):
-        zoo.fill(tmp_path / "files" / month, 3, start=3 * place)
-        for number in range(3):
-            path = tmp_path / "files" / month / f"{3 * place + number:05d}.png"
-            path.rename(path.with_name(f"{number}"))
-        (named / month).mkdir(parents=True)
-        (named / month / "files").symlink_to(tmp_path / "files" / month)
     paths = [f"files/{number}" for number in range(3)]
-    write(named / "jan" / "meta.parquet", path=paths)
-    write(named / "feb" / "meta.parquet", path=paths[:1])
-    run(named / source, tmp_path / "out", append=True)
-    write(named / "feb" / "meta.parquet", path=paths)
-    run(named / source, tmp_path / "out", append=True)
+    for month, first in (("jan", 0), ("feb", 3)):
+        (tmp_path / "in" / month / "files").mkdir(parents=True)
+        for number, path in enumerate(paths, first):
+            (tmp_path / "in" / month / path).write_bytes(PICTURES[number])
+    write(tmp_path / "in" / "jan" / "meta.parquet", path=paths)
+    for listed in (paths[:1], paths):
+        write(tmp_path / "in" / "feb" / "meta.parquet", path=listed)
+        run(tmp_path / "in" / source, tmp_path / "out", append=True)
     found = samples(tmp_path / "out", "train")
     assert set(found) == {f"{month}/{path}" for month in ("jan", "feb") for path in paths}
-    assert len({data for data, _ in found.values()}) == 6
+    assert {data for data, _ in found.values()} == set(PICTURES[:6])
 
 
 def test_tables_in_a_bucket(bucket_server: Server, tmp_path: Path) -> None:
@@ -115,8 +92,7 @@ def test_sparks_folders_and_ranges(bucket_server: Server, tmp_path: Path) -> Non
     run(f"{folder}/part-0000{{0..1}}-3f.parquet", tmp_path / "2")
     assert [set(contents(tmp_path / str(number))) for number in range(3)] == [set(PICTURES)] * 3
     for missing in (bucket_server.uri + "/no.parquet", f"{folder}/part-{{0..1}}.parquet", f"{folder}/no.parquet"):
-        with pytest.raises(ValueError, match="there is no such"):
-            run(missing, tmp_path / "no")
+        refused(missing, tmp_path / "no", "there is no such")
 
 
 def test_rows_that_hold_no_image_are_set_aside(tmp_path: Path) -> None:
@@ -150,22 +126,18 @@ def test_columns_by_name_and_by_type(tmp_path: Path) -> None:
     pictures = pa.array(PICTURES[:3], pa.large_binary())
     labels = pa.array(["x", None, ""]).dictionary_encode()
     write(tmp_path / "a.parquet", thumb=[b"1", b"2", b"3"], pixels=pictures, kind=labels, label=[1, 2, 3])
-    with pytest.raises(ValueError, match=r"--image-column; its columns are thumb, pixels, kind, label"):
-        run(tmp_path / "a.parquet", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    refused(tmp_path / "a.parquet", out, r"--image-column; its columns are thumb, pixels, kind, label")
     options = {"image_column": "pixels", "labels": "csv"}
     run(tmp_path / "a.parquet", tmp_path / "numbers", **options)
     assert contents(tmp_path / "numbers") == dict(zip(PICTURES, ("1", "2", "3"), strict=False))
     run(tmp_path / "a.parquet", tmp_path / "texts", label_column="kind", **options)
     assert contents(tmp_path / "texts") == dict(zip(PICTURES, ("x", None, None), strict=False))
     for column, message in (("pixls", "no column 'pixls'"), ("label", "the column 'label' is of type int64")):
-        with pytest.raises(ValueError, match=message):
-            run(tmp_path / "a.parquet", tmp_path / "out", image_column=column)
-    with pytest.raises(ValueError, match="the column 'thumb' is of type binary"):
-        run(tmp_path / "a.parquet", tmp_path / "out", label_column="thumb", **options)
+        refused(tmp_path / "a.parquet", out, message, image_column=column)
+    refused(tmp_path / "a.parquet", out, "the column 'thumb' is of type binary", label_column="thumb", **options)
     write(tmp_path / "b.parquet", anything=PICTURES[:2])
-    with pytest.raises(ValueError, match="no column of labels; name it with --label-column"):
-        run(tmp_path / "b.parquet", tmp_path / "out", labels="csv")
+    refused(tmp_path / "b.parquet", out, "no column of labels; name it with --label-column", labels="csv")
     run(tmp_path / "b.parquet", tmp_path / "unlabelled")
     assert len(contents(tmp_path / "unlabelled")) == 2
 
@@ -176,8 +148,7 @@ def test_splits_by_column_and_by_the_names_of_files(tmp_path: Path) -> None:
     run(tmp_path / "a.parquet", tmp_path / "columns")
     assert len(contents(tmp_path / "columns", "test")) == 1 and len(contents(tmp_path / "columns")) == 3
     write(tmp_path / "b.parquet", image=PICTURES[:1], split=["No Split"])
-    with pytest.raises(ValueError, match=r"b.parquet row 0: 'No Split' is no split name"):
-        run(tmp_path / "b.parquet", tmp_path / "out")
+    refused(tmp_path / "b.parquet", tmp_path / "out", r"b.parquet row 0: 'No Split' is no split name")
     for name, rows in (("train-00000-of-00002", slice(9)), ("train-00001-of-00002", slice(9, 20))):
         write(tmp_path / "hub" / f"{name}.parquet", rows)
     run(tmp_path / "hub", tmp_path / "one", split={"train": 0.5, "test": 0.5})
@@ -221,20 +192,6 @@ def test_the_splits_of_a_saved_dictionary(saved: Path, tmp_path: Path) -> None:
     assert len(contents(tmp_path / "train")) < 30
 
 
-def test_a_saved_data_set_in_a_bucket(bucket_server: Server, saved: Path, tmp_path: Path) -> None:
-    upload(saved / "splits", bucket_server.uri + "/saved")
-    run(bucket_server.uri + "/saved", tmp_path / "out", labels="csv")
-    assert contents(tmp_path / "out") | contents(tmp_path / "out", "test") == EXPECTED
-
-
-def refused(source: Path, message: str) -> None:
-    output = source.parent / "out"
-    with pytest.raises(ValueError, match=message) as error:
-        run(source, output)
-    assert source.name in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 1000
-    assert not output.exists()
-
-
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_damaged_table_is_named(tmp_path: Path, saved: Path, kind: str) -> None:
     write(tmp_path / "whole.parquet")
@@ -243,15 +200,17 @@ def test_a_damaged_table_is_named(tmp_path: Path, saved: Path, kind: str) -> Non
     path = tmp_path / f"bad.{kind}"
     for cut in (0, 3, len(data) // 2, len(data) - 8, len(data) - 1):
         path.write_bytes(data[:cut])
-        refused(path, "the table is damaged")
+        refused(path, tmp_path / "out", f"^--source {path}: the table is damaged.{{0,800}}$")
     path.write_bytes(data[:4] + bytes(len(data) - 300) + data[-296:])
-    refused(path, "the table is damaged|no column with a known image name|no images")
+    message = f"^--source {path}: (the table is damaged|no column with a known image name|no images).{{0,800}}$"
+    refused(path, tmp_path / "out", message)
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    refused(tmp_path / "a.parquet", r"pip install 'must-clip\[parquet\]'")
+    message = rf"^--source {tmp_path}/a.parquet: .*pip install 'must-clip\[parquet\]'"
+    refused(tmp_path / "a.parquet", tmp_path / "out", message)
 
 
 def test_arrows_own_files_and_labels_out_of_range(tmp_path: Path) -> None:
@@ -262,8 +221,7 @@ def test_arrows_own_files_and_labels_out_of_range(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == dict(zip(PICTURES, NAMES, strict=True))
     features = {"label": {"_type": "ClassLabel", "names": ["cat"]}}
     description = {"huggingface": json.dumps({"info": {"features": features}})}
-    pq.write_table(
-        pa.table({"image": PICTURES[:1], "label": [1]}).replace_schema_metadata(description), tmp_path / "b.parquet"
-    )
-    with pytest.raises(ValueError, match="row 0: the label 1 is none of the table's 1 classes"):
-        run(tmp_path / "b.parquet", tmp_path / "no", labels="csv")
+    other = pa.table({"image": PICTURES[:1], "label": [1]}).replace_schema_metadata(description)
+    pq.write_table(other, tmp_path / "b.parquet")
+    message = "row 0: the label 1 is none of the table's 1 classes"
+    refused(tmp_path / "b.parquet", tmp_path / "no", message, labels="csv")
