@@ -73,10 +73,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
 
     The metadata `work` of a field says which path it gets. If `model` is WORK, all fields with `work` are completed; if
     it is a bundle, only the required ones, and the ONNX file made from it if `model` is to be one.
-
-    Raises:
-        UserError: there are two bundles, or nothing of a kind that the stage needs.
-    """
+    Raises UserError: there are two bundles, or nothing of a kind that the stage needs."""
     parameters = [field for field in parameters_of(stage) if field.metadata["work"]]
     model = values.get("model")
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):

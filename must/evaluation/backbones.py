@@ -46,10 +46,7 @@ class Row:
 
 def backbones(config: BackbonesConfig) -> list[Row]:
     """Prints the table, best first, and writes it to --output.
-
-    Raises:
-        ValueError: no images, or a model that cannot be loaded, or that the method cannot train.
-    """
+    Raises ValueError: no images, or a model that cannot be loaded, or that the method cannot train."""
     class_set, device, rows = load_class_set(config.classes), pick_device(config.device), list[Row]()
     with tempfile.TemporaryDirectory(prefix="must-backbones-") as folder:
         reader = ShardReader(as_shards(config, folder), "train")

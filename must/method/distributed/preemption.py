@@ -49,10 +49,7 @@ class StopSignal:
 
         Every process calls it after every step. On a GPU the result is that of the previous step, so that the host
         never waits for the step just queued.
-
-        Args:
-            due: this process wants a checkpoint; one process is enough.
-        """
+        `due`: this process wants a checkpoint; one process is enough."""
         if world.size == 1:
             return self.received, due
         requests = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)

@@ -62,10 +62,7 @@ class LostRank(SystemExit):
 
 def pick_device(name: str) -> torch.device:
     """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only.
-
-    Raises:
-        ValueError: the machine does not have the device, or several processes cannot share it.
-    """
+    Raises ValueError: the machine does not have the device, or several processes cannot share it."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if name == "auto":
         if torch.cuda.is_available():
@@ -84,13 +81,8 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
-
-    Args:
-        timeout: seconds after which a silent process is considered lost.
-
-    Raises:
-        LostRank: a collective failed because another process is lost; a line on stderr names it.
-    """
+    `timeout`: seconds after which a silent process is considered lost.
+    Raises LostRank: a collective failed because another process is lost; a line on stderr names it."""
     device = pick_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -143,10 +143,7 @@ def zero_shot_bundle(
 
     It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
     `logit_factor` is a number or 'model'.
-
-    Raises:
-        ValueError: the model is missing, or it is not the model that the classifier was made with.
-    """
+    Raises ValueError: the model is missing, or it is not the model that the classifier was made with."""
     from must.method.model.backbone import load_backbone
     from must.method.model.folder import verified
 

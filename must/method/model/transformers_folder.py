@@ -79,10 +79,7 @@ def is_transformers(folder: Path) -> bool:
 
 def write_open_clip_folder(folder: Path, output: Path) -> None:
     """Writes the configuration and tokenizer files that open_clip needs, but not the weights.
-
-    Raises:
-        ValueError: a network or image preparation that open_clip cannot reproduce.
-    """
+    Raises ValueError: a network or image preparation that open_clip cannot reproduce."""
     config = read(folder / CONFIG_FILE)
     model = model_of(config)
     preprocess = preprocess_of(folder, config["model_type"], model["vision_cfg"]["image_size"])

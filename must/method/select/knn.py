@@ -15,10 +15,7 @@ def whitened(features: Tensor, components: int = COMPONENTS) -> Tensor:
     deviation, so that frequent differences (brightness, position) weigh no more than rare ones.
 
     P is `components`, or a quarter of the number of images if that is less.
-
-    Args:
-        features: [N, D], any floating type.
-    """
+    `features`: [N, D], any floating type."""
     images = len(features)
     sample = features[torch.linspace(0, images - 1, min(images, FITTED), device=features.device).long()].double()
     mean = sample.mean(0)
@@ -33,10 +30,7 @@ def whitened(features: Tensor, components: int = COMPONENTS) -> Tensor:
 
 def nearest(values: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """(int64 [N, C] numbers of the most similar other images, best first; float32 [N, C] their cosines).
-
-    Args:
-        values: float32 [N, D], unit vectors, as of `whitened`.
-    """
+    `values`: float32 [N, D], unit vectors, as of `whitened`."""
     count = max(min(count, len(values) - 1), 0)
     numbers = torch.zeros(len(values), count, dtype=torch.int64, device=values.device)
     cosines = torch.zeros(len(values), count, device=values.device)

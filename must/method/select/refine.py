@@ -38,10 +38,7 @@ class Refined:
 
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes predictions.csv to OUTPUT, one row per image, then refined.json; returns the content of refined.json.
-
-    Raises:
-        ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded.
-    """
+    Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
     classes, model = zero_shot.description.classes, None
     if config.model:
@@ -90,10 +87,7 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 
 def refined_labels(extracted: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
     """The mean of the models' probabilities, corrected by answers, then propagated (propagate.py).
-
-    Args:
-        answers: {number in the split: class number, -1 for none of the classes}.
-    """
+    `answers`: {number in the split: class number, -1 for none of the classes}."""
     values = whitened(extracted.features.to(device).float())
     mean = extracted.probabilities.float().mean(0).to(device)
     refined = refined_probabilities(*nearest(values), values, mean, answer_rows(answers or {}, extracted.numbers))

@@ -59,10 +59,7 @@ def adapted_end(model: str) -> str:
 
 def select(config: SelectConfig) -> Selection:
     """The stage: writes a bundle with another alpha; its provenance has the reason and a check.
-
-    Raises:
-        ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
-    """
+    Raises ValueError: no bundle, no such split, or a classifier file of other classes or of another model."""
     bundle, zero_shot = both_ends(adapted_end(config.model), config.baseline)
     description = bundle.description
     with init_distributed(config.device, timeout=600) as world:
@@ -187,10 +184,7 @@ def best_alpha(correct: np.ndarray, default: float) -> float:
 
 def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
     """(the adapted model, the zero-shot model), between which weights are interpolated.
-
-    Raises:
-        ValueError: no bundle, or a classifier file of other classes or of another model.
-    """
+    Raises ValueError: no bundle, or a classifier file of other classes or of another model."""
     bundle, classifier = load_bundle(model), load_text_classifier(baseline)
     description, classes = bundle.description, list(classifier.classes)
     require(

@@ -29,10 +29,7 @@ def compile_blocks(must_step: MustStep, masked: int, images: int) -> str:
     Both networks are run once on such a batch, the student also backward; if that raises, the blocks run uncompiled,
     and the main process logs it. Shapes are not dynamic: there are three graphs (of the teacher, the student, and the
     student's predictions for the log), for any number of blocks.
-
-    Returns:
-        The reason in one line if torch.compile fails; '' if it works.
-    """
+    Returns the reason in one line if torch.compile fails; '' if it works."""
     began, blocks = time.monotonic(), [*must_step.teacher.tower.blocks, *must_step.student.tower.blocks]
     problem, log = "", logger.info if must_step.world.is_main else logger.debug
     try:

@@ -17,27 +17,18 @@ MAX_SKIPPED = 20  # steps without finite gradients in one run, after which train
 
 @dataclass
 class RunMonitor:
-    """Args:
-    batch_size: images per step, over all processes.
-    max_replaced: largest share of images that cannot be decoded.
-    zero_shot: the model before training, for the share of labels that changed.
-    """
-
-    batch_size: int
-    max_replaced: float
+    batch_size: int  # images per step, over all processes
+    max_replaced: float  # largest share of images that cannot be decoded
     world: World
     reader: ShardReader
     must_step: MustStep
     state: TrainState
-    zero_shot: MaskedViT
+    zero_shot: MaskedViT  # the model before training, for the share of labels that changed
 
     def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
         """The means since the last reading, with the other values of a log line. Every process calls this.
-
-        Raises:
-            ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
-                is saved before.
-        """
+        Raises ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
+        is saved before."""
         count, progress, must_step = meter.count, self.state.progress, self.must_step
         line: dict[str, Any] = meter.read()
         progress.skipped += round(line.pop("skipped") * count)

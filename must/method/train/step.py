@@ -84,11 +84,8 @@ class MustStep:
 
     def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
-
-        Returns:
-            Values of the global batch, on the device: the host does not wait for them. And 'replaced', the number of
-            undecodable samples of this process.
-        """
+        Returns values of the global batch, on the device: the host does not wait for them. And 'replaced', the number
+        of undecodable samples of this process."""
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
             self.class_balance = None

@@ -170,10 +170,7 @@ def address(flag: str) -> str:
 
 def mlflow_client(flag: str) -> Any:
     """An MlflowClient of the server at MLFLOW_TRACKING_URI, without any request yet.
-
-    Raises:
-        ValueError: as `address` does.
-    """
+    Raises ValueError: as `address` does."""
     uri = address(flag)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -251,10 +248,8 @@ MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "ml
 
 
 class Trackers:
-    """Args:
-    attempt: without run_id; `run_ids` has those of each tracker by name.
-    steps: of the whole run, for Kubeflow Trainer.
-    """
+    """`attempt`: without run_id; `run_ids` has those of each tracker by name. `steps`: of the whole run, for Kubeflow
+    Trainer."""
 
     def __init__(self, names: Sequence[str], attempt: Attempt, run_ids: dict[str, str], steps: int = 0) -> None:
         self.attempt, self.steps = attempt, steps
@@ -262,10 +257,7 @@ class Trackers:
 
     def start(self, config: dict[str, Any]) -> dict[str, str]:
         """Returns the trackers' run_ids, for a later attempt.
-
-        Raises:
-            ValueError: a new run cannot be tracked. A resumed run continues without the tracker.
-        """
+        Raises ValueError: a new run cannot be tracked. A resumed run continues without the tracker."""
         require_packages([tracker.name for tracker in self.all])
         for tracker in list(self.all):
             try:
