@@ -33,7 +33,7 @@ from must.method.model.bundle import load_bundle, preprocess_of
 from must.method.model.classifier import classifier
 from must.method.select.check import Predicted, check_of
 from must.method.select.features import extract_features
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 from must.method.select.refine import refined_labels
 from must.method.select.select import ALPHAS, WeightPath, adapted_end, both_ends, start_of
 from must.method.train.trainer import train

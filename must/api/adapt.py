@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/propagate.py)
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]

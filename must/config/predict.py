@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from must.base.parameters import StageConfig, param, require
 from must.config import defaults
-from must.config.part import parse_part
+from must.config.defaults import parse_part
 
 OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --shards
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
-from must.config.part import parse_part
+from must.config.defaults import parse_part
 
 
 @dataclass(kw_only=True)

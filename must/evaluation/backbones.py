@@ -26,7 +26,7 @@ from must.method.model.bundle import named_bundle, preprocess_of
 from must.method.model.classifier import load_class_set
 from must.method.select.check import agreement
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.provenance import CheckResult
 from must.method.select.check import CHECKED_IMAGES, Predicted, check_of
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 

@@ -35,8 +35,7 @@ from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
-from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import answer_rows, refined_probabilities
+from must.method.select.propagate import answer_rows, nearest, refined_probabilities, whitened
 from must.method.select.select import both_ends
 
 SIMILAR = 6  # similar pictures shown beside a picture

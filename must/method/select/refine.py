@@ -21,8 +21,7 @@ from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundl
 from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
-from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import answer_rows, refined_probabilities
+from must.method.select.propagate import answer_rows, nearest, refined_probabilities, whitened
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import Selection
 from must.method.select.check import CHECKED_IMAGES, Predicted, agreement_gain, check_of, selection_text
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,15 @@ from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.features import extract_features
-from must.method.select.knn import NEIGHBOURS, nearest, whitened
-from must.method.select.propagate import RARE, ROUNDS, SMALLEST_PROBABILITY, neighbour_weights
+from must.method.select.propagate import (
+    NEIGHBOURS,
+    RARE,
+    ROUNDS,
+    SMALLEST_PROBABILITY,
+    nearest,
+    neighbour_weights,
+    whitened,
+)
 
 TOP = 16
 IMAGES_AT_ONCE = 4096

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import one_line, printable
-from must.config.trackers import require_packages
+from must.config.defaults import require_packages
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from must.config import trackers
+from must.config import defaults
 from tests.deploy.promote.bundles import latest, make_bundle, promote
 from tests.mlflow_server import MlflowServer
 
@@ -42,7 +42,7 @@ def test_without_package_server_or_address_nothing_is_promoted(registry, tmp_pat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(SystemExit, match="75"):
         promote(registry, "--model", bundle, *made, "--register", "mlflow")
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(defaults, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
         promote(registry, "--model", bundle, *made, "--register", "mlflow")
     address, server, package = capsys.readouterr().err.splitlines()

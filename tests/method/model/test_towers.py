@@ -19,7 +19,7 @@ from must.method.model.backbone import build_visual, check_tower, load_backbone,
 from must.method.model.bundle import load_bundle, load_description
 from must.method.model.classifier import classifier
 from must.method.model.masked_vit import MaskedViT
-from must.method.train.optimizer import parameter_groups
+from must.method.train.step import parameter_groups
 from must.method.train.trainer import train
 from tests.method.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 
