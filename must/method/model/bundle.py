@@ -184,6 +184,17 @@ def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> 
     return untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
+def require_classes(label: str, classes: list[str], others: list[str]) -> None:
+    """Raises UserError, which begins with `label`: the `others` there are not the `classes` of the model."""
+    if classes != others:
+        missing = [name for name in classes if name not in others] or [name for name in others if name not in classes]
+        difference = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
+        raise UserError(
+            f"{label}: has other classes ({len(others)}) than the model ({len(classes)}; {difference}); take the "
+            "classifier file that the model was trained with"
+        )
+
+
 def have_same_shape(first: Bundle, second: Bundle) -> bool:
     """Whether two models can be interpolated: their weights have the same shapes, and their images the same pixels."""
     shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (first, second)]

@@ -17,7 +17,7 @@ from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import load_bundle, preprocess_of, require_classes, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
@@ -42,7 +42,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     classes, model = zero_shot.description.classes, None
     if config.model:
         bundle = load_bundle(config.model)
-        require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
+        require_classes(f"--classifier {config.classifier}", bundle.description.classes, classes)
         require(
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
             f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",

@@ -31,6 +31,7 @@ from must.method.model.bundle import (
     have_same_shape,
     load_bundle,
     preprocess_of,
+    require_classes,
     save_bundle,
     zero_shot_bundle,
 )
@@ -186,12 +187,8 @@ def load_adapted_and_zero_shot(model: str, baseline: str) -> tuple[Bundle, Bundl
     """(the adapted model, the zero-shot model), between which weights are interpolated.
     Raises ValueError: no bundle, or a classifier file of other classes or of another model."""
     bundle, classifier = load_bundle(model), load_text_classifier(baseline)
-    description, classes = bundle.description, list(classifier.classes)
-    require(
-        description.classes == classes,
-        f"--baseline {baseline}: has other classes ({len(classes)}) than the model ({len(description.classes)}); take "
-        "the classifier file that the model was trained with",
-    )
+    description = bundle.description
+    require_classes(f"--baseline {baseline}", description.classes, list(classifier.classes))
     zero_shot = zero_shot_bundle(classifier)
     require(
         have_same_shape(bundle, zero_shot),
