@@ -200,10 +200,6 @@ class TrainerStatus:
         self.started, self.sent, self.warned = time.monotonic(), 0.0, False
         self.last = (first_step - 1, dict[str, float]())
 
-    @classmethod
-    def is_wanted(cls) -> bool:
-        return all(os.environ.get(name) for name in (URL, CERTIFICATES, TOKEN))
-
     def start(self, config: dict[str, Any]) -> None: ...
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -269,7 +265,7 @@ class Trackers:
                     raise UserError(message if message.startswith(prefix) else prefix + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
-        if self.attempt.first_step < self.steps and TrainerStatus.is_wanted():
+        if self.attempt.first_step < self.steps and all(map(os.environ.get, (URL, CERTIFICATES, TOKEN))):
             self.all.append(AsyncTracker("kubeflow", TrainerStatus(self.steps, self.attempt.first_step)))
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
 
