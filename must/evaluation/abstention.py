@@ -56,12 +56,12 @@ def floor(threshold: float) -> float:
     return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
 
 
-def upper_bound(errors: int, images: int, confidence: float = CONFIDENCE) -> float:
-    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - confidence."""
+def upper_bound(errors: int, images: int) -> float:
+    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - CONFIDENCE."""
     if errors >= images:
         return 1.0
     low, high = errors / images, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - confidence else (low, middle)
+        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
     return high

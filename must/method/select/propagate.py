@@ -33,17 +33,17 @@ FITTED = 2_000  # images that the components are computed from
 ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
 
 
-def whitened(features: Tensor, components: int = COMPONENTS) -> Tensor:
+def whitened(features: Tensor) -> Tensor:
     """Unit vectors float32 [N, P]: coordinates on the first principal components, each divided by its standard
     deviation, so that frequent differences (brightness, position) weigh no more than rare ones.
 
-    P is `components`, or a quarter of the number of images if that is less.
+    P is COMPONENTS, or a quarter of the number of images if that is less.
     `features`: [N, D], any floating type."""
     images = len(features)
     sample = features[torch.linspace(0, images - 1, min(images, FITTED), device=features.device).long()].double()
     mean = sample.mean(0)
     _, spread, axes = torch.linalg.svd(sample - mean, full_matrices=False)
-    count = max(1, min(components, len(sample) // 4))
+    count = max(1, min(COMPONENTS, len(sample) // 4))
     nonzero = spread[:count] > 1e-6 * spread[0].clamp(min=1e-30)
     scale = len(sample) ** 0.5 / spread[:count].clamp(min=1e-30) * nonzero
     project = (axes[:count] * scale[:, None]).T.float()
