@@ -41,11 +41,11 @@ def index_sha256(shards: str = "shards") -> Any:
 
 
 def batch_size(default: int = 256, **more: Any) -> Any:
-    return param("images a forward pass", default, metavar="N", at_least=1, **more)
+    return param("images a forward pass", default, at_least=1, **more)
 
 
 def workers() -> Any:
-    return param("loader processes", 2, metavar="N", at_least=0)
+    return param("loader processes", 2, at_least=0)
 
 
 def cache(**more: Any) -> Any:
@@ -58,7 +58,7 @@ def cache_gb() -> Any:
 
 
 def threads() -> Any:
-    return param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
+    return param("threads of a forward pass; 0 means one a core", 0, at_least=0)
 
 
 def device(of: str = "", **more: Any) -> Any:

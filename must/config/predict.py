@@ -61,9 +61,7 @@ class PredictConfig(StageConfig):
         "1/1",
         metavar="I/N",
     )
-    workers: int = param(
-        "processes that read and decode images of --shards; 0 means one a core", 0, metavar="N", at_least=0
-    )
+    workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, at_least=0)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     threads: int = defaults.threads()
     device: str = defaults.device("of a bundle: ")
