@@ -156,7 +156,7 @@ def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
         logger.warning(
             f"images are resized to {size} pixels, not {image['image_size']}, which patches of {patch} do not divide"
         )
-    shape = tuple(image[f"{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    shape = tuple(image[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     name = f"vit_{SIGLIPS.get((*shape, image['intermediate_size']))}_patch{patch}_siglip_{size}"
     if not timm.is_model(name) or image["layer_norm_eps"] != 1e-6 or not image.get("vision_use_head", True):
         raise UserError(

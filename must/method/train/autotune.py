@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from must.base.parameters import require
+from must.base.errors import UserError
 from must.base.text import one_line, printable
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import PREFETCH, TrainBatch
@@ -39,15 +39,9 @@ def choose_micro_batches(must_step: MustStep, masked: int, local: int, previous:
 
     On a CUDA GPU the smallest that fits: two trial steps, whose results are discarded, measure the memory of an image.
     On other devices 1, as there the memory is the machine's.
-
-    Args:
-        masked: number of masked patches of an image.
-        previous: images of a micro-batch of the resumed run, which does not change (sums in another order differ in the
-            last bits); 0: a new run.
-
-    Raises:
-        ValueError: not even one image fits.
-    """
+    `masked`: number of masked patches of an image. `previous`: images of a micro-batch of the resumed run, which does
+    not change (sums in another order differ in the last bits); 0: a new run.
+    Raises ValueError: not even one image fits."""
     if previous and local % previous == 0:
         return local // previous
     if must_step.world.device.type != "cuda":
@@ -61,13 +55,11 @@ def fewest_micro_batches(local: int, fixed: float, per_image: float, free: float
     for count in (number for number in range(1, local + 1) if local % number == 0):
         if fixed + per_image * (local // count) <= MEMORY_SHARE * free:
             return count
-    require(
-        False,
+    raise UserError(
         f"--accumulate auto: not even one image a step fits: it takes {(fixed + per_image) / 1e9:.3g} GB, and "
         f"{MEMORY_SHARE * free / 1e9:.3g} GB of the GPU's memory can be used; try --activation-checkpointing, several "
-        "processes with --parallel fsdp, or a smaller model",
+        "processes with --parallel fsdp, or a smaller model"
     )
-    raise AssertionError
 
 
 def measured(must_step: MustStep, masked: int, local: int) -> tuple[float, float, float]:
