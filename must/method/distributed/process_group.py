@@ -22,6 +22,7 @@ from must.base.exits import PREEMPTED, answers_signals
 from must.method.distributed.heartbeat import EXITED, SILENCE_S, Heartbeat, connect_store
 
 logger = logging.getLogger(__name__)
+
 SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal and from torchrun
 
 
