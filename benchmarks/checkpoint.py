@@ -21,8 +21,7 @@ import torch
 from must.method.model.backbone import build_visual, read_architecture
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.optimizer import build_optimizer, set_learning_rate
-from must.method.train.teacher import make_teacher, update_teacher
+from must.method.train.step import build_optimizer, make_teacher, set_learning_rate, update_teacher
 
 
 def main() -> None:

@@ -13,8 +13,7 @@ import time
 import numpy as np
 import torch
 
-from must.method.select.knn import NEIGHBOURS, nearest, whitened
-from must.method.select.propagate import corrected, propagate
+from must.method.select.propagate import NEIGHBOURS, corrected, nearest, propagate, whitened
 
 PLAIN = 10_000  # images for the plain alternative
 

@@ -33,9 +33,15 @@ from must.method.model.bundle import load_bundle, preprocess_of
 from must.method.model.classifier import classifier
 from must.method.select.check import Predicted, check_of
 from must.method.select.features import extract_features
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 from must.method.select.refine import refined_labels
-from must.method.select.select import ALPHAS, WeightPath, adapted_end, both_ends, start_of
+from must.method.select.select import (
+    ALPHAS,
+    WeightPath,
+    fully_adapted_bundle,
+    load_adapted_and_zero_shot,
+    zero_shot_network,
+)
 from must.method.train.trainer import train
 
 DRAWS = 5  # of simulated answers
@@ -108,8 +114,8 @@ def save(picture: np.ndarray, path: Path) -> None:
 @torch.inference_mode()
 def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[str, Any]:
     """Accuracy of every share of the adaptation on the test images, the check, and labels of the unlabeled images."""
-    bundle, zero_shot = both_ends(adapted_end(folder), classifier_file)
-    frozen, device = start_of(bundle, zero_shot), torch.device("cpu")
+    bundle, zero_shot = load_adapted_and_zero_shot(fully_adapted_bundle(folder), classifier_file)
+    frozen, device = zero_shot_network(bundle, zero_shot), torch.device("cpu")
     preprocess = preprocess_of(bundle.description)
     path = WeightPath(frozen, bundle.model.state_dict(), ALPHAS[1:])
     labels, hidden = truth(shards, "test", data.labels), truth(shards, "train", data.hidden)

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/knn.py)
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/propagate.py)
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 
 Run = Callable[[str, dict[str, Any]], Any]
@@ -113,12 +113,15 @@ def steps(
     try:
         image_source = to_source(images, folder, fixed=index.exists() and not again, replace=again)
         decisive = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+        test_key = str(Path(test_images).absolute()) if test_images else ""
+        if is_labels(test_images):
+            test_key += f" ({storage.sha256_of(Path(test_images))[:12]})"
         grown = record(
             folder,
             {
                 "images": image_source.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
-                "model": absolute_model(model), "pretrained": pretrained,
-                "test_images": labelled_key(test_images), "settings": decisive,
+                "model": str(Path(model).absolute()) if Path(model).is_dir() else model, "pretrained": pretrained,
+                "test_images": test_key, "settings": decisive,
             },
             again,
         )  # fmt: skip
@@ -198,12 +201,6 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 
-def labelled_key(test_images: str) -> str:
-    """What identifies the labelled images: their folder, or a file of labels with its checksum."""
-    path = str(Path(test_images).absolute()) if test_images else ""
-    return f"{path} ({storage.sha256_of(Path(path))[:12]})" if is_labels(test_images) else path
-
-
 def is_labels(test_images: str) -> bool:
     """Whether it is a file of labels that `must sort` reads, not a folder or an archive of images."""
     return test_images.lower().endswith((".csv", ".json", ".jsonl")) and Path(test_images).is_file()
@@ -218,11 +215,6 @@ def labelled_folder(test_images: str, output: Path, images: str) -> str:
     root = images if Path(images).is_dir() else ""
     sort(SortConfig(labels=test_images, into=str(into), named_only=True, root=root))
     return str(into)
-
-
-def absolute_model(model: str) -> str:
-    """The model, with an absolute path if it is a folder."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def clean(folder: Path) -> None:

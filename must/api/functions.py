@@ -5,13 +5,12 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import Field
 from typing import Any, get_type_hints
 
 from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.errors import TransientError
-from must.base.parameters import StageConfig, default_of, is_required, with_headings
+from must.base.parameters import default_of, is_required, with_headings
 
 ENDING = """
 Raises:
@@ -61,6 +60,7 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
 def signature(name: str, stage: Stage) -> inspect.Signature:
     """Keyword parameters: the required ones first, then the most used."""
     hints = get_type_hints(stage.config)
+    fields = sorted((field for _, field in with_headings(stage.config)), key=lambda field: not is_required(field))
     parameters = [
         inspect.Parameter(
             field.name,
@@ -68,13 +68,9 @@ def signature(name: str, stage: Stage) -> inspect.Signature:
             default=inspect.Parameter.empty if is_required(field) else default_of(field),
             annotation=hints[field.name],
         )
-        for field in ordered_fields(stage.config)
+        for field in fields
     ]
     return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
-
-
-def ordered_fields(config: type[StageConfig]) -> list[Field[Any]]:
-    return sorted((field for _, field in with_headings(config)), key=lambda field: not is_required(field))
 
 
 def docstring(stage: Stage) -> str:

@@ -33,14 +33,8 @@ class ImageSource(NamedTuple):
 
 def to_source(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
-
-    Args:
-        fixed: shards were already made from a list of paths, so it may not change.
-        replace: images that an earlier call wrote may be replaced.
-
-    Raises:
-        ValueError: `images` is of an unknown kind, or one of them is not an image.
-    """
+    `fixed`: shards were already made from a list of paths, so it may not change. `replace`: images that an earlier call
+    wrote may be replaced. Raises ValueError: `images` is of an unknown kind, or one of them is not an image."""
     if isinstance(images, str | os.PathLike):
         source = os.fspath(images)
         return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
@@ -134,14 +128,9 @@ def pixels_sha256(images: Iterable[Image.Image]) -> str:
 
 def as_image(item: Any, where: str) -> Image.Image:
     """An RGB or grey image as a viewer shows it: upright, transparent pixels on white.
-
-    Args:
-        item: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
-            path; or the bytes of a file, by themselves or as {"bytes": ...}.
-
-    Raises:
-        ValueError: it is not an image; the message begins with `where`.
-    """
+    `item`: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
+    path; or the bytes of a file, by themselves or as {"bytes": ...}.
+    Raises ValueError: it is not an image; the message begins with `where`."""
     if isinstance(item, dict):  # a Hugging Face image that is not decoded
         item = item.get("bytes") or item.get("path")
     try:

@@ -13,7 +13,7 @@ from must.base import storage
 from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import flag, parameters_of, require
 from must.config import PlanConfig
-from must.config.trackers import require_packages
+from must.config.defaults import require_packages
 
 
 def preflight(config: Any) -> None:

@@ -24,13 +24,8 @@ GROWN = "grown"  # in the record: labelled images were added to existing shards
 
 def record(folder: Path, inputs: dict[str, Any], again: bool = False) -> bool:
     """Writes down what the folder is made from. Parts made from other inputs are moved to a folder before-N in it.
-
-    Returns:
-        Whether labelled images have to be added to existing shards.
-
-    Raises:
-        ValueError: shards or a model were made from other inputs, and `again` is not set.
-    """
+    Returns whether labelled images have to be added to existing shards.
+    Raises ValueError: shards or a model were made from other inputs, and `again` is not set."""
     file, now = folder / RECORD_FILE, json.loads(json.dumps(inputs, default=str))
     before = storage.read_json(str(file), "adapt") if file.exists() else dict(now)
     grown = bool(before.pop(GROWN, False))

@@ -207,6 +207,6 @@ RESULTS: dict[str, type] = {
 }  # fmt: skip
 
 
-def iframe(page: str, height: int = 700) -> str:
+def iframe(page: str) -> str:
     """An HTML page inside a notebook: an iframe."""
-    return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" frameborder="0"></iframe>'
+    return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="700" frameborder="0"></iframe>'

@@ -67,6 +67,7 @@ def param(
     """A field of a stage: its help text and, unless it is required, its default.
 
     Args:
+        metavar: the word for the value in the help; N for an integer if it is not given.
         group: the heading in the stage's help for this field and the following ones, up to the next heading.
         often: the field is under the heading MOST_USED instead, above all others.
         bare: the value may also be given without the flag.
@@ -76,6 +77,7 @@ def param(
             both ends.
     """
     at_least, at_most = between or (at_least, at_most)
+    metavar = "N" if metavar is None and type(default) is int else metavar
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     metadata = {
         "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,

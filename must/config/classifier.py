@@ -62,7 +62,7 @@ class BackbonesConfig(StageConfig):
         "none",
         often=True,
     )
-    most: int = param("images to look at, evenly spread, at most", 2_000, metavar="N", at_least=1)
+    most: int = param("images to look at, evenly spread, at most", 2_000, at_least=1)
     output: str = param("JSON file for the table", "", metavar="FILE", kind="output", often=True)
     batch_size: int = defaults.batch_size(64, group="how it runs")
     workers: int = defaults.workers()

@@ -1,9 +1,11 @@
-"""Parameters that several stages have, with their defaults and help texts."""
+"""Parameters that several stages have, with their defaults and help texts; and the values of --part and --trackers."""
 
+from collections.abc import Sequence
 from dataclasses import MISSING
+from importlib.util import find_spec
 from typing import Any
 
-from must.base.parameters import param
+from must.base.parameters import param, require
 
 CACHE_GB = 30.0
 ALPHA = (
@@ -11,6 +13,7 @@ ALPHA = (
     "more often with 1 than with 0.5, by over 5 standard errors, else 0.4"
 )
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
+TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name of the tracker and of its package: our extra
 
 
 def bundle(text: str, default: Any = MISSING, group: str = "input and output", kind: str = "bundle") -> Any:
@@ -38,11 +41,11 @@ def index_sha256(shards: str = "shards") -> Any:
 
 
 def batch_size(default: int = 256, **more: Any) -> Any:
-    return param("images a forward pass", default, metavar="N", at_least=1, **more)
+    return param("images a forward pass", default, at_least=1, **more)
 
 
 def workers() -> Any:
-    return param("loader processes", 2, metavar="N", at_least=0)
+    return param("loader processes", 2, at_least=0)
 
 
 def cache(**more: Any) -> Any:
@@ -55,8 +58,33 @@ def cache_gb() -> Any:
 
 
 def threads() -> Any:
-    return param("threads of a forward pass; 0 means one a core", 0, metavar="N", at_least=0)
+    return param("threads of a forward pass; 0 means one a core", 0, at_least=0)
 
 
 def device(of: str = "", **more: Any) -> Any:
     return param(f"{of}auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", **more)
+
+
+def parts_of(programs: int) -> list[str]:
+    """The values of --part for this number of programs."""
+    return [f"{number}/{programs}" for number in range(1, programs + 1)]
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    """(I, N) of --part, I from 1. 1/1 is all of the work. Raises ValueError: not I/N, or I is not from 1 to N."""
+    numbers = [int(text) for text in part.split("/") if text.isascii() and text.isdigit() and len(text) < 10]
+    require(part.count("/") == 1 and len(numbers) == 2, f"--part {part}: expected I/N, such as 1/4")
+    number, count = numbers
+    require(count >= 1, f"--part {part}: there is at least 1 part")
+    require(1 <= number <= count, f"--part {part}: parts are numbered from 1 to {count}")
+    return number, count
+
+
+def require_packages(names: Sequence[str], flag: str = "--trackers") -> None:
+    """Raises ValueError, about `flag`: a tracker's package is not installed."""
+    for name in names:
+        require(
+            find_spec(name) is not None,
+            f"{flag} {name}: the package {name} is not installed here; install it with: "
+            f"pip install 'must-clip[{TRACKERS[name]}]'",
+        )

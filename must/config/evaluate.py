@@ -78,4 +78,4 @@ class GateConfig(StageConfig):
     min_gain: float = param(
         "labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0, between=(-1, 1)
     )
-    min_images: int = param("labelled: images below which no decision is made", 100, metavar="N", at_least=1)
+    min_images: int = param("labelled: images below which no decision is made", 100, at_least=1)

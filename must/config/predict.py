@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from must.base.parameters import StageConfig, param, require
 from must.config import defaults
-from must.config.part import parse_part
+from must.config.defaults import parse_part
 
 OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --shards
 
@@ -61,9 +61,7 @@ class PredictConfig(StageConfig):
         "1/1",
         metavar="I/N",
     )
-    workers: int = param(
-        "processes that read and decode images of --shards; 0 means one a core", 0, metavar="N", at_least=0
-    )
+    workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, at_least=0)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     threads: int = defaults.threads()
     device: str = defaults.device("of a bundle: ")

@@ -30,16 +30,14 @@ class ReviewConfig(StageConfig):
     page: str = param(
         "write one HTML file with the pictures, for somebody without this program; do not serve", "", metavar="FILE"
     )
-    pictures: int = param("pictures in --page at most", 200, metavar="N", at_least=1)
+    pictures: int = param("pictures in --page at most", 200, at_least=1)
     add: str = param("a file of answers made elsewhere, as --page saves it: adds them, and ends", "", metavar="FILE")
     browser: bool = param("open the page in a browser, from a terminal with a display", True)
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
-    images: int = param(
-        "images to look at, evenly spread; fewer for over 1,000 classes", 20_000, metavar="N", between=(100, 20_000)
-    )
+    images: int = param("images to look at, evenly spread; fewer for over 1,000 classes", 20_000, between=(100, 20_000))
     host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
-    port: int = param("port; 0: any that is free", 0, metavar="N", between=(0, 65535))
-    seed: int = param("of the order of the pictures", 0, metavar="N", group="how it runs")
+    port: int = param("port; 0: any that is free", 0, between=(0, 65535))
+    seed: int = param("of the order of the pictures", 0, group="how it runs")
     batch_size: int = defaults.batch_size()
     workers: int = defaults.workers()
     cache: str = defaults.cache()

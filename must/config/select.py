@@ -58,7 +58,6 @@ class RefineConfig(StageConfig):
     images: int = param(
         "largest number of images, taken at even intervals; time grows with its square",
         1_000_000,
-        metavar="N",
         at_least=1,
     )
     batch_size: int = defaults.batch_size(group="how it runs")

@@ -41,13 +41,13 @@ class ServeConfig(StageConfig):
         "no class where the top probability is below this; -1: the model's threshold, 0: always one", -1.0, metavar="T"
     )
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
-    port: int = param("port for HTTP; 0: any that is free", 8080, metavar="N", often=True, between=(0, 65535))
-    batch_size: int = param("images a forward pass at most", 32, metavar="N", group="how it runs", at_least=1)
+    port: int = param("port for HTTP; 0: any that is free", 8080, often=True, between=(0, 65535))
+    batch_size: int = param("images a forward pass at most", 32, group="how it runs", at_least=1)
     threads: int = defaults.threads()
-    decoders: int = param("threads that decode images; 0 means one a core", 0, metavar="N", at_least=0)
+    decoders: int = param("threads that decode images; 0 means one a core", 0, at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
     max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)
-    max_images: int = param("images of a request", 64, metavar="N", at_least=1)
+    max_images: int = param("images of a request", 64, at_least=1)
     max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", above=0)
     request_pixels: float = param(
         "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
@@ -56,7 +56,7 @@ class ServeConfig(StageConfig):
     decode_memory: float = param(
         "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB", above=0
     )
-    queue: int = param("images that may wait; more are refused with 503", 512, metavar="N", at_least=1)
+    queue: int = param("images that may wait; more are refused with 503", 512, at_least=1)
     patience: float = param(
         "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
     )

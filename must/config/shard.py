@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
-from must.config.part import parse_part
+from must.config.defaults import parse_part
 
 
 @dataclass(kw_only=True)
@@ -44,12 +44,12 @@ class ShardConfig(StageConfig):
     label_column: str = param(
         "a table's column of labels, if it has none of the usual names, for --labels csv", "", metavar="NAME"
     )
-    samples_per_shard: int = param("images in a shard", 1000, metavar="N", group="shards", at_least=1)
+    samples_per_shard: int = param("images in a shard", 1000, group="shards", at_least=1)
     max_rejected: float = param(
         "largest share of undecodable files; code 2 above it", 0.01, metavar="SHARE", group="images", between=(0, 1)
     )
     workers: int = param(
-        "processes to read and check images; 0: one a core", 0, metavar="N", group="how it runs", often=True, at_least=0
+        "processes to read and check images; 0: one a core", 0, group="how it runs", often=True, at_least=0
     )
     part: str = param(
         "read and check every N-th chunk of the files, beginning with the I-th: one of N programs that share the work; "
@@ -76,9 +76,7 @@ class ShardConfig(StageConfig):
         "re-encode larger images as JPEG with this shorter side; 0 changes none", 0, metavar="PX", at_least=0
     )
     quality: int = param("JPEG quality of --resize", 90, metavar="1-95", between=(1, 95))
-    max_pixels: int = param(
-        "images of more pixels (width x height) are rejected", 89_478_485, metavar="N", between=(1, 178_956_970)
-    )
+    max_pixels: int = param("images of more pixels (width x height) are rejected", 89_478_485, between=(1, 178_956_970))
     max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB", at_least=1)
 
     def check_values(self) -> None:

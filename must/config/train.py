@@ -52,10 +52,8 @@ class TrainConfig(StageConfig):
         "name or path of the model, if it differs from that in the classifier file", "", metavar="NAME|PATH"
     )
     pretrained: str = param("weights, if they differ from those in the classifier file", "", metavar="TAG|PATH")
-    epochs: int = param("passes over the split", 30, metavar="N", group="optimisation", often=True, at_least=1)
-    batch_size: int = param(
-        "global batch: images a step, over all processes", 1024, metavar="N", often=True, at_least=1
-    )
+    epochs: int = param("passes over the split", 30, group="optimisation", often=True, at_least=1)
+    batch_size: int = param("global batch: images a step, over all processes", 1024, often=True, at_least=1)
     accumulate: int | Literal["auto"] = param(
         "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
         "more work; auto: the fewest that fit into a CUDA GPU's memory (measured); 1 on other devices",
@@ -71,7 +69,7 @@ class TrainConfig(StageConfig):
     layer_decay: float = param(
         "factor of the learning rate from each layer to the next one towards the input", 0.65, above=0, at_most=1
     )
-    seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, metavar="N")
+    seed: int = param("random seed of sample order, augmentation, masks and new weights", 0)
     pseudo_labels: Literal["teacher", "propagated"] = param(
         "teacher: from the EMA teacher's probabilities, as published; propagated: from the mean of the "
         "zero-shot model's and the teacher's probabilities, corrected by similar images (label propagation)",
@@ -110,7 +108,7 @@ class TrainConfig(StageConfig):
     )
     ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999, between=(0, 1))
     ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
-    ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, metavar="N", at_least=0)
+    ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, at_least=0)
     logit_factor: str = param(
         "factor on the cosine logits: 100 as published; model: the model's own logit scale", "100", metavar="X|model"
     )
@@ -145,9 +143,7 @@ class TrainConfig(StageConfig):
     augment_device: Literal["cpu", "gpu"] = param(
         "where views are computed: by the loader processes, or on --device in batches, by fast arithmetic", "cpu"
     )
-    shuffle_window: int = param(
-        "shards whose images are shuffled together", 16, metavar="N", group="reading shards", at_least=1
-    )
+    shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
     max_replaced: float = param(
         "largest share of undecodable images (the next image takes their place); above it training stops",
         0.01,
@@ -185,12 +181,12 @@ class TrainConfig(StageConfig):
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )
-    checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, metavar="N", at_least=0)
+    checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, at_least=0)
     checkpoint_seconds: int = param(
         "also save after this many seconds without a checkpoint; 0: off", 0, metavar="S", at_least=0
     )
-    keep_checkpoints: int = param("newest checkpoints to keep", 2, metavar="N", at_least=1)
-    keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, metavar="N", at_least=0)
+    keep_checkpoints: int = param("newest checkpoints to keep", 2, at_least=1)
+    keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, at_least=0)
     resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float | Literal["auto"] = param(
@@ -199,7 +195,7 @@ class TrainConfig(StageConfig):
         metavar="X|auto",
         between=(0, 1),
     )
-    log_every: int = param("steps between log lines", 10, metavar="N", group="how it runs", at_least=1)
+    log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
     trackers: list[Literal["tensorboard", "mlflow"]] = param(
         "write the curves also to: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); empty for neither",
         factory=lambda: ["tensorboard"],

@@ -9,7 +9,7 @@ from must.base import files, storage
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, flag, is_required, parameters_of, require
 
-SIGNS = {
+MARKER_FILES = {
     "bundle": files.DESCRIPTION_FILE, "shards": files.INDEX_FILE, "labels": files.REFINED_FILE,
     "onnx": files.ONNX_FILE, "answers": files.ANSWERS_FILE,
 }  # fmt: skip
@@ -65,7 +65,7 @@ class Work:
 
 def holds(path: str, kind: str) -> bool:
     """Whether a path on this machine is of that kind."""
-    return "://" not in path and Path(path, SIGNS.get(kind, "")).is_file()
+    return "://" not in path and Path(path, MARKER_FILES.get(kind, "")).is_file()
 
 
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
@@ -73,16 +73,13 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
 
     The metadata `work` of a field says which path it gets. If `model` is WORK, all fields with `work` are completed; if
     it is a bundle, only the required ones, and the ONNX file made from it if `model` is to be one.
-
-    Raises:
-        UserError: there are two bundles, or nothing of a kind that the stage needs.
-    """
+    Raises UserError: there are two bundles, or nothing of a kind that the stage needs."""
     parameters = [field for field in parameters_of(stage) if field.metadata["work"]]
     model = values.get("model")
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):
         return values
     model = os.fspath(model).rstrip("/") or "/"
-    is_work = not any(Path(model, sign).is_file() for sign in (files.DESCRIPTION_FILE, files.ONNX_FILE))
+    is_work = not any(Path(model, name).is_file() for name in (files.DESCRIPTION_FILE, files.ONNX_FILE))
     folder = model if is_work else str(Path(model).parent)
     work = Work(folder, [storage.join(folder, field.metadata["work"].removeprefix("to ")) for field in parameters])
     if not work:
@@ -112,7 +109,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     return values | paths
 
 
-def standing_for(stage: type[StageConfig], values: dict[str, str]) -> str:
+def work_folder_of(stage: type[StageConfig], values: dict[str, str]) -> str:
     """The folder WORK for which `with_work` gives the same `values`, `model` among them; '' if there is none."""
     folder = str(Path(values["model"]).parent)
     try:

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from must.evaluation.metrics import binomial_tail
 from must.evaluation.result import Abstention
 
 CONFIDENCE = 0.95  # of the bound
@@ -55,24 +56,12 @@ def floor(threshold: float) -> float:
     return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
 
 
-def upper_bound(errors: int, images: int, confidence: float = CONFIDENCE) -> float:
-    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - confidence."""
+def upper_bound(errors: int, images: int) -> float:
+    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - CONFIDENCE."""
     if errors >= images:
         return 1.0
     low, high = errors / images, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - confidence else (low, middle)
+        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
     return high
-
-
-def binomial_tail(errors: int, images: int, rate: float) -> float:
-    """P(at most `errors` of `images`), computed in logarithms: exact for a million images too."""
-    if rate <= 0 or rate >= 1:
-        return 1.0 if rate <= 0 else 0.0
-    k = np.arange(errors + 1)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1)))])
-    terms = log_factorial[images] - log_factorial[k] - log_factorial[images - k]
-    terms = terms + k * math.log(rate) + (images - k) * math.log1p(-rate)
-    largest = terms.max()
-    return float(min(1.0, math.exp(largest) * np.exp(terms - largest).sum()))

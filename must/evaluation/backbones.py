@@ -26,7 +26,7 @@ from must.method.model.bundle import named_bundle, preprocess_of
 from must.method.model.classifier import load_class_set
 from must.method.select.check import agreement
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,7 @@ class Row:
 
 def backbones(config: BackbonesConfig) -> list[Row]:
     """Prints the table, best first, and writes it to --output.
-
-    Raises:
-        ValueError: no images, or a model that cannot be loaded, or that the method cannot train.
-    """
+    Raises ValueError: no images, or a model that cannot be loaded, or that the method cannot train."""
     class_set, device, rows = load_class_set(config.classes), pick_device(config.device), list[Row]()
     with tempfile.TemporaryDirectory(prefix="must-backbones-") as folder:
         reader = ShardReader(as_shards(config, folder), "train")

@@ -10,7 +10,6 @@ import torch
 
 from must import __version__
 from must.base import storage
-from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
@@ -38,12 +37,12 @@ from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, Re
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of, require_classes, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.provenance import CheckResult
 from must.method.select.check import CHECKED_IMAGES, Predicted, check_of
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         bundle = load_bundle(config.model)
         baseline = load_baseline(config.baseline) if config.baseline else None
         if baseline:
-            check_classes(bundle, baseline, config)
+            require_classes(f"--baseline {config.baseline}", bundle.description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
         samples, after, before = score(config, bundle, baseline, world)
         metrics = measure(samples, after, before, bundle.description.classes)
@@ -77,15 +76,20 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates,
             picked,
         )  # fmt: skip
-        name, compared, features = baseline_name(config, baseline), metrics.label_free.compared, None
+        compared, features = metrics.label_free.compared, None
         if baseline and before and compared:
             check, features = check_model(config, baseline, samples, before, after, world.device)
             compared = replace(compared, check=check)
+        description = bundle.description
+        model = Model(
+            config.model, description.backbone, description.pretrained, description.logit_factor,
+            description.must_version, description.provenance.to_dict(),
+        )  # fmt: skip
         metrics = replace(
             metrics,
             label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),
-            baseline_name=name,
-            model=model_record(config, bundle.description),
+            baseline_name=baseline_name(config, baseline),
+            model=model,
             data=data,
             refined=refined.to_dict() if refined else None,
             config=config.to_dict(),
@@ -110,17 +114,6 @@ def load_baseline(uri: str) -> Bundle:
     if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
         return load_bundle(uri)
     return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
-
-
-def check_classes(bundle: Bundle, baseline: Bundle, config: EvaluateConfig) -> None:
-    classes, others = bundle.description.classes, baseline.description.classes
-    if classes != others:
-        missing = [name for name in classes if name not in others] or [name for name in others if name not in classes]
-        difference = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
-        raise UserError(
-            f"--baseline {config.baseline}: has other classes ({len(others)}) than the model ({len(classes)}; "
-            f"{difference}); take the classifier file that the model was trained with"
-        )
 
 
 def score(
@@ -246,13 +239,6 @@ def baseline_name(config: EvaluateConfig, baseline: Bundle | None) -> str:
     if baseline.description.provenance:
         return "baseline"
     return "refined zero-shot" if read_header(config.baseline, "--baseline").get("refined") else "zero-shot"
-
-
-def model_record(config: EvaluateConfig, description: Description) -> Model:
-    return Model(
-        config.model, description.backbone, description.pretrained, description.logit_factor, description.must_version,
-        description.provenance.to_dict(),
-    )  # fmt: skip
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

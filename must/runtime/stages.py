@@ -16,7 +16,7 @@ from must.base import storage
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
 from must.base.lock import RUN_ID
 from must.base.records import record_of
-from must.config.part import parts_of
+from must.config.defaults import parts_of
 from must.data.format.index import Index, load_index
 from must.deploy.promote.registry import Registry
 from must.method.model.hub import OPEN_CLIP_WEIGHTS

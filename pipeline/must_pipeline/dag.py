@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl
 
-from must.config.part import parts_of
+from must.config.defaults import parts_of
 from must_components.champion import champion
 from must_components.classifier import classifier
 from must_components.close import close

@@ -19,7 +19,7 @@ from must.api.stub import STUB, stub
 from must.base.parameters import parameters_of
 from must.base.storage import TransientError
 from must.config import TrainConfig
-from must.method.distributed.preemption import Preempted
+from must.method.distributed.process_group import Preempted
 from must.method.train import trainer
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}

@@ -9,8 +9,9 @@ import pytest
 from must.config import EvaluateConfig, ExportConfig
 from must.deploy.export.onnx import abstention_of, export_onnx
 from must.deploy.predict.session import OnnxClassifier, threshold
-from must.evaluation.abstention import abstention, binomial_tail, first_count, no_threshold, upper_bound
+from must.evaluation.abstention import abstention, first_count, no_threshold, upper_bound
 from must.evaluation.evaluate import evaluate
+from must.evaluation.metrics import binomial_tail
 from must.method.model.bundle import load_description
 from must.method.model.provenance import Provenance
 from tests.evaluation.measured import MEASURED

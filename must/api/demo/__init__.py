@@ -23,10 +23,7 @@ def asset_folder() -> Path:
 
 def demo(config: DemoConfig) -> Path:
     """The stage: writes images/, classes.yaml and model/ to ``config.output``; a second run writes the same again.
-
-    Raises:
-        ValueError: the folder holds other files. A changed classes.yaml or pipeline.yaml is not overwritten.
-    """
+    Raises ValueError: the folder holds other files. A changed classes.yaml or pipeline.yaml is not overwritten."""
     output = Path(config.output)
     check_output(output)
     (output / "model").mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import printable
 from must.config import ShardConfig
-from must.config.part import parse_part
+from must.config.defaults import parse_part
 from must.data.format import index
 from must.data.format.index import Index
 from must.data.shards import commit

@@ -25,7 +25,7 @@ from must.base.progress import bar
 from must.base.text import encoded, printable
 from must.base.workers import Workers
 from must.config import PredictConfig
-from must.config.part import parse_part
+from must.config.defaults import parse_part
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.tables import need_pyarrow

@@ -19,7 +19,7 @@ from must.base.parameters import require
 from must.base.storage import is_transient
 from must.base.text import printable
 from must.config import PromoteConfig
-from must.config.trackers import require_packages
+from must.config.defaults import require_packages
 from must.method.train.trackers import address, experiment, mlflow_client, reason
 
 SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1"

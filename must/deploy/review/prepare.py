@@ -35,9 +35,8 @@ from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import preprocess_of
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
-from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import answer_rows, refined_probabilities
-from must.method.select.select import both_ends
+from must.method.select.propagate import answer_rows, nearest, refined_probabilities, whitened
+from must.method.select.select import load_adapted_and_zero_shot
 
 SIMILAR = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
@@ -157,7 +156,7 @@ def compute_reviews(
     Args:
         pause: called before every batch with two numbers of images: computed, in this part; may raise to stop.
     """
-    bundle, zero_shot = both_ends(config.model, config.baseline)
+    bundle, zero_shot = load_adapted_and_zero_shot(config.model, config.baseline)
     classes = bundle.description.classes
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     with init_distributed(config.device, timeout=600) as process:

@@ -21,7 +21,7 @@ from must.base.progress import loading
 from must.base.text import cell, counted, csv_of, printable, printable_page
 from must.config import SelectConfig
 from must.config.review import ReviewConfig
-from must.config.work import standing_for
+from must.config.work import work_folder_of
 from must.data.loading.reader import open_reader
 from must.deploy.review.http import App
 from must.deploy.review.page import Pictures, self_contained
@@ -224,6 +224,6 @@ def commands_of(config: ReviewConfig) -> list[str]:
     common = f"--model {model} --shards {shards} --answers {output}"
     select = f"must select {common} --baseline {baseline} --output selected/"
     refine = f"must refine {common} --classifier {baseline} --output labels/"
-    if work := standing_for(SelectConfig, parameters):
+    if work := work_folder_of(SelectConfig, parameters):
         select, refine = (shlex.join(["must", stage, work]) for stage in ("select", "refine"))
     return [select, refine] if config.order == RANDOM else [refine]

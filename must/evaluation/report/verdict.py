@@ -75,10 +75,9 @@ def out_of_100(share: float, other: float = -1.0) -> str:
 def without_labels(metrics: Metrics) -> Verdict:
     compared = metrics.label_free.compared
     if not compared:
-        plain = "Nobody has said which class the images really are, so how many are right is not known."
-        return Verdict(
-            "open", "No labels, no baseline", "Confidence and class balance are all that can be shown.", plain
-        )
+        text = "Confidence and class balance are all that can be shown."
+        plain = "The images have no labels, so the accuracy is unknown."
+        return Verdict("open", "No labels, no baseline", text, plain)
     name, classes = metrics.baseline_name, metrics.classes
     text = f"The split has no labels, so accuracy is unknown. {compared.agreement:.1%} of the images keep their class."
     if compared.agreement == 1:

@@ -45,10 +45,8 @@ def answers_file(uri: str) -> str:
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:
     """sha256 -> the answer that counts. No file: no answers. An incomplete last line, of a killed program, is skipped.
-
-    Raises:
-        ValueError: a line is not an answer, or names a class that is not in `classes`; the message has its number.
-    """
+    Raises ValueError: a line is not an answer, or names a class that is not in `classes`; the message has its
+    number."""
     try:
         data = storage.read_bytes(answers_file(uri))
     except (FileNotFoundError, NotADirectoryError):
@@ -117,10 +115,7 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
 
 def add(uri: str, data: bytes) -> int:
     """Appends the lines of `data` that the file `uri` does not have yet; returns their number.
-
-    Raises:
-        ValueError: other programs wrote to the file at every try.
-    """
+    Raises ValueError: other programs wrote to the file at every try."""
     for _ in range(TRIES):
         before, token = storage.read_versioned(uri)
         lines = (before or b"").splitlines()

@@ -114,11 +114,8 @@ class Review:
 
     def truth(self, answers: dict[str, Answer], drawn: bool = False) -> tuple[list[Picture], np.ndarray]:
         """(the pictures with a sure answer, int64 [A] of their class numbers, NO_CLASS for none of the classes).
-
-        Args:
-            drawn: only answers about pictures that were drawn at random, as accuracies need. Skipped pictures are
-                ignored: people skip few, and "cannot tell" is not counted.
-        """
+        `drawn`: only answers about pictures that were drawn at random, as accuracies need. Skipped pictures are
+        ignored: people skip few, and "cannot tell" is not counted."""
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
         sure = [(picture, a) for picture, a in pairs if a and not a.unsure and not (drawn and a.picked)]
         labels = [NO_CLASS if answer.label is None else self.number_of[answer.label] for _, answer in sure]

@@ -96,10 +96,7 @@ def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
 
     With a GPU, decoding is slower than training. Fewer where their prefetched batches would take more than half of the
     free shared memory.
-
-    Args:
-        batch_bytes: bytes of the batches that one loader process prefetches to shared memory.
-    """
+    `batch_bytes`: bytes of the batches that one loader process prefetches to shared memory."""
     limit = min(max(1, own_cores() - 1), MOST_LOADERS)
     if batch_bytes and shared.is_dir():
         limit = min(limit, shutil.disk_usage(shared).free // 2 // batch_bytes)

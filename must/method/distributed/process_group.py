@@ -1,7 +1,13 @@
-"""Processes: torch.distributed as torchrun sets it up, or a single process without it."""
+"""Processes: torch.distributed as torchrun sets it up, or a single process without it; and their common stop.
+
+On SIGTERM to one process all save a checkpoint after the same step, and exit with code 75. Here are the handler and the
+agreement between processes; `must/method/train/trainer.py` saves and raises.
+"""
 
 import logging
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +18,12 @@ import torch
 import torch.distributed as dist
 
 from must.base.errors import UserError
-from must.base.exits import PREEMPTED
+from must.base.exits import PREEMPTED, answers_signals
 from must.method.distributed.heartbeat import EXITED, SILENCE_S, Heartbeat, connect_store
 
 logger = logging.getLogger(__name__)
+
+SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal and from torchrun
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,7 @@ class LostRank(SystemExit):
 
 def pick_device(name: str) -> torch.device:
     """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only.
-
-    Raises:
-        ValueError: the machine does not have the device, or several processes cannot share it.
-    """
+    Raises ValueError: the machine does not have the device, or several processes cannot share it."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if name == "auto":
         if torch.cuda.is_available():
@@ -84,13 +89,8 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
-
-    Args:
-        timeout: seconds after which a silent process is considered lost.
-
-    Raises:
-        LostRank: a collective failed because another process is lost; a line on stderr names it.
-    """
+    `timeout`: seconds after which a silent process is considered lost.
+    Raises LostRank: a collective failed because another process is lost; a line on stderr names it."""
     device = pick_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -137,3 +137,71 @@ def join_process_group(backend: str, limit: float) -> None:
 def is_of_collective(error: RuntimeError) -> bool:
     words = ("gloo", "nccl", "closed by peer", "reset by peer", "timed out")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+class Preempted(SystemExit):
+    """Stopped, with a checkpoint to resume from; exits with the code for 'run the same again'."""
+
+    def __init__(self, reason: str = "stopped by a signal") -> None:
+        super().__init__(PREEMPTED)
+        self.reason = reason
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills.
+
+    Only in the main thread of a must program (`must.base.exits`): other programs handle signals themselves.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._sums: list[AsyncHostCopy] = []
+        self._since = 0.0
+        handled = (signal.SIGTERM, signal.SIGINT) if answers_signals() else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.received and time.monotonic() - self._since < SIGNAL_ECHO:
+            return
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received, self._since = True, time.monotonic()
+
+    def agreed(self, world: World, due: bool = False) -> tuple[bool, bool]:
+        """Whether all processes stop now, and whether they save a checkpoint: one all-reduce of two numbers.
+
+        Every process calls it after every step. On a GPU the result is that of the previous step, so that the host
+        never waits for the step just queued.
+        `due`: this process wants a checkpoint; one process is enough."""
+        if world.size == 1:
+            return self.received, due
+        requests = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
+        dist.all_reduce(requests)
+        self._sums.append(AsyncHostCopy(requests))
+        if len(self._sums) <= (world.device.type == "cuda"):
+            return False, False
+        stop, save = self._sums.pop(0).read()
+        return stop > 0, save > 0
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class AsyncHostCopy:
+    """Copies numbers from the device to the host without blocking; `read` waits for them."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.arrived = values, None
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
+                values, non_blocking=True
+            )
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()

@@ -63,10 +63,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     """Loads `model` in float32 on the CPU: an open_clip name, ``hf-hub:...``, or a folder of open_clip or transformers.
 
     A folder, and a checkpoint file as `pretrained`, may be in a bucket.
-
-    Raises:
-        ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model.
-    """
+    Raises ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model."""
     requested_model, tag = parse_model_name(model, pretrained)
     model, pretrained = ensure_local(requested_model), ensure_local(tag)
     label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
@@ -121,10 +118,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
 def open_model(model: str, label: str) -> Iterator[tuple[str, Path | None]]:
     """(open_clip's name of a model, the transformers folder with its weights or None). For a transformers folder the
     name is that of a temporary folder with its configuration and tokenizer; it is removed after the block.
-
-    Raises:
-        UserError: a folder of another kind; TransientError: the hub does not respond. Messages begin with `label`.
-    """
+    Raises UserError: a folder of another kind; TransientError: the hub does not respond. Messages begin with
+    `label`."""
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
         try:
             if model.startswith(HUB):
@@ -190,10 +185,7 @@ def open_clip_name(model: str) -> str:
 @contextmanager
 def hub_files_cached(model: str, pretrained: str, label: str, weights: bool = True) -> Iterator[None]:
     """Downloads a model's configuration or weights into the hub's cache, if it is on a hub, before the block runs.
-
-    Raises:
-        UserError, TransientError: they cannot be downloaded; the message begins with `label`.
-    """
+    Raises UserError, TransientError: they cannot be downloaded; the message begins with `label`."""
     online = True
     try:
         if model.startswith(HUB):
@@ -223,10 +215,7 @@ def build_visual(architecture: dict[str, Any]) -> Any:
     """The image tower of a stored architecture, with random weights and no access to any hub.
 
     open_clip's constructor needs a text tower: the smallest possible one is built, and dropped.
-
-    Raises:
-        ValueError: the architecture names a model that would have to be downloaded.
-    """
+    Raises ValueError: the architecture names a model that would have to be downloaded."""
     check_fetches_nothing(architecture)
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(
@@ -273,10 +262,7 @@ def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_tower(model: str, architecture: dict[str, Any]) -> Any:
     """The image tower of an architecture, without memory for its weights.
-
-    Raises:
-        ValueError: it cannot be built, or MUST cannot train it.
-    """
+    Raises ValueError: it cannot be built, or MUST cannot train it."""
     try:
         with torch.device("meta"):
             visual = build_visual(architecture)
@@ -291,10 +277,7 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
 
 def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights.
-
-    Raises:
-        ValueError: the model is unknown, or MUST cannot train its tower.
-    """
+    Raises ValueError: the model is unknown, or MUST cannot train its tower."""
     requested_model, pretrained = parse_model_name(model, pretrained)
     label, model, pretrained = f"--model {requested_model}", ensure_local(requested_model), ensure_local(pretrained)
     with open_model(model, label) as (name, _):
@@ -309,10 +292,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
 
 def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
     """(model, pretrained), after splitting names like NAME/TAG and NAME/FILE.
-
-    Raises:
-        ValueError: the name has a tag, and `pretrained` is another one.
-    """
+    Raises ValueError: the name has a tag, and `pretrained` is another one."""
     if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
         return model, pretrained
     known = open_clip.list_models()

@@ -143,10 +143,7 @@ def zero_shot_bundle(
 
     It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
     `logit_factor` is a number or 'model'.
-
-    Raises:
-        ValueError: the model is missing, or it is not the model that the classifier was made with.
-    """
+    Raises ValueError: the model is missing, or it is not the model that the classifier was made with."""
     from must.method.model.backbone import load_backbone
     from must.method.model.folder import verified
 
@@ -185,6 +182,17 @@ def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> 
     classifier = text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()
     return untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
+
+
+def require_classes(label: str, classes: list[str], others: list[str]) -> None:
+    """Raises UserError, which begins with `label`: the `others` there are not the `classes` of the model."""
+    if classes != others:
+        missing = [name for name in classes if name not in others] or [name for name in others if name not in classes]
+        difference = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"
+        raise UserError(
+            f"{label}: has other classes ({len(others)}) than the model ({len(classes)}; {difference}); take the "
+            "classifier file that the model was trained with"
+        )
 
 
 def have_same_shape(first: Bundle, second: Bundle) -> bool:

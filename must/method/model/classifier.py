@@ -137,11 +137,8 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
 
     The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
     ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
-
-    Raises:
-        ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
-            share that is no such number, or shares for some classes only.
-    """
+    Raises ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
+    share that is no such number, or shares for some classes only."""
     if source == BUNDLED_SET:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
@@ -273,10 +270,7 @@ def checksum(weights: Tensor) -> str:
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
     """Reads a classifier file, local or gs://; `flag` is the command line flag that named it.
-
-    Raises:
-        ValueError: no such file, or it is not a file of `must classifier`.
-    """
+    Raises ValueError: no such file, or it is not a file of `must classifier`."""
     from safetensors.torch import load
 
     require_file(uri, flag)

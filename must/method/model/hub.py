@@ -96,10 +96,7 @@ def is_folder(model: str) -> bool:
 
 def as_folder(repository: str) -> str:
     """The folder in the hub's cache of a model in transformers' format, without weights; '' for one in open_clip's.
-
-    Raises:
-        UserError, TransientError: it cannot be downloaded.
-    """
+    Raises UserError, TransientError: it cannot be downloaded."""
     if cached(repository, MODEL_FOLDER_FILE):
         return ""
     online = fetched(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
@@ -113,10 +110,7 @@ def as_folder(repository: str) -> str:
 
 def fetch_weights(repository: str, label: str) -> None:
     """Downloads the weights of a model in transformers' format to the hub's cache.
-
-    Raises:
-        UserError, TransientError: they cannot be downloaded; the message begins with `label`.
-    """
+    Raises UserError, TransientError: they cannot be downloaded; the message begins with `label`."""
     try:
         online = fetched(repository, *WEIGHTS)
         index = next((cached(repository, name) for name in WEIGHTS if cached(repository, name)), "")
@@ -165,10 +159,7 @@ def first_line(error: BaseException) -> str:
 
 def ensure_local(uri: str) -> str:
     """A path of this machine for a gs:// or file:// folder or file; anything else is returned as it is.
-
-    Raises:
-        ValueError: there is nothing at the URI.
-    """
+    Raises ValueError: there is nothing at the URI."""
     if not uri or not storage.is_remote(uri):
         return uri.removeprefix("file://")
     single = storage.exists(uri)

@@ -96,11 +96,7 @@ class Provenance:
 
     @classmethod
     def of_dict(cls, values: Any) -> Self:
-        """A selection that cannot be read is left out.
-
-        Raises:
-            UserError: another value has a wrong type.
-        """
+        """A selection that cannot be read is left out. Raises UserError: another value has a wrong type."""
         if not isinstance(values, dict):
             raise UserError("provenance has a wrong type")
         plain = {name: value for name, value in values.items() if name not in ("selection", "more")}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +78,7 @@ def is_transformers(folder: Path) -> bool:
 
 def write_open_clip_folder(folder: Path, output: Path) -> None:
     """Writes the configuration and tokenizer files that open_clip needs, but not the weights.
-
-    Raises:
-        ValueError: a network or image preparation that open_clip cannot reproduce.
-    """
+    Raises ValueError: a network or image preparation that open_clip cannot reproduce."""
     config = read(folder / CONFIG_FILE)
     model = model_of(config)
     preprocess = preprocess_of(folder, config["model_type"], model["vision_cfg"]["image_size"])
@@ -104,26 +100,16 @@ def model_of(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's model_cfg. Raises ValueError: open_clip has no model that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
-        raise UserError(unsupported_model(config))
+        name = config.get("architectures") or config.get("architecture") or kind or "no model"
+        name = brief(name[0] if isinstance(name, list) else name)
+        raise UserError(
+            f"its {CONFIG_FILE} names {name}; take a whole CLIPModel or SiglipModel of transformers (docs/models.md)"
+        )
     try:
         image, text = (part_of(config, part) for part in ("vision", "text"))
         return clip_of(config, image, text) if kind == "clip" else siglip_of(image, text)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"its {CONFIG_FILE} is damaged") from error
-
-
-def unsupported_model(config: dict[str, Any]) -> str:
-    """The message for a model of another kind."""
-    kind = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
-    name = brief(kind[0] if isinstance(kind, list) and kind else kind)
-    hint = ""
-    if config.get("model_type") == "siglip2":
-        hint = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
-    elif re.search(r"(Vision|Text)Model|ForImageClass", name):
-        hint = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
-    elif "pretrained_cfg" in config:
-        hint = " (an image tower of timm without a text tower)"
-    return f"its {CONFIG_FILE} names {name}{hint}; CLIPModel and SiglipModel of transformers can be read"
 
 
 def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:
@@ -170,7 +156,7 @@ def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
         logger.warning(
             f"images are resized to {size} pixels, not {image['image_size']}, which patches of {patch} do not divide"
         )
-    shape = tuple(image[f"{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    shape = tuple(image[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     name = f"vit_{SIGLIPS.get((*shape, image['intermediate_size']))}_patch{patch}_siglip_{size}"
     if not timm.is_model(name) or image["layer_norm_eps"] != 1e-6 or not image.get("vision_use_head", True):
         raise UserError(

@@ -82,10 +82,7 @@ def to_transformers(clip: nn.Module) -> dict[str, Tensor]:
 
 def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Transformers' weights `source`, renamed for open_clip's model `clip`, which is not changed.
-
-    Raises:
-        ValueError: tensors are missing, unknown, or of other shapes.
-    """
+    Raises ValueError: tensors are missing, unknown, or of other shapes."""
     weights, used = dict[str, Tensor](), set[str]()
     for name, target in clip.state_dict().items():
         names = names_of(name)

@@ -31,10 +31,8 @@ class Predicted(NamedTuple):
 
 
 def check_of(neighbours: Tensor, before: Predicted, after: Predicted, classes: list[str]) -> CheckResult:
-    """Args:
-    neighbours: int64 [N, C], by the features of the frozen zero-shot tower.
-    before, after: predictions of the zero-shot and the adapted model for the same images.
-    """
+    """`neighbours`: int64 [N, C], by the features of the frozen zero-shot tower; `before`, `after`: predictions of the
+    zero-shot and the adapted model for the same images."""
     same = [agreement(predicted.labels, neighbours) for predicted in (before, after)]
     counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
     images = len(before.labels)

@@ -102,14 +102,9 @@ def extract_features(
     pause: Callable[[], None] | None = None,
 ) -> ImageFeatures:
     """Runs the models on every image once. Does not change the state of torch's random generator.
-
-    Args:
-        others: normalised images [B, 3, H, W] on the device -> the logits [B, K] of each other model.
-        pause: called before every batch; it may raise to stop.
-
-    Raises:
-        ValueError: none of the images can be decoded.
-    """
+    `others`: normalised images [B, 3, H, W] on the device -> the logits [B, K] of each other model.
+    `pause`: called before every batch; it may raise to stop.
+    Raises ValueError: none of the images can be decoded."""
     zero_shot = zero_shot.to(device).eval()
     tokens = BlockTokens(zero_shot)
     numbers, features, probabilities, sources = [], [], [], list[str]()

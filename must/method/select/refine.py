@@ -17,12 +17,11 @@ from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import load_bundle, preprocess_of, require_classes, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.check import Predicted
 from must.method.select.features import ImageFeatures, extract_features, subsample
-from must.method.select.knn import nearest, whitened
-from must.method.select.propagate import answer_rows, refined_probabilities
+from must.method.select.propagate import answer_rows, nearest, refined_probabilities, whitened
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +37,12 @@ class Refined:
 
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes predictions.csv to OUTPUT, one row per image, then refined.json; returns the content of refined.json.
-
-    Raises:
-        ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded.
-    """
+    Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
     classes, model = zero_shot.description.classes, None
     if config.model:
         bundle = load_bundle(config.model)
-        require(bundle.description.classes == classes, f"--model {config.model}: has other classes than --classifier")
+        require_classes(f"--classifier {config.classifier}", bundle.description.classes, classes)
         require(
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
             f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
@@ -90,10 +86,7 @@ def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
 
 def refined_labels(extracted: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
     """The mean of the models' probabilities, corrected by answers, then propagated (propagate.py).
-
-    Args:
-        answers: {number in the split: class number, -1 for none of the classes}.
-    """
+    `answers`: {number in the split: class number, -1 for none of the classes}."""
     values = whitened(extracted.features.to(device).float())
     mean = extracted.probabilities.float().mean(0).to(device)
     refined = refined_probabilities(*nearest(values), values, mean, answer_rows(answers or {}, extracted.numbers))

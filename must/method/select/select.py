@@ -31,6 +31,7 @@ from must.method.model.bundle import (
     have_same_shape,
     load_bundle,
     preprocess_of,
+    require_classes,
     save_bundle,
     zero_shot_bundle,
 )
@@ -39,7 +40,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import Selection
 from must.method.select.check import CHECKED_IMAGES, Predicted, agreement_gain, check_of, selection_text
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for tra
 Weights = dict[str, Tensor]
 
 
-def adapted_end(model: str) -> str:
+def fully_adapted_bundle(model: str) -> str:
     """The bundle with alpha 1, which training writes beside one with a smaller alpha."""
     full = storage.join(model, ADAPTED)
     return full if storage.exists(storage.join(full, DESCRIPTION_FILE)) else model
@@ -59,15 +60,12 @@ def adapted_end(model: str) -> str:
 
 def select(config: SelectConfig) -> Selection:
     """The stage: writes a bundle with another alpha; its provenance has the reason and a check.
-
-    Raises:
-        ValueError: no bundle, no such split, or a classifier file of other classes or of another model.
-    """
-    bundle, zero_shot = both_ends(adapted_end(config.model), config.baseline)
+    Raises ValueError: no bundle, no such split, or a classifier file of other classes or of another model."""
+    bundle, zero_shot = load_adapted_and_zero_shot(fully_adapted_bundle(config.model), config.baseline)
     description = bundle.description
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must select runs in one process")
-        frozen, adapted, device = start_of(bundle, zero_shot), bundle.model.state_dict(), world.device
+        frozen, adapted, device = zero_shot_network(bundle, zero_shot), bundle.model.state_dict(), world.device
 
         def chosen(alpha: float | str) -> Selection:
             source = subsample(EvalSource.of(config, preprocess_of(description)), CHECKED_IMAGES)
@@ -83,7 +81,7 @@ def select(config: SelectConfig) -> Selection:
             by = f"{len(labels):,} {'answers' if config.answers else f'labels of {split}'}"
             measured = Measured.of(correct[0], correct[ALPHAS.index(alpha)])
             choice = replace(choice if alpha == choice.alpha else chosen(alpha), by=by, measured=measured)
-        network = start_of(bundle, zero_shot)
+        network = zero_shot_network(bundle, zero_shot)
         network.load_state_dict(between(frozen.cpu().state_dict(), bundle.model.cpu().state_dict(), choice.alpha))
         save_bundle(config.output, network, with_selection(description, choice))
     copy_log(config.model, config.output)
@@ -185,19 +183,12 @@ def best_alpha(correct: np.ndarray, default: float) -> float:
     return ALPHAS[best] if difference(correct[ALPHAS.index(default)], correct[best], z=1).low > 0 else default
 
 
-def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
+def load_adapted_and_zero_shot(model: str, baseline: str) -> tuple[Bundle, Bundle]:
     """(the adapted model, the zero-shot model), between which weights are interpolated.
-
-    Raises:
-        ValueError: no bundle, or a classifier file of other classes or of another model.
-    """
+    Raises ValueError: no bundle, or a classifier file of other classes or of another model."""
     bundle, classifier = load_bundle(model), load_text_classifier(baseline)
-    description, classes = bundle.description, list(classifier.classes)
-    require(
-        description.classes == classes,
-        f"--baseline {baseline}: has other classes ({len(classes)}) than the model ({len(description.classes)}); take "
-        "the classifier file that the model was trained with",
-    )
+    description = bundle.description
+    require_classes(f"--baseline {baseline}", description.classes, list(classifier.classes))
     zero_shot = zero_shot_bundle(classifier)
     require(
         have_same_shape(bundle, zero_shot),
@@ -207,7 +198,7 @@ def both_ends(model: str, baseline: str) -> tuple[Bundle, Bundle]:
     return bundle, zero_shot
 
 
-def start_of(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
+def zero_shot_network(bundle: Bundle, zero_shot: Bundle) -> MaskedViT:
     """A copy of the zero-shot model with the adapted model's logit factor and training-only weights."""
     frozen = MaskedViT(copy.deepcopy(zero_shot.model.visual), zero_shot.model.classifier, bundle.model.logit_factor)
     frozen.load_state_dict(start_weights(zero_shot.model.state_dict(), bundle.model.state_dict()))

@@ -61,8 +61,10 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
     total = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY_WIDTH)
     epochs = round(min(max(total / max(images, 1), EPOCHS[0]), EPOCHS[1]))
     steps = max(images // batch, 1) * epochs
+    narrow = min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY_WIDTH), 0.0), 1.0)  # 0: 768
+    many_classes = min(math.sqrt(TINY_CLASSES / max(classes, 1)), 1.0) ** narrow
     slope = math.log(LARGE_LR / TINY_LR) / math.log(LARGE_WIDTH / TINY_WIDTH)
-    lr = TINY_LR * (min(width, LARGE_WIDTH) / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * for_classes(classes, width)
+    lr = TINY_LR * (min(width, LARGE_WIDTH) / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * many_classes
     lr *= WIDER if width > LARGE_WIDTH else 1
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
@@ -91,16 +93,6 @@ def settings(images: int, classes: int, width: int, size: int, patch: int) -> di
         ],
         "alpha": "auto",
     }  # fmt: skip
-
-
-def for_classes(classes: int, width: int) -> float:
-    """The factor of the learning rate for the number of classes: at most 1."""
-    return float(min(math.sqrt(TINY_CLASSES / max(classes, 1)), 1.0) ** narrow(width))
-
-
-def narrow(width: int) -> float:
-    """1 up to width 128, 0 from width 768, interpolated by the logarithm between them."""
-    return min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY_WIDTH), 0.0), 1.0)
 
 
 def decay(memory: float) -> float:

@@ -140,9 +140,7 @@ def between(low: str, high: str) -> str:
 
 
 def calculate(gpus: str, shape: Shape, size: Size, checkpointing: bool, core_images_per_s: float) -> Calculated:
-    """Args:
-    size: of the run; its processes and micro-batches, those of this machine, are ignored.
-    """
+    """`size`: of the run; its processes and micro-batches, those of this machine, are ignored."""
     name, count = parse_gpus(gpus)
     require(size.batch_size % count == 0, f"--gpu {gpus}: --batch-size {size.batch_size} does not divide by {count}")
     local, card = size.batch_size // count, CARDS[name]

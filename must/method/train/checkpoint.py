@@ -243,10 +243,7 @@ class Snapshot:
 @contextmanager
 def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[None]:
     """Prevents other runs from writing to the checkpoints inside the block. The main process holds the lock.
-
-    Raises:
-        ValueError: another run writes there; every process raises.
-    """
+    Raises ValueError: another run writes there; every process raises."""
     with ExitStack() as stack:
         problem: Exception | None = None
         if world.is_main:

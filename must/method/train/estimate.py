@@ -62,11 +62,7 @@ def size_of(
     progress: TrainProgress,
     loaders: int,
 ) -> Size:
-    """Args:
-    batches: of the run from its first step on.
-    progress: with the chosen settings.
-    loaders: loader processes of each training process.
-    """
+    """`batches`: of the run from its start; `progress`: with the chosen settings; `loaders`: of each process."""
     classes = must_step.student.classifier.shape[1]
     labels = bytes_of(len(reader), classes) if config.pseudo_labels == "propagated" else 0
     keep = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))

@@ -48,10 +48,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     """The stage: prints the size of a run and its duration on this machine. Writes only the file of ``--json``.
 
     Shards that are read from a bucket stay in the cache, as with training.
-
-    Raises:
-        ValueError: `must train` would refuse the parameters.
-    """
+    Raises ValueError: `must train` would refuse the parameters."""
     if config.gpu:
         parse_gpus(config.gpu)
     with init_distributed(config.device, config.timeout) as world:

@@ -35,10 +35,7 @@ class Resolved:
 
 def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:
     """A run's settings: passed values override the preset's, which override the defaults. Call it once, at the start.
-
-    Raises:
-        ValueError: no such preset, or none for this model.
-    """
+    Raises ValueError: no such preset, or none for this model."""
     if not config.preset:
         return Resolved(config, {})
     if config.preset == AUTO:
@@ -68,10 +65,7 @@ def auto(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[
 
 def published(name: str, model: str) -> dict[str, Any]:
     """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14).
-
-    Raises:
-        ValueError: no such preset, or none for a model of this size.
-    """
+    Raises ValueError: no such preset, or none for a model of this size."""
     rows = rows_of(name)
     size = "*" if "*" in rows else published_size(model)
     require(

@@ -24,8 +24,15 @@ from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT
 from must.method.select.features import extract_features
-from must.method.select.knn import NEIGHBOURS, nearest, whitened
-from must.method.select.propagate import RARE, ROUNDS, SMALLEST_PROBABILITY, neighbour_weights
+from must.method.select.propagate import (
+    NEIGHBOURS,
+    RARE,
+    ROUNDS,
+    SMALLEST_PROBABILITY,
+    nearest,
+    neighbour_weights,
+    whitened,
+)
 
 TOP = 16
 IMAGES_AT_ONCE = 4096
@@ -50,13 +57,8 @@ class PropagatedLabels:
         """(the zero-shot model's propagated labels, the largest Z of each decodable image).
 
         Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
-
-        Args:
-            pause: called before every batch; it may raise to stop.
-
-        Raises:
-            UserError: none of a process's images can be decoded.
-        """
+        `pause`: called before every batch; it may raise to stop.
+        Raises UserError: none of a process's images can be decoded."""
         images = len(source.reader)
         source.numbers = source.numbers[world.rank :: world.size]
         extracted = extract_features(zero_shot, source, world.device, pause=pause)

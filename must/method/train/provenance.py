@@ -58,10 +58,8 @@ def provenance(
     prior: Sequence[float],
     origin: dict[str, str],
 ) -> Provenance:
-    """Args:
-    prior: [K], the class balance's target; empty for uniform.
-    origin: `model_folder` and `model_sha256` of the pretrained model, if known.
-    """
+    """`prior`: [K], the class balance's target; empty for uniform. `origin`: `model_folder` and `model_sha256` of the
+    pretrained model, if known."""
     packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
     return Provenance(
         index_sha256=index.sha256,

@@ -1,8 +1,11 @@
-"""One step of the method (arXiv 2206.02967, section 3): teacher, student, losses, optimizer, EMA."""
+"""One step of the method (arXiv 2206.02967, section 3): teacher, student, losses, AdamW with layer-wise learning rates,
+and the teacher's moving average. Learning rates, decays and their schedules are as published."""
 
+import copy
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +15,14 @@ from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import auto_precision
 from must.method.distributed.parallel import (
+    all_ranks,
     apply_ddp,
     apply_fsdp,
     full_state_dict,
     gradient_sync,
     load_network,
     load_optimizer,
+    to_local,
 )
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT, StudentOutput
@@ -31,10 +36,11 @@ from must.method.train.losses import (
     pseudo_labels,
     upcast,
 )
-from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate, step_if_finite
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.settings import StepSettings
-from must.method.train.teacher import ema_decay, make_teacher, update_teacher
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class MustStep:
@@ -84,11 +90,8 @@ class MustStep:
 
     def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
-
-        Returns:
-            Values of the global batch, on the device: the host does not wait for them. And 'replaced', the number of
-            undecodable samples of this process.
-        """
+        Returns values of the global batch, on the device: the host does not wait for them. And 'replaced', the number
+        of undecodable samples of this process."""
         set_learning_rate(self.optimizer, self.learning_rate(step))
         if step % self.steps_per_epoch == 0:
             self.class_balance = None
@@ -191,3 +194,77 @@ class MustStep:
         if "propagated" in state:
             self.propagated = PropagatedLabels.from_state(state["propagated"], self.world.device)
             self.threshold = state["threshold"]
+
+
+def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+    """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer).
+
+    Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed.
+    """
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        number, decayed = model.layer_of(name), parameter.ndim > 1
+        group = groups.setdefault(
+            (number, decayed),
+            {
+                "name": f"layer_{number}_{'decay' if decayed else 'no_decay'}",
+                "params": [],
+                "lr_scale": layer_decay ** (model.layers + 1 - number),
+                "weight_decay": weight_decay if decayed else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; the learning rate is set by `set_learning_rate` before every step."""
+    groups = parameter_groups(model, layer_decay, weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def learning_rate(step: int, steps: int, lr: float, min_lr: float, batch_size: int) -> float:
+    """Cosine from lr to min_lr, both x batch_size / 256, over all steps; without warm-up, and min_lr is not reached."""
+    scale = batch_size / 256
+    return scale * (min_lr + (lr - min_lr) / 2 * (1 + math.cos(math.pi * step / steps)))
+
+
+def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
+    """Steps unless a gradient is not finite; returns whether it did, as a bool tensor on the device.
+
+    The fused kernel skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not wait.
+    After averaging, all processes have the same gradients, or their shards of the same.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    finite = torch.isfinite(torch.stack(torch._foreach_norm([to_local(gradient) for gradient in gradients]))).all()
+    finite = all_ranks(finite, like=gradients[0])
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.step()
+    return finite
+
+
+def make_teacher(student: Model) -> Model:
+    """A deep copy of the student, without gradients."""
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher.eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
+    average, current = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    torch._foreach_lerp_(average, current, 1 - decay)
+
+
+def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
+    """Linear ramp from start to end over warmup_steps, then constant."""
+    return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import one_line, printable
-from must.config.trackers import require_packages
+from must.config.defaults import require_packages
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +170,7 @@ def address(flag: str) -> str:
 
 def mlflow_client(flag: str) -> Any:
     """An MlflowClient of the server at MLFLOW_TRACKING_URI, without any request yet.
-
-    Raises:
-        ValueError: as `address` does.
-    """
+    Raises ValueError: as `address` does."""
     uri = address(flag)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -202,10 +199,6 @@ class TrainerStatus:
         self.steps, self.first_step = steps, first_step
         self.started, self.sent, self.warned = time.monotonic(), 0.0, False
         self.last = (first_step - 1, dict[str, float]())
-
-    @classmethod
-    def is_wanted(cls) -> bool:
-        return all(os.environ.get(name) for name in (URL, CERTIFICATES, TOKEN))
 
     def start(self, config: dict[str, Any]) -> None: ...
 
@@ -251,10 +244,8 @@ MAKE: dict[str, Callable[[Attempt], Tracker]] = {"tensorboard": TensorBoard, "ml
 
 
 class Trackers:
-    """Args:
-    attempt: without run_id; `run_ids` has those of each tracker by name.
-    steps: of the whole run, for Kubeflow Trainer.
-    """
+    """`attempt`: without run_id; `run_ids` has those of each tracker by name. `steps`: of the whole run, for Kubeflow
+    Trainer."""
 
     def __init__(self, names: Sequence[str], attempt: Attempt, run_ids: dict[str, str], steps: int = 0) -> None:
         self.attempt, self.steps = attempt, steps
@@ -262,10 +253,7 @@ class Trackers:
 
     def start(self, config: dict[str, Any]) -> dict[str, str]:
         """Returns the trackers' run_ids, for a later attempt.
-
-        Raises:
-            ValueError: a new run cannot be tracked. A resumed run continues without the tracker.
-        """
+        Raises ValueError: a new run cannot be tracked. A resumed run continues without the tracker."""
         require_packages([tracker.name for tracker in self.all])
         for tracker in list(self.all):
             try:
@@ -277,7 +265,7 @@ class Trackers:
                     raise UserError(message if message.startswith(prefix) else prefix + message) from None
                 tracker.warn(error)
                 self.all.remove(tracker)
-        if self.attempt.first_step < self.steps and TrainerStatus.is_wanted():
+        if self.attempt.first_step < self.steps and all(map(os.environ.get, (URL, CERTIFICATES, TOKEN))):
             self.all.append(AsyncTracker("kubeflow", TrainerStatus(self.steps, self.attempt.first_step)))
         return {tracker.name: tracker.tracker.run_id for tracker in self.all if tracker.tracker.run_id}
 

@@ -71,10 +71,7 @@ class TrainState:
 
     def resume(self, must_step: MustStep) -> bool:
         """Resumes from the newest complete checkpoint. False: there is none.
-
-        Raises:
-            ValueError: it belongs to another run, or processes find different ones.
-        """
+        Raises ValueError: it belongs to another run, or processes find different ones."""
         if must_step.world.is_main:
             self.checkpoints.remove_leftovers()
         with newest_checkpoint(self.checkpoints, must_step.world) as path:
@@ -139,10 +136,7 @@ class CheckpointTimer:
     """When a checkpoint is due by time: often enough that a kill costs a minute, and rarely enough to cost little.
 
     Only the main process has one; the others get its decision by the step's all-reduce.
-
-    Args:
-        seconds: between two checkpoints; 0: never.
-    """
+    `seconds`: between two checkpoints; 0: never."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.cost = seconds, 0.0

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from must.base import storage
 from must.base.files import ADAPTED, DESCRIPTION_FILE
@@ -23,37 +24,37 @@ from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
 from must.data.augment.draws import ViewSettings
+from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, own_cores, prepare_machine, share_cores
-from must.method.distributed.preemption import Preempted, StopSignal
-from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import Description, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
+from must.method.model.bundle import Bundle, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
+from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary
 from must.method.select.check import CHECKED_IMAGES, selection_text
 from must.method.select.features import subsample
 from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
-from must.method.train.autotune import choose_loaders, choose_micro_batches
+from must.method.train.autotune import choose_loaders, choose_micro_batches, compile_blocks, should_compile
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.compiled import compile_blocks, should_compile
 from must.method.train.estimate import Size, size_of
-from must.method.train.log import Meter, NoLog, TrainLog, in_words, summary_of
-from must.method.train.monitor import RunMonitor
+from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
 from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
 from must.method.train.settings import StepSettings
-from must.method.train.start_values import start_mask_token, threshold_of, zero_shot_confidence
-from must.method.train.step import MustStep
-from must.method.train.teacher import make_teacher
+from must.method.train.step import MustStep, make_teacher
 from must.method.train.trackers import Attempt, Trackers
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 256  # images per forward pass of the check
+MEASURED = 2_000  # images whose zero-shot confidence gives the threshold
+MAX_THRESHOLD = 0.98  # the largest threshold: an overconfident model has many images at 1
+MASK_TOKEN_IMAGES = 256  # the first images of the split, whose mean patch initializes the mask token
 
 
 def train(config: TrainConfig) -> RunSummary:
@@ -295,3 +296,28 @@ def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
             raise Preempted
 
     return check
+
+
+def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:
+    """Initializes the mask token with the mean patch. Every process calls this and reads the same images. If none can
+    be decoded, the token stays random, and training reports it."""
+    source.numbers = source.numbers[:MASK_TOKEN_IMAGES]
+    sums = [normalize(batch.pixels, source.preprocess).sum(0) for batch in source]
+    if sums:
+        mean = torch.stack(sums).sum(0) / (len(source.numbers) - source.skipped)
+        zero_shot.model.start_mask_token(mean.to(device))
+
+
+def threshold_of(share: float, confidence: Tensor) -> float:
+    """The confidence that a `share` of the images reaches; `confidence` [N]. Without images it is 0."""
+    return min(float(confidence.float().quantile(1 - share)), MAX_THRESHOLD) if len(confidence) else 0.0
+
+
+@torch.inference_mode()
+def zero_shot_confidence(zero_shot: MaskedViT, source: EvalSource, device: torch.device) -> Tensor:
+    """[N]: the zero-shot confidence of at most 2,000 images; undecodable ones are skipped."""
+    confidence = [
+        zero_shot(normalize(batch.pixels.to(device), source.preprocess)).float().softmax(-1).amax(-1).cpu()
+        for batch in subsample(source, MEASURED)
+    ]
+    return torch.cat(confidence) if confidence else torch.empty(0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from must.config import trackers
+from must.config import defaults
 from tests.deploy.promote.bundles import latest, make_bundle, promote, refused
 from tests.mlflow_server import MlflowServer
 
@@ -36,7 +36,7 @@ def test_without_package_server_or_address_nothing_is_promoted(registry, tmp_pat
     assert "--register mlflow: set MLFLOW_TRACKING_URI" in refused(capsys, 2, registry, *flags)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert refused(capsys, 75, registry, *flags).endswith("; nothing was promoted")
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    monkeypatch.setattr(defaults, "find_spec", lambda name: None)
     assert refused(capsys, 2, registry, *flags).endswith("pip install 'must-clip[mlflow]'")
     assert not (tmp_path / "registry").exists()
 

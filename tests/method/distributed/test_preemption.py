@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from must.base.exits import ending_on_sigterm
-from must.method.distributed.preemption import StopSignal
-from must.method.distributed.process_group import World, init_distributed
+from must.method.distributed.process_group import StopSignal, World, init_distributed
 from tests.method.train.processes import on_ranks
 
 

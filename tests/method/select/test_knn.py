@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from must.method.select import knn
-from must.method.select.knn import nearest, whitened
+from must.method.select import propagate
+from must.method.select.propagate import nearest, whitened
 
 
 def at_degrees(*angles):
@@ -26,7 +26,7 @@ def test_blocks_make_no_difference(monkeypatch):
     similar = values @ values.T
     similar.fill_diagonal_(-torch.inf)
     assert torch.equal(whole[0], similar.topk(10, dim=1).indices) and whole[0].shape == (50, 10)
-    monkeypatch.setattr(knn, "ROWS", 7)
+    monkeypatch.setattr(propagate, "ROWS", 7)
     parts = nearest(values)
     assert torch.equal(parts[0], whole[0]) and torch.allclose(parts[1], whole[1])
 

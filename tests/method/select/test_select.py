@@ -15,7 +15,7 @@ from must.method.model.bundle import load_bundle, load_description, preprocess_o
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.select.check import agreement_gain
 from must.method.select.features import extract_features, subsample
-from must.method.select.knn import nearest, whitened
+from must.method.select.propagate import nearest, whitened
 from must.method.select.select import ALPHAS, DEFAULT_ALPHA, select
 from must.method.train import trainer
 from must.method.train.trainer import train

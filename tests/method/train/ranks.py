@@ -5,9 +5,15 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from must.method.train.losses import must_losses, pseudo_labels
-from must.method.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from must.method.train.settings import Objective
-from must.method.train.teacher import ema_decay, make_teacher, update_teacher
+from must.method.train.step import (
+    build_optimizer,
+    ema_decay,
+    learning_rate,
+    make_teacher,
+    set_learning_rate,
+    update_teacher,
+)
 from tests.golden import golden_batch
 from tests.method.train.step_ranks import recorded_model
 

@@ -8,9 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
-from must.method.train.optimizer import build_optimizer, learning_rate, parameter_groups, set_learning_rate
 from must.method.train.settings import Objective
-from must.method.train.teacher import ema_decay, make_teacher
+from must.method.train.step import (
+    build_optimizer,
+    ema_decay,
+    learning_rate,
+    make_teacher,
+    parameter_groups,
+    set_learning_rate,
+)
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
 from tests.method.train.ranks import four_steps
 

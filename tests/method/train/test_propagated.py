@@ -12,8 +12,7 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from must.method.select.knn import nearest
-from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, neighbour_weights
+from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, nearest, neighbour_weights
 from must.method.train.propagated import TOP, PropagatedLabels
 from tests.method.train.processes import on_ranks
 

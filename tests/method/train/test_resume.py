@@ -12,7 +12,7 @@ from must.base import storage
 from must.base.exits import ending_on_sigterm
 from must.base.processes import METHOD
 from must.data.loading.reader import ShardReader
-from must.method.distributed.preemption import StopSignal
+from must.method.distributed.process_group import StopSignal
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training

@@ -7,12 +7,12 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from must.method.train import start_values
-from must.method.train.start_values import start_mask_token
+from must.method.train import trainer
+from must.method.train.trainer import start_mask_token
 
 
 def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
-    monkeypatch.setattr(start_values, "MASK_TOKEN_IMAGES", 40)
+    monkeypatch.setattr(trainer, "MASK_TOKEN_IMAGES", 40)
     fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
     preprocess, patches = preprocess_of(fresh.description), []
     reader = open_reader(digits.shards, "train")

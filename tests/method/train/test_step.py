@@ -9,7 +9,7 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
-from must.method.train.compiled import STEPS_THAT_PAY, should_compile
+from must.method.train.autotune import STEPS_THAT_PAY, should_compile
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from must.api import cli
-from must.config import trackers as tracker_names
+from must.config import defaults
 from must.evaluation.report.provenance import training_log
 from must.method.train import trackers
 from must.method.train.trackers import AsyncTracker, reason
@@ -121,7 +121,7 @@ def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
 
 
 def test_a_missing_package_is_one_line_with_its_command(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracker_names, "find_spec", lambda name: None)
+    monkeypatch.setattr(defaults, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^--trackers mlflow: .* pip install 'must-clip\[mlflow\]'$"):
         train(config(digits, tmp_path, "mlflow"))
 

@@ -15,7 +15,7 @@ from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, load_description
 from must.method.train.log import unlearned
-from must.method.train.optimizer import build_optimizer, set_learning_rate, step_if_finite
+from must.method.train.step import build_optimizer, set_learning_rate, step_if_finite
 from must.method.train.trainer import train
 from tests.forked import Must
 from tests.golden import golden_model

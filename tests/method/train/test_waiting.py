@@ -16,8 +16,7 @@ from must.data.augment.draws import ViewSettings
 from must.data.augment.gpu import OPERATION_NAMES, DeviceInputs, DeviceViews
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
-from must.method.distributed.preemption import StopSignal
-from must.method.distributed.process_group import World, init_distributed
+from must.method.distributed.process_group import StopSignal, World, init_distributed
 from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as step_module

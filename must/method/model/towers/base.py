@@ -71,9 +71,9 @@ class Tower(ABC):
     def layer_of(self, name: str) -> int:
         """The layer of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for the rest."""
 
-    def checkpoint_activations(self, on: bool = True) -> None:
+    def checkpoint_activations(self) -> None:
         """Trades memory for work: each block's activations are computed again in the backward pass."""
-        self.visual.set_grad_checkpointing(on)
+        self.visual.set_grad_checkpointing(True)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
