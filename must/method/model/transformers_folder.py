@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,16 +101,26 @@ def model_of(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's model_cfg. Raises ValueError: open_clip has no model that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
-        name = config.get("architectures") or config.get("architecture") or kind or "no model"
-        name = brief(name[0] if isinstance(name, list) else name)
-        raise UserError(
-            f"its {CONFIG_FILE} names {name}; take a whole CLIPModel or SiglipModel of transformers (docs/models.md)"
-        )
+        raise UserError(unsupported_model(config))
     try:
         image, text = (part_of(config, part) for part in ("vision", "text"))
         return clip_of(config, image, text) if kind == "clip" else siglip_of(image, text)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"its {CONFIG_FILE} is damaged") from error
+
+
+def unsupported_model(config: dict[str, Any]) -> str:
+    """The message for a model of another kind."""
+    kind = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
+    name = brief(kind[0] if isinstance(kind, list) and kind else kind)
+    hint = ""
+    if config.get("model_type") == "siglip2":
+        hint = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
+    elif re.search(r"(Vision|Text)Model|ForImageClass", name):
+        hint = " (a part of a CLIP); save the whole CLIPModel or SiglipModel"
+    elif "pretrained_cfg" in config:
+        hint = " (an image tower of timm without a text tower)"
+    return f"its {CONFIG_FILE} names {name}{hint}; CLIPModel and SiglipModel of transformers can be read"
 
 
 def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:

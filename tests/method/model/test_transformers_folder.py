@@ -202,10 +202,10 @@ def adapted(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda f: changed(f, architectures=["BlipModel"], model_type="blip"), "names .?BlipModel.?; take a"),
-        (lambda f: changed(f, architectures=["CLIPVisionModel"]), "names .?CLIPVisionModel.?; take a whole CLIPModel"),
-        (lambda f: changed(f, architectures=["Siglip2Model"], model_type="siglip2"), "names .?Siglip2Model.?; take a"),
-        (lambda f: (f / "config.json").write_text('{"architecture": "vit_x", "pretrained_cfg": {}}'), "vit_x.?; take"),
+        (lambda f: changed(f, architectures=["BlipModel"], model_type="blip"), "names .?BlipModel.?; CLIPM"),
+        (lambda f: changed(f, architectures=["CLIPVisionModel"]), ".a part of a CLIP.; save"),
+        (lambda f: changed(f, architectures=["Siglip2Model"], model_type="siglip2"), "SigLIP 2 NaFlex.*fixed resolut"),
+        (lambda f: (f / "config.json").write_text('{"architecture": "vit_x", "pretrained_cfg": {}}'), "tower of timm"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
         (lambda f: changed(f, text_config=5), "config.json is damaged"),
         (lambda f: changed(f, text_config={"hidden_act": "relu"}), "its activation .?relu.? is none of gelu, "),

@@ -15,9 +15,13 @@ from must.method.model.towers.base import Tower, take
 __all__ = ["Tower", "take", "tower_of"]
 
 NEEDS_PATCHES = (
-    "MUST masks single patches: it needs a Vision Transformer with images of one size, each of whose patches comes out "
+    "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
+)
+HIERARCHICAL = (
+    "its layers merge places of the image (hierarchical), and MUST masks single patches, each of which must come out "
     "of the last layer (see docs/models.md)"
 )
+NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
 
 def tower_of(visual: Any) -> Tower:
@@ -27,7 +31,7 @@ def tower_of(visual: Any) -> Tower:
         return timm_tower(visual)
     if hasattr(visual, "class_embedding") and hasattr(visual, "conv1"):
         return clip_tower(visual)
-    refuse(type(visual).__name__, NEEDS_PATCHES)
+    refuse(type(visual).__name__, HIERARCHICAL if hasattr(visual, "layer4") else NEEDS_PATCHES)
 
 
 def clip_tower(visual: Any) -> Tower:
@@ -59,7 +63,8 @@ def timm_tower(visual: Any) -> Tower:
     trunk = visual.trunk
     name = f"{type(trunk).__name__} (timm)"
     if type(trunk) not in (VisionTransformer, Eva):
-        refuse(name, NEEDS_PATCHES)
+        sizes = {layer.get("reduction") for layer in getattr(trunk, "feature_info", ())}  # pixels per position
+        refuse(name, NAFLEX if "naflex" in name.lower() else HIERARCHICAL if len(sizes) > 1 else NEEDS_PATCHES)
     embed = trunk.patch_embed
     if type(embed) is not PatchEmbed:
         refuse(name, f"its patches come from a convolutional stem ({type(embed).__name__}), not from single patches")
