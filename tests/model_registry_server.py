@@ -116,9 +116,7 @@ class ModelRegistryServer:
                 return 200, self.one(kind, query["name"], query["parentResourceId"])
             case ["registered_models", number, "versions"]:
                 parent = self.row("registered_models", number)["id"]
-                return 200, self.page(
-                    [v for v in self.rows["model_versions"] if v["registeredModelId"] == parent], query
-                )
+                return 200, self.page([v for v in self.rows["model_versions"] if v["_parent"] == parent], query)
             case ["model_versions", number, "artifacts"]:
                 parent = self.row("model_versions", number)["id"]
                 return 200, self.page([one for one in self.rows["artifacts"] if one["_parent"] == parent], query)
@@ -134,9 +132,8 @@ class ModelRegistryServer:
                 self.check("model_versions", body, CREATE)
                 if not body.get("registeredModelId"):
                     raise Refused(422, "required field 'registeredModelId' is zero value.")
-                return 201, self.add(
-                    "model_versions", body, body["registeredModelId"]
-                )  # it does not look for the model
+                # It does not look for the model.
+                return 201, self.add("model_versions", body, body["registeredModelId"])
             case ["registered_models", number, "versions"]:
                 return 201, self.add("model_versions", body, self.row("registered_models", number)["id"])
             case ["model_versions", number, "artifacts"]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from must.base import storage
-from tests.gcs import HOST, Faults, ask, free_port, proxy_to
+from tests.gcs import HOST, Faults, served
 
 numbers = itertools.count()
 ROOT = Path(__file__).parents[1]
@@ -41,7 +39,7 @@ def moto_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
     pytest.importorskip("moto.server", reason="moto is not installed")
     settings = {"S3_UPLOAD_PART_MIN_SIZE": "1"}  # tests upload in smaller parts than S3's 5 MiB
     command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p"]
-    yield from served(command, tmp_path_factory.mktemp("s3") / "log", **settings)
+    yield from served(lambda port, _: [*command, str(port)], tmp_path_factory.mktemp("s3") / "log", **settings)
 
 
 @pytest.fixture(scope="session")
@@ -52,37 +50,8 @@ def azurite_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         assert not os.environ.get("REQUIRE_STORES"), "no azurite-blob; npm install --prefix build/azurite azurite"
         pytest.skip("no azurite-blob; to have it: npm install --prefix build/azurite azurite")
     log = tmp_path_factory.mktemp("azure") / "log"
-    flags = ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
-    yield from served([program, *flags, "--blobHost", HOST, "--blobPort"], log)
-
-
-def served(command: list[str], log: Path, **settings: str) -> Iterator[tuple[str, Faults]]:
-    """The proxy's address and its faults, while the server runs."""
-    for _ in range(5):  # the tests of another process may take a port that was free a moment ago
-        port, faults = free_port(), Faults()
-        with log.open("wb") as file:
-            process = subprocess.Popen([*command, str(port)], stdout=file, stderr=file, env=os.environ | settings)
-        if answers(process, port):
-            break
-    else:
-        raise AssertionError(f"{command[0]} did not start: {log.read_text()}")
-    proxy = proxy_to(port, faults)
-    yield f"http://{HOST}:{proxy.server_port}", faults
-    process.kill()
-    process.wait()
-    proxy.shutdown()
-
-
-def answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            ask(port, "GET", "/")
-            return True
-        except OSError:
-            time.sleep(0.05)
-    process.kill()
-    return False
+    command = [program, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--blobHost", HOST, "--blobPort"]
+    yield from served(lambda port, _: [*command, str(port)], log)
 
 
 def plant(uri: str, data: bytes) -> None:

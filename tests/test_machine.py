@@ -24,7 +24,8 @@ WORST = {
     "COLUMNS": "20", "FORCE_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1",
 }  # fmt: skip
 SAMPLE = [
-    "tests/components/test_train_job.py", "tests/components/test_serving.py",
+    "tests/components/test_train_job.py::test_the_role_in_deploy_allows_what_the_launcher_asks_for",
+    "tests/components/test_serving.py",
     "tests/pipeline/test_kfp_api.py::test_a_run_is_submitted_and_waited_for",
     "tests/pipeline/test_kfp_api.py::test_the_usual_ways_to_log_in",
     "tests/base/storage/test_storage.py::test_written_bytes_are_read_back_whole_and_by_range",

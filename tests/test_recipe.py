@@ -59,16 +59,13 @@ def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifa
 EDITS = {  # file: (before what, what)
     "must/config/__init__.py": [("from must.config.labels", "from must.config.hello import HelloConfig\n")],
     "must/api/stages.py": [
-        ('    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
+        ('    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n')
     ],
     "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
     "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard", 4),\n')],
     "pipeline/must_pipeline/dag.py": [
         ("from must_components.inputs", "from must_components.hello import hello\n"),
-        (
-            "            classifier_task = classifier(",
-            '            configure(hello(name="world", **run), "hello")\n',
-        ),
+        ("            classifier_task = classifier(", '            configure(hello(name="world", **run), "hello")\n'),
     ],
 }
 MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml", "docs/reference/", "docs/architecture.md")

@@ -24,13 +24,15 @@ def must(*arguments, **options):
     )
 
 
-def test_version_and_help():
-    assert must("--version").stdout.startswith("must 0.")
-    text = must("--help").stdout
-    assert all(stage in text for stage in STAGES) and "exit codes" in text
+def test_version_and_help(capsys):
+    for flag, shown in (("--version", [f"must {must_package.__version__}"]), ("--help", [*STAGES, "exit codes"])):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([flag])
+        text = capsys.readouterr().out
+        assert all(words in text for words in shown)
 
 
-@pytest.mark.parametrize("streams", [">/dev/full", "2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("streams", [">/dev/full", "2>/dev/full", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_or_full_stops_nothing(tmp_path, streams):
     zoo.fill(tmp_path / "in", 5)
     command = f"exec {sys.executable} -m must shard --source {tmp_path}/in --output {tmp_path}/out {streams}"
@@ -90,10 +92,8 @@ def test_a_model_without_its_weights_is_one_line_and_leaves_nothing(tmp_path, mo
 
 
 def test_a_wrong_stage_is_one_line(capfd):
-    for word, near in (
-        ("evaluates", "no such command; did you mean evaluate?"),
-        ("--verison", "did you mean --version?"),
-    ):
+    wrong = (("evaluates", "no such command; did you mean evaluate?"), ("--verison", "did you mean --version?"))
+    for word, near in wrong:
         with pytest.raises(SystemExit, match="2"):
             cli.main([word])
         (line,) = capfd.readouterr().err.splitlines()
@@ -132,10 +132,8 @@ def test_env_has_what_a_bug_report_needs_and_nothing_that_is_private(capsys, mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
     cli.main(["env"])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (
-        lines["must"].startswith(must_package.__version__)
-        and {"Python", "system", "GPUs", "torch", "numpy"} <= lines.keys()
-    )
+    assert {"Python", "system", "GPUs", "torch", "numpy"} <= lines.keys()
+    assert lines["must"].startswith(must_package.__version__)
     said = " ".join(lines.values())
     assert "very-secret" not in said and str(Path.home()) not in said and socket.gethostname() not in said
 

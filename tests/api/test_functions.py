@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 
 import must
 from must.api.functions import ERRORS, NOT_STAGES, as_python
-from must.api.results import RESULTS
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
 from must.base.parameters import parameters_of
@@ -79,12 +77,6 @@ def test_no_package_has_the_name_of_a_function():
     assert not packages & {*must.__all__}
 
 
-def test_results_are_frozen_and_typed():
-    for name, kind in RESULTS.items():
-        assert is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        assert inspect.signature(getattr(must, name)).return_annotation is kind
-
-
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
@@ -95,9 +87,8 @@ def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
     """Places may be paths."""
     assert (trained.steps, trained.images, trained.alpha) == (3, 150, 1.0)
     assert Path(trained.output, "model.json").exists()
-    report = must.evaluate(
-        model=trained.output, baseline=digits.classifier, shards=digits.shards, output=tmp_path / "report", workers=0
-    )
+    places = {"baseline": digits.classifier, "shards": digits.shards, "output": tmp_path / "report"}
+    report = must.evaluate(model=trained.output, **places, workers=0)
     assert report.images == 120 and report.top1 == report.metrics["adapted"]["top1"] != None  # noqa: E711
     assert Path(report.report).exists() and report._repr_html_().startswith("<iframe srcdoc=")
     assert must.gate(metrics=tmp_path / "report" / "metrics.json", gate="none").passed

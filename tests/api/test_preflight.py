@@ -84,11 +84,7 @@ def evaluate_config(digits, tmp_path, **changes):
         (train_config, {"split": "trian"}, "hold no split 'trian'"),
         (train_config, {"classifier": "none"}, "--classifier none: no such file"),
         (train_config, {"class_prior": "given"}, "--class-prior given: .* holds no class shares; give every"),
-        (
-            train_config,
-            {"output": "file/model"},
-            "--output file/model: cannot be written: .*file is no folder",
-        ),
+        (train_config, {"output": "file/model"}, "--output file/model: cannot be written: .*file is no folder"),
         (train_config, {"checkpoints": "file/c"}, "--checkpoints file/c: cannot be written"),
         (evaluate_config, {"baseline": "none"}, "--baseline none: no such file"),
         (evaluate_config, {"baseline": "file"}, "--baseline file: is damaged or no file of"),

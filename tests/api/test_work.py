@@ -48,13 +48,10 @@ def test_of_two_models_the_one_that_is_meant_has_to_be_named(tmp_path):
     again = configure("select", {"model": work})  # which made the other one
     assert (again.model, again.output) == (f"{work}/model", f"{work}/selected")
     found = configure("evaluate", {"model": f"{work}/selected"})
-    assert (found.shards, found.output) == (f"{work}/shards", f"{work}/selected-report")
-    assert (
-        found.baseline == "" and configure("gate", {"model": f"{work}/model"}).metrics == f"{work}/report/metrics.json"
-    )
-    with pytest.raises(
-        UserError, match="no report of `must evaluate` is beside it; make it, or name it with --metrics"
-    ):
+    assert (found.shards, found.baseline, found.output) == (f"{work}/shards", "", f"{work}/selected-report")
+    assert configure("gate", {"model": f"{work}/model"}).metrics == f"{work}/report/metrics.json"
+    message = "no report of `must evaluate` is beside it; make it, or name it with --metrics"
+    with pytest.raises(UserError, match=message):
         configure("gate", {"model": f"{work}/selected"})
 
 

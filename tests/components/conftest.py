@@ -22,7 +22,7 @@ def api(monkeypatch, tmp_path):
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(launch, "API_TIMEOUT", 20.0)
     yield made
-    made.server.shutdown()
+    made.server.close()
 
 
 @pytest.fixture

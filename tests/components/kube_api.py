@@ -1,18 +1,20 @@
 """A Kubernetes API server for TrainJobs, with its controllers, as far as our launcher and the kubeflow SDK talk to one.
 
-A TrainJob that is created gets a JobSet and a pod a node (trainer.py), over real HTTP (kube_http.py). What the pods do
-is the test's business: `Pod.say`, `Api.exit`, `Api.finish`. Controllers work when the job is looked at, so that a test
-never waits for them; garbage is collected `lag` looks after its owner was deleted.
+A TrainJob that is created gets a JobSet and a pod a node (trainer.py). What the pods do is the test's business:
+`Pod.say`, `Api.exit`, `Api.finish`. Controllers work when the job is looked at, so that a test never waits for them;
+garbage is collected `lag` looks after its owner was deleted.
 """
 
 import json
 import re
+import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.components.kube_http import found, serve, status
 from tests.components.trainer import RUNTIME, Pod, admit, build_job_set, now, objections
+from tests.local_server import Answer, LocalServer
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
 SPACE = "namespaces/vision"
@@ -22,20 +24,19 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 class Api:
     """`drop_log_after`: lines after which a followed log is cut off, once. `outage`: calls answered with 503."""
 
-    def __init__(self, version="2.3"):
-        self.version, self.lag, self.queued = version, 1, False
+    def __init__(self):
+        self.version, self.lag, self.queued = "2.3", 1, False
         self.jobs, self.sets, self.pods, self.events, self.created = {}, {}, {}, [], []
         self.workflows, self.launchers, self.garbage, self.deleted = {}, {}, [], []
         self.calls, self.outage, self.drop_log_after, self.refuse_create = [], 0, 0, None
         self.refuse_cluster, self.refuse_patch = False, False
-        self.remakes = 2 if version == "2.3" else 0  # of the JobSet of a job that is being deleted in the foreground
+        self.remakes = 2  # of the JobSet of a job that is being deleted in the foreground
         self.starts = []  # names of jobs, each time that pods of theirs start
         self.runtimes = {"clustertrainingruntimes/torch-distributed": RUNTIME}
         self.on_create = lambda api, name: None  # the TrainJob is there, and usually its pods
         self.on_start = lambda api, name: None  # its pods are
-        self.on_restart = lambda api, pod: None
-        self.server = serve(self)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.server = LocalServer(lambda request: respond(self, request))
+        self.url = self.server.url
 
     # --- what a test does -----------------------------------------------------------------------------------------
 
@@ -60,7 +61,6 @@ class Api:
             self.fail(name)
         elif pod.restarts < child.get("backoffLimit", 6):
             pod.restart()
-            self.on_restart(self, pod)
         else:
             self.pods[name] = []
             self.fail(name)
@@ -198,9 +198,8 @@ class Api:
         job = self.jobs[name]
         status_ = job.setdefault("status", {})
         kept = {c["type"]: c for c in status_.get("conditions", [])}
-        if ("deletionTimestamp" in job["metadata"] and not deleting) or kept.get("Failed", {}).get(
-            "reason"
-        ) == "DeadlineExceeded":
+        too_late = kept.get("Failed", {}).get("reason") == "DeadlineExceeded"
+        if ("deletionTimestamp" in job["metadata"] and not deleting) or too_late:
             return
         kept.pop("Failed", None)
         if "Complete" not in kept and name not in self.sets:
@@ -254,3 +253,43 @@ def nodes_of(job_set):
 
 def condition(kind, reason, message, value="True"):
     return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": now()}
+
+
+def found(content, path):
+    return (200, content) if content else (404, status(404, "NotFound", f"{path} not found"))
+
+
+def status(code, reason, message):
+    kind = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
+    return {**kind, "reason": reason, "message": message, "code": code}
+
+
+def respond(api, request):
+    url = urlsplit(request.path)
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    api.calls.append((request.method, url.path))
+    if api.outage > 0 and "trainjobs" in url.path:
+        api.outage -= 1
+        return Answer(503, status(503, "ServiceUnavailable", "the server is restarting"))
+    if url.path.endswith("/log"):
+        pod = api.pod(url.path.split("/")[-2])
+        if pod is None:
+            return Answer(404, status(404, "NotFound", "pod not found"))
+        return Answer(200, log(api, pod, query.get("follow") == "True"), {"Content-Type": "text/plain"})
+    return Answer(*api.answer(request.method, url.path, query, json.loads(request.body or "null")))
+
+
+def log(api, pod, follow):
+    """The lines until the container has ended. After `drop_log_after` of them the connection is cut, once."""
+    sent, lines = 0, pod.lines
+    while True:
+        ended = pod.code is not None or pod.lines is not lines or not follow or api.pod(pod.name) is None
+        for line in lines[sent:]:
+            yield f"{line}\n".encode()
+            sent += 1
+            if follow and api.drop_log_after and sent >= api.drop_log_after:
+                api.drop_log_after = 0
+                raise ConnectionAbortedError
+        if ended:
+            return
+        time.sleep(0.02)

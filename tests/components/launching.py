@@ -1,7 +1,6 @@
 """A launcher against the stand-in for Kubeflow Trainer: its parameters, and jobs that live and end as a test wants."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -38,19 +37,16 @@ def exit_code(work, **changes):
     return end.value.code
 
 
-def launcher(work, output, stderr, **changes):
-    """The process of one, and the environment's changes for it, if any, in `environment`."""
-    environment = {"KUBECONFIG": str(work.parent / "kubeconfig")} | changes.pop("environment", {})
-    values = {"classifier": str(work.parent / "classifier"), "output": str(work.parent / output)} | changes
+def launcher(work, stderr, **changes):
+    """The process of one."""
+    values = {name: str(work.parent / name) for name in ("classifier", "output")} | changes
     code = (
         "import json, sys; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
         "from must_components.train_job.launcher import train_on_nodes\n"
         "train_on_nodes(sys.argv[1], **json.loads(sys.argv[2]))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", code, str(work), json.dumps(values)], cwd=ROOT, text=True,
-        env=os.environ | environment, stdout=subprocess.PIPE, stderr=stderr,
-    )  # fmt: skip
+    command = [sys.executable, "-u", "-c", code, str(work), json.dumps(values)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=stderr)
 
 
 def publish(work):

@@ -74,9 +74,8 @@ def test_two_runs_at_two_places_have_two_jobs(api, work, tmp_path):
         train(place)
     first, second = (job["metadata"] for job in api.created)
     assert first["name"] != second["name"] and first["name"][-16:] == second["name"][-16:]
-    assert [first["annotations"]["must/job"], second["annotations"]["must/job"]] == [
-        str(next((place / "jobs").iterdir())) for place in (work, other)
-    ]
+    for job, place in ((first, work), (second, other)):
+        assert job["annotations"]["must/job"] == str(next((place / "jobs").iterdir()))
 
 
 @pytest.mark.parametrize("annotations", [None, {"must/job": "gs://other/jobs/key"}])

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from must.runtime.notes import read_notes
-from must_components.train_job import follow
+from must_components.train_job import follow, launch
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import seconds_of
 from tests.components.launching import SUMMARY, completes, exit_code, fails, launcher, nodes, train
@@ -127,28 +127,25 @@ def test_time_in_the_queue_is_not_time_of_training(api, work, capfd):
 
 
 @pytest.fixture
-def process(api, work):
-    """A launcher in a process of its own, in a pod of a run."""
+def run(api, monkeypatch):
+    """The specification of the run whose pod the launcher is in."""
+    monkeypatch.setenv("KFP_POD_NAME", "launcher")
     api.launchers["launcher"] = {
         "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "main"}]},
         "metadata": {"name": "launcher", "labels": {"workflows.argoproj.io/workflow": "must-x1"}},
     }  # fmt: skip
     api.workflows["must-x1"] = {"metadata": {"name": "must-x1"}, "spec": {}}
-    started = launcher(
-        work, "output", subprocess.PIPE, index_sha256="sha", settings={}, nodes=nodes(),
-        environment={"KFP_POD_NAME": "launcher"},
-    )  # fmt: skip
-    try:
-        assert "submitted the TrainJob" in started.stdout.readline()
-        yield started
-    finally:
-        started.kill()
-        started.communicate()
+    return api.workflows["must-x1"]["spec"]
 
 
-def test_a_launcher_whose_pod_is_stopped_leaves_the_job_to_the_next_one(api, work, process):
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=200)
+def test_a_launcher_whose_pod_is_stopped_leaves_the_job_to_the_next_one(api, work, run):
+    with launcher(work, subprocess.PIPE, index_sha256="sha", settings={}, nodes=nodes()) as process:
+        try:
+            assert "submitted the TrainJob" in process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            _, error = process.communicate(timeout=200)
+        finally:
+            process.kill()
     assert process.returncode == 75 and len(api.jobs) == 1 and not api.deleted
     assert "continues; it stops by itself after" in error
 
@@ -170,28 +167,18 @@ def test_a_run_is_over_when_it_is_terminated_shut_down_or_deleted(api, run, over
     assert Jobs().is_over("must-x1") is over
 
 
-def test_a_run_that_is_terminated_takes_its_job_with_it(api, work, process):
-    api.workflows["must-x1"]["spec"]["activeDeadlineSeconds"] = 0
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 75 and len(api.deleted) == 1
-    assert "the run is being stopped: deleted the TrainJob" in error
-    until_gone(api)
-    assert len(api.starts) == 1  # Trainer made the JobSet anew, and its pods never started again
+@pytest.mark.parametrize("refused, starts", [(False, 1), (True, 3)])
+def test_a_run_that_is_terminated_takes_its_job_with_it(api, work, run, monkeypatch, capfd, refused, starts):
+    """Trainer makes the JobSet anew: without the right to suspend the job its pods start again, twice."""
 
+    def terminated(self):
+        signal.raise_signal(signal.SIGTERM)
 
-def test_where_a_job_may_not_be_suspended_it_is_deleted_all_the_same(api, work, process):
-    api.refuse_patch = True
-    api.workflows["must-x1"]["spec"]["activeDeadlineSeconds"] = 0
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=200)
-    assert process.returncode == 75 and len(api.deleted) == 1
-    until_gone(api)
-    assert len(api.starts) == 3  # as it was: twice on GPUs that someone else waits for
-
-
-def until_gone(api):
+    monkeypatch.setattr(launch.Launch, "wait", terminated)
+    run["activeDeadlineSeconds"], api.refuse_patch = 0, refused
+    assert exit_code(work) == 75 and len(api.deleted) == 1
+    assert "the run is being stopped: deleted the TrainJob" in capfd.readouterr().err
     for _ in range(20):
         for name in list(api.jobs):
             api.one("GET", name, {})
-    assert not api.jobs and not api.sets and not api.pods
+    assert not api.jobs and not api.sets and not api.pods and len(api.starts) == starts

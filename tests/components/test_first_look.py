@@ -29,10 +29,7 @@ def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
 @pytest.mark.parametrize(
     "answer, said",
     [
-        (
-            (403, {"message": "cannot patch"}),
-            "may not apply an InferenceService in vision; apply deploy/serving.yaml",
-        ),
+        ((403, {"message": "cannot patch"}), "may not apply an InferenceService in vision; apply deploy/serving.yaml"),
         ((404, {}), "this cluster has no InferenceService; install KServe"),
         ((400, {"message": "admission webhook denied"}), "refuses the InferenceService: 400 admission webhook denied"),
     ],
@@ -60,16 +57,8 @@ def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(kubernetes,
 @pytest.mark.parametrize(
     "runtimes, allowed, said",
     [
-        (
-            [],
-            True,
-            "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and",
-        ),
-        (
-            ["namespaces/vision/trainingruntimes"],
-            False,
-            "may not use TrainJobs in vision; give it the role",
-        ),
+        ([], True, "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and"),
+        (["namespaces/vision/trainingruntimes"], False, "may not use TrainJobs in vision; give it the role"),
     ],
 )
 def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubernetes, runtimes, allowed, said):

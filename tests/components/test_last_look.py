@@ -45,10 +45,11 @@ def page(work, more=()):
     return summarize(str(work), "r1", "FAILED", "again", more=more)
 
 
-def start(api, work, monkeypatch, run="r1"):
-    """A job that trains, and whose launcher is gone without an exit code."""
-    monkeypatch.setenv("MUST_RUN_ID", run)
-    monkeypatch.setenv("KFP_POD_NAME", "summary-pod")
+@pytest.fixture
+def job(api, work, pod, monkeypatch, request):
+    """The name of a job that trains, and whose launcher is gone without an exit code."""
+    monkeypatch.setenv("MUST_RUN_ID", getattr(request, "param", "r1"))
+    pod()
     api.on_create = completes(work)
     train(work, model_name="digits-v2.")
     name = api.created[0]["metadata"]["name"]
@@ -56,45 +57,41 @@ def start(api, work, monkeypatch, run="r1"):
     return name
 
 
-def test_the_job_says_whose_it_is_and_the_note_names_the_job(api, work, pod, monkeypatch):
-    pod()
-    name = start(api, work, monkeypatch)
-    metadata = api.jobs[name]["metadata"]
+def test_the_job_says_whose_it_is_and_the_note_names_the_job(api, work, job):
+    metadata = api.jobs[job]["metadata"]
     assert metadata["labels"]["must/model"] == "digits-v2"  # a label ends in a letter or a digit
     assert metadata["labels"]["pipeline/runid"] == "r1" and metadata["annotations"]["must/run"] == "monday"
     (note,) = [note for note in read_notes(str(work), "r1") if note.stage == "train"]
-    assert note.facts.trainjob == name
+    assert note.facts.trainjob == job
 
 
-def test_a_run_that_is_ended_takes_its_job_along_also_when_the_launcher_had_no_time(api, work, pod, monkeypatch):
-    pod()
-    name = start(api, work, monkeypatch)
-    leave(work, signalled=1.0, facts=Facts(trainjob=name))
-    assert last_look(str(work), "r1") == [] and name not in api.deleted  # only the pod was taken: it trains on
-    pod(deadline=0)
-    lines = last_look(str(work), "r1")
-    assert lines == [f"- **TrainJob**: `{name}` was ended; its checkpoints stay"]
-    assert api.deleted == [name] and api.jobs[name]["spec"]["suspend"] is True
+def look_again(work, pod, job, deadline=0):
+    """The summary's lines about the job of a run that was ended, and whose launcher had no time."""
+    leave(work, signalled=1.0, facts=Facts(trainjob=job))
+    pod(deadline=deadline)
+    return last_look(str(work), "r1")
+
+
+def test_a_run_that_is_ended_takes_its_job_along_also_when_the_launcher_had_no_time(api, work, pod, job):
+    assert look_again(work, pod, job, None) == [] and not api.deleted  # only the pod was taken: it trains on
+    lines = look_again(work, pod, job)
+    assert lines == [f"- **TrainJob**: `{job}` was ended; its checkpoints stay"]
+    assert api.deleted == [job] and api.jobs[job]["spec"]["suspend"] is True
     shown = page(work, lines)
     assert shown.startswith("# Run stopped from outside, during train") and lines[0] in shown
 
 
-def test_a_job_that_another_run_waits_for_by_now_trains_on(api, work, pod, monkeypatch):
-    pod(deadline=0)
-    name = start(api, work, monkeypatch, run="r2")
-    leave(work, signalled=1.0, facts=Facts(trainjob=name))
-    (line,) = last_look(str(work), "r1")
+@pytest.mark.parametrize("job", ["r2"], indirect=True)
+def test_a_job_that_another_run_waits_for_by_now_trains_on(api, work, pod, job):
+    (line,) = look_again(work, pod, job)
     assert "belongs to the run r2 now and was not ended" in line and not api.deleted
 
 
-def test_a_job_that_may_not_be_ended_is_named_with_the_command(api, work, pod, monkeypatch):
-    pod(deadline=0)
-    name = start(api, work, monkeypatch)
-    leave(work, signalled=1.0, facts=Facts(trainjob=name))
+def test_a_job_that_may_not_be_ended_is_named_with_the_command(api, work, pod, job, monkeypatch):
     answer = api.answer
     monkeypatch.setattr(api, "answer", lambda method, *rest: (403, {}) if method == "DELETE" else answer(method, *rest))
-    (line,) = last_look(str(work), "r1")
-    assert line.endswith(f"still runs (403): `kubectl delete trainjob {name} -n vision`")
+    (line,) = look_again(work, pod, job)
+    assert line.endswith(f"still runs (403): `kubectl delete trainjob {job} -n vision`")
 
 
 @pytest.mark.parametrize(

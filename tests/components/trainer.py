@@ -19,25 +19,14 @@ RUNTIME = {
     "apiVersion": f"{GROUP}/v1alpha1",
     "kind": "ClusterTrainingRuntime",
     "metadata": {"name": "torch-distributed", "labels": {"trainer.kubeflow.org/framework": "torch"}},
-    "spec": {
-        "mlPolicy": {"numNodes": 1, "torch": {}},
+    "spec": {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": {"replicatedJobs": [{
+        "name": "node",
         "template": {
-            "spec": {
-                "replicatedJobs": [
-                    {
-                        "name": "node",
-                        "template": {
-                            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-                            "spec": {
-                                "template": {"spec": {"containers": [{"name": "node", "image": "pytorch/pytorch"}]}}
-                            },
-                        },
-                    }
-                ]
-            }
+            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+            "spec": {"template": {"spec": {"containers": [{"name": "node", "image": "pytorch/pytorch"}]}}},
         },
-    },
-}
+    }]}}},
+}  # fmt: skip
 
 
 def now():

@@ -1,12 +1,11 @@
 """Fixtures of the container tests. They need docker or podman, and the images: `make test-containers` builds them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import must
 from tests.containers.engine import ENGINE, IMAGES, UID, engine, image, own, run
 from tests.once import made_once
 
@@ -39,7 +38,7 @@ def docker_host():
 
 def write_demo(folder):
     """The bundled example, as `must demo` writes it, in a folder that belongs to the containers' user."""
-    subprocess.run([sys.executable, "-m", "must", "demo", "--output", folder], check=True, capture_output=True)
+    must.demo(output=folder)
     return own(folder)
 
 

@@ -33,9 +33,7 @@ def engine(*arguments: str | Path, check: bool = True, timeout: float = 900) -> 
 def container(data: Path | None = None) -> list[str]:
     """What every container gets: a read-only root, a scratch, one thread, a user without a name, and the data."""
     options = ["--read-only", "--tmpfs", "/tmp:exec", "--shm-size", "1g", "--env", "OMP_NUM_THREADS=1"]
-    options += ["--user", f"{UID}:0"]
-    if rootless():
-        options.append("--userns=keep-id")
+    options += ["--user", f"{UID}:0", *(["--userns=keep-id"] if rootless() else [])]
     return options + (["--volume", f"{data}:/data"] if data else [])
 
 

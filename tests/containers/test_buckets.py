@@ -21,8 +21,5 @@ def test_a_key_that_is_not_there_is_the_users_error(demo):
     options = ("--env", "GOOGLE_APPLICATION_CREDENTIALS=/key.json")
     command = ("must", "shard", "--source", "gs://bucket/images", "--output", "/data/from-bucket")
     result = run("must-shard", *command, data=demo, options=options, check=False)
-    assert (
-        result.returncode == 2
-        and "GOOGLE_APPLICATION_CREDENTIALS" in result.stderr
-        and "Traceback" not in result.stderr
-    )
+    assert result.returncode == 2 and "GOOGLE_APPLICATION_CREDENTIALS" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import must
-from tests.containers.engine import ENGINE, PREFIX, UID, VERSION, rootless, run
+from tests.containers.engine import ENGINE, PREFIX, UID, VERSION, rootless
 
 DOCS = Path(must.__file__).parent.parent / "docs" / "containers.md"
 
@@ -46,11 +46,3 @@ def test_every_stage_by_hand_with_the_documented_commands(demo, tmp_path):
     assert metrics["baseline"]["top1"] > 0.5 and metrics["adapted"]["top1"] > 0.5
     images = list((demo / "images" / "test" / "seven").glob("*.png"))
     assert all(image.name in result.stdout for image in images)
-
-
-def test_wrong_input_is_one_line_and_exit_code_2(demo):
-    result = run(
-        "must-shard", "must", "shard", "--source", "/data/nowhere", "--output", "/data/x", data=demo, check=False
-    )
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "/data/nowhere" in result.stderr
-    assert not (demo / "x").exists()

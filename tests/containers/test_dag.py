@@ -3,18 +3,33 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from must.api.stages import call
 from must_pipeline.stages import ALWAYS
-from tests.containers.engine import UID, engine, image
-from tests.containers.local import command, write
+from tests.containers.engine import UID, engine, image, own
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"epochs": 2, "workers": 1}
 pytestmark = pytest.mark.usefixtures("docker_host")
+
+
+def command(folder: Path, demo: Path, **changes) -> list[str]:
+    """The local run of the example in the folder `run`, as a user starts it, with other parameters."""
+    parameters, output = folder / "parameters.yaml", folder / "run"
+    values = yaml.safe_load((demo / "pipeline.yaml").read_text()) | {"preset": "digits"} | changes
+    parameters.write_text(yaml.safe_dump(values))
+    options = ["--parameters", str(parameters), "--output", str(output), "--runner", "docker"]
+    if os.getuid() == 0:  # as somebody who is not root
+        (output / "runs").mkdir(parents=True)
+        own(output)
+        options += ["--user", f"{UID}:0"]
+    return [sys.executable, str(ROOT / "pipeline" / "run_local.py"), *options]
 
 
 def metrics(output: Path) -> dict:
@@ -43,11 +58,9 @@ def same(ours: dict, theirs: dict) -> None:
 
 def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     """Its training is stopped once, is tried again, and goes on."""
-    parameters = write(tmp_path, demo, settings={**SETTINGS, "checkpoint_every": 2}, serve="write")
     output = tmp_path / "run"
-    with subprocess.Popen(
-        command(parameters, output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    words = command(tmp_path, demo, settings=SETTINGS | {"checkpoint_every": 2}, serve="write")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         deadline = time.monotonic() + 900
         while not list(output.glob("checkpoints/*/step-*.json")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -68,3 +81,12 @@ def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     inside = json.loads(engine("image", "inspect", image("must-train")).stdout)[0]["Config"]["Labels"]
     assert description["provenance"]["git_revision"] == inside["org.opencontainers.image.revision"]
     assert not containers_of(output, "--all"), "containers were left behind"
+
+
+def test_a_failing_component_fails_the_run(demo, tmp_path):
+    """kfp's own DockerRunner would go on: the engine has removed the container when it asks for the exit code."""
+    words = command(tmp_path, demo, classes=str(demo / "classes-that-are-not-there.yaml"))
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=1500)
+    assert result.returncode == 2
+    assert "no such file" in result.stdout and "the stage 'inputs' failed" in result.stderr
+    assert "Traceback" not in result.stderr and "== train ==" not in result.stdout

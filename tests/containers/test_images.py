@@ -86,10 +86,7 @@ def test_only_the_images_that_need_torch_have_it():
     for name in ("must-shard", "must-launcher", "must-serve"):
         result = run(name, "python", "-c", "import torch", check=False)
         assert result.returncode == 1 and "No module named 'torch'" in result.stderr
-    assert (
-        "TrainerClient"
-        in run("must-launcher", "python", "-c", "from kubeflow.trainer import TrainerClient as t; print(t)").stdout
-    )
+    assert run("must-launcher", "python", "-c", "from kubeflow.trainer import TrainerClient").returncode == 0
 
 
 def test_a_stage_whose_packages_are_not_in_the_image_says_so(demo):

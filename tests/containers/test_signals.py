@@ -55,9 +55,8 @@ def test_stopped_training_exits_with_75_and_its_retry_goes_on(prepared, name):
 
 
 def test_processes_under_torchrun_save_too(prepared, name):
-    command = ["python", "-m", "must.method.distributed.torchrun", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += train("/data/ranks", epochs=20)
-    start(name, "must-train", *command, data=prepared)
+    torchrun = ["python", "-m", "must.method.distributed.torchrun", "--standalone", "--nproc-per-node", "2", "-m"]
+    start(name, "must-train", *torchrun, *train("/data/ranks", epochs=20), data=prepared)
     wait_for_line(name, r"step +5/")
     assert stop(name) == PREEMPTED
     log = engine("logs", name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import yaml
 
 from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
-from must.config import ClassifierConfig, ShardConfig
+from must.config import ClassifierConfig, EvaluateConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
@@ -46,6 +46,12 @@ def digits() -> Digits:
     return Digits(root / "images", str(root / "shards"), str(root / "classifier.safetensors"), zero_shot, adapted)
 
 
+def evaluation(digits: Digits, output: Path, **changes: Any) -> EvaluateConfig:
+    """Of the adapted model and zero-shot, on the split test."""
+    values = {"model": digits.adapted, "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
+    return EvaluateConfig(**values | {"workers": 0, "device": "cpu"} | changes)
+
+
 def make(root: Path) -> None:
     parts = digit_parts()
     for split, images in (("train", parts["validation"][:150]), ("test", parts["test"][:120])):
@@ -54,28 +60,18 @@ def make(root: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     shards = str(root / "shards")
-    shard(
-        ShardConfig(
-            source=str(root / "images/train"),
-            test_source=str(root / "images/test"),
-            labels="folder",
-            output=shards,
-            samples_per_shard=64,
-            workers=1,
-        )
-    )
+    sources = {"source": str(root / "images/train"), "test_source": str(root / "images/test"), "labels": "folder"}
+    shard(ShardConfig(**sources, output=shards, samples_per_shard=64, workers=1))
     (root / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "templates": list(TEMPLATES)}))
     weights = str(root / "classifier.safetensors")
-    classifier(
-        ClassifierConfig(classes=str(root / "classes.yaml"), model=str(asset_folder()), output=weights, device="cpu")
-    )
+    of = {"classes": str(root / "classes.yaml"), "model": str(asset_folder())}
+    classifier(ClassifierConfig(**of, output=weights, device="cpu"))
     baseline = zero_shot_bundle(load_text_classifier(weights))
     save_bundle(str(root / "zero-shot"), baseline.model, baseline.description)
     tune(baseline, parts["validation"][:150])
     story = {"config": {"epochs": 3, "shards": shards}, "index_sha256": "0" * 64, "summary": {"steps": 30}}
-    save_bundle(
-        str(root / "adapted"), baseline.model, replace(baseline.description, provenance=Provenance.of_dict(story))
-    )
+    description = replace(baseline.description, provenance=Provenance.of_dict(story))
+    save_bundle(str(root / "adapted"), baseline.model, description)
 
 
 def tune(bundle: Bundle, images: list) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from must.config import EvaluateConfig, ExportConfig
+from must.config import ExportConfig
 from must.deploy.export.onnx import abstention_of, export_onnx
 from must.deploy.predict.session import OnnxClassifier, threshold
 from must.evaluation.abstention import abstention, first_count, no_threshold, upper_bound
@@ -14,6 +14,7 @@ from must.evaluation.evaluate import evaluate
 from must.evaluation.metrics import binomial_tail
 from must.method.model.bundle import load_description
 from must.method.model.provenance import Provenance
+from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import MEASURED
 
 
@@ -70,8 +71,8 @@ def test_without_labels_there_is_no_threshold():
 
 @pytest.mark.slow
 def test_from_evaluation_to_the_onnx_file(digits, tmp_path):
-    folder, places = tmp_path / "evaluated", {"model": digits.adapted, "baseline": digits.classifier}
-    metrics = evaluate(EvaluateConfig(**places, shards=digits.shards, workers=0, risk=0.2, output=str(folder)))
+    folder = tmp_path / "evaluated"
+    metrics = evaluate(evaluation(digits, folder, risk=0.2))
     found = json.loads((folder / "metrics.json").read_text())["abstention"]
     assert found == asdict(metrics.abstention) and found["by"] == "labels" and 0 < found["threshold"] < 1
     assert found["risk"] <= found["bound"] <= 0.2

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from must.api.demo import CLASSES
-from must.config import EvaluateConfig, RefineConfig, ShardConfig
+from must.config import RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
@@ -21,14 +21,9 @@ from must.evaluation.result import Model, metrics_of
 from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from must.method.select.refine import refine
-from tests.evaluation.digits import pixels_of
+from tests.evaluation.digits import evaluation, pixels_of
 from tests.evaluation.measured import MEASURED
 from tests.method.train.processes import on_ranks
-
-
-def settings(digits, output, **changes):
-    values = {"model": digits.adapted, "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return EvaluateConfig(**values | {"workers": 0, "device": "cpu"} | changes)
 
 
 def test_accuracy_is_that_of_the_model_on_the_files(digits, evaluated):
@@ -71,7 +66,7 @@ def test_table_is_aligned_and_has_every_class(evaluated):
 
 
 def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys):
-    metrics = evaluate(settings(digits, tmp_path, labels="ignore")).to_dict()
+    metrics = evaluate(evaluation(digits, tmp_path, labels="ignore")).to_dict()
     assert metrics["labelled"] == 0 and metrics["adapted"] == {} and not metrics["per_class"]
     assert 0 < metrics["label_free"]["compared"]["agreement"] < 1
     assert sum(metrics["label_free"]["adapted"]["histogram"]) == 120
@@ -87,15 +82,15 @@ def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys)
 
 
 def test_without_baseline(digits, tmp_path):
-    metrics = evaluate(settings(digits, tmp_path, baseline="")).to_dict()
+    metrics = evaluate(evaluation(digits, tmp_path, baseline="")).to_dict()
     assert metrics["baseline"] is None and metrics["adapted"]["top1"] > 0.5
     assert "No baseline was given" in (tmp_path / "report.html").read_text()
-    unlabelled = evaluate(settings(digits, tmp_path, baseline="", labels="ignore")).to_dict()
+    unlabelled = evaluate(evaluation(digits, tmp_path, baseline="", labels="ignore")).to_dict()
     assert unlabelled["label_free"]["compared"] is None
 
 
 def test_a_bundle_as_baseline(digits, tmp_path):
-    metrics = evaluate(settings(digits, tmp_path, baseline=digits.adapted)).to_dict()
+    metrics = evaluate(evaluation(digits, tmp_path, baseline=digits.adapted)).to_dict()
     assert metrics["baseline_name"] == "baseline"
     assert metrics["paired"]["fixed"] == metrics["paired"]["broken"] == 0
     assert metrics["paired"]["mcnemar_p"] == 1
@@ -106,13 +101,12 @@ def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
     bundle = load_bundle(digits.adapted)
     other = str(tmp_path / "other")
     save_bundle(other, bundle.model, replace(bundle.description, classes=["nought", *CLASSES[1:]]))
-    cases = (
+    for changes, text in (
         ({"baseline": other}, "has other classes"),
         ({"model": other, "baseline": ""}, "its label 'zero' is none of the 10 classes (nought, one,"),
-    )
-    for changes, text in cases:
+    ):
         with pytest.raises(ValueError) as caught:
-            evaluate(settings(digits, tmp_path / "out", **changes))
+            evaluate(evaluation(digits, tmp_path / "out", **changes))
         assert text in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists(), "nothing half-written"
 
@@ -123,7 +117,7 @@ def test_some_images_without_a_label(digits, tmp_path):
         lines.append(f"{path},{path.parent.name if number % 3 else ''},test\n")
     (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(lines))
     shard(ShardConfig(source=str(tmp_path / "list.csv"), labels="csv", output=str(tmp_path / "shards"), workers=1))
-    metrics = evaluate(settings(digits, tmp_path / "out", shards=str(tmp_path / "shards"))).to_dict()
+    metrics = evaluate(evaluation(digits, tmp_path / "out", shards=str(tmp_path / "shards"))).to_dict()
     assert (metrics["images"], metrics["labelled"]) == (120, 80)
     assert "40 of the 120 images have no label" in (tmp_path / "out/report.html").read_text()
 
@@ -131,7 +125,7 @@ def test_some_images_without_a_label(digits, tmp_path):
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
     metrics, _ = evaluated
-    on_ranks(2, evaluate, settings(digits, tmp_path, batch_size=50))
+    on_ranks(2, evaluate, evaluation(digits, tmp_path, batch_size=50))
     both = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("adapted", "baseline"):
         for key in ("top1", "top5", "mean_per_class"):
@@ -159,7 +153,7 @@ def refined(digits, tmp_path_factory):
 
 
 def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, refined, tmp_path):
-    metrics = evaluate(settings(digits, tmp_path, split="train", labels="ignore", refined=str(refined))).to_dict()
+    metrics = evaluate(evaluation(digits, tmp_path, split="train", labels="ignore", refined=str(refined))).to_dict()
     with (refined / "predictions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["class"] != row["zero_shot"]]
     found, page = metrics["refined"], (tmp_path / "report.html").read_text()
@@ -176,7 +170,7 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
 
 
 def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
-    evaluate(settings(digits, tmp_path, refined=str(refined)))
+    evaluate(evaluation(digits, tmp_path, refined=str(refined)))
     page = (tmp_path / "report.html").read_text()
     part = page[page.index("Labels of your images</h2>") :]
     assert "<table>" in part and "<img" not in part[: part.index("</section>")]
@@ -184,13 +178,13 @@ def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
 
 def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path):
     with pytest.raises(ValueError, match=r"--refined .*none"):
-        evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path / "none")))
+        evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path / "none")))
     (tmp_path / "refined.json").write_bytes((refined / "refined.json").read_bytes())
     with pytest.raises(ValueError, match=r"--refined .*: no predictions.csv there"):
-        evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path)))
+        evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path)))
     (tmp_path / "predictions.csv").write_text("image,class\na,b\n")
     with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
-        evaluate(settings(digits, tmp_path / "out", refined=str(tmp_path)))
+        evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path)))
     assert not (tmp_path / "out").exists()
 
 
@@ -199,14 +193,11 @@ def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits,
         raise TypeError("unsupported format string passed to NoneType.__format__")
 
     monkeypatch.setattr("must.evaluation.report.page.column", broken)
-    metrics = evaluate(settings(digits, tmp_path)).to_dict()
+    metrics = evaluate(evaluation(digits, tmp_path)).to_dict()
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "predictions.csv").exists()
     page = (tmp_path / "report.html").read_text()
-    assert (
-        "could not be drawn" in page
-        and "NoneType.__format__" in page
-        and text_table(metrics_of(metrics)).split("\n")[1] in page
-    )
+    assert "could not be drawn" in page and "NoneType.__format__" in page
+    assert text_table(metrics_of(metrics)).split("\n")[1] in page
     warning = capsys.readouterr().err
     assert "warning: the report could not be drawn (TypeError: unsupported" in warning and "metrics.json" in warning

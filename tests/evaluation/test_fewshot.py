@@ -5,13 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from benchmarks.few_shot import (
-    Features,
-    few_shot,
-    fold_numbers,
-    logistic_regression,
-    tip_adapter,
-)  # fmt: skip
+from benchmarks.few_shot import Features, few_shot, fold_numbers, logistic_regression, tip_adapter
 from must.evaluation.evaluate import load_baseline
 
 
@@ -49,9 +43,8 @@ def test_folds_hold_every_class_evenly():
 
 
 def test_more_labels_help_on_digits(digits):
-    options = Namespace(
-        shards=digits.shards, split="test", few_shot_split="train", shots=[1, 8], seeds=3, device="cpu", workers=0
-    )
+    splits = {"shards": digits.shards, "split": "test", "few_shot_split": "train"}
+    options = Namespace(**splits, shots=[1, 8], seeds=3, device="cpu", workers=0)
     found = few_shot(load_baseline(digits.classifier), options)
     probe, adapter = found["methods"].values()
     assert [row["shots"] for row in probe] == [1, 8]

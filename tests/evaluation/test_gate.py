@@ -1,6 +1,5 @@
 """The gates: decisions on metrics whose answer is known, and that the label-free one sees no labels."""
 
-import copy
 import json
 import math
 
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from must.config import EvaluateConfig, GateConfig
+from must.config import GateConfig
 from must.evaluation import gate
 from must.evaluation.evaluate import evaluate, measure
 from must.evaluation.result import metrics_of as metrics_from
 from must.evaluation.scores import Collector, Samples
 from must.method.model.bundle import load_bundle, save_bundle
+from tests.evaluation.digits import evaluation
 
 CLASSES = list("abcdefghij")
 
@@ -153,11 +153,10 @@ def test_the_label_free_gate_reads_no_labels():
     assert checked(labelled=False)["label_free"] == whole["label_free"]
 
 
-def decided(digits, folder, bundle, **changes):
+def decided(digits, folder, bundle):
     save_bundle(str(folder / "bundle"), bundle.model, bundle.description)
-    values = {"model": str(folder / "bundle"), "baseline": digits.classifier, "shards": digits.shards}
-    settings = {"output": str(folder / "report"), "split": "train", "workers": 0, "device": "cpu", **changes}
-    return label_free_gate(evaluate(EvaluateConfig(**values, **settings)).to_dict())
+    config = evaluation(digits, folder / "report", model=str(folder / "bundle"), split="train")
+    return label_free_gate(evaluate(config).to_dict())
 
 
 def test_a_gain_passes_and_a_lost_class_does_not_but_exchanged_names_are_not_seen(digits, tmp_path):
@@ -170,13 +169,6 @@ def test_a_gain_passes_and_a_lost_class_does_not_but_exchanged_names_are_not_see
     renamed = load_bundle(digits.adapted)
     renamed.model.classifier.data[:, [3, 8]] = renamed.model.classifier.data[:, [8, 3]]
     assert decided(digits, tmp_path / "renamed", renamed).passed, "docs/evaluation.md says so"
-
-
-def test_metrics_of_an_earlier_version_are_refused():
-    metrics = checked()
-    del metrics["label_free"]["compared"]["check"]
-    with pytest.raises(ValueError, match="of an earlier version: run `must evaluate` again"):
-        label_free_gate(metrics)
 
 
 def test_labelled_gate_needs_the_interval_above_the_gain():
@@ -206,12 +198,14 @@ def test_labelled_gate_makes_no_decision_on_few_images():
 
 
 def test_wrong_questions():
-    unlabelled, alone = metrics_of(better, labelled=False), copy.deepcopy(metrics_of(better))
+    unlabelled, alone, old = metrics_of(better, labelled=False), metrics_of(better), checked()
     alone["baseline"] = alone["label_free"]["compared"] = None
+    del old["label_free"]["compared"]["check"]
     for call, text in (
         (lambda: labelled_gate(unlabelled), "has none"),
         (lambda: labelled_gate(alone), "needs a baseline"),
         (lambda: label_free_gate(alone), "give `must evaluate` a --baseline"),
+        (lambda: label_free_gate(old), "of an earlier version: run `must evaluate` again"),
     ):
         with pytest.raises(ValueError, match=text):
             call()

@@ -8,20 +8,16 @@ import shutil
 
 import pytest
 
-from must.config import EvaluateConfig, ShardConfig
+from must.config import ShardConfig
 from must.data.format.samples import verify
 from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
 from must.evaluation.table import text_table
+from tests.evaluation.digits import evaluation
 
 NAMES = [
-    b"caf\xe9.png",
-    b"=cmd|' calc'!A0.png",
-    b"\x1b]0;pwned\x07\x1b[2J.png",
-    b"'quoted.png",
-    b"a\r=1.png",
-    b"plain.png",
-]
+    b"caf\xe9.png", b"=cmd|' calc'!A0.png", b"\x1b]0;pwned\x07\x1b[2J.png", b"'quoted.png", b"a\r=1.png", b"plain.png"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +32,15 @@ def hostile(digits, tmp_path_factory):
         shutil.copy(path, os.path.join(os.fsencode(folder), name))  # noqa: PTH118, a path of bytes
     (folder / "notes.\x1b[31m").write_text("no image")
     (folder / "broken\x1b[31m.png").write_bytes(files[0].read_bytes()[:80])
-    shard(
-        ShardConfig(
-            source=str(root / "images"), labels="folder", output=str(root / "shards"), split={"test": 1}, workers=1,
-            max_rejected=0.9,
-        )
-    )  # fmt: skip
+    values = {"labels": "folder", "split": {"test": 1}, "max_rejected": 0.9, "workers": 1}
+    shard(ShardConfig(source=str(root / "images"), output=str(root / "shards"), **values))
     return str(root / "shards")
 
 
 @pytest.fixture(scope="module")
 def results(digits, hostile, tmp_path_factory):
     output = tmp_path_factory.mktemp("results")
-    metrics = evaluate(
-        EvaluateConfig(
-            model=digits.adapted, baseline=digits.classifier, shards=hostile, output=str(output), workers=0,
-            device="cpu",
-        )
-    )  # fmt: skip
-    return metrics, output
+    return evaluate(evaluation(digits, output, shards=hostile)), output
 
 
 def test_everything_is_written_and_is_utf_8(results):

@@ -1,4 +1,4 @@
-"""Every metric against numbers worked out by hand and against scikit-learn."""
+"""Every metric against numbers worked out by hand, closed forms and scikit-learn; with labels and without."""
 
 import math
 
@@ -8,14 +8,20 @@ import torch
 
 from must.evaluation.metrics import (
     bin_numbers,
+    bootstrap,
     calibration_error,
+    compare,
     confused_pairs,
     confusion_matrix,
+    interval,
+    label_free,
     labelled_results,
+    mcnemar,
+    paired,
     per_class,
     reliability,
     scalar_metrics,
-)
+)  # fmt: skip
 from must.evaluation.scores import NO_LABEL, Collector
 
 
@@ -42,12 +48,9 @@ def random_task(images=400, classes=12, seed=0):
 def test_by_hand():
     probability = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
     values = scalar_metrics(results_of(probability, [0, 1, 2, 2]))
-    assert values["top1"] == 0.75
-    assert values["top5"] == 1.0  # of three classes, all are among the five best
+    assert (values["top1"], values["top5"]) == (0.75, 1.0)  # of three classes, all are among the five best
     assert values["mean_per_class"] == pytest.approx((1 + 1 + 0.5) / 3)
-    assert values["nll"] == pytest.approx(
-        -(math.log(0.7) + math.log(0.6) + math.log(0.2) + math.log(0.5)) / 4, abs=1e-6
-    )
+    assert values["nll"] == pytest.approx(-sum(map(math.log, (0.7, 0.6, 0.2, 0.5))) / 4, abs=1e-6)
     assert values["confidence"] == pytest.approx((0.7 + 0.6 + 0.5 + 0.5) / 4)
     # bins (0.667, 0.733], (0.6, 0.667] (0.6 in float32 is above 3/5), (0.467, 0.533] with one right of two
     assert values["ece"] == pytest.approx((0.3 + 0.4 + abs(1 - (0.5 + 0.5))) / 4, abs=1e-6)
@@ -74,10 +77,9 @@ def test_against_scikit_learn():
 def test_weights_mean_repeated_images():
     probability, labels = random_task(images=60)
     counts = np.random.default_rng(1).integers(0, 4, 60)
-    repeated = results_of(np.repeat(probability, counts, axis=0), np.repeat(labels, counts))
-    assert scalar_metrics(results_of(probability, labels), counts.astype(float)) == pytest.approx(
-        scalar_metrics(repeated)
-    )
+    repeated = scalar_metrics(results_of(np.repeat(probability, counts, axis=0), np.repeat(labels, counts)))
+    weighted = scalar_metrics(results_of(probability, labels), counts.astype(float))
+    assert weighted == pytest.approx(repeated)
 
 
 def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
@@ -112,11 +114,9 @@ def test_a_class_without_images_has_no_recall_and_does_not_count():
 
 def test_images_without_a_label_are_left_out():
     probability, labels = random_task(images=50)
-    some = labels.copy()
-    some[::2] = NO_LABEL
-    assert scalar_metrics(results_of(probability, some)) == pytest.approx(
-        scalar_metrics(results_of(probability[1::2], labels[1::2]))
-    )
+    labelled = scalar_metrics(results_of(probability[1::2], labels[1::2]))
+    labels[::2] = NO_LABEL
+    assert scalar_metrics(results_of(probability, labels)) == pytest.approx(labelled)
 
 
 def test_confused_pairs_come_by_frequency_and_without_the_diagonal():
@@ -134,3 +134,84 @@ def test_the_collector_does_not_depend_on_the_batches():
     assert (whole.top == joined.top).all()
     for name in ("top_probability", "label_log_probability", "entropy", "probability_sum"):
         np.testing.assert_allclose(getattr(whole, name), getattr(joined, name), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 5), (2, 10), (600, 520)])
+def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
+    from scipy.stats import binomtest  # takes a second, which other processes need not wait for
+
+    expected = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
+    assert mcnemar(fixed, broken) == pytest.approx(expected, rel=1e-9)
+
+
+def test_bootstrap_interval_is_the_normal_one_for_an_accuracy():
+    probability, labels = random_task(images=1000)
+    results = results_of(probability, labels)
+    accuracy = results.correct.mean()
+    half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 1000)
+    low, high = interval([replicate[0]["top1"] for replicate in bootstrap([results])])
+    assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.005)
+
+
+def test_differences_are_paired():
+    """Two models that differ on few images: the interval of the difference is far narrower than either model's."""
+    probability, labels = random_task(images=500)
+    better = probability.copy()
+    wrong = np.flatnonzero(probability.argmax(1) != labels)[:10]
+    better[wrong] = np.eye(12)[labels[wrong]] * 0.9 + 0.1 / 12
+    old, new = results_of(probability, labels), results_of(better, labels)
+    replicates = bootstrap([new, old])
+    low, high = interval([after["top1"] - before["top1"] for after, before in replicates])
+    assert 0 < low < 10 / 500 < high
+    alone = interval([replicate[1]["top1"] for replicate in replicates])
+    assert high - low < 0.5 * (alone[1] - alone[0])
+    found = paired(old, new)
+    assert (found.fixed, found.broken, found.both_right) == (10, 0, int(old.correct.sum()))
+    assert found.both_wrong == 500 - int(new.correct.sum()) and found.mcnemar_p == pytest.approx(2 * 0.5**10)
+
+
+def test_the_same_numbers_every_time():
+    results = results_of(*random_task(images=50))
+    assert bootstrap([results], replicates=20) == bootstrap([results], replicates=20)
+
+
+def one_hot_scores(classes, sharpness=0.999):
+    """Of images of five classes, without labels."""
+    probability = np.full((len(classes), 5), (1 - sharpness) / 4)
+    probability[np.arange(len(classes)), classes] = sharpness
+    return scores_of(probability, np.full(len(classes), NO_LABEL))
+
+
+def test_sure_and_balanced_is_the_best_there_is():
+    values = label_free(one_hot_scores(np.arange(100) % 5, sharpness=1 - 1e-6))
+    assert values.mutual_information == pytest.approx(1, abs=1e-4)
+    assert values.effective_classes == pytest.approx(5)
+    assert (values.confident, values.histogram) == (1, [20] * 5)
+
+
+def test_collapsed_is_sure_but_says_nothing():
+    values = label_free(one_hot_scores(np.zeros(100, int), sharpness=1 - 1e-6))
+    assert values.confidence == pytest.approx(1, abs=1e-5)
+    assert values.mutual_information == pytest.approx(0, abs=1e-3)
+    assert values.effective_classes == pytest.approx(1)
+
+
+def test_mutual_information_against_its_definition():
+    probability, _ = random_task(images=80, classes=7)
+    values = label_free(scores_of(probability, np.full(80, NO_LABEL)))
+    entropy = lambda p: -(p * np.log(p)).sum(-1)  # noqa: E731
+    information = entropy(probability.mean(0)) - entropy(probability).mean()
+    assert values.mutual_information == pytest.approx(information / np.log(7), rel=1e-5)
+
+
+def test_compare_sees_what_vanished_and_what_took_over():
+    before = one_hot_scores(np.arange(100) % 5)
+    after = one_hot_scores(np.where(np.arange(100) % 5 == 4, 0, np.arange(100) % 5))
+    found = compare(before, after)
+    assert found.agreement == found.agreement_confident == 0.8
+    assert found.histogram_distance == pytest.approx(0.2)
+    assert (found.vanished, found.dominant) == ([4], [])
+    everything = compare(before, one_hot_scores(np.zeros(100, int)))
+    assert everything.dominant == [0] and everything.vanished == [1, 2, 3, 4]
+    unsure = one_hot_scores(np.arange(10) % 5, sharpness=0.5)
+    assert compare(unsure, unsure).agreement_confident is None, "no image is confident"

@@ -24,7 +24,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER
 from must_pipeline.server.api import Kfp, add_arguments
-from tests.kfp.cases import CASES, Case, Skipped
+from tests.kfp.cases import CASES, Case
 from tests.kfp.cluster import Pods
 from tests.kfp.runs import Runs, Seen, StuckError
 
@@ -32,9 +32,8 @@ from tests.kfp.runs import Runs, Seen, StuckError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", type=Path, default=CLUSTER, help="the cluster's file [pipeline/cluster.yaml]")
-    parser.add_argument(
-        "--store", default="build/kfp-check", metavar="URI", help="gs://... or a path [build/kfp-check]"
-    )
+    store = "build/kfp-check"
+    parser.add_argument("--store", default=store, metavar="URI", help=f"gs://... or a path [{store}]")
     parser.add_argument("--only", default="", metavar="NAME,...", help=f"of: {', '.join(case.name for case in CASES)}")
     parser.add_argument("--minutes", type=float, default=60, help="the longest a run may take [60]")
     parser.add_argument("--keep", action="store_true", help="delete nothing")
@@ -52,9 +51,8 @@ def check(options: argparse.Namespace) -> int:
     cluster = load_cluster(options.cluster)
     wanted = chosen(options.only)
     name = f"must-check-{uuid.uuid4().hex[:6]}"
-    place = storage.join(
-        options.store if storage.is_remote(options.store) else str(Path(options.store).resolve()), name
-    )
+    store = options.store if storage.is_remote(options.store) else str(Path(options.store).resolve())
+    place = storage.join(store, name)
     namespace = options.namespace or cluster.namespace
     pods = Pods(namespace or "kubeflow")
     runs = Runs(Kfp(options), pods, name, namespace, cluster, place, 60 * options.minutes)
@@ -96,10 +94,8 @@ def try_all(wanted: list[Case], runs: Runs, pods: Pods, cluster: Cluster, folder
 
 def tried(case: Case, runs: Runs, pods: Pods, cluster: Cluster, folder: Path) -> tuple[Seen | None, str]:
     """What was seen, or None and why it was not tried. Compiled pipelines go to `folder`."""
-    try:
-        case.check_needs(pods, cluster)
-    except Skipped as reason:
-        return None, str(reason)
+    if why := case.why_not(pods, cluster):
+        return None, why
     compiled = folder / f"nodes-{case.nodes}.yaml"
     if not compiled.exists():
         as_ = "trainjob" if case.nodes > 1 else cluster.training.as_
@@ -114,17 +110,12 @@ def delete_data(place: str) -> None:
         print(f"left behind, for it belongs to the pods' user: sudo rm -r {place}")
 
 
-def make_folders(place: str) -> None:
-    """On a volume pods write there, as another user than this one."""
-    if not storage.is_remote(place):
-        for folder in (Path(place), Path(place, "work")):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o2777)
-
-
 def upload_data(place: str) -> None:
     """The bundled digits, few of them: images, class names and the tiny CLIP."""
-    make_folders(place)
+    if not storage.is_remote(place):  # on a volume pods write there, as another user than this one
+        for made in (Path(place), Path(place, "work")):
+            made.mkdir(parents=True, exist_ok=True)
+            made.chmod(0o2777)
     with tempfile.TemporaryDirectory() as folder:
         call("demo", output=folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

@@ -27,10 +27,6 @@ LOST_RACE = "Run stopped from outside|Run failed: train: its pod is gone"
 """What a pod that vanishes comes to where Argo's setting does not repeat it."""
 
 
-class Skipped(Exception):  # noqa: N818
-    """Says why a case cannot be tried in this cluster."""
-
-
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -46,13 +42,12 @@ class Case:
     vanishes: bool = False  # its pod does: what becomes of it depends on Argo's setting
     twice: bool = False  # a second run of the same is started beside it, and it is that one that is looked at
 
-    def check_needs(self, pods: Pods, cluster: Cluster) -> None:
-        if self.needs == "pods" and (why := pods.unusable()):
-            raise Skipped(why)
-        if self.needs == "trainer" and (why := pods.no_trainer(cluster.training.runtime)):
-            raise Skipped(why)
-        if self.tries > 1 and not cluster.retries.count:
-            raise Skipped("cluster.yaml's retries.count is 0")
+    def why_not(self, pods: Pods, cluster: Cluster) -> str:
+        """Why it cannot be tried in this cluster; '' if it can."""
+        if self.needs == "trainer":
+            return pods.no_trainer(cluster.training.runtime)
+        why = pods.unusable() if self.needs == "pods" else ""
+        return why or ("cluster.yaml's retries.count is 0" if self.tries > 1 and not cluster.retries.count else "")
 
     def run(self, runs: Runs, pods: Pods, pipeline: Path) -> Seen:
         values = {**SHORT, **self.parameters, "settings": {**SHORT["settings"], **self.parameters.get("settings", {})}}

@@ -1,4 +1,4 @@
-"""What Kubeflow Pipelines 2.17 refuses, with its status, code and words (recorded/api.json holds the originals)."""
+"""What Kubeflow Pipelines 2.17 refuses: status, code and the first words of the reason (recorded/api.json has them)."""
 
 STATUS = {3: 400, 5: 404, 6: 409, 7: 403, 13: 500, 16: 401}  # by gRPC code
 KINDS = {
@@ -52,15 +52,9 @@ def check_schedule(body):
     cron = body.get("trigger", {}).get("cron_schedule", {}).get("cron", "")
     fields = len(cron.split())
     if not cron.startswith("@") and fields not in (5, 6):
-        refuse(
-            "Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron). Error: "
-            f"Expected 5 to 6 fields, found {fields}: {cron}"
-        )
-    if not 1 <= int(body.get("max_concurrency", 0)) <= 10:
-        refuse(
-            "Max concurrency of a recurring run must be at least 1 and at most 10. Received "
-            f"{body.get('max_concurrency', 0)}"
-        )
+        refuse(f"Schedule cron is not a supported format. Error: Expected 5 to 6 fields, found {fields}: {cron}")
+    if not 1 <= (most := int(body.get("max_concurrency", 0))) <= 10:
+        refuse(f"Max concurrency of a recurring run must be at least 1 and at most 10. Received {most}")
 
 
 def check_length(kind, name, limit):
@@ -69,19 +63,9 @@ def check_length(kind, name, limit):
 
 
 def absent(kind, name):
-    return {
-        "runs": RefusedError(
-            5,
-            f"Failed to get a run: Failed to fetch run {name}: ResourceNotFoundError: Run {name} not found",
-            f"Run {name} not found",
-        ),
-        "recurringruns": RefusedError(
-            5,
-            f"Failed to delete a recurring run: Failed to delete recurring run {name}. Check if exists: "
-            f"ResourceNotFoundError: Job {name} not found",
-            f"Job {name} not found",
-        ),
-    }.get(kind) or RefusedError(5, f"{kind} {name} not found")
+    what = {"runs": "Run", "recurringruns": "Job"}.get(kind, kind)
+    inner = f"{what} {name} not found"
+    return RefusedError(5, f"Failed to fetch {name}: ResourceNotFoundError: {inner}", inner)
 
 
 class Access:
@@ -94,21 +78,15 @@ class Access:
         """Of a call that lists or makes something in `namespace`."""
         if self.users is None:
             return
+        if not namespace:
+            code = 7 if kind == "pipelines" else 3
+            inner = f"A {kind[:-1]} cannot have an empty namespace in multi-user mode"
+        elif who not in self.users:
+            code, inner = 16, "Failed to check authorization. User identity is empty in the request header"
+        elif namespace not in self.users[who]:
+            code, inner = 7, f"User 'somebody' is not authorized with reason:  (request: namespace {namespace})"
+        else:
+            return
         start = f"Failed to list {kind}" if listing else f"Failed to create a {kind[:-1]}"
         where = f"Check if you have permission to access namespace {namespace}"
-        if not namespace:
-            inner = f"A {kind[:-1]} cannot have an empty namespace in multi-user mode"
-            text = f"{start}: {start} due to authorization error. {where}: "
-            raise RefusedError(7 if kind == "pipelines" else 3, f"{text}Invalid input error: {inner}", inner)
-        if who not in self.users:
-            inner = "Failed to check authorization. User identity is empty in the request header"
-            raise RefusedError(
-                16, f"{start}: {start} due to authorization error. {where}: Unauthenticated: {inner}", inner
-            )
-        if namespace not in self.users[who]:
-            inner = (
-                f"User 'somebody' is not authorized with reason:  (request: &ResourceAttributes{{Namespace:{namespace}"
-            )
-            raise RefusedError(
-                7, f"{start}: {start} due to authorization error. {where}: PermissionDenied: {inner}", inner
-            )
+        raise RefusedError(code, f"{start}: {start} due to authorization error. {where}: {inner}", inner)

@@ -122,10 +122,7 @@ class KfpServer:
             if pipeline["name"] == name:
                 return pipeline
         inner = f"Namespace/Pipeline /{name} not found"
-        text = (
-            f"Failed to get a pipeline with name {name} and namespace . Check error stack.: Failed to get a pipeline "
-        )
-        raise RefusedError(5, f"{text}named {name} in namespace : ResourceNotFoundError: {inner}", inner)
+        raise RefusedError(5, f"Failed to get a pipeline with name {name}: ResourceNotFoundError: {inner}", inner)
 
     def listing(self, parts, query, who):
         kind, space = parts[-1], query.get("namespace", "")
@@ -178,10 +175,7 @@ class KfpServer:
     def spec(self, body):
         version = body["pipeline_version_reference"]["pipeline_version_id"]
         if version not in self.stored["versions"]:
-            text = (
-                "Failed to create a new run: InternalServerError: Failed to create a run due to error fetching manifest"
-            )
-            text += f": ResourceNotFoundError: PipelineVersion {version} not found"
+            text = f"Failed to create a new run: ResourceNotFoundError: PipelineVersion {version} not found"
             raise RefusedError(13, text, "Internal Server Error")
         return self.stored["versions"][version]["pipeline_spec"]
 
@@ -205,9 +199,8 @@ class KfpServer:
             run["state_history"] = [*run["state_history"], {"update_time": self.now(), "state": state}]
         run["state"] = state
         run["finished_at"] = run["state_history"][-1]["update_time"] if state in OVER else NEVER
-        run["run_details"] = {
-            "task_details": [{"display_name": n, **({"state": s} if s else {}), "error": None} for n, s in self.tasks]
-        }
+        tasks = [{"display_name": n, **({"state": s} if s else {}), "error": None} for n, s in self.tasks]
+        run["run_details"] = {"task_details": tasks}
 
 
 def parse(request):

@@ -1,27 +1,18 @@
 """--runner docker, as far as it goes without an engine; tests/containers has the rest."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from must_pipeline.files import COMPILED, documents
 from must_pipeline.local_runner import as_first_process, local_paths
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_without_an_engine_it_is_one_line(tmp_path):
+def test_without_an_engine_it_is_one_line(tmp_path, must_pipeline, monkeypatch, capsys):
     (tmp_path / "p.yaml").write_text("source: images\nclasses: imagenet\n")
-    result = subprocess.run(
-        [sys.executable, ROOT / "pipeline" / "run_local.py", "--runner", "docker", "--parameters", tmp_path / "p.yaml",
-         "--output", tmp_path / "run"],
-        capture_output=True, text=True, check=False, env=os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/no.sock"},
-    )  # fmt: skip
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert f"no container engine answers at unix://{tmp_path}/no.sock (DOCKER_HOST)" in result.stderr
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    words = ["--runner", "docker", "--parameters", tmp_path / "p.yaml", "--output", tmp_path / "run"]
+    assert must_pipeline("run", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no container engine answers at unix://{tmp_path}/no.sock (DOCKER_HOST)" in line
 
 
 def test_python_takes_the_place_of_the_shell_in_every_stage():

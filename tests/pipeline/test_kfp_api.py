@@ -7,18 +7,9 @@ from must_pipeline import DESCRIPTION, schedule
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
-from tests.pipeline.kfp_server import KfpServer
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
-
-
-@pytest.fixture
-def single():
-    """Installed for a single user, who has no namespaces to choose from."""
-    made = KfpServer()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -152,20 +143,19 @@ def test_a_run_is_submitted_and_waited_for(server, submitter, files, capsys, mon
     assert made["runtime_config"]["parameters"] == PARAMETERS
     out = capsys.readouterr().out
     assert f"/#/runs/details/{made['run_id']}" in out and "succeeded" in out
-    server.states = ["FAILED"]
-    assert submitter("--parameters", files / "run.yaml", "--wait") == 1
-    assert len(server.uploads) == 1
+    assert submitter("--parameters", files / "run.yaml") == 0 and len(server.uploads) == 1
 
 
-def test_a_namespace_that_a_single_user_server_would_drop_is_refused(single, files, must_pipeline, capsys):
-    words = ["--host", single.url, "--cluster", files / "cluster.yaml"]
-    for what in (["submit", "--parameters", files / "run.yaml"], ["schedule", "apply", files / "schedule.yaml"]):
-        assert must_pipeline(*what, *words) == 2
+def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, submitter, scheduler, files, capsys):
+    """Installed for a single user, who has no namespaces to choose from."""
+    server.access.users = None
+    submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
+    for command, words in ((submitter, submit), (scheduler, apply)):
+        assert command(*words) == 2
         assert "namespace vision: this Kubeflow Pipelines is installed for a single user" in capsys.readouterr().err
-    assert not single.stored["runs"] and not single.stored["recurringruns"] and not single.uploads
+    assert not server.stored["runs"] and not server.stored["recurringruns"] and not server.uploads
     (files / "cluster.yaml").write_text("{service_account: must}")
-    assert must_pipeline("schedule", "apply", files / "schedule.yaml", *words) == 0
-    assert must_pipeline("submit", "--parameters", files / "run.yaml", *words) == 0
+    assert scheduler(*apply) == submitter(*submit) == 0
 
 
 def test_the_version_that_was_applied_last_is_the_newest_also_within_a_second(server, scheduler, files, monkeypatch):
@@ -175,17 +165,10 @@ def test_the_version_that_was_applied_last_is_the_newest_also_within_a_second(se
     server.seconds = iter([1, 1, 1, 1, 1, 1, 2, 2, 3])  # the clock when the pipeline, its versions, ... are made
     scheduler("apply", files / "schedule.yaml")
     scheduler("apply", files / "schedule.yaml", "--pipeline", changed)
-    newest = max(server.stored["versions"].values(), key=lambda version: version["created_at"])
-    assert [v["created_at"] for v in server.stored["versions"].values()].count(newest["created_at"]) == 1
+    moments = [version["created_at"] for version in server.stored["versions"].values()]
+    assert moments.count(max(moments)) == 1
     count = len(server.uploads)
     assert scheduler("apply", files / "schedule.yaml", "--pipeline", changed) == 0 and len(server.uploads) == count
-
-
-def test_what_an_upload_is_refused_for(server, scheduler, files, capsys):
-    server.upload = lambda query, body: (400, {"error_message": "Failed to create a pipeline", "error_details": "x"})
-    assert scheduler("apply", files / "schedule.yaml") == 2
-    line = capsys.readouterr().err
-    assert "400 Bad Request: Failed to create a pipeline; if no reason is given: may this account" in line
 
 
 def test_a_run_is_started_again_with_its_own_version_and_parameters(server, submitter, files):
@@ -220,18 +203,22 @@ def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, 
 
 
 def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
+    def refused(*words):
+        assert scheduler(*words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
     server.wanted_header = ("Authorization", "Bearer x")
-    assert scheduler("list") == 2
-    assert "401 Unauthorized: who are you?; log in with one of" in (line := capsys.readouterr().err)
-    assert len(line.splitlines()) == 1
+    assert "401 Unauthorized: who are you?; log in with one of" in refused("list")
     server.wanted_header = None
+    server.upload = lambda query, body: (400, {"error_message": "Failed to create a pipeline", "error_details": "x"})
+    why = "400 Bad Request: Failed to create a pipeline; if no reason is given: may this account"
+    assert why in refused("apply", files / "schedule.yaml")
+    del server.upload
     server.refuse = {("POST", "recurringruns"): (400, "Invalid cron")}
-    assert scheduler("apply", files / "schedule.yaml") == 2
-    assert "400 Bad Request: Invalid cron" in (line := capsys.readouterr().err) and len(line.splitlines()) == 1
+    assert "400 Bad Request: Invalid cron" in refused("apply", files / "schedule.yaml")
     server.html = True  # a login page in front
-    assert scheduler("list") == 2
-    assert "answers, but not as Kubeflow Pipelines does" in (line := capsys.readouterr().err)
-    assert len(line.splitlines()) == 1
+    assert "answers, but not as Kubeflow Pipelines does" in refused("list")
 
 
 def test_a_server_that_cannot_be_reached_is_one_line(files, must_pipeline, capsys):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,18 @@ def work(asked, tmp_path):
     return tmp_path / "work"
 
 
+def lines_of_answers(place):
+    """The lines that the page of a review would save for somebody who knows the labels."""
+    review = Review.load(str(place))
+    reader = ShardReader(review.shards, review.split)
+    for one in review.pictures:
+        label = reader.description(one.number)["label"]
+        yield json.dumps({"image": one.image, "sha256": one.sha256, "label": label, "who": "ann"}) + "\n"
+
+
 def answers(work, count):
-    """A file as the page saves it, of somebody who knows the first `count` labels."""
-    review = Review.load(str(work / "reviews" / KEY))
-    reader = ShardReader(str(work / "shards"), review.split)
-    lines = [
-        {"image": one.image, "sha256": one.sha256, "label": reader.description(one.number)["label"], "who": "ann"}
-        for one in review.pictures[:count]
-    ]
-    (file := work / f"{count}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    """A file with the first `count` answers."""
+    (file := work / f"{count}.jsonl").write_text("".join(islice(lines_of_answers(work / "reviews" / KEY), count)))
     return str(file)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from must.deploy.promote.registry import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
+from must.runtime.decision import LEFT_TO_PEOPLE
 from must.runtime.stages import champion
 from tests.deploy.promote.bundles import make_bundle
 
@@ -37,7 +38,7 @@ def test_an_empty_registry_has_no_champion(place, tmp_path):
     assert (found.version, found.bundle, found.action) == ("none", "", "train")
 
 
-@pytest.mark.parametrize("outcome", ["promoted as v0", "stopped"])
+@pytest.mark.parametrize("outcome", ["promoted as v0", LEFT_TO_PEOPLE])
 def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_path, outcome):
     first = ask(place, tmp_path, only_new=True)
     assert ask(place, tmp_path, only_new=True).action == "train"  # the run before failed on its way

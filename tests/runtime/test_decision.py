@@ -20,6 +20,12 @@ def places(tmp_path, model):
     }  # fmt: skip
 
 
+def promoted(tmp_path, given, champion):
+    """The version that the stage promotes."""
+    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json"), "register": "none"}
+    return promote(str(tmp_path / "work"), **given, **others, champion=champion)["version"]
+
+
 def ask(tmp_path, given, **champion):
     asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
     return gate(str(tmp_path / "work"), **given, **asked, **champion)
@@ -27,42 +33,35 @@ def ask(tmp_path, given, **champion):
 
 def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
-    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
     assert ask(tmp_path, given, champion="none", champion_uri="") == "promote"
     first = (tmp_path / "decision.json").read_text()
-    version = promote(str(tmp_path), register="none", **given, **others, champion="none")["version"]
+    version = promoted(tmp_path, given, "none")
     uri = f"{given['registry_uri']}/digits/{version}/bundle"
     assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
     assert (tmp_path / "decision.json").read_text() == first
-    assert promote(str(tmp_path), register="none", **given, **others, champion=version)["version"] == version
+    assert promoted(tmp_path, given, version) == version
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
 def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own(tmp_path, capsys):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
-    others, version = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}, "none"
-    seen = []
+    version, seen = "none", []
     for precision in ("fp32", "int8", "fp16", "fp16"):  # the last one: a retry
         made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
         uri = "" if version == "none" else f"{given['registry_uri']}/digits/{version}/bundle"
         assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
         assert (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
-        version = promote(str(tmp_path), register="none", **given, **others, champion=version)["version"]
+        version = promoted(tmp_path, given, version)
         assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_bytes() == made
         seen.append(version)
     assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
 
 
-@pytest.mark.parametrize("champion", ["itself", "another"])
-def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path, champion):
+def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
-    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
     kept = {"passed": True, "gate": "label-free", "outcome": "zero-shot", "reasons": []}
     (tmp_path / "decision.json").write_text(json.dumps(kept))
-    version = promote(str(tmp_path), register="none", **given, **others, champion="none")["version"]
-    if champion == "itself":
-        assert promote(str(tmp_path), register="none", **given, **others, champion=version)["version"] == version
-        return
-    other = given | {"bundle": str(make_bundle(tmp_path / "other", seed=1))}
+    version = promoted(tmp_path, given, "none")
+    assert promoted(tmp_path, given, version) == version
     with pytest.raises(ValueError, match="has a champion, which stays"):
-        promote(str(tmp_path), register="none", **other, **others, champion=version)
+        promoted(tmp_path, given | {"bundle": str(make_bundle(tmp_path / "other", seed=1))}, version)

@@ -8,21 +8,19 @@ from datetime import datetime
 import pytest
 
 from must.deploy.promote.registry import Registry
-from must.runtime.decision import promote
 from must.runtime.lineage import lineage, namespace_of
 from tests.deploy.promote.bundles import make_bundle, make_onnx
-from tests.runtime.test_decision import ask, places
+from tests.runtime import test_decision as decision
 
 
 @pytest.fixture(scope="module")
 def promoted(tmp_path_factory):
     """(folder, version) of a model that the stage promoted."""
     folder = tmp_path_factory.mktemp("run")
-    given = places(folder, make_bundle(folder / "model", model_folder="gs://b/models/tiny", model_sha256="5a"))
+    given = decision.places(folder, make_bundle(folder / "model", model_folder="gs://b/models/tiny", model_sha256="5a"))
     make_onnx(folder / "onnx" / "model.onnx")
-    ask(folder, given, champion="none", champion_uri="")
-    others = {"onnx": str(folder / "onnx"), "output": str(folder / "promoted.json")}
-    return folder, promote(str(folder / "work"), register="none", **given, **others, champion="none")["version"]
+    decision.ask(folder, given, champion="none", champion_uri="")
+    return folder, decision.promoted(folder, given, "none")
 
 
 def test_it_names_what_went_in_and_what_came_out_by_content(promoted):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from must.base import storage
 from must.data.format.index import load_index
 from must.runtime import notes, training
 from must.runtime.notes import read_notes, stage_note
-from must.runtime.places import WorkUri
 from must.runtime.summary import delete_old, leave_page, summarize
 from must.runtime.training import mirrored
 
@@ -26,8 +24,11 @@ def stage(work, body):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def summary(work, state=None, run_id=""):
-    return summarize(str(work), run_id, state, "submit.py --again 7")
+def summary(work, run_id=""):
+    return summarize(str(work), run_id, None, "submit.py --again 7")
+
+
+KILLED = "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
@@ -40,18 +41,10 @@ def test_lines_appear_where_they_always_do_and_in_the_note(tmp_path):
 @pytest.mark.parametrize(
     "body, why, resumable",
     [
-        (
-            "print('x'); raise SystemExit(75)",
-            "a dependency failed (exit code 75)",
-            "yes; training goes on from",
-        ),
+        ("print('x'); raise SystemExit(75)", "a dependency failed (exit code 75)", "yes; training goes on from"),
         ("print('x'); raise SystemExit(2)", "wrong input (exit code 2)", "after the input is corrected"),
         ("print('x'); 1 / 0", "an error in the program or the machine (exit code 1)", "perhaps; training goes on"),
-        (
-            "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
-            "its pod is lost, cause unknown",
-            "yes; training goes",
-        ),
+        (KILLED, "its pod is lost, cause unknown", "yes; training goes"),
     ],
 )
 def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
@@ -76,17 +69,12 @@ Tail.add = lambda tail, text: (time.sleep(0.1 * (threading.current_thread() is n
 """
 
 
-def test_the_last_lines_are_waited_for(tmp_path):
+def test_the_last_lines_are_waited_for_and_a_traceback_stands_behind_them(tmp_path):
     """Readers as slow as on a machine that is busy with other things."""
-    stage(tmp_path, SLOW_READERS + "print('out')\nprint('why', file=sys.stderr)\nraise SystemExit(2)")
+    stage(tmp_path, SLOW_READERS + "print('out')\nprint('why', file=sys.stderr)\n1 / 0")
     (note,) = read_notes(str(tmp_path))
-    assert (note.state, note.code) == ("failed", 2) and sorted(note.lines) == ["out", "why"]
-
-
-def test_a_traceback_stands_behind_what_was_printed_before_it(tmp_path):
-    stage(tmp_path, SLOW_READERS + "print('out')\n1 / 0")
-    (note,) = read_notes(str(tmp_path))
-    assert note.lines[0] == "out" and note.lines[-1] == "ZeroDivisionError: division by zero"
+    assert (note.state, note.code) == ("failed", 1) and sorted(note.lines[:2]) == ["out", "why"]
+    assert note.lines[-1] == "ZeroDivisionError: division by zero"
 
 
 def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
@@ -109,24 +97,26 @@ def test_runs_of_one_place_keep_their_notes_apart(tmp_path):
 
 
 def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp_path):
-    week = 7 * 86_400
-    for run_id, ages in {"old": [40, 30], "begun long ago": [40, 0], "new": [1]}.items():
-        for number, age in enumerate(ages):
-            with stage_note(str(tmp_path), f"stage{number}", run_id=run_id) as note:
-                note.started -= age * 86_400
-                note.seconds = 5
-            edit(WorkUri(str(tmp_path)).notes(run_id), number, seconds=5)
-    delete_old(str(tmp_path), time.time() - week)
+    leave_runs(tmp_path, {"old": [40, 30], "begun long ago": [40, 0], "new": [1]})
+    delete_old(str(tmp_path), time.time() - 7 * 86_400)
     assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
+
+
+def leave_runs(work, runs):
+    """The notes of runs, with the ages of their stages in days."""
+    for run_id, ages in runs.items():
+        for number, age in enumerate(ages):
+            with stage_note(str(work), f"stage{number}", run_id=run_id) as note:
+                note.started -= age * 86_400
+            # As a stage that ended when it began would have left it: the time of writing counts, and no test can wait.
+            file = work / "notes" / run_id / f"stage{number}.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 5}))
 
 
 @pytest.fixture
 def old_runs(tmp_path):
     """A place with two runs of long ago."""
-    for run_id in ("r1", "r2"):
-        with stage_note(str(tmp_path), "stage0", run_id=run_id) as note:
-            note.started -= 40 * 86_400
-        edit(WorkUri(str(tmp_path)).notes(run_id), 0, seconds=5)
+    leave_runs(tmp_path, {"r1": [40], "r2": [40]})
     return tmp_path
 
 
@@ -162,14 +152,8 @@ def test_notes_that_cannot_be_deleted_are_a_warning(old_runs, monkeypatch, capsy
     assert (old_runs / "notes/7/summary.md").exists()
 
 
-def edit(folder, number, **values):
-    """As a stage that ended when it began would have left it: the time of writing counts, and a test cannot wait."""
-    file = Path(folder) / f"stage{number}.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
 def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_path):
-    stage(tmp_path, "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+    stage(tmp_path, KILLED)
     stage(tmp_path, "print('y'); raise SystemExit(1)")
     stage(tmp_path, "print('z'); raise SystemExit(2)")
     (note,) = read_notes(str(tmp_path))

@@ -1,8 +1,7 @@
 """Every way a run can end: what its stages left, what the backend says of it, and how its page begins.
 
 The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's
-(SUCCEEDED), and others that it may give. The page must not
-depend on them.
+(SUCCEEDED), and others that it may give. The page must not depend on them.
 """
 
 import json
@@ -19,7 +18,7 @@ from must.runtime.summary import summarize
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
 MEASURED = {"top1": 0.772, "before": 0.734, "report": "gs://b/work/notes/7/report.html"}
-PASSED = {"outcome": "passed", "reasons": ["ok  same class 0.9"]}
+R0007, PASSED = {"version": "r0007"}, {"outcome": "passed", "reasons": ["ok  same class 0.9"]}
 HELD = (
     "must shard: /w/shards is being written by another `must shard` (run 1f2e-77, process 9 on node-2, since today); "
     "wait for it, or stop it, or choose another --output"
@@ -38,58 +37,46 @@ def with_train(state, **values):
 TRAINED = [*BEFORE, "train", "evaluate", "export", "gate"]
 WAYS = {  # case: (notes, the state that was recorded for it, the page's first line)
     "promoted": (
-        done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote={"version": "r0007"}),
-        "COMPLETE",
-        "# Promoted r0007: 77.2%, was 73.4% (zero-shot)",
+        done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote=R0007),
+        "COMPLETE", "# Promoted r0007: 77.2%, was 73.4% (zero-shot)",
     ),
     "promoted, measured against the champion": (
-        done(*TRAINED, "promote", evaluate=MEASURED, promote={"version": "r0007"},
+        done(*TRAINED, "promote", evaluate=MEASURED, promote=R0007,
              gate=PASSED | {"before": 0.751, "against": "the champion, r0006"}),
-        "COMPLETE",
-        "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)",
+        "COMPLETE", "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)",
     ),
-    "promoted without labels": (
-        done(*TRAINED, "promote", gate=PASSED, promote={"version": "r0007"}), "COMPLETE", "# Promoted r0007",
-    ),
+    "promoted without labels": (done(*TRAINED, "promote", gate=PASSED, promote=R0007), "COMPLETE", "# Promoted r0007"),
     "stopped by the gate": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
-        "RUNNING",
-        "# Not promoted: stopped by the gate (too few images)",
+        "RUNNING", "# Not promoted: stopped by the gate (too few images)",
     ),
     "left to people": (
         done(*TRAINED, "review", evaluate=MEASURED, gate={"outcome": "waits for answers"},
              review={"pictures": 1200, "page": "gs://b/reviews/k/review.html", "text": "No answers yet."}),
-        "COMPLETE",
-        "# Waiting for answers about 1,200 pictures: until then nothing is promoted",
+        "COMPLETE", "# Waiting for answers about 1,200 pictures: until then nothing is promoted",
     ),
     "left to people, and the page for them never came": (
         done(*TRAINED, gate={"outcome": "waits for answers"}), "RUNNING", "# Run broken off: nothing came after gate",
     ),
     "kept zero-shot": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
-        "RUNNING",
-        "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays",
+        "RUNNING", "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays",
     ),
     "kept zero-shot, as the first model of its name": (
         done(*TRAINED, "promote", gate={"outcome": "kept zero-shot"}, promote={"version": "r0001"}),
-        "COMPLETE",
-        "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name",
+        "COMPLETE", "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name",
     ),
     "nothing new": (
         done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),
-        "RUNNING",
-        "# Nothing new: this data was promoted as r0006",
+        "RUNNING", "# Nothing new: this data was promoted as r0006",
     ),
     "failed, then retried and fine": (
-        [*done(*TRAINED[:4]), Note("train", "done", started=5, tries=LOST),
-         *done("promote", promote={"version": "r0007"})],
-        "COMPLETE",  # FAILED where the gate stopped it: what failed once is never taken back
-        "# Promoted r0007",
+        [*done(*TRAINED[:4]), Note("train", "done", started=5, tries=LOST), *done("promote", promote=R0007)],
+        "COMPLETE", "# Promoted r0007",  # FAILED where the gate stopped it: what failed once is never taken back
     ),
     "wrong input": (
         [*done("inputs", "shard"), Note("classifier", "failed", started=3, code=2, lines=["no open_clip model"])],
-        "FAILED",
-        "# Run failed: classifier: the input is wrong",
+        "FAILED", "# Run failed: classifier: the input is wrong",
     ),
     "killed, memory ran out, every time": (
         with_train("failed", code=137, tries=LOST), "FAILED", "# Run failed: train: killed, memory may have run out",
@@ -107,31 +94,28 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
     "the first driver failed": ([], "RUNNING", "# Run broken off: no stage started"),
     "two failed at once": (
         [Note("shard", "failed", started=0, seconds=50, code=1), Note("classifier", "failed", started=1, code=2)],
-        "FAILED",
-        "# Run failed: classifier: the input is wrong",
+        "FAILED", "# Run failed: classifier: the input is wrong",
     ),
-    "its time limit": (
-        with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over",
-    ),
+    "its time limit": (with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over"),
     "another run is writing there": (
         [*done("inputs"), Note("shard", "failed", started=3, code=73, tries=LOST, lines=[HELD])],
-        "FAILED",
-        "# Run stopped: another run, 1f2e-77, is writing to this work_uri",
+        "FAILED", "# Run stopped: another run, 1f2e-77, is writing to this work_uri",
     ),
     "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "FAILED", "# Run failed: train: an error"),
 }  # fmt: skip
 
 
-def leave(work, notes):
+def page_of(work, notes, state="RUNNING", again="again", then=()):
+    """The summary's page of a run that left these notes, and those that are there."""
     for note in notes:
-        write_bytes(join(WorkUri(work).notes("7"), f"{note.stage}.json"), json.dumps(content_of(note)).encode())
+        write_bytes(join(WorkUri(str(work)).notes("7"), f"{note.stage}.json"), json.dumps(content_of(note)).encode())
+    return summarize(str(work), "7", state, again, then)
 
 
 @pytest.mark.parametrize("case", WAYS)
 def test_the_page_follows_from_what_the_stages_left(tmp_path, case):
     notes, state, first_line = WAYS[case]
-    leave(str(tmp_path), notes)
-    page = summarize(str(tmp_path), "7", state, "submit.py --again 7")
+    page = page_of(tmp_path, notes, state, "submit.py --again 7")
     assert page.splitlines()[0] == first_line
     good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing", "Waiting") or "complete" in first_line
     assert ("submit.py --again 7" in page) is not good
@@ -148,11 +132,9 @@ def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state)
 
 
 def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
-    leave(str(tmp_path / "good"), WAYS["promoted"][0])
-    page = summarize(str(tmp_path / "good"), "7", "COMPLETE", "again")
+    page = page_of(tmp_path / "good", WAYS["promoted"][0], "COMPLETE")
     assert "[Report](https://storage.cloud.google.com/b/work/notes/7/report.html) · run `7`" in page
-    leave(str(tmp_path / "bad"), WAYS["killed, memory ran out, every time"][0])
-    page = summarize(str(tmp_path / "bad"), "7", "FAILED", "again")
+    page = page_of(tmp_path / "bad", WAYS["killed, memory ran out, every time"][0], "FAILED")
     assert "2 times; before: no exit code after 1 min 1 s" in page and "memory limit" in page
     assert "training starts over" in page
 
@@ -160,8 +142,8 @@ def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
 def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel(tmp_path):
     uri = "gs://my-bucket/" + "a_long_folder/" * 12 + "classes.yaml"
     line = f"must classifier: {uri}: no such file"
-    leave(str(tmp_path), [*done("inputs"), Note("classifier", "failed", started=3, code=2, lines=["x", line])])
-    page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
+    failed = Note("classifier", "failed", started=3, code=2, lines=["x", line])
+    page = page_of(tmp_path, [*done("inputs"), failed], "FAILED").splitlines()
     said = f"**Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
     assert page[2] == said
     log = page[page.index("```") + 1 : -1]
@@ -170,26 +152,23 @@ def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel
 
 @pytest.mark.parametrize("signalled, word", [(0.0, "lost"), (12.0, "stopped")])
 def test_no_stage_runs_when_the_run_is_over(tmp_path, signalled, word):
-    leave(str(tmp_path), with_train("running", signalled=signalled))
-    page = summarize(str(tmp_path), "7", "RUNNING", "again")
+    page = page_of(tmp_path, with_train("running", signalled=signalled))
     assert f"| train | {word} |" in page and "| running |" not in page
 
 
 @pytest.mark.parametrize("uri", ["s3://b/notes/7/report.html", "/data/notes/7/report.html"])
 def test_where_a_store_has_no_page_the_report_is_named(tmp_path, uri):
     linked = {"report": uri, "report_link": "artifacts/minio/b/v2/report.html?namespace=vision"}
-    leave(str(tmp_path / "kubeflow"), done(*TRAINED, evaluate=linked))
-    page = summarize(str(tmp_path / "kubeflow"), "7", "COMPLETE", "again")
+    page = page_of(tmp_path / "kubeflow", done(*TRAINED, evaluate=linked), "COMPLETE")
     assert f"[Report]({linked['report_link']}): stage *evaluate*" in page
-    leave(str(tmp_path), done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote={"version": "r0007"}))
-    page = summarize(str(tmp_path), "7", "COMPLETE", "again")
+    notes = done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote=R0007)
+    page = page_of(tmp_path, notes, "COMPLETE")
     assert f"stage *evaluate*, output *report*, Visualization, or `{uri}`" in page and "](" not in page
 
 
 def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_and_how_to_go_on(tmp_path):
-    before = done(*TRAINED, "promote", gate=PASSED, promote={"version": "r0007"})
-    leave(str(tmp_path), [*before, Note("predict-1-of-2", "failed", started=9, code=2)])
-    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    before = done(*TRAINED, "promote", gate=PASSED, promote=R0007)
+    page = page_of(tmp_path, [*before, Note("predict-1-of-2", "failed", started=9, code=2)], "FAILED")
     assert page.startswith("# Run failed: predict-1-of-2: ")
     assert "Promoted all the same** as r0007" in page and "`only_new` false" in page
 
@@ -198,21 +177,19 @@ def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_an
     "there, said", [(["predict-1-of-2", "serve"], "predict-2-of-2"), ([], "predict-1-of-2 and 2 more")]
 )
 def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
-    leave(str(tmp_path), done(*TRAINED, "promote", *there, gate=PASSED, promote={"version": "r0007"}))
-    page = summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
+    notes, then = done(*TRAINED, "promote", *there, gate=PASSED, promote=R0007), follow_ups(2, "apply")
+    page = page_of(tmp_path, notes, then=then)
     first = page.splitlines()[0]
     assert first.startswith("# Promoted r0007") and first.endswith(f"Then broken off: {said} never started")
     assert "Promoted all the same** as r0007, before the run broke off" in page and "To start it again: `again`" in page
-    leave(str(tmp_path), done("predict-1-of-2", "predict-2-of-2", "serve"))
-    assert "broken off" not in summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
+    assert "broken off" not in page_of(tmp_path, done("predict-1-of-2", "predict-2-of-2", "serve"), then=then)
 
 
 @pytest.mark.parametrize("case", ["stopped by the gate", "kept zero-shot"])
 def test_an_export_that_never_started_is_named_though_the_gate_promotes_nothing(tmp_path, case):
     notes, _, first_line = WAYS[case]
     without = [note for note in notes if note.stage != "export"]
-    leave(str(tmp_path), without)
-    page = summarize(str(tmp_path), "7", "RUNNING", "again", follow_ups(2, "apply"))
+    page = page_of(tmp_path, without, then=follow_ups(2, "apply"))
     assert page.splitlines()[0] == f"{first_line}. Then broken off: export never started"
     assert "To start it again: `again`" in page and not outcome_of(without, "RUNNING").good
 
@@ -227,13 +204,12 @@ def test_an_export_that_never_started_is_named_though_the_gate_promotes_nothing(
 )
 def test_an_export_that_started_beside_a_gate_that_stops_is_told_as_what_it_is(tmp_path, export, said):
     notes = [note for note in WAYS["stopped by the gate"][0] if note.stage != "export"]
-    leave(str(tmp_path), [*notes, export])
-    assert summarize(str(tmp_path), "7", "RUNNING", "again").startswith(said)
+    assert page_of(tmp_path, [*notes, export]).startswith(said)
 
 
 @pytest.mark.parametrize("facts", [{"top1": []}, {"before": "x"}, {"reasons": [1]}, {"version": {}}])
 def test_a_note_with_foreign_facts_does_not_stop_the_summary(tmp_path, facts):
-    leave(str(tmp_path), done(*TRAINED, "promote"))
+    page_of(tmp_path, done(*TRAINED, "promote"))
     for stage in ("evaluate", "gate", "promote"):
         content = {"stage": stage, "state": "done", "facts": facts}
         (tmp_path / "notes" / "7" / f"{stage}.json").write_text(json.dumps(content))

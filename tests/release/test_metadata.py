@@ -1,6 +1,7 @@
-"""The version stands in one place; what repeats it for people says the same."""
+"""The version and the extras stand in one place; what repeats them for people says the same."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,10 @@ def test_citation():
 def test_the_changelog_knows_it():
     versions = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert must.__version__ in versions and len(versions) == len(set(versions))
+
+
+def test_the_page_on_installing_names_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (ROOT / "docs" / "install.md").read_text()
+    rows = [line.split("|")[1] for line in text.split("\n") if line.startswith("|")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == extras.keys()
