@@ -5,44 +5,25 @@ import json
 import pytest
 import yaml
 
-from must.data.loading.reader import ShardReader
 from must.deploy.promote.registry import Registry
-from must.method.answers.review import Review
 from tests.pipeline.local import Run, small_demo
+from tests.runtime.test_answers import lines_of_answers
 
 
-@pytest.fixture
-def answering(server, must_pipeline, tmp_path, capsys):
-    """(exit code, what was printed) of must-pipeline answer, or of another command."""
-    (tmp_path / "cluster.yaml").write_text("namespace: vision")
+@pytest.mark.slow
+def test_a_run_waits_is_answered_and_promotes(tmp_path, server, must_pipeline, capsys):
+    """Asked again before it is answered it has nothing new: tests/runtime/test_champion.py."""
 
-    def call(*words, command="answer"):
+    def answering(*words, command="answer"):
+        """(exit code, what was printed) of must-pipeline answer, or of another command."""
+        capsys.readouterr()
         code = must_pipeline(command, *words, "--host", server.url, "--cluster", tmp_path / "cluster.yaml")
         shown = capsys.readouterr()
         return code, shown.out + shown.err
 
-    return call
-
-
-def answers_from_labels(review, file):
-    """What a person who knows them would have saved on the page."""
-    reader = ShardReader(review.shards, review.split)
-    lines = [
-        {"image": one.image, "sha256": one.sha256, "label": reader.description(one.number)["label"], "who": "ann"}
-        for one in review.pictures
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
-
-
-@pytest.mark.slow
-def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
-    parameters = small_demo(tmp_path / "demo") | {
-        "gate": "reviewed",
-        "gate_settings": {},
-        "only_new": True,
-        "epochs": 4,
-    }
+    (tmp_path / "cluster.yaml").write_text("namespace: vision")
+    parameters = small_demo(tmp_path / "demo")
+    parameters |= {"gate": "reviewed", "gate_settings": {}, "only_new": True, "epochs": 4}
     parameters |= {"source": parameters["test_source"], "test_source": "", "evaluate_split": "train"}  # with labels
     work = tmp_path / "work"
     first = Run(parameters, work, "--verbose")
@@ -53,12 +34,7 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, answering):
     (place,) = (work / "reviews").iterdir()
     assert (place / "review.html").read_bytes() == (first.artifacts["questions"] / "review.html").read_bytes()
 
-    waits = Run(parameters, work, "--verbose")  # as a schedule would: nobody has answered
-    assert waits.code == 0 and "train" not in waits.stages
-    assert "# Nothing new: this data with these settings was left to people" in waits.log
-
-    file = answers_from_labels(Review.load(str(place)), tmp_path / "answers.jsonl")
-    lines = file.read_text().splitlines(keepends=True)
+    (file := tmp_path / "answers.jsonl").write_text("".join(lines := list(lines_of_answers(place))))
     (few := tmp_path / "few.jsonl").write_text("".join(lines[:3]))
     code, said = answering(work, few)
     assert code == 0 and said.count("\n") == 2 and "3 answers: zero-shot " in said and not server.stored["runs"]
