@@ -46,7 +46,7 @@ FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the
 
 @contextmanager
 def trainer_of(digits, device: str = DEVICE, **changes):
-    values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "select": "none", "trackers": []}
+    values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "trackers": []}
     data = {"shards": digits.shards, "classifier": digits.classifier}
     config = load(TrainConfig, {**data, **values, "device": device, **changes})
     with init_distributed(device, 60) as world:
@@ -103,16 +103,13 @@ def test_views_of_the_gpu_are_near_the_exact_ones(digits):
         parts = zip(*(views.of_file(data, (0, 0, number)) for number, data in enumerate(files)), strict=True)
         return DeviceInputs.of(*(torch.from_numpy(np.stack(part)) for part in parts))
 
-    settings = {"patch_size": 8, "mask_patch_size": 32}
-    exact, ours = (
-        TrainViews(ViewSettings(**settings, randaugment="")),
-        DeviceViews(ViewSettings(**settings, randaugment="")),
-    )
+    plain = ViewSettings(patch_size=8, mask_patch_size=32, randaugment="")
+    exact, ours = TrainViews(plain), DeviceViews(plain)
     each = zip(*(exact.of_file(data, (0, 0, number)) for number, data in enumerate(files)), strict=True)
     theirs = [np.stack(part).astype(int) for part in each][:2]
     for a, b in zip(ours(inputs_of(ours).to(device)), theirs, strict=False):
         assert np.abs(a.cpu().numpy().astype(int) - b).mean() < 3.0  # levels of 255
-    augmented = DeviceViews(ViewSettings(**settings))
+    augmented = DeviceViews(ViewSettings(patch_size=8, mask_patch_size=32))
     inputs = inputs_of(augmented)
     here, there = augmented(inputs.to(device))[1].cpu().int(), augmented(inputs)[1].int()
     assert ((here - there).abs() > 1).float().mean() < 0.02
@@ -135,7 +132,7 @@ def command(digits, output: Path, processes: int, **changes) -> list[str]:
     values = {
         "shards": digits.shards, "classifier": digits.classifier, "output": output, "preset": "digits",
         "device": DEVICE, "batch-size": 16 * GPUS, "epochs": 8, "workers": 1, "log-every": 1, "checkpoint-every": 2,
-        "select": "none", "trackers": "", "precision": "fp32", **changes,
+        "trackers": "", "precision": "fp32", **changes,
     }  # fmt: skip
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] * (processes > 1)
     return [sys.executable, "-m", *launcher, "must", "train", *(f"--{name}={value}" for name, value in values.items())]

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from must.api import cli
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -8,3 +10,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def refusal(capfd):
+    """refusal(stage, flags): the one line with which `must STAGE` ends for wrong input."""
+
+    def line_of(stage, flags):
+        with pytest.raises(SystemExit) as end:
+            cli.main([stage, *(part for name, value in flags.items() for part in (f"--{name}", value))])
+        (line,) = capfd.readouterr().err.splitlines()
+        assert end.value.code == 2 and line.startswith(f"must {stage}: ")
+        return line
+
+    return line_of

@@ -69,15 +69,6 @@ def test_a_frozen_process_is_named_and_one_that_lives_is_not(processes):
     until(lambda: heartbeat.lost(SILENCE) == [])
 
 
-def test_a_killed_process_is_named(processes):
-    heartbeat, started = processes
-    started[2].kill()
-    started[2].join()
-    heartbeat.timeout = SILENCE
-    line = heartbeat.explain()
-    assert line.startswith(f"rank 2 (pid {started[2].pid} on ") and "no heartbeat for 2 s" in line
-
-
 def test_a_process_that_left_on_its_own_is_no_lost_one(processes):
     heartbeat, started = processes
     started[1].kill()

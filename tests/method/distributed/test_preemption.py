@@ -10,23 +10,18 @@ from must.method.distributed.process_group import StopSignal, World, init_distri
 from tests.method.train.processes import on_ranks
 
 
-def agreements_on_a_rank(signalled, due):
-    """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
-    with ending_on_sigterm("test"):
-        return agreements(signalled, due)
-
-
 def agreements(signalled, due):
-    stop = StopSignal()
-    try:
-        with init_distributed("cpu", 60) as processes:
+    """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
+    with ending_on_sigterm("test"), init_distributed("cpu", 60) as processes:
+        stop = StopSignal()
+        try:
             if processes.rank == signalled:
                 signal.raise_signal(signal.SIGTERM)
             first = stop.agreed(processes, processes.rank == due)
             heard = processes.sum(processes.rank == signalled)
             return [first, stop.agreed(processes), heard]
-    finally:
-        stop.restore()
+        finally:
+            stop.restore()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +34,7 @@ def agreements(signalled, due):
     ],
 )
 def test_the_main_process_learns_what_another_one_wants(signalled, due, first, second):
-    assert on_ranks(2, agreements_on_a_rank, signalled, due) == [first, second, signalled is not None]
+    assert on_ranks(2, agreements, signalled, due) == [first, second, signalled is not None]
 
 
 def test_alone_there_is_nobody_to_ask():

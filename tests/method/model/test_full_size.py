@@ -28,15 +28,8 @@ MOST_MEMORY = 20e9  # bytes
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_a_resume_and_an_export_at_full_size(name, digits, tmp_path, record_property):
-    command = [
-        sys.executable,
-        "-m",
-        "tests.method.model.test_full_size",
-        name,
-        digits.zero_shot,
-        digits.shards,
-        str(tmp_path),
-    ]
+    arguments = [name, digits.zero_shot, digits.shards, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.method.model.test_full_size", *arguments]
     result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads(result.stdout.splitlines()[-1])

@@ -47,10 +47,6 @@ def test_openais_names(tmp_path, monkeypatch):
     laion = {"epoch": 32, "name": "run", "state_dict": {f"module.{key}": value for key, value in state.items()}}
     torch.save(laion, tmp_path / "laion.pt")
     assert_loads(name, tmp_path / "laion.pt", state)
-    state["visual.layer_norm"] = state.pop("visual.ln_post.weight")
-    torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other.pt: cannot be loaded: .*ln_post.weight"):
-        load_backbone(name, str(tmp_path / "other.pt"), with_tokenizer=False)
 
 
 def test_openais_own_file_is_a_program_and_that_is_said(tmp_path, monkeypatch):

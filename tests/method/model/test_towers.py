@@ -142,12 +142,6 @@ def test_activation_checkpointing_gives_the_same_gradients(family):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_copy_has_its_own_tower():
-    model = tiny("siglip")
-    other = copy.deepcopy(model)
-    assert other.tower.visual is other.visual and other.visual is not model.visual
-
-
 def test_ln_patch_starts_as_the_norm_that_a_patch_reading_head_knows():
     for family, name in [("siglip", "trunk.norm"), ("clipa", "ln_post"), ("coca", "attn_pool.ln_k")]:
         model = tiny(family)
@@ -223,10 +217,10 @@ def test_real_architectures_are_what_the_table_says(name):
 
 @pytest.mark.slow
 def test_every_architecture_of_open_clip_is_what_the_table_says():
-    answers: dict[str, bool] = {}  # names of one architecture share theirs
+    answers: dict[str, bool] = {}  # names of one image tower share theirs
 
     def answer(name: str) -> bool:
-        kind = json.dumps(read_architecture(name, name, {}))
+        kind = json.dumps(read_architecture(name, name, {})["vision_cfg"])
         if kind not in answers:
             answers[kind] = works(name)
         return answers[kind]
@@ -247,7 +241,6 @@ def test_others_are_refused_before_anything_is_downloaded(tmp_path):
     [
         ("naflexvit_base_patch16_siglip", r"images keep their shapes \(NaFlex\).* take a fixed resolution"),
         ("hiera_tiny_224", r"merge places of the image \(hierarchical\)"),
-        ("swin_tiny_patch4_window7_224", r"merge places of the image \(hierarchical\)"),
         ("convnext_tiny", r"merge places of the image \(hierarchical\)"),
         ("vit_relpos_small_patch16_224", "needs a Vision Transformer that cuts"),
     ],

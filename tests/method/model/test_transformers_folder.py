@@ -29,7 +29,7 @@ from must.deploy.export.transformers import write_tokenizer
 from must.method.model import transformers_folder
 from must.method.model.backbone import build_visual, load_backbone, tower_shape
 from must.method.model.bundle import save_bundle, zero_shot_bundle
-from must.method.model.classifier import classifier, load_text_classifier
+from must.method.model.classifier import TextClassifier, classifier, load_text_classifier
 from tests.method.model.tiny import COMMON, made, model_config, model_folder, named_model
 
 needs_transformers = pytest.mark.skipif(
@@ -121,21 +121,14 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
     return found.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
-def test_a_folder_of_transformers_is_the_same_model(ours, folder):
-    given, found = load_backbone(str(ours)), load_backbone(str(folder))
-    assert same(found.clip.state_dict(), given.clip.state_dict())
-    assert torch.equal(found.tokenizer(TEXTS), given.tokenizer(TEXTS))
-    expected = Preprocess(size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear")
-    assert found.preprocess == expected
-    pixels = torch.randn(2, 3, SIZE, SIZE)
-    one, other = (each.clip.get_logits(pixels, each.tokenizer(TEXTS))[0] for each in (found, given))
-    assert torch.equal(one, other)
-    assert tower_shape(str(folder), "") == (32, SIZE, 8)
+def classified(folder: Path) -> tuple[TextClassifier, str]:
+    """(a classifier of a model folder, its file)."""
+    values = {"classes": "cat,dog", "model": str(folder), "output": str(folder.with_name("c.safetensors"))}
+    return classifier(ClassifierConfig(**values, device="cpu")), values["output"]
 
 
-def test_the_classifier_keeps_it_as_a_model_folder(folder, tmp_path):
-    values = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
-    kept = classifier(ClassifierConfig(**values))
+def test_the_classifier_keeps_it_as_a_model_folder(folder):
+    kept, _ = classified(folder)
     shutil.rmtree(folder)
     found = load_backbone(kept.model_folder)
     assert (Path(kept.model_folder) / "bpe.txt.gz").is_file()
@@ -166,12 +159,18 @@ def one_tokenizer_file(folder: Path) -> None:
     (folder / "vocab.json").unlink()
 
 
-@pytest.mark.parametrize("change", [in_pieces, pickled, one_tokenizer_file])
-def test_other_layouts_of_the_same(ours, folder, change):
-    change(folder)
+@pytest.mark.parametrize("layout", [lambda folder: None, in_pieces, pickled, one_tokenizer_file])
+def test_a_folder_of_transformers_is_the_same_model(ours, folder, layout):
+    layout(folder)
     given, found = load_backbone(str(ours)), load_backbone(str(folder))
     assert same(found.clip.state_dict(), given.clip.state_dict())
     assert torch.equal(found.tokenizer(TEXTS), given.tokenizer(TEXTS))
+    expected = Preprocess(size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bilinear")
+    assert found.preprocess == expected
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    one, other = (each.clip.get_logits(pixels, each.tokenizer(TEXTS))[0] for each in (found, given))
+    assert torch.equal(one, other)
+    assert tower_shape(str(folder), "") == (32, SIZE, 8)
 
 
 def changed(folder: Path, name: str = "config.json", **values: Any) -> None:
@@ -181,22 +180,8 @@ def changed(folder: Path, name: str = "config.json", **values: Any) -> None:
     (folder / name).write_text(json.dumps(found))
 
 
-def lacking(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights.pop("vision_model.post_layernorm.bias")
-    save_file(weights, folder / "model.safetensors")
-
-
 def besides(folder: Path) -> None:
     save_file({**load_file(folder / "model.safetensors"), "more.weight": torch.ones(2)}, folder / "model.safetensors")
-
-
-def bundled(folder: Path) -> None:
-    (folder / "model.json").write_text("{}")
-
-
-def adapted(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -213,10 +198,8 @@ def adapted(folder: Path) -> None:
         (lambda f: changed(f, vision_config_dict={"patch_size": 16}), r"_embedding.weight is \[17, 32\], w"),
         (lambda f: changed(f, vision_config_dict={"num_hidden_layers": 3}), "have no vision_model.encoder.la"),
         (lambda f: changed(f, "preprocessor_config.json", resample=0), "neither bicubic nor bilinear"),
-        (lacking, "its weights have no vision_model.post_layernorm.bias"),
         (besides, "its weights have more.weight, unknown to the architecture"),
-        (bundled, "is a bundle, .*; `must export --to open_clip` makes"),
-        (adapted, "is an adapter .LoRA. without its model; save"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter .LoRA. without its model; save"),
         (lambda f: (f / "config.json").unlink(), "no open_clip_config.json in this folder, nor config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors in this folder"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 20), "model.safetensors is damaged"),
@@ -236,14 +219,13 @@ def test_a_file_where_its_folder_is_meant(folder, tmp_path):
         ValueError, match=r"^--model \S+: is a file; give its folder, .* --model NAME --pretrained FILE$"
     ):
         load_backbone(str(folder / "model.safetensors"))
-    values = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
-    classifier(ClassifierConfig(**values))
-    bundle = zero_shot_bundle(load_text_classifier(values["output"]))
+    bundle = zero_shot_bundle(classified(folder)[0])
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
     for place in (folder, tmp_path / "bundle"):
         with pytest.raises(ValueError, match=f"is a part of a model; give its folder, {place}$"):
             load_text_classifier(str(place / "model.safetensors"))
-    with pytest.raises(ValueError, match="is a bundle, an image tower without a text tower"):
+    message = "is a bundle, an image tower without a text tower; `must export --to open_clip` makes a model$"
+    with pytest.raises(ValueError, match=message):
         load_backbone(str(tmp_path / "bundle"))
 
 
@@ -260,23 +242,19 @@ def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 @pytest.mark.parametrize(
     "wrapped",
     [
-        lambda s: {"epoch": 3, "state_dict": prefixed(s, "module."), "optimizer": {"state": {}, "param_groups": []}},
-        lambda s: {"model": prefixed(s, "_orig_mod."), "args": argparse.Namespace(lr=1.0), "loss": 0.5},
-        lambda s: {"state_dict": {**prefixed(s, "model.clip."), "head.weight": torch.ones(3)}},
-        lambda s: {"ema": {"n_averaged": torch.tensor(7), **prefixed(s, "module.")}, "model": prefixed(s, "x.")},
-        lambda s: {"state_dict": {n: 0 * v for n, v in s.items()}, "state_dict_ema": prefixed(s, "module._orig_mod.")},
+        lambda s, _: {"epoch": 3, "state_dict": prefixed(s, "module."), "optimizer": {"state": {}, "param_groups": []}},
+        lambda s, _: {"model": prefixed(s, "_orig_mod."), "args": argparse.Namespace(lr=1.0), "loss": 0.5},
+        lambda s, _: {"state_dict": {**prefixed(s, "model.clip."), "head.weight": torch.ones(3)}},
+        lambda s, _: {"ema": {"n_averaged": torch.tensor(7), **prefixed(s, "module.")}, "model": prefixed(s, "x.")},
+        lambda s, _: {"state_dict": {"x": torch.ones(1)}, "state_dict_ema": prefixed(s, "module._orig_mod.")},
+        lambda _, theirs: {"model": theirs},
     ],
 )
-def test_checkpoints_of_training_programs(ours, named, tmp_path, wrapped):
+def test_checkpoints_of_training_programs(ours, folder, named, tmp_path, wrapped):
+    """Also with transformers' names."""
     expected = load_file(ours / "open_clip_model.safetensors")
-    torch.save(wrapped(expected), tmp_path / "trained.pt")
+    torch.save(wrapped(expected, load_file(folder / "model.safetensors")), tmp_path / "trained.pt")
     assert same(load_backbone(named, str(tmp_path / "trained.pt"), with_tokenizer=False).clip.state_dict(), expected)
-
-
-def test_a_checkpoint_with_transformers_names(ours, folder, named, tmp_path):
-    torch.save({"model": load_file(folder / "model.safetensors")}, tmp_path / "pytorch_model.bin")
-    found = load_backbone(named, str(tmp_path / "pytorch_model.bin"), with_tokenizer=False)
-    assert same(found.clip.state_dict(), load_file(ours / "open_clip_model.safetensors"))
 
 
 def test_a_checkpoint_of_another_model_is_one_short_line(ours, named, tmp_path):
@@ -287,7 +265,7 @@ def test_a_checkpoint_of_another_model_is_one_short_line(ours, named, tmp_path):
         ({"fc.weight": torch.ones(3)}, r"lacks 50 of 50 tensors \(positional_.*\) and has 1 others \(fc.weight\)"),
     ):
         torch.save(weights, tmp_path / "other.pt")
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match=f"other.pt: cannot be loaded: .*{message}") as error:
             load_backbone(named, str(tmp_path / "other.pt"), with_tokenizer=False)
         assert "\n" not in str(error.value) and len(str(error.value)) < 200 + len(str(tmp_path))
 
@@ -398,8 +376,7 @@ def test_the_logits_are_transformers_own(name, tmp_path, record_property):
     difference = (found - expected).abs().max().item()
     record_property("largest difference of a logit", difference)
     assert difference < 1e-4 and expected.std() > 0.01
-    values = {"classes": "a cat,two", "model": str(folder), "output": str(tmp_path / "c.safetensors")}
-    kept = classifier(ClassifierConfig(**values, device="cpu"))
+    kept, _ = classified(folder)
     shutil.rmtree(folder)
     torch.testing.assert_close(logits_of_ours(Path(kept.model_folder)), found, atol=1e-5, rtol=0)
     again = load_backbone(kept.model_folder)
@@ -416,14 +393,13 @@ def test_adapted_weights_go_back_and_are_read_again(name, tmp_path):
     import transformers
 
     _, folder = made_by_transformers(name, tmp_path)
-    values = {"classes": "a cat,two", "model": str(folder), "output": str(tmp_path / "c.safetensors")}
-    classifier(ClassifierConfig(**values, device="cpu"))
-    bundle = zero_shot_bundle(load_text_classifier(values["output"]))
+    text, file = classified(folder)
+    bundle = zero_shot_bundle(text)
     with torch.no_grad():
         for parameter in bundle.model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
-    places = {"model": str(tmp_path / "bundle"), "classifier": values["output"], "output": str(tmp_path / "back")}
+    places = {"model": str(tmp_path / "bundle"), "classifier": file, "output": str(tmp_path / "back")}
     assert export(ExportConfig(**places, to="transformers"))["check"]["largest_difference"] < 1e-5
     model = getattr(transformers, "SiglipModel" if name == "siglip" else "CLIPModel").from_pretrained(tmp_path / "back")
     expected = logits_of_transformers(model.eval(), tmp_path / "back")
@@ -432,32 +408,30 @@ def test_adapted_weights_go_back_and_are_read_again(name, tmp_path):
     assert same(adapted, bundle.model.visual.state_dict())
 
 
-def sizes(width: int, layers: int, heads: int, inner: int, **more: Any) -> dict[str, Any]:
+def sizes(shape: tuple[int, int, int, int], **more: Any) -> dict[str, Any]:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    return dict(zip(names, (width, layers, heads, inner), strict=True)) | more
+    return dict(zip(names, shape, strict=True)) | more
 
 
-BASE, LARGE, SO400M = (768, 12, 12, 3072), (1024, 24, 16, 4096), (1152, 27, 16, 4304)
-OPENAI_TEXT, LARGE_TEXT = sizes(512, 12, 8, 2048), sizes(768, 12, 12, 3072)
+def seen(shape: tuple[int, int, int, int], pixels: int, patch: int) -> dict[str, Any]:
+    return sizes(shape, image_size=pixels, patch_size=patch)
+
+
+BASE, LARGE, SO400M, HUGE = (768, 12, 12, 3072), (1024, 24, 16, 4096), (1152, 27, 16, 4304), (1280, 32, 16, 5120)
+OPENAI_TEXT, LARGE_TEXT = sizes((512, 12, 8, 2048)), sizes((768, 12, 12, 3072))
 LAION = {"hidden_act": "gelu"}
 REAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
-    "ViT-B/32": ("clip", sizes(*BASE, image_size=224, patch_size=32), OPENAI_TEXT, 512),
-    "ViT-B/16": ("clip", sizes(*BASE, image_size=224, patch_size=16), OPENAI_TEXT, 512),
-    "ViT-L/14": ("clip", sizes(*LARGE, image_size=224, patch_size=14), LARGE_TEXT, 768),
-    "ViT-L/14, 336 pixels": ("clip", sizes(*LARGE, image_size=336, patch_size=14), LARGE_TEXT, 768),
-    "ViT-H/14": (
-        "clip", sizes(1280, 32, 16, 5120, image_size=224, patch_size=14, **LAION), sizes(*LARGE, **LAION), 1024
-    ),
-    "SigLIP base/16": ("siglip", sizes(*BASE, image_size=224, patch_size=16), sizes(*BASE, vocab_size=32000), 768),
-    "SigLIP 2 base/32": ("siglip", sizes(*BASE, image_size=256, patch_size=32), sizes(*BASE, vocab_size=256000), 768),
-    "SigLIP large/16": ("siglip", sizes(*LARGE, image_size=384, patch_size=16), sizes(*LARGE, vocab_size=32000), 1024),
-    "SigLIP so400m/14": (
-        "siglip", sizes(*SO400M, image_size=384, patch_size=14), sizes(*SO400M, vocab_size=32000), 1152
-    ),
-    "SigLIP 2 so400m/16": (
-        "siglip", sizes(*SO400M, image_size=256, patch_size=16), sizes(*SO400M, vocab_size=256000), 1152
-    ),
-}  # fmt: skip
+    "ViT-B/32": ("clip", seen(BASE, 224, 32), OPENAI_TEXT, 512),
+    "ViT-B/16": ("clip", seen(BASE, 224, 16), OPENAI_TEXT, 512),
+    "ViT-L/14": ("clip", seen(LARGE, 224, 14), LARGE_TEXT, 768),
+    "ViT-L/14, 336 pixels": ("clip", seen(LARGE, 336, 14), LARGE_TEXT, 768),
+    "ViT-H/14": ("clip", seen(HUGE, 224, 14) | LAION, sizes(LARGE) | LAION, 1024),
+    "SigLIP base/16": ("siglip", seen(BASE, 224, 16), sizes(BASE, vocab_size=32000), 768),
+    "SigLIP 2 base/32": ("siglip", seen(BASE, 256, 32), sizes(BASE, vocab_size=256000), 768),
+    "SigLIP large/16": ("siglip", seen(LARGE, 384, 16), sizes(LARGE, vocab_size=32000), 1024),
+    "SigLIP so400m/14": ("siglip", seen(SO400M, 384, 14), sizes(SO400M, vocab_size=32000), 1152),
+    "SigLIP 2 so400m/16": ("siglip", seen(SO400M, 256, 16), sizes(SO400M, vocab_size=256000), 1152),
+}
 
 
 @needs_transformers

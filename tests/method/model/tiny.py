@@ -56,37 +56,23 @@ def must_tiny_pe(**options: Any) -> Eva:
     return made(Eva, options, attn_pool_num_heads=2, attn_pool_mlp_ratio=2.0, use_fc_norm=False, **rotary)
 
 
+def timm(name: str, pool: str, projection: str | None = None, **more: Any) -> dict[str, Any]:
+    return {**TIMM, "timm_model_name": f"must_tiny_{name}", "timm_pool": pool, "timm_proj": projection, **more}
+
+
+MEAN = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}}
+OWN_TEXT = {"custom_text": True}
 # family -> (embed_dim, vision_cfg, more of the model's configuration)
 FAMILIES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "clip": (EMBED, CLIP, {"quick_gelu": True}),
     "clip, layer scale": (EMBED, {**CLIP, "ls_init_value": 0.1}, {}),
-    "clipa": (
-        EMBED,
-        {**CLIP, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}},
-        {},
-    ),
+    "clipa": (EMBED, {**CLIP, **MEAN}, {}),
     "coca": (EMBED, {**CLIP, "attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True}, {}),
-    "siglip": (
-        WIDTH,
-        {**TIMM, "timm_model_name": "must_tiny_siglip", "timm_pool": "map", "timm_proj": "none"},
-        {"custom_text": True, "init_logit_bias": -10.0, "init_logit_scale": 2.3},
-    ),
-    "timm, mean": (EMBED, {**TIMM, "timm_model_name": "must_tiny_gap", "timm_pool": "", "timm_proj": "linear"}, {}),
-    "timm, class token": (
-        EMBED,
-        {**TIMM, "timm_model_name": "must_tiny_token", "timm_pool": "token", "timm_proj": None, "timm_drop_path": 0.1},
-        {"custom_text": True},
-    ),
-    "eva": (
-        EMBED,
-        {**TIMM, "timm_model_name": "must_tiny_eva", "timm_pool": "token", "timm_proj": None},
-        {"custom_text": True},
-    ),
-    "perception encoder": (
-        EMBED,
-        {**TIMM, "timm_model_name": "must_tiny_pe", "timm_pool": "map", "timm_proj": None},
-        {"custom_text": True},
-    ),
+    "siglip": (WIDTH, timm("siglip", "map", "none"), {**OWN_TEXT, "init_logit_bias": -10.0, "init_logit_scale": 2.3}),
+    "timm, mean": (EMBED, timm("gap", "", "linear"), {}),
+    "timm, class token": (EMBED, timm("token", "token", timm_drop_path=0.1), OWN_TEXT),
+    "eva": (EMBED, timm("eva", "token"), OWN_TEXT),
+    "perception encoder": (EMBED, timm("pe", "map"), OWN_TEXT),
 }
 
 

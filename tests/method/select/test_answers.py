@@ -1,22 +1,20 @@
 """What answers of `must review` do in `must select` and `must refine`, on the bundled digits."""
 
-import csv
-import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from must.api import cli
-from must.config import RefineConfig, ReviewConfig, SelectConfig
+from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.prepare import prepare
 from must.method.answers.book import append
 from must.method.answers.estimate import Measured
 from must.method.model.bundle import load_description
-from must.method.select.refine import refine
-from must.method.select.select import best_alpha, select
+from must.method.select.select import best_alpha
+from tests.method.select.test_refine import rows_of, run
+from tests.method.select.test_select import selected
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +40,12 @@ def answered(asked, folder, count, say=lambda label: {"label": label}):
     return str(folder)
 
 
-def selected(digits, output, **changes):
-    values = {"model": digits.adapted, "baseline": digits.classifier, "shards": digits.shards, "output": str(output)}
-    return select(SelectConfig(**{**values, "workers": 0, "device": "cpu", **changes}))
-
-
 def refined(digits, output, **changes):
-    values = {"shards": digits.shards, "classifier": digits.classifier, "model": digits.adapted, "output": str(output)}
-    summary = refine(RefineConfig(**{**values, "workers": 0, "device": "cpu", **changes}))
-    return summary, list(csv.DictReader(io.StringIO((output / "predictions.csv").read_text())))
+    return run(digits, output, **{"model": digits.adapted, **changes}), rows_of(output)
 
 
 def test_answers_choose_alpha_and_the_bundle_says_what_they_measured(digits, asked, tmp_path):
-    selected(digits, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
+    selected(digits, digits.adapted, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
     record = load_description(str(tmp_path / "kept")).provenance.selection.to_dict()
     assert record["by"] == "60 answers" and record["alpha"] >= 0.5, "it was tuned with labels on these very images"
     measured = Measured.from_dict(record["measured"])
@@ -66,8 +57,8 @@ def test_answers_against_the_model_choose_zero_shot(digits, asked, tmp_path):
     _, review, _ = asked
     says = {one.sha256: review.classes[one.classes[0]] for one in review.pictures}
     folder = answered((asked[0], review, says), tmp_path / "review", 60)
-    choice = selected(digits, tmp_path / "kept", answers=folder)
-    assert choice.alpha <= 0.1 and choice.measured.gain.high < 0.1
+    choice = selected(digits, digits.adapted, tmp_path / "kept", answers=folder)
+    assert choice["alpha"] <= 0.1 and Measured.from_dict(choice["measured"]).gain.high < 0.1
 
 
 def test_half_is_kept_unless_another_share_is_better_beyond_its_error():
@@ -120,21 +111,13 @@ def test_an_image_of_none_of_the_classes_has_no_label(digits, asked, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["select", "refine"])
-def test_wrong_answers_are_one_line_before_torch_and_leave_nothing(digits, asked, tmp_path, capsys, stage):
+def test_wrong_answers_are_one_line_and_leave_nothing(digits, asked, tmp_path, refusal, stage):
     places = {"model": digits.adapted, "shards": digits.shards, "output": str(tmp_path / "out")}
     places |= {"baseline" if stage == "select" else "classifier": digits.classifier}
 
-    def said(folder):
-        with pytest.raises(SystemExit) as end:
-            words = [word for name, value in (places | {"answers": folder}).items() for word in (f"--{name}", value)]
-            cli.main([stage, *words])
-        (line,) = capsys.readouterr().err.splitlines()
-        assert end.value.code == 2 and not (tmp_path / "out").exists()
-        return line
-
-    assert "no review.json there" in said(str(tmp_path))
-    folder = answered(asked, tmp_path / "review", 2, lambda label: {"label": "cow"})
-    assert "answers.jsonl, line 1: 'cow' is none of the model's classes" in said(folder)
+    assert "no review.json there" in refusal(stage, places | {"answers": str(tmp_path)})
+    flags = places | {"answers": answered(asked, tmp_path / "review", 2, lambda label: {"label": "cow"})}
+    assert "answers.jsonl, line 1: 'cow' is none of the model's classes" in refusal(stage, flags)
     content = json.loads((tmp_path / "review/review.json").read_text())
     (tmp_path / "review/answers.jsonl").unlink()
     for change, why in (
@@ -142,11 +125,12 @@ def test_wrong_answers_are_one_line_before_torch_and_leave_nothing(digits, asked
         ({"format": 1}, "of another version"),
     ):
         (tmp_path / "review/review.json").write_text(json.dumps(content | change))
-        assert why in said(folder)
+        assert why in refusal(stage, flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_answers_about_picked_pictures_choose_nothing(digits, asked, tmp_path):
     folder = answered(asked, tmp_path / "review", 20, lambda label: {"label": label, "picked": True})
     with pytest.raises(ValueError, match="no answers yet about pictures that were drawn at random"):
-        selected(digits, tmp_path / "out", answers=folder)
+        selected(digits, digits.adapted, tmp_path / "out", answers=folder)
     assert refined(digits, tmp_path / "labels", answers=folder)[0]["answers"] == 20

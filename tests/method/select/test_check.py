@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from must.evaluation import gate
 from must.method.model.provenance import CheckResult, Selection
 from must.method.select.check import FEWEST, Predicted, agreement, check_of, selection_text, warnings_of
 
@@ -68,7 +67,3 @@ def test_a_class_that_is_no_longer_predicted_is_named():
 def test_warnings_fire_where_they_should_and_nowhere_else(changes, words):
     found = warnings_of(dataclasses.replace(GOOD, **changes))
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
-
-
-def test_the_gate_asks_for_as_many_images_as_the_check():
-    assert gate.FEWEST_LABELS == FEWEST

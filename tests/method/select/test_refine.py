@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from must.api import cli
 from must.api.demo import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
@@ -110,11 +109,8 @@ def test_few_images_and_pictures_that_show_nothing_have_labels_too(digits, tmp_p
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, capsys, wrong, message):
+def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, refusal, wrong, message):
     monkeypatch.chdir(tmp_path)
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": "out", **wrong}
-    with pytest.raises(SystemExit) as end:
-        cli.main(["refine", *(part for name, value in values.items() for part in (f"--{name}", value))])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and message in line and line.startswith("must refine: ")
+    flags = {"shards": digits.shards, "classifier": digits.classifier, "output": "out", **wrong}
+    assert message in refusal("refine", flags)
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,10 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
     """Process numbers of a torchrun's ranks that are alive."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = dict(
-                entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry
-            )
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # it has ended, or is none of the ranks
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, ValueError):
-            continue
-        if parent == process.pid and "RANK" in environment:
-            found[int(environment["RANK"])] = int(folder.name)
+            variables = (folder / "environ").read_text().split("\0") if parent == process.pid else []
+            found[int(next(one for one in variables if one.startswith("RANK="))[5:])] = int(folder.name)
     return found
 
 
@@ -119,23 +115,20 @@ def wait_for_step(process: subprocess.Popen | Must, output: Path, step: int, sec
 
 
 def live_and_die(digits: Any, output: Path, processes: int, number: int, chance: random.Random) -> str:
-    """One life: starts or goes on, and gets a signal at a random moment. Returns a line about it.
+    """One life: starts or goes on, and gets a signal at a random moment. Returns what happened when.
 
     Most moments lie in training, which is a second of a life of many; every fifth one lies in the start.
     """
-    began = time.monotonic()
     before = last_step(output)
     process = start(digits, output, processes)
+    importing = 1 if processes > 1 else 0.25  # one process has done that already
+    where, moment = "training", chance.uniform(0, 0.4)
     if chance.random() < 0.2:
-        importing = 1 if processes > 1 else 0.25  # one process has done that already
-        moment, where = chance.uniform(0.05, 4.0) * importing, "starting"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=moment)
+        where, moment = "starting", chance.uniform(0.05, 4.0) * importing
     else:
-        where = "training"
         wait_for_step(process, output, min(before + 2, STEPS))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=chance.uniform(0, 0.4))
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=moment)
     alive = process.poll() is None
     if alive and number == signal.SIGKILL:
         children = ranks(process).values()
@@ -144,13 +137,30 @@ def live_and_die(digits: Any, output: Path, processes: int, number: int, chance:
     elif alive:
         process.send_signal(number)
     code = process.wait(timeout=120)
-    name = signal.Signals(number).name
     assert code in (0, 75, -signal.SIGKILL, -signal.SIGTERM), f"{code}:\n{log_of(output)}"
-    end = "had ended before" if not alive else f"{name} while {where}"
-    return (
-        f"{processes} process(es), {end}, after {time.monotonic() - began:.1f} s: exit {code}, "
-        f"checkpoint {before} -> {last_step(output)}"
-    )
+    return f"{signal.Signals(number).name} while {where}" if alive else "had ended before"
+
+
+@contextlib.contextmanager
+def sigterm_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """In the block, this process gets a SIGTERM as soon as the condition holds."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # should it come when the block's own handler is gone
+    ended = threading.Event()
+
+    def send() -> None:
+        while not condition():
+            if ended.wait(0.001):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def difference(folder: Path, other: Path) -> float:

@@ -12,12 +12,11 @@ from must.data.image.preprocess import Preprocess
 from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import load_bundle, load_description
 from must.method.train.autotune import MEMORY_SHARE, blank, choose_micro_batches, fewest_micro_batches
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
-from must.method.train.trainer import Trainer, train
+from must.method.train.trainer import Trainer
 from tests.golden import golden_model
 from tests.method.train.lives import training
 from tests.method.train.test_step import ALONE
@@ -137,14 +136,3 @@ def test_the_device_is_cuda_then_mps_then_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert [*found, str(pick_device("auto"))] == ["cpu", "mps", "cpu", "cuda:1"]
-
-
-@pytest.mark.slow
-def test_the_number_of_loaders_does_not_change_the_model(digits, tmp_path):
-    weights = []
-    for workers in ("auto", 0, 3):
-        train(config(digits, tmp_path / str(workers), workers=workers))
-        weights.append(load_bundle(str(tmp_path / str(workers))).model.state_dict())
-    for other in weights[1:]:
-        assert all(torch.equal(other[key], value) for key, value in weights[0].items())
-    assert load_description(str(tmp_path / "auto")).provenance.config["workers"] == "auto"

@@ -34,11 +34,7 @@ def test_the_work_of_a_step_and_image():
 @pytest.mark.parametrize(
     "card, shape, images_per_s",
     [
-        (
-            "h100",
-            Shape(224, 16, 384, 12),
-            8_003,
-        ),  # ViT-5-Small; nvidia-bionemo.github.io/nvSubquadratic
+        ("h100", Shape(224, 16, 384, 12), 8_003),  # ViT-5-Small; nvidia-bionemo.github.io/nvSubquadratic
         ("h100", Shape(224, 14, 1408, 40), 1_428 / 8),  # ViT-g/14 on 8, NVIDIA NeMo's page on performance
         ("a100", Shape(224, 14, 1408, 40), 693 / 8),  # the same
     ],

@@ -203,40 +203,36 @@ def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bu
     assert newest_state(Checkpoints(uri))["progress"]["step"] == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other bytes", "no state", "description cut off", "no description"])
-def test_a_damaged_checkpoint_is_passed_over(place, damage):
+@pytest.mark.parametrize(
+    "damage, warnings_told",
+    [
+        (lambda pt, _: storage.write_bytes(pt, storage.read_bytes(pt)[:-100]), 1),
+        (lambda pt, _: storage.write_bytes(pt, storage.read_bytes(pt)[:-1] + b"x"), 1),
+        (lambda pt, _: storage.delete(pt), 1),
+        (lambda _, description: storage.write_bytes(description, b'{"step": 2'), 1),
+        (lambda _, description: storage.delete(description), 0),  # the write was killed before it
+    ],
+    ids=["truncated", "other bytes", "no state", "description cut off", "no description"],
+)
+def test_a_damaged_checkpoint_is_passed_over(place, damage, warnings_told):
     checkpoints = Checkpoints(place)
     for step in (1, 2):
         checkpoints.save(step, state(step))
     checkpoints.close()
-    pt, description = (storage.join(place, f"step-000000002.{ending}") for ending in ("pt", "json"))
-    data = storage.read_bytes(pt)
-    if damage == "truncated":
-        storage.write_bytes(pt, data[:-100])
-    elif damage == "other bytes":
-        storage.write_bytes(pt, data[:-1] + bytes([data[-1] ^ 1]))
-    elif damage == "no state":
-        storage.delete(pt)
-    elif damage == "description cut off":
-        storage.write_bytes(description, b'{"step": 2')
-    else:  # the write was killed before it: nothing to warn of
-        storage.delete(description)
+    damage(*(storage.join(place, f"step-000000002.{ending}") for ending in ("pt", "json")))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert newest_state(Checkpoints(place))["progress"]["step"] == 1
-    assert ["checkpoint skipped" in str(warning.message) for warning in told] == [True] * (damage != "no description")
+    assert ["checkpoint skipped" in str(warning.message) for warning in told] == [True] * warnings_told
 
 
-@pytest.mark.parametrize("other", ["a pickle", "no state", "another program's"])
+@pytest.mark.parametrize("other", [pickle.dumps(Path("x")), [1], {"model": torch.zeros(3)}], ids=str)
 def test_another_file_with_the_right_checksum_is_one_line(tmp_path, other):
-    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
-    checkpoints.save(1, state(1))
-    checkpoints.close()
-    path = tmp_path / "checkpoints" / "step-000000001.pt"
-    if other == "a pickle":
-        path.write_bytes(pickle.dumps(Path("x")))
+    path = tmp_path / "step-000000001.pt"
+    if isinstance(other, bytes):
+        path.write_bytes(other)
     else:
-        torch.save([1] if other == "no state" else {"model": torch.zeros(3)}, path)
+        torch.save(other, path)
     with pytest.raises(DamagedError, match=r"step-000000001.pt: is no checkpoint of `must train`; delete it"):
         load_state(path)
 

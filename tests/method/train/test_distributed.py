@@ -7,12 +7,7 @@ import torch
 from tests.golden import golden, our_name, tensors
 from tests.method.train.processes import on_ranks
 from tests.method.train.ranks import four_steps_on_a_rank, states_after_four_steps
-
-
-def run_ranks(world, reduction="global", classes=0, parts=None):
-    """What `four_steps` returns on rank 0 of `world` real processes; by default each takes its slice of the batch."""
-    parts = parts or [list(range(rank * 8 // world, (rank + 1) * 8 // world)) for rank in range(world)]
-    return on_ranks(world, four_steps_on_a_rank, parts, reduction, classes)
+from tests.method.train.test_golden import TERMS
 
 
 def relative(ours, theirs):
@@ -23,17 +18,11 @@ def relative(ours, theirs):
 
 def test_published_semantics_on_two_processes(record_property):
     recorded = golden("ddp")
-    gradients, values, student, _ = run_ranks(2, "rank", parts=recorded["perm"].tolist())
+    gradients, values, student, _ = on_ranks(2, four_steps_on_a_rank, recorded["perm"].tolist(), "rank", 0)
     deviation = relative(gradients, tensors(recorded, strip="grad/"))
     record_property("relative deviation of the gradient", deviation)
     assert deviation < 1e-5
-    for theirs, ours in [
-        ("loss_st", "loss_self_training"),
-        ("loss_fair", "loss_fairness"),
-        ("loss_mim", "loss_reconstruction"),
-        ("loss_align", "loss_alignment"),
-        ("conf_ratio", "confident"),
-    ]:
+    for theirs, ours in TERMS.items():
         means = recorded[f"loss/{theirs}"].mean(axis=0)  # a rank's values there, the mean over ranks here
         np.testing.assert_allclose([step[ours] for step in values], means, atol=1e-4, err_msg=ours)
     for name, norm in zip(map(str, recorded["names"]), recorded["final_norm"], strict=True):
@@ -42,21 +31,22 @@ def test_published_semantics_on_two_processes(record_property):
 
 
 @pytest.mark.parametrize(
-    "world, classes, parts",
+    "world, classes, uneven",
     [
-        (4, 0, None),
-        (2, 0, "uneven"),  # all confident images on one rank, none on the other
-        (2, 600, None),  # the running class balance
+        (4, 0, False),
+        (2, 0, True),  # all confident images on one rank, none on the other
+        (2, 600, False),  # the running class balance
     ],
 )
-def test_n_processes_are_one_process_on_the_global_batch(world, classes, parts, record_property):
-    if parts == "uneven":
+def test_n_processes_are_one_process_on_the_global_batch(world, classes, uneven, record_property):
+    parts = [list(range(rank * 8 // world, (rank + 1) * 8 // world)) for rank in range(world)]
+    if uneven:
         is_confident = torch.from_numpy(golden("step0")["conf_mask"])
         order = torch.argsort(is_confident.int(), descending=True, stable=True).tolist()
         confident = int(is_confident.sum())
         assert 0 < confident < 8
         parts = [order[:confident], order[confident:]]
-    gradients, values, student, teacher = run_ranks(world, classes=classes, parts=parts)
+    gradients, values, student, teacher = on_ranks(world, four_steps_on_a_rank, parts, "global", classes)
     expected = states_after_four_steps(slice(None), "global", classes)  # without any process group
     record_property("relative deviation of the gradient", relative(gradients, expected[0]))
     record_property("relative deviation of the student", relative(student, expected[2]))

@@ -26,16 +26,9 @@ def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.
     values = torch.nn.functional.normalize(torch.randn(IMAGES, 8, generator=generator), dim=1)
     P = torch.randn(IMAGES, classes, generator=generator).mul(2).softmax(1)
     neighbours, cosines = nearest(values)
-    top = P.topk(min(TOP, classes))
-    labels = PropagatedLabels(
-        neighbours,
-        neighbour_weights(cosines),
-        (top.indices, top.values),
-        top.indices.clone(),
-        top.values.clone(),
-        P.sum(0),
-        IMAGES,
-    )
+    values, numbers = P.topk(min(TOP, classes))
+    weights, start = neighbour_weights(cosines), (numbers, values)
+    labels = PropagatedLabels(neighbours, weights, start, numbers.clone(), values.clone(), P.sum(0), IMAGES)
     return labels, P, cosines
 
 
@@ -86,7 +79,6 @@ def test_similar_images_correct_zero_shot(digits):
     everything = torch.arange(len(reader))
     names = zero_shot.description.classes
     truth = torch.tensor([names.index(Path(reader.description(n)["source"]).parts[-2]) for n in everything.tolist()])
-    source = EvalSource(reader, preprocess_of(zero_shot.description), 64, 0)
     with torch.inference_mode():
         own = torch.cat([zero_shot.model(normalize(b.pixels, source.preprocess)).argmax(1) for b in source])
     before, after = (own == truth).float().mean(), (labels.dense(everything).argmax(1) == truth).float().mean()

@@ -1,9 +1,6 @@
 """Going on under circumstances: checkpoints on a bucket, shards that cannot be reached, a signal that comes twice."""
 
-import os
 import signal
-import threading
-import time
 from functools import partial
 
 import pytest
@@ -15,8 +12,7 @@ from must.data.loading.reader import ShardReader
 from must.method.distributed.process_group import StopSignal
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.trainer import train
-from tests.method.train.lives import difference, training
-from tests.stores import be_impatient
+from tests.method.train.lives import difference, sigterm_when, training
 
 STEPS = 12
 config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=2, seed=1, log_every=2)
@@ -25,21 +21,12 @@ config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=
 @pytest.mark.slow
 def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, bucket_server, tmp_path):
     uri = bucket_server.uri + "/run"
-
-    def stop_after_the_first_checkpoint():
-        while not storage.exists(f"{uri}/LAST"):
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # should it come when training is over
-    try:
-        thread = threading.Thread(target=stop_after_the_first_checkpoint)
-        thread.start()
-        with ending_on_sigterm("train"), pytest.raises(SystemExit) as stopped:
-            train(config(digits, tmp_path / "first", checkpoints=uri))
-        thread.join()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with (
+        sigterm_when(lambda: storage.exists(f"{uri}/LAST")),
+        ending_on_sigterm("train"),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        train(config(digits, tmp_path / "first", checkpoints=uri))
     assert stopped.value.code == 75
     assert 0 < Checkpoints(uri).steps()[-1] < STEPS
     train(config(digits, tmp_path / "second", checkpoints=uri))
@@ -74,29 +61,3 @@ def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, m
     assert line.startswith(
         "must train: gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503; run"
     )
-
-
-@pytest.mark.slow
-def test_a_bucket_that_stays_away_ends_the_run_resumably(digits, bucket_server, tmp_path, monkeypatch, capsys):
-    uri = bucket_server.uri + "/run"
-    write = Checkpoints._write
-
-    def lose_the_bucket(self, step, state):
-        write(self, step, state)
-        if step == 4:
-            be_impatient(monkeypatch, 0.2)
-            bucket_server.faults.plan = ["503"]
-
-    monkeypatch.setattr(Checkpoints, "_write", lose_the_bucket)
-    with pytest.raises(SystemExit) as stopped:
-        train(config(digits, tmp_path / "run", checkpoints=uri))
-    assert stopped.value.code == 75
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith(f"must train: {bucket_server.uri}") and "could not be reached for 0.2 s" in lines[-1]
-    assert "run the same command to go on" in lines[-1]
-    bucket_server.faults.plan = []
-    monkeypatch.setattr(Checkpoints, "_write", write)
-    assert Checkpoints(uri).steps()[-1] == 4
-    train(config(digits, tmp_path / "run", checkpoints=uri))
-    train(config(digits, tmp_path / "undisturbed"))
-    assert difference(tmp_path / "run", tmp_path / "undisturbed") == 0.0

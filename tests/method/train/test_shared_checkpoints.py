@@ -17,18 +17,9 @@ from must.method.train.trainer import train
 from tests.base.test_lock import hold
 from tests.method.train.lives import training
 from tests.method.train.processes import on_ranks
+from tests.method.train.test_checkpoint import state
 
 config = partial(training, epochs=1, batch_size=50, workers=0, checkpoint_every=2, device="cpu")
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, patience=0))
-
-
-def state(step):
-    weights = torch.randn(1000, generator=torch.Generator().manual_seed(step))
-    return {"weights": weights, "progress": {"step": step}}
 
 
 def contents(folder):
@@ -36,7 +27,8 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, impatient):
+def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, patience=0))
     train(config(digits, tmp_path))
     place = tmp_path / "checkpoints"
     (place / ".tmp-half").write_bytes(b"what the first run is writing")
@@ -104,5 +96,5 @@ def test_a_machine_makes_one_copy_of_a_remote_checkpoint(bucket_server, tmp_path
         checkpoints.save(step, state(step))
     checkpoints.close()
     for read in on_ranks(2, read_on_a_rank, dict(os.environ), uri, str(tmp_path)):
-        assert read["copies"] == 1 and torch.equal(read["weights"], state(2)["weights"])
+        assert read["copies"] == 1 and torch.equal(read["weights"]["a"], state(2)["weights"]["a"])
     assert not list(tmp_path.glob("must-*/copy"))

@@ -15,6 +15,7 @@ from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
 
 ALONE = World(0, 1, torch.device("cpu"))
+PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())  # shares of the classes that are known
 
 
 def assert_same(ours, theirs, record_property):
@@ -33,6 +34,7 @@ def assert_same(ours, theirs, record_property):
         {"classes": 600},  # the running class balance
         {"confidence_threshold": 0.9},  # micro-batches without a confident image
         {"fairness_weight": 0.0},
+        {"prior": PRIOR},
     ],
     ids=str,
 )
@@ -40,11 +42,11 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(settings, record_pr
     assert_same(run_steps(ALONE, accumulate=8, **settings), run_steps(ALONE, **settings), record_property)
 
 
-@pytest.mark.parametrize("reduction", ["global", "rank"])
-def test_micro_batches_on_two_processes(reduction, record_property):
-    ours = on_ranks(2, run_steps_on_a_rank, accumulate=2, loss_reduction=reduction)
-    two = reduction == "rank"
-    theirs = on_ranks(2, run_steps_on_a_rank, loss_reduction=reduction) if two else run_steps(ALONE)
+@pytest.mark.parametrize("settings", [{}, {"prior": PRIOR}, {"loss_reduction": "rank"}], ids=str)
+def test_micro_batches_on_two_processes(settings, record_property):
+    ours = on_ranks(2, run_steps_on_a_rank, accumulate=2, **settings)
+    two = "loss_reduction" in settings
+    theirs = on_ranks(2, run_steps_on_a_rank, **settings) if two else run_steps(ALONE, **settings)
     assert_same(ours, theirs, record_property)
 
 
@@ -52,46 +54,37 @@ def test_parameters_cut_over_processes_train_the_same(record_property):
     assert_same(on_ranks(2, run_steps_on_a_rank, parallel="fsdp", accumulate=2), run_steps(ALONE), record_property)
 
 
+DDP, FSDP, SPARING, COMPILED = (
+    {"parallel": "ddp"}, {"parallel": "fsdp"}, {"activation_checkpointing": True},
+    {"compile": True, "backend": "aot_eager"},
+)  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_form(record_property):
-    """One process, then parameters cut over two, then a copy on each of two: as if nothing had changed."""
-    states = [run_steps(ALONE, steps=range(1))]
-    for form, steps in [("fsdp", [1, 2]), ("ddp", [2, 3])]:
-        states.append(on_ranks(2, run_steps_on_a_rank, parallel=form, state=states[-1], steps=steps))
+@pytest.mark.parametrize(
+    "forms", [[{}, FSDP, DDP], *([form, form | COMPILED, form] for form in (SPARING, DDP, FSDP))], ids=str
+)
+def test_a_run_goes_on_in_another_form(forms):
+    """A step in each, parallel ones on two processes: the same names, the same weights to rounding."""
+    states: list[dict] = []
+    for number, form in enumerate(forms):
+        settings = {"state": states[-1] if states else None, **form}
+        if "parallel" in form:
+            states.append(on_ranks(2, run_steps_on_a_rank, steps=[number, number + 1], **settings))
+        else:
+            states.append(run_steps(ALONE, steps=range(number, number + 1), **settings))
     expected = run_steps(ALONE)
     for name in ("student", "teacher"):
+        assert {*map(tuple, (state[name] for state in states))} == {tuple(expected[name])}
         assert relative(states[-1][name], expected[name]) < 1e-4
-    assert states[-1]["values"][-1] == pytest.approx(expected["values"][-1], rel=1e-4, abs=1e-5)
-
-
-def test_activation_checkpointing_gives_the_same_gradients(record_property):
-    assert_same(run_steps(ALONE, activation_checkpointing=True), run_steps(ALONE), record_property)
+    values = [pytest.approx(value, rel=1e-4, abs=1e-5) for value in expected["values"]]
+    assert [state["values"][0] for state in states] == values
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_give_the_same_gradients(record_property):
     assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"parallel": "ddp"}, {"parallel": "fsdp"}])
-def test_a_run_goes_on_compiled_and_not(settings, record_property):
-    """A step as it is, a compiled one, and another as it is: the same names, the same weights to rounding."""
-    states = []
-    for number, on in enumerate([False, True, False]):
-        more = {"state": states[-1] if states else None, "compile": on, "backend": "aot_eager", **settings}
-        if "parallel" in settings:
-            states.append(on_ranks(2, run_steps_on_a_rank, steps=[number, number + 1], **more))
-        else:
-            states.append(run_steps(ALONE, steps=range(number, number + 1), **more))
-    expected = run_steps(ALONE)
-    for name in ("student", "teacher"):
-        assert {*map(tuple, (state[name] for state in states))} == {tuple(expected[name])}
-        assert relative(states[-1][name], expected[name]) < 1e-4
-    assert [state["values"][0] for state in states] == [
-        pytest.approx(v, rel=1e-4, abs=1e-5) for v in expected["values"]
-    ]
 
 
 def test_auto_compiles_on_a_gpu_in_long_runs():

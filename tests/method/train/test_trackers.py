@@ -5,7 +5,6 @@ import threading
 
 import pytest
 
-from must.api import cli
 from must.config import defaults
 from must.evaluation.report.provenance import training_log
 from must.method.train import trackers
@@ -27,28 +26,6 @@ def alone(monkeypatch):
 
 def config(digits, output, *names, **changes):
     return training(digits, output, **{**SETTINGS, "trackers": list(names), **changes})
-
-
-def killed_and_finished(digits, output, *names):
-    """A run in two lives, the first of them killed some steps after a checkpoint."""
-    flags = ("--trackers", ",".join(names))
-    code, text = start_and_stop(digits, output, signal.SIGKILL, extra=flags)
-    assert code == -signal.SIGKILL, text
-    code, text = run(digits, output, *flags)
-    assert code == 0 and "going on after step" in text, text
-    return text
-
-
-def curve(output, name="loss"):
-    return [(line["step"], line[name]) for line in training_log(str(output))]
-
-
-def tensorboard_curve(output, name="train/loss"):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(output / "tensorboard"))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 def test_no_tracker_is_no_file(digits, tmp_path):
@@ -111,12 +88,9 @@ def test_a_tracker_that_hangs_is_left_behind(capsys, monkeypatch, finished, name
         ("mlflow", "--trackers mlflow: set MLFLOW_TRACKING_URI to the server's address"),
     ],
 )
-def test_wrong_trackers_are_one_line(digits, tmp_path, capfd, names, message):
-    command = ["train", "--shards", digits.shards, "--classifier", digits.classifier, "--output", str(tmp_path / "m")]
-    with pytest.raises(SystemExit) as end:
-        cli.main([*command, "--preset", "digits", "--trackers", names])
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line]
-    assert end.value.code == 2 and message in line and line.startswith("must train: ")
+def test_wrong_trackers_are_one_line(digits, tmp_path, refusal, names, message):
+    flags = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "m")}
+    assert message in refusal("train", {**flags, "preset": "digits", "trackers": names})
     assert not (tmp_path / "m" / "model.json").exists()
 
 
@@ -149,41 +123,57 @@ def server(tmp_path_factory):
     server.stop()
 
 
+@pytest.fixture
+def client(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    return server.client
+
+
+def losses(client, run_id):
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, "train/loss")]
+
+
+def only_run(client, experiment):
+    (made,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return made
+
+
 @pytest.mark.slow
-class TestMlflow:
-    def runs(self, server, experiment="0"):
-        return server.client.search_runs([experiment])
+def test_a_killed_run_goes_on_as_the_same(client, digits, tmp_path, monkeypatch):
+    """Killed some steps after a checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    def curve(self, server, run_id, name="train/loss"):
-        return [(point.step, point.value) for point in server.client.get_metric_history(run_id, name)]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
+    output, names = tmp_path / "run", "mlflow,tensorboard"
+    code, text = start_and_stop(digits, output, signal.SIGKILL, trackers=names)
+    assert code == -signal.SIGKILL, text
+    code, text = run(digits, output, trackers=names)
+    assert code == 0 and "going on after step" in text, text
+    made = only_run(client, "digits")
+    assert made.info.status == "FINISHED" and made.data.params["batch_size"] == "25"
+    found = losses(client, made.info.run_id)
+    assert [step for step, _ in found] == LOGGED
+    assert found == [(line["step"], pytest.approx(line["loss"])) for line in training_log(str(output))]
+    events = EventAccumulator(str(output / "tensorboard")).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [(n, pytest.approx(v, rel=1e-6)) for n, v in found]
 
-    def test_a_killed_run_goes_on_as_the_same(self, server, digits, tmp_path, monkeypatch):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "digits")
-        killed_and_finished(digits, tmp_path / "run", "mlflow", "tensorboard")
-        (made,) = self.runs(server, server.client.get_experiment_by_name("digits").experiment_id)
-        assert made.info.status == "FINISHED" and made.data.params["batch_size"] == "25"
-        found = self.curve(server, made.info.run_id)
-        assert [step for step, _ in found] == LOGGED
-        assert [value for _, value in found] == pytest.approx([value for _, value in curve(tmp_path / "run")])
-        assert tensorboard_curve(tmp_path / "run") == [(step, pytest.approx(value, rel=1e-6)) for step, value in found]
 
-    def test_the_pipelines_run_is_taken_and_left_open(self, server, digits, tmp_path, monkeypatch):
-        given = server.client.create_run("0")
-        before = len(self.runs(server))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        monkeypatch.setenv("MLFLOW_RUN_ID", given.info.run_id)
-        train(config(digits, tmp_path / "a", "mlflow", epochs=1))
-        train(config(digits, tmp_path / "b", "mlflow", epochs=1))  # a retry that found no checkpoint
-        run = server.client.get_run(given.info.run_id)
-        assert len(self.runs(server)) == before and run.info.status == "RUNNING"
-        assert [step for step, _ in self.curve(server, given.info.run_id)] == [1, 3, 5]
+@pytest.mark.slow
+def test_the_pipelines_run_is_taken_and_left_open(client, digits, tmp_path, monkeypatch):
+    run_id = client.create_run("0").info.run_id
+    before = len(client.search_runs(["0"]))
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    train(config(digits, tmp_path / "a", "mlflow", epochs=1))
+    train(config(digits, tmp_path / "b", "mlflow", epochs=1))  # a retry that found no checkpoint
+    assert len(client.search_runs(["0"])) == before and client.get_run(run_id).info.status == "RUNNING"
+    assert [step for step, _ in losses(client, run_id)] == [1, 3, 5]
 
-    def test_a_run_that_was_deleted_begins_anew_with_all_its_steps(self, server, digits, tmp_path, monkeypatch):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "anew")
-        code, text = start_and_stop(digits, tmp_path / "run", signal.SIGTERM, extra=("--trackers", "tensorboard"))
-        assert code == 75, text
-        train(config(digits, tmp_path / "run", "mlflow"))
-        (made,) = self.runs(server, server.client.get_experiment_by_name("anew").experiment_id)
-        assert [step for step, _ in self.curve(server, made.info.run_id)] == LOGGED
+
+@pytest.mark.slow
+def test_a_run_that_was_deleted_begins_anew_with_all_its_steps(client, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "anew")
+    code, text = start_and_stop(digits, tmp_path / "run", signal.SIGTERM, trackers="tensorboard")
+    assert code == 75, text
+    train(config(digits, tmp_path / "run", "mlflow"))
+    made = only_run(client, "anew")
+    assert [step for step, _ in losses(client, made.info.run_id)] == LOGGED

@@ -2,10 +2,8 @@
 
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,40 +15,28 @@ from must.method.model.bundle import load_bundle, load_description
 from must.method.train.log import unlearned
 from must.method.train.step import build_optimizer, set_learning_rate, step_if_finite
 from must.method.train.trainer import train
-from tests.forked import Must
 from tests.golden import golden_model
-from tests.method.train.lives import difference, training
+from tests.method.train.lives import difference, log_of, start, training, wait_for_step
 
-SETTINGS = {"epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "log_every": 2, "seed": 1}
+SETTINGS = {
+    "epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "keep_checkpoints": 2, "log_every": 2,
+    "seed": 1, "pseudo_labels": "teacher",
+}  # fmt: skip
 STEPS = 18  # 150 images, 6 batches an epoch
-
-
 config: Callable[..., TrainConfig] = partial(training, **SETTINGS)
 
 
-def start(digits, output, *extra):
-    """A process that trains; its output goes to OUTPUT.log."""
-    flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    paths = ["--shards", digits.shards, "--classifier", digits.classifier, "--output", str(output)]
-    settings = ["--preset", "digits", *flags, *extra]
-    return Must(["train", *paths, *settings], output.with_suffix(".log"))
-
-
-def run(digits, output, *extra):
+def run(digits, output, **changes):
     """(exit code, output) of a run to its end."""
-    process = start(digits, output, *extra)
-    return process.wait(120), process.log.read_text()
+    return start(digits, output, **SETTINGS | changes).wait(120), log_of(output)
 
 
-def start_and_stop(digits, output, number, after_step=6, extra=()):
-    """Starts a run, sends it a signal once a checkpoint of `after_step` is whole, returns (exit code, output)."""
-    process = start(digits, output, *extra)
-    deadline = time.monotonic() + 120
-    while not (output / "checkpoints" / f"step-{after_step:09d}.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.log.read_text()
-        time.sleep(0.005)
+def start_and_stop(digits, output, number, **changes):
+    """Starts a run, sends it a signal once the checkpoint of step 6 is whole, returns (exit code, output)."""
+    process = start(digits, output, **SETTINGS | changes)
+    wait_for_step(process, output, 6)
     process.send_signal(number)
-    return process.wait(120), process.log.read_text()
+    return process.wait(120), log_of(output)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +51,6 @@ def one_epoch(digits, tmp_path_factory):
     """(folder, summary) of a run without worker processes. Only read the weights."""
     output = tmp_path_factory.mktemp("one-epoch")
     return output, train(config(digits, output, epochs=1, workers=0))
-
-
-def assert_same_weights(folder, other):
-    assert difference(Path(folder), Path(other)) == 0.0
 
 
 def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
@@ -92,7 +74,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrup
     code, text = run(digits, output)
     assert code == 0, text
     assert "going on after step" in text
-    assert_same_weights(output, uninterrupted[0])
+    assert difference(output, uninterrupted[0]) == 0.0
     assert [line["step"] for line in training_log(str(output))][-1] == STEPS - 1
 
 
@@ -103,7 +85,7 @@ def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, unin
     assert code == 75 and "run the same command to go on" in text and not (output / "model.json").exists()
     shutil.copytree(output / "checkpoints", tmp_path / "checkpoints")
     train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "checkpoints")))
-    assert_same_weights(tmp_path / "second", uninterrupted[0])
+    assert difference(tmp_path / "second", uninterrupted[0]) == 0.0
     steps = [[line["step"] for line in training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])]
     assert steps[0] == steps[1]
 
@@ -127,12 +109,14 @@ def test_labels_make_no_difference(digits, one_epoch, tmp_path):
     source = str(digits.images / "train")
     shard(ShardConfig(source=source, labels="none", output=shards, samples_per_shard=64, workers=1))
     train(config(digits, tmp_path / "run", shards=shards, epochs=1, workers=0))
-    assert_same_weights(tmp_path / "run", one_epoch[0])
+    assert difference(tmp_path / "run", one_epoch[0]) == 0.0
 
 
-def test_worker_count_makes_no_difference(digits, one_epoch, tmp_path):
-    train(config(digits, tmp_path, epochs=1, workers=2))
-    assert_same_weights(tmp_path, one_epoch[0])
+@pytest.mark.parametrize("workers", [2, "auto"])
+def test_worker_count_makes_no_difference(digits, one_epoch, tmp_path, workers):
+    train(config(digits, tmp_path, epochs=1, workers=workers))
+    assert difference(tmp_path, one_epoch[0]) == 0.0
+    assert load_description(str(tmp_path)).provenance.config["workers"] == workers
 
 
 def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path):
@@ -156,15 +140,14 @@ def test_a_step_without_finite_gradients_changes_nothing():
         assert same is not expected
 
 
-def test_a_truncated_shard_is_one_clear_line(digits, tmp_path):
+def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, refusal):
     shards = tmp_path / "shards"
     shard(ShardConfig(source=str(digits.images / "train"), output=str(shards), workers=1))
     tar = next(shards.glob("train-*.tar"))
     tar.write_bytes(tar.read_bytes()[:2000])
-    code, text = run(digits, tmp_path / "out", "--shards", str(shards))
-    assert code == 2
-    line = text.strip().splitlines()[-1]
-    assert line.startswith("must train: ") and "has 2000 bytes, its index says" in line and "must index verify" in line
+    flags = {"shards": str(shards), "classifier": digits.classifier, "output": str(tmp_path / "out")}
+    line = refusal("train", {**flags, "preset": "digits", "batch-size": "25"})
+    assert "has 2000 bytes, its index says" in line and "must index verify" in line
     assert not (tmp_path / "out" / "model.json").exists()
 
 

@@ -3,8 +3,6 @@
 import datetime
 import json
 import ssl
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from must.evaluation.report.provenance import training_log
 from must.method.train import trackers
 from must.method.train.trackers import AsyncTracker, Attempt, Trackers, TrainerStatus
 from must.method.train.trainer import train
+from tests.local_server import Answer, LocalServer
 from tests.method.train.test_train import STEPS, config
 
 PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/must-1/status"
@@ -24,23 +23,15 @@ PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/must-1/s
 
 def certificate(folder):
     """A key and a certificate of it for localhost, which signs itself."""
-    key, name = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]),
-    )
-    now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateBuilder(
-        name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=2099)
-    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now, number = datetime.datetime.now(datetime.UTC), x509.random_serial_number()
+    made = x509.CertificateBuilder(name, name, key.public_key(), number, now, now.replace(year=2099))
     made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-    signed = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
-        key, hashes.SHA256()
-    )
-    (folder / "ca.crt").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "key").write_bytes(private)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / "ca.crt").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    (folder / "key").write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
 
 
 def refusal(headers, path, body):
@@ -49,11 +40,8 @@ def refusal(headers, path, body):
         return 403
     status = body.get("trainerStatus", {})
     known = {"progressPercentage": int, "estimatedRemainingSeconds": int, "metrics": list, "lastUpdatedTime": str}
-    good = (
-        path == PATH
-        and set(body) == {"trainerStatus"}
-        and all(isinstance(status[name], known[name]) for name in status)
-    )
+    good = path == PATH and set(body) == {"trainerStatus"}
+    good = good and all(isinstance(status[name], known[name]) for name in status)
     good = good and 0 <= status["progressPercentage"] <= 100 and status.get("estimatedRemainingSeconds", 0) >= 0
     good = good and datetime.datetime.fromisoformat(status["lastUpdatedTime"]).tzinfo is not None
     for metric in status.get("metrics", []):
@@ -66,35 +54,27 @@ def refusal(headers, path, body):
 def trainer(tmp_path, monkeypatch):
     """What it took, in order; `refuse` makes it answer with that status."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = server.refuse or refusal(self.headers, self.path, body)
-            server.answers.append(status)
-            if status == 200:
-                server.took.append(body["trainerStatus"])
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
+    def answer(request):
+        body = json.loads(request.body)
+        status = server.refuse or refusal(request.headers, request.path, body)
+        server.answers.append(status)
+        if status == 200:
+            server.took.append(body["trainerStatus"])
+        return Answer(status)
 
     certificate(tmp_path)
-    server: Any = ThreadingHTTPServer(("localhost", 0), Handler)
-    server.took, server.answers, server.refuse = [], [], 0
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "key")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server: Any = LocalServer(answer)
+    server.took, server.answers, server.refuse = [], [], 0
+    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
     (tmp_path / "token").write_text("secret\n")
-    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"https://localhost:{server.server_port}{PATH}")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", f"https://localhost:{server.server.server_port}{PATH}")
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_CA_CERT", str(tmp_path / "ca.crt"))
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
     monkeypatch.setattr(trackers, "EVERY", 0.0)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 @pytest.mark.slow

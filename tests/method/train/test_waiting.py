@@ -19,9 +19,7 @@ from must.data.image.preprocess import Preprocess
 from must.method.distributed.process_group import StopSignal, World, init_distributed
 from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
-from must.method.train import step as step_module
 from must.method.train.log import Meter, NoLog
-from must.method.train.losses import pseudo_labels
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep
@@ -102,26 +100,12 @@ def launches_on_a_rank(forms: list[dict]) -> list[list[Counter[str]]]:
 def test_processes_wait_for_nothing_and_send_little():
     """DDP: an all-reduce of the gradients, in a bucket, and one of the losses' sums. FSDP: one of those and one of
     whether gradients are finite, and it gathers four times (three blocks, the rest) a pass: teacher, student, back."""
-    bf16 = {"precision": "bf16", "accumulate": 2}
-    forms = [{}, bf16, {"parallel": "fsdp"}, {"parallel": "fsdp", **bf16}]
+    forms = [{"precision": "bf16", "accumulate": 2, "parallel": parallel} for parallel in ("ddp", "fsdp")]
     found = [third for _, _, third in on_ranks(2, launches_on_a_rank, forms)]
     names = ("allreduce_", "_allgather_base_", "_reduce_scatter_base_")
-    assert [[step[name] for name in names] for step in found] == [[2, 0, 0], [2, 0, 0], [2, 12, 4], [2, 32, 4]]
-    for step, most in zip(found, (480, 1480, 465, 1320), strict=True):
+    assert [[step[name] for name in names] for step in found] == [[2, 0, 0], [2, 32, 4]]
+    for step, most in zip(found, (1480, 1320), strict=True):
         assert sum(step.values()) <= most, step.most_common()
-
-
-@pytest.mark.parametrize(
-    "device, reading", [(DEVICE, Tensor.item), (CPU, Tensor.item), (CPU, Tensor.tolist), (CPU, Tensor.nonzero)]
-)
-def test_a_step_that_reads_is_found(monkeypatch, fused_on_meta, device, reading):
-    def labels(probabilities: Tensor, threshold: float):
-        reading(probabilities.sum())
-        return pseudo_labels(probabilities, threshold)
-
-    monkeypatch.setattr(step_module, "pseudo_labels", labels)
-    with pytest.raises((HostWaitsError, NotImplementedError, RuntimeError)):
-        launches_of_steps(World(0, 1, device))
 
 
 @pytest.mark.parametrize("place", ["cpu", "gpu"])
@@ -196,17 +180,20 @@ def test_views_on_the_device_wait_for_nothing():
     assert views_of(operations) == views_of(operations * 8)  # launches do not grow with the images
 
 
-WAITING = {  # torch itself refuses what reads a value
-    "mask": lambda x: x[x > 0],
-    "new": lambda x: torch.tensor([1.0], device=x.device),
-    "to": lambda x: torch.ones(3).to(x.device),
-    "copy": lambda x: x.copy_(torch.ones(3)),
-}
-
-
-@pytest.mark.parametrize("operation", WAITING.values(), ids=WAITING)
-def test_what_waits_is_found(operation):
-    """The check itself: each of these is a wait that was, or might be, in a step."""
-    x = torch.ones(3, device=DEVICE)
-    with pytest.raises(HostWaitsError), unread():
+@pytest.mark.parametrize(
+    "device, operation",
+    [
+        (DEVICE, lambda x: x[x > 0]),
+        (DEVICE, lambda x: torch.tensor([1.0], device=x.device)),
+        (DEVICE, lambda x: torch.ones(1).to(x.device)),
+        (DEVICE, lambda x: x.copy_(torch.ones(1))),
+        (CPU, Tensor.item),
+        (CPU, Tensor.tolist),
+        (CPU, Tensor.nonzero),
+    ],
+)
+def test_what_waits_is_found(device, operation):
+    """The check itself: each of these is a wait that was, or might be, in a step. torch refuses others on DEVICE."""
+    x = torch.ones(1, device=device)
+    with pytest.raises(HostWaitsError), unread(device):
         operation(x)
