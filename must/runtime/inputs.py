@@ -22,14 +22,12 @@ PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permission
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
+    Raises ValueError: a later stage would fail: a wrong parameter or class file, a missing model, a folder without
+    write permission, a registry that refuses access; TransientError if the problem may be temporary.
 
     Args:
         values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
         work_uri: if given, the folders to which later stages write are tested.
-
-    Raises:
-        ValueError: a later stage would fail: a wrong parameter or class file, a missing model, a folder without write
-            permission, a registry that refuses access; TransientError if the problem may be temporary.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
     from must.runtime.check import check_run

@@ -139,9 +139,7 @@ def classifier(
     is intact, else a new one; its model is written to WORK_URI/models.
 
     The orchestrator's cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
-
-    Args:
-        fingerprint: a hash of the contents of class file and model; '' to compute it.
+    `fingerprint`: a hash of the contents of class file and model; '' to compute it.
     """
     work = WorkUri(work_uri)
     with stage_note(work_uri, "classifier") as note:
@@ -189,11 +187,8 @@ def champion(
     settings: dict[str, Any], epochs: int, only_new: bool,
 ) -> Champion:  # fmt: skip
     """Reads the registry, which may be empty.
-
-    Args:
-        only_new: do not train if there is a decision on a run with the same data, classes and settings, unless it was
-            left to people, whose answers have come since.
-    """
+    `only_new`: do not train if there is a decision on a run with the same data, classes and settings, unless it was
+    left to people, whose answers have come since."""
     models = Registry(WorkUri(work_uri).registry(registry_uri), name)
     with stage_note(work_uri, "champion") as note:
         latest = models.latest().version

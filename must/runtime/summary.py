@@ -88,9 +88,7 @@ def delete_old(work_uri: str, before: float, current: str = "") -> None:
     """Deletes the notes of runs that have written none since `before` (seconds since 1970), as live runs do.
 
     A failure, such as a missing permission or an unreachable store, is only a warning.
-
-    Args:
-        current: id of the run whose notes are never deleted, for the case of a wrong clock.
+    `current`: id of the run whose notes are never deleted, for the case of a wrong clock.
     """
     root = WorkUri(work_uri).every_runs_notes
     try:

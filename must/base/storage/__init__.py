@@ -1,7 +1,4 @@
-"""One interface for local paths and buckets (gs://, s3://, az://). A written file is either complete or absent.
-
-The module of a store is imported when its first URI is used, because the client packages are optional.
-"""
+"""One interface for local paths and buckets (gs://, s3://, az://). A written file is either complete or absent."""
 
 from must.base.errors import TransientError
 from must.base.storage.api import (

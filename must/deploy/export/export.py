@@ -39,11 +39,8 @@ OTHER_FILES = {
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the format `config.to`; returns the comparison.
-
-    Raises:
-        ValueError: no bundle, no shards, a model that the format cannot represent, or too large differences; nothing
-            is written then.
-    """
+    Raises ValueError: no bundle, no shards, a model that the format cannot represent, or too large differences; nothing
+    is written then."""
     if config.to == "onnx":
         return onnx.export_onnx(config)
     from must.deploy.export.model_card import hub_card

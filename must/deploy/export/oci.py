@@ -22,10 +22,7 @@ MEDIA = "application/vnd.oci.image"
 
 def write_layout(source: Path, target: Path) -> str:
     """Returns the image's digest, sha256:... Hidden files are omitted.
-
-    Raises:
-        ValueError: `target` exists, or cannot be written; it does not exist then.
-    """
+    Raises ValueError: `target` exists, or cannot be written; it does not exist then."""
     require(not target.exists(), f"--repo oci:{target}: is there already; give a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with (

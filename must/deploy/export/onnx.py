@@ -100,10 +100,7 @@ def predict_onnx(classifier: OnnxClassifier, pixels: np.ndarray, batch: int) -> 
 
 def export_onnx(config: ExportConfig) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards; returns the comparison.
-
-    Raises:
-        ValueError: no bundle, no shards, or too little agreement with PyTorch; nothing is written then.
-    """
+    Raises ValueError: no bundle, no shards, or too little agreement with PyTorch; nothing is written then."""
     from must.deploy.export.graph import (  # needs onnx and the exporter
         add_metadata,
         check_graph,

@@ -35,13 +35,11 @@ def predict_images(
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
 
     An image that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
+    Raises ValueError: no model, or none of the images could be read.
 
     Args:
         take: is called with each prediction; then no table is printed.
         open_model: opens the model; by default an ONNX file.
-
-    Raises:
-        ValueError: no model, or none of the images could be read.
     """
     if config.shards:
         return predict_shards(config, open_model)

@@ -41,14 +41,12 @@ class OnnxClassifier:
     """Pixels -> class probabilities, by an ONNX file of `must export`.
 
     `dimensions`: D of the embeddings; 0: the file has no such output.
+    Raises ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
 
     Args:
         model: the file's bytes, or its local path (needed for a very large one).
         threads: of a forward pass; 0: onnxruntime's default.
         patient: threads sleep between two passes; by default they wait in busy loops, which slows down decoders.
-
-    Raises:
-        ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
     """
 
     def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, patient: bool = False) -> None:

@@ -77,11 +77,8 @@ def check_access(register: str, name: str) -> None:
 
 def check_mlflow() -> None:
     """Does nothing where MLFLOW_TRACKING_URI is a folder or a database, not an http(s) address.
-
-    Raises:
-        ValueError: it refuses access, is not MLflow, or the environment has no address; TransientError if it does not
-            respond.
-    """
+    Raises ValueError: it refuses access, is not MLflow, or the environment has no address; TransientError if it does
+    not respond."""
     tracking = address("register mlflow")
     url = os.environ.get("MLFLOW_REGISTRY_URI") or tracking
     if not url.startswith(("http://", "https://")):

@@ -33,11 +33,8 @@ logger = logging.getLogger(__name__)
 
 def promote(config: PromoteConfig) -> Latest:
     """The stage. Returns the new content of LATEST.
-
-    Raises:
-        ValueError: no such model, the gate stopped it, the champion is not the one it was compared with, --version is
-            another model, or there is no champion to roll back to.
-    """
+    Raises ValueError: no such model, the gate stopped it, the champion is not the one it was compared with, --version
+    is another model, or there is no champion to roll back to."""
     registry = Registry(config.registry, config.name)
     if config.list:
         return print_champion(registry)

@@ -166,13 +166,11 @@ class Registry:
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion, unless another program moved LATEST meanwhile.
+        Raises OvertakenError: LATEST is not `expected`, or was moved at the same time.
 
         Args:
             expected: the version that must be the champion now; '' for none, None for any.
             back: a rollback, which removes the champions after `version` from the list.
-
-        Raises:
-            OvertakenError: LATEST is not `expected`, or was moved at the same time.
         """
         data, generation = storage.read_versioned(self.uri_of(LATEST))
         old = latest_of(data, self.uri_of(LATEST))

@@ -153,10 +153,7 @@ def compute_reviews(
 ) -> Iterator[tuple[Review, Images]]:
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
     few images or a review was `saved`. In a random order the pictures of the earlier review come first.
-
-    Args:
-        pause: called before every batch with two numbers of images: computed, in this part; may raise to stop.
-    """
+    `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
     bundle, zero_shot = both_ends(config.model, config.baseline)
     classes = bundle.description.classes
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))

@@ -40,11 +40,8 @@ KEEP_ALIVE = 30.0  # seconds in which a browser must send a request's head, and 
 
 def review(config: ReviewConfig) -> None:
     """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none.
-
-    Raises:
-        ValueError: no such model, shards of another revision, another `must review` runs in the folder, or the address
-            cannot be bound.
-    """
+    Raises ValueError: no such model, shards of another revision, another `must review` runs in the folder, or the
+    address cannot be bound."""
     if not (config.page or config.add):
         check_no_loop("must review")
     folder = storage.local(config.output)

@@ -153,14 +153,9 @@ class Session:
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Writes answers to the disk; returns the next picture.
-
-        Args:
-            request: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
-                one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned; `who`.
-
-        Raises:
-            ValueError: no such picture, or no such class.
-        """
+        `request`: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
+        one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned; `who`.
+        Raises ValueError: no such picture, or no such class."""
         kind, label, shown = (request.get(key) for key in ("kind", "label", "number"))
         grid, also = bool(request.get("grid")), request.get("also", [])
         require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
