@@ -134,9 +134,6 @@ def add_answers(work_uri: str, file: str, review_uri: str = "") -> str:
 
 def review_uris(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
-    try:
-        for entry in storage.list_files(root):
-            if entry.name.endswith(f"/{REVIEW_FILE}"):
-                yield storage.join(root, entry.name.removesuffix(f"/{REVIEW_FILE}"))
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    for entry in storage.list_existing(root):
+        if entry.name.endswith(f"/{REVIEW_FILE}"):
+            yield storage.join(root, entry.name.removesuffix(f"/{REVIEW_FILE}"))

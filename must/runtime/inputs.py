@@ -93,10 +93,7 @@ def versions_of(uri: str) -> list[Any]:
     """Sizes and generations of a file, or of the files in a folder; empty for the name of a model."""
     if not uri:
         return []
-    try:
-        if storage.generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
-            return [storage.size(uri), storage.generation(uri)]
-        entries = sorted(storage.list_files(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    if storage.generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
+        return [storage.size(uri), storage.generation(uri)]
+    entries = sorted(storage.list_existing(uri))
     return [[entry.name, entry.size, storage.generation(storage.join(uri, entry.name))] for entry in entries]

@@ -34,6 +34,7 @@ NOTE_S = 60.0  # seconds between two writes of a running stage's note
 FIRST = 4.0  # seconds before the first write; doubled up to NOTE_S
 RESULT_FILE_ENV = "MUST_NOTE"  # environment variable: the file through which a stage passes facts to its supervisor
 NOT_WRITTEN = ("source", "changed")
+LARGEST_TIME = 3e12  # seconds that the functions of `time` accept
 
 
 @dataclass
@@ -59,15 +60,18 @@ class Facts:
     version: str = ""  # promote: the new champion
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
-    @classmethod
-    def of(cls, content: dict[str, Any]) -> "Facts":
-        """Raises ValueError: a value of a wrong type. Names unknown to this version are ignored."""
-        facts = record_of(cls, {name: value for name, value in content.items() if value is not None})
-        require(all(map(is_moderate, (facts.top1 or 0, facts.before or 0, facts.pictures))), "a value of another kind")
-        return facts
-
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value or isinstance(value, float)}
+
+
+@dataclass(frozen=True)
+class Try:
+    """An earlier attempt, which failed."""
+
+    code: int | None  # None: it ended without an exit code
+    seconds: float
+    host: str
+    line: str  # the last one of its log
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Note:
     facts: Facts = field(default_factory=Facts)  # the results, for programs
     checkpoints: str = ""  # folder of the checkpoints from which a retry resumes
     signalled: float = 0.0  # time of a SIGTERM, in seconds since 1970
-    tries: list[dict[str, Any]] = field(default_factory=list)  # earlier failed attempts: code, seconds, host, line
+    tries: list[Try] = field(default_factory=list)
     host: str = field(default_factory=socket.gethostname)
     lines: list[str] = field(default_factory=list)  # the last lines of the log
     source: Path | None = None  # the file that the supervised process writes (RESULT_FILE_ENV)
@@ -93,11 +97,10 @@ class Note:
             with suppress(OSError, ValueError):
                 content = json.loads(self.source.read_text())
                 self.result, self.checkpoints = content["result"], content["checkpoints"]
-                self.facts = Facts.of(self.facts.to_dict() | content["facts"])
+                self.facts = record_of(Facts, self.facts.to_dict() | content["facts"])
 
     def failed_try(self, code: int | None, seconds: float, line: str) -> None:
-        """Adds an attempt to `tries`. `code` is None if it ended without an exit code."""
-        self.tries.append({"code": code, "seconds": round(seconds, 1), "host": self.host, "line": line[:300]})
+        self.tries.append(Try(code, round(seconds, 1), self.host, line[:300]))
 
 
 @contextmanager
@@ -139,10 +142,7 @@ def stage_note(
 def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
     """The run's notes, in the order in which the stages started."""
     folder = WorkUri(work_uri).notes(run_id)
-    try:
-        names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = [entry.name for entry in storage.list_existing(folder) if entry.name.endswith(".json")]
     notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted((note for note in notes if note is not None), key=lambda note: note.started)
 
@@ -153,30 +153,14 @@ def note_of(data: bytes) -> Note | None:
 
 
 def parse_note(content: dict[str, Any]) -> Note:
-    known = {f.name for f in fields(Note)} - {*NOT_WRITTEN, "facts"}
-    note = Note(**{name: value for name, value in content.items() if name in known})
-    note.facts = Facts.of(content.get("facts") or {})
-    require(is_sound(note), "a value of another kind")
+    facts = {name: value for name, value in (content.get("facts") or {}).items() if value is not None}
+    note = record_of(Note, content | {"facts": facts})
+    times = [note.started, note.seconds, *(attempt.seconds for attempt in note.tries)]
+    require(all(abs(time) < LARGEST_TIME for time in times), "a time of another kind")
     return note
 
 
-def is_sound(note: Note) -> bool:
-    """Whether each value has the right type. May raise TypeError, KeyError or AttributeError if one has not."""
-    texts = [note.stage, note.state, note.result, note.checkpoints, note.host, *note.lines]
-    numbers = [note.started, note.seconds, note.signalled, note.code]
-    for attempt in note.tries:
-        texts += [attempt["host"], attempt["line"]]
-        numbers += [attempt["seconds"], attempt["code"] or 0]
-    valid = all(map(is_moderate, numbers)) and all(isinstance(text, str) for text in texts)
-    return valid and isinstance(note.lines, list)
-
-
-def is_moderate(number: Any) -> bool:
-    """Whether it is a number, and small enough that the functions of `time` accept it as seconds."""
-    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 3e12
-
-
-def earlier_tries(uri: str) -> list[dict[str, Any]]:
+def earlier_tries(uri: str) -> list[Try]:
     """The failed attempts of this stage in this run: its pod vanished, or it failed, and it was started again."""
     try:
         note = note_of(storage.read_bytes(uri))
@@ -216,7 +200,7 @@ def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Co
 
 def content_of(note: Note) -> dict[str, Any]:
     content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
-    return content | {"facts": note.facts.to_dict()}
+    return content | {"facts": note.facts.to_dict(), "tries": [asdict(attempt) for attempt in note.tries]}
 
 
 def write_note(uri: str, note: Note, tail: Tail) -> None:

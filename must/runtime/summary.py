@@ -206,9 +206,9 @@ def tried(note: Note) -> str:
     if not note.tries:
         return "once; no retry happened"
     earlier = ", ".join(
-        f"{'no exit code' if attempt['code'] is None else 'exit code ' + str(attempt['code'])} after "
-        f"{clock(attempt['seconds'])}" for attempt in note.tries
-    )  # fmt: skip
+        f"{'no exit code' if attempt.code is None else f'exit code {attempt.code}'} after {clock(attempt.seconds)}"
+        for attempt in note.tries
+    )
     return f"{len(note.tries) + 1} times; before: {earlier}"
 
 

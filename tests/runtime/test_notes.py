@@ -173,7 +173,7 @@ def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_
     stage(tmp_path, "print('y'); raise SystemExit(1)")
     stage(tmp_path, "print('z'); raise SystemExit(2)")
     (note,) = read_notes(str(tmp_path))
-    assert [one["code"] for one in note.tries] == [None, 1] and note.tries[1]["line"] == "y"
+    assert [one.code for one in note.tries] == [None, 1] and note.tries[1].line == "y"
     assert "**Tried**: 3 times; before: no exit code after" in summary(tmp_path)
     stage(tmp_path, "pass")
     assert "| train | done | 4 |" in summary(tmp_path)

@@ -10,6 +10,7 @@ from must.base.storage.api import (
     generation,
     is_remote,
     join,
+    list_existing,
     list_files,
     local_copy,
     move,
@@ -32,7 +33,7 @@ from must.base.storage.store import ConflictError, Entry, Generation, Writable
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
     "Writable", "copy", "delete", "delete_folder", "disk_errors", "download", "exists", "generation", "is_remote",
-    "is_transient", "join", "list_files", "local", "local_copy", "move", "object_or_none", "open_write",
-    "parse_object", "read_bytes", "read_json", "read_object", "read_versioned", "remote", "remove_leftovers",
-    "repeat", "sha256_of", "size", "umask", "upload", "wait_for_credentials", "write_bytes",
+    "is_transient", "join", "list_existing", "list_files", "local", "local_copy", "move", "object_or_none",
+    "open_write", "parse_object", "read_bytes", "read_json", "read_object", "read_versioned", "remote",
+    "remove_leftovers", "repeat", "sha256_of", "size", "umask", "upload", "wait_for_credentials", "write_bytes",
 ]  # fmt: skip

@@ -90,6 +90,12 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
     return walk(local(uri), on_problem or (lambda name, reason: None))
 
 
+def list_existing(uri: str | Path) -> Iterator[Entry]:
+    """As `list_files`; nothing where there is no such folder."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield from list_files(uri)
+
+
 def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> bytes:
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):

@@ -81,10 +81,7 @@ class Registry:
 
     def versions(self) -> list[dict[str, Any]]:
         """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
-        try:
-            names = [entry.name for entry in storage.list_files(self.uri)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        names = [entry.name for entry in storage.list_existing(self.uri)]
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
         return sorted((read_version(self.uri_of(file)) for file in files), key=lambda version: version["created"])
 

@@ -118,10 +118,7 @@ class Checkpoints:
 
     def _files(self) -> list[tuple[int, str]]:
         """(step, "pt" or "json") of every file."""
-        try:
-            names = [CHECKPOINT_NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
-        except FileNotFoundError:
-            return []
+        names = [CHECKPOINT_NAME.fullmatch(entry.name) for entry in storage.list_existing(self.uri)]
         return [(int(match.group(1)), match.group(2)) for match in names if match]
 
     def steps(self) -> list[int]:
