@@ -5,7 +5,7 @@
 import dataclasses
 import math
 from functools import cache
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from must.base.errors import UserError
@@ -45,7 +45,7 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
         if len(value) == len(kinds):
             return tuple(value_of(kind, item, where) for kind, item in zip(kinds, value, strict=True))
     if isinstance(kind, type) and issubclass(kind, tuple) and hints_of(kind):  # a NamedTuple
-        return kind(*value_of(tuple[tuple(hints_of(kind).values())], value, where))
+        return kind(*value_of(GenericAlias(tuple, tuple(hints_of(kind).values())), value, where))
     if origin is dict and isinstance(value, dict):
         return {name: value_of(arguments[1], item, f"{where}.{name}".strip(".")) for name, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from must.api import cli
+from must.base.records import record_of
 from must.config import RefineConfig, ReviewConfig, SelectConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.prepare import prepare
@@ -57,7 +58,7 @@ def test_answers_choose_alpha_and_the_bundle_says_what_they_measured(digits, ask
     selected(digits, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
     record = load_description(str(tmp_path / "kept")).provenance.selection.to_dict()
     assert record["by"] == "60 answers" and record["alpha"] >= 0.5, "it was tuned with labels on these very images"
-    measured = Measured.from_dict(record["measured"])
+    measured = record_of(Measured, record["measured"])
     assert measured.answers == 60 and measured.gain.low > 0 and measured.model.value > 0.9
 
 
