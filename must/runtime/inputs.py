@@ -11,7 +11,7 @@ from must.base.errors import UserError
 from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.deploy.promote.followers import check_access
+from must.deploy.promote.external_registries import check_access
 from must.method.model.hub import is_folder
 from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
