@@ -48,9 +48,6 @@ class BundleClassifier:
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
         return probability, feature if embeddings else None
 
-    def require_embeddings(self, flag: str = "") -> None:
-        """Does nothing: every bundle has them."""
-
 
 @contextmanager
 def bundle_model(config: PredictConfig) -> Iterator[Model]:

@@ -41,7 +41,6 @@ def decode_rows(
 
 
 GROUP_ROWS = 8192  # of a row group
-PACKED_ROWS = 1024  # rows that are combined to one table in memory; the writer also works on as many at a time
 TAIL = 1 << 16  # bytes of a file's end that are read first: they contain the metadata
 STATS_KEY = b"must"  # the name in the file's metadata
 
@@ -95,8 +94,7 @@ class Table:
         if run.embeddings:
             fields.append((EMBEDDING, pa.list_(pa.float16())))
         self.schema = pa.schema(fields)
-        self.waiting: list[Any] = []  # batches, some with few rows
-        self.packed: list[Any] = []  # tables of PACKED_ROWS, which have little overhead
+        self.batches: list[Any] = []
         self.counts = np.zeros(len(classes), np.int64)
         self.rows = self.unreadable = self.abstained = 0
 
@@ -129,19 +127,11 @@ class Table:
         columns.append(pa.array([utf8(item.reason) or None for item in decoded], pa.string()))
         if embedding is not None:
             columns.append(embedding_column(embedding, readable))
-        self.waiting.append(pa.record_batch(columns, schema=self.schema))
+        self.batches.append(pa.record_batch(columns, schema=self.schema))
         self.counts += np.bincount(ranked[~unsure, 0], minlength=len(self.counts))
         self.rows += len(decoded)
         self.unreadable += int((~readable).sum())
         self.abstained += int(unsure.sum())
-        if sum(batch.num_rows for batch in self.waiting) >= PACKED_ROWS:
-            self.pack()
-
-    def pack(self) -> None:
-        import pyarrow as pa
-
-        self.packed.append(pa.Table.from_batches(self.waiting, self.schema).combine_chunks())
-        self.waiting.clear()
 
     def write(self, uri: str, shard: Shard) -> dict[str, Any]:
         """Writes the file; returns the content of its metadata."""
@@ -158,8 +148,7 @@ class Table:
             "classes": {name: int(n) for name, n in zip(self.classes, self.counts, strict=True) if n},
         }
         schema = self.schema.with_metadata({STATS_KEY: json.dumps(stats).encode()})
-        self.pack()
-        table = pa.concat_tables(self.packed).cast(schema)
+        table = pa.Table.from_batches(self.batches, self.schema).cast(schema)
         with storage.open_write(uri) as file:
             pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **self.encoding())
         return stats

@@ -131,13 +131,6 @@ class OnnxClassifier:
         )
         return probability, embedding
 
-    def require_embeddings(self, flag: str = "--embeddings") -> None:
-        """Raises ValueError: the file gives none."""
-        require(
-            self.dimensions > 0,
-            f"{flag}: {self.where} gives no embeddings; export it again with `must export --embeddings`",
-        )
-
 
 def check_onnx(uri: str) -> None:
     """Opens a file that is to be published; only logs a warning where onnxruntime is not installed.
@@ -214,8 +207,11 @@ class Classifier(Protocol):
     def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings float32 [B, D]."""
 
-    def require_embeddings(self, flag: str = "--embeddings") -> None:
-        """Raises ValueError: it has none."""
+
+def require_embeddings(classifier: Classifier, flag: str = "--embeddings") -> None:
+    """Raises ValueError: the model has none."""
+    hint = "export it again with `must export --embeddings`"
+    require(classifier.dimensions > 0, f"{flag}: {classifier.where} gives no embeddings; {hint}")
 
 
 class Model(NamedTuple):

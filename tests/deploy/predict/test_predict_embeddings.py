@@ -17,7 +17,7 @@ from must.config import PredictConfig
 from must.data.format.index import load_index
 from must.deploy.export.onnx import reference_embeddings
 from must.deploy.predict.images import predict_images
-from must.deploy.predict.parquet import PACKED_ROWS, Decoded, Run, Table
+from must.deploy.predict.parquet import Decoded, Run, Table
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.deploy.predict.test_predict_shards import contents, damaged_copy
@@ -100,13 +100,13 @@ def test_rows_that_wait_are_half_floats():
     for _ in range(20):
         batch = [Decoded("k", "s", np.zeros(1), "") for _ in range(32)]
         table.add(batch, np.full((32, 2), 0.5, np.float32), embedding)
-    kept = sum(batch.column("embedding").nbytes for batch in table.waiting)
+    kept = sum(batch.column("embedding").nbytes for batch in table.batches)
     assert kept <= 640 * (2 * 512 + 8) and pa.total_allocated_bytes() - before < 640 * (2 * 512 + 400)
 
 
-@pytest.mark.parametrize("rows", [0, 31, 3 * PACKED_ROWS])
+@pytest.mark.parametrize("rows", [0, 31, 3072])
 def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
-    """In order, in batches of 31, every seventh without an image; some are put together before they are written."""
+    """In order, in batches of 31, every seventh without an image."""
     table = Table(["a", "b"], Run("m", "i", "", 1, 0.0, embeddings=True))
     decoded = [Decoded(str(n), "s", np.zeros(1) if n % 7 else None, "" if n % 7 else "x") for n in range(rows)]
     for start in range(0, rows, 31):
@@ -114,9 +114,6 @@ def test_however_many_rows_a_shard_has_they_are_all_there(tmp_path, rows):
         numbers = [float(item.key) for item in batch if item.pixels is not None]
         probability = np.tile(np.array([[0.25, 0.75]], np.float32), (len(numbers), 1))
         table.add(batch, probability, np.array(numbers, np.float32)[:, None] / [[1, 2]])
-    assert len(table.packed) == (
-        2 if rows > PACKED_ROWS else 0
-    )  # of 34 batches, the first number of them that is enough
     table.write(str(tmp_path / "x.parquet"), SimpleNamespace(name="x.tar", sha256="s"))
     found = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["key"] for row in found] == [str(n) for n in range(rows)]
