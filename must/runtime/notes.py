@@ -9,15 +9,17 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from must.base import storage
 from must.base.background import every
@@ -25,16 +27,82 @@ from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.base.records import record_of
+from must.base.text import without_secrets
 from must.runtime.places import WorkUri
-from must.runtime.tail import Tail
 
 logger = logging.getLogger(__name__)
 
 NOTE_S = 60.0  # seconds between two writes of a running stage's note
 FIRST = 4.0  # seconds before the first write; doubled up to NOTE_S
 RESULT_FILE_ENV = "MUST_NOTE"  # environment variable: the file through which a stage passes facts to its supervisor
+MAX_LINES = 40  # lines
+# Seconds to wait for the last lines: a child that outlives the stage keeps the pipe open for longer.
+DRAIN_TIMEOUT = 5.0
 NOT_WRITTEN = ("source", "changed")
 LARGEST_TIME = 3e12  # seconds that the functions of `time` accept
+
+
+class Tail:
+    """A context in which file descriptors 1 and 2 are pipes, whose data is recorded and passed on.
+
+    Replacing sys.stdout would miss the output of torchrun's processes and of C libraries. All lines are recorded when
+    the context ends; before that, some may still be in a pipe.
+    """
+
+    def __init__(self) -> None:
+        self.last_lines: deque[str] = deque(maxlen=MAX_LINES)
+        self.lock = threading.Lock()
+        self.originals: dict[int, int] = {}  # descriptor -> a duplicate of its original target
+        self.readers: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        for descriptor in (1, 2):
+            read_end, write_end = os.pipe()
+            self.originals[descriptor] = os.dup(descriptor)
+            flush()
+            os.dup2(write_end, descriptor)
+            os.close(write_end)
+            reader = threading.Thread(target=self.pass_on, args=(read_end, self.originals[descriptor]), daemon=True)
+            reader.start()
+            self.readers.append(reader)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        flush()
+        for descriptor, original in self.originals.items():
+            os.dup2(original, descriptor)  # closes the write end: the reader gets the remaining data, then the end
+        deadline = time.monotonic() + DRAIN_TIMEOUT
+        for reader in self.readers:
+            reader.join(timeout=max(0.0, deadline - time.monotonic()))
+        for reader, original in zip(self.readers, self.originals.values(), strict=True):
+            if not reader.is_alive():
+                os.close(original)
+
+    def lines(self) -> list[str]:
+        flush()
+        with self.lock:
+            return list(self.last_lines)
+
+    def add(self, text: str) -> None:
+        with self.lock:
+            self.last_lines.extend(without_secrets(text.rstrip()).splitlines())
+
+    def pass_on(self, source: int, target: int) -> None:
+        pending = b""
+        while data := os.read(source, 65536):
+            with suppress(OSError):
+                os.write(target, data)
+            *complete, pending = (pending + data).split(b"\n")
+            for line in complete:  # of a progress bar only the last state
+                self.add(line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace"))
+        self.add(pending.decode(errors="replace"))
+        os.close(source)
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):
+            stream.flush()
 
 
 @dataclass

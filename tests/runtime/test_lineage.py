@@ -8,8 +8,8 @@ from datetime import datetime
 import pytest
 
 from must.deploy.promote.registry import Registry
-from must.runtime.decision import promote
 from must.runtime.lineage import lineage, namespace_of
+from must.runtime.stages import promote
 from tests.deploy.promote.bundles import make_bundle, make_onnx
 from tests.runtime.test_decision import ask, places
 

@@ -69,7 +69,7 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
 
 SLOW_READERS = """\
 import threading, time
-from must.runtime.tail import Tail
+from must.runtime.notes import Tail
 add = Tail.add
 main = threading.current_thread()
 Tail.add = lambda tail, text: (time.sleep(0.1 * (threading.current_thread() is not main)), add(tail, text))
@@ -91,7 +91,7 @@ def test_a_traceback_stands_behind_what_was_printed_before_it(tmp_path):
 
 def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    body = "from must.runtime import tail\ntail.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
+    body = "from must.runtime import notes\nnotes.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
     stage(tmp_path, body + f"subprocess.Popen(['cat', {str(tmp_path / 'fifo')!r}])")
     (note,) = read_notes(str(tmp_path))
     assert note.state == "done" and note.lines == ["x"]

@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.http import App
 from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import Images, Teaching
+from must.deploy.review.review import App
 from must.deploy.review.session import Session
 from must.deploy.serve.server import listen, url_of
 from tests.deploy.review.conftest import labels_of
