@@ -35,7 +35,7 @@ WHY = {
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
-SAYS_WHY = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
+KINDS_WITH_REASON = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
 RESUMABLE = {
     "time": "yes, for as long again{progress}",
     "input": "after the input is corrected{progress}",
@@ -153,7 +153,8 @@ def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     resumable = RESUMABLE.get(kind, "yes{progress}")
     resumable = resumable.format(progress=text, progress_or_hint=text or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, reason = WHY[kind].format(code=note.code), last_reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
+    why = WHY[kind].format(code=note.code)
+    reason = last_reason(note) if kind in KINDS_WITH_REASON else plain(note.facts.pod)
     return [
         f"**Why**: {reason} · {why}" if reason else f"**Why**: {why}",
         "",

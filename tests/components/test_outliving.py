@@ -87,7 +87,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     api, fleet, work, digits, monkeypatch, record_property
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
-    monkeypatch.setattr(keepalive, "SIGN_S", 0.2)
+    monkeypatch.setattr(keepalive, "LAUNCHER_HEARTBEAT_S", 0.2)
     _, values = job_values(
         str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier,
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
@@ -101,7 +101,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
         return api.pods["must-key"]
 
     pods = submit()
-    sign = job.sign
+    sign = job.heartbeat
     with keep_alive(sign):
         wait_for(lambda: steps(pods[0]))
     last_sign = time.monotonic()

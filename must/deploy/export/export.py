@@ -60,9 +60,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
         begin("the files")
         library.write(config, bundle, scratch)
-        begin("the library's answers")
+        begin("outputs of the library")
         features = library.features(scratch, images)
-        begin("ours")
+        begin("outputs of the bundle")
         differences = compare_features(bundle, images, features)
         require(
             differences["probability"] < LARGEST_DIFFERENCE,

@@ -108,7 +108,7 @@ def hub_errors(config: PushConfig, hub: str) -> Iterator[None]:
 def reason_of_hub(config: PushConfig, status: int, message: str, error: Exception) -> str:
     team = config.repo.partition("/")[0]
     if isinstance(error, ValueError) and CARD in str(error):
-        return f"does not take the card: {first_line(error)}"
+        return f"rejects the model card: {first_line(error)}"
     match status:
         case 0 if isinstance(error, ValueError):
             return first_line(error)
@@ -117,7 +117,7 @@ def reason_of_hub(config: PushConfig, status: int, message: str, error: Exceptio
         case 401:
             return "needs a valid token (401): set HF_TOKEN to one that may write"
         case 403:
-            return f"does not let you write there (403{message}): the token must be allowed to write, and you in {team}"
+            return f"denies you write access (403{message}): the token must be allowed to write, and you in {team}"
         case 404:
             text = "look at its name, and whether HF_TOKEN may see it"
             return f"has no such repository, branch or team (404{message}): {text}"

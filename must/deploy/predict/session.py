@@ -46,16 +46,16 @@ class OnnxClassifier:
     Args:
         model: the file's bytes, or its local path (needed for a very large one).
         threads: of a forward pass; 0: onnxruntime's default.
-        patient: threads sleep between two passes; by default they wait in busy loops, which slows down decoders.
+        sleeping_threads: they sleep between two passes; by default they wait in busy loops, which slows down decoders.
     """
 
-    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, patient: bool = False) -> None:
+    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, sleeping_threads: bool = False) -> None:
         onnxruntime = load_runtime()
         where = where or str(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings are about graph optimizations
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if patient else "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if sleeping_threads else "1")
         source = model if isinstance(model, bytes) else str(model)
         try:
             self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
@@ -217,7 +217,7 @@ def require_embeddings(classifier: Classifier, flag: str = "--embeddings") -> No
 class Model(NamedTuple):
     """An existing model: the checksum that identifies its predictions, and a function that opens it.
 
-    The argument of `open` is `patient`, as in OnnxClassifier.
+    The argument of `open` is `sleeping_threads`, as in OnnxClassifier.
     """
 
     sha256: str
@@ -233,4 +233,4 @@ def onnx_model(config: PredictConfig) -> Iterator[Model]:
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        yield Model(storage.sha256_of(path), lambda patient: OnnxClassifier(path, uri, config.threads, patient))
+        yield Model(storage.sha256_of(path), lambda sleeping: OnnxClassifier(path, uri, config.threads, sleeping))

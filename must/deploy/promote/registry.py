@@ -31,7 +31,7 @@ from must.base.storage import ConflictError
 
 LATEST = "LATEST"
 MODEL_NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
-PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
+PROMOTION = Kind("must promote", "--version", ".promote.lock", timeout=10.0)
 BUNDLE_FOLDER, ONNX_FOLDER = "bundle", "onnx"  # a version's folders
 
 Folders = dict[str, list[tuple[str, str]]]

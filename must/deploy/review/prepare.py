@@ -92,7 +92,7 @@ class Images:
         return refined_probabilities(*self.tensors, answer_rows(answers, self.numbers))
 
 
-class Teaching:
+class AnswerEffect:
     """Computes the effect of the answers in a thread, as this may take longer than giving the next answer."""
 
     def __init__(self, images: Images) -> None:

@@ -190,13 +190,13 @@ class Questions:
 
     def __init__(self, config: ReviewConfig, app: App, saved: Review | None) -> None:
         self.config, self.app, self.saved = config, app, saved
-        self.stopped, self.teachings = False, list[Any]()
+        self.stopped, self.effects = False, list[Any]()
 
     def close(self) -> None:
         """Ends all threads: none may compute while the program ends."""
         self.stopped = True
-        for teaching in self.teachings:
-            teaching.close()
+        for effect in self.effects:
+            effect.close()
 
     def compute(self) -> None:
         """Raises the errors of `compute_reviews`."""
@@ -220,17 +220,17 @@ class Questions:
             return
 
     def show(self, review: Review, images: Any) -> None:
-        teaching = None
+        effect = None
         if images:
-            from must.deploy.review.prepare import Teaching
+            from must.deploy.review.prepare import AnswerEffect
 
-            teaching = Teaching(images)
-            self.teachings.append(teaching)
+            effect = AnswerEffect(images)
+            self.effects.append(effect)
         if self.app.session:
-            self.app.session.set_review(review, teaching)
+            self.app.session.set_review(review, effect)
             return
         commands = commands_of(self.config)
-        self.app.session = Session(review, self.config.output, self.config.signature, teaching, commands=commands)
+        self.app.session = Session(review, self.config.output, self.config.signature, effect, commands=commands)
 
     def check_stopped(self, done: int, part: int) -> None:
         """Updates the page's text of progress. Raises StoppedError: the program ends."""

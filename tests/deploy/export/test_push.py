@@ -86,9 +86,9 @@ def test_a_public_repository_is_not_taken_for_private(folder, asked, tmp_path):
         (
             READER,
             "team/x",
-            r"does not let you write there \(403: .*\): the token must be allowed to write, and you in team",
+            r"denies you write access \(403: .*\): the token must be allowed to write, and you in team",
         ),
-        (TOKEN, "others/x", r"does not let you write there \(403: .*others.*\): .* and you in others"),
+        (TOKEN, "others/x", r"denies you write access \(403: .*others.*\): .* and you in others"),
     ],
 )
 def test_who_may_not_write_is_told_so_in_one_line(folder, asked, tmp_path, token, repo, message):
@@ -104,7 +104,7 @@ def test_who_may_not_write_is_told_so_in_one_line(folder, asked, tmp_path, token
     ("fault", "fails_at", "later", "message"),
     [
         ("404", "commit", False, r"has no such repository, branch or team \(404"),
-        ("403", "preupload", False, r"does not let you write there \(403"),
+        ("403", "preupload", False, r"denies you write access \(403"),
         ("400", "commit", False, r"refuses it \(400: as asked for\)"),
         ("413", "/large/", False, r"refuses it \(413"),
         ("429", "create", True, r"limits requests from here \(429\): try again later"),
@@ -136,7 +136,7 @@ def test_a_card_that_the_hub_does_not_take(folder, asked, tmp_path):
     (other / "config.json").write_text(json.dumps({}))
     with writable(tmp_path / "hub") as server:
         asked(server.url)
-        with pytest.raises(ValueError, match=r"does not take the card: Invalid metadata in README\.md\. .*license"):
+        with pytest.raises(ValueError, match=r"rejects the model card: Invalid metadata in README\.md\. .*license"):
             push(PushConfig(model=str(other), repo="team/x"))
         assert not server.commits
 

@@ -23,7 +23,7 @@ config = partial(training, epochs=1, batch_size=50, workers=0, checkpoint_every=
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, patience=0))
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, timeout=0))
 
 
 def state(step):
@@ -72,7 +72,7 @@ def read_on_a_rank(environment, uri, folder):
     """Of each rank: the newest checkpoint at a place, and the copies of it in the folder; or why it is refused."""
     os.environ.update(environment)
     tempfile.tempdir = folder
-    checkpoint_module.CHECKPOINTS = replace(CHECKPOINTS, patience=0)
+    checkpoint_module.CHECKPOINTS = replace(CHECKPOINTS, timeout=0)
     with init_distributed("cpu", 60) as world:
         checkpoints, result = Checkpoints(uri), {}
         try:
