@@ -95,7 +95,11 @@ def delete_old(work_uri: str, before: float, current: str = "") -> None:
         runs = notes_of_runs(root, current)
         for run in random.sample(sorted(runs), min(RUNS_CHECKED, len(runs))):
             with suppress(FileNotFoundError):  # another run that ends now may delete it at the same time
-                delete_if_old(storage.join(root, run), runs[run], before)
+                folder = storage.join(root, run)
+                notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in runs[run]]
+                times = [note.started + note.seconds for note in notes if note is not None]
+                if times and max(times) < before:
+                    storage.delete_folder(folder)
     except (OSError, ValueError) as error:
         logger.warning(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}")
 
@@ -108,13 +112,6 @@ def notes_of_runs(root: str, current: str) -> dict[str, list[str]]:
         if run and run != current and name.endswith(".json"):
             runs.setdefault(run, []).append(name)
     return runs
-
-
-def delete_if_old(folder: str, names: Sequence[str], before: float) -> None:
-    """Raises FileNotFoundError, OSError, ValueError: errors of the store."""
-    notes = [note for name in names if (note := note_of(storage.read_bytes(storage.join(folder, name)))) is not None]
-    if notes and all(note.started + note.seconds < before for note in notes):
-        storage.delete_folder(folder)
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:

@@ -131,7 +131,6 @@ def header_of(name: str, size: int) -> bytes:
 
 
 def npy(values: np.ndarray) -> bytes:
-    """The bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return buffer.getvalue()
