@@ -1,6 +1,4 @@
-"""Dataclasses as JSON objects, and named tuples as lists: `dataclasses.asdict` writes them,
-`record_of` reads them and checks every value.
-"""
+"""Dataclasses as JSON objects, named tuples as lists: `asdict` writes them, `record_of` reads and checks them."""
 
 import dataclasses
 import math

@@ -39,7 +39,7 @@ MAX_LINES = 40  # lines
 # Seconds to wait for the last lines: a child that outlives the stage keeps the pipe open for longer.
 DRAIN_TIMEOUT = 5.0
 NOT_WRITTEN = ("source", "changed")
-LARGEST_TIME = 3e12  # seconds that the functions of `time` accept
+LARGEST_NUMBER = 3e12  # in a note; as seconds, the functions of `time` accept it
 
 
 class Tail:
@@ -223,8 +223,10 @@ def note_of(data: bytes) -> Note | None:
 def parse_note(content: dict[str, Any]) -> Note:
     facts = {name: value for name, value in (content.get("facts") or {}).items() if value is not None}
     note = record_of(Note, content | {"facts": facts})
-    times = [note.started, note.seconds, *(attempt.seconds for attempt in note.tries)]
-    require(all(abs(time) < LARGEST_TIME for time in times), "a time of another kind")
+    numbers = [note.started, note.seconds, note.signalled, note.code, note.facts.pictures]
+    numbers += [note.facts.top1 or 0, note.facts.before or 0]
+    numbers += [number for attempt in note.tries for number in (attempt.seconds, attempt.code or 0)]
+    require(all(abs(number) < LARGEST_NUMBER for number in numbers), "a number of another kind")
     return note
 
 
