@@ -325,7 +325,6 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.deploy.labels.sort",
         "must.deploy.promote.promote",
         "must.runtime.check",
-        "must.runtime.decision",
         "must.runtime.evaluation",
         "must.runtime.inputs",
         "must.runtime.stages",

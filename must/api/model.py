@@ -16,7 +16,7 @@ from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import find_model, zero_shot
 from must.deploy.predict.images import Options, Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
-from must.deploy.predict.session import Classifier, threshold
+from must.deploy.predict.session import Classifier, require_embeddings, threshold
 from must.deploy.predict.writer import Prediction
 
 
@@ -72,7 +72,7 @@ class Model:
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
         if embeddings:
-            self._classifier.require_embeddings("embeddings")
+            require_embeddings(self._classifier, "embeddings")
         unsure = threshold(abstain, self._classifier.metadata, self.where)
         settings = Options(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
         predictions = Predictions()

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from must.base.console import attach
 from must.base.errors import MustError, TransientError, UserError
@@ -31,36 +31,24 @@ RANK_DELAY_S = 10  # seconds that the other ranks wait: torchrun shows only the 
 
 @contextmanager
 def exiting(command: str) -> Iterator[None]:
-    """Turns the block's errors into exit codes (see `fail`) and SIGTERM into 75, and prints its log on the console.
-
-    Raises:
-        SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through, with
-            its traceback.
-    """
+    """Turns the block's errors into a line on standard error and an exit code, and SIGTERM into 75; prints its log on
+    the console.
+    Raises SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through,
+    with its traceback."""
     attach()
     try:
         with ending_on_sigterm(command):
             yield
     except (MustError, OSError, MemoryError) as error:
-        fail(command, error)
-
-
-def fail(command: str, error: Exception) -> NoReturn:
-    """Prints one line; exits with 2 for wrong input, 73 if another run holds a lock, 75 for a temporary error.
-
-    Raises any other error again.
-    """
-    code = code_of(error)
-    if code == BUG:
-        raise error
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(RANK_DELAY_S)
-    print(f"must {command}: {line_of(error)}", file=sys.stderr)
-    raise SystemExit(code)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(RANK_DELAY_S)
+        print(f"must {command}: {line_of(error)}", file=sys.stderr)
+        raise SystemExit(code_of(error)) from error
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code of a program that ends with `error`."""
+    """The exit code of a program that ends with `error`: 2 for wrong input, 73 if another run holds a lock, 75 for a
+    temporary error."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else BUG if error.code else 0
     if isinstance(error, HeldError | LockLostError):
@@ -71,7 +59,6 @@ def code_of(error: BaseException) -> int:
 
 
 def line_of(error: BaseException) -> str:
-    """The error message as one line."""
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST_LINE)
     text = str(error).strip()

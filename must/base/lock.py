@@ -50,7 +50,7 @@ class Kind:
     command: str
     flag: str
     name: str
-    patience: float = 0.0  # seconds to wait for the owner of a local lock, which may be about to end
+    timeout: float = 0.0  # seconds to wait for the owner of a local lock, which may be about to end
 
     def refusal(self, folder: str, owner: str) -> str:
         return (
@@ -65,7 +65,7 @@ def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
     Raises HeldError: another run holds it; CannotLockError: the file system does not support locks."""
     path = storage.join(folder, kind.name)
     if storage.is_remote(folder):
-        owner = Beat(path, kind)
+        owner = BucketLock(path, kind)
         owner.acquire()
         with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
             yield owner.check
@@ -78,7 +78,7 @@ def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
 def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
     import fcntl  # not at the top: Windows does not have it, and predicting imports this module
 
-    deadline = time.monotonic() + kind.patience
+    deadline = time.monotonic() + kind.timeout
     while True:
         with storage.disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
         os.close(descriptor)
     try:
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, whoami().encode())
+        os.write(descriptor, owner_text().encode())
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -129,13 +129,13 @@ def in_turn(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class Beat:
+class BucketLock:
     """A lock in a bucket: an object that holds its owner's heartbeat."""
 
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
         self.generation: storage.Generation = 0
-        self.identity = {"who": whoami(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
+        self.identity = {"who": owner_text(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
         self.writing = threading.Lock()
         self.lost = False
         self.last_beat = time.monotonic()  # start time of the last successful heartbeat
@@ -236,7 +236,7 @@ def pid_scope() -> dict[str, str]:
     return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
-def whoami() -> str:
+def owner_text() -> str:
     """The owner of a lock, for messages: the run of the pipeline, if there is one, and the process."""
     run = f"run {os.environ[RUN_ID]}, " if os.environ.get(RUN_ID) else ""
     return f"{run}process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"

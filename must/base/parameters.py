@@ -143,9 +143,7 @@ def part_of(config: StageConfig, kind: type[Part], **others: Any) -> Part:
 
 def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) -> Config:
     """A stage's parameters: flags override the YAML `file`, which overrides the defaults.
-
-    Raises:
-        ValueError: an unknown name (the message suggests a similar one), a value of a wrong type, or a missing one.
+    Raises ValueError: an unknown name (the message suggests a similar one), a value of a wrong type, or a missing one.
     """
     values = (read_yaml(stage, file) if file else {}) | flags
     check_names(stage, values, "parameters")
@@ -214,11 +212,8 @@ def settings_of(
 
 def with_name(where: str, stage: type[Config], **values: Any) -> Config:
     """Checks a stage's parameters, with the placeholder "-" for required ones that are missing.
-
-    Raises:
-        ValueError: a value that the stage refuses. The message begins with `where`, if that is not ''; if it begins
-            with the flag of that name, `where` replaces the flag.
-    """
+    Raises ValueError: a value that the stage refuses. The message begins with `where`, if that is not ''; if it begins
+    with the flag of that name, `where` replaces the flag."""
     placeholders = {f.name: "-" for f in parameters_of(stage) if is_required(f)}
     try:
         return stage(**placeholders | values)

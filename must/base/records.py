@@ -1,9 +1,9 @@
-"""Dataclasses as JSON objects: `dataclasses.asdict` writes them, `record_of` reads them and checks every value."""
+"""Dataclasses as JSON objects, named tuples as lists: `asdict` writes them, `record_of` reads and checks them."""
 
 import dataclasses
 import math
 from functools import cache
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from must.base.errors import UserError
@@ -38,8 +38,12 @@ def value_of(kind: Any, value: Any, where: str) -> Any:
         return kind(**values)
     if origin is list and isinstance(value, list):
         return [value_of(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
-        return tuple(value_of(argument, item, where) for argument, item in zip(arguments, value, strict=True))
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        if len(value) == len(kinds):
+            return tuple(value_of(kind, item, where) for kind, item in zip(kinds, value, strict=True))
+    if isinstance(kind, type) and issubclass(kind, tuple) and hints_of(kind):  # a NamedTuple
+        return kind(*value_of(GenericAlias(tuple, tuple(hints_of(kind).values())), value, where))
     if origin is dict and isinstance(value, dict):
         return {name: value_of(arguments[1], item, f"{where}.{name}".strip(".")) for name, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):

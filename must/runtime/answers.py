@@ -43,9 +43,7 @@ def answers_may_decide(bundle: str, gate: str) -> bool:
 def write_page(work_uri: str, *, key: str, bundle: str, classifier: str, output: str) -> dict[str, Any]:
     """Writes the page to the folder `output` and, with the review, to the review's folder. Pictures with an answer are
     left out.
-
-    Returns:
-        `place`, the review's folder; `pictures`, their number on the page; `text`, what the answers so far measure.
+    Returns `place`, the review's folder; `pictures`, their number on the page; `text`, what the answers so far measure.
     """
     from must.data.loading.reader import open_reader  # imports Pillow, which other functions of this module do not need
     from must.deploy.review.page import Pictures, self_contained
@@ -118,13 +116,8 @@ def has_new_answers(work_uri: str, key: str) -> bool:
 
 def add_answers(work_uri: str, file: str, review_uri: str = "") -> str:
     """Adds a file of answers to the existing ones; returns a line: the review's folder, and what its answers measure.
-
-    Args:
-        review_uri: folder of the review to which they belong; if '', the one that has most of the file's pictures.
-
-    Raises:
-        ValueError: no such file, or lines that are no answers, or about other pictures, or with other classes.
-    """
+    `review_uri`: folder of the review to which they belong; if '', the one that has most of the file's pictures.
+    Raises ValueError: no such file, or lines that are no answers, or about other pictures, or with other classes."""
     require(storage.exists(file), f"{file}: no such file; the page saves it as {ANSWERS_FILE}")
     answered = read_answers(file).keys()
     require(bool(answered), f"{file}: there are no answers in it")
@@ -141,9 +134,6 @@ def add_answers(work_uri: str, file: str, review_uri: str = "") -> str:
 
 def review_uris(work_uri: str) -> Iterator[str]:
     root = WorkUri(work_uri).reviews
-    try:
-        for entry in storage.list_files(root):
-            if entry.name.endswith(f"/{REVIEW_FILE}"):
-                yield storage.join(root, entry.name.removesuffix(f"/{REVIEW_FILE}"))
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    for entry in storage.list_existing(root):
+        if entry.name.endswith(f"/{REVIEW_FILE}"):
+            yield storage.join(root, entry.name.removesuffix(f"/{REVIEW_FILE}"))

@@ -28,19 +28,20 @@ def evaluate(
     work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
     link: str = "",
 ) -> Evaluated:  # fmt: skip
-    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows; `link` is its
-    URL on Kubeflow's page."""
+    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows (`link` is its
+    URL there), and to the run's notes, for a link in the summary."""
+    notes = WorkUri(work_uri).notes(os.environ.get(RUN_ID, ""))
     with stage_note(work_uri, "evaluate") as note:
         metrics: Metrics = call(
             "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
             split=split, output=details,
         )  # fmt: skip
-        storage.write_bytes(report, storage.read_bytes(storage.join(details, REPORT_FILE)))
+        page, copy = storage.read_bytes(storage.join(details, REPORT_FILE)), storage.join(notes, REPORT_FILE)
+        for uri in (report, copy):
+            storage.write_bytes(uri, page)
         note.result = headline(metrics)
         top1 = accuracy(metrics)
-        note.facts = Facts(
-            top1=top1.get("top1"), before=top1.get("before"), report=keep_report(work_uri, report), report_link=link
-        )
+        note.facts = Facts(top1=top1.get("top1"), before=top1.get("before"), report=copy, report_link=link)
     matrix = metrics.confusion.get("adapted", {}).get("matrix")
     return Evaluated(top1.get("top1", -1.0), figures(metrics), metrics.classes, matrix or [])
 
@@ -73,13 +74,6 @@ def accuracy(metrics: Metrics) -> dict[str, float]:
     """Top-1 accuracy of the model (`top1`) and of its baseline (`before`), if there are labels."""
     pair = {"top1": metrics.adapted, "before": metrics.baseline}
     return {name: scores.top1 for name, scores in pair.items() if scores}
-
-
-def keep_report(work_uri: str, report: str) -> str:
-    """Copies the report to the run's notes, for a link in the summary; returns the copy's URI."""
-    uri = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
-    storage.write_bytes(uri, storage.read_bytes(report))
-    return uri
 
 
 def headline(metrics: Metrics) -> str:

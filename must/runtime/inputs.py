@@ -11,7 +11,7 @@ from must.base.errors import UserError
 from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.deploy.promote.followers import check_access
+from must.deploy.promote.external_registries import check_access
 from must.method.model.hub import is_folder
 from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
@@ -22,14 +22,12 @@ PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permission
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
+    Raises ValueError: a later stage would fail: a wrong parameter or class file, a missing model, a folder without
+    write permission, a registry that refuses access; TransientError if the problem may be temporary.
 
     Args:
         values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
         work_uri: if given, the folders to which later stages write are tested.
-
-    Raises:
-        ValueError: a later stage would fail: a wrong parameter or class file, a missing model, a folder without write
-            permission, a registry that refuses access; TransientError if the problem may be temporary.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
     from must.runtime.check import check_run
@@ -95,10 +93,7 @@ def versions_of(uri: str) -> list[Any]:
     """Sizes and generations of a file, or of the files in a folder; empty for the name of a model."""
     if not uri:
         return []
-    try:
-        if storage.generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
-            return [storage.size(uri), storage.generation(uri)]
-        entries = sorted(storage.list_files(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    if storage.generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
+        return [storage.size(uri), storage.generation(uri)]
+    entries = sorted(storage.list_existing(uri))
     return [[entry.name, entry.size, storage.generation(storage.join(uri, entry.name))] for entry in entries]

@@ -21,7 +21,7 @@ from must.base.exits import line_of
 
 logger = logging.getLogger(__name__)
 
-SIGN_S = 30.0  # seconds between heartbeats
+LAUNCHER_HEARTBEAT_S = 30.0  # seconds between heartbeats
 SILENCE = 900.0  # seconds without a heartbeat: longer than the restart of a pod whose machine was lost
 
 
@@ -29,7 +29,7 @@ SILENCE = 900.0  # seconds without a heartbeat: longer than the restart of a pod
 def keep_alive(uri: str) -> Iterator[None]:
     """Renews the heartbeat at `uri` while the block runs."""
     write_heartbeat(uri)
-    with every(SIGN_S, partial(write_heartbeat, uri)):
+    with every(LAUNCHER_HEARTBEAT_S, partial(write_heartbeat, uri)):
         yield
 
 
@@ -57,7 +57,7 @@ def stop_when_orphaned(uri: str, silence: float) -> Iterator[None]:
 
 def watch(uri: str, silence: float, done: threading.Event) -> None:
     last, since = b"", time.monotonic()
-    while not done.wait(min(SIGN_S, silence / 4)):
+    while not done.wait(min(LAUNCHER_HEARTBEAT_S, silence / 4)):
         try:
             current = storage.read_bytes(uri)
         except FileNotFoundError:

@@ -35,9 +35,7 @@ def lineage(work_uri: str, registry: Registry, version: str, run_id: str) -> dic
 
     Inputs are the shards, with the sha256 of their index, and the pretrained model, with that of its weights. Outputs
     are the version and the files of its models. Class names and prompts are in the bundle.
-
-    Args:
-        run_id: Kubeflow's id; if it is no UUID, a UUID is computed from it and `work_uri`.
+    `run_id`: Kubeflow's id; if it is no UUID, a UUID is computed from it and `work_uri`.
     """
     provenance = load_description(registry.bundle(version)).provenance
     inputs = [dataset(WorkUri(work_uri).shards, provenance.index_sha256)]

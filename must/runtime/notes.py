@@ -9,15 +9,17 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from must.base import storage
 from must.base.background import every
@@ -25,15 +27,82 @@ from must.base.exits import BUG, code_of, line_of
 from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.base.records import record_of
+from must.base.text import without_secrets
 from must.runtime.places import WorkUri
-from must.runtime.tail import Tail
 
 logger = logging.getLogger(__name__)
 
 NOTE_S = 60.0  # seconds between two writes of a running stage's note
 FIRST = 4.0  # seconds before the first write; doubled up to NOTE_S
 RESULT_FILE_ENV = "MUST_NOTE"  # environment variable: the file through which a stage passes facts to its supervisor
+MAX_LINES = 40  # lines
+# Seconds to wait for the last lines: a child that outlives the stage keeps the pipe open for longer.
+DRAIN_TIMEOUT = 5.0
 NOT_WRITTEN = ("source", "changed")
+LARGEST_NUMBER = 3e12  # in a note; as seconds, the functions of `time` accept it
+
+
+class Tail:
+    """A context in which file descriptors 1 and 2 are pipes, whose data is recorded and passed on.
+
+    Replacing sys.stdout would miss the output of torchrun's processes and of C libraries. All lines are recorded when
+    the context ends; before that, some may still be in a pipe.
+    """
+
+    def __init__(self) -> None:
+        self.last_lines: deque[str] = deque(maxlen=MAX_LINES)
+        self.lock = threading.Lock()
+        self.originals: dict[int, int] = {}  # descriptor -> a duplicate of its original target
+        self.readers: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        for descriptor in (1, 2):
+            read_end, write_end = os.pipe()
+            self.originals[descriptor] = os.dup(descriptor)
+            flush()
+            os.dup2(write_end, descriptor)
+            os.close(write_end)
+            reader = threading.Thread(target=self.pass_on, args=(read_end, self.originals[descriptor]), daemon=True)
+            reader.start()
+            self.readers.append(reader)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        flush()
+        for descriptor, original in self.originals.items():
+            os.dup2(original, descriptor)  # closes the write end: the reader gets the remaining data, then the end
+        deadline = time.monotonic() + DRAIN_TIMEOUT
+        for reader in self.readers:
+            reader.join(timeout=max(0.0, deadline - time.monotonic()))
+        for reader, original in zip(self.readers, self.originals.values(), strict=True):
+            if not reader.is_alive():
+                os.close(original)
+
+    def lines(self) -> list[str]:
+        flush()
+        with self.lock:
+            return list(self.last_lines)
+
+    def add(self, text: str) -> None:
+        with self.lock:
+            self.last_lines.extend(without_secrets(text.rstrip()).splitlines())
+
+    def pass_on(self, source: int, target: int) -> None:
+        pending = b""
+        while data := os.read(source, 65536):
+            with suppress(OSError):
+                os.write(target, data)
+            *complete, pending = (pending + data).split(b"\n")
+            for line in complete:  # of a progress bar only the last state
+                self.add(line.rstrip(b"\r").rsplit(b"\r", 1)[-1].decode(errors="replace"))
+        self.add(pending.decode(errors="replace"))
+        os.close(source)
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):
+            stream.flush()
 
 
 @dataclass
@@ -59,15 +128,18 @@ class Facts:
     version: str = ""  # promote: the new champion
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
-    @classmethod
-    def of(cls, content: dict[str, Any]) -> "Facts":
-        """Raises ValueError: a value of a wrong type. Names unknown to this version are ignored."""
-        facts = record_of(cls, {name: value for name, value in content.items() if value is not None})
-        require(all(map(is_moderate, (facts.top1 or 0, facts.before or 0, facts.pictures))), "a value of another kind")
-        return facts
-
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value or isinstance(value, float)}
+
+
+@dataclass(frozen=True)
+class Try:
+    """An earlier attempt, which failed."""
+
+    code: int | None  # None: it ended without an exit code
+    seconds: float
+    host: str
+    line: str  # the last one of its log
 
 
 @dataclass
@@ -81,7 +153,7 @@ class Note:
     facts: Facts = field(default_factory=Facts)  # the results, for programs
     checkpoints: str = ""  # folder of the checkpoints from which a retry resumes
     signalled: float = 0.0  # time of a SIGTERM, in seconds since 1970
-    tries: list[dict[str, Any]] = field(default_factory=list)  # earlier failed attempts: code, seconds, host, line
+    tries: list[Try] = field(default_factory=list)
     host: str = field(default_factory=socket.gethostname)
     lines: list[str] = field(default_factory=list)  # the last lines of the log
     source: Path | None = None  # the file that the supervised process writes (RESULT_FILE_ENV)
@@ -93,11 +165,10 @@ class Note:
             with suppress(OSError, ValueError):
                 content = json.loads(self.source.read_text())
                 self.result, self.checkpoints = content["result"], content["checkpoints"]
-                self.facts = Facts.of(self.facts.to_dict() | content["facts"])
+                self.facts = record_of(Facts, self.facts.to_dict() | content["facts"])
 
     def failed_try(self, code: int | None, seconds: float, line: str) -> None:
-        """Adds an attempt to `tries`. `code` is None if it ended without an exit code."""
-        self.tries.append({"code": code, "seconds": round(seconds, 1), "host": self.host, "line": line[:300]})
+        self.tries.append(Try(code, round(seconds, 1), self.host, line[:300]))
 
 
 @contextmanager
@@ -139,10 +210,7 @@ def stage_note(
 def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
     """The run's notes, in the order in which the stages started."""
     folder = WorkUri(work_uri).notes(run_id)
-    try:
-        names = [entry.name for entry in storage.list_files(folder) if entry.name.endswith(".json")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = [entry.name for entry in storage.list_existing(folder) if entry.name.endswith(".json")]
     notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted((note for note in notes if note is not None), key=lambda note: note.started)
 
@@ -153,30 +221,16 @@ def note_of(data: bytes) -> Note | None:
 
 
 def parse_note(content: dict[str, Any]) -> Note:
-    known = {f.name for f in fields(Note)} - {*NOT_WRITTEN, "facts"}
-    note = Note(**{name: value for name, value in content.items() if name in known})
-    note.facts = Facts.of(content.get("facts") or {})
-    require(is_sound(note), "a value of another kind")
+    facts = {name: value for name, value in (content.get("facts") or {}).items() if value is not None}
+    note = record_of(Note, content | {"facts": facts})
+    numbers = [note.started, note.seconds, note.signalled, note.code, note.facts.pictures]
+    numbers += [note.facts.top1 or 0, note.facts.before or 0]
+    numbers += [number for attempt in note.tries for number in (attempt.seconds, attempt.code or 0)]
+    require(all(abs(number) < LARGEST_NUMBER for number in numbers), "a number of another kind")
     return note
 
 
-def is_sound(note: Note) -> bool:
-    """Whether each value has the right type. May raise TypeError, KeyError or AttributeError if one has not."""
-    texts = [note.stage, note.state, note.result, note.checkpoints, note.host, *note.lines]
-    numbers = [note.started, note.seconds, note.signalled, note.code]
-    for attempt in note.tries:
-        texts += [attempt["host"], attempt["line"]]
-        numbers += [attempt["seconds"], attempt["code"] or 0]
-    valid = all(map(is_moderate, numbers)) and all(isinstance(text, str) for text in texts)
-    return valid and isinstance(note.lines, list)
-
-
-def is_moderate(number: Any) -> bool:
-    """Whether it is a number, and small enough that the functions of `time` accept it as seconds."""
-    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 3e12
-
-
-def earlier_tries(uri: str) -> list[dict[str, Any]]:
+def earlier_tries(uri: str) -> list[Try]:
     """The failed attempts of this stage in this run: its pod vanished, or it failed, and it was started again."""
     try:
         note = note_of(storage.read_bytes(uri))
@@ -216,7 +270,7 @@ def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Co
 
 def content_of(note: Note) -> dict[str, Any]:
     content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
-    return content | {"facts": note.facts.to_dict()}
+    return content | {"facts": note.facts.to_dict(), "tries": [asdict(attempt) for attempt in note.tries]}
 
 
 def write_note(uri: str, note: Note, tail: Tail) -> None:

@@ -34,7 +34,7 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
             return Outcome("failed", False, "Run stopped: another run promoted a model meanwhile; run it again")
         if kind == "held":
             return Outcome("failed", False, f"Run stopped: {other_run(failure)} is writing to this work_uri")
-        return Outcome("failed", False, f"Run failed: {failure.stage}: {IN_SHORT[kind]}")
+        return Outcome("failed", False, f"Run failed: {failure.stage}: {SHORT_REASONS[kind]}")
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
@@ -131,7 +131,7 @@ def facts_of(notes: dict[str, Note], stage: str) -> Facts:
 
 # Failures.
 def failure_kind(note: Note) -> str:
-    """A key of IN_SHORT and of summary.py's explanations."""
+    """A key of SHORT_REASONS and of summary.py's explanations."""
     if note.signalled:
         return "stopped"
     if note.state == "running":
@@ -148,7 +148,7 @@ def other_run(note: Note) -> str:
     return f"another run, {run_id}," if run_id else "another program"
 
 
-IN_SHORT = {
+SHORT_REASONS = {
     "interrupted": "a dependency failed",
     "silent": "its pod is gone",
     "input": "the input is wrong",

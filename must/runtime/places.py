@@ -21,7 +21,7 @@ class JobUri:
         self.description = storage.join(uri, "job.yaml")  # the parameters of training
         self.classifier = storage.join(uri, CLASSIFIER_FILE)
         self.bundle = storage.join(uri, "bundle")  # the model that the nodes write
-        self.sign = storage.join(uri, "launcher.json")  # the launcher's heartbeat
+        self.heartbeat = storage.join(uri, "launcher.json")  # of the launcher
 
 
 class WorkUri:

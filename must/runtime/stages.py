@@ -8,28 +8,36 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from must.api.stages import call
 from must.base import storage
+from must.base.exits import line_of
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
 from must.base.lock import RUN_ID
 from must.base.records import record_of
+from must.base.text import encoded
 from must.config.defaults import parts_of
 from must.data.format.index import Index, load_index
-from must.deploy.promote.registry import Registry
+from must.deploy.promote.promote import version_of
+from must.deploy.promote.registry import Latest, Registry, is_of
+from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
+from must.evaluation.result import read_metrics
+from must.method.model.bundle import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.provenance import run_key
-from must.runtime import answers
+from must.runtime.answers import PAGE, answers_may_decide, has_new_answers, write_page
 from must.runtime.check import sharding_settings, training_settings
-from must.runtime.decision import LEFT_TO_PEOPLE, gate, model_facts, promote
-from must.runtime.evaluation import evaluate
+from must.runtime.evaluation import accuracy, evaluate, plain
 from must.runtime.inputs import check_inputs, inputs_fingerprint
+from must.runtime.lineage import write_lineage
 from must.runtime.notes import Facts, read_notes, stage_note
-from must.runtime.outcome import NOTHING_NEW
+from must.runtime.outcome import NOTHING_NEW, WAITS
 from must.runtime.places import WorkUri
-from must.runtime.training import train
+from must.runtime.training import origin, train
 
 
 def part_name(stage: str, part: str) -> str:
@@ -139,9 +147,7 @@ def classifier(
     is intact, else a new one; its model is written to WORK_URI/models.
 
     The orchestrator's cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
-
-    Args:
-        fingerprint: a hash of the contents of class file and model; '' to compute it.
+    `fingerprint`: a hash of the contents of class file and model; '' to compute it.
     """
     work = WorkUri(work_uri)
     with stage_note(work_uri, "classifier") as note:
@@ -184,22 +190,22 @@ class Champion:
     action: str  # train, or nothing new
 
 
+LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that people's answers may still change
+
+
 def champion(
     work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
     settings: dict[str, Any], epochs: int, only_new: bool,
 ) -> Champion:  # fmt: skip
     """Reads the registry, which may be empty.
-
-    Args:
-        only_new: do not train if there is a decision on a run with the same data, classes and settings, unless it was
-            left to people, whose answers have come since.
-    """
+    `only_new`: do not train if there is a decision on a run with the same data, classes and settings, unless it was
+    left to people, whose answers have come since."""
     models = Registry(WorkUri(work_uri).registry(registry_uri), name)
     with stage_note(work_uri, "champion") as note:
         latest = models.latest().version
         key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
         decided = models.decision(key) if only_new else None
-        if decided and decided["outcome"] == LEFT_TO_PEOPLE and answers.has_new_answers(work_uri, key):
+        if decided and decided["outcome"] == LEFT_TO_PEOPLE and has_new_answers(work_uri, key):
             decided = None
         note.result = f"champion: {latest or 'none yet'}"
         if decided:
@@ -211,12 +217,84 @@ def champion(
     return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else "train")
 
 
+def gate(
+    work_uri: str, *, bundle: str, details: str, registry_uri: str, model_name: str, key: str, champion: str,
+    champion_uri: str, gate: str, settings: dict[str, Any], split: str, decision: str, page: str,
+) -> Literal["promote", "ask", "stop"]:  # fmt: skip
+    """The stage. If there is a champion, the model is also evaluated against it, and must pass that gate too.
+
+    The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume.
+    """
+    facts, against = Facts(), "the zero-shot model"
+    metrics = storage.join(details, METRICS_FILE)
+    with stage_note(work_uri, "gate") as note, tempfile.TemporaryDirectory() as folder:
+        if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
+            logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
+            champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
+        if champion_uri and gate != "none":
+            index_sha256 = read_metrics(metrics, "metrics").data.index_sha256
+            call(
+                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards,
+                index_sha256=index_sha256, split=split, output=folder,
+            )  # fmt: skip
+            against = f"the champion, {champion}"
+            champion_metrics = f"{folder}/{METRICS_FILE}"
+            facts = Facts(against=against, before=accuracy(read_metrics(champion_metrics, "metrics")).get("before"))
+            if gate == "labelled":
+                metrics = champion_metrics
+        result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        if champion_uri and gate in ("label-free", "reviewed"):
+            result = against_champion(result, call("gate", metrics=champion_metrics, gate=gate, **settings))
+            storage.write_bytes(decision, result.to_json())
+        waits = not result.passed and answers_may_decide(bundle, gate)
+        hint = "\nPeople's answers may decide: see the stage *review*.\n" if waits else ""
+        storage.write_bytes(page, encoded(as_markdown(result, against) + hint))
+        if not result.passed:
+            registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
+            registry.decide(key, LEFT_TO_PEOPLE if waits else "stopped", result.reasons)
+            logger.info("the model is not promoted; it stays among this run's artifacts")
+        outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
+        note.facts = replace(facts, outcome=WAITS if waits else outcome, reasons=result.reasons)
+        note.result = f"{note.facts.outcome} ({result.gate})"
+    return "promote" if result.passed else "ask" if waits else "stop"
+
+
+def promote(
+    work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str, model_name: str, key: str,
+    champion: str, register: str, output: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The stage: promotes the model, records the decision for this data, and writes the version's facts to `output`."""
+    uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
+    with stage_note(work_uri, "promote") as note:
+        latest: Latest = call(
+            "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
+            champion=champion, register=register,
+        )  # fmt: skip
+        registry = Registry(uri, model_name)
+        registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
+        try:
+            write_lineage(work_uri, registry, latest.version)
+        except (ValueError, OSError) as error:  # only a warning: the model is promoted already
+            logger.warning(f"must promote: the version's lineage could not be written: {line_of(error)}")
+        facts = {"version": latest.version, "registry": registry.uri_of(latest.version), **model_facts(bundle, details)}
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(facts, indent=1))
+        note.result, note.facts = f"promoted as {latest.version}", Facts(version=latest.version)
+    return facts
+
+
+def model_facts(bundle: str, details: str) -> dict[str, Any]:
+    """Metadata of a model artifact: accuracy, if there are labels, and the revisions of data and code."""
+    metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
+    return plain(origin(bundle) | {"accuracy": accuracy(metrics).get("top1")})
+
+
 def review(work_uri: str, *, key: str, bundle: str, classifier: str, output: str, link: str = "") -> dict[str, Any]:
     """Writes the page with questions; returns its folder and number of pictures. `link`: its URL at Kubeflow's page."""
     with stage_note(work_uri, "review") as note:
-        page = answers.write_page(work_uri, key=key, bundle=bundle, classifier=classifier, output=output)
+        page = write_page(work_uri, key=key, bundle=bundle, classifier=classifier, output=output)
         note.result = f"{page['pictures']:,} pictures on the page. {page['text']}"
-        note.facts = Facts(page=storage.join(page["place"], answers.PAGE), page_link=link, **page)
+        note.facts = Facts(page=storage.join(page["place"], PAGE), page_link=link, **page)
     return page
 
 

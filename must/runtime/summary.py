@@ -35,7 +35,7 @@ WHY = {
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
 }
-SAYS_WHY = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
+KINDS_WITH_REASON = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
 RESUMABLE = {
     "time": "yes, for as long again{progress}",
     "input": "after the input is corrected{progress}",
@@ -88,16 +88,18 @@ def delete_old(work_uri: str, before: float, current: str = "") -> None:
     """Deletes the notes of runs that have written none since `before` (seconds since 1970), as live runs do.
 
     A failure, such as a missing permission or an unreachable store, is only a warning.
-
-    Args:
-        current: id of the run whose notes are never deleted, for the case of a wrong clock.
+    `current`: id of the run whose notes are never deleted, for the case of a wrong clock.
     """
     root = WorkUri(work_uri).every_runs_notes
     try:
         runs = notes_of_runs(root, current)
         for run in random.sample(sorted(runs), min(RUNS_CHECKED, len(runs))):
             with suppress(FileNotFoundError):  # another run that ends now may delete it at the same time
-                delete_if_old(storage.join(root, run), runs[run], before)
+                folder = storage.join(root, run)
+                notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in runs[run]]
+                times = [note.started + note.seconds for note in notes if note is not None]
+                if times and max(times) < before:
+                    storage.delete_folder(folder)
     except (OSError, ValueError) as error:
         logger.warning(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}")
 
@@ -110,13 +112,6 @@ def notes_of_runs(root: str, current: str) -> dict[str, list[str]]:
         if run and run != current and name.endswith(".json"):
             runs.setdefault(run, []).append(name)
     return runs
-
-
-def delete_if_old(folder: str, names: Sequence[str], before: float) -> None:
-    """Raises FileNotFoundError, OSError, ValueError: errors of the store."""
-    notes = [note for name in names if (note := note_of(storage.read_bytes(storage.join(folder, name)))) is not None]
-    if notes and all(note.started + note.seconds < before for note in notes):
-        storage.delete_folder(folder)
 
 
 def links(notes: list[Note], run_id: str) -> list[str]:
@@ -155,7 +150,8 @@ def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
     resumable = RESUMABLE.get(kind, "yes{progress}")
     resumable = resumable.format(progress=text, progress_or_hint=text or ": nothing is lost")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    why, reason = WHY[kind].format(code=note.code), last_reason(note) if kind in SAYS_WHY else plain(note.facts.pod)
+    why = WHY[kind].format(code=note.code)
+    reason = last_reason(note) if kind in KINDS_WITH_REASON else plain(note.facts.pod)
     return [
         f"**Why**: {reason} · {why}" if reason else f"**Why**: {why}",
         "",
@@ -208,9 +204,9 @@ def tried(note: Note) -> str:
     if not note.tries:
         return "once; no retry happened"
     earlier = ", ".join(
-        f"{'no exit code' if attempt['code'] is None else 'exit code ' + str(attempt['code'])} after "
-        f"{clock(attempt['seconds'])}" for attempt in note.tries
-    )  # fmt: skip
+        f"{'no exit code' if attempt.code is None else f'exit code {attempt.code}'} after {clock(attempt.seconds)}"
+        for attempt in note.tries
+    )
     return f"{len(note.tries) + 1} times; before: {earlier}"
 
 

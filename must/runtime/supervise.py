@@ -76,13 +76,11 @@ def supervised(
     **values: Parameters.kwargs,
 ) -> Result:
     """Calls `function` with `work_uri` and `values` in another process; returns its result.
+    Raises SystemExit: with the exit code of the last try; 137 if it was killed.
 
     Args:
         stage: the note's name.
         function: a module's function. Its parameters are JSON values; it returns a JSON value or a dataclass of these.
-
-    Raises:
-        SystemExit: with the exit code of the last try; 137 if it was killed.
     """
     if stage != INPUTS:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))

@@ -51,10 +51,8 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
     """Runs `must train` in `processes` processes; returns the run's summary, read from the written model.
 
     A SIGTERM is forwarded, so that the processes save a checkpoint before they stop.
-
-    Raises:
-        SystemExit: the processes failed. The code is that of the process that ended first: 2, wrong input (with a line
-            on standard error); 75, stopped and resumable.
+    Raises SystemExit: the processes failed. The code is that of the process that ended first: 2, wrong input (with a
+    line on standard error); 75, stopped and resumable.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)

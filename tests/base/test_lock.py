@@ -38,7 +38,7 @@ def hold(place):
 
 
 def test_a_local_lock_names_its_owner_and_is_free_once_that_is_killed(tmp_path):
-    impatient = replace(CHECKPOINTS, patience=0)
+    impatient = replace(CHECKPOINTS, timeout=0)
     process = hold(tmp_path)
     message = rf"another `must train` \(process {process.pid} on .*--checkpoints"
     with pytest.raises(ValueError, match=message), lock.locked(str(tmp_path), impatient):
@@ -136,8 +136,8 @@ def test_a_run_deletes_its_own_lock_and_not_its_successors(bucket_server):
 @pytest.fixture
 def left(bucket_server):
     """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.base.lock import Beat; from must.data.shards.workdir import SHARDS_LOCK; "
-    code += "print(json.dumps(Beat('gs://b/x', SHARDS_LOCK).identity))"
+    code = "import json; from must.base.lock import BucketLock; from must.data.shards.workdir import SHARDS_LOCK; "
+    code += "print(json.dumps(BucketLock('gs://b/x', SHARDS_LOCK).identity))"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
 

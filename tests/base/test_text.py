@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from must.base.exits import fail
+from must.base.exits import exiting
 from must.base.parameters import load
 from must.base.text import BRIEF_LENGTH, Rows, cell, encoded, lines_of, printable, without_secrets
 from must.config import TrainConfig
@@ -75,8 +75,8 @@ def test_an_unknown_name_of_any_size_is_a_short_line():
 
 
 def test_what_the_command_line_says_last_cannot_steer_the_terminal(capsys):
-    with pytest.raises(SystemExit):
-        fail("shard", FileNotFoundError(2, "no such file", "\x1b[2Jcaf\udce9" + "x" * 10**5))
+    with pytest.raises(SystemExit), exiting("shard"):
+        raise FileNotFoundError(2, "no such file", "\x1b[2Jcaf\udce9" + "x" * 10**5)
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable() and line.startswith("must shard: ?[2Jcaf?x") and len(line) < 2100
 

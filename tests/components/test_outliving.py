@@ -86,7 +86,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     api, fleet, work, digits, monkeypatch, record_property
 ):
     monkeypatch.setattr(launcher, "SILENCE", 3.0)
-    monkeypatch.setattr(keepalive, "SIGN_S", 0.2)
+    monkeypatch.setattr(keepalive, "LAUNCHER_HEARTBEAT_S", 0.2)
     _, values = job_values(
         str(work), index_sha256=load_index(str(work / "shards")).sha256, classifier=digits.classifier,
         preset="digits", settings=SETTINGS | {"checkpoint_every": 100_000}, epochs=2000,
@@ -95,7 +95,7 @@ def test_nodes_whose_launcher_is_gone_save_a_checkpoint_and_stop(
     launcher.prepare(job, values, digits.classifier, "", {"work_uri": str(work), "key": "key"})
     Jobs().create(request("must-key", two_nodes(), job.uri))
     pods = api.pods["must-key"]
-    with keep_alive(job.sign):
+    with keep_alive(job.heartbeat):
         wait_for(lambda: steps(pods[0]))
     last_sign = time.monotonic()
     wait_for(lambda: all(hasattr(pod, "ended") for pod in pods))

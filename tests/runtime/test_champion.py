@@ -5,8 +5,7 @@ import torch
 
 from must.deploy.promote.registry import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
-from must.runtime.decision import LEFT_TO_PEOPLE
-from must.runtime.stages import champion
+from must.runtime.stages import LEFT_TO_PEOPLE, champion
 from tests.deploy.promote.bundles import make_bundle
 
 

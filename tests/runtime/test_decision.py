@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from must.runtime.decision import gate, promote
+from must.runtime.stages import gate, promote
 from tests.deploy.promote.bundles import make_bundle, make_onnx
 from tests.evaluation.test_gate import better, metrics_of
 

@@ -9,7 +9,7 @@ from must.api.stages import call
 from must.base.exits import code_of
 from must.data.format.index import load_index
 from must.evaluation.result import Data, write_metrics
-from must.runtime import decision, stages
+from must.runtime import stages
 from must.runtime.training import job_values
 from tests.evaluation.digits import digits as make_digits
 from tests.evaluation.measured import MEASURED
@@ -56,7 +56,7 @@ def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(d
     write_metrics(str(details / "metrics.json"), earlier)
     written = tmp_path / "decision.json"
     line = refused(
-        decision.gate, str(work), bundle=digits.adapted, details=str(details), registry_uri=str(tmp_path / "registry"),
+        stages.gate, str(work), bundle=digits.adapted, details=str(details), registry_uri=str(tmp_path / "registry"),
         model_name="digits", key="key", champion="r0000-0123456789ab", champion_uri=digits.zero_shot, gate="labelled",
         settings={}, split="test", decision=str(written), page=str(tmp_path / "page.md"),
     )  # fmt: skip

@@ -101,7 +101,7 @@ def test_the_signal_comes_to_the_process_itself(tmp_path):
 
 def test_the_sign_is_there_before_the_job_and_is_renewed(tmp_path, monkeypatch):
     uri = str(tmp_path / "sign")
-    monkeypatch.setattr(keepalive, "SIGN_S", 0.01)
+    monkeypatch.setattr(keepalive, "LAUNCHER_HEARTBEAT_S", 0.01)
     with keep_alive(uri):
         first = storage.read_bytes(uri)
         while storage.read_bytes(uri) == first:

@@ -62,7 +62,7 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
 
 SLOW_READERS = """\
 import threading, time
-from must.runtime.tail import Tail
+from must.runtime.notes import Tail
 add = Tail.add
 main = threading.current_thread()
 Tail.add = lambda tail, text: (time.sleep(0.1 * (threading.current_thread() is not main)), add(tail, text))
@@ -79,7 +79,7 @@ def test_the_last_lines_are_waited_for_and_a_traceback_stands_behind_them(tmp_pa
 
 def test_a_child_that_outlives_the_stage_does_not_hold_it_up(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    body = "from must.runtime import tail\ntail.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
+    body = "from must.runtime import notes\nnotes.DRAIN_TIMEOUT = 1.0\nimport subprocess\nprint('x')\n"
     stage(tmp_path, body + f"subprocess.Popen(['cat', {str(tmp_path / 'fifo')!r}])")
     (note,) = read_notes(str(tmp_path))
     assert note.state == "done" and note.lines == ["x"]
@@ -157,7 +157,7 @@ def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_
     stage(tmp_path, "print('y'); raise SystemExit(1)")
     stage(tmp_path, "print('z'); raise SystemExit(2)")
     (note,) = read_notes(str(tmp_path))
-    assert [one["code"] for one in note.tries] == [None, 1] and note.tries[1]["line"] == "y"
+    assert [one.code for one in note.tries] == [None, 1] and note.tries[1].line == "y"
     assert "**Tried**: 3 times; before: no exit code after" in summary(tmp_path)
     stage(tmp_path, "pass")
     assert "| train | done | 4 |" in summary(tmp_path)

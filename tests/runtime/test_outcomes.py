@@ -9,7 +9,7 @@ import json
 import pytest
 
 from must.base.storage import join, write_bytes
-from must.runtime.notes import Facts, Note, content_of
+from must.runtime.notes import Facts, Note, Try, content_of
 from must.runtime.outcome import outcome_of
 from must.runtime.places import WorkUri
 from must.runtime.stages import follow_ups
@@ -23,11 +23,11 @@ HELD = (
     "must shard: /w/shards is being written by another `must shard` (run 1f2e-77, process 9 on node-2, since today); "
     "wait for it, or stop it, or choose another --output"
 )
-LOST = [{"code": None, "seconds": 61.0, "host": "node-1", "line": "step 12"}]
+LOST = [Try(None, 61.0, "node-1", "step 12")]
 
 
 def done(*stages, **facts):
-    return [Note(stage, "done", started=n, facts=Facts.of(facts.get(stage, {}))) for n, stage in enumerate(stages)]
+    return [Note(stage, "done", started=n, facts=Facts(**facts.get(stage, {}))) for n, stage in enumerate(stages)]
 
 
 def with_train(state, **values):

@@ -35,7 +35,7 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     retries("3,0,2")
     assert run(tmp_path, how, times=1) == 2
     (note,) = read_notes(str(tmp_path), "7")
-    assert note.state == "done" and [one["code"] for one in note.tries] == [code]
+    assert note.state == "done" and [one.code for one in note.tries] == [code]
     assert (note.result, note.facts, note.checkpoints) == ("done at last", Facts(version="r1"), "checkpoints/k")
     shown = capfd.readouterr()
     assert "life 1" in shown.out and f"try 1 of 4 ended with exit code {code}; trying again in 0 s" in shown.err
@@ -172,7 +172,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     finally:
         other.communicate("")
     (note,) = read_notes(str(tmp_path), "7")
-    assert [one["code"] for one in note.tries] == [73]
+    assert [one.code for one in note.tries] == [73]
     assert "waits for the other run to end; trying again in 0 s" in capfd.readouterr().err
     page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
     assert page[0] == "# Run stopped: another run, 1f2e, is writing to this work_uri"

@@ -49,7 +49,7 @@ class Launch:
         previous = signal.signal(signal.SIGTERM, stop)
         follower = LogFollower(self.jobs, self.name, POLL_JOB / 2)
         try:
-            with keep_alive(self.job.sign):
+            with keep_alive(self.job.heartbeat):
                 self.submit_or_attach()
                 follower.start()
                 outcome, reason = self.wait()

@@ -50,7 +50,7 @@ def train_on_nodes(
 def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, answers: dict[str, str]) -> None:
     """Writes the nodes' input to storage: they cannot read this pod's files."""
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))
-    launcher = {"sign": job.sign, "silence": SILENCE}
+    launcher = {"sign": job.heartbeat, "silence": SILENCE}
     content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "launcher": launcher}
     content["answers"] = answers
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())

@@ -1,7 +1,4 @@
-"""One interface for local paths and buckets (gs://, s3://, az://). A written file is either complete or absent.
-
-The module of a store is imported when its first URI is used, because the client packages are optional.
-"""
+"""One interface for local paths and buckets (gs://, s3://, az://). A written file is either complete or absent."""
 
 from must.base.errors import TransientError
 from must.base.storage.api import (
@@ -13,6 +10,7 @@ from must.base.storage.api import (
     generation,
     is_remote,
     join,
+    list_existing,
     list_files,
     local_copy,
     move,
@@ -35,7 +33,7 @@ from must.base.storage.store import ConflictError, Entry, Generation, Writable
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
     "Writable", "copy", "delete", "delete_folder", "disk_errors", "download", "exists", "generation", "is_remote",
-    "is_transient", "join", "list_files", "local", "local_copy", "move", "object_or_none", "open_write",
-    "parse_object", "read_bytes", "read_json", "read_object", "read_versioned", "remote", "remove_leftovers",
-    "repeat", "sha256_of", "size", "umask", "upload", "wait_for_credentials", "write_bytes",
+    "is_transient", "join", "list_existing", "list_files", "local", "local_copy", "move", "object_or_none",
+    "open_write", "parse_object", "read_bytes", "read_json", "read_object", "read_versioned", "remote",
+    "remove_leftovers", "repeat", "sha256_of", "size", "umask", "upload", "wait_for_credentials", "write_bytes",
 ]  # fmt: skip

@@ -90,6 +90,12 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
     return walk(local(uri), on_problem or (lambda name, reason: None))
 
 
+def list_existing(uri: str | Path) -> Iterator[Entry]:
+    """As `list_files`; nothing where there is no such folder."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield from list_files(uri)
+
+
 def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> bytes:
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
@@ -115,11 +121,8 @@ def read_versioned(uri: str | Path) -> tuple[bytes | None, Generation]:
 
 def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | None = None) -> None:
     """Writes the whole file in one step. Overwrites an existing file.
-
-    Raises:
-        ConflictError: the file's generation is not `if_generation_match` (0: the file must not exist). Of several
-            programs that write with the same condition, exactly one succeeds.
-    """
+    Raises ConflictError: the file's generation is not `if_generation_match` (0: the file must not exist). Of several
+    programs that write with the same condition, exactly one succeeds."""
     if is_remote(uri):
         remote(uri).write_bytes(str(uri), data, if_generation_match)
         return
@@ -252,10 +255,7 @@ def read_object(uri: str | Path, check: Callable[[dict[str, Any]], Result], dama
 
 def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], damaged: Exception) -> Result:
     """Parses `data` as a JSON object and returns `check(object)`.
-
-    Raises:
-        The exception `damaged`: `data` is no JSON object, or `check` raised one of DAMAGE.
-    """
+    Raises the exception `damaged`: `data` is no JSON object, or `check` raised one of DAMAGE."""
     try:
         content = loads(data)
         if isinstance(content, dict):

@@ -53,15 +53,13 @@ def repeat(
     on_first: Callable[[Exception], None] = lambda error: None,
 ) -> Result:
     """Calls `call` until it succeeds or its error is not transient; returns its result.
+    Raises TransientError: the limit was reached: the last error of `call`, or an UnreachableError.
 
     Args:
         where: a URI or address, for the message.
         tries: largest number of calls; 0: no limit.
         timeout: seconds of failures after which it gives up; RETRY_TIMEOUT if not given.
         on_first: called with the first transient error, for a line on the terminal.
-
-    Raises:
-        TransientError: the limit was reached: the last error of `call`, or an UnreachableError.
     """
     timeout = RETRY_TIMEOUT if timeout is None else timeout
     deadline, pause, failures = time.monotonic() + timeout, FIRST_PAUSE, 0

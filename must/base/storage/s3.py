@@ -111,7 +111,7 @@ class S3(Store):
     def translate(self, location: Location, error: Exception) -> Exception | None:
         uri = location.uri
         if isinstance(error, boto.ParamValidationError):
-            return UserError(f"{uri}: S3 does not take this name: {one_line(error)}")
+            return UserError(f"{uri}: S3 rejects this name: {one_line(error)}")
         if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
             hint = f". {NO_CREDENTIALS}" if isinstance(error, CREDENTIALS_ERRORS) else ""
             return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")

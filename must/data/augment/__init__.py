@@ -1,4 +1,1 @@
-"""The views of an image: weak for the teacher, strong and masked for the student; exact, fast or on the GPU.
-
-The random parameters depend only on (seed, epoch, sample).
-"""
+"""The views of an image, from (seed, epoch, sample): weak for the teacher, strong and masked for the student."""

@@ -43,14 +43,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     EXIF orientation is applied; transparent images are laid on white; CMYK is converted by its colour profile, if it
     has one; 16 bits and floats are scaled to 8 bits; of an animation the first frame is used. A plain RGB or grey
     JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
-
-    Args:
-        shorter_side: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
-            with a shorter side below this many pixels.
-
-    Raises:
-        ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py), such as more
-            than `max_pixels` pixels, or did so while decoding (bounds.py). The text is the reason.
+    `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
+    with a shorter side below this many pixels.
+    Raises ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py), such as
+    more than `max_pixels` pixels, or did so while decoding (bounds.py). The text is the reason.
     """
     estimate = accepted(data, max_pixels)
     if not bounds.memory_limited and (estimate.format not in PLAIN_FORMATS or estimate.seconds > TRUSTED):

@@ -1,7 +1,6 @@
 """The preprocessing of images for a model: shorter side to the input size, centre crop. Without torch, so that
 `must evaluate`, `must predict` and the server use the same pixels."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -61,20 +60,13 @@ class Preprocess:
 def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
     """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: anything else."""
     numbers = values if isinstance(values, list | tuple) else ()
-    if len(numbers) != 3 or not all(is_finite(value) and smallest <= value <= FARTHEST for value in numbers):
+    valid = all(type(value) in (int, float) and smallest <= value <= FARTHEST for value in numbers)
+    if len(numbers) != 3 or not valid:
         raise UserError(
             "the model's preprocessing has a mean or deviation out of range: expected are three numbers, each from "
             f"{smallest:g} to {FARTHEST:g}"
         )
     return tuple(numbers)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether it is a finite number; integers in JSON may be too large for a float."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def describe_preprocess(preprocess: Preprocess) -> str:

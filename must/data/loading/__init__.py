@@ -1,4 +1,1 @@
-"""Reading shards, and the order of samples: from shards to batches, the same for any number of processes.
-
-It is independent of the package that writes shards (must.data.shards).
-"""
+"""From shards to batches of samples, in an order that does not depend on the number of processes."""

@@ -25,13 +25,11 @@ def open_reader(
     uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
 ) -> ShardReader:
     """A reader that reads remote shards through the cache in the folder `cache` ("" means the default folder).
+    Raises ValueError: as ShardReader does; or the cache has no room for the window.
 
     Args:
         sha256: the expected one of the index, if any.
         window: shards that are read at the same time.
-
-    Raises:
-        ValueError: as ShardReader does; or the cache has no room for the window.
     """
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
     if storage.is_remote(uri) or any(storage.is_remote(shard.location(uri)) for shard in reader.shards):

@@ -24,7 +24,7 @@ from must.data.shards.chunk import (
     position_in_progress,
     process_chunk,
     record_name,
-    remove_breadcrumbs,
+    remove_progress_files,
 )
 from must.data.shards.listing import Chunk
 from must.data.shards.workdir import Workdir
@@ -125,7 +125,7 @@ class Pool(JobWorkers):
         If a file ends its worker, by time or a crash, its chunk is redone without it.
         Raises KilledWorkerError: something else has killed a worker; names the files that were being processed.
         """
-        remove_breadcrumbs(work.local)
+        remove_progress_files(work.local)
 
         def retry(job: Job, exit_code: int | None) -> Job:
             chunk, *others, rejected = job

@@ -48,15 +48,10 @@ Sources = list[tuple[Source, str]]
 
 def shard(config: ShardConfig) -> Index | None:
     """Shards `config.source` (and `config.test_source`) into `config.output`; prints progress and a summary.
-
-    Returns:
-        The index; None: this was one part of the work, and other parts are not done.
-
-    Raises:
-        ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards or
-            that another run is writing, a full disk. The index is then not written; finished chunks are kept for
-            the next run if they are of use.
-    """
+    Returns the index; None: this was one part of the work, and other parts are not done.
+    Raises ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards
+    or that another run is writing, a full disk. The index is then not written; finished chunks are kept for the next
+    run if they are of use."""
     refuse_source_in_output(config)
     sources = open_sources(config)
     number, parts = parse_part(config.part)

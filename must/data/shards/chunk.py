@@ -33,11 +33,11 @@ from must.data.shards.listing import Chunk, max_bytes, read_chunk
 from must.data.sources.base import Item, UnreadableError
 
 PREFIX = "at-"
-CRUMB_BYTES = 1000  # bytes of the position and the name
+PROGRESS_BYTES = 1000  # bytes of the position and the name
 
 
 @contextmanager
-def breadcrumb(folder: Path, number: int) -> Iterator[Callable[[int, str], None]]:
+def progress_file(folder: Path, number: int) -> Iterator[Callable[[int, str], None]]:
     """A function that writes down which file (position, name) is processed next, also for after a kill."""
     path = folder / f"{PREFIX}{number}"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -45,7 +45,7 @@ def breadcrumb(folder: Path, number: int) -> Iterator[Callable[[int, str], None]
     def write(position: int, name: str) -> None:
         # One system call of fixed length: its time is negligible for a file of 100 kB.
         text = b"%d\0" % position + name.encode("utf-8", "surrogateescape")
-        os.pwrite(file, text[:CRUMB_BYTES].ljust(CRUMB_BYTES, b"\0"), 0)
+        os.pwrite(file, text[:PROGRESS_BYTES].ljust(PROGRESS_BYTES, b"\0"), 0)
 
     try:
         yield write
@@ -68,7 +68,7 @@ def position_in_progress(folder: Path, number: int) -> int | None:
         return None
 
 
-def remove_breadcrumbs(folder: Path) -> None:
+def remove_progress_files(folder: Path) -> None:
     for path in folder.glob(f"{PREFIX}*"):
         path.unlink(missing_ok=True)
 
@@ -131,7 +131,6 @@ def header_of(name: str, size: int) -> bytes:
 
 
 def npy(values: np.ndarray) -> bytes:
-    """The bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return buffer.getvalue()
@@ -193,13 +192,13 @@ def record_name(number: int) -> str:
 
 
 def process_chunk(
-    chunk: Chunk, config: ShardConfig, work: str, records: Path, crumbs: Path, rejected: dict[int, str]
+    chunk: Chunk, config: ShardConfig, work: str, records: Path, in_progress: Path, rejected: dict[int, str]
 ) -> tuple[int, int]:
     """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
     Returns the numbers of its files and of the rejected ones.
 
-    The local folder `crumbs`, which only this program uses, shows which file is being processed. An image that takes
-    much more time than its header may announce ends this process; one that takes much more memory is rejected.
+    The local folder `in_progress`, which only this program uses, shows which file is being processed. An image that
+    takes much more time than its header may announce ends this process; one that takes much more memory is rejected.
     `rejected`: position in the chunk -> reason, for files that have ended a process before.
     """
     limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
@@ -209,7 +208,7 @@ def process_chunk(
     names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
     with ExitStack() as stack:
-        write_down = stack.enter_context(breadcrumb(crumbs, chunk.number))
+        write_down = stack.enter_context(progress_file(in_progress, chunk.number))
         for position, (item, data) in enumerate(prefetched(chunk, config)):
             write_down(position, item.name)
             try:

@@ -7,7 +7,6 @@ Each revision adds two tables to the output: `names-NNNN.npy`, uint64 [files, 2]
 """
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -139,18 +138,12 @@ def write_table(rows: Iterable[np.ndarray], shape: tuple[int, int], dtype: type,
     """Writes a .npy of known shape piece by piece. Returns its name and checksum for the index."""
     with storage.open_write(uri) as file:
         table = storage.HashingFile(file)
-        table.write(npy_header(shape, dtype))
+        description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": description, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(table, header)
         for values in rows:
             table.write(values.tobytes())
     return {"name": uri.rpartition("/")[2], "sha256": table.sha256}
-
-
-def npy_header(shape: tuple[int, int], dtype: type) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    )
-    return buffer.getvalue()
 
 
 OLD = -1  # the chunk number of samples in shards of earlier revisions

@@ -62,16 +62,14 @@ class TarContents:
 
 def make_index(uri: str, output: str = "", split: str = "train", test: str = "", workers: int = 0) -> Index:
     """Writes index.json and its tables for the tars at `uri` to the folder `output`; prints a summary.
+    Raises ValueError: no tars or no images, a damaged tar, or other files of these names in the output. Files that were
+    written are then deleted.
 
     Args:
         uri: a folder or a bucket's prefix of tars, one tar, or a range such as x-{000..099}.tar.
         output: "" means the folder of the tars.
         test: more tars, which become the split "test".
         workers: processes; 0 means one per core.
-
-    Raises:
-        ValueError: no tars or no images, a damaged tar, or other files of these names in the output. Files that were
-            written are then deleted.
     """
     require(split.isidentifier() and split.islower(), f"--split: {split!r} is no split name")
     require(not test or split != "test", "--test-source: its tars are the split test; give the others another --split")

@@ -29,15 +29,13 @@ def open_source(
     uri: str, labels: str, option: str, exclude: str = "", image_column: str = "", label_column: str = ""
 ) -> Source:
     """The source at `uri`.
+    Raises ValueError: there is no such file or folder, or it is of an unknown kind.
 
     Args:
         labels: "folder", "csv" or "none", as `must shard --labels`.
         option: the flag of the source, for messages.
         exclude: a folder in the source that is not listed: the output.
         image_column, label_column: names of a table's columns; "" for the usual names.
-
-    Raises:
-        ValueError: there is no such file or folder, or it is of an unknown kind.
     """
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")

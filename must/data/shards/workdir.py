@@ -166,10 +166,8 @@ class Workdir:
     def done(self, numbers: list[int]) -> set[int]:
         """The chunks among `numbers` that have a record."""
         chunks = {record_name(number): number for number in numbers}
-        try:
-            return {chunks[entry.name] for entry in storage.list_files(self.chunks) if entry.name in chunks}
-        except FileNotFoundError:  # another part has finished the run
-            return set()
+        entries = storage.list_existing(self.chunks)  # nothing if another part has finished the run
+        return {chunks[entry.name] for entry in entries if entry.name in chunks}
 
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
@@ -228,10 +226,7 @@ def locked_part(output: str, number: int, parts: int) -> Iterator[Callable[[], N
 
 def refuse_living_parts(output: str) -> None:
     """Raises HeldError: a part is running. The locks of killed parts are removed."""
-    try:
-        matches = [LOCK.fullmatch(entry.name) for entry in storage.list_files(storage.join(output, LOCKS))]
-    except FileNotFoundError:
-        return
+    matches = [LOCK.fullmatch(entry.name) for entry in storage.list_existing(storage.join(output, LOCKS))]
     with ThreadPoolExecutor(WATCHED) as pool:
         list(pool.map(lambda match: take_and_release(output, match[1]), filter(None, matches)))
     remove_lock_folder(output)

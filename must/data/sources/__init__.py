@@ -1,4 +1,1 @@
-"""Sources of images that are not in shards: folders, bucket prefixes, manifests, archives, tables.
-
-Used by sharding and prediction, without torch.
-"""
+"""Sources of images that are not in shards: folders, bucket prefixes, manifests, archives, tables."""

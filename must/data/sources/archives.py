@@ -111,7 +111,8 @@ class ArchiveFolder(Archives):
     def items(self, problems: ListingReport) -> Iterator[Item]:
         yield from super().items(problems)
         for entry in storage.list_files(self.uri, problems.reject):
-            if (self.exclude and entry.name.startswith(self.exclude)) or is_archive(entry.name):
+            archive = ARCHIVE.search(entry.name) is not None and kind_of(entry.name) != "hidden"
+            if archive or (self.exclude and entry.name.startswith(self.exclude)):
                 continue
             if problems.accepts(entry.name):
                 label = folder_label(entry.name) if self.labels == "folder" else None
@@ -121,10 +122,6 @@ class ArchiveFolder(Archives):
         if item.locator is None:
             return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
         return super().read(item, limit)
-
-
-def is_archive(name: str) -> bool:
-    return ARCHIVE.search(name) is not None and kind_of(name) != "hidden"
 
 
 def existing_files(uri: str, option: str) -> list[str]:

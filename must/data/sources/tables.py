@@ -46,13 +46,12 @@ class Columns(NamedTuple):
 
 def choose(schema: Any, image_column: str, label_column: str, labels: str, where: str) -> Columns:
     """The columns to read of a table with this pyarrow schema.
+    Raises ValueError: no column of images or labels, or several possible ones; the message has the names of all
+    columns.
 
     Args:
         labels: "folder", "csv" or "none", as `must shard --labels`.
         where: the option and file, for messages.
-
-    Raises:
-        ValueError: no column of images or labels, or several possible ones; the message has the names of all columns.
     """
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from must.data.image.preprocess import Preprocess
 from must.method.model.attention import SelfAttention, is_residual
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.towers.base import Tower
 from must.method.model.towers.clip_vit import ClipTower
 
 LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
@@ -32,7 +31,9 @@ class InferenceModel(nn.Module):
     def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool, embeddings: bool = False) -> None:
         super().__init__()
         self.visual, self.tower = model.visual, model.tower
-        self.blocks = nn.ModuleList(Block(block) for block in model.tower.blocks) if is_plain(model.tower) else None
+        # Other towers are used unchanged.
+        plain = type(model.tower) is ClipTower and all(map(is_standard, model.tower.blocks))
+        self.blocks = nn.ModuleList(map(Block, model.tower.blocks)) if plain else None
         self.register_buffer("classifier", model.logit_factor * model.classifier.detach())  # [D, K]
         self.uint8, self.embeddings = uint8, embeddings
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
@@ -102,11 +103,6 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight.data, layer.bias.data = weight.detach().contiguous(), bias.detach().contiguous()
     return layer
-
-
-def is_plain(tower: Tower) -> bool:
-    """Whether it is CLIP's tower, with a class token and blocks that `Block` can replace; others are used unchanged."""
-    return type(tower) is ClipTower and all(map(is_standard, tower.blocks))
 
 
 def is_standard(block: nn.Module) -> bool:

@@ -39,11 +39,8 @@ OTHER_FILES = {
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the format `config.to`; returns the comparison.
-
-    Raises:
-        ValueError: no bundle, no shards, a model that the format cannot represent, or too large differences; nothing
-            is written then.
-    """
+    Raises ValueError: no bundle, no shards, a model that the format cannot represent, or too large differences; nothing
+    is written then."""
     if config.to == "onnx":
         return onnx.export_onnx(config)
     from must.deploy.export.model_card import hub_card
@@ -63,9 +60,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
         begin("the files")
         library.write(config, bundle, scratch)
-        begin("the library's answers")
+        begin("outputs of the library")
         features = library.features(scratch, images)
-        begin("ours")
+        begin("outputs of the bundle")
         differences = compare_features(bundle, images, features)
         require(
             differences["probability"] < LARGEST_DIFFERENCE,

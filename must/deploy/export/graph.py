@@ -114,13 +114,11 @@ def quantize(
     Weights are quantized per output channel, activations per tensor, in the matrix products of the blocks. The patch
     embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the
     computation and would cause most of the error.
+    Raises ValueError: too little free space. The runtime does not notice a full disk, and reads truncated files.
 
     Args:
         pixels: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image.
         folder: for intermediate files.
-
-    Raises:
-        ValueError: too little free space. The runtime does not notice a full disk, and reads truncated files.
     """
     room = QUANTIZER_FILES * graph.ByteSize()
     require(

@@ -100,10 +100,7 @@ def predict_onnx(classifier: OnnxClassifier, pixels: np.ndarray, batch: int) -> 
 
 def export_onnx(config: ExportConfig) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards; returns the comparison.
-
-    Raises:
-        ValueError: no bundle, no shards, or too little agreement with PyTorch; nothing is written then.
-    """
+    Raises ValueError: no bundle, no shards, or too little agreement with PyTorch; nothing is written then."""
     from must.deploy.export.graph import (  # needs onnx and the exporter
         add_metadata,
         check_graph,
@@ -119,7 +116,7 @@ def export_onnx(config: ExportConfig) -> dict[str, Any]:
         begin("the model and images to compare on")
         bundle = load_bundle(config.model)
         pixels = check_images(config, bundle)
-        begin("PyTorch's answers")
+        begin("outputs of PyTorch")
         expected = reference(bundle, pixels)
         features = reference_embeddings(bundle, pixels) if config.embeddings else None
         begin("the graph")
@@ -140,7 +137,7 @@ def export_onnx(config: ExportConfig) -> dict[str, Any]:
         check_graph(graph)
         with storage.disk_errors(tempfile.gettempdir()):
             path.write_bytes(graph.SerializeToString())
-        begin("the file's answers")
+        begin("outputs of the file")
         classifier = OnnxClassifier(path)
         check = compare(expected, classifier, pixels, features)
         require_check(check, config)

@@ -3,13 +3,18 @@
 All files of a commit appear together; other files of the repository are not changed.
 """
 
+import hashlib
+import json
 import logging
 import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.names import require_no_links
@@ -17,7 +22,6 @@ from must.base.parameters import require
 from must.base.text import without_secrets
 from must.config import PushConfig
 from must.config.push import OCI
-from must.deploy.export.oci import write_layout
 from must.deploy.predict.session import check_onnx
 from must.method.model.bundle import check_weights
 from must.method.model.hub import TRY_LATER, ensure_local, first_line
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 COMPLETE_FILES = (MODEL_FOLDER_FILE, "config.json", ONNX_FILE)  # one of them is in every exported folder
+MODELS_FOLDER = "models"
+MEDIA = "application/vnd.oci.image"
 HIDDEN = [".*", "**/.*"]
 
 
@@ -102,7 +108,7 @@ def hub_errors(config: PushConfig, hub: str) -> Iterator[None]:
 def reason_of_hub(config: PushConfig, status: int, message: str, error: Exception) -> str:
     team = config.repo.partition("/")[0]
     if isinstance(error, ValueError) and CARD in str(error):
-        return f"does not take the card: {first_line(error)}"
+        return f"rejects the model card: {first_line(error)}"
     match status:
         case 0 if isinstance(error, ValueError):
             return first_line(error)
@@ -111,7 +117,7 @@ def reason_of_hub(config: PushConfig, status: int, message: str, error: Exceptio
         case 401:
             return "needs a valid token (401): set HF_TOKEN to one that may write"
         case 403:
-            return f"does not let you write there (403{message}): the token must be allowed to write, and you in {team}"
+            return f"denies you write access (403{message}): the token must be allowed to write, and you in {team}"
         case 404:
             text = "look at its name, and whether HF_TOKEN may see it"
             return f"has no such repository, branch or team (404{message}): {text}"
@@ -161,3 +167,67 @@ def quiet_hub() -> Iterator[None]:
     finally:
         if hide:
             enable_progress_bars()
+
+
+def write_layout(source: Path, target: Path) -> str:
+    """Writes the folder as a container image (OCI image layout 1.0), without a container engine; returns its digest.
+
+    The image only has the files, without hidden ones, below /models: for Kubernetes' image volumes and KServe's
+    oci+native://. It has no shell, which KServe's sidecar (plain oci://) needs. The same files give the same bytes.
+    Raises ValueError: `target` exists, or cannot be written; it does not exist then.
+    """
+    require(not target.exists(), f"--repo oci:{target}: is there already; give a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        storage.disk_errors(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch,
+    ):
+        layout = Path(scratch) / "layout"
+        blobs = layout / "blobs" / "sha256"
+        blobs.mkdir(parents=True)
+        layer = write_layer(source, blobs)
+        files = {"type": "layers", "diff_ids": [layer["digest"]]}
+        config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": files}
+        parts = {"config": write_json(blobs, "config.v1+json", config), "layers": [layer]}
+        manifest = write_json(blobs, "manifest.v1+json", head("manifest.v1+json") | parts)
+        index = head("index.v1+json") | {"manifests": [manifest]}
+        (layout / "index.json").write_text(json.dumps(index))
+        (layout / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+        layout.replace(target)
+    return str(manifest["digest"])
+
+
+def write_layer(source: Path, blobs: Path) -> dict[str, Any]:
+    """A plain tar, without times and owners; its digest is also the diff_id, as it is not compressed."""
+    draft = blobs / "layer"
+    with tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in [source, *sorted(source.rglob("*"))]:
+            name = path.relative_to(source)
+            if any(part.startswith(".") for part in name.parts):
+                continue
+            info = tarfile.TarInfo(str(MODELS_FOLDER / name))
+            if path.is_dir():
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(info)
+            else:
+                info.size = path.stat().st_size
+                with path.open("rb") as file:
+                    tar.addfile(info, file)
+    with draft.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return descriptor("layer.v1.tar", draft.rename(blobs / digest))
+
+
+def write_json(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    data = json.dumps(content, sort_keys=True).encode()
+    file = blobs / hashlib.sha256(data).hexdigest()
+    file.write_bytes(data)
+    return descriptor(kind, file)
+
+
+def descriptor(kind: str, blob: Path) -> dict[str, Any]:
+    return {"mediaType": f"{MEDIA}.{kind}", "digest": f"sha256:{blob.name}", "size": blob.stat().st_size}
+
+
+def head(kind: str) -> dict[str, Any]:
+    return {"schemaVersion": 2, "mediaType": f"{MEDIA}.{kind}"}

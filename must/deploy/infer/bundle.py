@@ -48,9 +48,6 @@ class BundleClassifier:
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
         return probability, feature if embeddings else None
 
-    def require_embeddings(self, flag: str = "") -> None:
-        """Does nothing: every bundle has them."""
-
 
 @contextmanager
 def bundle_model(config: PredictConfig) -> Iterator[Model]:
@@ -65,7 +62,7 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
                 storage.download(uri, Path(copy) / name)
             digest.update(storage.sha256_of(storage.local(storage.join(folder, name))).encode())
 
-        def open_bundle(patient: bool) -> BundleClassifier:
+        def open_bundle(_: bool) -> BundleClassifier:
             try:
                 return BundleClassifier(load_bundle(folder), config.model, config.device, config.threads)
             except ValueError as error:  # the message names the user's --model, not the copy
@@ -83,9 +80,7 @@ def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> 
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:
         bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
-    yield Model(
-        weights_sha256(bundle), lambda patient: BundleClassifier(bundle, config.model, config.device, config.threads)
-    )
+    yield Model(weights_sha256(bundle), lambda _: BundleClassifier(bundle, config.model, config.device, config.threads))
 
 
 def weights_sha256(bundle: Bundle) -> str:

@@ -46,13 +46,13 @@ class Label:
     picked: bool = False
 
 
-def read_labels(uri: str, flag: str = "--labels") -> list[Label]:
+def read_labels(uri: str) -> list[Label]:
     """The labels in a file of any format above: one per image, the last one if the file has several.
     Raises ValueError: no such file, an unknown format, or a damaged file."""
-    require(storage.exists(uri), f"{flag} {uri}: no such file")
+    require(storage.exists(uri), f"--labels {uri}: no such file")
     file = file_in(uri)
-    require(storage.exists(file), f"{flag} {uri}: is a folder without labels.json; give a file of labels")
-    where = f"{flag} {file}"
+    require(storage.exists(file), f"--labels {uri}: is a folder without labels.json; give a file of labels")
+    where = f"--labels {file}"
     text = read_text(file, where)
     try:
         if file.lower().endswith((".csv", ".tsv")):

@@ -1,4 +1,1 @@
-"""Classifies images with an exported ONNX file: single images, or all images of a folder of shards.
-
-Numpy, Pillow and onnxruntime; no torch.
-"""
+"""Classifies images with an exported ONNX file: single images, or all images of a folder of shards."""

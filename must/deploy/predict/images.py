@@ -20,7 +20,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, onnx_model, stored_threshold, threshold
+from must.deploy.predict.session import Classifier, Opener, onnx_model, require_embeddings, stored_threshold, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
@@ -35,13 +35,11 @@ def predict_images(
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
 
     An image that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
+    Raises ValueError: no model, or none of the images could be read.
 
     Args:
         take: is called with each prediction; then no table is printed.
         open_model: opens the model; by default an ONNX file.
-
-    Raises:
-        ValueError: no model, or none of the images could be read.
     """
     if config.shards:
         return predict_shards(config, open_model)
@@ -52,7 +50,7 @@ def predict_images(
     with open_model(config) as model:
         classifier = model.open(False)
     if config.embeddings:
-        classifier.require_embeddings()
+        require_embeddings(classifier)
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}

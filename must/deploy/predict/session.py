@@ -41,23 +41,21 @@ class OnnxClassifier:
     """Pixels -> class probabilities, by an ONNX file of `must export`.
 
     `dimensions`: D of the embeddings; 0: the file has no such output.
+    Raises ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
 
     Args:
         model: the file's bytes, or its local path (needed for a very large one).
         threads: of a forward pass; 0: onnxruntime's default.
-        patient: threads sleep between two passes; by default they wait in busy loops, which slows down decoders.
-
-    Raises:
-        ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
+        sleeping_threads: they sleep between two passes; by default they wait in busy loops, which slows down decoders.
     """
 
-    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, patient: bool = False) -> None:
+    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, sleeping_threads: bool = False) -> None:
         onnxruntime = load_runtime()
         where = where or str(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings are about graph optimizations
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if patient else "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if sleeping_threads else "1")
         source = model if isinstance(model, bytes) else str(model)
         try:
             self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
@@ -132,13 +130,6 @@ class OnnxClassifier:
             "numbers each, as it says",
         )
         return probability, embedding
-
-    def require_embeddings(self, flag: str = "--embeddings") -> None:
-        """Raises ValueError: the file gives none."""
-        require(
-            self.dimensions > 0,
-            f"{flag}: {self.where} gives no embeddings; export it again with `must export --embeddings`",
-        )
 
 
 def check_onnx(uri: str) -> None:
@@ -216,14 +207,17 @@ class Classifier(Protocol):
     def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings float32 [B, D]."""
 
-    def require_embeddings(self, flag: str = "--embeddings") -> None:
-        """Raises ValueError: it has none."""
+
+def require_embeddings(classifier: Classifier, flag: str = "--embeddings") -> None:
+    """Raises ValueError: the model has none."""
+    hint = "export it again with `must export --embeddings`"
+    require(classifier.dimensions > 0, f"{flag}: {classifier.where} gives no embeddings; {hint}")
 
 
 class Model(NamedTuple):
     """An existing model: the checksum that identifies its predictions, and a function that opens it.
 
-    The argument of `open` is `patient`, as in OnnxClassifier.
+    The argument of `open` is `sleeping_threads`, as in OnnxClassifier.
     """
 
     sha256: str
@@ -239,4 +233,4 @@ def onnx_model(config: PredictConfig) -> Iterator[Model]:
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        yield Model(storage.sha256_of(path), lambda patient: OnnxClassifier(path, uri, config.threads, patient))
+        yield Model(storage.sha256_of(path), lambda sleeping: OnnxClassifier(path, uri, config.threads, sleeping))

@@ -6,9 +6,9 @@ file is complete. A program that finds all files at its end writes the summary.
 
 import json
 import logging
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.tables import need_pyarrow
 from must.deploy.predict.parquet import Run, Table, decode_rows, file_name, read_stats
-from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
+from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, require_embeddings, threshold
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifi
         return config
     classifier = open_classifier()
     if config.embeddings:
-        classifier.require_embeddings()
+        require_embeddings(classifier)
     return replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
 
 
@@ -85,7 +85,10 @@ def predict_missing(
 ) -> list[dict[str, Any]]:
     """Writes these shards' files, one after the other; returns their metadata."""
     file_stats, total = [], sum(shard.samples for shard in shards)
-    with bar(unit="img", desc="predict", total=total) as progress, prefetched(config.shards, shards) as shard_files:
+    with (
+        bar(unit="img", desc="predict", total=total) as progress,
+        closing(prefetched(config.shards, shards)) as shard_files,
+    ):
         for shard, path, offsets, texts in shard_files:
             table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
@@ -118,35 +121,22 @@ class ShardFiles(NamedTuple):
     texts: list[bytes] | None
 
 
-@contextmanager
-def prefetched(uri: str, shards: list[Shard]) -> Iterator[Iterator[ShardFiles]]:
-    """Yields an iterator over the shards; the next one is copied from its bucket while one is processed."""
+def prefetched(uri: str, shards: list[Shard]) -> Generator[ShardFiles, None, None]:
+    """The shards, each until the next one is taken; that one is copied from its bucket meanwhile."""
 
-    def fetch(shard: Shard) -> tuple[ExitStack, ShardFiles]:
-        with ExitStack() as stack:
-            path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
-            return stack.pop_all(), ShardFiles(shard, path, offsets, texts_of(uri, shard, offsets))
+    def fetch(shard: Shard, stack: ExitStack) -> ShardFiles:
+        path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
+        return ShardFiles(shard, path, offsets, texts_of(uri, shard, offsets))
 
-    pending: list[Future[tuple[ExitStack, ShardFiles]]] = []
-
-    def generate(pool: ThreadPoolExecutor) -> Generator[ShardFiles, None, None]:
-        pending.append(pool.submit(fetch, shards[0]))
-        for following in [*shards[1:], None]:
-            stack, files = pending.pop().result()
+    with ExitStack() as copies, ThreadPoolExecutor(1) as pool:
+        stacks = [copies.enter_context(ExitStack()) for _ in shards]
+        future = pool.submit(fetch, shards[0], stacks[0])
+        for number, stack in enumerate(stacks, 1):
             with stack:
-                if following is not None:
-                    pending.append(pool.submit(fetch, following))
+                files = future.result()
+                if number < len(shards):
+                    future = pool.submit(fetch, shards[number], stacks[number])
                 yield files
-
-    with ThreadPoolExecutor(1) as pool:
-        generator = generate(pool)
-        try:
-            yield generator
-        finally:
-            generator.close()
-            for future in pending:
-                with suppress(ValueError, OSError):  # an error of a shard that is not used
-                    future.result()[0].close()
 
 
 def claim(output: str, run: Run) -> None:

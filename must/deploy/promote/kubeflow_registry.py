@@ -207,7 +207,11 @@ class KubeflowRegistry:
     ) -> dict[str, Any]:
         card = storage.join(onnx, CARD_FILE)
         description = storage.read_bytes(card).decode("utf-8", "replace")[:LONGEST_CARD] if storage.exists(card) else ""
-        numbers = {name: number_value(value) for name, value in metrics.items() if math.isfinite(value)}
+        numbers = {
+            name: {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
+            for name, value in metrics.items()
+            if math.isfinite(value)
+        }
         texts = {name: text_value(value) for name, value in tags.items() if value}  # an empty text would be a label
         texts[URI] = text_value(absolute(tags[URI]))
         return {"name": version, "registeredModelId": model["id"], "state": "LIVE", "author": "must",
@@ -218,8 +222,10 @@ class KubeflowRegistry:
         the name of the registered model, by which the registry's own client finds it.
         Raises ValueError: the version has an artifact with another URI."""
         query = {"name": self.name, "parentResourceId": version["id"]}
+        run = os.environ.get(RUN_ID, "")
+        origin = {"modelSourceKind": "kfp", "modelSourceClass": "pipelinerun", "modelSourceId": run} if run else {}
         body = {"artifactType": "model-artifact", "name": self.name, "uri": uri, "state": "LIVE",
-                "modelFormatName": "onnx", "modelFormatVersion": "1", **run_fields()}  # fmt: skip
+                "modelFormatName": "onnx", "modelFormatVersion": "1", **origin}  # fmt: skip
         artifact = self.api.find("model_artifact", **query)
         artifact = artifact or self.create(f"{VERSIONS}/{version['id']}/artifacts", body)
         artifact = artifact or self.api.find("model_artifact", **query)
@@ -234,7 +240,8 @@ class KubeflowRegistry:
         """Writes the champion to the model, then moves the label."""
         self.update(f"{REGISTERED_MODELS}/{model}", {CHAMPION: text_value(champion["name"])})
         for version in list(self.api.pages(f"{REGISTERED_MODELS}/{model}/versions")):
-            if version["id"] != champion["id"] and is_label(version, CHAMPION_LABEL):
+            label = (version.get("customProperties") or {}).get(CHAMPION_LABEL, {})
+            if version["id"] != champion["id"] and label.get("string_value") == "":  # the page shows it as a label
                 self.update(f"{VERSIONS}/{version['id']}", {}, without=CHAMPION_LABEL)
         self.update(f"{VERSIONS}/{champion['id']}", {CHAMPION_LABEL: text_value("")})
 
@@ -246,23 +253,8 @@ class KubeflowRegistry:
             self.api.send("PATCH", path, {"customProperties": new})
 
 
-def is_label(version: dict[str, Any], name: str) -> bool:
-    """The Kubeflow page shows a property with an empty text as a label."""
-    return (version.get("customProperties") or {}).get(name, {}).get("string_value") == ""
-
-
 def text_value(value: str) -> dict[str, Any]:
     return {"metadataType": "MetadataStringValue", "string_value": value.replace("\0", "")}
-
-
-def number_value(value: float) -> dict[str, Any]:
-    return {"metadataType": "MetadataDoubleValue", "double_value": float(value)}
-
-
-def run_fields() -> dict[str, str]:
-    """The fields that name the run of the pipeline; none outside a pipeline."""
-    run = os.environ.get(RUN_ID, "")
-    return {"modelSourceKind": "kfp", "modelSourceClass": "pipelinerun", "modelSourceId": run} if run else {}
 
 
 def absolute(uri: str) -> str:

@@ -12,7 +12,7 @@ from must.base.parameters import require
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.deploy.predict.session import check_onnx
-from must.deploy.promote.followers import Follower, follower_of
+from must.deploy.promote.external_registries import ExternalRegistry, external_registry_of
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
     ONNX_FOLDER,
@@ -33,26 +33,23 @@ logger = logging.getLogger(__name__)
 
 def promote(config: PromoteConfig) -> Latest:
     """The stage. Returns the new content of LATEST.
-
-    Raises:
-        ValueError: no such model, the gate stopped it, the champion is not the one it was compared with, --version is
-            another model, or there is no champion to roll back to.
-    """
+    Raises ValueError: no such model, the gate stopped it, the champion is not the one it was compared with, --version
+    is another model, or there is no champion to roll back to."""
     registry = Registry(config.registry, config.name)
     if config.list:
         return print_champion(registry)
-    follower = follower_of(config)
+    external = external_registry_of(config)
     if config.rollback:
         latest = roll_back(registry, config.to)
-        if follower:
-            champion = follower.move(latest.version)
+        if external:
+            champion = external.move(latest.version)
             stays = f"{latest.version} is not there, and the champion stays"
-            logger.info(f"{follower.title}: {follower.name}: {f'the champion is {champion}' if champion else stays}")
+            logger.info(f"{external.title}: {external.name}: {f'the champion is {champion}' if champion else stays}")
         return latest
-    return add_version(registry, config, follower)
+    return add_version(registry, config, external)
 
 
-def add_version(registry: Registry, config: PromoteConfig, follower: Follower | None) -> Latest:
+def add_version(registry: Registry, config: PromoteConfig, external: ExternalRegistry | None) -> Latest:
     description = load_description(config.model)
     decision = read_decision(config.decision) if config.decision else None
     require(
@@ -88,9 +85,9 @@ def add_version(registry: Registry, config: PromoteConfig, follower: Follower | 
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
     logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
-    if follower:
-        champion = follower.put(version, config.onnx, flatten(facts["metrics"]), tags_of(facts, registry, version))
-        logger.info(f"{follower.title}: {follower.name}: {champion} is there, and the champion")
+    if external:
+        champion = external.put(version, config.onnx, flatten(facts["metrics"]), tags_of(facts, registry, version))
+        logger.info(f"{external.title}: {external.name}: {champion} is there, and the champion")
     return latest
 
 
@@ -123,7 +120,7 @@ def flatten(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:
 
 
 def tags_of(facts: dict[str, Any], registry: Registry, version: str) -> dict[str, str]:
-    """The tags of a follower's version: the origin of the model."""
+    """The tags of the version in an external registry: the origin of the model."""
     names = ("backbone", "index_sha256", "index_revision", "git_revision", "must_version")
     known = {f"must.{name}": str(facts[name]) for name in names if facts[name] is not None}
     return {**known, "must.uri": registry.uri_of(version)}

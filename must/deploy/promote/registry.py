@@ -31,7 +31,7 @@ from must.base.storage import ConflictError
 
 LATEST = "LATEST"
 MODEL_NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
-PROMOTION = Kind("must promote", "--version", ".promote.lock", patience=10.0)
+PROMOTION = Kind("must promote", "--version", ".promote.lock", timeout=10.0)
 BUNDLE_FOLDER, ONNX_FOLDER = "bundle", "onnx"  # a version's folders
 
 Folders = dict[str, list[tuple[str, str]]]
@@ -81,10 +81,7 @@ class Registry:
 
     def versions(self) -> list[dict[str, Any]]:
         """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
-        try:
-            names = [entry.name for entry in storage.list_files(self.uri)]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        names = [entry.name for entry in storage.list_existing(self.uri)]
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
         return sorted((read_version(self.uri_of(file)) for file in files), key=lambda version: version["created"])
 
@@ -166,13 +163,11 @@ class Registry:
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion, unless another program moved LATEST meanwhile.
+        Raises OvertakenError: LATEST is not `expected`, or was moved at the same time.
 
         Args:
             expected: the version that must be the champion now; '' for none, None for any.
             back: a rollback, which removes the champions after `version` from the list.
-
-        Raises:
-            OvertakenError: LATEST is not `expected`, or was moved at the same time.
         """
         data, generation = storage.read_versioned(self.uri_of(LATEST))
         old = latest_of(data, self.uri_of(LATEST))

@@ -91,7 +91,7 @@ class Images:
         return refined_probabilities(*self.tensors, answer_rows(answers, self.numbers))
 
 
-class Teaching:
+class AnswerEffect:
     """Computes the effect of the answers in a thread, as this may take longer than giving the next answer."""
 
     def __init__(self, images: Images) -> None:
@@ -152,10 +152,7 @@ def compute_reviews(
 ) -> Iterator[tuple[Review, Images]]:
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
     few images or a review was `saved`. In a random order the pictures of the earlier review come first.
-
-    Args:
-        pause: called before every batch with two numbers of images: computed, in this part; may raise to stop.
-    """
+    `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
     bundle, zero_shot = load_adapted_and_zero_shot(config.model, config.baseline)
     classes = bundle.description.classes
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))

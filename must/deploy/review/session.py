@@ -16,7 +16,7 @@ from must.method.answers.book import Answer, append
 from must.method.answers.review import MODEL, RANDOM, Picture, Review
 
 if TYPE_CHECKING:
-    from must.deploy.review.prepare import Teaching
+    from must.deploy.review.prepare import AnswerEffect
 
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
 ALL_OFFERED = 12  # classes up to which all of them are offered
@@ -36,38 +36,38 @@ class AnswerBatch:
 
 
 class Session:
-    """Thread-safe. `teaching` computes the effect of the answers, if that is shown."""
+    """Thread-safe. `effect` computes the effect of the answers, if that is shown."""
 
     def __init__(
-        self, review: Review, folder: str, who: str, teaching: "Teaching | None" = None,
+        self, review: Review, folder: str, who: str, effect: "AnswerEffect | None" = None,
         clock: Callable[[], float] = time.monotonic, commands: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
         self.lock = threading.Lock()
         self.shown: dict[int, tuple[str, float]] = {}  # number of a picture -> (page, time)
         self.drawn = set[int]()  # numbers of the pictures that were shown in the random order
-        self.set_review(review, teaching)
+        self.set_review(review, effect)
         groups = groupby(self.answers.values(), key=lambda answer: (answer.who, answer.when))
         numbers = {picture.sha256: picture.number for picture in review.pictures}
         self.batches = [AnswerBatch("", tuple(numbers[answer.sha256] for answer in group)) for _, group in groups]
 
-    def set_review(self, review: Review, teaching: "Teaching | None") -> None:
+    def set_review(self, review: Review, effect: "AnswerEffect | None") -> None:
         """Replaces the review by one of the same images or of more."""
         with self.lock:
-            self.review, self.teaching = review, teaching
+            self.review, self.effect = review, effect
             self.answers = review.answers(str(self.path.parent))
             self.by_number = {picture.number: (index, picture) for index, picture in enumerate(review.pictures)}
-            self.update_teaching()
+            self.update_effect()
 
-    def update_teaching(self) -> None:
-        if self.teaching is not None:
+    def update_effect(self) -> None:
+        if self.effect is not None:
             pictures, labels = self.review.truth(self.answers)
             numbers = (picture.number for picture in pictures)
-            self.teaching.update(list(zip(numbers, labels.tolist(), strict=True)))
+            self.effect.update(list(zip(numbers, labels.tolist(), strict=True)))
 
     def state(self, page: str = "") -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
-        effect = self.teaching.text() if self.teaching is not None else ""
+        effect = self.effect.text() if self.effect is not None else ""
         measured = self.review.measured(self.answers)
         answered = (number for batch in self.batches_of(page) for number in batch.numbers if self.answer_text(number))
         recent = list(answered)[-RECENT:]
@@ -153,14 +153,9 @@ class Session:
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Writes answers to the disk; returns the next picture.
-
-        Args:
-            request: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
-                one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned; `who`.
-
-        Raises:
-            ValueError: no such picture, or no such class.
-        """
+        `request`: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
+        one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned; `who`.
+        Raises ValueError: no such picture, or no such class."""
         kind, label, shown = (request.get(key) for key in ("kind", "label", "number"))
         grid, also = bool(request.get("grid")), request.get("also", [])
         require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
@@ -183,7 +178,7 @@ class Session:
             for number in origins:
                 self.shown.pop(number, None)
             self.batches += [AnswerBatch(page, tuple(origins))] if origins else []
-            self.update_teaching()
+            self.update_effect()
             return {"state": self.state(page), "picture": None if grid else self.offer(page)}
 
     def origin_of(self, number: Any, grid: bool) -> str:
@@ -215,7 +210,7 @@ class Session:
                 self.drawn |= {picture.number} if self.measures(picture) else set()
                 self.answers.pop(picture.sha256, None)
             self.shown[numbers[-1]] = page, self.clock()
-            self.update_teaching()
+            self.update_effect()
             return {"state": self.state(page), "picture": self.describe(numbers[-1]), "undone": len(numbers)}
 
     def grid(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -246,8 +241,8 @@ class Session:
 
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands."""
-        if self.teaching is not None:
-            self.teaching.wait(WAIT)
+        if self.effect is not None:
+            self.effect.wait(WAIT)
         with self.lock:
             state, measured = self.state(page), self.review.measured(self.answers)
             rows = []
@@ -258,6 +253,6 @@ class Session:
                 ]  # fmt: skip
             return {
                 "state": state, "rows": rows, "measured": measured.answers if measured else 0,
-                "changed": self.teaching.changed if self.teaching is not None else None,
+                "changed": self.effect.changed if self.effect is not None else None,
                 "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
             }  # fmt: skip

@@ -211,7 +211,7 @@ class Exchange:
                     self.check_size(self.reserved)
                     self.unread = message.get("more_body", False)
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {self.work.config.patience:g} seconds") from None
+            raise Refused(408, f"the body was not received within {self.work.config.patience:g} seconds") from None
         self.read_at = time.perf_counter()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -162,7 +162,7 @@ class OneModel:
 
     def load(self, version: str) -> OnnxClassifier:
         with storage.local_copy(self.uri) as path:
-            return OnnxClassifier(path, self.uri, self.threads, patient=True)
+            return OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
 
 
 class Champion:
@@ -189,7 +189,7 @@ class Champion:
             file.flush()
             same = written.size == fact.get("bytes") and written.sha256 == fact.get("sha256")
             require(same, f"{uri}: is not the file that was promoted: its checksum differs")
-            return OnnxClassifier(Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, patient=True)
+            return OnnxClassifier(Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True)
 
 
 class Models:

@@ -179,7 +179,7 @@ def read_images(tensor: Mapping[str, Any], raw: memoryview | None, limits: Limit
     assert isinstance(shape, list)
     expect(shape[0] <= limits.max_images, f"{shape[0]} images; this server takes {limits.max_images} a request", 413)
     where, data = f'input "{INPUT}"', tensor.get("data")
-    expect(raw is not None or data is not None, f'{where}: neither "data" nor bytes that follow came')
+    expect(raw is not None or data is not None, f'{where}: neither "data" nor bytes that follow were received')
     if datatype == "BYTES":
         expect(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
         if raw is not None:

@@ -43,7 +43,7 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     work = Work(config, models, metrics)
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
-    following = follower(models, config.poll, work) if config.registry else None
+    following = asyncio.create_task(follow(models, config.poll, work)) if config.registry else None
     allow_files()
 
     async def drain(ended: bool) -> None:
@@ -65,14 +65,15 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     )
     if following:
         following.cancel()
-    work.close()
+    work.decoders.close()
 
 
-def follower(models: Models, seconds: float, work: Work) -> asyncio.Task[None]:
-    """The task that checks for newer models. When it ends, the server is not ready any more."""
-    task = asyncio.create_task(models.follow(seconds))
-    task.add_done_callback(lambda task: work.stop())
-    return task
+async def follow(models: Models, seconds: float, work: Work) -> None:
+    """Looks for newer models. When it ends, the server is not ready any more."""
+    try:
+        await models.follow(seconds)
+    finally:
+        work.draining = True
 
 
 def allow_files() -> None:

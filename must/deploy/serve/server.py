@@ -91,7 +91,7 @@ def url_of(host: str, listener: socket.socket) -> str:
 async def serve_until_signal(
     app: Any,
     listener: socket.socket,
-    patience: float,
+    idle_timeout: float,
     drain: Callable[[bool], Awaitable[None]] | None = None,
     **settings: Any,
 ) -> None:
@@ -99,7 +99,7 @@ async def serve_until_signal(
 
     Args:
         app: an ASGI application.
-        patience: seconds that an idle connection stays open, unless `settings` has timeout_keep_alive.
+        idle_timeout: seconds that an idle connection stays open, unless `settings` has timeout_keep_alive.
         drain: called after the signal, while requests are still accepted; its argument: the server ended by itself.
         settings: of uvicorn.
     """
@@ -115,7 +115,7 @@ async def serve_until_signal(
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            **{"timeout_keep_alive": int(patience), **settings},
+            **{"timeout_keep_alive": int(idle_timeout), **settings},
         )
     )
     serving = asyncio.create_task(server.serve([listener]))

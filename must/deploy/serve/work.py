@@ -57,7 +57,8 @@ class Decoders:
             if job is None:
                 return
             with self.used_changed:
-                self.used_changed.wait_for(partial(self.has_room, memory))
+                while self.used and self.used + memory > self.memory:
+                    self.used_changed.wait()
                 self.used += memory
             try:
                 job()
@@ -67,9 +68,6 @@ class Decoders:
                 with self.used_changed:
                     self.used -= memory
                     self.used_changed.notify_all()
-
-    def has_room(self, memory: int) -> bool:
-        return not self.used or self.used + memory <= self.memory
 
     def close(self) -> None:
         for _ in range(self.threads):
@@ -87,16 +85,12 @@ class Work:
         self.megapixels = 0.0  # of these
         self.requests: dict[PendingRequest, None] = {}
         self.held_bytes = 0  # of the bodies of requests
-        self.draining = False
+        self.draining = False  # once it is true, only a new pod will be ready
         self.max_body = int(config.max_body * 1e6)
 
     @property
     def ready(self) -> bool:
         return self.models.current is not None and not self.draining
-
-    def stop(self) -> None:
-        """Not ready any more; only a new pod will be."""
-        self.draining = True
 
     def limits(self, served: ServedModel) -> Limits:
         classifier = served.classifier
@@ -208,9 +202,6 @@ class Work:
         for value in probability.max(axis=1):
             self.metrics.confidence.observe(value)
         return predictions
-
-    def close(self) -> None:
-        self.decoders.close()
 
 
 def costs_of_files(images: list[bytes], max_pixels: int) -> list[Cost]:

@@ -1,8 +1,8 @@
 """Accuracies from a person's answers, with 95% intervals."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -37,15 +37,6 @@ class Measured:
             len(model), share(zero_shot), share(model), difference(zero_shot, model),
             share(refined) if refined is not None else None,
         )  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises TypeError or ValueError: not what `to_dict` gives."""
-        shares = {name: Share(*map(float, value)) for name, value in values.items() if isinstance(value, list | tuple)}
-        return cls(**{**values, **shares})
 
     @property
     def verdict(self) -> str:

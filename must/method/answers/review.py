@@ -19,6 +19,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
+from must.base.records import record_of
 from must.base.text import counted
 from must.method.answers.book import Answer, read_answers
 from must.method.answers.estimate import Measured
@@ -83,11 +84,9 @@ class Review:
     def parse(cls, content: dict[str, Any]) -> Self:
         """Raises any of `storage.read_object`'s errors: not a file that `save` wrote."""
         require(content.keys() == {f.name for f in fields(cls)} and content["format"] == FORMAT, "other fields")
-        review = cls(**content | {"pictures": [parse_picture(entry) for entry in content["pictures"]]})
-        require(all(isinstance(name, str) for name in review.classes), "classes")
+        review = record_of(cls, content)
         for picture in review.pictures:
-            require(len(picture.classes) == 3, "a picture's classes")
-            require(max(*picture.classes, *picture.likely) < len(review.classes), "a picture's classes")
+            check_picture(picture, len(review.classes))
         return review
 
     def require(self, classes: list[str], index_sha256: str, flag: str) -> None:
@@ -151,15 +150,11 @@ class Review:
         ]
 
 
-def parse_picture(entry: dict[str, Any]) -> Picture:
-    lists = {name: tuple(entry[name]) for name in ("classes", "likely", "similar")}
-    picture = Picture(**entry | lists)
+def check_picture(picture: Picture, classes: int) -> None:
     of_form(SHA256, picture.sha256, "sha256")
-    numbers = (picture.number, *picture.classes, *picture.likely, *picture.similar)
-    require(all(type(number) is int and number >= 0 for number in numbers), "a picture's numbers")
-    require(isinstance(picture.image, str), "a picture's name")
+    require(min(picture.number, *picture.classes, *picture.likely, *picture.similar) >= 0, "a picture's numbers")
+    require(max(*picture.classes, *picture.likely) < classes, "a picture's classes")
     require(0 <= picture.confidence <= 1, "a picture's confidence")
-    return picture
 
 
 def random_order(labels: np.ndarray, seed: int) -> np.ndarray:

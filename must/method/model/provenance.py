@@ -59,17 +59,14 @@ class Selection:
         """None: nothing that this version can read."""
         if not isinstance(values, dict):
             return None
-        measured = values.get("measured")
         try:
-            plain = {name: value for name, value in values.items() if name not in ("measured", "more")}
-            selection = replace(record_of(cls, plain), measured=Measured.from_dict(measured) if measured else None)
-        except (TypeError, ValueError, AttributeError):
+            selection = record_of(cls, {name: value for name, value in values.items() if name != "more"})
+        except ValueError:
             return None
         return replace(selection, more=unknown(cls, values)) if 0 <= selection.alpha <= 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        check, measured = asdict(self.check) if self.check else None, self.measured.to_dict() if self.measured else None
-        known = {"alpha": self.alpha, "by": self.by, "check": check, "measured": measured}
+        known = {name: value for name, value in asdict(self).items() if name != "more"}
         return {name: value for name, value in known.items() if value not in (None, "")} | self.more
 
 

@@ -27,7 +27,7 @@ from must.method.distributed.process_group import World
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.(json|pt)")
-CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", patience=10.0)
+CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", timeout=10.0)
 FAILURES = 2  # failed writes in a row after which training stops: a full disk or a bucket's failure may be temporary
 
 
@@ -118,10 +118,7 @@ class Checkpoints:
 
     def _files(self) -> list[tuple[int, str]]:
         """(step, "pt" or "json") of every file."""
-        try:
-            names = [CHECKPOINT_NAME.fullmatch(entry.name) for entry in storage.list_files(self.uri)]
-        except FileNotFoundError:
-            return []
+        names = [CHECKPOINT_NAME.fullmatch(entry.name) for entry in storage.list_existing(self.uri)]
         return [(int(match.group(1)), match.group(2)) for match in names if match]
 
     def steps(self) -> list[int]:

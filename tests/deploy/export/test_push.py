@@ -85,8 +85,8 @@ NEEDS_WRITING = "the token must be allowed to write, and you in team"
     ("token", "repo", "fault", "later", "message"),
     [
         ("", "team/x", (), False, r"needs a valid token \(401\): set HF_TOKEN"),
-        (READER, "team/x", (), False, rf"does not let you write there \(403: .*\): {NEEDS_WRITING}"),
-        (TOKEN, "others/x", (), False, r"does not let you write there \(403: .*others.*\): .* and you in others"),
+        (READER, "team/x", (), False, rf"denies you write access \(403: .*\): {NEEDS_WRITING}"),
+        (TOKEN, "others/x", (), False, r"denies you write access \(403: .*others.*\): .* and you in others"),
         (TOKEN, "team/x", ("404", "commit"), False, r"has no such repository, branch or team \(404"),
         (TOKEN, "team/x", ("400", "commit"), False, r"refuses it \(400: as asked for\)"),
         (TOKEN, "team/x", ("413", "/large/"), False, r"refuses it \(413"),
@@ -122,7 +122,7 @@ def test_a_card_that_the_hub_does_not_take(folder, asked, tmp_path):
     (other / "config.json").write_text(json.dumps({}))
     with writable(tmp_path / "hub") as server:
         asked(server.url)
-        with pytest.raises(ValueError, match=r"does not take the card: Invalid metadata in README\.md\. .*license"):
+        with pytest.raises(ValueError, match=r"rejects the model card: Invalid metadata in README\.md\. .*license"):
             push(PushConfig(model=str(other), repo="team/x"))
         assert not server.commits
 

@@ -2,10 +2,12 @@
 nothing that was confirmed is lost, and nothing half-written counts."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
+from must.base.records import record_of
 from must.method.answers.book import Answer, append, read_answers
 from must.method.answers.estimate import Measured, difference, share
 from must.method.answers.review import NO_CLASS, RANDOM, Picture, Review, doubtful_order, random_order
@@ -70,7 +72,7 @@ def test_no_answers_say_nothing_and_few_say_little():
     all_right = np.ones(5, bool)
     assert share(all_right).low < 0.6 and difference(all_right, all_right).low < -0.2
     measured = Measured.of(~all_right, all_right, all_right)
-    assert Measured.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
+    assert record_of(Measured, json.loads(json.dumps(asdict(measured)))) == measured
     assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
 
 

@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.http import App
 from must.deploy.review.page import Pictures, self_contained
-from must.deploy.review.prepare import Images, Teaching
+from must.deploy.review.prepare import AnswerEffect, Images
+from must.deploy.review.review import App
 from must.deploy.review.session import Session
 from must.deploy.serve.server import listen, url_of
 from tests.deploy.review.conftest import labels_of
@@ -175,8 +175,8 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
 
 
 def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, serve, visit):
-    teaching = Teaching(Images.load(str(folder)))
-    session = Session(review, str(folder), "ann", teaching, commands=["must select --answers 'a b'"])
+    effect = AnswerEffect(Images.load(str(folder)))
+    session = Session(review, str(folder), "ann", effect, commands=["must select --answers 'a b'"])
     page = visit(serve(App(session, pictures_of(review), "token")))
     labels = labels_of(review)
     for picture in review.pictures[:12]:
@@ -208,7 +208,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#changed")).to_contain_text("of other pictures changed.")
     page.keyboard.press("o")
     shown(page, review.pictures[12].number)
-    teaching.close()
+    effect.close()
 
 
 def test_with_many_classes_all_are_in_a_list_that_can_be_searched(review, folder, place, visit):

@@ -14,7 +14,7 @@ import pytest
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import Pictures, self_contained
-from must.deploy.review.prepare import Images, Teaching, compute_reviews, prepare
+from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, prepare
 from must.deploy.review.review import prepare_review, review_at, summary_of
 from must.deploy.review.review import review as must_review
 from must.deploy.review.session import RESERVED_S, Session
@@ -226,20 +226,20 @@ def test_answers_made_elsewhere_are_added_once_and_those_about_nothing_here_are_
 
 def test_answers_change_similar_images_and_undoing_them_changes_them_back(review, folder):
     labels = labels_of(review)
-    teaching = Teaching(Images.load(str(folder)))
-    session = Session(review, str(folder), "ann", teaching)
+    effect = AnswerEffect(Images.load(str(folder)))
+    session = Session(review, str(folder), "ann", effect)
     wrong = {name: review.classes[(number + 1) % 10] for number, name in enumerate(review.classes)}
     shown = session.next("page")["picture"]
     for picture in review.pictures[:25]:  # somebody who gives every class another's name
         said = {"number": shown["number"], "kind": "label", "label": wrong[labels[picture.sha256]]}
         shown = session.answer("page", said)["picture"]
-    teaching.wait()
+    effect.wait()
     state = session.next("page")["state"]
     changed = int(re.search(r"So far (\d+) of 125 other refined labels changed", state["text"])[1])
     assert changed >= 20
     for _ in range(25):
         session.undo("page", {})
-    teaching.wait()
+    effect.wait()
     state = session.next("page")["state"]
     assert state["text"] == "No answers yet." and session.end("page")["rows"] == []
 

@@ -108,7 +108,7 @@ def test_a_requests_memory_is_let_go_before_its_answer_is_sent():
 
         work = Work(CONFIG, SimpleNamespace(borrow=borrow), Metrics())
         await App(work, "digits")(SCOPE, receive, send)
-        work.close()
+        work.decoders.close()
 
     asyncio.run(exchange())
     assert seen == [("worked on", 1000), ("http.response.start", 0), ("http.response.body", 0)]

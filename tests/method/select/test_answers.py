@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from must.base.records import record_of
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.prepare import prepare
@@ -48,7 +49,7 @@ def test_answers_choose_alpha_and_the_bundle_says_what_they_measured(digits, ask
     selected(digits, digits.adapted, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
     record = load_description(str(tmp_path / "kept")).provenance.selection.to_dict()
     assert record["by"] == "60 answers" and record["alpha"] >= 0.5, "it was tuned with labels on these very images"
-    measured = Measured.from_dict(record["measured"])
+    measured = record_of(Measured, record["measured"])
     assert measured.answers == 60 and measured.gain.low > 0 and measured.model.value > 0.9
 
 
@@ -58,7 +59,7 @@ def test_answers_against_the_model_choose_zero_shot(digits, asked, tmp_path):
     says = {one.sha256: review.classes[one.classes[0]] for one in review.pictures}
     folder = answered((asked[0], review, says), tmp_path / "review", 60)
     choice = selected(digits, digits.adapted, tmp_path / "kept", answers=folder)
-    assert choice["alpha"] <= 0.1 and Measured.from_dict(choice["measured"]).gain.high < 0.1
+    assert choice["alpha"] <= 0.1 and record_of(Measured, choice["measured"]).gain.high < 0.1
 
 
 def test_half_is_kept_unless_another_share_is_better_beyond_its_error():

@@ -28,7 +28,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, patience=0))
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, timeout=0))
     train(config(digits, tmp_path))
     place = tmp_path / "checkpoints"
     (place / ".tmp-half").write_bytes(b"what the first run is writing")
@@ -64,7 +64,7 @@ def read_on_a_rank(environment, uri, folder):
     """Of each rank: the newest checkpoint at a place, and the copies of it in the folder; or why it is refused."""
     os.environ.update(environment)
     tempfile.tempdir = folder
-    checkpoint_module.CHECKPOINTS = replace(CHECKPOINTS, patience=0)
+    checkpoint_module.CHECKPOINTS = replace(CHECKPOINTS, timeout=0)
     with init_distributed("cpu", 60) as world:
         checkpoints, result = Checkpoints(uri), {}
         try:

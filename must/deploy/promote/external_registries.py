@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Union
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
@@ -22,29 +22,17 @@ from must.config import PromoteConfig
 from must.config.defaults import require_packages
 from must.method.train.trackers import address, experiment, mlflow_client, reason
 
+if TYPE_CHECKING:
+    from must.deploy.promote.kubeflow_registry import KubeflowRegistry
+
 SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1"
 TIMEOUT = 30  # seconds
 
 
-class Follower(Protocol):
-    """One model in an external registry. Its methods raise ValueError; TransientError where a retry may succeed."""
-
-    title: str  # of the registry, for log lines
-    name: str  # of the model in that registry
-
-    def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        """Creates the version unless it exists, and makes it the champion; returns its name in that registry.
-
-        Args:
-            onnx: the folder written by `must export`.
-            tags: of the version; `must.uri` is its URI in MUST's registry.
-        """
-
-    def move(self, version: str) -> str | None:
-        """Makes an existing version the champion; None if it does not exist: then the champion is not changed."""
+ExternalRegistry = Union["MlflowRegistry", "KubeflowRegistry"]
 
 
-def follower_of(config: PromoteConfig) -> Follower | None:
+def external_registry_of(config: PromoteConfig) -> ExternalRegistry | None:
     """The external registry of --register, or None. Sends it a request, so that an unreachable registry fails before
     anything is promoted.
     Raises ValueError: the registry cannot be used."""
@@ -77,11 +65,8 @@ def check_access(register: str, name: str) -> None:
 
 def check_mlflow() -> None:
     """Does nothing where MLFLOW_TRACKING_URI is a folder or a database, not an http(s) address.
-
-    Raises:
-        ValueError: it refuses access, is not MLflow, or the environment has no address; TransientError if it does not
-            respond.
-    """
+    Raises ValueError: it refuses access, is not MLflow, or the environment has no address; TransientError if it does
+    not respond."""
     tracking = address("register mlflow")
     url = os.environ.get("MLFLOW_REGISTRY_URI") or tracking
     if not url.startswith(("http://", "https://")):
@@ -116,7 +101,8 @@ TRANSIENT_CODES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_E
 
 
 class MlflowRegistry:
-    """The versions of one model in MLflow. The champion has the alias `champion`.
+    """The versions of one model in MLflow. The champion has the alias `champion`. The methods `put` and `move` raise
+    ValueError; TransientError where a retry may succeed.
 
     A version in MLflow consists of a run's artifacts (the ONNX folder: model, labels, model card) and its metrics. It
     is created last, in one request, so that no version lacks its files. Its tag has the name of the version in MUST's
@@ -137,12 +123,15 @@ class MlflowRegistry:
         return next((entry.version for entry in versions if entry.tags.get(TAG) == version), None)
 
     def put(self, version: str, onnx: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
+        """Creates the version of the folder `onnx` unless it exists, and makes it the champion; returns its name in
+        that registry. `tags`: of the version; `must.uri` is its URI in MUST's registry."""
         with mlflow_errors(f"{version} is the champion of the registry, but not in MLflow; run the same again"):
             number = self.find(version) or self.add(version, onnx, metrics, tags)
             self.client.set_registered_model_alias(self.name, ALIAS, number)
         return with_number(version, number)
 
     def move(self, version: str) -> str | None:
+        """Makes an existing version the champion; None if it does not exist: then the champion is not changed."""
         with mlflow_errors(f"{version} is the champion of the registry again; in MLflow the alias was not moved"):
             number = self.find(version)
             if number:
