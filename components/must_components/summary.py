@@ -10,7 +10,7 @@ def summary(
     status: dsl.PipelineTaskFinalStatus,
     work_uri: str,
     run_id: str,
-    what_came_of_it: dsl.Output[dsl.Markdown],
+    run_summary: dsl.Output[dsl.Markdown],
     labelling_pods: int = 0,
     serve: str = "none",
 ) -> None:
@@ -33,6 +33,6 @@ def summary(
     local = "MUST_RUN_AGAIN" in os.environ  # on one machine the run has no id on a server
     answer = f"must-pipeline answer {work_uri if local else run_id} answers.jsonl"
     text = summarize(work_uri, run_id, status.state, command, follow_ups(labelling_pods, serve), answer, job_lines)
-    write_bytes(what_came_of_it.path, text.encode())
+    write_bytes(run_summary.path, text.encode())
     print(text)
     leave_page(work_uri, run_id, text)

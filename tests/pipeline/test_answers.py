@@ -28,7 +28,7 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, must_pipeline, c
     work = tmp_path / "work"
     first = Run(parameters, work, "--verbose")
     assert first.code == 0 and first.stages[-2:] == ["review", "summary"], first.log + first.error
-    page = first.artifacts["what_came_of_it"].read_text()
+    page = first.artifacts["run_summary"].read_text()
     assert page.startswith("# Waiting for answers about ") and f"`must-pipeline answer {work} answers.jsonl`" in page
     assert "waits for answers" in first.log and not Registry(str(work / "registry"), "digits").latest().version
     (place,) = (work / "reviews").iterdir()
@@ -65,6 +65,6 @@ def test_a_run_waits_is_answered_and_promotes(tmp_path, server, must_pipeline, c
 
     second = Run(parameters, work, "--verbose")  # what that run does
     assert second.code == 0 and "promote" in second.stages and "review" not in second.stages, second.log + second.error
-    assert second.artifacts["what_came_of_it"].read_text().startswith("# Promoted r0000-")
+    assert second.artifacts["run_summary"].read_text().startswith("# Promoted r0000-")
     assert f"{len(lines)} answers: zero-shot " in second.artifacts["reasons"].read_text()
     assert Registry(str(work / "registry"), "digits").latest().version

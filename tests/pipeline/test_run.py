@@ -59,7 +59,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.75 and facts["index_revision"] == 0
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
     assert "# Passed by the labelled gate" in run.artifacts["reasons"].read_text()
-    page = run.artifacts["what_came_of_it"].read_text()
+    page = run.artifacts["run_summary"].read_text()
     assert page.startswith(f"# Promoted {version}: ") and ", was " in page and "| promote | done |" in page
     (notes,) = (work / "notes").iterdir()  # one run id for all stages
     assert {path.stem for path in notes.glob("*.json")} == {*ALL, *PARTS} - {"summary"}
@@ -127,7 +127,7 @@ def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
     work, _ = first
     run = Run(demo[1] | {"append": True, "only_new": True}, work, "--verbose")
     assert run.code == 0 and sorted(run.stages) == sorted([*BEFORE_TRAINING, "close-3", "summary"])
-    page = run.artifacts["what_came_of_it"].read_text()
+    page = run.artifacts["run_summary"].read_text()
     assert "nothing new: this data with these settings was promoted as" in page
     assert "Nothing new to train on" in run.log and "10 classes, made by an earlier run" in page
 
@@ -143,7 +143,7 @@ def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_cham
     run = Run(demo[1] | scheduled, work, "--verbose")
     assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"} | {"close-2"}), run.error
     assert latest(work) == champion
-    reasons, page = run.artifacts["reasons"].read_text(), run.artifacts["what_came_of_it"].read_text()
+    reasons, page = run.artifacts["reasons"].read_text(), run.artifacts["run_summary"].read_text()
     assert f"Compared with: the champion, {champion.version}" in reasons and "`STOP  top1 gained " in reasons
     assert not json.loads(run.artifacts["decision"].read_text())["passed"]
     assert "not promoted" in run.log and "| gate | done |" in page and "revision 1" in page
@@ -155,7 +155,7 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     assert run.code == 2
     assert "must inputs: " in run.log and "ViT-B-17" in run.log
     assert "the stage 'inputs' failed" in run.error and "Traceback" not in run.error
-    page = run.artifacts["what_came_of_it"].read_text()
+    page = run.artifacts["run_summary"].read_text()
     assert page.startswith("# Run failed: inputs: the input is wrong\n") and "wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
     assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]

@@ -108,7 +108,7 @@ def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
     ran = run(environment, tmp_path, *command)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     latest = tmp_path / "demo/run/latest"
-    assert next(latest.glob("*/what_came_of_it")).read_text().startswith("# Promoted ")
+    assert next(latest.glob("*/run_summary")).read_text().startswith("# Promoted ")
     decision = json.loads(next(latest.glob("*/decision")).read_text())
     assert (decision["passed"], decision["gate"], decision["outcome"]) == (True, "label-free", "gain"), decision
     version = json.loads(next((tmp_path / "demo/run/registry").rglob("version.json")).read_text())
