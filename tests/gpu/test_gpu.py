@@ -44,13 +44,16 @@ WEIGHTS = 1e-3 if ON_GPU else 0.0  # of a resumed run's weights: a GPU's kernels
 FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the names of fused attention kernels
 
 
-@contextmanager
-def trainer_of(digits, device: str = DEVICE, **changes):
+def config_of(digits, device: str = DEVICE, **changes) -> TrainConfig:
     values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "trackers": []}
     data = {"shards": digits.shards, "classifier": digits.classifier}
-    config = load(TrainConfig, {**data, **values, "device": device, **changes})
+    return load(TrainConfig, {**data, **values, "device": device, **changes})
+
+
+@contextmanager
+def trainer_of(digits, device: str = DEVICE, **changes):
     with init_distributed(device, 60) as world:
-        trainer = Trainer(config, world)
+        trainer = Trainer(config_of(digits, device, **changes), world)
         trainer.choose()
         yield trainer
 
