@@ -9,5 +9,5 @@ def test_must_train_accepts_the_settings_of_the_gpu_tests(digits, tmp_path):
     assert gpu.config_of(digits, "cpu").preset == "digits"
     flags = gpu.command(digits, tmp_path, 1, **{"batch-size": 16})
     values = vars(build_parser().parse_args(flags[flags.index("train") :]))
-    command, _ = values.pop("command"), values.pop("config_file")
-    assert configure(command, values).epochs == 8
+    assert values.pop("config_file") is None
+    assert configure(values.pop("command"), values).to_dict()["epochs"] == 8
