@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -74,12 +75,16 @@ def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> Non
         ("nowhere", None, "there is no such folder or file"),
         ("empty", None, "no images in there$"),
         ("texts", None, "no images in there, .*only other files: 1 .txt"),
+        ("pipe.jsonl", None, r"pipe\.jsonl: not a file"),
+        ("pipe.zip", None, r"pipe\.zip: not a file"),
     ],
 )
 def test_a_source_without_images_is_one_line(tmp_path: Path, source: str, content: str | None, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").touch()
+    for name in ("pipe.jsonl", "pipe.zip"):
+        os.mkfifo(tmp_path / name)
     if content is not None:
         (tmp_path / source).write_text(content)
     refused(tmp_path / source, tmp_path / "out", message, labels="csv")
