@@ -19,6 +19,7 @@ import must
 from must.api import results
 from must.api.functions import ERRORS, NOT_STAGES, function_at_must
 from must.api.stages import STAGES
+from must.base.flags import preset_text
 from must.base.parameters import parameters_of
 from must_pipeline.cli import COMMANDS
 from must_pipeline.files import CLUSTER, COMPILED
@@ -71,8 +72,7 @@ def commands() -> str:
                 out.append(f"| *{cell(group)}* | | |")
             value = default(field)
             if field.name in stage.config.by_preset:
-                auto = stage.config.by_preset[field.name]
-                value = f"{f'auto: `{auto}`' if auto else 'by preset'}; published: {value}"
+                value = preset_text(stage.config.by_preset[field.name], value.strip("`"))
             out.append(f"| {flag(field)} | {value} | {cell(field.metadata['help'])}{choices(kinds[field.name])} |")
         out.append("")
     return "\n".join(out)

@@ -1,4 +1,4 @@
-"""One run of the panel: trains with `--preset auto` or changed settings, and measures every share of the adaptation.
+"""One run of the panel: trains with `--preset auto` or changed settings, and measures every alpha.
 
     python -m benchmarks.shifts.run --tasks signs kana --variants as-is few --seed 0 [--change epochs=48 --name longer]
 
@@ -113,7 +113,7 @@ def save(picture: np.ndarray, path: Path) -> None:
 
 @torch.inference_mode()
 def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[str, Any]:
-    """Accuracy of every share of the adaptation on the test images, the check, and labels of the unlabeled images."""
+    """Accuracy of every alpha on the test images, the check, and labels of the unlabeled images."""
     bundle, zero_shot = load_adapted_and_zero_shot(fully_adapted_bundle(folder), classifier_file)
     frozen, device = zero_shot_network(bundle, zero_shot), torch.device("cpu")
     preprocess = preprocess_of(bundle.description)

@@ -43,8 +43,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         text = parameter.metadata["help"].replace("%", "%%")
         value = str(default) if default not in ("", None) else ""
         if parameter.name in stage.by_preset:
-            auto = stage.by_preset[parameter.name]
-            value = (f"auto: {auto}" if auto else "by preset") + (f"; published: {value}" if value else "")
+            value = preset_text(stage.by_preset[parameter.name], value)
         if required:
             value = "required without WORK" if parameter.metadata["work"] and parameter.name != "model" else "required"
         text += f" [{value}]" if value else ""
@@ -64,6 +63,12 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
                 options["action"] = Once
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
             target.add_argument(flag(parameter.name), metavar=metavar, **options)
+
+
+def preset_text(auto: str, published: str) -> str:
+    """The default of a parameter that presets choose: its value in the preset auto ("" if computed), and published."""
+    first = f"auto: {auto}" if auto not in ("", "auto") else auto or "by preset"
+    return first + (f"; published: {published}" if published else "")
 
 
 def is_switch(kind: Any) -> bool:

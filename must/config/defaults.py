@@ -8,10 +8,10 @@ from typing import Any
 from must.base.parameters import param, require
 
 CACHE_GB = 30.0
-ALPHA = (
-    "weight interpolation, zero-shot + X (trained - zero-shot); auto: 1 if neighbouring images have the same class "
-    "more often with 1 than with 0.5, by over 5 standard errors, else 0.4"
+ALPHA_RULE = (
+    "1 if neighbouring images have the same class more often with 1 than with 0.5, by over 5 standard errors, else 0.4"
 )
+ALPHA = f"weight interpolation, zero-shot + X (trained - zero-shot); auto: {ALPHA_RULE}"
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
 TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name of the tracker and of its package: our extra
 

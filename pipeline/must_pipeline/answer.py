@@ -2,7 +2,7 @@
 
 RUN is the run's id, its name, or the address of its page; or its work_uri, which needs no Kubeflow server. The answers
 are checked and stored beside the pictures, in work_uri, and the run is started again with the same parameters: finished
-stages are not repeated, the answers decide how much of the adaptation is kept, and the gate checks that model.
+stages are not repeated, the answers choose alpha, and the gate checks that model.
 """
 
 import argparse

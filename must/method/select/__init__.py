@@ -1,1 +1,1 @@
-"""The share of an adaptation to keep, the check of a model without labels, and labels from similar images."""
+"""Alpha (weight interpolation), the check of a model without labels, and labels from similar images."""

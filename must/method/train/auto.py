@@ -7,6 +7,8 @@ were measured (docs/selection.md). Learning rates between them are interpolated 
 import math
 from typing import Any
 
+from must.config.defaults import ALPHA_RULE
+
 IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
 EPOCHS = (10, 24)
 BATCHES = (16, 256)
@@ -42,8 +44,7 @@ REASONS = {
     "strong_scale": "a smaller crop may lose the object",
     "randaugment": "weaker than published",
     "randaugment_ops": "operations that change no class",
-    "alpha": "0.4, or 1 if neighbouring images then have the same class more often than with 0.5, by over 5 standard "
-    "errors",
+    "alpha": ALPHA_RULE,
     "class_prior": "the class file has the classes' shares",
 }
 
