@@ -63,6 +63,13 @@ class MaskedViT(nn.Module):
         alignment = (local - feature[:, None]).square().sum(-1)
         return StudentOutput(logits, self.decoder(patches), alignment)
 
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [B, 3, H, W], normalised -> (logits [B, K], features [B, D] of length 1, tokens [B, T, W] that
+        similarity is computed from)."""
+        last, tokens = self.tower.forward_neighbours(images)
+        feature = F.normalize(self.tower.feature(last), dim=-1)
+        return self.logit_factor * feature @ self.classifier, feature, tokens
+
     def mask(self, patches: Tensor, masked: Tensor | None) -> Tensor:
         """Patch embeddings [B, L, W], those with the numbers `masked` [B, M] replaced by the mask token."""
         if masked is None:

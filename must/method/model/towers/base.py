@@ -47,6 +47,12 @@ class Tower(ABC):
         tokens = self.forward_tokens(images, replace)
         return tokens, None if masked is None else take(self.patches(tokens), masked)
 
+    def forward_neighbours(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens for `feature`, tokens [B, T, W] that similarity is computed from): those of the last block, or of the
+        one before where the tower computes only the last block's class token."""
+        tokens = self.forward_tokens(images, lambda patches: patches)
+        return tokens, tokens
+
     @abstractmethod
     def patches(self, tokens: Tensor) -> Tensor:
         """The patches [B, L, W] among the tokens."""

@@ -44,21 +44,40 @@ class ClipTower(Tower):
     def forward_features(
         self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        blocks: list[Any] = list(self.blocks)
-        last = blocks.pop()
-        if type(self) is not ClipTower or not is_residual(last):
+        if not self.reads_class_token:
             return super().forward_features(images, replace, masked)
+        tokens = self.before_last_block(images, replace)
+        # Only the class token and the masked patches of the last block are used: the others are keys and values only.
+        read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
+        read = self.last_block(read, tokens)
+        return read, None if masked is None else read[:, 1:]
+
+    def forward_neighbours(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.reads_class_token:
+            return super().forward_neighbours(images)
+        tokens = self.before_last_block(images, lambda patches: patches)
+        return self.last_block(tokens[:, :1], tokens), tokens
+
+    @property
+    def reads_class_token(self) -> bool:
+        """Whether the feature needs the class token alone of the last block."""
+        return type(self) is ClipTower and is_residual(self.blocks[-1])
+
+    def before_last_block(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        """Tokens [B, T, W]."""
         tokens = self.embedded(images, replace)
-        for block in blocks:
+        for block in list(self.blocks)[:-1]:
             if self.visual.transformer.grad_checkpointing:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
-        # Only the class token and the masked patches of the last block are used: the others are keys and values only.
-        read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
+        return tokens
+
+    def last_block(self, read: Tensor, tokens: Tensor) -> Tensor:
+        """The last block's output for the tokens `read` [B, R, W] out of its input `tokens` [B, T, W]."""
+        last: Any = self.blocks[-1]
         read = read + last.ls_1(attended(last.attn, last.ln_1(read), last.ln_1(tokens)))
-        read = read + last.ls_2(last.mlp(last.ln_2(read)))
-        return read, None if masked is None else read[:, 1:]
+        return read + last.ls_2(last.mlp(last.ln_2(read)))
 
     def patches(self, tokens: Tensor) -> Tensor:
         return tokens[:, 1:]

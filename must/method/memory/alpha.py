@@ -1,0 +1,116 @@
+"""Weight interpolation between the zero-shot weights and the trained ones (WiSE-FT, arXiv 2109.01903).
+
+Training writes the model at `--alpha` between them, and the fully trained one beside it, in OUTPUT/adapted, from which
+`must refine --alpha` makes another. There are three candidates: 0, DEFAULT_ALPHA and 1.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.files import ADAPTED, DESCRIPTION_FILE
+from must.base.parameters import require
+from must.data.loading.loader import EvalSource
+from must.method.answers.estimate import difference
+from must.method.memory.pool import read_pool
+from must.method.memory.propagate import measure_sharing
+from must.method.memory.vectors import nearest, neighbour_weights
+from must.method.model.bundle import Bundle, have_same_shape, load_bundle
+from must.method.model.masked_vit import MaskedViT
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ALPHA = 0.5
+RISE = 0.1  # alpha is 1 if the share of neighbours with the same class rises by more than this from zero-shot
+CANDIDATES = (0.0, DEFAULT_ALPHA, 1.0)
+MEASURED_IMAGES = 2_000  # images on which neighbours are compared
+CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for training only
+
+Weights = dict[str, Tensor]
+
+
+def choose_alpha(
+    zero_shot: MaskedViT,
+    trained: MaskedViT,
+    source: EvalSource,
+    device: torch.device,
+    pause: Callable[[], None] | None = None,
+) -> tuple[float, str]:
+    """(alpha, the reason), without labels: DEFAULT_ALPHA, or 1 if an image and its neighbours, by each model's own
+    vectors, share a class more often with the trained model, by RISE, beyond chance.
+
+    `source`: at most MEASURED_IMAGES are enough. `pause`: called before every batch; it may raise to stop."""
+    shared = [measure_agreement(model, source, device, pause) for model in (zero_shot, trained)]
+    alpha = 1.0 if shared[1] > shared[0] + RISE else DEFAULT_ALPHA
+    return alpha, (
+        f"neighbours share a class {shared[0]:.2f} of the time beyond chance with the zero-shot model, {shared[1]:.2f} "
+        f"with the trained one; above {RISE:+g} alpha is 1"
+    )
+
+
+def measure_agreement(
+    model: MaskedViT, source: EvalSource, device: torch.device, pause: Callable[[], None] | None = None
+) -> float:
+    """How often neighbours have the same most probable class, beyond chance."""
+    pool = read_pool(model, source, device, pause=pause)
+    neighbours, cosines = nearest(pool.vectors.to(device).float())
+    return measure_sharing(neighbours, neighbour_weights(cosines), pool.probabilities.argmax(1).to(device))
+
+
+def best_candidate(correct: np.ndarray, default: int) -> int:
+    """The row of bool [C, A] with the highest accuracy, but `default` unless another is better by more than one
+    standard error."""
+    best = int(correct.mean(1).argmax())
+    return best if difference(correct[default], correct[best], z=1).low > 0 else default
+
+
+def load_trained(model: str) -> Bundle:
+    """The fully trained bundle of a bundle: the one in its folder adapted/, or itself where its alpha is 1.
+    Raises UserError: there is none."""
+    folder = storage.join(model, ADAPTED)
+    if storage.exists(storage.join(folder, DESCRIPTION_FILE)):
+        return load_bundle(folder)
+    bundle = load_bundle(model)
+    selection = bundle.description.provenance.selection
+    if not bundle.description.provenance or (selection and selection.alpha != 1):
+        raise UserError(f"--model {model}: has no trained weights in {ADAPTED}/, so that alpha cannot change")
+    return bundle
+
+
+def check_ends(model: str, trained: Bundle, zero_shot: Bundle) -> None:
+    """Raises UserError: the zero-shot model is none that the trained one began with."""
+    require(
+        have_same_shape(trained, zero_shot),
+        f"--classifier: is of {zero_shot.description.backbone}, --model {model} is a {trained.description.backbone} of "
+        "another shape; take the classifier file that the model was trained with",
+    )
+
+
+def interpolate(zero_shot: MaskedViT, trained: MaskedViT, alpha: float) -> MaskedViT:
+    """A network with the weights zero-shot + alpha (trained - zero-shot), and the trained one's logit factor and
+    training-only weights (decoder, mask token, patch norm)."""
+    network = MaskedViT(copy.deepcopy(zero_shot.visual), zero_shot.classifier, trained.logit_factor)
+    start = start_weights(zero_shot.state_dict(), trained.state_dict())
+    network.load_state_dict(between(start, trained.state_dict(), alpha))
+    return network.eval()
+
+
+def start_weights(zero_shot: Weights, trained: Weights) -> Weights:
+    """The zero-shot weights, with the trained training-only weights."""
+    return zero_shot | {name: value for name, value in trained.items() if not name.startswith(CLASSIFIER_PREFIXES)}
+
+
+def between(start: Weights, end: Weights, alpha: float) -> Weights:
+    """start + alpha (end - start); at 0 and 1 exactly `start` and `end`."""
+    if alpha in (0, 1):
+        return end if alpha else start
+    return {
+        name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
+        for name, value in start.items()
+    }

@@ -1,0 +1,62 @@
+"""What predictions alone say about an adapted model: how many classes it predicts, and whether it collapsed.
+
+No number without labels was found that tells a model that gained from one that lost (docs/measured-settings.md), so
+the check warns of collapse only. N images, K classes.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from must.method.model.provenance import CheckResult
+
+FEWEST = 50  # images; with fewer there are no warnings
+COLLAPSED = 1 / 3  # ratio of the effective numbers of classes after and before; a lower one is a warning
+DEAD = 0.005  # share of the images of a zero-shot class of which the model predicts none
+
+
+class Predicted(NamedTuple):
+    labels: Tensor  # int64 [N], the most probable class
+    confidence: Tensor  # float [N], its probability
+
+    @classmethod
+    def of(cls, probabilities: Tensor) -> Self:
+        """From [N, K]."""
+        confidence, labels = probabilities.float().max(-1)
+        return cls(labels, confidence)
+
+
+def compare_predictions(before: Predicted, after: Predicted, classes: list[str]) -> CheckResult:
+    """`before`, `after`: predictions of the zero-shot and the adapted model for the same images."""
+    counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
+    images = len(before.labels)
+    dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
+    effective = [count_effective(count) for count in counts]
+    warnings = []
+    if not bool(after.confidence.isfinite().all()):
+        warnings.append("the model's probabilities are not finite numbers")
+    elif images >= FEWEST and effective[1] < COLLAPSED * effective[0]:
+        warnings.append(
+            f"the model predicts few of the classes: effectively {effective[1]:.1f}, the zero-shot model {effective[0]:.1f}"
+        )
+    return CheckResult(
+        images=images,
+        changed=mean(before.labels != after.labels),
+        confidence_before=mean(before.confidence),
+        confidence_after=mean(after.confidence),
+        effective_before=round(effective[0], 2),
+        effective_after=round(effective[1], 2),
+        dead_classes=[classes[k] for k in torch.nonzero(dead).flatten().tolist()],
+        warnings=warnings,
+    )
+
+
+def count_effective(counts: Tensor) -> float:
+    """exp(entropy) of the classes' shares, `counts` [K]: K for equal shares, 1 for one class."""
+    shares = counts.double() / max(1, int(counts.sum()))
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def mean(values: Tensor) -> float:
+    return round(float(values.float().mean()), 5) if len(values) else 0.0

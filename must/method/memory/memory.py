@@ -1,0 +1,196 @@
+"""The memory: what is known about the unlabeled images, as the model's last layer.
+
+It holds the vectors of the images (vectors.py) and their refined labels (propagate.py). A new image x with
+probabilities P(x) gets the votes of its ten nearest images j in the memory, by the formula of label propagation:
+
+    p(x) ~ P(x) times the product over j of (1 - r + r Z_j / M) ^ (VOTES w_j f(x))
+
+f(x), the image's *similarity* to the memory, is 1 for an image as near to its neighbours as the memory's own images
+are, and falls to 0 for one unlike any of them, which so keeps the model's own answer. A class of which the memory
+holds few images gets smaller votes: times n / (n + 5), n = the sum of its refined labels. An image never votes for
+itself: a vector of almost the same direction is left out. Of Z_j the five largest probabilities are kept; a constant
+factor of all classes cancels, so that the votes are sparse.
+
+The idea of a memory of features beside CLIP is that of Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930), whose images
+have labels.
+
+Shapes: B images, N images in the memory, K classes, V numbers a vector, S labels kept of an image.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from must.base.errors import UserError
+from must.base.parameters import require
+from must.method.memory.pool import Pool
+from must.method.memory.propagate import (
+    RARE,
+    VOTES,
+    Propagated,
+    apply_correction,
+    as_probabilities,
+    fit_correction,
+    log_lift,
+    refine_probabilities,
+)
+from must.method.memory.vectors import (
+    NEIGHBOURS,
+    Whitening,
+    flatten_tokens,
+    join_vectors,
+    nearest,
+    neighbour_weights,
+)
+from must.method.model.masked_vit import MaskedViT
+
+MEMORY_FORMAT = 1
+LARGEST_MEMORY = 20_000  # images, at even intervals
+LABELS_KEPT = 5
+SAME_IMAGE = 0.9999  # a cosine above it: the same image
+FADE = (0.01, 0.25)  # quantiles of the memory's own cosines: votes count nothing below the first, fully above the second
+FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
+
+
+class Memory(nn.Module):
+    """Probabilities [B, K] of a model and vectors [B, V] -> probabilities with the neighbours' votes."""
+
+    vectors: Tensor  # float16 [N, V], unit vectors
+    classes: Tensor  # int32 [N, S], class numbers of the largest refined labels
+    lifts: Tensor  # float16 [N, S], VOTES log((1 - r + r Z / M) / (1 - r)) times n / (n + 5), 0 or more
+    fade: Tensor  # float32 [2], the cosines where votes begin to count, and count fully
+    correction: Tensor  # float16 [K + V, K] of `fit_correction`; [0, K] without answers
+
+    def __init__(self, tokens: Whitening, embedding: Whitening, buffers: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """`facts`: JSON that says how it was made: images, answers, r."""
+        super().__init__()
+        self.tokens, self.embedding, self.facts = tokens, embedding, facts
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def join(self, flat_tokens: Tensor, feature: Tensor) -> Tensor:
+        """Vectors float32 [B, V] of flattened tokens (`flatten_tokens`) and unit features [B, D]."""
+        return join_vectors(self.tokens(flat_tokens), self.embedding(feature))
+
+    def forward(self, probability: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """(probabilities float32 [B, K], similarity float32 [B] from 0 to 1)."""
+        cosines = vectors @ self.vectors.float().T
+        cosines = torch.where(cosines > SAME_IMAGE, -1.0, cosines)
+        cosines, rows = cosines.topk(min(NEIGHBOURS, self.vectors.shape[0]), dim=1)
+        weights = neighbour_weights(cosines)
+        distance = (weights * cosines).sum(1)
+        similarity = ((distance - self.fade[0]) / (self.fade[1] - self.fade[0])).clamp(0, 1)
+        if self.correction.shape[0]:
+            probability = apply_correction(probability, vectors, self.correction, similarity)
+        votes = (weights * similarity[:, None])[..., None] * self.lifts.float()[rows]
+        total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
+        return (as_probabilities(probability).log() + total).softmax(-1), similarity
+
+    @property
+    def images(self) -> int:
+        return len(self.vectors)
+
+
+class MemoryClassifier(nn.Module):
+    """A model with its memory: images [B, 3, H, W], normalised -> log probabilities [B, K], as logits."""
+
+    def __init__(self, model: MaskedViT, memory: Memory) -> None:
+        super().__init__()
+        self.model, self.memory = model, memory
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(images)[0].log()
+
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(probabilities float32 [B, K], similarity float32 [B])."""
+        logits, feature, tokens = self.model.classify(images)
+        vectors = self.memory.join(flatten_tokens(self.model, tokens), feature.float())
+        return self.memory(logits.float().softmax(-1), vectors)
+
+
+def build_memory(pool: Pool, answers: Tensor, device: torch.device, limit: int = LARGEST_MEMORY) -> tuple[Memory, Propagated]:
+    """(the memory on the CPU, the refined labels of all N images on the device).
+
+    Args:
+        answers: int64 [2, A], as of `answer_rows`.
+        limit: images that are kept; the others only take part in the propagation.
+    """
+    values, P = pool.vectors.to(device).float(), pool.probabilities.to(device).float()
+    answered, labels = answers.to(device)
+    correction = fit_correction(P, values, answered, labels)
+    neighbours, cosines = nearest(values)
+    refined = refine_probabilities(neighbours, cosines, P, correction, values, answers)
+    kept, Z = keep_rows(len(values), limit, answered), refined.labels
+    if len(kept) < len(values):
+        _, cosines = nearest(values[kept])
+    counts, mean = Z.sum(0), Z.mean(0) + RARE
+    label, classes = Z[kept].topk(min(LABELS_KEPT, P.shape[1]), dim=1)
+    lift = log_lift(label, refined.shared, mean[classes]) - math.log(max(1 - refined.shared, RARE))
+    buffers = {
+        "vectors": values[kept].half(),
+        "classes": classes.int(),
+        "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
+        "fade": measure_fade(cosines),
+        "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
+    }
+    facts = {"images": len(kept), "answers": len(answered), "shared": round(refined.shared, 4)}
+    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined
+
+
+def measure_fade(cosines: Tensor) -> Tensor:
+    """Float32 [2]: the FADE quantiles of the images' weighted mean cosine with their neighbours, `cosines` [N, C]."""
+    distances = (neighbour_weights(cosines) * cosines).sum(1)
+    low, high = (float(distances.kthvalue(max(1, round(share * len(distances)))).values) for share in FADE)
+    return torch.tensor([low, max(high, low + 1e-6)])
+
+
+def keep_rows(images: int, limit: int, answered: Tensor) -> Tensor:
+    """Int64 [M], rising: `limit` of the images at even intervals, and the answered ones."""
+    even = torch.linspace(0, images - 1, min(images, limit), device=answered.device).round().long()
+    return torch.cat([even, answered]).unique()
+
+
+def save_memory(memory: Memory) -> bytes:
+    """The content of memory.safetensors."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in memory.state_dict().items()}
+    return save(tensors, {"must": json.dumps({"format": MEMORY_FORMAT} | memory.facts)})
+
+
+def parse_memory(data: bytes, model: MaskedViT, where: str) -> Memory:
+    """The memory in a file's content. Raises UserError, which begins with `where`: damaged, or of another model."""
+    from safetensors.torch import load
+
+    damaged = f"{where}: is damaged or of another model; make it again with `must refine`"
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = json.loads(header["__metadata__"]["must"])
+        require(facts.pop("format") == MEMORY_FORMAT, "another format")
+        values = load(data)
+        parts = [Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")]
+        memory = Memory(parts[0], parts[1], {name: values.pop(name) for name in Memory.__annotations__}, facts)
+        check_shapes(memory, model)
+        require(not values, "other tensors")
+    except Exception as error:
+        raise UserError(f"{damaged} ({type(error).__name__})") from error
+    return memory.eval()
+
+
+def check_shapes(memory: Memory, model: MaskedViT) -> None:
+    """Raises ValueError: tensors that do not belong together, or to the model."""
+    D, K = model.classifier.shape
+    N, V = memory.vectors.shape
+    require(memory.embedding.projection.shape[0] == D and memory.classes.shape == memory.lifts.shape, "shapes")
+    require(len(memory.classes) == N > 0 and memory.fade.shape == (2,), "shapes")
+    require(len(memory.tokens.offset) + len(memory.embedding.offset) == V, "shapes")
+    require(memory.correction.shape in ((0, K), (K + V, K)), "shapes")
+    require(0 <= int(memory.classes.min()) and int(memory.classes.max()) < K, "classes")
+    finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())
+    require(finite and bool((memory.lifts >= 0).all()), "numbers")

@@ -1,0 +1,91 @@
+"""One pass over the unlabeled images: vectors and probabilities of all of them, for the memory and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from must.base.parameters import require
+from must.base.progress import watched
+from must.data.augment.normalize import normalize
+from must.data.loading.loader import EvalSource
+from must.method.memory.vectors import FITTED, Whitening, flatten_tokens, join_vectors
+from must.method.model.masked_vit import MaskedViT
+
+KEPT_FLAT = 4 * FITTED  # images whose tokens are kept until the whitening is fitted; above, a first pass fits it
+
+
+@dataclass
+class Pool:
+    """N images that could be decoded; V numbers a vector, K classes."""
+
+    numbers: Tensor  # int64 [N], in the split
+    sources: list[str]
+    vectors: Tensor  # float16 [N, V], unit vectors
+    probabilities: Tensor  # float16 [N, K], of the model
+    others: Tensor  # float16 [M, N, K], of the other models
+    tokens: Whitening
+    embedding: Whitening
+
+
+@torch.inference_mode()
+def read_pool(
+    model: MaskedViT,
+    source: EvalSource,
+    device: torch.device,
+    others: tuple[MaskedViT, ...] = (),
+    pause: Callable[[], None] | None = None,
+) -> Pool:
+    """Runs the model, and `others` for their probabilities only, on every image once. Does not change the state of
+    torch's random generator. `pause`: called before every batch; it may raise to stop.
+    Raises ValueError: none of the images can be decoded."""
+    model = model.to(device).eval()
+    others = tuple(other.to(device).eval() for other in others)
+    whitening = fit_first(model, source, device) if len(source.numbers) > KEPT_FLAT else None
+    numbers, sources, flats, features = list[Tensor](), list[str](), list[Tensor](), list[Tensor]()
+    probabilities, other_probabilities = list[Tensor](), list[Tensor]()
+    with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
+        for batch in watched(source, "predictions"):
+            if pause is not None:
+                pause()
+            images = normalize(batch.pixels.to(device), source.preprocess)
+            logits, feature, tokens = model.classify(images)
+            flat = flatten_tokens(model, tokens)
+            if whitening:
+                features.append(join_vectors(whitening[0](flat), whitening[1](feature.float())).half().cpu())
+            else:
+                flats.append(flat.half().cpu())
+                features.append(feature.float().cpu())
+            numbers.append(batch.samples)
+            sources += batch.sources
+            probabilities.append(logits.float().softmax(-1).half().cpu())
+            if others:
+                other_probabilities.append(torch.stack([other(images).float().softmax(-1) for other in others]).half().cpu())
+    require(bool(numbers), "none of the split's images can be decoded; check them: must index verify")
+    joined = torch.cat(features)
+    if not whitening:
+        flat = torch.cat(flats)
+        whitening = Whitening.fit(flat), Whitening.fit(joined)
+        joined = join_vectors(whitening[0](flat), whitening[1](joined)).half()
+    P = torch.cat(probabilities)
+    rest = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
+    return Pool(torch.cat(numbers), sources, joined, P, rest, *whitening)
+
+
+def fit_first(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Whitening, Whitening]:
+    """The whitenings of tokens and embedding, from FITTED images at even intervals."""
+    numbers, images = source.numbers, len(source.numbers)
+    flats, features = list[Tensor](), list[Tensor]()
+    try:
+        source.numbers = [numbers[n * images // FITTED] for n in range(FITTED)]
+        for batch in watched(source, "features"):
+            _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
+            flats.append(flatten_tokens(model, tokens).half().cpu())
+            features.append(feature.float().cpu())
+    finally:
+        source.numbers = numbers
+    require(bool(flats), "none of the split's images can be decoded; check them: must index verify")
+    return Whitening.fit(torch.cat(flats)).to(device), Whitening.fit(torch.cat(features)).to(device)

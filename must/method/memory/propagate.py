@@ -1,0 +1,143 @@
+"""Refined labels of the unlabeled images: the model's probabilities, corrected by answers, then propagated.
+
+N images, K classes, C neighbours per image, A images with a person's answer.
+
+Label propagation, from the model's probabilities P [N, K] and an image's nearest neighbours j with weights w_j of sum
+1, ten times:
+
+    Z_i <- P_i times the product over j of (1 - r + r Z_j / M) ^ (VOTES w_j), scaled to sum 1;    M = mean of all Z
+
+This is naive Bayes, where a neighbour has the image's class with probability r and else is any image; VOTES of them
+count as independent. r is how often neighbours have the same most probable class in P, beyond chance, so that
+neighbours unrelated to the classes change nothing.
+
+Answers are used first: the errors of P on the answered images predict its errors on similar images, by kernel ridge
+regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
+(arXiv 2010.13993).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from must.method.memory.vectors import neighbour_weights
+
+ROUNDS = 10
+VOTES = 2.0  # number of an image's neighbours that count as independent
+RARE = 1e-3  # added to a class's mean, so that the lift of an absent class is finite; and the smallest lift
+SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
+RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
+BLOCK_NUMBERS = 1 << 25  # numbers of a block of images
+
+
+class Propagated(NamedTuple):
+    labels: Tensor  # Z, float32 [N, K], rows of sum 1
+    shared: float  # r
+
+
+def refine_probabilities(
+    neighbours: Tensor, cosines: Tensor, probabilities: Tensor, correction: Tensor | None, values: Tensor, answers: Tensor
+) -> Propagated:
+    """The probabilities [N, K], corrected by answers, then propagated.
+
+    Args:
+        neighbours, cosines: as of `nearest(values)`.
+        correction: as of `fit_correction`; None: no answers, or they correct nothing.
+        answers: int64 [2, A], as of `answer_rows`.
+    """
+    P = probabilities.float()
+    if correction is not None:
+        P = apply_correction(P, values, correction)
+    return propagate(neighbours, cosines, P, *answers.to(P.device))
+
+
+def answer_rows(answers: dict[int, int], numbers: Tensor) -> Tensor:
+    """Int64 [2, A]: the indices in `numbers` [N] of answered images, and their classes, of {number: class number}."""
+    pairs = [(index, answers[number]) for index, number in enumerate(numbers.tolist()) if number in answers]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+
+
+def propagate(
+    neighbours: Tensor,
+    cosines: Tensor,
+    probabilities: Tensor,
+    answered: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Propagated:
+    """Answered images keep their class.
+
+    Args:
+        neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
+        probabilities: [N, K], corrected if there are answers.
+        answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
+    """
+    P = as_probabilities(probabilities.float())
+    if answered is not None and labels is not None:
+        P[answered] = one_hot(labels, P.shape[1])
+    weights = neighbour_weights(cosines)
+    rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
+    shared, Z = measure_sharing(neighbours, weights, P.argmax(1)), P
+    for _ in range(ROUNDS if neighbours.shape[1] else 0):
+        mean, updated = Z.mean(0) + RARE, torch.empty_like(Z)
+        for start in range(0, len(Z), rows):
+            block = slice(start, start + rows)
+            votes = log_lift(Z[neighbours[block]], shared, mean)
+            updated[block] = P[block] * torch.einsum("nc,nck->nk", VOTES * weights[block], votes).exp()
+        Z = updated.div_(updated.sum(1, keepdim=True).clamp(min=1e-12))
+        if answered is not None:
+            Z[answered] = P[answered]
+    return Propagated(Z, shared)
+
+
+def log_lift(labels: Tensor, shared: float, mean: Tensor) -> Tensor:
+    """log(1 - r + r Z / M) of labels Z [..., K] and their mean M [K]: what one neighbour says of each class."""
+    return (1 - shared + shared * labels / mean).clamp(min=RARE).log()
+
+
+def as_probabilities(values: Tensor) -> Tensor:
+    """[N, K], at least SMALLEST_PROBABILITY each, rows of sum 1."""
+    values = values.clamp(min=SMALLEST_PROBABILITY)
+    return values / values.sum(-1, keepdim=True)
+
+
+def measure_sharing(neighbours: Tensor, weights: Tensor, labels: Tensor) -> float:
+    """How often an image and its neighbours [N, C], with `weights` [N, C], have the same of the `labels` [N], beyond
+    chance: 0 for as often as two random images, 1 for always."""
+    same = float((weights * (labels[neighbours] == labels[:, None])).sum(1).mean())
+    chance = float((labels.bincount() / len(labels)).square().sum())
+    return max(0.0, same - chance) / max(1 - chance, RARE)
+
+
+def fit_correction(probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor) -> Tensor | None:
+    """Float32 [K + V, K]: what [P, values] is multiplied with to predict the errors of P.
+
+    The ridge is the one of RIDGES with the smallest leave-one-out error on the answers. None: no correction has a
+    smaller error than P itself, as with few answers and many classes.
+
+    Args:
+        probabilities: [N, K].
+        values: float32 [N, V], unit vectors.
+        answered: int64 [A], and `labels`, int64 [A]; -1 where an image shows none of the classes.
+    """
+    P = probabilities.float()[answered]
+    known, errors = torch.cat([P, values[answered].float()], 1), one_hot(labels, P.shape[1]) - P
+    smallest, change = float(errors.square().sum()), None
+    for ridge in RIDGES if len(answered) else ():
+        inverse = torch.linalg.inv(known @ known.T + ridge * torch.eye(len(known), device=known.device))
+        weights = inverse @ errors
+        left_out = float((weights / inverse.diagonal()[:, None]).square().sum())
+        if left_out < smallest:
+            smallest, change = left_out, known.T @ weights
+    return change
+
+
+def apply_correction(P: Tensor, values: Tensor, correction: Tensor, share: Tensor | None = None) -> Tensor:
+    """Float32 [N, K]: P [N, K], corrected; with `share` [N], by this share of the correction."""
+    change = torch.cat([P, values.float()], 1) @ correction.float()
+    return as_probabilities(P + (change if share is None else share[:, None] * change))
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Float32 [A, K]; a row of zeros for -1."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()

@@ -1,0 +1,106 @@
+"""Vectors of images, whose cosine says how similar two images are.
+
+An image's vector joins two unit vectors of equal weight: the whitened tokens of the tower's last full block (its
+prefix tokens, and its patches averaged on a 4 x 4 grid), and the whitened final embedding. Whitening divides each
+principal component by its standard deviation, so that frequent differences (brightness, position) weigh no more than
+rare ones.
+
+Shapes: B or N images, T tokens, L patches, W width, D embedding, G cells of the grid, P components, V numbers a vector.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from must.method.model.masked_vit import MaskedViT
+
+GRID = 4  # cells per side, over which patches are averaged
+COMPONENTS = 128  # principal components of each of the two parts
+FITTED = 2_000  # images that the components are computed from
+ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
+NEIGHBOURS = 10
+SHARPNESS = 5.0  # a neighbour has weight exp(5 (cosine - 1))
+
+
+class Whitening(nn.Module):
+    """x [B, C] -> unit vectors [B, P]: (x - mean) projected on the principal components, each of variance 1.
+
+    The projection is stored in half precision and applied in float32."""
+
+    projection: Tensor  # float16 [C, P]
+    offset: Tensor  # float32 [P], the projected mean
+
+    def __init__(self, projection: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("projection", projection)
+        self.register_buffer("offset", offset)
+
+    @classmethod
+    def fit(cls, values: Tensor) -> Whitening:
+        """From [N, C], of at most FITTED images at even intervals. P is COMPONENTS, or a quarter of the images if that
+        is less."""
+        images = len(values)
+        rows = torch.linspace(0, images - 1, min(images, FITTED), device=values.device).long()
+        sample = values[rows].double()
+        mean = sample.mean(0)
+        _, spread, axes = torch.linalg.svd(sample - mean, full_matrices=False)
+        count = max(1, min(COMPONENTS, len(sample) // 4))
+        nonzero = spread[:count] > 1e-6 * spread[0].clamp(min=1e-30)
+        scale = len(sample) ** 0.5 / spread[:count].clamp(min=1e-30) * nonzero
+        projection = (axes[:count] * scale[:, None]).T
+        largest = projection.abs().amax(0).clamp(min=1e-30)
+        # Columns are scaled to fit half precision; `normalize` in `forward` needs their ratios, which `scale` keeps.
+        projection = (projection / largest.max()).half()
+        return cls(projection, (mean @ projection.double()).float())
+
+    def forward(self, values: Tensor) -> Tensor:
+        return F.normalize(values.float() @ self.projection.float() - self.offset, dim=-1)
+
+
+def grid_cells(patches: int) -> Tensor:
+    """Float32 [G, L]: the weights of the mean over each cell of the grid; one cell if patches form no square."""
+    side = round(patches**0.5)
+    if side * side != patches:
+        return torch.full((1, patches), 1 / patches)
+    cells = min(GRID, side)
+    axis = torch.zeros(cells, side)
+    for cell in range(cells):  # as adaptive average pooling
+        start, end = cell * side // cells, -(-(cell + 1) * side // cells)
+        axis[cell, start:end] = 1 / (end - start)
+    return torch.einsum("ay,bx->abyx", axis, axis).reshape(cells * cells, patches)
+
+
+def flatten_tokens(model: MaskedViT, tokens: Tensor) -> Tensor:
+    """Float32 [B, (T - L + G) W]: the prefix tokens, and the patches' means over the grid's cells, of [B, T, W]."""
+    patches = model.tower.patches(tokens)
+    prefix = tokens[:, : tokens.shape[1] - patches.shape[1]]
+    cells = grid_cells(patches.shape[1]).to(tokens.device)
+    return torch.cat([prefix.float(), cells @ patches.float()], 1).flatten(1)
+
+
+def join_vectors(tokens: Tensor, embedding: Tensor) -> Tensor:
+    """Unit vectors [B, V] of the two parts' unit vectors."""
+    return torch.cat([tokens, embedding], 1) / 2**0.5
+
+
+def nearest(values: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """(int64 [N, C] numbers of the most similar other images, best first; float32 [N, C] their cosines).
+    `values`: [N, V], unit vectors."""
+    count = max(min(count, len(values) - 1), 0)
+    numbers = torch.zeros(len(values), count, dtype=torch.int64, device=values.device)
+    cosines = torch.zeros(len(values), count, device=values.device)
+    for start in range(0, len(values) if count else 0, ROWS):
+        rows = slice(start, start + ROWS)
+        similar = values[rows] @ values.T
+        row = torch.arange(len(similar), device=values.device)
+        similar[row, row + start] = -torch.inf
+        cosines[rows], numbers[rows] = similar.topk(count, dim=1)
+    return numbers, cosines
+
+
+def neighbour_weights(cosines: Tensor) -> Tensor:
+    """Weights [N, C], rows of sum 1, from the `cosines` [N, C] of `nearest`."""
+    weights = torch.exp(SHARPNESS * (cosines - 1))
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
