@@ -40,7 +40,8 @@ def template() -> jinja2.Template:
         finalize=escape,
     )  # fmt: skip
     environment.filters["percent"] = lambda value, digits=1: f"{value:.{digits}%}"
-    return environment.from_string(resources.files("must.deploy.export").joinpath("model_card.jinja").read_text("utf-8"))
+    text = resources.files("must.deploy.export").joinpath("model_card.jinja").read_text("utf-8")
+    return environment.from_string(text)
 
 
 def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None) -> str:

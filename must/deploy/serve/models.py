@@ -187,8 +187,8 @@ class Champion:
             classifier = OnnxClassifier(
                 Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True
             )
-        weights = files[WEIGHTS].get("sha256") if isinstance(files.get(WEIGHTS), dict) else None
-        same = classifier.metadata.get("weights_sha256") == weights
+        weights = files.get(WEIGHTS, {}).get("sha256", "")
+        same = not weights or classifier.metadata.get("weights_sha256") == weights
         require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
         return classifier
 
