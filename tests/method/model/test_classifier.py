@@ -262,5 +262,5 @@ def test_a_bundle_that_was_not_written_to_the_end_is_none(tmp_path):
     (tmp_path / "bundle" / "model.safetensors").mkdir()  # so that the weights cannot be written
     with pytest.raises(OSError):
         save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
-    with pytest.raises(ValueError, match="no model.json there"):
+    with pytest.raises(ValueError, match=r"no model\.json there"):
         load_bundle(str(tmp_path / "bundle"))
