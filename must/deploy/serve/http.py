@@ -23,7 +23,6 @@ from must.deploy.serve.predictions import metadata_of, tensor, to_json
 from must.deploy.serve.protocol import (
     InferRequest,
     Limits,
-    Output,
     Refused,
     Tensor,
     expect,
@@ -121,9 +120,9 @@ class App:
             return Reply(as_json(metadata_of(self.name, served)))
 
     async def classify(self, scope: Scope, exchange: Exchange) -> Reply:
-        """The body is an image file, the query has parameters: top_k, abstain, embedding=1."""
-        outputs, values = read_query(scope["query_string"])
-        request = InferRequest([await exchange.read()], outputs, **values)
+        """The body is an image file, the query has parameters: top_k, abstain."""
+        values = read_query(scope["query_string"])
+        request = InferRequest([await exchange.read()], **values)
         with self.work.models.borrow() as served:
             predictions = await cancel_on_disconnect(self.work.predict(request, served), exchange.receive)
             return Reply(as_json({"model": self.name, "version": served.version} | to_json(predictions, 0)))
@@ -223,23 +222,20 @@ class Exchange:
         self.reserved = 0
 
 
-def read_query(query: bytes) -> tuple[list[Output], dict[str, Any]]:
-    """(outputs, top_k and abstain) from ?top_k=3&abstain=0.5&embedding=1. Raises Refused."""
+def read_query(query: bytes) -> dict[str, Any]:
+    """top_k and abstain from ?top_k=3&abstain=0.5. Raises Refused."""
     values: dict[str, Any] = {}
-    outputs: list[Output] = []
     for name, value in parse_qsl(query.decode("latin-1")[:2000], keep_blank_values=True, max_num_fields=None):
         try:
             if name == "top_k":
                 values[name] = int(value[:9])
             elif name == "abstain":
                 values[name] = float(value)
-            elif name == "embedding":
-                outputs = [Output("embedding")] if value not in ("0", "false") else []
             else:
-                raise Refused(400, f"unknown parameter {name[:40]}; top_k, abstain, embedding are known")
+                raise Refused(400, f"unknown parameter {name[:40]}; top_k and abstain are known")
         except ValueError:
             raise Refused(400, f"{name} must be a number") from None
-    return outputs, read_parameters(values)
+    return read_parameters(values)
 
 
 def parse_request(data: memoryview, length: int, limits: Limits) -> InferRequest:

@@ -20,7 +20,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ONNX_FILE, VERSION_FILE
+from must.base.files import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
@@ -35,7 +35,7 @@ Row = tuple[np.ndarray, "asyncio.Future[Any]"]
 
 logger = logging.getLogger(__name__)
 
-ONNX = f"onnx/{ONNX_FILE}"  # below a version of the registry
+ONNX, WEIGHTS = f"onnx/{ONNX_FILE}", f"bundle/{WEIGHTS_FILE}"  # below a version of the registry
 
 
 class ServedModel:
@@ -113,14 +113,9 @@ class ServedModel:
             return normalize_pixels(image[None], self.classifier.preprocess)[0]
         return image
 
-    def run(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each image its probabilities [K] and, if the graph has that output, its embedding [D].
-
-        The embedding is returned even if no request asks for it: a pass has images of several requests, and the
-        embedding is computed anyway; its copy is a few kilobytes an image.
-        """
-        probability, embedding = self.classifier.run(rows, self.classifier.dimensions > 0)
-        return [(row, None if embedding is None else embedding[number]) for number, row in enumerate(probability)]
+    def run(self, rows: np.ndarray) -> list[np.ndarray]:
+        """For each image its probabilities [K]."""
+        return list(self.classifier.run(rows))
 
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs.
@@ -132,7 +127,7 @@ class ServedModel:
                 results = self.run(np.stack([blank] * images))
             except Exception as error:  # onnxruntime's own exception classes are private
                 raise UserError(f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
-            total = sum(float(row.sum()) for row, _ in results) / images
+            total = sum(float(row.sum()) for row in results) / images
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
 
 
@@ -181,7 +176,7 @@ class Champion:
         files = described.get("files")
         fact = files.get(ONNX) if isinstance(files, dict) else None
         require(isinstance(fact, dict), f"{version} was promoted without its ONNX file (`must promote --onnx`)")
-        assert isinstance(fact, dict)
+        assert isinstance(files, dict) and isinstance(fact, dict)
         # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
         with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
             written = storage.HashingFile(file)
@@ -189,7 +184,13 @@ class Champion:
             file.flush()
             same = written.size == fact.get("bytes") and written.sha256 == fact.get("sha256")
             require(same, f"{uri}: is not the file that was promoted: its checksum differs")
-            return OnnxClassifier(Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True)
+            classifier = OnnxClassifier(
+                Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True
+            )
+        weights = files.get(WEIGHTS, {}).get("sha256", "")
+        same = not weights or classifier.metadata.get("weights_sha256") == weights
+        require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
+        return classifier
 
 
 class Models:

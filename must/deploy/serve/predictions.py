@@ -14,11 +14,10 @@ DECIMALS = 6  # of a probability in JSON, as in `must predict`
 
 @dataclass(frozen=True)
 class Predictions:
-    """`probability` float32 [N, K], `embedding` float32 [N, D] if requested; `threshold` 0: never abstains."""
+    """`probability` float32 [N, K], `threshold` 0: never abstains."""
 
     classes: list[str]
     probability: np.ndarray
-    embedding: np.ndarray | None
     threshold: float
     top_k: int
 
@@ -48,17 +47,14 @@ def tensor(predictions: Predictions, output: Output) -> Tensor:
         return Tensor(output.name, "FP32", list(best.shape), np.take_along_axis(predictions.probability, best, axis=1))
     if output.name == "abstained":
         return Tensor(output.name, "BOOL", [images], predictions.abstained)
-    if output.name == "probability":
-        return Tensor(output.name, "FP32", [images, classes], predictions.probability)
-    assert predictions.embedding is not None  # `Work.predict` refuses outputs that the model does not have
-    return Tensor(output.name, "FP32", list(predictions.embedding.shape), predictions.embedding)
+    return Tensor("probability", "FP32", [images, classes], predictions.probability)
 
 
 def to_json(predictions: Predictions, row: int) -> dict[str, Any]:
     """One image's predictions as plain JSON: class is null where the top probability is below the threshold."""
     best, probability = predictions.best[row], predictions.probability[row]
     abstained = bool(predictions.abstained[row])
-    content: dict[str, Any] = {
+    return {
         "class": None if abstained else predictions.classes[best[0]],
         "abstained": abstained,
         **({"threshold": round(predictions.threshold, DECIMALS)} if abstained else {}),
@@ -67,9 +63,6 @@ def to_json(predictions: Predictions, row: int) -> dict[str, Any]:
             for number in best
         ],
     }
-    if predictions.embedding is not None:
-        content["embedding"] = predictions.embedding[row].tolist()
-    return content
 
 
 def metadata_of(name: str, served: ServedModel) -> dict[str, Any]:
@@ -81,8 +74,6 @@ def metadata_of(name: str, served: ServedModel) -> dict[str, Any]:
         {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
         {"name": "probability", "datatype": "FP32", "shape": [-1, len(classes)]},
     ]
-    if dimensions := served.classifier.dimensions:
-        outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, dimensions]})
     size = served.classifier.preprocess.size
     return {
         "name": name,

@@ -116,7 +116,7 @@ def check_leaves(data: Any, most: int, where: str) -> None:
 
 INPUT = "image"
 DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
-OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "embedding")
+OUTPUTS = (*DEFAULT_OUTPUTS, "probability")
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,6 @@ class InferRequest:
     top_k: int | None = None
     abstain: float | None = None
     id: str = ""
-
-    @property
-    def wants_embedding(self) -> bool:
-        return any(output.name == "embedding" for output in self.outputs)
 
 
 @dataclass(frozen=True)

@@ -106,12 +106,8 @@ class Work:
         self.held_bytes -= size
 
     async def predict(self, request: InferRequest, served: ServedModel) -> Predictions:
-        """Raises Refused: too many images are waiting or they cost too much, one cannot be read, it took too long, or
-        the model gives no embeddings."""
-        expect(
-            served.classifier.dimensions > 0 or not request.wants_embedding,
-            "this model gives no embeddings; export it again with `must export --embeddings`",
-        )
+        """Raises Refused: too many images are waiting or they cost too much, one cannot be read, or it took too
+        long."""
         costs = await self.costs_of(request.images, served)
         megapixels = sum(cost.megapixels for cost in costs)
         expect(
@@ -183,17 +179,13 @@ class Work:
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
 
-    def predictions_of(
-        self, rows: list[tuple[np.ndarray, np.ndarray | None]], request: InferRequest, served: ServedModel
-    ) -> Predictions:
-        probability = np.stack([row for row, _ in rows])
+    def predictions_of(self, rows: list[np.ndarray], request: InferRequest, served: ServedModel) -> Predictions:
+        probability = np.stack(rows)
         if not np.isfinite(probability).all():
             raise Refused(422, "the model's output is not finite; remove NaN and infinity from the input")
-        embedding = np.stack([row for _, row in rows if row is not None]) if request.wants_embedding else None
         predictions = Predictions(
             served.classifier.classes,
             probability,
-            embedding,
             served.threshold if request.abstain is None else request.abstain,
             min(request.top_k or self.config.top_k, probability.shape[1]),
         )
