@@ -78,7 +78,7 @@ def load_trained(model: str) -> Bundle:
         return load_bundle(folder)
     bundle = load_bundle(model)
     selection = bundle.description.provenance.selection
-    if not bundle.description.provenance or (selection and selection.alpha != 1):
+    if not bundle.description.provenance.config or (selection and selection.alpha != 1):
         raise UserError(f"--model {model}: has no trained weights in {ADAPTED}/, so that alpha cannot change")
     return bundle
 

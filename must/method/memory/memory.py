@@ -19,15 +19,12 @@ Shapes: B images, N images in the memory, K classes, V numbers a vector, S label
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from must.base.errors import UserError
 from must.base.parameters import require
 from must.method.memory.pool import Pool
 from must.method.memory.propagate import (
@@ -49,8 +46,8 @@ from must.method.memory.vectors import (
     neighbour_weights,
 )
 from must.method.model.masked_vit import MaskedViT
+from must.method.model.provenance import MemoryFacts
 
-MEMORY_FORMAT = 1
 LARGEST_MEMORY = 20_000  # images, at even intervals
 LABELS_KEPT = 5
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
@@ -67,8 +64,7 @@ class Memory(nn.Module):
     fade: Tensor  # float32 [2], the cosines where votes begin to count, and count fully
     correction: Tensor  # float16 [K + V, K] of `fit_correction`; [0, K] without answers
 
-    def __init__(self, tokens: Whitening, embedding: Whitening, buffers: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """`facts`: JSON that says how it was made: images, answers, r."""
+    def __init__(self, tokens: Whitening, embedding: Whitening, buffers: dict[str, Tensor], facts: MemoryFacts) -> None:
         super().__init__()
         self.tokens, self.embedding, self.facts = tokens, embedding, facts
         for name, value in buffers.items():
@@ -114,17 +110,24 @@ class MemoryClassifier(nn.Module):
         return self.memory(logits.float().softmax(-1), vectors)
 
 
-def build_memory(pool: Pool, answers: Tensor, device: torch.device, limit: int = LARGEST_MEMORY) -> tuple[Memory, Propagated]:
+def build_memory(
+    pool: Pool,
+    answers: Tensor,
+    device: torch.device,
+    limit: int = LARGEST_MEMORY,
+    near: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Memory, Propagated]:
     """(the memory on the CPU, the refined labels of all N images on the device).
 
     Args:
         answers: int64 [2, A], as of `answer_rows`.
         limit: images that are kept; the others only take part in the propagation.
+        near: as of `find_neighbours`, where several memories of one pool are made.
     """
     values, P = pool.vectors.to(device).float(), pool.probabilities.to(device).float()
     answered, labels = answers.to(device)
     correction = fit_correction(P, values, answered, labels)
-    neighbours, cosines = nearest(values)
+    neighbours, cosines = near or nearest(values)
     refined = refine_probabilities(neighbours, cosines, P, correction, values, answers)
     kept, Z = keep_rows(len(values), limit, answered), refined.labels
     if len(kept) < len(values):
@@ -139,8 +142,20 @@ def build_memory(pool: Pool, answers: Tensor, device: torch.device, limit: int =
         "fade": measure_fade(cosines),
         "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
     }
-    facts = {"images": len(kept), "answers": len(answered), "shared": round(refined.shared, 4)}
+    facts = MemoryFacts(images=len(kept), answers=len(answered), shared=round(refined.shared, 4))
     return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined
+
+
+def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(numbers, cosines) of each image's nearest ones, as of `nearest`."""
+    return nearest(pool.vectors.to(device).float())
+
+
+@torch.inference_mode()
+def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Tensor:
+    """Int64 [R]: the model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
+    probability, vectors = pool.probabilities[rows].float(), pool.vectors[rows].float()
+    return torch.cat([memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)])
 
 
 def measure_fade(cosines: Tensor) -> Tensor:
@@ -156,30 +171,13 @@ def keep_rows(images: int, limit: int, answered: Tensor) -> Tensor:
     return torch.cat([even, answered]).unique()
 
 
-def save_memory(memory: Memory) -> bytes:
-    """The content of memory.safetensors."""
-    from safetensors.torch import save
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in memory.state_dict().items()}
-    return save(tensors, {"must": json.dumps({"format": MEMORY_FORMAT} | memory.facts)})
-
-
-def parse_memory(data: bytes, model: MaskedViT, where: str) -> Memory:
-    """The memory in a file's content. Raises UserError, which begins with `where`: damaged, or of another model."""
-    from safetensors.torch import load
-
-    damaged = f"{where}: is damaged or of another model; make it again with `must refine`"
-    try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts = json.loads(header["__metadata__"]["must"])
-        require(facts.pop("format") == MEMORY_FORMAT, "another format")
-        values = load(data)
-        parts = [Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")]
-        memory = Memory(parts[0], parts[1], {name: values.pop(name) for name in Memory.__annotations__}, facts)
-        check_shapes(memory, model)
-        require(not values, "other tensors")
-    except Exception as error:
-        raise UserError(f"{damaged} ({type(error).__name__})") from error
+def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedViT) -> Memory:
+    """Raises ValueError or KeyError: the tensors are no memory of the model."""
+    values = dict(tensors)
+    parts = [Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")]
+    memory = Memory(parts[0], parts[1], {name: values.pop(name) for name in Memory.__annotations__}, facts)
+    require(not values, "other tensors")
+    check_shapes(memory, model)
     return memory.eval()
 
 

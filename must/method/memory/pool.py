@@ -89,3 +89,11 @@ def fit_first(model: MaskedViT, source: EvalSource, device: torch.device) -> tup
         source.numbers = numbers
     require(bool(flats), "none of the split's images can be decoded; check them: must index verify")
     return Whitening.fit(torch.cat(flats)).to(device), Whitening.fit(torch.cat(features)).to(device)
+
+
+def subsample(source: EvalSource, limit: int) -> EvalSource:
+    """Limits the source to `limit` images of the split, evenly spread; a process keeps its share of them."""
+    images = len(source)
+    if images > limit:
+        source.numbers = [n for n in source.numbers if n * limit // images > (n - 1) * limit // images]
+    return source

@@ -1,107 +1,228 @@
-"""The stage `must refine`: better labels for the unlabeled images, in seconds and without training."""
+"""The stage `must refine`: one pass over the unlabeled images gives them better labels, and the model a memory of them.
+
+Both come from label propagation (propagate.py) of the model's own predictions, corrected by people's answers if there
+are any. Nothing is trained.
+"""
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from must import __version__
 from must.base import storage
-from must.base.files import PREDICTIONS_FILE, REFINED_FILE
+from must.base.files import CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
+from must.base.storage import exists, join
 from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
+from must.method.answers.estimate import Measured
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import load_bundle, preprocess_of, require_classes, zero_shot_bundle
+from must.method.memory.alpha import ADAPTED, CANDIDATES, best_candidate, check_ends, interpolate, load_trained
+from must.method.memory.check import Predicted, compare_predictions
+from must.method.memory.memory import Memory, build_memory, find_neighbours, predict_left_out
+from must.method.memory.pool import Pool, read_pool, subsample
+from must.method.memory.propagate import answer_rows
+from must.method.model.bundle import (
+    Bundle,
+    load_bundle,
+    preprocess_of,
+    require_classes,
+    save_bundle,
+    zero_shot_bundle,
+)
 from must.method.model.classifier import load_text_classifier
-from must.method.select.check import Predicted
-from must.method.select.features import ImageFeatures, extract_features, subsample
-from must.method.select.propagate import answer_rows, nearest, refined_probabilities, whitened
+from must.method.model.provenance import Selection
 
 logger = logging.getLogger(__name__)
+
+FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
+FOLDS = 5  # of the cross-validation on the answers drawn at random
+
+
+@dataclass(frozen=True)
+class Answers:
+    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, which measure."""
+
+    known: dict[int, int]
+    random: dict[int, int]
 
 
 @dataclass(frozen=True)
 class Refined:
-    """Labels of N images: of the zero-shot model, the adapted model (if there is one), and refined."""
+    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured."""
 
     zero_shot: Predicted
-    model: Predicted | None
+    model: Predicted
     labels: Predicted
+    memory: Memory
+    measured: Measured | None
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
-    """Writes predictions.csv to OUTPUT, one row per image, then refined.json; returns the content of refined.json.
+    """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
+    returns the content of refined.json.
     Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    classes, model, weights_sha256 = zero_shot.description.classes, None, ""
-    if config.model:
-        bundle = load_bundle(config.model)
-        require_classes(f"--classifier {config.classifier}", bundle.description.classes, classes)
-        require(
-            preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
-            f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
-        )
-        model, weights_sha256 = bundle.model, bundle.description.weights_sha256
-    answers = answers_of(config, classes)
+    bundle = load_model(config, zero_shot)
+    answers = read_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
-        source = subsample(EvalSource.of(config, preprocess_of(zero_shot.description)), config.images)
-        other = model.to(world.device) if model else None
-        others = (lambda images: [other(images)]) if other else None
-        extracted = extract_features(zero_shot.model, source, world.device, others)
-        refined = refined_labels(extracted, world.device, answers)
+        source = subsample(EvalSource.of(config, preprocess_of(bundle.description)), config.images)
+        bundle = change_alpha(config, bundle, zero_shot, source, world.device, answers)
+        others = (zero_shot.model,) if bundle.description.provenance.config else ()
+        pool = read_pool(bundle.model, source, world.device, others)
+        refined = refine_pool(pool, answers, world.device, config.memory_images)
+    selection = bundle.description.provenance.selection or Selection(alpha=0.0, by="not trained")
+    check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
+    selection = replace(selection, check=check, measured=refined.measured)
+    description = replace(
+        bundle.description,
+        provenance=replace(bundle.description.provenance, selection=selection, index_sha256=source.index.sha256),
+    )
+    description = save_bundle(config.model, bundle.model, description, refined.memory)
     summary = {
         "must_version": __version__,
-        "images": len(extracted.numbers),
+        "weights_sha256": description.weights_sha256,  # of --model
+        "images": len(pool.numbers),
         "undecodable": source.skipped,
-        "answers": len(answers),
-        "weights_sha256": weights_sha256,  # of --model
+        "answers": len(answers.known),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "config": config.to_dict(),
     }
-    table = predictions_csv(extracted.sources, classes, refined)
-    storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
-    storage.write_bytes(storage.join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
+    table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
+    storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
+    storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
-        f"{f', using {len(answers):,} answers' if answers else ''} -> {config.output}"
+        f"{f', using {len(answers.known):,} answers' if answers.known else ''} -> {config.output}\n"
+        f"{refined.measured.text() + chr(10) if refined.measured else ''}"
+        f"a memory of {refined.memory.images:,} images -> {config.model}"
     )
+    for warning in check.warnings:
+        logger.warning(f"warning: {warning}")
     return summary
 
 
-def answers_of(config: RefineConfig, classes: list[str]) -> dict[int, int]:
-    """{number in the split: class number, -1 for none of the classes}."""
+def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
+    """The bundle at --model, or the zero-shot one if there is none yet. Raises UserError: one of other classes or
+    preprocessing, or a training that is not finished."""
+    if not exists(join(config.model, DESCRIPTION_FILE)):
+        unfinished = exists(join(config.model, ADAPTED, DESCRIPTION_FILE)) or exists(join(config.model, CHECKPOINTS))
+        require(
+            not unfinished,
+            f"--model {config.model}: holds a training that is not finished; run the same `must train` again",
+        )
+        return zero_shot
+    bundle = load_bundle(config.model)
+    require_classes(f"--classifier {config.classifier}", bundle.description.classes, zero_shot.description.classes)
+    require(
+        preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
+        f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
+    )
+    if not bundle.description.provenance.config:  # not trained: the classifier file is what counts
+        return zero_shot
+    return bundle
+
+
+def change_alpha(
+    config: RefineConfig, bundle: Bundle, zero_shot: Bundle, source: EvalSource, device: torch.device, answers: Answers
+) -> Bundle:
+    """The bundle with the alpha that is given, or that the answers choose."""
+    provenance = bundle.description.provenance
+    if not provenance.config:
+        require(config.alpha in ("auto", 0.0), f"--alpha: {config.model} is not trained")
+        return bundle
+    now = provenance.selection or Selection()
+    if config.alpha == now.alpha or (config.alpha == "auto" and len(answers.random) < FEWEST_ANSWERS):
+        return bundle
+    trained = load_trained(config.model)
+    check_ends(config.model, trained, zero_shot)
+    if config.alpha == "auto":
+        alphas = sorted({*CANDIDATES, now.alpha})
+        networks = [interpolate(zero_shot.model, trained.model, alpha) for alpha in alphas]
+        correct = []
+        for network in networks:
+            pool = read_pool(network, source, device)
+            _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
+            correct.append(labels.labels.argmax(1)[rows_of(pool, answers.random)].cpu().numpy())
+        truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
+        choice = best_candidate(np.stack(correct) == truth, alphas.index(now.alpha))
+        alpha, by = alphas[choice], f"{len(truth):,} answers"
+        if alpha == now.alpha:
+            return bundle
+    else:
+        alpha, by = float(config.alpha), "--alpha"
+    if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
+        save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
+    logger.info(f"alpha {alpha:g} ({by})")
+    description = replace(
+        bundle.description, provenance=replace(provenance, selection=Selection(alpha=alpha, by=by))
+    )
+    return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
+
+
+def rows_of(pool: Pool, answers: dict[int, int]) -> Tensor:
+    """Int64 [A]: the rows of the answered images, in their order in the pool."""
+    return answer_rows(answers, pool.numbers)[0]
+
+
+def read_answers(config: RefineConfig, classes: list[str]) -> Answers:
     if not config.answers:
-        return {}
+        return Answers({}, {})
     review = Review.load(config.answers)
     review.require(classes, load_index(config.shards).sha256, f"--answers {config.answers}")
     require(review.split == config.split, f"--answers {config.answers}: is a review of the split {review.split}")
-    return review.labels(config.answers)
+    return Answers(review.labels(config.answers), review.labels(config.answers, drawn=True))
 
 
-def refined_labels(extracted: ImageFeatures, device: torch.device, answers: dict[int, int] | None = None) -> Refined:
-    """The mean of the models' probabilities, corrected by answers, then propagated (propagate.py).
-    `answers`: {number in the split: class number, -1 for none of the classes}."""
-    values = whitened(extracted.features.to(device).float())
-    mean = extracted.probabilities.float().mean(0).to(device)
-    refined = refined_probabilities(*nearest(values), values, mean, answer_rows(answers or {}, extracted.numbers))
-    models = [Predicted.of(probabilities) for probabilities in extracted.probabilities]
-    return Refined(models[0], models[1] if len(models) > 1 else None, Predicted.of(refined.cpu()))
+def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) -> Refined:
+    near = find_neighbours(pool, device)
+    memory, refined = build_memory(pool, answer_rows(answers.known, pool.numbers), device, limit, near)
+    zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
+    before = Predicted.of(zero_shot)
+    measured = measure_answers(pool, answers, before, device, limit, near) if answers.random else None
+    return Refined(before, Predicted.of(pool.probabilities), Predicted.of(refined.labels.cpu()), memory, measured)
 
 
-def predictions_csv(sources: list[str], classes: list[str], refined: Refined) -> bytes:
-    """Columns: image, refined class and its confidence, then class and probability of the zero-shot and adapted models.
+def measure_answers(
+    pool: Pool,
+    answers: Answers,
+    zero_shot: Predicted,
+    device: torch.device,
+    limit: int,
+    near: tuple[Tensor, Tensor],
+) -> Measured:
+    """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
+    any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image."""
+    rows, truth = answer_rows(answers.random, pool.numbers)
+    model = predict_left_out(build_memory(pool, answer_rows({}, pool.numbers), device, limit, near)[0], pool, rows)
+    with_answers = torch.empty_like(model)
+    fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
+    for number in range(int(fold.max()) + 1):
+        left_out = {int(pool.numbers[row]) for row in rows[fold == number]}
+        rest = {image: label for image, label in answers.known.items() if image not in left_out}
+        memory, _ = build_memory(pool, answer_rows(rest, pool.numbers), device, limit, near)
+        with_answers[fold == number] = predict_left_out(memory, pool, rows[fold == number])
+    right = [(labels == truth).numpy() for labels in (zero_shot.labels[rows], model, with_answers)]
+    return Measured.of(*right)
+
+
+def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:
+    """Columns: image, refined class and its confidence, then class and probability of the zero-shot model and, where
+    it was trained, of the model without its memory.
 
     The class is empty where a person answered that the image shows none of the classes.
     """
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
-    if refined.model:
+    if trained:
         columns["model"] = refined.model
     header = ["image"]
     for name in columns:

@@ -17,23 +17,36 @@ from must.base.records import record_of
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model.classifier import LARGEST_FACTOR, LARGEST_HEADER
-from must.method.model.provenance import Provenance, RunSummary
+from must.method.model.provenance import MemoryFacts, Provenance, RunSummary
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from must.method.memory.memory import Memory, MemoryClassifier
     from must.method.model.backbone import Backbone
     from must.method.model.classifier import TextClassifier
     from must.method.model.masked_vit import MaskedViT
 
+MEMORY_PREFIX = "memory."  # of the memory's tensors in model.safetensors
 LOG_FILE = "train_log.jsonl"  # the training log, beside them; not every bundle has one
 BUNDLE_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """`description`: all but the weights; `model`: ready to classify, in eval mode."""
+    """`description`: all but the weights; `model`: the tower with its classifier, in eval mode; `memory`: what is known
+    about the images that it was adapted to, its last layer, or None."""
 
     model: MaskedViT
     description: Description
+    memory: Memory | None = None
+
+    @property
+    def classifier(self) -> MaskedViT | MemoryClassifier:
+        """Images [B, 3, H, W], normalised -> logits [B, K]: the model, with its memory if it has one."""
+        from must.method.memory.memory import MemoryClassifier
+
+        return MemoryClassifier(self.model, self.memory).eval() if self.memory else self.model
 
 
 @dataclass(frozen=True)
@@ -55,15 +68,25 @@ class Description:
         return vars(self) | {"provenance": self.provenance.to_dict()}
 
 
-def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
-    """Deletes model.json first and writes it last, with the weights' sha256: a folder with it is a complete bundle."""
+def save_bundle(folder: str, model: MaskedViT, description: Description, memory: Memory | None = None) -> Description:
+    """Deletes model.json first and writes it last, with the weights' sha256: a folder with it is a complete bundle. The
+    memory is in the file of the weights, so that both are always of one model. Returns the description as written."""
     from safetensors.torch import save
 
-    weights = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
-    description = replace(description, weights_sha256=hashlib.sha256(weights).hexdigest())
+    tensors = model.state_dict()
+    if memory:
+        tensors |= {MEMORY_PREFIX + name: value for name, value in memory.state_dict().items()}
+    weights = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    facts = memory.facts if memory else None
+    description = replace(
+        description,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        provenance=replace(description.provenance, memory=facts),
+    )
     storage.delete(file := storage.join(folder, DESCRIPTION_FILE))
     storage.write_bytes(storage.join(folder, WEIGHTS_FILE), weights)
     storage.write_bytes(file, json.dumps(description.to_dict(), indent=1).encode())
+    return description
 
 
 def load_description(folder: str) -> Description:
@@ -134,13 +157,26 @@ def load_bundle(folder: str) -> Bundle:
     require_weights(uri, description, hashlib.sha256(data).hexdigest())
     try:
         weights = load(data)
+        held = [name for name in weights if name.startswith(MEMORY_PREFIX)]
+        remembered = {name.removeprefix(MEMORY_PREFIX): weights.pop(name) for name in held}
         model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)
         model.load_state_dict(weights)
+        memory = load_memory(remembered, description.provenance.memory, model)
     except Exception as error:
         raise UserError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
     names, columns = len(description.classes), model.classifier.shape[1]
     require(names == columns, f"{file}: names {names} classes, {WEIGHTS_FILE} has {columns}; copy both files again")
-    return Bundle(model.eval(), description)
+    return Bundle(model.eval(), description, memory)
+
+
+def load_memory(tensors: dict[str, Tensor], facts: MemoryFacts | None, model: MaskedViT) -> Memory | None:
+    """Raises ValueError or KeyError: the tensors are no memory of the model."""
+    require(bool(tensors) == (facts is not None), "a memory without its description")
+    if facts is None:
+        return None
+    from must.method.memory.memory import parse_memory
+
+    return parse_memory(tensors, facts, model)
 
 
 def require_weights(uri: str, description: Description, sha256: str) -> None:

@@ -30,22 +30,30 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The check without labels (must/method/select/check.py). Shares are from 0 to 1."""
+    """The check without labels (must/method/memory/check.py). Shares are from 0 to 1."""
 
     images: int
-    agreement_before: float
-    agreement_after: float
-    warnings: list[str]
-    error: float = 0.0  # standard error of the agreement's change
-    confidence_before: float = 0.0
-    confidence_after: float = 0.0
-    changed: float = 0.0  # share of the images whose class is not the zero-shot class
+    changed: float  # share of the images whose class is not the zero-shot class
+    confidence_before: float
+    confidence_after: float
+    effective_before: float  # exp(entropy) of the predicted classes' shares
+    effective_after: float
     dead_classes: list[str] = field(default_factory=list)  # predicted by the zero-shot model and not by the adapted one
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """What a bundle's memory was made from."""
+
+    images: int  # that it holds
+    answers: int = 0
+    shared: float = 0.0  # r: how often neighbours share a class, beyond chance
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How much of an adaptation is kept, what decided it, a check without labels, accuracies by answers or labels."""
+    """How much of an adaptation is kept, what decided it, a check without labels, accuracies by answers."""
 
     alpha: float = 1.0  # position between the zero-shot weights (0) and the adapted ones (1)
     by: str = ""
@@ -81,6 +89,7 @@ class Provenance:
     model_folder: str = ""  # the pretrained model's own files
     model_sha256: str = ""
     selection: Selection | None = None
+    memory: MemoryFacts | None = None
 
     def __bool__(self) -> bool:
         return self != type(self)()
@@ -97,4 +106,5 @@ class Provenance:
         """JSON-able, without what is not known."""
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         nested = {name: known[name].to_dict() for name in ("summary", "selection") if known[name] is not None}
+        nested |= {"memory": asdict(self.memory)} if self.memory else {}
         return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})}
