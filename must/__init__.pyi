@@ -113,7 +113,6 @@ def plan(
     lr: float = 2e-05,
     workers: int | Literal["auto"] = "auto",
     device: Text = "auto",
-    gpu: Text = "",
     index_sha256: Text = "",
     output: Text = "",
     split: Text = "train",

@@ -228,9 +228,3 @@ class PlanConfig(TrainConfig):
     output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
-    gpu: str = param(
-        "calculate the run's time on these GPUs, such as h100x8 (xN: N of them); only loaders are measured",
-        "",
-        metavar="NAME[xN]",
-        often=True,
-    )
