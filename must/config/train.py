@@ -54,11 +54,10 @@ class TrainConfig(StageConfig):
     pretrained: str = param("weights, if they differ from those in the classifier file", "", metavar="TAG|PATH")
     epochs: int = param("passes over the split", 30, group="optimisation", often=True, at_least=1)
     batch_size: int = param("global batch: images a step, over all processes", 1024, often=True, at_least=1)
-    accumulate: int | Literal["auto"] = param(
+    accumulate: int = param(
         "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
-        "more work; auto: the fewest that fit into a CUDA GPU's memory (measured); 1 on other devices",
+        "more work",
         1,
-        metavar="N|auto",
         at_least=1,
     )
     lr: float = param(
@@ -174,9 +173,8 @@ class TrainConfig(StageConfig):
     activation_checkpointing: bool = param(
         "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
-    compile: bool | Literal["auto"] = param(
-        "compile the blocks with torch.compile; auto (neither flag): on a CUDA GPU, in runs of 2,000 steps or more",
-        "auto",
+    compile: bool = param(
+        "compile the blocks with torch.compile: a minute or two at the start, faster steps on a GPU", False
     )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"

@@ -19,7 +19,7 @@ from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
-from must.method.train.estimate import GB, Size, duration
+from must.method.train.estimate import GB, duration
 from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 

@@ -33,7 +33,6 @@ class TrainProgress:
     seconds: float = 0.0
     waited: float = 0.0  # of `seconds`, for data
     saving: float = 0.0  # of `seconds`, for checkpoints
-    micro_batch: int = 0  # images that a process takes at once; 0: unknown, in checkpoints of earlier versions
     precision: str = ""  # of the networks' arithmetic; "": unknown
     threads: int = 0  # of torch, in each process on a CPU; 0: unknown, and on a GPU
 

@@ -25,10 +25,10 @@ from must.base.text import printable
 from must.config import TrainConfig
 from must.data.augment.draws import ViewSettings
 from must.data.augment.normalize import normalize
-from must.data.loading.loader import EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
+from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
-from must.method.distributed.cpu import division, own_cores, prepare_machine, share_cores
+from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
 from must.method.model.bundle import Bundle, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
@@ -37,7 +37,6 @@ from must.method.model.provenance import RunSummary
 from must.method.select.check import CHECKED_IMAGES, selection_text
 from must.method.select.features import subsample
 from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
-from must.method.train.autotune import choose_loaders, choose_micro_batches, compile_blocks, should_compile
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.estimate import Size, size_of
 from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
@@ -45,7 +44,7 @@ from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
 from must.method.train.settings import StepSettings
-from must.method.train.step import MustStep, make_teacher
+from must.method.train.step import MustStep, compile_blocks, make_teacher
 from must.method.train.trackers import Attempt, Trackers
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
@@ -110,8 +109,7 @@ class Trainer:
         self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         self.batches = self.batches_from(0)
-        if config.accumulate != "auto":
-            MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
+        MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
             student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
@@ -120,8 +118,8 @@ class Trainer:
         self.monitor = RunMonitor(
             config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
         )
-        self.micro_batches = self.loaders = 0  # micro-batches per step, loader processes; set by `choose`
-        self.not_compiled = ""  # why torch.compile fails on this machine, if it was requested
+        self.micro_batch = self.batches.local_size // config.accumulate  # images that this process takes at once
+        self.loaders = 0  # processes; set by `choose`
 
     def batches_from(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -143,17 +141,16 @@ class Trainer:
 
     def choose(self) -> None:
         """Chooses the `auto` settings on this machine, after it is known whether the run resumes."""
-        config, progress, local = self.config, self.state.progress, self.batches.local_size
-        count, workers = config.accumulate, config.workers
-        if count == "auto":
-            count = choose_micro_batches(self.must_step, self.masked, local, progress.micro_batch)
-        progress.micro_batch = local // count
-        if workers == "auto":
-            workers = choose_loaders(self.must_step, progress.micro_batch)
+        config, step = self.config, self.must_step
+        if config.workers != "auto":
+            self.loaders = config.workers
+        elif self.world.device.type == "cpu":
+            self.loaders = division(step.work).loaders
+        else:
+            self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes(step.preprocess.size))
         self.choose_arithmetic()
-        self.micro_batches, self.loaders = count, workers
-        if should_compile(config.compile, self.world.device.type, self.batches.steps - progress.step):
-            self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
+        if config.compile:
+            compile_blocks(step, self.masked, self.micro_batch)
 
     def start_labels(self, stop: StopSignal) -> None:
         """Computes propagated labels and the confidence threshold from zero-shot predictions, as the settings need."""
@@ -226,8 +223,8 @@ class Trainer:
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
-        batches = MicroBatches(self.batches_from(first_step), self.micro_batches)
-        return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.micro_batches)
+        batches = MicroBatches(self.batches_from(first_step), self.config.accumulate)
+        return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.config.accumulate)
 
     def open_log(self) -> TrainLog | NoLog:
         if not self.world.is_main:
@@ -241,7 +238,7 @@ class Trainer:
         return log
 
     def size(self) -> Size:
-        return size_of(self.config, self.batches, self.reader, self.must_step, self.state.progress, self.loaders)
+        return size_of(self)
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
@@ -256,8 +253,7 @@ class Trainer:
         networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
-            settings = replace(config, accumulate=self.micro_batches)
-            origin = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
+            origin = provenance(config, self.reader.index, self.world.size, summary, self.prior, self.origin)
             values = origin.config | {"precision": progress.precision}
             origin = replace(origin, threads=progress.threads or None, config=values)
             description = replace(self.zero_shot.description, provenance=origin)
@@ -296,6 +292,11 @@ def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
             raise Preempted
 
     return check
+
+
+def view_bytes(size: int) -> int:
+    """Bytes of an image's two views of `size` pixels a side."""
+    return 2 * size * size * 3
 
 
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:

@@ -9,7 +9,6 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
-from must.method.train.autotune import STEPS_THAT_PAY, should_compile
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
@@ -87,19 +86,13 @@ def test_compiled_blocks_give_the_same_gradients(record_property):
     assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
 
 
-def test_auto_compiles_on_a_gpu_in_long_runs():
-    assert should_compile(True, "cpu", 1) and should_compile("auto", "cuda", STEPS_THAT_PAY)
-    assert not should_compile("auto", "cuda", STEPS_THAT_PAY - 1)
-    assert not should_compile("auto", "cpu", STEPS_THAT_PAY) and not should_compile(False, "cuda", STEPS_THAT_PAY)
-
-
 @pytest.mark.slow
-def test_without_a_compiler_the_blocks_run_as_they_are_and_that_is_said(caplog, record_property):
+def test_without_a_compiler_compile_is_refused_in_one_line():
     torch._dynamo.reset()
     missing = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
-    with torch._inductor.config.patch(missing), caplog.at_level("INFO"):
-        assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
-    assert caplog.text.count("--compile: torch.compile fails here, so blocks run uncompiled: ") == 1
+    refusal = r"^--compile: torch.compile fails here; train without it: .*$"
+    with torch._inductor.config.patch(missing), pytest.raises(ValueError, match=refusal):
+        run_steps(ALONE, compile=True)
 
 
 def test_micro_batches_are_the_batches_in_pieces():
