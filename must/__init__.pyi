@@ -162,7 +162,7 @@ def plan(
     save: Literal["teacher", "student"] = "teacher",
     alpha: float | Literal["auto"] = 1.0,
     log_every: int = 10,
-    trackers: list[Literal["tensorboard", "mlflow"]] = ["tensorboard"],
+    tensorboard: bool = True,
     timeout: int = 600,
     json: Text = "",
     seconds: float = 20.0,
@@ -228,7 +228,7 @@ def train(
     save: Literal["teacher", "student"] = "teacher",
     alpha: float | Literal["auto"] = 1.0,
     log_every: int = 10,
-    trackers: list[Literal["tensorboard", "mlflow"]] = ["tensorboard"],
+    tensorboard: bool = True,
     timeout: int = 600,
 ) -> Trained:
     """Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."""

@@ -45,7 +45,7 @@ FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the
 
 
 def config_of(digits, device: str = DEVICE, **changes) -> TrainConfig:
-    values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "trackers": []}
+    values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "tensorboard": False}
     data = {"shards": digits.shards, "classifier": digits.classifier}
     return load(TrainConfig, {**data, **values, "device": device, **changes})
 
@@ -134,7 +134,7 @@ def command(digits, output: Path, processes: int, **changes) -> list[str]:
     values = {
         "shards": digits.shards, "classifier": digits.classifier, "output": output, "preset": "digits",
         "device": DEVICE, "batch-size": 16 * GPUS, "epochs": 8, "workers": 1, "log-every": 1, "checkpoint-every": 2,
-        "trackers": "", "precision": "fp32", **changes,
+        "precision": "fp32", **changes,
     }  # fmt: skip
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] * (processes > 1)
     return [sys.executable, "-m", *launcher, "must", "train", *(f"--{name}={value}" for name, value in values.items())]

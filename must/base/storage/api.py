@@ -5,6 +5,7 @@ its upload ends. Missing files raise FileNotFoundError in both cases. What the u
 permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -57,7 +58,14 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def exists(uri: str | Path) -> bool:
     """Whether a file (an object) with exactly this name exists. A remote folder is not an object."""
-    return generation(uri) is not None if is_remote(uri) else local(uri).exists()
+    if is_remote(uri):
+        return generation(uri) is not None
+    try:
+        return local(uri).exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def size(uri: str | Path) -> int:

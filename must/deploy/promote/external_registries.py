@@ -8,8 +8,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
@@ -17,16 +18,53 @@ from must.base.files import CARD_FILE, LONGEST_CARD, ONNX_FILE
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.storage import is_transient
-from must.base.text import printable
+from must.base.text import one_line, printable
 from must.config import PromoteConfig
-from must.config.defaults import require_packages
-from must.method.train.trackers import address, experiment, mlflow_client, reason
 
 if TYPE_CHECKING:
     from must.deploy.promote.kubeflow_registry import KubeflowRegistry
 
 SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1"
 TIMEOUT = 30  # seconds
+DEFAULTS = {  # of MLflow's environment variables
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own default takes minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def reason(error: Exception) -> str:
+    """The message of an error of a tracker's package, in one line of at most 300 characters."""
+    return printable(one_line(error), 300)
+
+
+def address(flag: str) -> str:
+    """MLFLOW_TRACKING_URI. Raises ValueError: it is not set; the message begins with `flag`."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    require(bool(uri), f"{flag}: set MLFLOW_TRACKING_URI to the server's address, such as http://host:5000")
+    return uri
+
+
+def mlflow_client(flag: str) -> Any:
+    """An MlflowClient of the server at MLFLOW_TRACKING_URI, without any request yet.
+    Raises ValueError: as `address` does."""
+    uri = address(flag)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def experiment(client: Any) -> str:
+    """The id of the experiment that MLflow's variables name, created if missing; else of the default one."""
+    if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return experiment_id
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+    if not name:
+        return "0"
+    existing = client.get_experiment_by_name(name)
+    return existing.experiment_id if existing else client.create_experiment(name)
 
 
 ExternalRegistry = Union["MlflowRegistry", "KubeflowRegistry"]
@@ -39,7 +77,8 @@ def external_registry_of(config: PromoteConfig) -> ExternalRegistry | None:
     if config.register == "none":
         return None
     if config.register == "mlflow":
-        require_packages(["mlflow"], "--register")
+        text = "--register mlflow: the package mlflow is not installed here; install it with: "
+        require(find_spec("mlflow") is not None, text + "pip install 'must-clip[mlflow]'")
     if config.onnx:
         exists = storage.exists(storage.join(config.onnx, ONNX_FILE))
         require(exists, f"--onnx {config.onnx}: no {ONNX_FILE} there, which --register needs")

@@ -109,7 +109,7 @@ class MustStep:
             self.propagated.update(samples, probabilities, self.world)
         finite = step_if_finite(self.optimizer)
         update_teacher(self.teacher, self.student, self.ema_decay(step))
-        self.class_balance = losses.class_balance
+        self.class_balance = update_balance(self.class_balance, losses.class_balance, finite)
         replaced = torch.stack([batch.replaced for batch in batches]).sum().float()
         return {**losses.values, "skipped": (~finite).float(), "replaced": replaced}
 
@@ -256,6 +256,13 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()
     return finite
+
+
+def update_balance(old: Tensor | None, new: Tensor | None, finite: Tensor) -> Tensor | None:
+    """The running class balance after a step: the old one if the step was skipped; NaN stands for none."""
+    if new is None:
+        return None
+    return torch.where(finite, new, torch.full_like(new, torch.nan) if old is None else old)
 
 
 def make_teacher(student: Model) -> Model:

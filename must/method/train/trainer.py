@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from must.base import storage
+from must.base.exits import is_first_rank
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import part_of
 from must.base.storage import UnreachableError
@@ -45,7 +47,6 @@ from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
 from must.method.train.settings import StepSettings
 from must.method.train.step import MustStep, compile_blocks, make_teacher
-from must.method.train.trackers import Attempt, Trackers
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ def train(config: TrainConfig) -> RunSummary:
 
     Raises:
         ValueError: the user's input is wrong, or gradients are no longer finite.
-        Preempted: a signal arrived and a checkpoint is saved; or the storage of the checkpoints cannot be reached.
-        LostRank: another process of the run is lost.
+        Preempted: a signal arrived and a checkpoint is saved; the storage of the checkpoints cannot be reached; or
+            another process of the run is lost.
     """
     stop = StopSignal()
     try:
@@ -114,7 +115,7 @@ class Trainer:
             student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
         )  # fmt: skip
-        self.state = TrainState.of(config, self.reader.index, classifier)
+        self.state = TrainState.of(config, self.reader.index, classifier, self.reference.tower.visual)
         self.monitor = RunMonitor(
             config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
         )
@@ -158,7 +159,7 @@ class Trainer:
         if step.propagated is not None:  # from the checkpoint
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
-        pause = raise_if_stopped(stop, "predicting all images") if self.world.size == 1 else None
+        pause = raise_if_stopped(stop, "predicting all images")
         if config.pseudo_labels == "propagated":
             step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world, pause)
         elif config.confident_share:
@@ -167,17 +168,13 @@ class Trainer:
             step.threshold = self.world.gather(threshold_of(config.confident_share, confidence))[0]
 
     def choose_arithmetic(self) -> None:
-        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits. Earlier
-        versions left one core free and used fp32 on a CPU."""
-        must_step, progress, on_cpu = self.must_step, self.state.progress, self.world.device.type == "cpu"
-        earlier = progress.step > 0 and not progress.precision
+        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits."""
+        must_step, progress = self.must_step, self.state.progress
         if self.config.precision == "auto":
-            chosen = "fp32" if earlier and on_cpu else must_step.precision
-            must_step.precision = progress.precision or self.world.gather(chosen)[0]
+            must_step.precision = progress.precision or self.world.gather(must_step.precision)[0]
         progress.precision = must_step.precision
-        if on_cpu:
-            threads = min(progress.threads, own_cores())
-            share_cores(0 if earlier else threads or division(must_step.work).threads)
+        if self.world.device.type == "cpu":
+            share_cores(min(progress.threads, own_cores()) or division(must_step.work).threads)
             progress.threads = torch.get_num_threads()
 
     def run(self, stop: StopSignal) -> RunSummary:
@@ -203,7 +200,6 @@ class Trainer:
         meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
         for micro_batches in timer.waiting(groups):
             step = progress.step
-            self.world.begin(step)
             meter.add(self.must_step(step, micro_batches))
             progress.step += 1
             log.advance()
@@ -214,6 +210,7 @@ class Trainer:
             stopping, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
             save |= checkpoints.due(progress.step, config.checkpoint_every or self.batches.steps_per_epoch)
             if stopping or (save and not last):
+                self.monitor.count_problems(meter)
                 clock.saved(timer.timed(self.state.save, self.must_step))
             if stopping:
                 checkpoints.close()
@@ -229,13 +226,9 @@ class Trainer:
     def open_log(self) -> TrainLog | NoLog:
         if not self.world.is_main:
             return NoLog()
-        folder, state, first = Path(self.config.output), self.state, self.state.progress.step
-        names = self.config.trackers if first < self.batches.steps else []
-        steps, attempt = self.batches.steps, Attempt(folder, first, list(state.log_lines), "")
-        trackers = Trackers(names, attempt, state.run_ids, steps)
-        log = TrainLog(folder, steps, first, state.log_lines, trackers)
-        state.run_ids |= trackers.start(self.config.to_dict())
-        return log
+        steps, first = self.batches.steps, self.state.progress.step
+        tensorboard = self.config.tensorboard and first < steps
+        return TrainLog(Path(self.config.output), steps, first, self.state.log_lines, tensorboard)
 
     def size(self) -> Size:
         return size_of(self)
@@ -249,6 +242,8 @@ class Trainer:
     def finish(self, stop: StopSignal) -> RunSummary:
         """Writes the bundle; the last step's checkpoint is kept, so that a second run repeats no work."""
         progress, config = self.state.progress, self.config
+        if problem := self.monitor.too_many_skipped():
+            self.monitor.stop(problem)
         summary = summary_of(progress, config.batch_size)
         networks = self.state.save(self.must_step)
         if self.world.is_main:
@@ -288,7 +283,8 @@ class Trainer:
 def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
     def check() -> None:
         if stop.received:
-            logger.info(f"stopped by a signal while {activity}; run the same command to go on")
+            if is_first_rank():
+                logger.info(f"stopped by a signal while {activity}; run the same command to go on")
             raise Preempted
 
     return check
@@ -311,7 +307,10 @@ def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device
 
 def threshold_of(share: float, confidence: Tensor) -> float:
     """The confidence that a `share` of the images reaches; `confidence` [N]. Without images it is 0."""
-    return min(float(confidence.float().quantile(1 - share)), MAX_THRESHOLD) if len(confidence) else 0.0
+    if not len(confidence):
+        return 0.0
+    threshold = np.quantile(confidence.float().cpu().numpy(), 1 - share)  # torch.quantile takes 2^24 numbers at most
+    return min(float(threshold), MAX_THRESHOLD)
 
 
 @torch.inference_mode()

@@ -45,13 +45,13 @@ def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
 
 @pytest.mark.parametrize(
     "progress, threads, precision",
-    [({}, 3, "fp32"), ({"step": 3, "threads": 2, "precision": "bf16"}, 2, "bf16"), ({"step": 3}, 3, "fp32"),
+    [({}, 3, "fp32"), ({"step": 3, "threads": 2, "precision": "bf16"}, 2, "bf16"),
      ({"step": 3, "threads": 64, "precision": "fp32"}, 4, "fp32")],
 )  # fmt: skip
 def test_a_run_that_goes_on_keeps_its_threads_and_precision(
     digits, tmp_path, monkeypatch, progress, threads, precision
 ):
-    """Those of its checkpoint, of an earlier version's the old rule; never more threads than cores."""
+    """Those of its checkpoint, but never more threads than cores."""
     monkeypatch.setattr(cpu, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trainer = Trainer(config(digits, tmp_path), ALONE)

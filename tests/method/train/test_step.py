@@ -7,10 +7,13 @@ import torch
 
 from must.base.parameters import load
 from must.config import TrainConfig
+from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
+from must.method.train.settings import StepSettings
+from must.method.train.step import MustStep
 from tests.method.train.processes import on_ranks
-from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
+from tests.method.train.step_ranks import IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -93,6 +96,24 @@ def test_without_a_compiler_compile_is_refused_in_one_line():
     refusal = r"^--compile: torch.compile fails here; train without it: .*$"
     with torch._inductor.config.patch(missing), pytest.raises(ValueError, match=refusal):
         run_steps(ALONE, compile=True)
+
+
+def test_a_step_without_finite_gradients_leaves_the_class_balance():
+    """The running balance of many classes; the epoch's first step, which has none yet, too."""
+    config = TrainConfig(shards="-", classifier="-", output="-", batch_size=IMAGES, lr=0.03)
+    method = MustStep(recorded_model(600), Preprocess(size=32), StepSettings.of(config), ALONE, 9, 9)
+    bias, batch = method.student.classifier, made_batch(0, range(IMAGES))
+    for step, broken in enumerate([True, False, True, False]):
+        weights, before = bias.detach().clone(), method.class_balance
+        if broken:
+            bias.data.fill_(torch.nan)
+        values = method(step, [batch])
+        bias.data.copy_(weights if broken else bias.detach())
+        assert values["skipped"] == broken
+        if broken and step:
+            torch.testing.assert_close(method.class_balance, before, rtol=0, atol=0)
+        assert method.class_balance.isfinite().all() == (step > 0)
+    assert values["loss_fairness"].isfinite()
 
 
 def test_micro_batches_are_the_batches_in_pieces():
