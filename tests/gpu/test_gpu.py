@@ -28,7 +28,7 @@ from must.data.augment.cpu import TrainViews
 from must.data.augment.draws import ViewSettings
 from must.data.augment.gpu import DeviceInputs, DeviceViews
 from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import init_distributed, pick_device
+from must.method.distributed.process_group import StopSignal, init_distributed, pick_device
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer
 
@@ -80,9 +80,12 @@ def test_compiled_blocks_give_the_same_losses(digits):
     np.testing.assert_allclose(ours, eager, rtol=COMPILED)
 
 
-@pytest.mark.parametrize("views", ["cpu", "gpu"])
-def test_the_host_waits_for_nothing_in_a_step(views, digits):
-    with trainer_of(digits, augment_device=views, workers=1) as trainer:
+@pytest.mark.parametrize(
+    "settings", [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}, {"augment_device": "gpu"}], ids=str
+)
+def test_the_host_waits_for_nothing_in_a_step(settings, digits):
+    with trainer_of(digits, workers=1, **settings) as trainer:
+        trainer.start_labels(StopSignal())
         groups = trainer.groups(0)
         trainer.must_step(0, next(groups))  # memory and constants are made once
         for step in (1, 2):

@@ -35,7 +35,7 @@ STORES = {
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether `uri` is in a bucket. Raises ValueError: the scheme is unknown."""
+    """Whether `uri` is in a bucket."""
     text = str(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
@@ -288,7 +288,7 @@ def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result])
 
 
 def read_json(path: str, flag: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError: there is no such file, or it holds no JSON object."""
+    """The JSON object in a file."""
     try:
         return read_object(path, dict, UserError(f"{flag} {path}: is damaged or of another kind"))
     except FileNotFoundError:

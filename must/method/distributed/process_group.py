@@ -55,8 +55,7 @@ class World:
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only.
-    Raises ValueError: the machine does not have the device, or several processes cannot share it."""
+    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if name == "auto":
         if torch.cuda.is_available():

@@ -136,9 +136,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     templates, from open_clip), or the names themselves: a list, or "cat,dog,horse".
 
     The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
-    ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
-    Raises ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
-    share that is no such number, or shares for some classes only."""
+    ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none."""
     if source == BUNDLED_SET:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
@@ -171,7 +169,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
 
 
 def split_names(text: str, hint: str) -> list[str]:
-    """The names in "cat,dog,horse". Raises UserError: there is one only, or an empty one."""
+    """The names in "cat,dog,horse"."""
     names, where = [name.strip() for name in text.split(",")], f"--classes {brief(text)}"
     if len(names) == 1 and ";" in text:
         raise UserError(f"{where}: no such file; separate names by commas: {brief(text.replace(';', ','))}")
@@ -181,8 +179,7 @@ def split_names(text: str, hint: str) -> list[str]:
 
 
 def names_in(data: bytes, where: str) -> list[str]:
-    """The names in a text file, one per line; a line that begins with "# " is a comment. Raises ValueError: it is not
-    UTF-8, or all names are in one line."""
+    """The names in a text file, one per line; a line that begins with "# " is a comment."""
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
@@ -274,8 +271,7 @@ def checksum(weights: Tensor) -> str:
 
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
-    """Reads a classifier file, local or gs://; `flag` is the command line flag that named it.
-    Raises ValueError: no such file, or it is not a file of `must classifier`."""
+    """Reads a classifier file, local or gs://; `flag` is the command line flag that named it."""
     from safetensors.torch import load
 
     require_file(uri, flag)

@@ -46,8 +46,7 @@ class Pace:
 def plan(config: PlanConfig) -> dict[str, Any]:
     """The stage: prints the size of a run and its duration on this machine. Writes only the file of ``--json``.
 
-    Shards that are read from a bucket stay in the cache, as with training.
-    Raises ValueError: `must train` would refuse the parameters."""
+    Shards that are read from a bucket stay in the cache, as with training."""
     with init_distributed(config.device, config.timeout) as world:
         prepare_machine(world.device)
         trainer = Trainer(config, world)

@@ -57,8 +57,7 @@ class PropagatedLabels:
         """(the zero-shot model's propagated labels, the largest Z of each decodable image).
 
         Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
-        `pause`: called before every batch; it may raise to stop.
-        Raises UserError: none of a process's images can be decoded."""
+        `pause`: called before every batch; it may raise to stop."""
         images = len(source.reader)
         source.numbers = source.numbers[world.rank :: world.size]
         extracted = extract_features(zero_shot, source, world.device, pause=pause)

@@ -289,8 +289,7 @@ def compile_blocks(must_step: MustStep, masked: int, images: int) -> None:
     values of parameters do not change.
 
     Shapes are not dynamic: there are three graphs (of the teacher, the student, and the student's predictions for the
-    log), for any number of blocks.
-    Raises UserError: torch.compile does not work here."""
+    log), for any number of blocks."""
     began = time.monotonic()
     for block in (*must_step.teacher.tower.blocks, *must_step.student.tower.blocks):
         block.compile(backend=BACKEND, dynamic=False)

@@ -74,8 +74,7 @@ class TrainState:
         return state
 
     def resume(self, must_step: MustStep) -> bool:
-        """Resumes from the newest complete checkpoint. False: there is none.
-        Raises ValueError: it belongs to another run, or processes find different ones."""
+        """Resumes from the newest complete checkpoint. False: there is none."""
         if must_step.world.is_main:
             self.checkpoints.remove_leftovers()
         with newest_checkpoint(self.checkpoints, must_step.world) as path:
