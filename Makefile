@@ -17,6 +17,7 @@ help:  ## Show these commands
 # One virtual environment, installed in two steps: the packages for the demo, then the others. It is updated when pyproject.toml
 # changes. pip does not compile the packages, because that takes longer than the rest of the installation. Python compiles
 # modules at their first import; the second step imports most of them once, so that the test processes need not compile them.
+# checkout.pth: beside a clone named must, `import must` would take that folder for a namespace package before pip's finder.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
 $(VENV)/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
@@ -24,6 +25,8 @@ $(VENV)/demo: pyproject.toml
 	@echo "setting up $(VENV) (once, a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) '.[demo,pipeline]'
+	@printf '%s\n' "$(CURDIR)" "$(CURDIR)/components" "$(CURDIR)/pipeline" \
+		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth
 	@touch $@
 
 $(VENV)/installed: $(VENV)/demo

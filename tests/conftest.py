@@ -58,7 +58,6 @@ FIRST = [
         "method/select/test_select.py",
         "data/shards/test_shard_restart.py",
         "pipeline/test_cluster.py",
-        "method/train/test_waiting.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",
         "pipeline/test_answers.py",

@@ -17,7 +17,7 @@ import yaml
 
 from must.api.adapted import Adapted
 from must.api.functions import run_stage
-from must.api.inputs import entries_of, to_source
+from must.api.inputs import FOLDERS, entries_of, folder_names, to_source
 from must.api.preflight import require_apart
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
@@ -65,7 +65,8 @@ def adapt(
         images: a folder, or whatever `must.shard(source=...)` takes; a list of paths, PIL images or uint8 arrays; a
             Hugging Face `datasets.Dataset` with an image column; or a torch Dataset of images or (image, label) pairs.
             Labels are not read. Images that are not files are written to `output`.
-        classes: a list of names; a dictionary of names with their prompts; or a file, .txt with a name a line or .yaml.
+        classes: a list, an array or a Series of names; a dictionary of names with their prompts; a file, .txt with a
+            name a line or .yaml; or "folders": the names of the folders in `test_images`, else in `images`.
         output: a folder on this machine.
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; DataComp's for the default model.
@@ -107,7 +108,7 @@ def steps(
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
     new = not folder.exists() or not any(folder.iterdir())
     index = folder / SHARDS / INDEX_FILE
-    file, content = read_classes(classes)
+    file, content = read_classes(folder_names(test_images or images) if classes == FOLDERS else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
     try:

@@ -15,7 +15,7 @@ import must
 from must.api.stages import STAGES, configure, run
 from must.base.console import ASIDE, open_closed
 from must.base.errors import UserError
-from must.base.exits import INTERRUPTED, exiting
+from must.base.exits import INTERRUPTED, exiting, is_first_rank
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
@@ -78,7 +78,7 @@ NEXT = {
 
 def print_next(command: str, config: Any) -> None:
     """Prints the examples to standard error, as they are not a result."""
-    if command in NEXT and getattr(config, "to", "onnx") == "onnx" and os.environ.get("RANK", "0") == "0":
+    if command in NEXT and getattr(config, "to", "onnx") == "onnx" and is_first_rank():
         values = {name: shlex.quote(str(value).rstrip("/")) for name, value in vars(config).items()}
         lines = NEXT[command].format(**values).split("; ")
         logger.info(printable_page("next: " + "\n      ".join(lines)), extra=ASIDE)
@@ -183,7 +183,7 @@ PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
     "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow",
     "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
-    "mlflow-skinny", "tensorboard",
+    "tensorboard",
 )  # fmt: skip
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 

@@ -22,6 +22,7 @@ ACCEPTED = (
     "images or (image, label) pairs"
 )
 MANIFEST, FOLDER = "images.jsonl", "images"
+FOLDERS = "folders"  # the value of `classes` for the names of the folders of images
 
 
 class ImageSource(NamedTuple):
@@ -165,8 +166,19 @@ def entries_of(classes: Any) -> list[Any]:
     if isinstance(classes, dict):
         prompts = {name: [entry] if isinstance(entry, str) else entry for name, entry in classes.items()}
         return [{"name": built_in(name), "prompts": built_in(entry)} for name, entry in prompts.items()]
+    if hasattr(classes, "tolist"):  # a numpy array or a pandas Series
+        classes = classes.tolist()
     require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
     return built_in(classes)
+
+
+def folder_names(images: Any) -> list[str]:
+    """The names of the folders in a folder of images, for classes="folders"."""
+    path = isinstance(images, str | os.PathLike) and not storage.is_remote(images)
+    require(path and Path(images).is_dir(), f"classes {FOLDERS}: the images must be a folder on this machine")
+    names = sorted(entry.name for entry in Path(images).iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    require(len(names) > 1, f"classes {FOLDERS}: {images} needs two folders at least, each with the name of a class")
+    return names
 
 
 def built_in(value: Any) -> Any:

@@ -12,8 +12,6 @@ from typing import Any
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import flag, parameters_of, require
-from must.config import PlanConfig
-from must.config.defaults import require_packages
 
 
 def preflight(config: Any) -> None:
@@ -73,11 +71,6 @@ def check_preset(config: Any, name: str, flag: str) -> None:
         published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
 
 
-def check_trackers(config: Any, names: list[str], flag: str) -> None:
-    if not isinstance(config, PlanConfig):  # `must plan` tracks nothing
-        require_packages(names)
-
-
 def check_answers(config: Any, folder: str, flag: str) -> None:
     from must.method.answers.review import Review
 
@@ -115,6 +108,5 @@ CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
     "preset": check_preset,
     "output": check_output,
     "apart": check_apart,
-    "trackers": check_trackers,
     "answers": check_answers,
 }

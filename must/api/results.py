@@ -56,17 +56,16 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Planned:
-    """`seconds` that training would take on this machine; `plan`: memory and the other measurements, or with `gpu` the
-    calculation for those GPUs, where nothing is measured."""
+    """`seconds` that training would take on this machine; `plan`: memory and the other measurements."""
 
     steps: int
-    seconds: float | None
-    images_per_s: float | None
+    seconds: float
+    images_per_s: float
     plan: dict[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, _config: configs.PlanConfig, content: dict[str, Any]) -> Self:
-        return cls(content["steps"], content.get("seconds"), content.get("images_per_s"), content)
+        return cls(content["steps"], content["seconds"], content["images_per_s"], content)
 
 
 @dataclass(frozen=True)

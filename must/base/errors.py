@@ -10,6 +10,9 @@
 
 The numbers are the exit codes of base/exits. All these classes are also ValueErrors, for callers that catch those.
 Subclasses of UserError are defined in the modules that raise them.
+
+Any function may raise UserError: inputs are checked where they are read, with `require`. Docstrings name other errors,
+and what is special about this one.
 """
 
 

@@ -40,10 +40,15 @@ def exiting(command: str) -> Iterator[None]:
         with ending_on_sigterm(command):
             yield
     except (MustError, OSError, MemoryError) as error:
-        if os.environ.get("RANK", "0") != "0":
+        if not is_first_rank():
             time.sleep(RANK_DELAY_S)
         print(f"must {command}: {line_of(error)}", file=sys.stderr)
         raise SystemExit(code_of(error)) from error
+
+
+def is_first_rank() -> bool:
+    """Whether this is the first or only process of a run. torchrun starts the others."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def code_of(error: BaseException) -> int:
@@ -81,7 +86,7 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         # When one rank has failed, torchrun stops the others: they print nothing, so that the error is the last line.
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
         raise SystemExit(PREEMPTED)
 

@@ -22,8 +22,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def below(name: object, where: str) -> str:
-    """Returns `name` if it is a relative path below its folder; "/" may separate folders. `where`: for the message.
-    Raises ValueError: it is absolute or no text, or has an empty part, '.', '..' or a NUL."""
+    """Returns `name` if it is a relative path below its folder; "/" may separate folders. `where`: for the message."""
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
     raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
@@ -51,7 +50,7 @@ def require_no_links(uri: str, flag: str) -> None:
 
 
 def of_form(pattern: re.Pattern[str], value: object, noun: str) -> str:
-    """Returns `value` if the whole of it matches. Raises ValueError, with the expected `noun`: it does not."""
+    """Returns `value` if the whole of it matches."""
     require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is not a {noun}")
     assert isinstance(value, str)
     return value

@@ -199,8 +199,7 @@ def parse_yaml(data: bytes, where: str) -> Any:
 def settings_of(
     stage: type[StageConfig], settings: Mapping[str, Any], where: str, fixed: Collection[str]
 ) -> dict[str, Any]:
-    """Checks the names of a stage's `settings`, which the pipeline has under the name `where`; "-" becomes "_".
-    Raises ValueError: the stage has no such parameter, or it is one of `fixed`, which the pipeline sets."""
+    """Checks the names of a stage's `settings`, which the pipeline has under the name `where`; "-" becomes "_"."""
     values = {str(name).replace("-", "_"): value for name, value in settings.items()}
     known = [f.name for f in parameters_of(stage) if f.name not in fixed]
     for name in values:
@@ -232,7 +231,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
-    """Converts `value` (a string from the command line, or a YAML value) to `kind`. Raises ValueError: it cannot."""
+    """Converts `value` (a string from the command line, or a YAML value) to `kind`."""
     if kind is Any:
         return value
     require(value is not None, f"{name}: has no value; leave it out for the default")

@@ -1,7 +1,6 @@
 """Progress: bars in a terminal or notebook, otherwise a log line each minute."""
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm.std import tqdm
 
 from must.base.console import ASIDE, Console
+from must.base.exits import is_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[A
 def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
     """Yields the batches and shows a bar of their images; of several processes only rank 0 shows it."""
     total = len(batches.numbers) if hasattr(batches, "numbers") else None
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first_rank()
     with bar(total=total, unit="img", desc=description, leave=False, quiet=not first) as shown:
         for batch in batches:
             yield batch

@@ -1,8 +1,6 @@
-"""Parameters that several stages have, with their defaults and help texts; and the values of --part and --trackers."""
+"""Parameters that several stages have, with their defaults and help texts; and the values of --part."""
 
-from collections.abc import Sequence
 from dataclasses import MISSING
-from importlib.util import find_spec
 from typing import Any
 
 from must.base.parameters import param, require
@@ -13,7 +11,6 @@ ALPHA_RULE = (
 )
 ALPHA = f"weight interpolation, zero-shot + X (trained - zero-shot); auto: {ALPHA_RULE}"
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
-TRACKERS = {"tensorboard": "train", "mlflow": "mlflow"}  # name of the tracker and of its package: our extra
 
 
 def bundle(text: str, default: Any = MISSING, group: str = "input and output", kind: str = "bundle") -> Any:
@@ -71,20 +68,10 @@ def parts_of(programs: int) -> list[str]:
 
 
 def parse_part(part: str) -> tuple[int, int]:
-    """(I, N) of --part, I from 1. 1/1 is all of the work. Raises ValueError: not I/N, or I is not from 1 to N."""
+    """(I, N) of --part, I from 1. 1/1 is all of the work."""
     numbers = [int(text) for text in part.split("/") if text.isascii() and text.isdigit() and len(text) < 10]
     require(part.count("/") == 1 and len(numbers) == 2, f"--part {part}: expected I/N, such as 1/4")
     number, count = numbers
     require(count >= 1, f"--part {part}: there is at least 1 part")
     require(1 <= number <= count, f"--part {part}: parts are numbered from 1 to {count}")
     return number, count
-
-
-def require_packages(names: Sequence[str], flag: str = "--trackers") -> None:
-    """Raises ValueError, about `flag`: a tracker's package is not installed."""
-    for name in names:
-        require(
-            find_spec(name) is not None,
-            f"{flag} {name}: the package {name} is not installed here; install it with: "
-            f"pip install 'must-clip[{TRACKERS[name]}]'",
-        )

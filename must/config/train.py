@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from must.base.parameters import StageConfig, convert, param, require
 from must.config import defaults
 
+LARGEST_FACTOR = 1e4  # CLIP's own is at most 100
+
 
 @dataclass(kw_only=True)
 class TrainConfig(StageConfig):
@@ -54,22 +56,23 @@ class TrainConfig(StageConfig):
     pretrained: str = param("weights, if they differ from those in the classifier file", "", metavar="TAG|PATH")
     epochs: int = param("passes over the split", 30, group="optimisation", often=True, at_least=1)
     batch_size: int = param("global batch: images a step, over all processes", 1024, often=True, at_least=1)
-    accumulate: int | Literal["auto"] = param(
+    accumulate: int = param(
         "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
-        "more work; auto: the fewest that fit into a CUDA GPU's memory (measured); 1 on other devices",
+        "more work",
         1,
-        metavar="N|auto",
         at_least=1,
     )
     lr: float = param(
         "learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True, at_least=0
     )
-    min_lr: float = param("learning rate at the end of the cosine schedule, for 256 images a step like --lr", 1e-6)
+    min_lr: float = param(
+        "learning rate at the end of the cosine schedule, for 256 images a step like --lr", 1e-6, at_least=0
+    )
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05, at_least=0)
     layer_decay: float = param(
         "factor of the learning rate from each layer to the next one towards the input", 0.65, above=0, at_most=1
     )
-    seed: int = param("random seed of sample order, augmentation, masks and new weights", 0)
+    seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, at_least=0)
     pseudo_labels: Literal["teacher", "propagated"] = param(
         "teacher: from the EMA teacher's probabilities, as published; propagated: from the mean of the "
         "zero-shot model's and the teacher's probabilities, corrected by similar images (label propagation)",
@@ -174,9 +177,8 @@ class TrainConfig(StageConfig):
     activation_checkpointing: bool = param(
         "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
-    compile: bool | Literal["auto"] = param(
-        "compile the blocks with torch.compile; auto (neither flag): on a CUDA GPU, in runs of 2,000 steps or more",
-        "auto",
+    compile: bool = param(
+        "compile the blocks with torch.compile: a minute or two at the start, faster steps on a GPU", False
     )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
@@ -196,14 +198,9 @@ class TrainConfig(StageConfig):
         between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
-    trackers: list[Literal["tensorboard", "mlflow"]] = param(
-        "write the curves also to: tensorboard (files in the output), mlflow (MLFLOW_TRACKING_URI); empty for neither",
-        factory=lambda: ["tensorboard"],
-        metavar="NAME,...",
-        kind="trackers",
-    )
+    tensorboard: bool = param("also write the log's numbers as TensorBoard's files, in OUTPUT/tensorboard", True)
     timeout: int = param(
-        "with several processes: seconds without a sign of life after which one counts as lost (exit code 75)",
+        "with several processes: seconds that one waits for the others before the run ends (exit code 75)",
         600,
         metavar="S",
         at_least=1,
@@ -216,8 +213,8 @@ class TrainConfig(StageConfig):
         )
         if self.logit_factor != "model":
             require(
-                convert(self.logit_factor, float, "--logit-factor") > 0,
-                "--logit-factor must be a positive number or 'model'",
+                0 < convert(self.logit_factor, float, "--logit-factor") <= LARGEST_FACTOR,
+                f"--logit-factor must be above 0 and at most {LARGEST_FACTOR:g}, or 'model'",
             )
 
 
@@ -228,9 +225,3 @@ class PlanConfig(TrainConfig):
     output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
-    gpu: str = param(
-        "calculate the run's time on these GPUs, such as h100x8 (xN: N of them); only loaders are measured",
-        "",
-        metavar="NAME[xN]",
-        often=True,
-    )

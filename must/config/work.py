@@ -38,8 +38,7 @@ class Work:
         return bool(self.bundles) or any(self.only(kind, "") for kind in NAMES)
 
     def only(self, kind: str, option: str, bundle: str = "") -> str:
-        """The path of that kind, made from `bundle`; '' if there is none.
-        Raises UserError: there are two bundles, and none is given."""
+        """The path of that kind, made from `bundle`; '' if there is none."""
         if kind == "bundle" or (kind == "onnx" and not bundle):
             paths = ", ".join(self.bundles)
             require(
@@ -72,8 +71,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     """A stage's values, completed with paths in WORK if `model` is WORK or a bundle in it.
 
     The metadata `work` of a field says which path it gets. If `model` is WORK, all fields with `work` are completed; if
-    it is a bundle, only the required ones, and the ONNX file made from it if `model` is to be one.
-    Raises UserError: there are two bundles, or nothing of a kind that the stage needs."""
+    it is a bundle, only the required ones, and the ONNX file made from it if `model` is to be one."""
     parameters = [field for field in parameters_of(stage) if field.metadata["work"]]
     model = values.get("model")
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):

@@ -16,7 +16,7 @@ from must.api import cli, functions
 from must.api.adapt import labelled_folder, read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.inputs import as_image, entries_of, to_source
+from must.api.inputs import as_image, entries_of, folder_names, to_source
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from must.evaluation.result import metrics_of
@@ -142,11 +142,19 @@ def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, cha
 
 def test_numpys_texts_are_names_and_prompts():
     labels = np.array(["dog", "cat", "dog"])
-    plain, numpys, listed = (read_classes(names) for names in (["cat", "dog"], list(np.unique(labels)), "cat, dog"))
-    assert plain == numpys == listed == ("", b"classes:\n- cat\n- dog\n")
+    forms = (["cat", "dog"], list(np.unique(labels)), np.unique(labels), "cat, dog")
+    plain, *others = map(read_classes, forms)
+    assert all(other == plain for other in others) and plain == ("", b"classes:\n- cat\n- dog\n")
     prompts = {labels[0]: labels[1], "cat": list(labels)}
     assert entries_of(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
     assert read_classes(prompts)[1]
+
+
+def test_class_names_from_folder_names(digits, tmp_path):
+    assert folder_names(digits.images / "train") == sorted(CLASSES)
+    for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
+        with pytest.raises(ValueError, match=r"^classes folders: "):
+            must.adapt(images, classes="folders", output=tmp_path / "work")
 
 
 def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):

@@ -42,7 +42,7 @@ def test_importing_configures_no_logging():
 
 
 def test_every_stage_is_there():
-    assert {*STAGES, *NOT_STAGES, *ERRORS} == set(must.__all__) <= set(dir(must))
+    assert {*STAGES, *NOT_STAGES, *ERRORS} == set(must.__all__) == set(dir(must)) - {"__version__"}
     assert must.__all__ == sorted(must.__all__)
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
@@ -103,8 +103,6 @@ def test_a_plan_says_what_training_would_cost(digits):
     values = {key: value for key, value in SHORT.items() if key != "epochs"}
     planned = must.plan(shards=digits.shards, classifier=digits.classifier, epochs=2, seconds=0.1, **values)
     assert planned.steps == 6 and planned.seconds > 0 and planned.plan["images_per_s"] == planned.images_per_s
-    other = must.plan(shards=digits.shards, classifier=digits.classifier, epochs=2, gpu="h100", **values)
-    assert other.steps == 6 and other.seconds is None and other.plan["calculated"]["gpus"] == 1
 
 
 def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkeypatch):

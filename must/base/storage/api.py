@@ -5,6 +5,7 @@ its upload ends. Missing files raise FileNotFoundError in both cases. What the u
 permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -34,7 +35,7 @@ STORES = {
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether `uri` is in a bucket. Raises ValueError: the scheme is unknown."""
+    """Whether `uri` is in a bucket."""
     text = str(uri)
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
@@ -57,7 +58,14 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def exists(uri: str | Path) -> bool:
     """Whether a file (an object) with exactly this name exists. A remote folder is not an object."""
-    return generation(uri) is not None if is_remote(uri) else local(uri).exists()
+    if is_remote(uri):
+        return generation(uri) is not None
+    try:
+        return local(uri).exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def size(uri: str | Path) -> int:
@@ -280,7 +288,7 @@ def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result])
 
 
 def read_json(path: str, flag: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError: there is no such file, or it holds no JSON object."""
+    """The JSON object in a file."""
     try:
         return read_object(path, dict, UserError(f"{flag} {path}: is damaged or of another kind"))
     except FileNotFoundError:

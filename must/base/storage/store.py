@@ -190,7 +190,7 @@ class Store(ABC):
         return None
 
     def split(self, uri: str) -> Location:
-        """Parses a URI. Raises ValueError: it has no bucket, or it contains credentials."""
+        """Parses a URI."""
         bucket, _, name = uri.partition("://")[2].partition("/")
         if not bucket:
             raise UserError(f"{uri}: no {self.bucket}; expected {self.form}")

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from must.base.errors import UserError
 from must.base.exits import PREEMPTED, answers_signals
-from must.method.distributed.heartbeat import EXITED, SILENCE_S, Heartbeat, connect_store
 
 logger = logging.getLogger(__name__)
 
+LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # variables that torchrun sets
 SIGNAL_ECHO = 3.0  # seconds in which the same signal may arrive twice: from the terminal and from torchrun
 
 
@@ -31,7 +32,6 @@ class World:
     rank: int
     size: int
     device: torch.device
-    heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
@@ -53,24 +53,9 @@ class World:
         dist.all_reduce(total)
         return total.item()
 
-    def begin(self, step: int) -> None:
-        """Call it when a step begins, so that a message about a lost process can name its step."""
-        if self.heartbeat is not None:
-            self.heartbeat.begin(step)
-
-
-class LostRank(SystemExit):
-    """Another process of the run is lost; exits with the code for 'run the same again'."""
-
-    reason = "another process of the run is gone"
-
-    def __init__(self) -> None:
-        super().__init__(PREEMPTED)
-
 
 def pick_device(name: str) -> torch.device:
-    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only.
-    Raises ValueError: the machine does not have the device, or several processes cannot share it."""
+    """'auto' takes this process's CUDA GPU if there is one, else Apple's (MPS), for a single process only."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if name == "auto":
         if torch.cuda.is_available():
@@ -86,65 +71,61 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
-    """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
-    `timeout`: seconds after which a silent process is considered lost.
-    Raises LostRank: a collective failed because another process is lost; a line on stderr names it."""
-    device = pick_device(device_name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if "RANK" not in os.environ:
-        yield World(0, 1, device)
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    # The heartbeat names the lost process, so its timeout is shorter than that of the collectives.
-    limit = timeout + 4 * min(SILENCE_S, timeout)
-    join_process_group(backend, limit)
-    rank, size = dist.get_rank(), dist.get_world_size()
-    heartbeat = Heartbeat(connect_store(timeout), rank, size, timeout) if size > 1 else None
-    try:
-        yield World(rank, size, device, heartbeat)
-    except RuntimeError as error:
-        reason = heartbeat.explain() if heartbeat and is_of_collective(error) else ""
-        if not reason and heartbeat and "timed out" in str(error).lower():
-            reason = f"a process did not respond for {limit:g} s; stopping, run the same command again"
-        if not reason:
-            raise
-        if reason != EXITED:
-            logger.warning(f"must: {reason}")
-        raise LostRank from None
-    finally:
-        if heartbeat:
-            heartbeat.close()
-        dist.destroy_process_group()
-
-
-def join_process_group(backend: str, limit: float) -> None:
-    """Initializes the default process group at torchrun's rendezvous.
-
-    Where torchrun keeps the store, restarted processes could read the addresses of the previous attempt in it (torch
-    2.13 adds no prefix), and wait for processes that are gone: so the keys of each attempt have their own prefix.
-    """
-    wait = timedelta(seconds=limit)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=connect_store(limit, "group"), rank=rank, world_size=size, timeout=wait)
-    else:
-        dist.init_process_group(backend, timeout=wait)
-
-
-def is_of_collective(error: RuntimeError) -> bool:
-    words = ("gloo", "nccl", "closed by peer", "reset by peer", "timed out")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
-
-
 class Preempted(SystemExit):
     """Stopped, with a checkpoint to resume from; exits with the code for 'run the same again'."""
 
     def __init__(self, reason: str = "stopped by a signal") -> None:
         super().__init__(PREEMPTED)
         self.reason = reason
+
+
+@contextmanager
+def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
+    """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
+
+    `timeout`: seconds that a collective waits for the other processes. If it fails, a process was lost.
+    The first error of all processes is in torchrun's report.
+    Raises Preempted: a collective failed; a line on stderr says so."""
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not os.environ.keys() >= LAUNCHED:
+        yield World(0, 1, device)
+        return
+    join_process_group("nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    except Exception as error:
+        if isinstance(error, RuntimeError) and is_of_collective(error):
+            reason = f"another process ended, or did not respond for {timeout} s"
+            logger.warning(f"must: rank {dist.get_rank()}: {reason}; run the same command again to go on")
+            raise Preempted(reason) from None
+        get_error_handler().record_exception(error)
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def join_process_group(backend: str, timeout: timedelta) -> None:
+    """Initializes the default process group at torchrun's rendezvous.
+
+    Where torchrun keeps the store, restarted processes could read the addresses of the previous attempt in it (torch
+    2.13 adds no prefix), and wait for processes that are gone: so the keys of each attempt have their own prefix.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)  # type: ignore[attr-defined]
+    attempt = f"must/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def is_of_collective(error: RuntimeError) -> bool:
+    words = ("gloo", "nccl", "closed by peer", "reset by peer", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 class StopSignal:

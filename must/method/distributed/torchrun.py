@@ -23,7 +23,8 @@ from must.base.processes import PARENT, end_with_parent
 logger = logging.getLogger(__name__)
 
 REPORTED_CODES = (WRONG_INPUT, HELD, PREEMPTED)  # exit codes of processes that printed the reason themselves
-KILL_CODES = (-signal.SIGKILL, -signal.SIGTERM)  # out of memory, or the machine was reclaimed
+# Out of memory, the machine was reclaimed, or NCCL's watchdog found that a collective timed out.
+KILL_CODES = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT)
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
@@ -42,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         torchrun.run(parser.parse_args(options))
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        if first.exitcode not in REPORTED_CODES:
-            code = first.exitcode
-            outcome = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
-            logger.warning(f"rank {rank} (pid {first.pid}) {outcome}")
+        _, first = error.get_first_failure()
+        for rank, failure in error.failures.items():
+            if (code := failure.exitcode) not in REPORTED_CODES:
+                outcome = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+                logger.warning(f"rank {rank} (pid {failure.pid}) {outcome}")
         if first.exitcode in KILL_CODES:
             return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1

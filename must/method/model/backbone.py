@@ -62,8 +62,7 @@ class Backbone:
 def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True) -> Backbone:
     """Loads `model` in float32 on the CPU: an open_clip name, ``hf-hub:...``, or a folder of open_clip or transformers.
 
-    A folder, and a checkpoint file as `pretrained`, may be in a bucket.
-    Raises ValueError: unknown model or tag, weights that cannot be read or downloaded, or weights of another model."""
+    A folder, and a checkpoint file as `pretrained`, may be in a bucket."""
     requested_model, tag = parse_model_name(model, pretrained)
     model, pretrained = ensure_local(requested_model), ensure_local(tag)
     label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
@@ -214,8 +213,7 @@ def quiet_open_clip() -> Iterator[None]:
 def build_visual(architecture: dict[str, Any]) -> Any:
     """The image tower of a stored architecture, with random weights and no access to any hub.
 
-    open_clip's constructor needs a text tower: the smallest possible one is built, and dropped.
-    Raises ValueError: the architecture names a model that would have to be downloaded."""
+    open_clip's constructor needs a text tower: the smallest possible one is built, and dropped."""
     check_fetches_nothing(architecture)
     text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(
@@ -235,7 +233,7 @@ def check_fetches_nothing(architecture: dict[str, Any]) -> None:
 
 
 def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
-    """open_clip's model_cfg. Raises ValueError: it cannot be read, or has no image tower."""
+    """open_clip's model_cfg."""
     try:
         config = open_clip.get_model_config(name)
         tokenizer_options = (config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
@@ -249,20 +247,19 @@ def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, An
 
 
 def read_architecture(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
-    """What `build_visual` needs. Raises ValueError: the configuration cannot be read."""
+    """What `build_visual` needs."""
     return architecture_from(read_config(model, name, options))
 
 
 def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of open_clip's model_cfg that `build_visual` needs. Raises ValueError: it has no image tower."""
+    """The part of open_clip's model_cfg that `build_visual` needs."""
     if not config.get("vision_cfg"):  # audio, or one network for images and texts
         raise UserError("it has no image tower of its own")
     return {name: config[name] for name in ("embed_dim", "vision_cfg", "quick_gelu")}
 
 
 def check_tower(model: str, architecture: dict[str, Any]) -> Any:
-    """The image tower of an architecture, without memory for its weights.
-    Raises ValueError: it cannot be built, or MUST cannot train it."""
+    """The image tower of an architecture, without memory for its weights."""
     try:
         with torch.device("meta"):
             visual = build_visual(architecture)
@@ -276,8 +273,7 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
 
 
 def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
-    """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights.
-    Raises ValueError: the model is unknown, or MUST cannot train its tower."""
+    """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights."""
     requested_model, pretrained = parse_model_name(model, pretrained)
     label, model, pretrained = f"--model {requested_model}", ensure_local(requested_model), ensure_local(pretrained)
     with open_model(model, label) as (name, _):
@@ -291,8 +287,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
 
 
 def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
-    """(model, pretrained), after splitting names like NAME/TAG and NAME/FILE.
-    Raises ValueError: the name has a tag, and `pretrained` is another one."""
+    """(model, pretrained), after splitting names like NAME/TAG and NAME/FILE."""
     if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
         return model, pretrained
     known = open_clip.list_models()

@@ -58,7 +58,7 @@ class TextClassifier:
     pretrained: str
     logit_scale: float
     shares: tuple[float, ...] = ()  # of the images, sum 1; empty: unknown
-    model_folder: str = ""  # the model's own files; empty in files of earlier versions: loaded by name
+    model_folder: str = ""  # the model's own files; empty: it is loaded by name
     model_sha256: str = ""  # of the weights in it
 
 
@@ -150,9 +150,7 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     templates, from open_clip), or the names themselves: a list, or "cat,dog,horse".
 
     The file holds ``classes:``, a list of names or of ``{name, prompts, share}``, and ``templates:``, strings with
-    ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none.
-    Raises ValueError: no such file or set, fewer than two classes, an empty or repeated name, a template without {}, a
-    share that is no such number, or shares for some classes only."""
+    ``{}``; or is a list of classes alone. Shares are relative numbers above 0, for all classes or for none."""
     if source == BUNDLED_SET:
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
@@ -161,12 +159,10 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     if isinstance(source, list):
         return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes is missing; give names or a file")
-    is_path = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
-    if not is_path and "," in source and not storage.exists(source):
-        return make_class_set(
-            [name.strip() for name in source.split(",")], [DEFAULT_TEMPLATE], f"--classes {brief(source)}"
-        )
     hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
+    is_path = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
+    if not is_path and not storage.exists(source):
+        return make_class_set(split_names(source, hint), [DEFAULT_TEMPLATE], f"--classes {brief(source)}")
     folder = not storage.is_remote(source) and storage.local(source).is_dir()
     require(not folder, f"--classes {source}: is a folder; give {hint}")
     require(storage.exists(source), f"--classes {source}: no such file; give {hint}")
@@ -186,9 +182,18 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
 
 
+def split_names(text: str, hint: str) -> list[str]:
+    """The names in "cat,dog,horse"."""
+    names, where = [name.strip() for name in text.split(",")], f"--classes {brief(text)}"
+    if len(names) == 1 and ";" in text:
+        raise UserError(f"{where}: no such file; separate names by commas: {brief(text.replace(';', ','))}")
+    require(len(names) > 1, f"{where}: no such file, and one name; give {hint}")
+    require(all(names), f"{where}: a name is empty; write the names without spaces between them, or quote them all")
+    return names
+
+
 def names_in(data: bytes, where: str) -> list[str]:
-    """The names in a text file, one per line; a line that begins with "# " is a comment. Raises ValueError: it is not
-    UTF-8, or all names are in one line."""
+    """The names in a text file, one per line; a line that begins with "# " is a comment."""
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
@@ -214,8 +219,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             name = str(name)
         require(
             is_text(name),
-            f"{where}: class {number + 1} is {brief(name)}, which is no name (YAML reads yes, no, on and off as true "
-            "and false: quote them)",
+            f"{where}: class {number + 1} is {brief(name)}, which is no name"
+            + (" (YAML reads yes, no, on and off as true and false: quote them)" if isinstance(name, bool) else ""),
         )
         name = name.strip()
         listed = entry.get("prompts") if isinstance(entry, dict) else None
@@ -271,20 +276,16 @@ def save_classifier(result: TextClassifier, uri: str) -> None:
     description = asdict(result)
     del description["weights"]
     description["sha256"] = checksum(result.weights)
-    for name in ("shares", "model_folder", "model_sha256"):
-        if not description[name]:
-            del description[name]  # so that the file is the same as one of an earlier version
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
 def checksum(weights: Tensor) -> str:
-    """The sha256 of the weights, which files of earlier versions do not have."""
+    """The sha256 of the weights."""
     return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
 
 def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier:
-    """Reads a classifier file, local or gs://; `flag` is the command line flag that named it.
-    Raises ValueError: no such file, or it is not a file of `must classifier`."""
+    """Reads a classifier file, local or gs://; `flag` is the command line flag that named it."""
     from safetensors.torch import load
 
     require_file(uri, flag)
@@ -294,7 +295,7 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
         weights = load(data)["classifier"]
         intact = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
         intact = intact and bool(weights.isfinite().all())  # after ndim: with 100,000 dimensions it takes a minute
-        intact = intact and (header.get("sha256") is None or header["sha256"] == checksum(weights))
+        intact = intact and header["sha256"] == checksum(weights)
     except Exception:
         intact = False
     if not intact:

@@ -74,7 +74,7 @@ def write_files(backbone: Backbone, folder: Path) -> None:
 
 
 def save_weights(weights: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file into a scratch folder. Raises ValueError: it cannot be written (disk full)."""
+    """Writes a safetensors file into a scratch folder."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -143,7 +143,7 @@ def require_model(folder: str) -> None:
 
 
 def verified(folder: str, sha256: str) -> str:
-    """The folder on this machine. Raises ValueError: it is missing, or its weights have another sha256."""
+    """The folder on this machine."""
     require_model(folder)
     path = Path(ensure_local(folder))
     file = path / OPEN_CLIP_WEIGHTS

@@ -28,8 +28,7 @@ class MaskedViT(nn.Module):
     """`visual`: the image tower of an open_clip model; `classifier`: [D, K], unit columns.
 
     Without `masked` it is the plain zero-shot classifier; with it, the masked student of the method. The teacher is
-    a second instance of the same class. What depends on the tower's architecture is in `must.method.model.towers`.
-    Raises ValueError: the method cannot train the tower, or the classifier is of another model."""
+    a second instance of the same class. What depends on the tower's architecture is in `must.method.model.towers`."""
 
     def __init__(self, visual: Any, classifier: Tensor, logit_factor: float = 100.0) -> None:
         super().__init__()

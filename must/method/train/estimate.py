@@ -1,15 +1,14 @@
 """The size of a run, known before it begins."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from must.config import TrainConfig
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import ShardReader
 from must.method.train.propagated import bytes_of
-from must.method.train.step import MustStep
-from must.method.train.train_state import TrainProgress
+
+if TYPE_CHECKING:
+    from must.method.train.trainer import Trainer
 
 LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
 SLOW = (
@@ -54,15 +53,10 @@ class Size:
         ]
 
 
-def size_of(
-    config: TrainConfig,
-    batches: GlobalBatches,
-    reader: ShardReader,
-    must_step: MustStep,
-    progress: TrainProgress,
-    loaders: int,
-) -> Size:
-    """`batches`: of the run from its start; `progress`: with the chosen settings; `loaders`: of each process."""
+def size_of(trainer: "Trainer") -> Size:
+    """`trainer`: with the chosen settings."""
+    config, batches, reader, must_step = trainer.config, trainer.batches, trainer.reader, trainer.must_step
+    progress = trainer.state.progress
     classes = must_step.student.classifier.shape[1]
     labels = bytes_of(len(reader), classes) if config.pseudo_labels == "propagated" else 0
     keep = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
@@ -73,9 +67,9 @@ def size_of(
         steps=batches.steps,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        micro_batch=progress.micro_batch,
+        micro_batch=trainer.micro_batch,
         processes=must_step.world.size,
-        workers=loaders,
+        workers=trainer.loaders,
         device=must_step.world.device.type,
         parameters=sum(p.numel() for p in must_step.student.parameters()),
         checkpoint_bytes=state_bytes(must_step.student, must_step.teacher, must_step.optimizer) + labels,

@@ -1,9 +1,10 @@
-"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, curves in trackers, a summary at the end; and
+"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, TensorBoard's files, a summary at the end; and
 the conditions, checked with each log line, that stop a run."""
 
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,14 +22,14 @@ from must.method.model.bundle import LOG_FILE
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary
 from must.method.train.step import MustStep
-from must.method.train.trackers import Trackers
 from must.method.train.train_state import TrainProgress, TrainState
 
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
 LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
-MAX_SKIPPED = 20  # steps without finite gradients in one run, after which training stops
+COUNTS = ("skipped", "replaced")  # values of a step that are counted over the whole run
+MAX_SKIPPED, MAX_SKIPPED_SHARE = 20, 0.5  # steps without finite gradients, after which training stops; of all steps
 
 
 class Meter:
@@ -48,6 +49,15 @@ class Meter:
         self.total = stacked if self.total is None else self.total + stacked
         self.count += 1
 
+    def take_sums(self, names: Sequence[str]) -> list[float]:
+        """The sums of some values since the last call or `read`, which begin again from 0."""
+        if self.total is None:
+            return [0.0] * len(names)
+        places = [self.names.index(name) for name in names]
+        sums = self.total[places].tolist()
+        self.total[places] = 0.0
+        return sums
+
     def read(self) -> dict[str, float]:
         """Means since the last call."""
         assert self.total is not None
@@ -62,7 +72,7 @@ class TrainLog:
     """The main process's log. A resumed run starts with the lines in its checkpoint, in any folder."""
 
     def __init__(
-        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], trackers: Trackers
+        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], tensorboard: bool
     ) -> None:
         self.path = folder / LOG_FILE
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +83,12 @@ class TrainLog:
         self.bar = bar(total=steps, initial=first_step, unit="step", leave=True)
         self.started, self.first_step = time.monotonic(), first_step
         self.last_line = 0.0
-        self.trackers = trackers
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds
+
+            # An earlier attempt's points from the first step on are hidden.
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 
     def advance(self) -> None:
         self.bar.update()
@@ -83,7 +98,9 @@ class TrainLog:
         self.lines.append({"step": step, **line})
         self.file.write(json.dumps(self.lines[-1]) + "\n")
         self.file.flush()
-        self.trackers.log(step, line)
+        if self.writer is not None:
+            for name, value in line.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
         self.bar.set_postfix_str(brief(line))
         now = time.monotonic()
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or step + 1 == self.steps):
@@ -98,7 +115,8 @@ class TrainLog:
         if finished and (warning := unlearned(self.lines)):
             logger.info(warning)
         self.file.close()
-        self.trackers.close(finished)
+        if self.writer is not None:
+            self.writer.close()
 
 
 class NoLog:
@@ -170,18 +188,17 @@ class RunMonitor:
         """The means since the last reading, with the other values of a log line. Every process calls this.
         Raises ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
         is saved before."""
-        count, progress, must_step = meter.count, self.state.progress, self.must_step
-        line: dict[str, Any] = meter.read()
-        progress.skipped += round(line.pop("skipped") * count)
-        progress.replaced += round(self.world.sum(line.pop("replaced") * count))
+        progress, must_step = self.state.progress, self.must_step
+        self.count_problems(meter)
+        line: dict[str, Any] = {name: mean for name, mean in meter.read().items() if name not in COUNTS}
         if self.too_many_replaced():
             self.stop(
                 f"{progress.replaced} of {progress.step * self.batch_size:,} images could not be decoded, more "
                 f"than --max-replaced {self.max_replaced:g}; `must index verify {self.reader.uri}` tells "
                 "whether the shards are whole; shard again with --validate decode, or allow more"
             )
-        if progress.skipped > MAX_SKIPPED:
-            self.stop(f"the gradients of {progress.skipped} steps were not finite; lower --lr, or use --precision fp32")
+        if problem := self.too_many_skipped():
+            self.stop(problem)
         return line | {
             **self.agreement(batch),
             "epoch": (step + 1) / must_step.steps_per_epoch,
@@ -192,6 +209,12 @@ class RunMonitor:
             "images_per_s": meter.steps_per_s * self.batch_size,
         }
 
+    def count_problems(self, meter: Meter) -> None:
+        """Adds skipped steps and undecodable images to the progress, which checkpoints hold. Every process calls it."""
+        skipped, replaced = meter.take_sums(COUNTS)
+        self.state.progress.skipped += round(skipped)
+        self.state.progress.replaced += round(self.world.sum(replaced))
+
     def agreement(self, batch: TrainBatch) -> dict[str, float]:
         """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
         process calls this, as parameters may be sharded."""
@@ -201,6 +224,15 @@ class RunMonitor:
             "agreement": (teacher == zero_shot).float().mean().item(),
             "stability": (teacher == student).float().mean().item(),
         }
+
+    def too_many_skipped(self) -> str:
+        """Why training stops; '' if it goes on. The share counts at the end: a short run may skip all its steps."""
+        progress, steps = self.state.progress, self.must_step.steps
+        most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED
+        if progress.skipped <= min(most, MAX_SKIPPED):
+            return ""
+        skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"
+        return f"{skipped}; lower --lr, or use --precision fp32"
 
     def too_many_replaced(self) -> bool:
         """The share is of all images so far, but of at least an epoch or 1000, so that early ones do not count."""

@@ -54,7 +54,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     values: dict[str, Tensor]
-    class_balance: Tensor | None  # the running mean, for the next step of the epoch
+    class_balance: Tensor | None  # [K], the running mean, for the next step of the epoch
 
 
 def pseudo_labels(probabilities: Tensor, threshold: float) -> PseudoLabels:
@@ -80,7 +80,7 @@ def must_losses(
         labels: from the teacher on the weak views of the same images.
         strong_images: [B, 3, H, W], normalised; the reconstruction target.
         masked: [B, M] numbers of the masked patches, the same M for every image.
-        class_balance: running class balance [K] of this epoch's earlier steps (512 classes and more), else None.
+        class_balance: [K], running, of this epoch's earlier steps (512 classes and more); None or NaN: none yet.
         totals: of the global batch, if these images are only a micro-batch of it: the gradients of all micro-batches
             then add up to the batch's. Without it these images are this process's part of the batch.
         prior: [K], sum 1: the class balance's target; None: uniform.
@@ -154,7 +154,7 @@ def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None 
     """
     if len(balance) < MANY_CLASSES:
         return -prior_mean(safe_log(balance), prior), None
-    mixed = balance if running is None else (running + balance) / 2
+    mixed = balance if running is None else torch.where(running.isfinite(), (running + balance) / 2, balance)
     return -2 * prior_mean(safe_log(mixed), prior), mixed.detach()
 
 

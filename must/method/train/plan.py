@@ -19,8 +19,7 @@ from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
-from must.method.train.calculated import Shape, calculate, core_speed, parse_gpus
-from must.method.train.estimate import GB, Size, duration
+from must.method.train.estimate import GB, duration
 from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 
@@ -47,10 +46,7 @@ class Pace:
 def plan(config: PlanConfig) -> dict[str, Any]:
     """The stage: prints the size of a run and its duration on this machine. Writes only the file of ``--json``.
 
-    Shards that are read from a bucket stay in the cache, as with training.
-    Raises ValueError: `must train` would refuse the parameters."""
-    if config.gpu:
-        parse_gpus(config.gpu)
+    Shards that are read from a bucket stay in the cache, as with training."""
     with init_distributed(config.device, config.timeout) as world:
         prepare_machine(world.device)
         trainer = Trainer(config, world)
@@ -60,8 +56,6 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             trainer.announce()
             for line in trainer.resolved.lines():
                 logger.info(line)
-        if config.gpu:
-            return calculated(trainer, config, size)
         pace = measure_speed(trainer, config.seconds)
         seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:
@@ -73,25 +67,9 @@ def plan(config: PlanConfig) -> dict[str, Any]:
                 f"{pace.measured} steps{part}, after one to warm up"
             )
         content = {**asdict(size), "seconds": seconds, "images_per_s": images_per_s, "step": asdict(pace)}
-        write_plan(content, config, world.is_main)
+        if config.json and world.is_main:
+            storage.write_bytes(config.json, json.dumps(content, indent=1).encode())
         return content
-
-
-def calculated(trainer: Trainer, config: PlanConfig, size: Size) -> dict[str, Any]:
-    """`--gpu`: calculates the cost on GPUs that this machine does not have."""
-    student = trainer.must_step.student
-    shape = Shape(trainer.must_step.preprocess.size, student.patch_size, student.tower.width, student.layers)
-    run = calculate(config.gpu, shape, size, config.activation_checkpointing, core_speed(trainer.dataset))
-    if trainer.world.is_main:
-        logger.info("\n".join(run.lines(size)))
-    content = {**asdict(size), "calculated": {**asdict(run), "cores": run.cores}}
-    write_plan(content, config, trainer.world.is_main)
-    return content
-
-
-def write_plan(content: dict[str, Any], config: PlanConfig, is_main: bool) -> None:
-    if config.json and is_main:
-        storage.write_bytes(config.json, json.dumps(content, indent=1).encode())
 
 
 def measure_speed(trainer: Trainer, seconds: float) -> Pace:

@@ -34,8 +34,7 @@ class Resolved:
 
 
 def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:
-    """A run's settings: passed values override the preset's, which override the defaults. Call it once, at the start.
-    Raises ValueError: no such preset, or none for this model."""
+    """A run's settings: passed values override the preset's, which override the defaults. Call it once, first."""
     if not config.preset:
         return Resolved(config, {})
     if config.preset == AUTO:
@@ -64,8 +63,7 @@ def auto(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[
 
 
 def published(name: str, model: str) -> dict[str, Any]:
-    """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14).
-    Raises ValueError: no such preset, or none for a model of this size."""
+    """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14)."""
     rows = rows_of(name)
     size = "*" if "*" in rows else published_size(model)
     require(
@@ -77,7 +75,7 @@ def published(name: str, model: str) -> dict[str, Any]:
 
 
 def rows_of(name: str) -> dict[str, dict[str, Any]]:
-    """A preset's rows by the model's size, '*' for any. Raises ValueError: there is no such preset."""
+    """A preset's rows by the model's size, '*' for any."""
     rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
     known = [AUTO, *dict.fromkeys(row["dataset"] for row in rows)]
     require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")

@@ -57,8 +57,7 @@ class PropagatedLabels:
         """(the zero-shot model's propagated labels, the largest Z of each decodable image).
 
         Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
-        `pause`: called before every batch; it may raise to stop.
-        Raises UserError: none of a process's images can be decoded."""
+        `pause`: called before every batch; it may raise to stop."""
         images = len(source.reader)
         source.numbers = source.numbers[world.rank :: world.size]
         extracted = extract_features(zero_shot, source, world.device, pause=pause)
@@ -81,14 +80,18 @@ class PropagatedLabels:
         self = cls(
             scatter(numbers[near]), scatter(weights), first, first[0].clone(), first[1].clone(), total, len(near)
         )
-        self.total = self.dense(numbers).sum(0)
+        self.total = self.sum_of(numbers)
         for _ in range(ROUNDS):
             blocks = numbers.split(IMAGES_AT_ONCE)
             tops = [self(self.zero_shot_of(block), block).topk(classes.shape[1]) for block in blocks]
             self.values[numbers] = torch.cat([part.values for part in tops])
             self.classes[numbers] = torch.cat([part.indices for part in tops])
-            self.total = self.dense(numbers).sum(0)
+            self.total = self.sum_of(numbers)
         return self, self.values[numbers, 0]
+
+    def sum_of(self, numbers: Tensor) -> Tensor:
+        """[K]: the sum of the stored labels of images. In blocks: [N, K] would not fit into the memory of a GPU."""
+        return torch.stack([self.dense(block).sum(0) for block in numbers.split(IMAGES_AT_ONCE)]).sum(0)
 
     def __call__(self, probabilities: Tensor, samples: Tensor) -> Tensor:
         """Z [B, K] of images with the teacher's `probabilities` [B, K]; `samples` int64 [B], numbers in the split."""
@@ -103,13 +106,18 @@ class PropagatedLabels:
         return Z / Z.sum(1, keepdim=True)
 
     def update(self, samples: Sequence[Tensor], labels: Sequence[Tensor], world: World) -> None:
-        """Stores the Z of a step, of all processes: `samples` int64 [B] and `labels` [B, K] of each micro-batch."""
+        """Stores the Z of a step, of all processes: `samples` int64 [B] and `labels` [B, K] of each micro-batch.
+
+        An image may be in the step twice, in place of one that cannot be decoded: then its first Z is stored."""
         top = torch.cat(list(labels)).topk(self.classes.shape[1])
         new = [torch.cat(list(samples)), top.indices, top.values]
         if world.size > 1:
             new = [torch.cat(gathered(part, world)) for part in new]
         numbers, classes, values = new
-        self.total += (self.spread(classes, values) - self.dense(numbers)).sum(0)
+        first = (numbers[:, None] == numbers).int().argmax(1)  # place of the image's first Z
+        once = first == torch.arange(len(first), device=first.device)
+        classes, values = classes[first], values[first]
+        self.total += ((self.spread(classes, values) - self.dense(numbers)) * once[:, None]).sum(0)
         self.classes[numbers], self.values[numbers] = classes, values
 
     def zero_shot_of(self, numbers: Tensor) -> Tensor:

@@ -20,27 +20,20 @@ from must.method.model.provenance import Provenance, RunSummary
 RESUME_SAFE_FIELDS = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
     | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "keep_every", "resume", "save", "alpha"}
-    | {"log_every", "trackers", "timeout", "accumulate", "parallel", "activation_checkpointing", "compile"}
+    | {"log_every", "tensorboard", "timeout", "accumulate", "parallel", "activation_checkpointing", "compile"}
     | {"cache", "cache_gb", "max_replaced", "index_sha256"}
 )
-# Settings of runs before there was a choice; their checkpoints do not contain them.
-DEFAULTS_OF_OLD_RUNS: dict[str, Any] = {
-    "class_prior": "uniform",
-    "class_shares": None,
-    "mask_token": "random",
-    "confident_share": 0.0,
-    "pseudo_labels": "teacher",
-}
-# Settings that no longer exist: a run with another value of one is another run.
-REMOVED_SETTINGS: dict[str, Any] = {"relative_threshold": 0.0, "init": ""}
 
 
 def run_identity(
-    config: TrainConfig, index_sha256: str, classifier_sha256: str, shares: Sequence[float] = ()
+    config: TrainConfig, index_sha256: str, weights_sha256: dict[str, str], shares: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """All that determines a run's weights: a run may resume from the checkpoint of one with the same identity."""
+    """All that determines a run's weights: a run may resume from the checkpoint of one with the same identity.
+
+    `weights_sha256`: of the classifier and of the zero-shot model's image tower, by these names."""
     settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_SAFE_FIELDS}
-    inputs: dict[str, Any] = {"index_sha256": index_sha256, "classifier_sha256": classifier_sha256}
+    inputs: dict[str, Any] = {"index_sha256": index_sha256}
+    inputs |= {f"sha256 of the {name}": sha256 for name, sha256 in weights_sha256.items()}
     return {**inputs, "class_shares": list(shares) if config.class_prior == "given" else None, **settings}
 
 

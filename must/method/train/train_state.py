@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, TypeVar
 
+import torch
+from torch import Tensor, nn
+
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
@@ -16,7 +19,7 @@ from must.data.format.index import Index
 from must.method.distributed.process_group import World
 from must.method.model.classifier import TextClassifier
 from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
-from must.method.train.provenance import DEFAULTS_OF_OLD_RUNS, REMOVED_SETTINGS, run_identity
+from must.method.train.provenance import run_identity
 from must.method.train.step import MustStep
 
 Item = TypeVar("Item")
@@ -33,9 +36,8 @@ class TrainProgress:
     seconds: float = 0.0
     waited: float = 0.0  # of `seconds`, for data
     saving: float = 0.0  # of `seconds`, for checkpoints
-    micro_batch: int = 0  # images that a process takes at once; 0: unknown, in checkpoints of earlier versions
-    precision: str = ""  # of the networks' arithmetic; "": unknown
-    threads: int = 0  # of torch, in each process on a CPU; 0: unknown, and on a GPU
+    precision: str = ""  # of the networks' arithmetic; "" until it is chosen
+    threads: int = 0  # of torch, in each process on a CPU; 0 on a GPU, and until it is chosen
 
 
 @dataclass
@@ -46,11 +48,14 @@ class TrainState:
     identity: dict[str, Any]
     progress: TrainProgress = field(default_factory=TrainProgress)
     log_lines: list[dict[str, Any]] = field(default_factory=list)  # of all the run; checkpoints contain them
-    run_ids: dict[str, str] = field(default_factory=dict)  # the trackers' names for the run; checkpoints contain them
 
     @classmethod
-    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier) -> Self:
-        weights = hashlib.sha256(classifier.weights.numpy().tobytes()).hexdigest()
+    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier, visual: nn.Module) -> Self:
+        """`visual`: the zero-shot model's image tower."""
+        weights = {
+            "classifier": weights_sha256([classifier.weights]),
+            "image tower": weights_sha256(visual.parameters()),
+        }
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
         return cls(
             Checkpoints(uri, config.keep_checkpoints, config.keep_every),
@@ -65,13 +70,11 @@ class TrainState:
         state = must_step.state_dict()
         if must_step.world.is_main:
             run = {"identity": self.identity, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
-            run["trackers"] = self.run_ids
             self.checkpoints.save(self.progress.step, run | state)
         return state
 
     def resume(self, must_step: MustStep) -> bool:
-        """Resumes from the newest complete checkpoint. False: there is none.
-        Raises ValueError: it belongs to another run, or processes find different ones."""
+        """Resumes from the newest complete checkpoint. False: there is none."""
         if must_step.world.is_main:
             self.checkpoints.remove_leftovers()
         with newest_checkpoint(self.checkpoints, must_step.world) as path:
@@ -79,7 +82,7 @@ class TrainState:
         self.check_same_step(state["progress"]["step"] if state else 0, must_step.world)
         if state is None:
             return False
-        new, old = REMOVED_SETTINGS | self.identity, REMOVED_SETTINGS | DEFAULTS_OF_OLD_RUNS | state["identity"]
+        new, old = self.identity, state["identity"]
         changed = [f"{name} ({old.get(name)} -> {new[name]})" for name in new if old.get(name) != new[name]]
         if changed:
             raise UserError(
@@ -88,7 +91,6 @@ class TrainState:
             )
         self.progress = TrainProgress(**state["progress"])
         self.log_lines = json.loads(state["log"])
-        self.run_ids = state.get("trackers", {})
         must_step.load_state_dict(state)
         return True
 
@@ -101,6 +103,13 @@ class TrainState:
             f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "
             f"{oldest} (0: none); --checkpoints must be a place that all nodes see",
         )
+
+
+def weights_sha256(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class RunTimer:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from must.base import storage
+from must.base.exits import is_first_rank
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import part_of
 from must.base.storage import UnreachableError
@@ -25,10 +27,10 @@ from must.base.text import printable
 from must.config import TrainConfig
 from must.data.augment.draws import ViewSettings
 from must.data.augment.normalize import normalize
-from must.data.loading.loader import EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
+from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
-from must.method.distributed.cpu import division, own_cores, prepare_machine, share_cores
+from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
 from must.method.model.bundle import Bundle, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
@@ -37,7 +39,6 @@ from must.method.model.provenance import RunSummary
 from must.method.select.check import CHECKED_IMAGES, selection_text
 from must.method.select.features import subsample
 from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
-from must.method.train.autotune import choose_loaders, choose_micro_batches, compile_blocks, should_compile
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.estimate import Size, size_of
 from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
@@ -45,8 +46,7 @@ from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.provenance import provenance
 from must.method.train.settings import StepSettings
-from must.method.train.step import MustStep, make_teacher
-from must.method.train.trackers import Attempt, Trackers
+from must.method.train.step import MustStep, compile_blocks, make_teacher
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ def train(config: TrainConfig) -> RunSummary:
 
     Raises:
         ValueError: the user's input is wrong, or gradients are no longer finite.
-        Preempted: a signal arrived and a checkpoint is saved; or the storage of the checkpoints cannot be reached.
-        LostRank: another process of the run is lost.
+        Preempted: a signal arrived and a checkpoint is saved; the storage of the checkpoints cannot be reached; or
+            another process of the run is lost.
     """
     stop = StopSignal()
     try:
@@ -110,18 +110,17 @@ class Trainer:
         self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
         self.batches = self.batches_from(0)
-        if config.accumulate != "auto":
-            MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
+        MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
             student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
             self.prior,
         )  # fmt: skip
-        self.state = TrainState.of(config, self.reader.index, classifier)
+        self.state = TrainState.of(config, self.reader.index, classifier, self.reference.tower.visual)
         self.monitor = RunMonitor(
             config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
         )
-        self.micro_batches = self.loaders = 0  # micro-batches per step, loader processes; set by `choose`
-        self.not_compiled = ""  # why torch.compile fails on this machine, if it was requested
+        self.micro_batch = self.batches.local_size // config.accumulate  # images that this process takes at once
+        self.loaders = 0  # processes; set by `choose`
 
     def batches_from(self, first_step: int) -> GlobalBatches:
         config, rank, size = self.config, self.world.rank, self.world.size
@@ -143,17 +142,16 @@ class Trainer:
 
     def choose(self) -> None:
         """Chooses the `auto` settings on this machine, after it is known whether the run resumes."""
-        config, progress, local = self.config, self.state.progress, self.batches.local_size
-        count, workers = config.accumulate, config.workers
-        if count == "auto":
-            count = choose_micro_batches(self.must_step, self.masked, local, progress.micro_batch)
-        progress.micro_batch = local // count
-        if workers == "auto":
-            workers = choose_loaders(self.must_step, progress.micro_batch)
+        config, step = self.config, self.must_step
+        if config.workers != "auto":
+            self.loaders = config.workers
+        elif self.world.device.type == "cpu":
+            self.loaders = division(step.work).loaders
+        else:
+            self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes(step.preprocess.size))
         self.choose_arithmetic()
-        self.micro_batches, self.loaders = count, workers
-        if should_compile(config.compile, self.world.device.type, self.batches.steps - progress.step):
-            self.not_compiled = compile_blocks(self.must_step, self.masked, progress.micro_batch)
+        if config.compile:
+            compile_blocks(step, self.masked, self.micro_batch)
 
     def start_labels(self, stop: StopSignal) -> None:
         """Computes propagated labels and the confidence threshold from zero-shot predictions, as the settings need."""
@@ -161,7 +159,7 @@ class Trainer:
         if step.propagated is not None:  # from the checkpoint
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
-        pause = raise_if_stopped(stop, "predicting all images") if self.world.size == 1 else None
+        pause = raise_if_stopped(stop, "predicting all images")
         if config.pseudo_labels == "propagated":
             step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world, pause)
         elif config.confident_share:
@@ -170,17 +168,13 @@ class Trainer:
             step.threshold = self.world.gather(threshold_of(config.confident_share, confidence))[0]
 
     def choose_arithmetic(self) -> None:
-        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits. Earlier
-        versions left one core free and used fp32 on a CPU."""
-        must_step, progress, on_cpu = self.must_step, self.state.progress, self.world.device.type == "cpu"
-        earlier = progress.step > 0 and not progress.precision
+        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits."""
+        must_step, progress = self.must_step, self.state.progress
         if self.config.precision == "auto":
-            chosen = "fp32" if earlier and on_cpu else must_step.precision
-            must_step.precision = progress.precision or self.world.gather(chosen)[0]
+            must_step.precision = progress.precision or self.world.gather(must_step.precision)[0]
         progress.precision = must_step.precision
-        if on_cpu:
-            threads = min(progress.threads, own_cores())
-            share_cores(0 if earlier else threads or division(must_step.work).threads)
+        if self.world.device.type == "cpu":
+            share_cores(min(progress.threads, own_cores()) or division(must_step.work).threads)
             progress.threads = torch.get_num_threads()
 
     def run(self, stop: StopSignal) -> RunSummary:
@@ -206,7 +200,6 @@ class Trainer:
         meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
         for micro_batches in timer.waiting(groups):
             step = progress.step
-            self.world.begin(step)
             meter.add(self.must_step(step, micro_batches))
             progress.step += 1
             log.advance()
@@ -217,6 +210,7 @@ class Trainer:
             stopping, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
             save |= checkpoints.due(progress.step, config.checkpoint_every or self.batches.steps_per_epoch)
             if stopping or (save and not last):
+                self.monitor.count_problems(meter)
                 clock.saved(timer.timed(self.state.save, self.must_step))
             if stopping:
                 checkpoints.close()
@@ -226,22 +220,18 @@ class Trainer:
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
-        batches = MicroBatches(self.batches_from(first_step), self.micro_batches)
-        return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.micro_batches)
+        batches = MicroBatches(self.batches_from(first_step), self.config.accumulate)
+        return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.config.accumulate)
 
     def open_log(self) -> TrainLog | NoLog:
         if not self.world.is_main:
             return NoLog()
-        folder, state, first = Path(self.config.output), self.state, self.state.progress.step
-        names = self.config.trackers if first < self.batches.steps else []
-        steps, attempt = self.batches.steps, Attempt(folder, first, list(state.log_lines), "")
-        trackers = Trackers(names, attempt, state.run_ids, steps)
-        log = TrainLog(folder, steps, first, state.log_lines, trackers)
-        state.run_ids |= trackers.start(self.config.to_dict())
-        return log
+        steps, first = self.batches.steps, self.state.progress.step
+        tensorboard = self.config.tensorboard and first < steps
+        return TrainLog(Path(self.config.output), steps, first, self.state.log_lines, tensorboard)
 
     def size(self) -> Size:
-        return size_of(self.config, self.batches, self.reader, self.must_step, self.state.progress, self.loaders)
+        return size_of(self)
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
@@ -252,12 +242,13 @@ class Trainer:
     def finish(self, stop: StopSignal) -> RunSummary:
         """Writes the bundle; the last step's checkpoint is kept, so that a second run repeats no work."""
         progress, config = self.state.progress, self.config
+        if problem := self.monitor.too_many_skipped():
+            self.monitor.stop(problem)
         summary = summary_of(progress, config.batch_size)
         networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
-            settings = replace(config, accumulate=self.micro_batches)
-            origin = provenance(settings, self.reader.index, self.world.size, summary, self.prior, self.origin)
+            origin = provenance(config, self.reader.index, self.world.size, summary, self.prior, self.origin)
             values = origin.config | {"precision": progress.precision}
             origin = replace(origin, threads=progress.threads or None, config=values)
             description = replace(self.zero_shot.description, provenance=origin)
@@ -292,10 +283,16 @@ class Trainer:
 def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
     def check() -> None:
         if stop.received:
-            logger.info(f"stopped by a signal while {activity}; run the same command to go on")
+            if is_first_rank():
+                logger.info(f"stopped by a signal while {activity}; run the same command to go on")
             raise Preempted
 
     return check
+
+
+def view_bytes(size: int) -> int:
+    """Bytes of an image's two views of `size` pixels a side."""
+    return 2 * size * size * 3
 
 
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:
@@ -310,7 +307,10 @@ def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device
 
 def threshold_of(share: float, confidence: Tensor) -> float:
     """The confidence that a `share` of the images reaches; `confidence` [N]. Without images it is 0."""
-    return min(float(confidence.float().quantile(1 - share)), MAX_THRESHOLD) if len(confidence) else 0.0
+    if not len(confidence):
+        return 0.0
+    threshold = np.quantile(confidence.float().cpu().numpy(), 1 - share)  # torch.quantile takes 2^24 numbers at most
+    return min(float(threshold), MAX_THRESHOLD)
 
 
 @torch.inference_mode()

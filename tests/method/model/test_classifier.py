@@ -110,7 +110,7 @@ def test_a_file_of_names_alone(tmp_path, name, data):
         (b"cat\ncat", "more than once"),
         (b"caf\xe9\nb", "in UTF-8"),
         ("classes: [cat]\n", "needs at least two classes"),
-        ("classes: [cat, '']\n", "class 2 is .*, which is no name"),
+        ("classes: [cat, '']\n", "class 2 is '', which is no name$"),
         ("classes: [cat, no]\n", "class 2 is .*, which is no name .YAML reads yes, no"),
         ("classes: [cat, cat]\n", "class 'cat' appears more than once"),
         ("classes: [cat, dog]\ntemplates: ['a photo']\n", "'a photo' has no {}"),
@@ -142,6 +142,25 @@ def test_wrong_class_files_are_one_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         load_class_set(str(path))
     assert "\n" not in str(error.value) and str(error.value).startswith(f"--classes {path}: ")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("cat,", "--classes 'cat,': a name is empty; write the names without spaces between them, or quote them all"),
+        ("red; green", "--classes 'red; green': no such file; separate names by commas: 'red, green'"),
+        ("cat", "--classes 'cat': no such file, and one name; give a file with a name a line, the names themselves"),
+    ],
+)
+def test_wrong_names_are_one_line(names, message):
+    with pytest.raises(ValueError) as error:
+        load_class_set(names)
+    assert str(error.value).startswith(message)
+
+
+def test_many_names_are_no_file_name():
+    names = [f"class {number}" for number in range(100)]
+    assert load_class_set(",".join(names)).names == tuple(names)
 
 
 def test_a_prompt_that_does_not_fit_is_refused_not_cut_off(tmp_path):

@@ -48,9 +48,8 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from must.method.model.backbone import load_backbone
     from must.method.model.bundle import load_bundle, load_description, save_bundle
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.autotune import blank
     from must.method.train.settings import StepSettings
-    from must.method.train.step import MustStep
+    from must.method.train.step import MustStep, blank
 
     torch.manual_seed(0)
     weights = Path(folder, "weights.safetensors")

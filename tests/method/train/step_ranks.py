@@ -9,9 +9,9 @@ from must.data.loading.loader import TrainBatch
 from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
-from must.method.train import autotune
+from must.method.train import step as method_step
 from must.method.train.settings import StepSettings
-from must.method.train.step import MustStep
+from must.method.train.step import MustStep, compile_blocks
 from tests.golden import golden_model
 
 IMAGES, STEPS = 8, 3
@@ -46,9 +46,9 @@ def run_steps(processes: World, state: dict | None = None, steps: range = range(
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
     method = MustStep(student, Preprocess(size=32), StepSettings.of(config), processes, STEPS, 2, prior)
-    autotune.BACKEND = backend
-    if config.compile is True:
-        autotune.compile_blocks(method, 5, IMAGES // processes.size // config.accumulate)
+    method_step.BACKEND = backend
+    if config.compile:
+        compile_blocks(method, 5, IMAGES // processes.size // config.accumulate)
     if state:
         method.load_state_dict(state)
     gradients, values = {}, []

@@ -1,14 +1,10 @@
 """What training can do besides the published method: class shares that are known."""
 
-import hashlib
-import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from must.method.model.bundle import load_description
 from must.method.model.classifier import load_text_classifier, save_classifier
@@ -69,31 +65,3 @@ def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
 def test_shares_that_nobody_gave_are_told_from_python_too(digits, tmp_path):
     with pytest.raises(ValueError, match=r"--class-prior given: .* holds no class shares"):
         train(config(digits, tmp_path / "model", class_prior="given"))
-
-
-@pytest.mark.slow
-def test_a_checkpoint_from_before_these_options_goes_on_without_them(digits, tmp_path):
-    train(config(digits, tmp_path, epochs=2, checkpoint_every=2, keep_every=2))
-    expected = load_file(tmp_path / "model.safetensors")
-    folder = tmp_path / "checkpoints"
-    for path in folder.glob("step-00000000[46]*"):
-        path.unlink()
-    rewrite(folder / "step-000000002.pt", relative_threshold=0.5)  # a setting that there was between then and now
-    with pytest.raises(ValueError, match=r"other settings: relative_threshold \(0.5 -> 0.0\)"):
-        train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
-    rewrite(folder / "step-000000002.pt")
-    train(config(digits, tmp_path, epochs=2, checkpoint_every=2))
-    found = load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def rewrite(path: Path, **identity: float) -> None:
-    """Takes out of a checkpoint what was not in it when the options were not there; with `identity` put in."""
-    state = torch.load(path, weights_only=True)
-    for name in ("class_prior", "class_shares", "mask_token", "relative_threshold", "pseudo_labels"):
-        state["identity"].pop(name, None)
-    state["identity"] |= identity
-    state["teacher_score"] = None  # as versions with that setting wrote it
-    torch.save(state, path)
-    data = path.read_bytes()
-    path.with_suffix(".json").write_text(json.dumps({"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from must.data.augment.normalize import normalize
@@ -13,7 +14,9 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, nearest, neighbour_weights
+from must.method.train import propagated
 from must.method.train.propagated import TOP, PropagatedLabels
+from must.method.train.trainer import threshold_of
 from tests.method.train.processes import on_ranks
 
 IMAGES, CLASSES, CPU = 40, 6, torch.device("cpu")
@@ -54,6 +57,23 @@ def test_of_many_classes_the_largest_are_stored():
     assert labels.classes.shape == (IMAGES, TOP)
     torch.testing.assert_close(labels.dense(some).max(1).values, P[some + 1].max(1).values)
     torch.testing.assert_close(labels.total, P.sum(0) + (labels.dense(some) - made(100)[0].dense(some)).sum(0))
+
+
+def test_an_image_that_is_in_a_batch_twice_counts_once(monkeypatch):
+    labels, P, _ = made()
+    twice = torch.tensor([3, 7, 3])
+    labels.update([twice], [P[twice + 1 + torch.tensor([0, 0, 1])]], ALONE)
+    everything = torch.arange(IMAGES)
+    torch.testing.assert_close(labels.dense(torch.tensor([3]))[0], P[4])
+    torch.testing.assert_close(labels.total, labels.dense(everything).sum(0))
+    monkeypatch.setattr(propagated, "IMAGES_AT_ONCE", 7)
+    torch.testing.assert_close(labels.sum_of(everything), labels.total)
+
+
+def test_the_threshold_of_more_images_than_torch_can_sort():
+    confidence = torch.zeros(2**24 + 1)
+    confidence[: 2**23] = 0.5
+    assert threshold_of(0.4, confidence) == 0.5 and threshold_of(0.4, torch.tensor([0.0, 1.0])) == pytest.approx(0.6)
 
 
 def updated(size: int) -> dict:

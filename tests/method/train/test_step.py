@@ -7,11 +7,16 @@ import torch
 
 from must.base.parameters import load
 from must.config import TrainConfig
+from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
-from must.method.train.autotune import STEPS_THAT_PAY, should_compile
+from must.method.model.backbone import build_visual
+from must.method.model.masked_vit import MaskedViT
+from must.method.train.settings import StepSettings
+from must.method.train.step import MustStep
+from tests.method.model.tiny import FAMILIES, SIZE, model_config
 from tests.method.train.processes import on_ranks
-from tests.method.train.step_ranks import run_steps, run_steps_on_a_rank
+from tests.method.train.step_ranks import IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -87,19 +92,53 @@ def test_compiled_blocks_give_the_same_gradients(record_property):
     assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
 
 
-def test_auto_compiles_on_a_gpu_in_long_runs():
-    assert should_compile(True, "cpu", 1) and should_compile("auto", "cuda", STEPS_THAT_PAY)
-    assert not should_compile("auto", "cuda", STEPS_THAT_PAY - 1)
-    assert not should_compile("auto", "cpu", STEPS_THAT_PAY) and not should_compile(False, "cuda", STEPS_THAT_PAY)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_whole_graphs_and_few(family):
+    """What torch.compile gets: one graph for the teacher and one for the student, without a break, for all blocks."""
+    architecture = model_config(family)
+    towers = [build_visual({"quick_gelu": False, **architecture}) for _ in range(2)]
+    teacher, student = (MaskedViT(tower, torch.zeros(architecture["embed_dim"], 5)) for tower in towers)
+    teacher.requires_grad_(False)
+    images, masked = torch.zeros(2, 3, SIZE, SIZE), torch.zeros(2, 3, dtype=torch.int64)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for block in [*teacher.tower.blocks, *student.tower.blocks]:
+        block.compile(backend="eager", fullgraph=True, dynamic=False)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                teacher(images)
+            student(images, masked)
+    kinds = 2 if family == "timm, class token" else 1  # its first block has no drop path
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * kinds
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_blocks_run_as_they_are_and_that_is_said(caplog, record_property):
+def test_without_a_compiler_compile_is_refused_in_one_line():
     torch._dynamo.reset()
     missing = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
-    with torch._inductor.config.patch(missing), caplog.at_level("INFO"):
-        assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
-    assert caplog.text.count("--compile: torch.compile fails here, so blocks run uncompiled: ") == 1
+    refusal = r"^--compile: torch.compile fails here; train without it: .*$"
+    with torch._inductor.config.patch(missing), pytest.raises(ValueError, match=refusal):
+        run_steps(ALONE, compile=True)
+
+
+def test_a_step_without_finite_gradients_leaves_the_class_balance():
+    """The running balance of many classes; the epoch's first step, which has none yet, too."""
+    config = TrainConfig(shards="-", classifier="-", output="-", batch_size=IMAGES, lr=0.03)
+    method = MustStep(recorded_model(600), Preprocess(size=32), StepSettings.of(config), ALONE, 9, 9)
+    bias, batch = method.student.classifier, made_batch(0, range(IMAGES))
+    for step, broken in enumerate([True, False, True, False]):
+        weights, before = bias.detach().clone(), method.class_balance
+        if broken:
+            bias.data.fill_(torch.nan)
+        values = method(step, [batch])
+        bias.data.copy_(weights if broken else bias.detach())
+        assert values["skipped"] == broken
+        if broken and step:
+            torch.testing.assert_close(method.class_balance, before, rtol=0, atol=0)
+        assert method.class_balance.isfinite().all() == (step > 0)
+    assert values["loss_fairness"].isfinite()
 
 
 def test_micro_batches_are_the_batches_in_pieces():

@@ -7,11 +7,16 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from must.config import ShardConfig, TrainConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, load_description
+from must.method.model.classifier import load_text_classifier
+from must.method.model.hub import OPEN_CLIP_WEIGHTS
+from must.method.train.checkpoint import load_state
 from must.method.train.log import unlearned
 from must.method.train.step import build_optimizer, set_learning_rate, step_if_finite
 from must.method.train.trainer import train
@@ -75,7 +80,10 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrup
     assert code == 0, text
     assert "going on after step" in text
     assert difference(output, uninterrupted[0]) == 0.0
-    assert [line["step"] for line in training_log(str(output))][-1] == STEPS - 1
+    lines = training_log(str(output))
+    assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
+    events = EventAccumulator(str(output / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == [line["step"] for line in lines]
 
 
 def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, uninterrupted, tmp_path):
@@ -99,8 +107,19 @@ def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits
     assert (output / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
         train(config(digits, output, epochs=2, lr=0.001))
+    with pytest.raises(ValueError, match=r"other settings: sha256 of the image tower \("):
+        train(config(digits, output, epochs=1, workers=0, model=other_image_tower(digits, tmp_path / "other")))
     assert train(config(digits, output, epochs=1, workers=0, lr=0.001, resume=False)).steps == 6
     assert (output / "model.safetensors").read_bytes() != before
+
+
+def other_image_tower(digits, folder):
+    """A model that differs from the classifier's in one bias of the image tower."""
+    shutil.copytree(load_text_classifier(digits.classifier).model_folder, folder)
+    weights = load_file(folder / OPEN_CLIP_WEIGHTS)
+    weights["visual.ln_post.bias"] += 1
+    save_file(weights, folder / OPEN_CLIP_WEIGHTS)
+    return str(folder)
 
 
 def test_labels_make_no_difference(digits, one_epoch, tmp_path):
@@ -119,11 +138,17 @@ def test_worker_count_makes_no_difference(digits, one_epoch, tmp_path, workers):
     assert load_description(str(tmp_path)).provenance.config["workers"] == workers
 
 
-def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path):
-    with pytest.raises(ValueError, match=r"gradients of 2\d steps were not finite; lower --lr"):
-        train(config(digits, tmp_path, lr=1e30, epochs=2, batch_size=8))
+@pytest.mark.parametrize("epochs, batch, skipped", [(2, 8, r"2\d of 2\d"), (1, 25, "5 of 6")])
+def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, batch, skipped):
+    """A short run too, and when it is started again. Checkpoints between log lines hold the count."""
+    changes = {"lr": 1e30, "epochs": epochs, "batch_size": batch, "workers": 0, "log_every": 11, "checkpoint_every": 1}
+    settings = config(digits, tmp_path, **changes, keep_checkpoints=99)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"gradients of {skipped} steps were not finite; lower --lr"):
+            train(settings)
     assert not (tmp_path / "model.json").exists()
-    assert list((tmp_path / "checkpoints").glob("*.pt"))
+    state = load_state(tmp_path / "checkpoints" / "step-000000004.pt")
+    assert state["progress"]["skipped"] == 3
 
 
 def test_a_step_without_finite_gradients_changes_nothing():
@@ -159,6 +184,9 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, refusal):
         ({"mask_patch_size": 12}, "must be a multiple of the model's patch"),
         ({"randaugment": "strong"}, "--randaugment strong"),
         ({"device": "cuda:9"}, "no such device here"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"min_lr": -1}, "--min-lr must be at least 0"),
+        ({"logit_factor": "1e31"}, "--logit-factor must be above 0 and at most 10000, or 'model'"),
         ({"model": "ViT-B-16", "pretrained": "none.pt"}, "no such file"),
     ],
 )

@@ -25,8 +25,7 @@ NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of
 
 
 def tower_of(visual: Any) -> Tower:
-    """The tower of an open_clip model's `visual`.
-    Raises ValueError: an architecture that has no patches to mask, or a variant that is not supported."""
+    """The tower of an open_clip model's `visual`."""
     if hasattr(visual, "trunk"):
         return timm_tower(visual)
     if hasattr(visual, "class_embedding") and hasattr(visual, "conv1"):

@@ -1,4 +1,4 @@
-"""What training chooses itself: loaders by the machine, micro-batches by the GPU's memory; neither changes a result."""
+"""What training chooses by the machine: device, threads, loaders, precision."""
 
 import shutil
 from functools import partial
@@ -8,25 +8,15 @@ import torch
 
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.image.preprocess import Preprocess
 from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
-from must.method.train.autotune import MEMORY_SHARE, blank, choose_micro_batches, fewest_micro_batches
-from must.method.train.settings import StepSettings
-from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress
 from must.method.train.trainer import Trainer
-from tests.golden import golden_model
 from tests.method.train.lives import training
 from tests.method.train.test_step import ALONE
 
 config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
-
-
-def golden_step():
-    settings = load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-"})
-    return MustStep(golden_model(), Preprocess(size=32), StepSettings.of(settings), ALONE, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +45,13 @@ def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
 
 @pytest.mark.parametrize(
     "progress, threads, precision",
-    [({}, 3, "fp32"), ({"step": 3, "threads": 2, "precision": "bf16"}, 2, "bf16"), ({"step": 3}, 3, "fp32"),
+    [({}, 3, "fp32"), ({"step": 3, "threads": 2, "precision": "bf16"}, 2, "bf16"),
      ({"step": 3, "threads": 64, "precision": "fp32"}, 4, "fp32")],
 )  # fmt: skip
 def test_a_run_that_goes_on_keeps_its_threads_and_precision(
     digits, tmp_path, monkeypatch, progress, threads, precision
 ):
-    """Those of its checkpoint, of an earlier version's the old rule; never more threads than cores."""
+    """Those of its checkpoint, but never more threads than cores."""
     monkeypatch.setattr(cpu, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trainer = Trainer(config(digits, tmp_path), ALONE)
@@ -83,48 +73,10 @@ def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
 def test_a_number_counts_and_a_word_is_refused(digits, tmp_path):
     assert config(digits, tmp_path, workers="3").workers == 3
     assert load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o"}).workers == "auto"
-    for name in ("workers", "accumulate"):
-        with pytest.raises(ValueError, match=f"--{name}: expected a whole number, got 'much', which is not auto eith"):
-            config(digits, tmp_path, **{name: "much"})
+    with pytest.raises(ValueError, match="--workers: expected a whole number, got 'much', which is not auto eith"):
+        config(digits, tmp_path, workers="much")
     with pytest.raises(ValueError, match="--workers must be at least 0"):
         config(digits, tmp_path, workers=-1)
-
-
-@pytest.mark.parametrize(
-    "free, pieces",
-    [(1100 / MEMORY_SHARE, 1), (1099 / MEMORY_SHARE, 2), (350 / MEMORY_SHARE, 4), (101 / MEMORY_SHARE, 1000)],
-)
-def test_the_fewest_micro_batches_that_fit(free, pieces):
-    """Of 1,000 images that take a byte each, besides a hundred."""
-    assert fewest_micro_batches(1000, 100, 1, free + 1e-6) == pieces
-
-
-def test_a_model_that_does_not_fit_is_one_line():
-    with pytest.raises(ValueError, match=r"^--accumulate auto: not even one image a step fits: it takes 5 GB") as error:
-        fewest_micro_batches(64, 4e9, 1e9, 5e9)
-    assert "\n" not in str(error.value)
-
-
-def test_on_a_cpu_it_is_one_piece_and_a_run_that_goes_on_keeps_its_own():
-    method = golden_step()
-    assert [choose_micro_batches(method, 5, 24, before) for before in (0, 24, 6, 5)] == [1, 1, 4, 1]
-
-
-def test_a_run_goes_on_with_the_micro_batches_of_its_checkpoint(digits, tmp_path):
-    """Sums in another order are not the same to the bit."""
-    trainer = Trainer(config(digits, tmp_path, accumulate="auto"), ALONE)
-    trainer.state.progress = TrainProgress(step=3, micro_batch=5)
-    trainer.choose()
-    assert (trainer.micro_batches, trainer.state.progress.micro_batch) == (5, 5)
-
-
-def test_a_trial_changes_no_weight():
-    method = golden_step()
-    before = {key: value.clone() for key, value in method.student.state_dict().items()}
-    losses, _ = method.differentiate([blank(4, method.preprocess.size, 3)])
-    assert torch.isfinite(losses.total) and any(p.grad is not None for p in method.student.parameters())
-    assert method.class_balance is None
-    assert all(torch.equal(before[key], value) for key, value in method.student.state_dict().items())
 
 
 def test_the_device_is_cuda_then_mps_then_the_cpu(monkeypatch):
