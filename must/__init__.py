@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MustError", "TransientError", "UserError",
     "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
-    "promote", "refine", "review", "select", "serve", "shard", "sort", "train",
+    "promote", "refine", "review", "serve", "shard", "sort", "train",
 ]  # fmt: skip
 
 

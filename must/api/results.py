@@ -104,21 +104,6 @@ class Refined:
 
 
 @dataclass(frozen=True)
-class Selected:
-    """`alpha`: position between the zero-shot weights (0) and the trained ones (1); `by`: what set it; `warnings`: of
-    the check."""
-
-    output: str
-    alpha: float
-    by: str
-    warnings: list[str]
-
-    @classmethod
-    def of(cls, config: configs.SelectConfig, choice: Any) -> Self:
-        return cls(config.output, choice.alpha, choice.by, choice.check.warnings)
-
-
-@dataclass(frozen=True)
 class Evaluated:
     """`top1` and `baseline_top1`: None without labels, and without a baseline. A notebook shows the report."""
 
@@ -188,7 +173,7 @@ class Demo:
 
 
 RESULTS: dict[str, type] = {
-    "shard": Shards, "classifier": Classifier, "plan": Planned, "train": Trained, "refine": Refined, "select": Selected,
+    "shard": Shards, "classifier": Classifier, "plan": Planned, "train": Trained, "refine": Refined,
     "evaluate": Evaluated, "export": Exported, "predict": Predicted, "demo": Demo,
     "sort": Outcome, "labels": Exchanged, "gate": Decision, "promote": Latest,  # as the stages return them
 }  # fmt: skip

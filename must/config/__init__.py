@@ -11,8 +11,8 @@ from must.config.export import ExportConfig
 from must.config.labels import LabelsConfig, SortConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
+from must.config.refine import RefineConfig
 from must.config.review import ReviewConfig
-from must.config.select import RefineConfig, SelectConfig
 from must.config.serve import ServeConfig
 from must.config.shard import ShardConfig
 from must.config.train import PlanConfig, TrainConfig
@@ -20,5 +20,5 @@ from must.config.train import PlanConfig, TrainConfig
 __all__ = [
     "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",
     "LabelsConfig", "PlanConfig", "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig",
-    "SelectConfig", "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
+    "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
 ]  # fmt: skip

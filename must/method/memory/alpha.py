@@ -95,7 +95,8 @@ def check_ends(model: str, trained: Bundle, zero_shot: Bundle) -> None:
 def interpolate(zero_shot: MaskedViT, trained: MaskedViT, alpha: float) -> MaskedViT:
     """A network with the weights zero-shot + alpha (trained - zero-shot), and the trained one's logit factor and
     training-only weights (decoder, mask token, patch norm)."""
-    network = MaskedViT(copy.deepcopy(zero_shot.visual), zero_shot.classifier, trained.logit_factor)
+    network = copy.deepcopy(zero_shot)
+    network.logit_factor = trained.logit_factor
     start = start_weights(zero_shot.state_dict(), trained.state_dict())
     network.load_state_dict(between(start, trained.state_dict(), alpha))
     return network.eval()

@@ -38,13 +38,16 @@ def read_pool(
     device: torch.device,
     others: tuple[MaskedViT, ...] = (),
     pause: Callable[[], None] | None = None,
+    whitening: tuple[Whitening, Whitening] | None = None,
 ) -> Pool:
     """Runs the model, and `others` for their probabilities only, on every image once. Does not change the state of
-    torch's random generator. `pause`: called before every batch; it may raise to stop.
+    torch's random generator. `pause`: called before every batch; it may raise to stop. `whitening`: as of
+    `fit_whitening`, where several processes read parts of one pool.
     Raises ValueError: none of the images can be decoded."""
     model = model.to(device).eval()
     others = tuple(other.to(device).eval() for other in others)
-    whitening = fit_first(model, source, device) if len(source.numbers) > KEPT_FLAT else None
+    if whitening is None and len(source.numbers) > KEPT_FLAT:
+        whitening = fit_whitening(model, source, device, pause)
     numbers, sources, flats, features = list[Tensor](), list[str](), list[Tensor](), list[Tensor]()
     probabilities, other_probabilities = list[Tensor](), list[Tensor]()
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
@@ -54,7 +57,7 @@ def read_pool(
             images = normalize(batch.pixels.to(device), source.preprocess)
             logits, feature, tokens = model.classify(images)
             flat = flatten_tokens(model, tokens)
-            if whitening:
+            if whitening is not None:
                 features.append(join_vectors(whitening[0](flat), whitening[1](feature.float())).half().cpu())
             else:
                 flats.append(flat.half().cpu())
@@ -66,25 +69,33 @@ def read_pool(
                 other_probabilities.append(torch.stack([other(images).float().softmax(-1) for other in others]).half().cpu())
     require(bool(numbers), "none of the split's images can be decoded; check them: must index verify")
     joined = torch.cat(features)
-    if not whitening:
+    if whitening is None:
         flat = torch.cat(flats)
         whitening = Whitening.fit(flat), Whitening.fit(joined)
         joined = join_vectors(whitening[0](flat), whitening[1](joined)).half()
     P = torch.cat(probabilities)
     rest = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
-    return Pool(torch.cat(numbers), sources, joined, P, rest, *whitening)
+    return Pool(torch.cat(numbers), sources, joined, P, rest, whitening[0].cpu(), whitening[1].cpu())
 
 
-def fit_first(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Whitening, Whitening]:
-    """The whitenings of tokens and embedding, from FITTED images at even intervals."""
+@torch.inference_mode()
+def fit_whitening(
+    model: MaskedViT, source: EvalSource, device: torch.device, pause: Callable[[], None] | None = None
+) -> tuple[Whitening, Whitening]:
+    """The whitenings of tokens and embedding, from at most FITTED of the source's images, at even intervals."""
     numbers, images = source.numbers, len(source.numbers)
+    count = min(images, FITTED)
     flats, features = list[Tensor](), list[Tensor]()
+    model = model.to(device).eval()
     try:
-        source.numbers = [numbers[n * images // FITTED] for n in range(FITTED)]
-        for batch in watched(source, "features"):
-            _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
-            flats.append(flatten_tokens(model, tokens).half().cpu())
-            features.append(feature.float().cpu())
+        source.numbers = [numbers[n * images // count] for n in range(count)]
+        with torch.random.fork_rng(devices=[]):
+            for batch in watched(source, "features"):
+                if pause is not None:
+                    pause()
+                _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
+                flats.append(flatten_tokens(model, tokens).half().cpu())
+                features.append(feature.float().cpu())
     finally:
         source.numbers = numbers
     require(bool(flats), "none of the split's images can be decoded; check them: must index verify")

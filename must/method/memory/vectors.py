@@ -1,7 +1,8 @@
 """Vectors of images, whose cosine says how similar two images are.
 
-An image's vector joins two unit vectors of equal weight: the whitened tokens of the tower's last full block (its
-prefix tokens, and its patches averaged on a 4 x 4 grid), and the whitened final embedding. Whitening divides each
+An image's vector joins two unit vectors: the whitened tokens of the tower's last full block (its prefix tokens, and its
+patches averaged on a 4 x 4 grid), and the whitened final embedding; the cosine of two vectors is TOKENS_SHARE times the
+cosine of the first plus the rest times that of the second. Whitening divides each
 principal component by its standard deviation, so that frequent differences (brightness, position) weigh no more than
 rare ones.
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from must.method.model.masked_vit import MaskedViT
 
 GRID = 4  # cells per side, over which patches are averaged
+TOKENS_SHARE = 0.7  # of a cosine, from the tokens
 COMPONENTS = 128  # principal components of each of the two parts
 FITTED = 2_000  # images that the components are computed from
 ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
@@ -82,7 +84,7 @@ def flatten_tokens(model: MaskedViT, tokens: Tensor) -> Tensor:
 
 def join_vectors(tokens: Tensor, embedding: Tensor) -> Tensor:
     """Unit vectors [B, V] of the two parts' unit vectors."""
-    return torch.cat([tokens, embedding], 1) / 2**0.5
+    return torch.cat([TOKENS_SHARE**0.5 * tokens, (1 - TOKENS_SHARE) ** 0.5 * embedding], 1)
 
 
 def nearest(values: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """`--pseudo-labels propagated`: labels corrected by similar images, computed anew in each step.
 
-It is label propagation with the neighbours' mean; `must refine` uses naive Bayes (must/method/select/propagate.py),
+It is label propagation with the neighbours' mean; `must refine` uses naive Bayes (must/method/memory/propagate.py),
 which is worse in training (docs/selection.md). For an image i, with the mean P_i of the zero-shot model's and the
 teacher's probabilities:
 
@@ -22,17 +22,10 @@ from torch.utils._pytree import tree_map
 
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
+from must.method.memory.pool import fit_whitening, read_pool
+from must.method.memory.propagate import RARE, ROUNDS, SMALLEST_PROBABILITY
+from must.method.memory.vectors import NEIGHBOURS, nearest, neighbour_weights
 from must.method.model.masked_vit import MaskedViT
-from must.method.select.features import extract_features
-from must.method.select.propagate import (
-    NEIGHBOURS,
-    RARE,
-    ROUNDS,
-    SMALLEST_PROBABILITY,
-    nearest,
-    neighbour_weights,
-    whitened,
-)
 
 TOP = 16
 IMAGES_AT_ONCE = 4096
@@ -59,14 +52,16 @@ class PropagatedLabels:
         Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
         `pause`: called before every batch; it may raise to stop."""
         images = len(source.reader)
+        fitted = [part.cpu() for part in fit_whitening(zero_shot, source, world.device, pause)]
+        tokens, embedding = (part.to(world.device) for part in world.gather(fitted)[0])  # the same in every process
         source.numbers = source.numbers[world.rank :: world.size]
-        extracted = extract_features(zero_shot, source, world.device, pause=pause)
-        top = extracted.probabilities[0].float().topk(min(TOP, extracted.probabilities.shape[-1]))
-        parts = world.gather((extracted.numbers, extracted.features, top.values, top.indices))
-        numbers, features, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))
+        pool = read_pool(zero_shot, source, world.device, pause=pause, whitening=(tokens, embedding))
+        top = pool.probabilities.float().topk(min(TOP, pool.probabilities.shape[-1]))
+        parts = world.gather((pool.numbers, pool.vectors, top.values, top.indices))
+        numbers, vectors, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))
         order = numbers.argsort()
         numbers = numbers[order].to(world.device)
-        near, cosines = nearest(whitened(features[order].to(world.device).float()))
+        near, cosines = nearest(vectors[order].to(world.device).float())
         weights = neighbour_weights(cosines)
 
         def scatter(rows: Tensor) -> Tensor:
@@ -76,7 +71,7 @@ class PropagatedLabels:
             return scattered
 
         first = scatter(classes[order].to(world.device)), scatter(values[order].to(world.device))
-        total = torch.zeros(extracted.probabilities.shape[-1], device=world.device)
+        total = torch.zeros(pool.probabilities.shape[-1], device=world.device)
         self = cls(
             scatter(numbers[near]), scatter(weights), first, first[0].clone(), first[1].clone(), total, len(near)
         )

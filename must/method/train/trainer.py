@@ -32,13 +32,14 @@ from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
+from must.method.memory.alpha import MEASURED_IMAGES, Weights, choose_alpha, interpolate
+from must.method.memory.check import Predicted, compare_predictions
+from must.method.memory.memory import LARGEST_MEMORY, build_memory
+from must.method.memory.pool import read_pool, subsample
 from must.method.model.bundle import Bundle, Description, preprocess_of, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.provenance import RunSummary
-from must.method.select.check import CHECKED_IMAGES, selection_text
-from must.method.select.features import subsample
-from must.method.select.select import Weights, between, choose_alpha, start_weights, with_selection
+from must.method.model.provenance import RunSummary, Selection
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.estimate import Size, size_of
 from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
@@ -256,28 +257,37 @@ class Trainer:
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
-    def save_model(self, adapted: Weights, description: Description, pause: Callable[[], None]) -> None:
-        """Writes the model interpolated at `--alpha`, with its check, and beside it the fully adapted one.
+    def save_model(self, weights: Weights, description: Description, pause: Callable[[], None]) -> None:
+        """Writes the model interpolated at `--alpha`, with a memory of the images, and beside it the fully trained one.
 
         It depends only on the weights and the training images: a run that is killed here and resumes writes the same.
         """
-        config, zero_shot, end = self.config, self.reference, copy.deepcopy(self.reference)
-        end.load_state_dict(adapted)
-        zero_shot.load_state_dict(start_weights(zero_shot.state_dict(), end.state_dict()))
-        source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders)
-        choice = choose_alpha(
-            zero_shot, end.state_dict(), subsample(source, CHECKED_IMAGES), self.world.device, description.classes,
-            config.alpha, pause=pause,
-        )  # fmt: skip
-        logger.info(selection_text(choice))
-        adapted_uri = storage.join(config.output, ADAPTED)
-        if choice.alpha != 1:
-            save_bundle(adapted_uri, end, description)
+        config, zero_shot, trained = self.config, self.reference, copy.deepcopy(self.reference)
+        trained.load_state_dict(weights)
+        adapted_uri, device = storage.join(config.output, ADAPTED), self.world.device
+
+        def read(limit: int) -> EvalSource:
+            return subsample(EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders), limit)
+
+        alpha, by = (1.0 if config.alpha == "auto" else config.alpha), "--alpha"
+        if config.alpha == "auto":
+            alpha, by = choose_alpha(zero_shot, trained, read(MEASURED_IMAGES), device, pause)
+        logger.info(f"alpha {alpha:g} ({by})")
+        if alpha != 1:
+            save_bundle(adapted_uri, trained, description)
             logger.info(f"the model with alpha 1: {adapted_uri}")
         elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
             storage.delete_folder(adapted_uri)
-        zero_shot.load_state_dict(between(zero_shot.state_dict(), end.state_dict(), choice.alpha))
-        save_bundle(config.output, zero_shot, with_selection(description, choice))
+        network = interpolate(zero_shot, trained, alpha)
+        pool = read_pool(network, read(LARGEST_MEMORY), device, (zero_shot,), pause)
+        memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
+        before, after = Predicted.of(pool.others[0]), Predicted.of(refined.labels.cpu())
+        check = compare_predictions(before, after, description.classes)
+        for warning in check.warnings:
+            logger.warning(f"warning: {warning}")
+        selection = Selection(alpha=alpha, by=by, check=check)
+        description = replace(description, provenance=replace(description.provenance, selection=selection))
+        save_bundle(config.output, network.cpu(), description, memory)
 
 
 def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
