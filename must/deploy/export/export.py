@@ -155,7 +155,7 @@ def reference(bundle: Bundle, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """PyTorch's probabilities [N, K] and image features of length 1 [N, D], float32, of uint8 pixels [N, S, S, 3]."""
     images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
     features = F.normalize(run_in_batches(bundle.model.visual, images), dim=-1)
-    return run_in_batches(bundle.model, images).softmax(dim=-1).numpy(), features.numpy()
+    return run_in_batches(bundle.classifier, images).softmax(dim=-1).numpy(), features.numpy()
 
 
 def compare(

@@ -21,7 +21,7 @@ from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
 from must.deploy.export.inference import InferenceModel
 from must.deploy.export.model_card import PARAMETERS_SHOWN
-from must.deploy.predict.session import EMBEDDING, load_runtime
+from must.deploy.predict.session import EMBEDDING, SIMILARITY, load_runtime
 from must.method.model.bundle import Bundle, Description, preprocess_of
 
 INPUT, OUTPUT = "image", "probability"
@@ -33,11 +33,12 @@ METADATA_KEYS = (
 
 
 def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
-    """The ONNX model in float32; with `embeddings`, they are its second output.
+    """The ONNX model in float32; `similarity` is an output if the bundle has a memory, `embedding` if it is asked for.
     Raises ValueError: the model is too large for one ONNX file."""
     preprocess = preprocess_of(bundle.description)
     size = preprocess.size
-    module = InferenceModel(bundle.model, preprocess, uint8, embeddings).eval()
+    module = InferenceModel(bundle, uint8, embeddings).eval()
+    outputs = [OUTPUT, *([SIMILARITY] if bundle.memory else []), *([EMBEDDING] if embeddings else [])]
     # Two images: torch.export treats a batch size of one in the example as a constant.
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
@@ -50,7 +51,7 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT, EMBEDDING] if embeddings else [OUTPUT],
+            output_names=outputs,
             dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
             verbose=False,
         )
@@ -142,7 +143,7 @@ def quantize(
     source, prepared, target = (folder / f"{name}.onnx" for name in ("float", "prepared", "int8"))
     onnx.save(graph, source)
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    nodes = products_with_weights(onnx.load(prepared))
+    nodes = products_of_blocks(graph, onnx.load(prepared))
     options = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_quantize": nodes}
     if pixels is None:
         quantize_dynamic(prepared, target, **options)
@@ -159,15 +160,17 @@ def quantize(
     return onnx.load(target), f"int8 weights and activations (static, calibrated on {len(pixels)} images)"
 
 
-def products_with_weights(graph: onnx.ModelProto) -> list[str]:
-    """Names of the matrix products of an activation with a constant weight, except the last one (the classifier)."""
-    constants = {value.name for value in graph.graph.initializer}
-    nodes = [
+def products_of_blocks(graph: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
+    """Names of the matrix products with a weight of the tower's blocks: not the classifier, nor the memory."""
+    weights = {value.name for value in graph.graph.initializer}
+    outside = ("classifier", "memory.")
+    inner = {
         node.name
         for node in graph.graph.node
-        if node.op_type in ("MatMul", "Gemm") and any(name in constants for name in node.input[:2])
-    ]
-    return nodes[:-1]
+        for name in node.input[:2]
+        if node.op_type in ("MatMul", "Gemm") and name in weights and not name.startswith(outside)
+    }
+    return [node.name for node in prepared.graph.node if node.name in inner]
 
 
 class Calibration:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from must.data.image.preprocess import Preprocess
 from must.method.model.attention import SelfAttention, is_residual
-from must.method.model.masked_vit import MaskedViT
+from must.method.memory.vectors import flatten_tokens
+from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.towers.clip_vit import ClipTower
 
 LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
@@ -20,7 +20,9 @@ LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
 class InferenceModel(nn.Module):
     """Images -> class probabilities float32 [B, K]. Without mask token, patch LayerNorm and decoder.
 
-    With `embeddings`, the second output is the classifier's input, the images' features: float32 [B, D], length 1.
+    A bundle with a memory gives probabilities that include its neighbours' votes, and as the second output `similarity`
+    float32 [B], from 0 (an image unlike any in the memory, which has no votes) to 1. With `embeddings`, the last output
+    is the classifier's input, the images' features: float32 [B, D], length 1.
     Images are float32 [B, 3, S, S], normalised; or, with `uint8`, uint8 [B, S, S, 3] pixels that the graph normalises.
     """
 
@@ -28,9 +30,10 @@ class InferenceModel(nn.Module):
     std: Tensor
     classifier: Tensor
 
-    def __init__(self, model: MaskedViT, preprocess: Preprocess, uint8: bool, embeddings: bool = False) -> None:
+    def __init__(self, bundle: Bundle, uint8: bool, embeddings: bool = False) -> None:
         super().__init__()
-        self.visual, self.tower = model.visual, model.tower
+        model, preprocess = bundle.model, preprocess_of(bundle.description)
+        self.visual, self.tower, self.memory = model.visual, model.tower, bundle.memory
         # Other towers are used unchanged.
         plain = type(model.tower) is ClipTower and all(map(is_standard, model.tower.blocks))
         self.blocks = nn.ModuleList(map(Block, model.tower.blocks)) if plain else None
@@ -39,19 +42,19 @@ class InferenceModel(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.uint8:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        if self.blocks is None:
-            feature = self.tower.feature(self.tower.forward_tokens(image, lambda patches: patches))
-        else:
-            feature = self.class_feature(image, self.blocks)
-        feature = F.normalize(feature, dim=-1)
-        probability = (feature @ self.classifier).softmax(dim=-1)
-        return (probability, feature) if self.embeddings else probability
+        last, tokens = self.tower.forward_neighbours(image) if self.blocks is None else self.class_token(image, self.blocks)
+        feature = F.normalize(self.tower.feature(last), dim=-1)
+        outputs: tuple[Tensor, ...] = ((feature @ self.classifier).softmax(dim=-1),)
+        if self.memory:
+            outputs = self.memory(outputs[0], self.memory.join(flatten_tokens(self.tower, tokens), feature))
+        return (*outputs, feature) if self.embeddings else outputs
 
-    def class_feature(self, image: Tensor, blocks: nn.ModuleList) -> Tensor:
-        """The feature [B, D] of a tower that classifies from its class token.
+    def class_token(self, image: Tensor, blocks: nn.ModuleList) -> tuple[Tensor, Tensor]:
+        """(the class token [B, 1, W] after the last block, all tokens [B, T, W] before it) of a tower that classifies
+        from its class token.
 
         The last block computes only that token (from the keys and values of all tokens): the others are not used, and
         make up 10/12 of that block's matrix products.
@@ -62,7 +65,7 @@ class InferenceModel(nn.Module):
         tokens = visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding)
         for block in blocks[:-1]:
             tokens = block(tokens, tokens)
-        return self.tower.feature(blocks[-1](tokens[:, :1], tokens))
+        return blocks[-1](tokens[:, :1], tokens), tokens
 
 
 class Block(nn.Module):

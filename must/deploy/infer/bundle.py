@@ -34,7 +34,7 @@ class BundleClassifier:
         self.where, self.classes = where, bundle.description.classes
         self.preprocess = preprocess_of(bundle.description)
         self.metadata: dict[str, str] = {}  # `must export --metrics` puts a threshold into an ONNX file only
-        self.network = InferenceModel(bundle.model, self.preprocess, uint8=False).eval().to(self.device)
+        self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities float32 [B, K] of uint8 [B, S, S, 3]."""

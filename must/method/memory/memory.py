@@ -106,7 +106,7 @@ class MemoryClassifier(nn.Module):
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities float32 [B, K], similarity float32 [B])."""
         logits, feature, tokens = self.model.classify(images)
-        vectors = self.memory.join(flatten_tokens(self.model, tokens), feature.float())
+        vectors = self.memory.join(flatten_tokens(self.model.tower, tokens), feature.float())
         return self.memory(logits.float().softmax(-1), vectors)
 
 

@@ -56,7 +56,7 @@ def read_pool(
                 pause()
             images = normalize(batch.pixels.to(device), source.preprocess)
             logits, feature, tokens = model.classify(images)
-            flat = flatten_tokens(model, tokens)
+            flat = flatten_tokens(model.tower, tokens)
             if whitening is not None:
                 features.append(join_vectors(whitening[0](flat), whitening[1](feature.float())).half().cpu())
             else:
@@ -94,7 +94,7 @@ def fit_whitening(
                 if pause is not None:
                     pause()
                 _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
-                flats.append(flatten_tokens(model, tokens).half().cpu())
+                flats.append(flatten_tokens(model.tower, tokens).half().cpu())
                 features.append(feature.float().cpu())
     finally:
         source.numbers = numbers

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from must.method.model.masked_vit import MaskedViT
+from must.method.model.towers import Tower
 
 GRID = 4  # cells per side, over which patches are averaged
 TOKENS_SHARE = 0.7  # of a cosine, from the tokens
@@ -74,9 +74,9 @@ def grid_cells(patches: int) -> Tensor:
     return torch.einsum("ay,bx->abyx", axis, axis).reshape(cells * cells, patches)
 
 
-def flatten_tokens(model: MaskedViT, tokens: Tensor) -> Tensor:
+def flatten_tokens(tower: Tower, tokens: Tensor) -> Tensor:
     """Float32 [B, (T - L + G) W]: the prefix tokens, and the patches' means over the grid's cells, of [B, T, W]."""
-    patches = model.tower.patches(tokens)
+    patches = tower.patches(tokens)
     prefix = tokens[:, : tokens.shape[1] - patches.shape[1]]
     cells = grid_cells(patches.shape[1]).to(tokens.device)
     return torch.cat([prefix.float(), cells @ patches.float()], 1).flatten(1)
