@@ -100,7 +100,7 @@ def classify(
         while batch := list(islice(remaining, options.batch_size)):
             decoded = list(pool.map(lambda pair: read(pair[1]), batch))
             readable = [pixels for pixels, _ in decoded if pixels is not None]
-            rows = iter(classifier(np.stack(readable))) if readable else iter(())
+            rows: Iterator[np.ndarray] = iter(classifier(np.stack(readable)) if readable else ())
             for (name, _), (pixels, reason) in zip(batch, decoded, strict=True):
                 if pixels is None:
                     yield Unreadable(name, reason)
