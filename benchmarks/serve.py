@@ -23,7 +23,7 @@ from must.config import ExportConfig
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.data.loading.reader import ShardReader
-from must.deploy.export.onnx import export_onnx
+from must.deploy.export.export import export
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, save_bundle
 from must.method.model.masked_vit import MaskedViT
@@ -83,7 +83,7 @@ def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, fold
         config = ExportConfig(
             model=path, output=output, precision=precision, shards=options.shards, images=256, min_agreement=1e-9
         )
-        export_onnx(config)
+        export(config)
         candidates[f"onnxruntime {precision}"] = OnnxClassifier(Path(output) / "model.onnx", threads=options.threads)
     return candidates
 

@@ -107,13 +107,13 @@ def row(name, clients, speed, alone, plain) -> str:
 def make_models(options, folder: Path) -> tuple[str, dict[str, Path]]:
     from benchmarks.serve import random_bundle
     from must.config import ExportConfig
-    from must.deploy.export.onnx import export_onnx
+    from must.deploy.export.export import export
 
     bundle = options.bundle or random_bundle(options.architecture, folder / "bundle")
     models = {}
     for precision in ("fp32", "int8"):
         models[precision] = folder / precision
-        export_onnx(
+        export(
             ExportConfig(
                 model=bundle,
                 output=str(models[precision]),

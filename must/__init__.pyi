@@ -12,7 +12,6 @@ from must.api.results import Evaluated as Evaluated
 from must.api.results import Exported as Exported
 from must.api.results import Planned as Planned
 from must.api.results import Predicted as Predicted
-from must.api.results import Pushed as Pushed
 from must.api.results import Refined as Refined
 from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
@@ -33,7 +32,6 @@ __all__ = [
     "TransientError",
     "UserError",
     "adapt",
-    "backbones",
     "classifier",
     "demo",
     "evaluate",
@@ -44,7 +42,6 @@ __all__ = [
     "plan",
     "predict",
     "promote",
-    "push",
     "refine",
     "review",
     "select",
@@ -77,20 +74,6 @@ def shard(
     max_file_mb: int = 256,
 ) -> Shards:
     """Pack images into WebDataset shards with an index, ready to train on."""
-
-def backbones(
-    *,
-    images: Text,
-    classes: Text | list[str],
-    models: list[str],
-    labels: Literal["folder", "csv", "none"] = "none",
-    output: Text = "",
-    device: Text = "auto",
-    most: int = 2000,
-    batch_size: int = 64,
-    workers: int = 2,
-) -> Any:
-    """Rank several CLIP models on these images: zero-shot, without labels."""
 
 def classifier(
     *,
@@ -319,12 +302,12 @@ def export(
     *,
     model: Text,
     output: Text,
-    to: Literal["onnx", "open_clip", "transformers"] = "onnx",
+    to: Literal["onnx", "open_clip"] = "onnx",
     classifier: Text = "",
     shards: Text = "",
     metrics: Text = "",
     license: Text = "",
-    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+    precision: Literal["fp32", "int8"] = "fp32",
     input: Literal["normalized", "uint8"] = "normalized",
     embeddings: bool = False,
     index_sha256: Text = "",
@@ -332,16 +315,7 @@ def export(
     images: int = 256,
     min_agreement: float = 0.0,
 ) -> Exported:
-    """Write the model as ONNX, or as a folder that open_clip or transformers loads; checked against PyTorch."""
-
-def push(
-    *,
-    model: Text,
-    repo: Text,
-    private: bool = False,
-    revision: Text = "",
-) -> Pushed:
-    """Send an exported folder to a hub (HF_ENDPOINT, HF_TOKEN), where other libraries load it by its name."""
+    """Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch."""
 
 def gate(
     *,
@@ -367,8 +341,6 @@ def promote(
     decision: Text = "",
     champion: Text = "",
     version: Text = "",
-    register: Literal["none", "mlflow", "kubeflow"] = "none",
-    register_name: Text = "",
     rollback: bool = False,
     to: Text = "",
     list: bool = False,
@@ -383,7 +355,6 @@ def predict(
     top_k: int = 1,
     output: Text = "",
     abstain: float = 0.0,
-    embeddings: bool = False,
     shards: Text = "",
     split: Text = "",
     index_sha256: Text = "",

@@ -131,11 +131,11 @@ def digits():
 def exported(digits):
     """(result, folder) of a float32 export checked on shard images. Only read it."""
     from must.config import ExportConfig
-    from must.deploy.export.onnx import export_onnx
+    from must.deploy.export.export import export
 
     def make(folder):
         values = {"model": digits.adapted, "shards": digits.shards, "images": 40}
-        result = export_onnx(ExportConfig(**values, output=str(folder / "onnx")))
+        result = export(ExportConfig(**values, output=str(folder / "onnx")))
         (folder / "result.json").write_text(json.dumps(result))
 
     folder = made_once("exported", make)
@@ -146,11 +146,11 @@ def exported(digits):
 def embedded(digits):
     """The folder of a float32 export with --embeddings, made once a run. Only read it."""
     from must.config import ExportConfig
-    from must.deploy.export.onnx import export_onnx
+    from must.deploy.export.export import export
 
     def make(folder):
         values = {"shards": digits.shards, "images": 40, "embeddings": True}
-        export_onnx(ExportConfig(model=digits.adapted, output=str(folder), **values))
+        export(ExportConfig(model=digits.adapted, output=str(folder), **values))
 
     return made_once("embedded", make)
 

@@ -25,7 +25,7 @@ def export(
         bundle: the adapted model.
         details: of the evaluation, for the model card.
         onnx: folder with model.onnx, labels.txt and the model card.
-        precision: fp32, fp16 or int8.
+        precision: fp32 or int8.
         embeddings: the ONNX model also outputs the images' embeddings.
     """
     from must.runtime import stages

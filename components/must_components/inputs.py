@@ -22,7 +22,6 @@ def inputs(
     gate: str = "label-free",
     gate_settings: dict = {},  # noqa: B006
     model_name: str = "model",
-    register: str = "none",
     serve: str = "none",
     registry_uri: str = "",
     predict_uri: str = "",
@@ -42,7 +41,7 @@ def inputs(
         "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
         "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
         "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
-        "register": register, "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
+        "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
         "tensorboard_uri": tensorboard_uri,
     }  # fmt: skip
     return supervised(

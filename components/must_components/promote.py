@@ -18,7 +18,6 @@ def promote(
     model_name: str,
     registry_uri: str = "",
     champion: str = "none",
-    register: str = "none",
 ) -> str:
     """Copies bundle and ONNX model, sets LATEST unless another run has changed it. Returns the version. Never cached.
 
@@ -33,7 +32,7 @@ def promote(
     facts = supervised(
         "promote", stages.promote, run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
         details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
-        champion=champion, register=register, output=promoted.path,
+        champion=champion, output=promoted.path,
     )  # fmt: skip
     promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
     return facts["version"]

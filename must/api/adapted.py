@@ -1,4 +1,4 @@
-"""What `must.adapt` returns: the adapted model, its report, and methods to predict, export and publish."""
+"""What `must.adapt` returns: the adapted model, its report, and methods to predict and export."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
 from must.api.record import BUNDLE, LABELS, REPORT, SHARDS
-from must.api.results import Exported, Pushed, iframe
+from must.api.results import Exported, iframe
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
@@ -92,6 +92,7 @@ class Adapted:
         features of the same prompts are no longer exactly `classifier`.
         """
         from open_clip import get_model_preprocess_cfg, image_transform
+        from PIL import ImageOps
         from torchvision.transforms import Compose
 
         from must.data.image.colors import to_rgb
@@ -102,7 +103,8 @@ class Adapted:
         preprocess_cfg = get_model_preprocess_cfg(clip)
         options = {name: preprocess_cfg[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
         transform = image_transform(preprocess_cfg["size"], is_train=False, **options)
-        preprocess = Compose([to_rgb, transform])  # without to_rgb, colours under transparent pixels show
+        # upright, and without the colours under transparent pixels: as every other command sees an image
+        preprocess = Compose([ImageOps.exif_transpose, to_rgb, transform])
         return OpenClip(clip.eval(), preprocess, bundle.model.classifier.detach().clone())
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:
@@ -110,16 +112,3 @@ class Adapted:
         defaults = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / METRICS_FILE)}
         paths = {"model": str(self.bundle), "output": str(output or self.output / "onnx")}
         return run_stage("export", {**defaults, **parameters, **paths})
-
-    def push_to_hub(self, repo: str, *, to: str = "open_clip", **parameters: Any) -> Pushed:
-        """Exports the model to OUTPUT/hub-TO, for the library `to`, and sends that to the hub's `repo`, "team/name".
-
-        Args:
-            to: as `must.export(to=...)`; `parameters` are those of `must.push`: private=True, say.
-
-        Raises:
-            ValueError: the hub refuses it, or the library's format cannot hold the model.
-        """
-        text_tower = {"classifier": str(self.output / CLASSIFIER_FILE)} if to != "onnx" else {}
-        exported = self.export(self.output / f"hub-{to}", to=to, **text_tower)
-        return run_stage("push", {**parameters, "model": exported.output, "repo": repo})

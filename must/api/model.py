@@ -16,7 +16,7 @@ from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import find_model, zero_shot
 from must.deploy.predict.images import Options, Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
-from must.deploy.predict.session import Classifier, require_embeddings, threshold
+from must.deploy.predict.session import Classifier, threshold
 from must.deploy.predict.writer import Prediction
 
 
@@ -55,26 +55,21 @@ class Model:
         predictions = self.predict(images, **options)
         return predictions[0] if is_single(images) else predictions
 
-    def predict(
-        self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32, embeddings: bool = False
-    ) -> Predictions:
+    def predict(self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32) -> Predictions:
         """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
 
         Args:
             images: paths, folders, patterns or URIs of buckets; PIL images; arrays uint8 [H, W, 3]; or one of them. A
                 file that cannot be read does not stop the others: see `unreadable`.
             abstain: a probability below which a prediction is `abstained`; -1: the threshold in the model.
-            embeddings: give each prediction's `.embedding`, float32 [D], too.
 
         Raises:
             ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
-        if embeddings:
-            require_embeddings(self._classifier, "embeddings")
         unsure = threshold(abstain, self._classifier.metadata, self.where)
-        settings = Options(min(top_k, len(self.classes)), unsure, embeddings, batch_size)
+        settings = Options(min(top_k, len(self.classes)), unsure, batch_size)
         predictions = Predictions()
         problems = ListingReport(predictions.unreadable.__setitem__)
         predictions.skipped = problems.skipped

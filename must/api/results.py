@@ -142,7 +142,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Exported:
-    """`model`: the ONNX file, or the folder for another library; it was compared with PyTorch on `images` images;
+    """`model`: the ONNX file, or the folder for open_clip; it was compared with PyTorch on `images` images;
     `largest_difference`: of a probability; `result`: all comparisons."""
 
     output: str
@@ -156,18 +156,6 @@ class Exported:
         onnx = config.to == "onnx"
         model = storage.join(config.output, ONNX_FILE) if onnx else config.output
         return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """`url`: address of the commit."""
-
-    repo: str
-    url: str
-
-    @classmethod
-    def of(cls, config: configs.PushConfig, url: str) -> Self:
-        return cls(config.repo, url)
 
 
 @dataclass(frozen=True)
@@ -202,7 +190,7 @@ class Demo:
 
 RESULTS: dict[str, type] = {
     "shard": Shards, "classifier": Classifier, "plan": Planned, "train": Trained, "refine": Refined, "select": Selected,
-    "evaluate": Evaluated, "export": Exported, "push": Pushed, "predict": Predicted, "demo": Demo,
+    "evaluate": Evaluated, "export": Exported, "predict": Predicted, "demo": Demo,
     "sort": Outcome, "labels": Exchanged, "gate": Decision, "promote": Latest,  # as the stages return them
 }  # fmt: skip
 

@@ -7,7 +7,6 @@ ADAPTED = "adapted"  # folder with the fully adapted bundle (alpha 1), inside a 
 LAST_FILE = "LAST"  # names the newest checkpoint
 METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
 ONNX_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"  # an export's
-LONGEST_CARD = 5000  # characters of the card that other registries accept as a description
 MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
 VERSION_FILE = "version.json"  # of a version in the registry
 JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: the source of each file

@@ -5,13 +5,12 @@ Flags override the ``--config`` file, which overrides ``--preset``, which overri
 """
 
 from must.config.adapt import AdaptConfig, DemoConfig
-from must.config.classifier import BackbonesConfig, ClassifierConfig
+from must.config.classifier import ClassifierConfig
 from must.config.evaluate import EvaluateConfig, GateConfig
 from must.config.export import ExportConfig
 from must.config.labels import LabelsConfig, SortConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
-from must.config.push import PushConfig
 from must.config.review import ReviewConfig
 from must.config.select import RefineConfig, SelectConfig
 from must.config.serve import ServeConfig
@@ -19,7 +18,7 @@ from must.config.shard import ShardConfig
 from must.config.train import PlanConfig, TrainConfig
 
 __all__ = [
-    "AdaptConfig", "BackbonesConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",
-    "LabelsConfig", "PlanConfig", "PredictConfig", "PromoteConfig", "PushConfig", "RefineConfig", "ReviewConfig",
+    "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",
+    "LabelsConfig", "PlanConfig", "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig",
     "SelectConfig", "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
 ]  # fmt: skip

@@ -20,22 +20,20 @@ class ExportConfig(StageConfig):
     output: str = param(
         "folder for the exported model and its card", metavar="URI", often=True, kind="output", work="to {to}"
     )
-    to: Literal["onnx", "open_clip", "transformers"] = param(
-        "what reads it: any ONNX runtime, or that library's own code, without this one", "onnx", often=True
+    to: Literal["onnx", "open_clip"] = param(
+        "what reads it: any ONNX runtime, or open_clip's own code, without this library", "onnx", often=True
     )
-    classifier: str = defaults.classifier("for open_clip and transformers: the classifier file of the training", "")
+    classifier: str = defaults.classifier("for open_clip: the classifier file of the training", "")
     license: str = param(
         "licence for the model card, by the hub's short name (mit, apache-2.0)", "", metavar="ID", group="model card"
     )
-    precision: Literal["fp32", "fp16", "int8"] = param(
-        "of weights and arithmetic; outputs are float32", "fp32", group="ONNX"
-    )
+    precision: Literal["fp32", "int8"] = param("of weights and arithmetic; outputs are float32", "fp32", group="ONNX")
     input: Literal["normalized", "uint8"] = param(
         "what the graph takes: float32 [N,3,S,S], normalised; or uint8 [N,S,S,3], which it normalises", "normalized"
     )
     embeddings: bool = param(
         "the graph also returns each image's embedding: `embedding`, float32 [N,D] of length 1, from which the classes "
-        "are computed; for `must predict --embeddings`, `must serve` and your own searches",
+        "are computed; for your own searches of similar images",
         False,
     )
     shards: str = param(
@@ -51,7 +49,7 @@ class ExportConfig(StageConfig):
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
     images: int = param("images of --shards to check and calibrate with", 256, at_least=1)
     min_agreement: float = param(
-        "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.99 for fp16, 0.97 for int8",
+        "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.97 for int8",
         0.0,
         between=(0, 1),
     )

@@ -45,12 +45,6 @@ class PredictConfig(StageConfig):
         metavar="T",
         often=True,
     )
-    embeddings: bool = param(
-        "also write each image's embedding, from which the classes are computed, to JSONL and Parquet files; an ONNX "
-        "file must have been exported with --embeddings",
-        False,
-        often=True,
-    )
     shards: str = param(
         "classify a folder of shards instead: a path or URI", "", metavar="URI", group="a whole bucket", often=True
     )
@@ -81,10 +75,6 @@ class PredictConfig(StageConfig):
         require(
             not self.output or self.output.lower().endswith((".csv", ".jsonl")),
             f"--output {self.output}: the name must end in .csv or .jsonl",
-        )
-        require(
-            not self.embeddings or not self.output.lower().endswith(".csv"),
-            f"--output {self.output}: a CSV file holds no embeddings; give a name that ends in .jsonl",
         )
 
     def check_shards(self) -> None:

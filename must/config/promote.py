@@ -2,10 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from must.base.parameters import StageConfig, flag, param, require
-from must.base.text import brief
 from must.config import defaults
 
 
@@ -32,16 +30,10 @@ class PromoteConfig(StageConfig):
         "",
         metavar="VERSION",
     )
-    register: Literal["none", "mlflow", "kubeflow"] = param(
-        "mlflow: also put it into the model registry of the server at MLFLOW_TRACKING_URI, as a new version with the "
-        "ONNX folder and the metrics, and move the alias champion to it; kubeflow: tell the Kubeflow Model Registry at "
-        "MODEL_REGISTRY_URL of it, as a new version with the metrics and the ONNX folder's place, labelled champion",
-        "none",
-        group="other registries",
+    rollback: bool = param(
+        "go back to the champion before; given again, it changes nothing", False, group="what there is"
     )
-    register_name: str = param("its name there; --name if empty", "", metavar="NAME")
-    rollback: bool = param("go back to the champion before", False, group="what there is")
-    to: str = param("with --rollback: to this earlier champion", "", metavar="VERSION")
+    to: str = param("with --rollback: to this earlier champion, also further back", "", metavar="VERSION")
     list: bool = param("show the versions there are", False)
 
     def check_values(self) -> None:
@@ -50,16 +42,6 @@ class PromoteConfig(StageConfig):
         require(
             self.rollback or self.list or bool(self.model),
             "--model is missing: the bundle to promote (or give --rollback, or --list)",
-        )
-        require(
-            self.register == "none" or not self.model or bool(self.onnx),
-            f"--register {self.register}: goes with --onnx, the folder that is registered",
-        )
-        require(not self.register_name or self.register != "none", "--register-name goes with --register")
-        require(
-            re.fullmatch(r"[A-Za-z0-9][-A-Za-z0-9._ ]{0,127}|", self.register_name) is not None,
-            f"--register-name {brief(self.register_name)}: use letters, digits, '-', '.', '_' and spaces, at most "
-            "128 characters",
         )
         for name in ("version", "to"):
             value = getattr(self, name)

@@ -37,7 +37,14 @@ from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, Re
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.method.distributed.process_group import World, init_distributed
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of, require_classes, zero_shot_bundle
+from must.method.model.bundle import (
+    Bundle,
+    load_bundle,
+    preprocess_of,
+    require_classes,
+    require_same_model,
+    zero_shot_bundle,
+)
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.provenance import CheckResult
 from must.method.select.check import CHECKED_IMAGES, Predicted, check_of
@@ -60,6 +67,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as world:
         bundle = load_bundle(config.model)
+        if refined and refined.weights_sha256:
+            remedy = "run `must refine` again"
+            require_same_model(f"--refined {config.refined}", refined.weights_sha256, bundle.description, remedy)
         baseline = load_baseline(config.baseline) if config.baseline else None
         if baseline:
             require_classes(f"--baseline {config.baseline}", bundle.description.classes, baseline.description.classes)
@@ -83,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         description = bundle.description
         model = Model(
             config.model, description.backbone, description.pretrained, description.logit_factor,
-            description.must_version, description.provenance.to_dict(),
+            description.must_version, description.weights_sha256, description.provenance.to_dict(),
         )  # fmt: skip
         metrics = replace(
             metrics,

@@ -15,6 +15,7 @@ from must.base.parameters import require
 from must.base.records import record_of
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
+from must.method.model.bundle import load_description, require_same_model
 from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Decision:
     gate: str  # "label-free", "reviewed", "labelled" or "none"
     reasons: list[str] = field(default_factory=list)
     outcome: str = ""
+    weights_sha256: str = ""  # of the model that was decided on
 
     def __post_init__(self) -> None:
         if not self.outcome:
@@ -54,8 +56,12 @@ def read_decision(uri: str, flag: str = "--decision") -> Decision:
 
 def gate(config: GateConfig) -> Decision:
     """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is not an error.
-    Raises ValueError: no metrics, or metrics without what the gate needs."""
-    decision = RULES[config.gate](read_metrics(config.metrics), config)
+    Raises ValueError: no metrics, those of another model than --model, or without what the gate needs."""
+    metrics = read_metrics(config.metrics)
+    if config.model:
+        label, description = f"--metrics {config.metrics}", load_description(config.model)
+        require_same_model(label, metrics.model.weights_sha256, description, "run `must evaluate` again")
+    decision = replace(RULES[config.gate](metrics, config), weights_sha256=metrics.model.weights_sha256)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
     logger.info("\n".join([f"gate ({decision.gate}): {decision_text(decision)}", *decision.reasons]))
@@ -183,7 +189,7 @@ def against_champion(decision: Decision, by_champion: Decision | None) -> Decisi
     if not decision.passed or by_champion is None:
         return decision
     reasons = [*decision.reasons, *(f"{text} [against the champion]" for text in by_champion.reasons)]
-    return Decision(by_champion.passed, decision.gate, reasons)
+    return replace(decision, passed=by_champion.passed, reasons=reasons, outcome=by_champion.outcome)
 
 
 def decision_text(decision: Decision) -> str:

@@ -105,6 +105,7 @@ class Model:
     pretrained: str = ""
     logit_factor: float = 0.0
     must_version: str = ""
+    weights_sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -187,6 +188,7 @@ class RefinedLabels:
     split: str
     images: int
     answers: int
+    weights_sha256: str  # of the adapted model; "" without one
     changed: dict[str, tuple[str, str]]
 
     @classmethod
@@ -201,7 +203,9 @@ class RefinedLabels:
                 images += 1
                 if row["class"] != row["zero_shot"]:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
-            return cls(folder, summary["config"]["split"], images, summary["answers"], changed)
+            return cls(
+                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed
+            )
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "

@@ -9,7 +9,7 @@ from typing import Any
 
 from must.base.parameters import require, settings_of, with_name
 from must.base.text import brief
-from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig, TrainConfig
+from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
 from must.config.evaluate import LABEL_FREE
 from must.deploy.promote.registry import Registry
 from must.method.train.presets import AUTO, published
@@ -29,7 +29,6 @@ def check_run(values: Mapping[str, Any]) -> None:
     check_gate(values.get("gate", "label-free"), values.get("gate_settings") or {})
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
     Registry("-", name)
-    with_name("register", PromoteConfig, model="-", onnx="-", register=values.get("register", "none"))
     serve = values.get("serve", "none")
     require(serve in SERVED, f"serve must be one of {', '.join(SERVED)} (got {brief(serve)})")
     if serve != "none":

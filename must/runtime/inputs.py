@@ -11,7 +11,6 @@ from must.base.errors import UserError
 from must.base.exits import line_of
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.deploy.promote.external_registries import check_access
 from must.method.model.hub import is_folder
 from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
@@ -33,7 +32,6 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     from must.runtime.check import check_run
 
     check_run(values)
-    check_access(values.get("register", "none"), values.get("model_name", "model"))  # used hours later
     if work_uri:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))

@@ -22,8 +22,8 @@ from must.base.records import record_of
 from must.base.text import encoded
 from must.config.defaults import parts_of
 from must.data.format.index import Index, load_index
-from must.deploy.promote.promote import version_of
-from must.deploy.promote.registry import Latest, Registry, is_of
+from must.deploy.promote.promote import version_name
+from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
@@ -228,7 +228,7 @@ def gate(
     facts, against = Facts(), "the zero-shot model"
     metrics = storage.join(details, METRICS_FILE)
     with stage_note(work_uri, "gate") as note, tempfile.TemporaryDirectory() as folder:
-        if champion_uri and is_of(champion, version_of(bundle, load_description(bundle).provenance)):
+        if champion_uri and is_version_of(champion, version_name(bundle, load_description(bundle))):
             logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
             champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
         if champion_uri and gate != "none":
@@ -242,7 +242,7 @@ def gate(
             facts = Facts(against=against, before=accuracy(read_metrics(champion_metrics, "metrics")).get("before"))
             if gate == "labelled":
                 metrics = champion_metrics
-        result: Decision = call("gate", metrics=metrics, gate=gate, output=decision, **settings)
+        result: Decision = call("gate", metrics=metrics, model=bundle, gate=gate, output=decision, **settings)
         if champion_uri and gate in ("label-free", "reviewed"):
             result = against_champion(result, call("gate", metrics=champion_metrics, gate=gate, **settings))
             storage.write_bytes(decision, result.to_json())
@@ -261,14 +261,14 @@ def gate(
 
 def promote(
     work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str, model_name: str, key: str,
-    champion: str, register: str, output: str,
+    champion: str, output: str,
 ) -> dict[str, Any]:  # fmt: skip
     """The stage: promotes the model, records the decision for this data, and writes the version's facts to `output`."""
     uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
     with stage_note(work_uri, "promote") as note:
         latest: Latest = call(
             "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
-            champion=champion, register=register,
+            champion=champion,
         )  # fmt: skip
         registry = Registry(uri, model_name)
         registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)

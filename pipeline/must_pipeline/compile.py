@@ -15,7 +15,7 @@ from kfp import compiler
 
 from must.base.flags import OneLineParser
 from must.base.parameters import StageConfig
-from must.config import ExportConfig, GateConfig, PromoteConfig, ShardConfig
+from must.config import ExportConfig, GateConfig, ShardConfig
 from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import spot_warning
@@ -63,7 +63,6 @@ CHOICES: Final = {  # of the pipeline's parameters
     "gate": choices_of(GateConfig, "gate"),
     "labels": choices_of(ShardConfig, "labels"),
     "precision": choices_of(ExportConfig, "precision"),
-    "register": choices_of(PromoteConfig, "register"),
     "serve": SERVED,
 }
 

@@ -31,7 +31,6 @@ from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import nodes_of, server_of
 from must_pipeline.cluster.placement import configure_task
-from must_pipeline.cluster.rules import predicts_embeddings
 
 
 def make_pipeline(cluster: Cluster) -> Any:
@@ -62,7 +61,6 @@ def make_pipeline(cluster: Cluster) -> Any:
         gate_settings: dict = {},  # noqa: B006
         append: bool = False,
         only_new: bool = False,
-        register: str = "none",
         serve: str = "none",
     ):
         """Images and class names in, an adapted, evaluated and promoted ONNX model out.
@@ -84,15 +82,13 @@ def make_pipeline(cluster: Cluster) -> Any:
                 such as imagenet.
             epochs: passes over the images; 0 leaves it to settings and preset.
             settings: parameters of `must train` by name, such as {"lr": 2e-5}; they win over the preset.
-            precision: of the ONNX model: fp32, fp16 or int8.
-            embeddings: the ONNX model gives images' embeddings too; cluster.yaml's predictions may ask for it as well.
+            precision: of the ONNX model: fp32 or int8.
+            embeddings: the ONNX model gives images' embeddings too.
             gate: what a model must pass to be promoted: label-free signals against zero-shot; reviewed, people's
                 answers; labelled, the interval of its gain over the champion on evaluate_split; or none.
             gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
             append: add the source's new images to the shards that are there.
             only_new: end early when nothing is new since a model was last promoted or stopped.
-            register: puts what is promoted into another model registry too: mlflow (the one at MLFLOW_TRACKING_URI),
-                kubeflow (Kubeflow's, at MODEL_REGISTRY_URL), or none.
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
                 write and apply it; or none.
         """
@@ -104,7 +100,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             recipe, server = {"preset": preset, "settings": settings, "epochs": epochs}, server_of(cluster)
             inputs_task = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
-                gate_settings=gate_settings, model_name=model_name, register=register, serve=serve,
+                gate_settings=gate_settings, model_name=model_name, serve=serve,
                 registry_uri=registry_uri, predict_uri=cluster.predict.uri,
                 tensorboard_uri=cluster.tensorboard, server=server,
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
@@ -150,14 +146,14 @@ def make_pipeline(cluster: Cluster) -> Any:
                     gate_settings=gate_settings, split=evaluate_split, **run, **registry,
                 )  # fmt: skip
                 configure(gate_task, "gate")
-                embedded = True if predicts_embeddings(cluster) else embeddings
-                export_task = export(bundle=bundle, details=details, precision=precision, embeddings=embedded, **shards)
+                export_task = export(
+                    bundle=bundle, details=details, precision=precision, embeddings=embeddings, **shards
+                )
                 configure(export_task, "export")
                 with dsl.If(gate_task.outputs["Output"] == "promote", name="passed the gate"):
                     promote_task = promote(
                         bundle=bundle, onnx=export_task.outputs["onnx"], details=details,
-                        decision=gate_task.outputs["decision"], key=key, champion=version,
-                        register=register, **run, **registry,
+                        decision=gate_task.outputs["decision"], key=key, champion=version, **run, **registry,
                     )  # fmt: skip
                     configure(promote_task, "promote")
                     if cluster.predict.pods:

@@ -55,7 +55,6 @@ def test_every_kind_of_model_says_what_must_predict_says(onnx, digits, paths, tm
         gap = np.subtract([one.probabilities for one in ours], [one.probabilities for one in other])
         assert np.abs(gap).max() < 1e-5
     assert [one.name for one in bundle(paths)] != [one.name for one in zero_shot(paths)]
-    assert bundle(paths[0], embeddings=True).embedding.shape == (bundle._classifier.dimensions,)
     found = must.predict(model=digits.classifier, images=paths).predictions
     assert [one.name for one in found] == [one.name for one in zero_shot(paths)]
 

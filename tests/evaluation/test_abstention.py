@@ -1,21 +1,18 @@
 """Thresholds for naming no class: arithmetic on made-up scores, promises over many draws, and a real model's."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from must.config import ExportConfig
-from must.deploy.export.onnx import abstention_of, export_onnx
+from must.deploy.export.export import export
 from must.deploy.predict.session import OnnxClassifier, threshold
-from must.evaluation.abstention import abstention, first_count, no_threshold, upper_bound
+from must.evaluation.abstention import abstention, first_count, upper_bound
 from must.evaluation.evaluate import evaluate
 from must.evaluation.metrics import binomial_tail
-from must.method.model.bundle import load_description
-from must.method.model.provenance import Provenance
 from tests.evaluation.digits import evaluation
-from tests.evaluation.measured import MEASURED
 
 
 def drawn(images, seed, worst=0.5):
@@ -78,17 +75,8 @@ def test_from_evaluation_to_the_onnx_file(digits, tmp_path):
     assert found["risk"] <= found["bound"] <= 0.2
     page = (folder / "report.html").read_text()
     assert "None of these" in page and f"{found['threshold']:.3f}" in page
-    export_onnx(ExportConfig(model=digits.adapted, output=str(tmp_path / "onnx"), metrics=str(folder / "metrics.json")))
+    export(ExportConfig(model=digits.adapted, output=str(tmp_path / "onnx"), metrics=str(folder / "metrics.json")))
     metadata = OnnxClassifier(tmp_path / "onnx/model.onnx").metadata
     assert threshold(-1, metadata, "it") == found["threshold"] and threshold(0.3, metadata, "it") == 0.3
     assert json.loads(metadata["abstention"])["by"] == "labels"
     assert f"{found['threshold']:.3f}" in (tmp_path / "onnx/MODEL_CARD.md").read_text()
-
-
-def test_what_an_earlier_version_left_in_the_bundle_counts_without_an_evaluation(digits):
-    description = load_description(digits.adapted)
-    assert abstention_of(description, None) is None
-    story = {"selection": {"abstention": {"threshold": 0.7, "coverage": 0.9, "risk": 0.05}}}
-    unpromised = replace(MEASURED, abstention=no_threshold(0.05, 0, "no labels"))
-    found = abstention_of(replace(description, provenance=Provenance.of_dict(story)), unpromised)
-    assert found is not None and found["threshold"] == 0.7 and found["by"] == "similar images"

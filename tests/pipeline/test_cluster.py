@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must_pipeline.cluster.config import Cluster, Prediction, Resources
+from must_pipeline.cluster.config import Cluster, Resources
 from must_pipeline.cluster.nodes import nodes_of, server_of, spot_warning
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
@@ -198,19 +198,6 @@ def test_several_pods_are_a_loop_over_parts_and_nothing_is_collected_from_it(exa
     assert found.tasks["shard"]["dependentTasks"] == [loops["shard-part"][0]]
     assert found.platform["exec-shard-part"] == found.platform["exec-shard"]
     assert found.container("predict")["resources"]["resourceCpuRequest"] == "14"
-
-
-def test_a_cluster_whose_predictions_have_embeddings_exports_them(example, tmp_path):
-    """Else the run's own parameter decides, which is there for servers and searches."""
-    predict = Prediction(2, "gs://b/predictions", {"embeddings": "true"})
-    asked, not_asked = Compiled("x", tmp_path, Cluster(predict=predict, pull_policy="Always")), example("gke")
-    given = [found.tasks["export"]["inputs"]["parameters"]["embeddings"] for found in (asked, not_asked)]
-    assert given[0] == {"runtimeValue": {"constant": True}}
-    assert given[1]["componentInputParameter"].endswith("embeddings")
-    for found in (asked, not_asked):
-        assert found.spec["root"]["inputDefinitions"]["parameters"]["embeddings"]["defaultValue"] is False
-        settings = found.tasks["predict"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"]
-        assert settings == found.cluster.predict.settings
 
 
 def test_the_examples_cover_every_setting():

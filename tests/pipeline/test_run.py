@@ -31,7 +31,7 @@ def first(demo, tmp_path_factory):
     """A run whose model passes the gate, with two pods for shards and for predictions; the others start where it ended,
     with one."""
     folder = tmp_path_factory.mktemp("run")
-    settings = {"abstain": "0.5", "embeddings": "true"}
+    settings = {"abstain": "0.5"}
     cluster = {
         "shard": {"pods": 2},
         "predict": {"pods": 2, "uri": f"{folder}/volume/predictions", "settings": settings},
@@ -77,9 +77,9 @@ def test_every_image_is_predicted_with_the_champion_by_several_pods(first):
     assert folder.name == latest(work).version
     summary, index = json.loads((folder / "predictions.json").read_text()), load_index(str(work / "shards"))
     assert summary["rows"] == sum(one.samples for one in index.shards) and summary["abstain"] == 0.5
-    assert summary["index_sha256"] == index.sha256 and summary["embeddings"] is True
+    assert summary["index_sha256"] == index.sha256
     tables = [pq.read_table(path) for path in folder.glob("*.parquet")]
-    assert len(tables) == len(index.shards) and {len(row) for t in tables for row in t["embedding"].to_pylist()} == {64}
+    assert len(tables) == len(index.shards)
 
 
 @pytest.mark.slow

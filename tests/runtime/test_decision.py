@@ -5,13 +5,13 @@ import json
 import pytest
 
 from must.runtime.stages import gate, promote
-from tests.deploy.promote.bundles import make_bundle, make_onnx
+from tests.deploy.promote.bundles import make_bundle, make_onnx, weights_sha256
 from tests.evaluation.test_gate import better, metrics_of
 
 
 def places(tmp_path, model):
     (details := tmp_path / "details").mkdir()
-    metrics = metrics_of(better) | {"baseline_name": "zero-shot"}
+    metrics = metrics_of(better) | {"baseline_name": "zero-shot", "model": {"weights_sha256": weights_sha256(0)}}
     (details / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "onnx").mkdir()
     return {
@@ -22,7 +22,7 @@ def places(tmp_path, model):
 
 def promoted(tmp_path, given, champion):
     """The version that the stage promotes."""
-    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json"), "register": "none"}
+    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
     return promote(str(tmp_path / "work"), **given, **others, champion=champion)["version"]
 
 
@@ -46,7 +46,7 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
 def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own(tmp_path, capsys):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
     version, seen = "none", []
-    for precision in ("fp32", "int8", "fp16", "fp16"):  # the last one: a retry
+    for precision in ("fp32", "int8", "uint8", "uint8"):  # the last one: a retry
         made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
         uri = "" if version == "none" else f"{given['registry_uri']}/digits/{version}/bundle"
         assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
@@ -60,8 +60,12 @@ def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own
 def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path):
     given = places(tmp_path, make_bundle(tmp_path / "model"))
     kept = {"passed": True, "gate": "label-free", "outcome": "zero-shot", "reasons": []}
-    (tmp_path / "decision.json").write_text(json.dumps(kept))
+    (tmp_path / "decision.json").write_text(json.dumps(kept | {"weights_sha256": weights_sha256(0)}))
     version = promoted(tmp_path, given, "none")
     assert promoted(tmp_path, given, version) == version
+    other = {"bundle": str(make_bundle(tmp_path / "other", seed=1))}
+    for name, content in (("decision.json", kept), ("details/metrics.json", metrics_of(better))):
+        content |= {"weights_sha256": weights_sha256(1), "model": {"weights_sha256": weights_sha256(1)}}
+        (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has a champion, which stays"):
-        promoted(tmp_path, given | {"bundle": str(make_bundle(tmp_path / "other", seed=1))}, version)
+        promoted(tmp_path, given | other, version)

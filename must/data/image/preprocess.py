@@ -78,8 +78,8 @@ def describe_preprocess(preprocess: Preprocess) -> str:
         resize = f"resize the shorter side to {size} (longer side rounded down), centre crop {size} x {size}"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     return (
-        f"RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit pixels; divide by 255; "
-        f"subtract ({mean}); divide by ({std}); order N, C, H, W"
+        f"Turn by the EXIF orientation; RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit "
+        f"pixels; divide by 255; subtract ({mean}); divide by ({std}); order N, C, H, W"
     )
 
 

@@ -1,148 +1,209 @@
-"""The stage `must export`: writes a bundle as an ONNX file, or as a folder that another library can load.
+"""The stage `must export`: writes a bundle as an ONNX file, or as a folder that open_clip loads.
 
-The exported model's outputs are compared with the bundle's before any file is written to the output.
+What was exported is compared with the bundle in PyTorch before any file is written to the output.
 """
 
-import json
 import logging
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
+from must.base.files import CARD_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import parts
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
-from must.deploy.export import onnx
-from must.deploy.export.deployed import LARGEST_DIFFERENCE
-from must.deploy.export.onnx import README_FILE, check_images
-from must.deploy.predict.session import LABELS_FILE
-from must.evaluation.result import read_metrics
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of
+from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
+from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, OnnxClassifier
+from must.evaluation.result import Metrics, read_metrics
+from must.method.model.bundle import Bundle, load_bundle, preprocess_of, require_same_model
 
 logger = logging.getLogger(__name__)
 
-MARKERS = (MODEL_FOLDER_FILE, "config.json")  # written last: a folder with its format's marker is complete
-OTHER_FILES = {
-    "open_clip_model.safetensors", "bpe.txt.gz", "model.safetensors", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json",
-    "tokenizer.json", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model",  # of other text towers
-    CLASSIFIER_FILE, LABELS_FILE, README_FILE,
-}  # fmt: skip
+LEAST_AGREEMENT = {"fp32": 1.0, "int8": 0.97}
+LEAST_COSINE = {"fp32": 0.9999, "int8": 0.95}
+"""Of an image's embedding with PyTorch's, by the precision."""
+RANDOM_IMAGES = 64
+README_FILE = "README.md"  # the model card for a hub, with a YAML header
+BATCH_SIZES_TRIED = (1, 3, 8)
+TIE = 1e-4  # two classes whose probabilities differ by less are a tie: both are correct
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the format `config.to`; returns the comparison.
-    Raises ValueError: no bundle, no shards, a model that the format cannot represent, or too large differences; nothing
-    is written then."""
-    if config.to == "onnx":
-        return onnx.export_onnx(config)
-    from must.deploy.export.model_card import hub_card
-
-    library = library_module(config.to)
+    Raises ValueError: no bundle, no shards, metrics of another model, or too large differences; nothing is written
+    then."""
     metrics = read_metrics(config.metrics) if config.metrics else None
-    remote = storage.is_remote(config.output)
-    parent = None if remote else parent_of(config.output)
-    with (
-        tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=parent) as folder,
-        parts("export", 4) as begin,
-        torch.no_grad(),
-    ):
-        scratch = Path(folder)
+    with parts("export", 5) as begin, torch.no_grad():
         begin("the model and images to compare on")
         bundle = load_bundle(config.model)
-        images = normalize(torch.from_numpy(check_images(config, bundle)), preprocess_of(bundle.description))
-        begin("the files")
-        library.write(config, bundle, scratch)
-        begin("outputs of the library")
-        features = library.features(scratch, images)
-        begin("outputs of the bundle")
-        differences = compare_features(bundle, images, features)
-        require(
-            differences["probability"] < LARGEST_DIFFERENCE,
-            f"--to {config.to}: the library computes another network of these weights (probabilities differ by up to "
-            f"{differences['probability']:.1e}); nothing was written",
+        if metrics:
+            remedy = "run `must evaluate` again"
+            require_same_model(f"--metrics {config.metrics}", metrics.model.weights_sha256, bundle.description, remedy)
+        pixels = load_images(config, bundle)
+        if config.to == "onnx":
+            return export_onnx(config, bundle, pixels, metrics, begin)
+        from must.deploy.export.open_clip import export_folder
+
+        return export_folder(config, bundle, pixels, metrics, begin)
+
+
+@dataclass(frozen=True)
+class Check:
+    """The comparison of one ONNX file with PyTorch in float32."""
+
+    images: int
+    agreement: float  # share of images with the same class, ties counted as the same
+    largest_difference: float  # of any probability
+    cosine: float | None = None  # smallest one of an image's embedding with PyTorch's; None: the file gives none
+
+    def line(self) -> str:
+        cosine = "" if self.cosine is None else f", smallest cosine of an embedding {self.cosine:.6f}"
+        return (
+            f"same class as PyTorch on {100 * self.agreement:.2f}% of {self.images} images, largest difference of a "
+            f"probability {self.largest_difference:.1e}{cosine}"
         )
-        write_classifier(bundle, scratch)
+
+
+def export_onnx(
+    config: ExportConfig, bundle: Bundle, pixels: np.ndarray, metrics: Metrics | None, begin: Any
+) -> dict[str, Any]:
+    """Writes OUTPUT/model.onnx, labels.txt and the cards. `pixels`: from `load_images`; `begin`: from `parts`."""
+    from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph  # needs onnx and the exporter
+    from must.deploy.export.model_card import hub_card, model_card
+
+    description, method = bundle.description, str(config.precision)
+    with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
+        begin("outputs of PyTorch")
+        expected, features = reference(bundle, pixels, config.embeddings)
+        begin("the graph")
+        graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
+        begin(config.precision)
+        if config.precision == "int8":
+            calibration = pixels if config.shards else None
+            graph, method = quantize(graph, calibration, preprocess_of(description), Path(folder))
+        dimensions = {} if features is None else {"dimensions": features.shape[1]}
+        extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
+        abstention = measured_abstention(metrics)
+        if abstention:
+            extra[ABSTENTION] = abstention
+        add_metadata(graph, description, precision=config.precision, input=config.input, arithmetic=method, **extra)
+        check_graph(graph)
+        path = Path(folder) / ONNX_FILE
+        with storage.disk_errors(tempfile.gettempdir()):
+            path.write_bytes(graph.SerializeToString())
+        begin("outputs of the file")
+        check = compare(expected, OnnxClassifier(path), pixels, features)
+        require_check(check, config)
         result = {
-            "to": config.to,
-            "check": {"images": len(images), "largest_difference": differences["probability"]},
-            "largest_feature_difference": differences["feature"],
-            "largest_logit_difference": differences["logit"],
-            "checked_on": f"{config.split} of {config.shards}" if config.shards else "random pixels",
+            "precision": config.precision,
+            "arithmetic": method,
+            "megabytes": path.stat().st_size / 1e6,
+            "check": {name: value for name, value in asdict(check).items() if value is not None},
+            "abstention": abstention,
+            "checked_on": images_text(config),
+            **dimensions,
         }
-        card = hub_card(bundle.description, result, metrics, library.use(scratch), config.license)
-        (scratch / README_FILE).write_bytes(encoded(card))
-        publish(scratch, config.output)
-    logger.info(
-        f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "
-        f"difference of a probability {differences['probability']:.1e}"
-    )
+        target = storage.join(config.output, ONNX_FILE)
+        storage.delete(target)  # first, and written last: a folder with it is complete and of a single export
+        storage.write_bytes(storage.join(config.output, LABELS_FILE), lines_of(description.classes))
+        for name, card in (
+            (CARD_FILE, model_card(description, result, metrics)),
+            (README_FILE, hub_card(description, result, metrics, config.license)),
+        ):
+            storage.write_bytes(storage.join(config.output, name), encoded(card))
+        storage.upload(path, target)
+    logger.info(f"{target}  {method}, {result['megabytes']:.1f} MB")
+    logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
 
-def library_module(to: str) -> Any:
-    """The module for a library, with `write`, `features` and `use`."""
-    if to == "open_clip":
-        from must.deploy.export import open_clip as library
-    else:
-        from must.deploy.export import transformers as library  # type: ignore[no-redef]
-    return library
+def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
+    """uint8 [N, S, S, 3]: images spread evenly over a split of the shards, or random pixels without shards."""
+    preprocess = preprocess_of(bundle.description)
+    if not config.shards:
+        shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    from must.data.image.decode import decode_view
+    from must.data.image.preprocess import EvalView
+    from must.data.loading.reader import ShardReader
+
+    reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
+    count = min(config.images, len(reader))
+    pixels = []
+    for number in np.linspace(0, len(reader) - 1, count).astype(int):
+        try:
+            pixels.append(decode_view(reader.image(int(number)), view, reader.index.max_pixels))
+        except ValueError:
+            continue  # `must evaluate` reports such images; they are not needed here
+    require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")
+    return np.stack(pixels)
 
 
-def compare_features(bundle: Bundle, images: torch.Tensor, features: torch.Tensor) -> dict[str, float]:
-    """The largest differences of an element of the unit features, of a logit and of a probability.
+def images_text(config: ExportConfig) -> str:
+    """The images that an export is compared on, in words."""
+    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
-    `images` [N, 3, S, S], normalised; `features` [N, D]: the other library's features of them.
+
+def reference(bundle: Bundle, pixels: np.ndarray, embeddings: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """PyTorch's probabilities [N, K] and, with `embeddings`, image features of length 1 [N, D], float32, of uint8
+    pixels [N, S, S, 3]."""
+    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    probability = run_in_batches(bundle.model, images).softmax(dim=-1).numpy()
+    return probability, F.normalize(run_in_batches(bundle.model.visual, images), dim=-1).numpy() if embeddings else None
+
+
+def compare(
+    expected: np.ndarray, classifier: OnnxClassifier, pixels: np.ndarray, features: np.ndarray | None = None
+) -> Check:
+    """Runs the exported classifier over uint8 pixels [N, S, S, 3] at each batch size.
+
+    `expected` [N, K] are PyTorch's probabilities; `features` [N, D], if the file has embeddings, PyTorch's.
     """
-    model = bundle.model
-    expected = torch.cat([F.normalize(model.visual(part), dim=-1) for part in images.split(32)])
-    expected_logits = torch.cat([model(part) for part in images.split(32)])
-    features = F.normalize(features.float(), dim=-1)
-    logits = model.logit_factor * features @ model.classifier
-    return {
-        "feature": (expected - features).abs().max().item(),
-        "logit": (expected_logits - logits).abs().max().item(),
-        "probability": (expected_logits.softmax(-1) - logits.softmax(-1)).abs().max().item(),
-    }
+    agreements, differences, cosines = [], [], []
+    for batch in BATCH_SIZES_TRIED:
+        batches = [classifier.outputs(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]
+        probability = np.concatenate([outputs[0] for outputs in batches])
+        chosen = np.take_along_axis(expected, probability.argmax(axis=1)[:, None], axis=1)[:, 0]
+        agreements.append(chosen >= expected.max(axis=1) - TIE)
+        differences.append(float(np.abs(probability - expected).max()))
+        if features is not None:
+            cosines.append(smallest_cosine(features, np.concatenate([outputs[-1] for outputs in batches])))
+    agreement = float(np.min(agreements, axis=0).mean())
+    return Check(len(pixels), agreement, max(differences), min(cosines) if cosines else None)
 
 
-def write_classifier(bundle: Bundle, folder: Path) -> None:
-    """Writes `classifier` [D, K], the columns after training, `logit_factor`, and the class names as JSON in the
-    metadata."""
-    from safetensors.torch import save
-
-    description = bundle.description
-    factor = torch.tensor(description.logit_factor, dtype=torch.float32)
-    weights = {"classifier": bundle.model.classifier.detach().float().contiguous(), "logit_factor": factor}
-    (folder / CLASSIFIER_FILE).write_bytes(save(weights, {"classes": json.dumps(description.classes)}))
-    (folder / LABELS_FILE).write_bytes(lines_of(description.classes))
+def smallest_cosine(expected: np.ndarray, embedding: np.ndarray) -> float:
+    """Between expected and exported unit vectors [N, D]. -1: their shape differs, they contain NaN, or a length differs
+    from 1 by a thousandth."""
+    if embedding.shape != expected.shape:
+        return -1.0
+    lengths = np.linalg.norm(embedding, axis=1)
+    return float((embedding * expected).sum(axis=1).min()) if np.all(np.abs(lengths - 1) < 1e-3) else -1.0
 
 
-def parent_of(output: str) -> Path:
-    """The folder for temporary files: on the same disk as `output`."""
-    parent = storage.local(output).absolute().parent
-    with storage.disk_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    return parent
+def require_check(check: Check, config: ExportConfig) -> None:
+    least, bound = config.min_agreement or LEAST_AGREEMENT[config.precision], LEAST_COSINE[config.precision]
+    require(
+        check.agreement >= least
+        and (config.precision != "fp32" or check.largest_difference < LARGEST_DIFFERENCE)
+        and (check.cosine is None or check.cosine >= bound),
+        f"the {config.precision} file differs too much from PyTorch ({check.line()}); {100 * least:g}% are needed, and "
+        f"a cosine of {bound}; nothing was written. Use another --precision, more calibration images (--shards, "
+        "--images), or lower --min-agreement",
+    )
 
 
-def publish(scratch: Path, output: str) -> None:
-    """Moves the files into OUTPUT, the marker last; deletes the files of an earlier export.
-
-    Without a marker the folder is no model, so that nobody reads a mixture of two exports.
-    """
-    files = sorted(path.name for path in scratch.iterdir())
-    files.sort(key=lambda name: name in MARKERS)
-    for name in (*MARKERS, *sorted(OTHER_FILES - set(files))):
-        if storage.exists(target := storage.join(output, name)):
-            storage.delete(target)
-    for name in files:
-        (scratch / name).chmod(0o666 & ~storage.umask())
-        (storage.upload if storage.is_remote(output) else storage.move)(scratch / name, storage.join(output, name))
+def measured_abstention(metrics: Metrics | None) -> dict[str, Any] | None:
+    """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it; None: there is none."""
+    measured = metrics.abstention if metrics else None
+    if measured is None or measured.threshold is None:
+        return None
+    return {name: getattr(measured, name) for name in ("threshold", "coverage", "risk", "bound", "target", "by")}

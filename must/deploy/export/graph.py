@@ -1,4 +1,4 @@
-"""The model as an ONNX graph for inference, with a dynamic batch size; in float32, half floats or int8."""
+"""The model as an ONNX graph for inference, with a dynamic batch size; in float32 or int8."""
 
 import contextlib
 import io
@@ -19,16 +19,16 @@ from must.base.console import quieted
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
-from must.deploy.export.deployed import InferenceModel
+from must.deploy.export.inference import InferenceModel
+from must.deploy.export.model_card import PARAMETERS_SHOWN
 from must.deploy.predict.session import EMBEDDING, load_runtime
-from must.method.model.bundle import Bundle, preprocess_of
+from must.method.model.bundle import Bundle, Description, preprocess_of
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
 PROTOBUF_LIMIT = 2**31
 METADATA_KEYS = (
-    "classes", "preprocess", "preprocess_text", "logit_factor", "backbone", "pretrained", "templates", "must_version",
-    "provenance",
+    "classes", "preprocess", "logit_factor", "backbone", "pretrained", "templates", "must_version", "weights_sha256",
 )  # fmt: skip
 
 
@@ -67,18 +67,27 @@ def check_graph(graph: onnx.ModelProto) -> None:
     assert not foreign, f"operators of {foreign}"
 
 
-def add_metadata(graph: onnx.ModelProto, bundle: Bundle, **extra: Any) -> None:
-    """Writes the description of the model into metadata_props; values that are not strings as JSON."""
-    description = bundle.description.to_dict()
-    description["preprocess_text"] = describe_preprocess(preprocess_of(bundle.description))
-    values = {name: description[name] for name in METADATA_KEYS} | extra
+def add_metadata(graph: onnx.ModelProto, description: Description, **extra: Any) -> None:
+    """Writes the description of the model into metadata_props; values that are not strings as JSON.
+
+    Nothing of a single run (paths, times, speed): the same training gives the same file.
+    """
+    provenance = description.provenance
+    values = {name: getattr(description, name) for name in METADATA_KEYS} | extra
+    values["preprocess_text"] = describe_preprocess(preprocess_of(description))
+    values["provenance"] = {
+        "index_sha256": provenance.index_sha256,
+        "index_revision": provenance.index_revision,
+        "alpha": provenance.selection.alpha if provenance.selection else None,
+        "config": {name: provenance.config[name] for name in PARAMETERS_SHOWN if name in provenance.config},
+    }
     used = {node.domain for node in graph.graph.node}
     sets = [entry for entry in graph.opset_import if entry.domain in used]  # without unused ones of the quantizer
     del graph.opset_import[:], graph.metadata_props[:]
     graph.opset_import.extend(sets)
     for key, value in values.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    graph.producer_name, graph.producer_version = "must", description["must_version"]
+    graph.producer_name, graph.producer_version = "must", description.must_version
     graph.doc_string = "CLIP image classifier, adapted without labels (MUST, arXiv 2206.02967)"
 
 
@@ -148,59 +157,6 @@ def quantize(
         **options,
     )
     return onnx.load(target), f"int8 weights and activations (static, calibrated on {len(pixels)} images)"
-
-
-def to_half(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16; input, output and the operations that need the precision stay in float32.
-
-    These operations are the normalisation of uint8 pixels, and everything from the feature's norm on: a logit of up to
-    100 in float16 has steps of 0.06, which is 6% of a probability. LayerNorm's mean and variance are computed in
-    float32 too (onnxruntime 1.32 crashes on the CPU when it fuses a half LayerNorm).
-    """
-    load_runtime()
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    kinds = [node.op_type for node in graph.graph.node]
-    first, last = kinds.index("Conv"), kinds.index("ReduceL2")
-    outside = [node.name for node in [*graph.graph.node[:first], *graph.graph.node[last:]]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about weights that underflow to the smallest half float
-        half = convert_float_to_float16(
-            graph,
-            keep_io_types=True,
-            op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"],
-            node_block_list=outside,
-        )
-    drop_round_trips(half)
-    model = OnnxModel(half)
-    model.topological_sort()  # the conversion appends its casts after the nodes that read them,
-    del half.graph.value_info[:]  # and leaves the old types
-    return half
-
-
-def drop_round_trips(graph: onnx.ModelProto) -> None:
-    """Removes each cast to half floats whose result is only cast back: between two operators that stay in float32 the
-    conversion would round values, among them the logits."""
-    casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
-    types = {name: node.attribute[0].i for name, node in casts.items()}
-    source: dict[str, str] = {}
-    for name, node in casts.items():
-        previous = node.input[0]
-        if types[name] == onnx.TensorProto.FLOAT and types.get(previous) == onnx.TensorProto.FLOAT16:
-            source[name] = casts[previous].input[0]
-    outputs = {value.name for value in graph.graph.output}
-    for node in graph.graph.node:
-        for index, name in enumerate(node.input):
-            if name in source and name not in outputs:
-                node.input[index] = source[name]
-    while True:
-        used = {name for node in graph.graph.node for name in node.input} | outputs
-        unused = [node for node in graph.graph.node if node.op_type == "Cast" and node.output[0] not in used]
-        if not unused:
-            return
-        for node in unused:
-            graph.graph.node.remove(node)
 
 
 def products_with_weights(graph: onnx.ModelProto) -> list[str]:

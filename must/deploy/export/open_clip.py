@@ -1,49 +1,81 @@
-"""`must export --to open_clip`: a complete model folder in open_clip's format."""
+"""`must export --to open_clip`: a model folder in open_clip's format, compared with open_clip's own outputs."""
 
+import json
+import logging
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from must.base import storage
 from must.base.errors import UserError
+from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
+from must.base.text import encoded, lines_of
 from must.config import ExportConfig
-from must.deploy.export.deployed import features_of
-from must.deploy.export.model_card import usage
-from must.method.model.backbone import Backbone, load_backbone
-from must.method.model.bundle import Bundle
+from must.data.augment.normalize import normalize
+from must.deploy.export.export import README_FILE, images_text
+from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
+from must.deploy.export.model_card import hub_card
+from must.deploy.predict.session import LABELS_FILE
+from must.evaluation.result import Metrics
+from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
+from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.classifier import read_header
 from must.method.model.folder import verified, write_files
 from must.method.model.hub import first_line
 
-USE = usage(
-    "open_clip, safetensors.torch, safetensors",
-    'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")  # on a hub: "hf-hub:TEAM/NAME"',
-    "feature = model.eval().encode_image(preprocess(picture).unsqueeze(0), normalize=True)",
-)
+logger = logging.getLogger(__name__)
+
+OPTIONAL_FILES = {
+    "bpe.txt.gz", "config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json",
+    "tokenizer.json", "added_tokens.json", "sentencepiece.bpe.model", "spiece.model",
+}  # fmt: skip
+"""Of text towers: not every model has them."""
 
 
-def write(config: ExportConfig, bundle: Bundle, folder: Path) -> None:
-    write_files(whole_model(config.classifier, config.model, bundle), folder)
-
-
-def features(folder: Path, images: torch.Tensor) -> torch.Tensor:
-    """The features [N, D] that open_clip computes with the written folder."""
-    import open_clip
-
-    from must.method.model.backbone import quiet_open_clip
-
-    try:
-        with quiet_open_clip():
-            model = open_clip.create_model(f"local-dir:{folder}").eval()
-    except Exception as error:  # any kind: for text towers of transformers, open_clip sends requests to a hub
-        raise UserError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error
-    return features_of(model.encode_image, images)
-
-
-def use(folder: Path) -> str:
-    return USE
+def export_folder(
+    config: ExportConfig, bundle: Bundle, pixels: np.ndarray, metrics: Metrics | None, begin: Any
+) -> dict[str, Any]:
+    """Writes the folder OUTPUT; returns the comparison. `pixels`: uint8 [N, S, S, 3]; `begin`: from `parts`."""
+    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    remote = storage.is_remote(config.output)
+    parent = None if remote else make_parent(config.output)
+    with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=parent) as folder:
+        scratch = Path(folder)
+        begin("the files")
+        write_files(whole_model(config.classifier, config.model, bundle), scratch)
+        begin("outputs of open_clip")
+        features = open_clip_features(scratch, images)
+        begin("outputs of the bundle")
+        differences = compare_features(bundle, images, features)
+        require(
+            differences["probability"] < LARGEST_DIFFERENCE,
+            "--to open_clip: open_clip computes another network of these weights (probabilities differ by up to "
+            f"{differences['probability']:.1e}); nothing was written",
+        )
+        begin("the card")
+        write_classifier(bundle, scratch)
+        result = {
+            "to": config.to,
+            "check": {"images": len(images), "largest_difference": differences["probability"]},
+            "largest_feature_difference": differences["feature"],
+            "largest_logit_difference": differences["logit"],
+            "checked_on": images_text(config),
+        }
+        card = hub_card(bundle.description, result, metrics, config.license)
+        (scratch / README_FILE).write_bytes(encoded(card))
+        publish(scratch, config.output)
+    logger.info(
+        f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "
+        f"difference of a probability {differences['probability']:.1e}"
+    )
+    return result
 
 
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
@@ -55,7 +87,7 @@ def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     backbone = load_backbone(*source)
     clip: Any = backbone.clip
     require(
-        is_same(backbone.architecture, bundle.description.architecture),
+        have_same_tower(backbone.architecture, bundle.description.architecture),
         f"--classifier {classifier}: was made with {header['model']}, whose image tower is of another shape "
         f"than that of --model {model} ({bundle.description.backbone})",
     )
@@ -65,7 +97,72 @@ def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     return backbone
 
 
-def is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two architectures are equal; a missing option equals None."""
-    towers = [{name: value for name, value in each["vision_cfg"].items() if value is not None} for each in (a, b)]
-    return towers[0] == towers[1] and all(a[name] == b[name] for name in ("embed_dim", "quick_gelu"))
+def have_same_tower(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two architectures have the same image tower; a missing option equals None."""
+    towers = [
+        {name: value for name, value in each["vision_cfg"].items() if value is not None} for each in (first, second)
+    ]
+    return towers[0] == towers[1] and all(first[name] == second[name] for name in ("embed_dim", "quick_gelu"))
+
+
+def open_clip_features(folder: Path, images: Tensor) -> Tensor:
+    """The features [N, D] that open_clip computes with the written folder, of normalised images [N, 3, S, S]."""
+    import open_clip
+
+    try:
+        with quiet_open_clip():
+            model = open_clip.create_model(f"local-dir:{folder}").eval()
+    except Exception as error:  # any kind: for text towers of transformers, open_clip sends requests to a hub
+        raise UserError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error
+    return run_in_batches(model.encode_image, images)
+
+
+def compare_features(bundle: Bundle, images: Tensor, features: Tensor) -> dict[str, float]:
+    """The largest differences of an element of the unit features, of a logit and of a probability.
+
+    `images` [N, 3, S, S], normalised; `features` [N, D]: open_clip's features of them.
+    """
+    model = bundle.model
+    expected = F.normalize(run_in_batches(model.visual, images), dim=-1)
+    expected_logits = run_in_batches(model, images)
+    features = F.normalize(features.float(), dim=-1)
+    logits = model.logit_factor * features @ model.classifier
+    return {
+        "feature": (expected - features).abs().max().item(),
+        "logit": (expected_logits - logits).abs().max().item(),
+        "probability": (expected_logits.softmax(-1) - logits.softmax(-1)).abs().max().item(),
+    }
+
+
+def write_classifier(bundle: Bundle, folder: Path) -> None:
+    """Writes `classifier` [D, K], the columns after training, `logit_factor`, and the class names as JSON in the
+    metadata."""
+    from safetensors.torch import save
+
+    description = bundle.description
+    factor = torch.tensor(description.logit_factor, dtype=torch.float32)
+    weights = {"classifier": bundle.model.classifier.detach().float().contiguous(), "logit_factor": factor}
+    (folder / CLASSIFIER_FILE).write_bytes(save(weights, {"classes": json.dumps(description.classes)}))
+    (folder / LABELS_FILE).write_bytes(lines_of(description.classes))
+
+
+def make_parent(output: str) -> Path:
+    """The folder for temporary files: on the same disk as `output`."""
+    parent = storage.local(output).absolute().parent
+    with storage.disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def publish(scratch: Path, output: str) -> None:
+    """Moves the files into OUTPUT, its configuration last; deletes the files of an earlier export.
+
+    Without a configuration the folder is no model, so that nobody reads a mixture of two exports.
+    """
+    storage.delete(storage.join(output, MODEL_FOLDER_FILE))
+    files = sorted((path.name for path in scratch.iterdir()), key=lambda name: (name == MODEL_FOLDER_FILE, name))
+    for name in sorted(OPTIONAL_FILES - set(files)):
+        storage.delete(storage.join(output, name))
+    for name in files:
+        (scratch / name).chmod(0o666 & ~storage.umask())
+        (storage.upload if storage.is_remote(output) else storage.move)(scratch / name, storage.join(output, name))

@@ -1,7 +1,6 @@
 """Predicts in torch with the same network that `must export` writes to ONNX: of a bundle, or a zero-shot model."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.augment.normalize import normalize
-from must.deploy.export.deployed import InferenceModel
-from must.deploy.export.onnx import abstention_of
-from must.deploy.predict.session import METADATA, Model
+from must.deploy.export.inference import InferenceModel
+from must.deploy.predict.session import Model
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import Bundle, load_bundle, named_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -35,18 +33,16 @@ class BundleClassifier:
             torch.set_num_threads(threads)
         self.where, self.classes = where, bundle.description.classes
         self.preprocess = preprocess_of(bundle.description)
-        unsure = abstention_of(bundle.description, None)
-        self.metadata: dict[str, str] = {METADATA: json.dumps(unsure)} if unsure else {}
-        self.dimensions = bundle.model.classifier.shape[0]
-        self.network = InferenceModel(bundle.model, self.preprocess, False, embeddings=True).eval().to(self.device)
+        self.metadata: dict[str, str] = {}  # `must export --metrics` puts a threshold into an ONNX file only
+        self.network = InferenceModel(bundle.model, self.preprocess, uint8=False).eval().to(self.device)
 
-    def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; if requested, embeddings float32 [B, D] of length 1."""
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [B, K] of uint8 [B, S, S, 3]."""
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability, feature = (output.cpu().numpy() for output in self.network(images))
+            probability: np.ndarray = self.network(images).cpu().numpy()
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return probability, feature if embeddings else None
+        return probability
 
 
 @contextmanager

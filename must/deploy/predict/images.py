@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, onnx_model, require_embeddings, stored_threshold, threshold
+from must.deploy.predict.session import Classifier, Opener, onnx_model, stored_threshold, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
@@ -43,20 +43,14 @@ def predict_images(
     """
     if config.shards:
         return predict_shards(config, open_model)
-    require(
-        not config.embeddings or bool(config.output) or take is not None,
-        "--embeddings: a table on the terminal holds none; give --output FILE.jsonl",
-    )
     with open_model(config) as model:
         classifier = model.open(False)
-    if config.embeddings:
-        require_embeddings(classifier)
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
     problems = ListingReport(lambda name, why: warn(name, why, counts))
     names = ((name, name) for name in find_images(config.images, problems))
-    options = Options(top, unsure, config.embeddings, config.batch_size)
+    options = Options(top, unsure, config.batch_size)
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
     stored = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
     with open_writer(config.output, top, unsure > 0, stored) as writer, progress:
@@ -81,7 +75,6 @@ class Options(NamedTuple):
 
     top_k: int = 1
     abstain: float = 0.0
-    embeddings: bool = False
     batch_size: int = 32
 
 
@@ -107,23 +100,19 @@ def classify(
         while batch := list(islice(remaining, options.batch_size)):
             decoded = list(pool.map(lambda pair: read(pair[1]), batch))
             readable = [pixels for pixels, _ in decoded if pixels is not None]
-            rows: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
-            if readable:
-                probability, embedding = classifier.predict(np.stack(readable), options.embeddings)
-                rows = zip(probability, repeat(None) if embedding is None else embedding, strict=False)
+            rows: Iterator[np.ndarray] = iter(classifier(np.stack(readable)) if readable else ())
             for (name, _), (pixels, reason) in zip(batch, decoded, strict=True):
                 if pixels is None:
                     yield Unreadable(name, reason)
                 else:
-                    yield prediction_of(name, *next(rows), classifier.classes, options)
+                    yield rank_classes(name, next(rows), classifier.classes, options)
 
 
-def prediction_of(
-    name: str, probability: np.ndarray, embedding: np.ndarray | None, classes: list[str], options: Options
-) -> Prediction:
+def rank_classes(name: str, probability: np.ndarray, classes: list[str], options: Options) -> Prediction:
+    """The prediction of an image's probabilities [K]."""
     best = np.argsort(-probability, kind="stable")[: options.top_k]
     top = [classes[i] for i in best], [float(probability[i]) for i in best]
-    return Prediction(name, *top, bool(probability[best[0]] < options.abstain), embedding)
+    return Prediction(name, *top, bool(probability[best[0]] < options.abstain))
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:

@@ -1,6 +1,7 @@
 """A shard's predictions as a Parquet file that is complete or absent, with its run and counts in its metadata."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from must.data.format.index import Shard, count
 from must.data.format.samples import read_samples
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView, Preprocess
-from must.deploy.predict.session import EMBEDDING
 
 
 class Decoded(NamedTuple):
@@ -40,8 +40,7 @@ def decode_rows(
     return decoded
 
 
-GROUP_ROWS = 8192  # of a row group
-PACKED_ROWS = 1024  # rows that are combined to one table in memory; the writer also works on as many at a time
+GROUP_ROWS = 8192  # rows that are kept in memory and then written as a row group
 TAIL = 1 << 16  # bytes of a file's end that are read first: they contain the metadata
 STATS_KEY = b"must"  # the name in the file's metadata
 
@@ -55,13 +54,11 @@ class Run:
     split: str  # "": all
     top_k: int
     abstain: float
-    embeddings: bool = False  # the default is for files of earlier versions
 
     def require_same(self, stored: Any, where: str) -> None:
         """Raises ValueError: `stored`, the fields of a Run, differ; the message names the field."""
         for name, value in asdict(self).items():
-            default = getattr(Run, name, None)
-            stored_value = stored.get(name, default) if isinstance(stored, dict) else None
+            stored_value = stored.get(name) if isinstance(stored, dict) else None
             require(
                 stored_value == value and type(stored_value) is type(value),
                 f"{where} is of another run: its {name} is {brief(stored_value)}, here it is {brief(value)}; "
@@ -73,114 +70,78 @@ def file_name(shard: Shard) -> str:
     return f"predictions-{shard.name.removesuffix('.tar')}.parquet"
 
 
-class Table:
-    """The rows of one shard, in its order. They stay in memory until `write`, as the file's schema has their counts.
+class ShardWriter:
+    """Writes the rows of one shard, in its order, to an open file.
 
     Columns: key, source, class and probability (class_2, probability_2, ... with a larger top_k), margin (the first
-    probability less the second), abstained (with a threshold), reason (why the image could not be read, else null),
-    embedding (half floats [D], if the run has them).
+    probability less the second), abstained (with a threshold), reason (why the image could not be read, else null).
     """
 
-    def __init__(self, classes: list[str], run: Run) -> None:
-        import pyarrow as pa
-
-        self.classes, self.run, self.top = [utf8(name) for name in classes], run, min(run.top_k, len(classes))
-        self.names = pa.array(self.classes, pa.string())
-        fields = [("key", pa.string()), ("source", pa.string())]
-        for rank in range(1, self.top + 1):
-            suffix = f"_{rank}" if rank > 1 else ""
-            fields += [(f"class{suffix}", pa.string()), (f"probability{suffix}", pa.float32())]
-        fields += [("margin", pa.float32()), *([("abstained", pa.bool_())] if run.abstain else [])]
-        fields.append(("reason", pa.string()))
-        if run.embeddings:
-            fields.append((EMBEDDING, pa.list_(pa.float16())))
-        self.schema = pa.schema(fields)
-        self.waiting: list[Any] = []  # batches, some with few rows
-        self.packed: list[Any] = []  # tables of PACKED_ROWS, which have little overhead
-        self.counts = np.zeros(len(classes), np.int64)
-        self.rows = self.unreadable = self.abstained = 0
-
-    def add(self, decoded: list[Decoded], probability: np.ndarray, embedding: np.ndarray | None = None) -> None:
-        """Adds a batch of samples; `probability`, float32 [n, K], and `embedding`, [n, D], are of those that have
-        pixels, in their order."""
-        import pyarrow as pa
-
-        readable = np.array([item.pixels is not None for item in decoded], bool)
-        ranked = np.argsort(-probability, axis=1, kind="stable")
-        sorted_ = np.take_along_axis(probability, ranked, axis=1)
-        unsure = sorted_[:, 0] < self.run.abstain
-        margin = sorted_[:, 0] - (sorted_[:, 1] if sorted_.shape[1] > 1 else 0)
-
-        def spread(values: np.ndarray, kind: Any, missing: np.ndarray = ~readable) -> Any:
-            """Values of the readable images as a column of all rows; null where `missing`."""
-            column = np.zeros(len(decoded), values.dtype)
-            column[readable] = values
-            return pa.array(column, kind, mask=missing)
-
-        unnamed = ~readable
-        unnamed[readable] = unsure
-        columns = [pa.array([utf8(item.key) for item in decoded]), pa.array([utf8(item.source) for item in decoded])]
-        for rank in range(self.top):
-            columns.append(self.names.take(spread(ranked[:, rank], pa.int64(), unnamed)))
-            columns.append(spread(sorted_[:, rank], pa.float32()))
-        columns.append(spread(margin, pa.float32()))
-        if self.run.abstain:
-            columns.append(pa.array(unnamed & readable))
-        columns.append(pa.array([utf8(item.reason) or None for item in decoded], pa.string()))
-        if embedding is not None:
-            columns.append(embedding_column(embedding, readable))
-        self.waiting.append(pa.record_batch(columns, schema=self.schema))
-        self.counts += np.bincount(ranked[~unsure, 0], minlength=len(self.counts))
-        self.rows += len(decoded)
-        self.unreadable += int((~readable).sum())
-        self.abstained += int(unsure.sum())
-        if sum(batch.num_rows for batch in self.waiting) >= PACKED_ROWS:
-            self.pack()
-
-    def pack(self) -> None:
-        import pyarrow as pa
-
-        self.packed.append(pa.Table.from_batches(self.waiting, self.schema).combine_chunks())
-        self.waiting.clear()
-
-    def write(self, uri: str, shard: Shard) -> dict[str, Any]:
-        """Writes the file; returns the content of its metadata."""
+    def __init__(self, file: Any, classes: list[str], run: Run) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        self.classes, self.run = [utf8(name) for name in classes], run
+        self.suffixes = ["", *(f"_{rank}" for rank in range(2, min(run.top_k, len(classes)) + 1))]
+        fields = [("key", pa.string()), ("source", pa.string())]
+        for suffix in self.suffixes:
+            fields += [(f"class{suffix}", pa.string()), (f"probability{suffix}", pa.float32())]
+        fields += [("margin", pa.float32()), *([("abstained", pa.bool_())] if run.abstain else [])]
+        self.schema = pa.schema([*fields, ("reason", pa.string())])
+        self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
+        self.rows: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self.written = self.unreadable = self.abstained = 0
+
+    def add(self, decoded: list[Decoded], probability: np.ndarray) -> None:
+        """Adds a batch of samples; `probability`, float32 [n, K], is of those that have pixels, in their order."""
+        answers = iter(probability)
+        for item in decoded:
+            row: dict[str, Any] = {"key": utf8(item.key), "source": utf8(item.source)}
+            if item.pixels is None:
+                row |= {"reason": utf8(item.reason)} | ({"abstained": False} if self.run.abstain else {})
+                self.unreadable += 1
+            else:
+                row |= self.rank(next(answers))
+            self.rows.append(row)
+        if len(self.rows) >= GROUP_ROWS:
+            self.write_group()
+
+    def rank(self, probability: np.ndarray) -> dict[str, Any]:
+        """The columns of an image's probabilities [K]; counts its class."""
+        ranked = np.argsort(-probability, kind="stable")
+        best = probability[ranked]
+        unsure = bool(best[0] < self.run.abstain)
+        row: dict[str, Any] = {"margin": best[0] - (best[1] if len(best) > 1 else 0), "abstained": unsure}
+        for rank, suffix in enumerate(self.suffixes):
+            row[f"class{suffix}"] = None if unsure else self.classes[ranked[rank]]
+            row[f"probability{suffix}"] = best[rank]
+        self.abstained += unsure
+        self.counts.update([] if unsure else [self.classes[ranked[0]]])
+        return row
+
+    def write_group(self) -> None:
+        import pyarrow as pa
+
+        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
+        self.written += len(self.rows)
+        self.rows.clear()
+
+    def close(self, shard: Shard) -> dict[str, Any]:
+        """Writes the rest and the metadata; returns their content."""
+        self.write_group()
         stats = {
             "run": asdict(self.run),
             "shard": shard.name,
             "shard_sha256": shard.sha256,
-            "rows": self.rows,
+            "rows": self.written,
             "unreadable": self.unreadable,
             "abstained": self.abstained,
-            "classes": {name: int(n) for name, n in zip(self.classes, self.counts, strict=True) if n},
+            "classes": {name: self.counts[name] for name in self.classes if self.counts[name]},
         }
-        schema = self.schema.with_metadata({STATS_KEY: json.dumps(stats).encode()})
-        self.pack()
-        table = pa.concat_tables(self.packed).cast(schema)
-        with storage.open_write(uri) as file:
-            pq.write_table(table, file, row_group_size=GROUP_ROWS, compression="zstd", **self.encoding())
+        self.writer.add_key_value_metadata({STATS_KEY: json.dumps(stats).encode()})
+        self.writer.close()
         return stats
-
-    def encoding(self) -> dict[str, Any]:
-        """Disables dictionaries and statistics for embeddings, where they are of no use."""
-        names = [name for name in self.schema.names if name != EMBEDDING]
-        return {"use_dictionary": names, "write_statistics": names} if EMBEDDING in self.schema.names else {}
-
-
-def embedding_column(embedding: np.ndarray, readable: np.ndarray) -> Any:
-    """Float32 [n, D] of the `readable` images, bool [N], as a column of half floats; null for the others.
-
-    Not Arrow's list of a fixed size: pyarrow 23 and before cannot write or read one with nulls in Parquet files, where
-    the two kinds of lists differ only in metadata.
-    """
-    import pyarrow as pa
-
-    ends = np.cumsum(readable * embedding.shape[1], dtype=np.int64)
-    numbers = pa.array(embedding.astype(np.float16).ravel())
-    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), numbers, mask=pa.array(~readable))
 
 
 def read_stats(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:

@@ -40,7 +40,6 @@ def load_runtime() -> Any:
 class OnnxClassifier:
     """Pixels -> class probabilities, by an ONNX file of `must export`.
 
-    `dimensions`: D of the embeddings; 0: the file has no such output.
     Raises ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
 
     Args:
@@ -92,54 +91,40 @@ class OnnxClassifier:
             classes == [len(self.classes)],
             f"{where}: gives {classes} probabilities, its metadata name {len(self.classes)} classes",
         )
-        self.dimensions, self.output_name = 0, outputs[0].name
-        for node in outputs[1:]:
-            valid = node.type == "tensor(float)" and len(node.shape) == 2 and isinstance(node.shape[1], int)
-            require(valid, f"{where}: its embeddings are {node.type} {node.shape}, not float32 [N, D]")
-            self.dimensions = node.shape[1]
+        self.output_name = outputs[0].name
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3] -> float32 [B, K]"""
-        return self.predict(pixels)[0]
-
-    def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings as in `run`.
-        Raises ValueError: as `run`; or the pass fails, or its outputs are not finite."""
-        images = pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
+        """Probabilities float32 [B, K] of uint8 [B, S, S, 3].
+        Raises ValueError: the pass fails, or its outputs are not finite."""
         try:
-            probability, embedding = self.run(images, embeddings)
-        except ValueError:
-            raise
+            probability = self.run(self.prepare(pixels))
         except Exception as error:  # onnxruntime's own exception classes are private
             raise UserError(f"{self.where}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return probability, embedding
+        return probability
 
-    def run(self, inputs: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """The graph's input -> probabilities float32 [B, K] and, with `embeddings`, embeddings float32 [B, D].
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """The graph's input -> probabilities float32 [B, K]."""
+        return self.session.run([self.output_name], {self.input_name: inputs})[0]
 
-        Both are outputs of one pass; the embeddings only cost their copy.
-        Raises ValueError: the embeddings do not have the shape in the file, which `must export` did not write then.
-        """
-        if not embeddings:
-            return self.session.run([self.output_name], {self.input_name: inputs})[0], None
-        probability, embedding = self.session.run([self.output_name, EMBEDDING], {self.input_name: inputs})
-        require(
-            embedding.shape == (len(inputs), self.dimensions),
-            f"{self.where}: gives embeddings {list(embedding.shape)} of {len(inputs)} images, not of {self.dimensions} "
-            "numbers each, as it says",
-        )
-        return probability, embedding
+    def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """All outputs of the graph for uint8 [B, S, S, 3]: the probabilities first."""
+        return self.session.run(None, {self.input_name: self.prepare(pixels)})
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """The graph's input of uint8 [B, S, S, 3]."""
+        return pixels if self.takes_pixels else normalize_pixels(pixels, self.preprocess)
 
 
-def check_onnx(uri: str) -> None:
-    """Opens a file that is to be published; only logs a warning where onnxruntime is not installed.
+def check_onnx(uri: str) -> dict[str, str] | None:
+    """Opens a file that is to be published; returns its metadata. None, with a warning in the log, where onnxruntime is
+    not installed.
     Raises ValueError: as OnnxClassifier."""
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning(printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
-        return
+        return None
     with storage.local_copy(uri) as path:
-        OnnxClassifier(path, uri)
+        return OnnxClassifier(path, uri).metadata
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
@@ -166,13 +151,13 @@ def providers(onnxruntime: Any) -> list[str]:
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
-METADATA = "abstention"
+ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
 def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
     """The threshold in an ONNX file's metadata, None if there is none. Raises ValueError: it is damaged."""
-    if METADATA not in metadata:
+    if ABSTENTION not in metadata:
         return None
 
     def parse(content: dict[str, Any]) -> float:
@@ -181,7 +166,7 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
         return float(value)
 
     damaged = UserError(f"{where}: the threshold in its metadata is damaged")
-    return storage.parse_object(metadata[METADATA], parse, damaged)
+    return storage.parse_object(metadata[ABSTENTION], parse, damaged)
 
 
 def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
@@ -202,16 +187,9 @@ class Classifier(Protocol):
     classes: list[str]
     preprocess: Preprocess
     metadata: dict[str, str]
-    dimensions: int  # D of the embeddings; 0: it has none
 
-    def predict(self, pixels: np.ndarray, embeddings: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        """uint8 [B, S, S, 3] -> probabilities float32 [B, K]; and, if requested, embeddings float32 [B, D]."""
-
-
-def require_embeddings(classifier: Classifier, flag: str = "--embeddings") -> None:
-    """Raises ValueError: the model has none."""
-    hint = "export it again with `must export --embeddings`"
-    require(classifier.dimensions > 0, f"{flag}: {classifier.where} gives no embeddings; {hint}")
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [B, K] of uint8 [B, S, S, 3]."""
 
 
 class Model(NamedTuple):

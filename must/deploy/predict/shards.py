@@ -29,8 +29,8 @@ from must.config.defaults import parse_part
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard, texts_of
 from must.data.sources.tables import need_pyarrow
-from must.deploy.predict.parquet import Run, Table, decode_rows, file_name, read_stats
-from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, require_embeddings, threshold
+from must.deploy.predict.parquet import Run, ShardWriter, decode_rows, file_name, read_stats
+from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     with open_model(config) as model, processes as decoders:
         classifier = cache(lambda: model.open(True))
         config = with_threshold(config, classifier)
-        run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain, config.embeddings)
+        run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain)
         claim(config.output, run)
         sizes = predictions_in(config.output, shards)
         file_stats = stats_of_files(config.output, [shard for shard in part if file_name(shard) in sizes], sizes, run)
@@ -70,13 +70,10 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
 
 
 def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
-    """The parameters with the threshold in the model for an --abstain of -1. Raises ValueError: the model has none, or
-    it has no embeddings and they are requested."""
-    if config.abstain != STORED and not config.embeddings:
+    """The parameters with the threshold in the model for an --abstain of -1. Raises ValueError: the model has none."""
+    if config.abstain != STORED:
         return config
     classifier = open_classifier()
-    if config.embeddings:
-        require_embeddings(classifier)
     return replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
 
 
@@ -90,26 +87,19 @@ def predict_missing(
         closing(prefetched(config.shards, shards)) as shard_files,
     ):
         for shard, path, offsets, texts in shard_files:
-            table = Table(classifier.classes, run)
             size, preprocess = config.batch_size, classifier.preprocess
             jobs = (
                 (path, offsets[i : i + size], texts and texts[i : i + size], preprocess, index.max_pixels)
                 for i in range(0, len(offsets), size)
             )
-            for batch in decoders.in_order(decode_rows, jobs):
-                pixels = [item.pixels for item in batch if item.pixels is not None]
-                table.add(batch, *predict(classifier, pixels, run.embeddings))
-                progress.update(len(batch))
-            file_stats.append(table.write(storage.join(config.output, file_name(shard)), shard))
+            with storage.open_write(storage.join(config.output, file_name(shard))) as file:
+                writer = ShardWriter(file, classifier.classes, run)
+                for batch in decoders.in_order(decode_rows, jobs):
+                    pixels = [item.pixels for item in batch if item.pixels is not None]
+                    writer.add(batch, classifier(np.stack(pixels)) if pixels else np.zeros((0, 0), np.float32))
+                    progress.update(len(batch))
+                file_stats.append(writer.close(shard))
     return file_stats
-
-
-def predict(classifier: Classifier, pixels: list[np.ndarray], embeddings: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """`classifier.predict` for any number of images, including 0."""
-    if pixels:
-        return classifier.predict(np.stack(pixels), embeddings)
-    empty = np.zeros((0, len(classifier.classes)), np.float32)
-    return empty, np.zeros((0, classifier.dimensions), np.float32) if embeddings else None
 
 
 class ShardFiles(NamedTuple):

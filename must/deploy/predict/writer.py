@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-
 from must.base import storage
 from must.base.text import Rows, cell, printable
 
@@ -16,13 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """An image and its K most probable classes, best first; its embedding, float32 [D], if requested."""
+    """An image and its K most probable classes, best first."""
 
     image: str
     classes: list[str]
     probabilities: list[float]
     abstained: bool = False  # the first probability is below the threshold
-    embedding: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -83,7 +80,7 @@ def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction],
 
 def jsonl_writer(text: TextIO, abstains: bool) -> Callable[[Prediction], None]:
     """One line per image: {"image": ..., "predictions": [{"class": ..., "probability": ...}, ...]}; with a threshold
-    also "abstained": true or false, and with embeddings "embedding": D numbers, with all digits of float32."""
+    also "abstained": true or false."""
 
     def write(prediction: Prediction) -> None:
         row: dict[str, Any] = {"image": prediction.image}
@@ -91,8 +88,6 @@ def jsonl_writer(text: TextIO, abstains: bool) -> Callable[[Prediction], None]:
             row["abstained"] = prediction.abstained
         top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
         row["predictions"] = top
-        if prediction.embedding is not None:
-            row["embedding"] = [float(str(number)) for number in prediction.embedding]  # 0.1, not 0.10000000149011612
         text.write(json.dumps(row) + "\n")
 
     return write

@@ -1,6 +1,5 @@
 """`must promote`: adds a model to the registry as a version and the champion; or rolls back to an earlier champion."""
 
-import hashlib
 import logging
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +11,6 @@ from must.base.parameters import require
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.deploy.predict.session import check_onnx
-from must.deploy.promote.external_registries import ExternalRegistry, external_registry_of
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
     ONNX_FOLDER,
@@ -21,14 +19,22 @@ from must.deploy.promote.registry import (
     Latest,
     OtherOnnxError,
     Registry,
-    is_of,
+    hash_file,
+    is_version_of,
 )
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
-from must.method.model.bundle import check_weights, load_description
-from must.method.model.provenance import Provenance
+from must.method.model.bundle import (
+    Description,
+    check_weights,
+    load_description,
+    require_same_model,
+    require_weights,
+)
 
 logger = logging.getLogger(__name__)
+
+ROLLED_BACK = "rolled back from"  # begins the reason in LATEST
 
 
 def promote(config: PromoteConfig) -> Latest:
@@ -38,29 +44,28 @@ def promote(config: PromoteConfig) -> Latest:
     registry = Registry(config.registry, config.name)
     if config.list:
         return print_champion(registry)
-    external = external_registry_of(config)
-    if config.rollback:
-        latest = roll_back(registry, config.to)
-        if external:
-            champion = external.move(latest.version)
-            stays = f"{latest.version} is not there, and the champion stays"
-            logger.info(f"{external.title}: {external.name}: {f'the champion is {champion}' if champion else stays}")
-        return latest
-    return add_version(registry, config, external)
+    return roll_back(registry, config.to) if config.rollback else add_version(registry, config)
 
 
-def add_version(registry: Registry, config: PromoteConfig, external: ExternalRegistry | None) -> Latest:
+def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     description = load_description(config.model)
     decision = read_decision(config.decision) if config.decision else None
+    metrics = read_metrics(config.metrics) if config.metrics else None
+    if metrics:
+        label, remedy = f"--metrics {config.metrics}", "run `must evaluate` again"
+        require_same_model(label, metrics.model.weights_sha256, description, remedy)
+    if decision:
+        label, remedy = f"--decision {config.decision}", "run `must gate` again"
+        require_same_model(label, decision.weights_sha256, description, remedy)
     require(
         decision is None or decision.passed,
         f"--decision {config.decision}: the gate stopped this model; promote without --decision to overrule it",
     )
     provenance = description.provenance
-    version = config.version or version_of(config.model, provenance)
+    version = config.version or version_name(config.model, description)
     current = registry.latest().version
     require(
-        not decision or decision.outcome != NOTHING_KEPT or not current or is_of(current, version),
+        not decision or decision.outcome != NOTHING_KEPT or not current or is_version_of(current, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -71,40 +76,43 @@ def add_version(registry: Registry, config: PromoteConfig, external: ExternalReg
         "must_version": description.must_version,
         "champion_before": config.champion,
         "decision": asdict(decision) if decision else None,
-        "metrics": numbers_of(read_metrics(config.metrics)) if config.metrics else None,
+        "metrics": single_numbers(metrics) if metrics else None,
         "index_sha256": provenance.index_sha256 or None,
         "index_revision": provenance.index_revision,
         "git_revision": provenance.git_revision,
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
-    if not config.version and expected not in (None, current) and is_of(current, version):
+    if not config.version and expected not in (None, current) and is_version_of(current, version):
         logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
         version = current
     else:
-        version = store(registry, config, version, facts)
+        version = store(registry, config, description, version, facts)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
     logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
-    if external:
-        champion = external.put(version, config.onnx, flatten(facts["metrics"]), tags_of(facts, registry, version))
-        logger.info(f"{external.title}: {external.name}: {champion} is there, and the champion")
     return latest
 
 
-def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[str, Any]) -> str:
+def store(
+    registry: Registry, config: PromoteConfig, description: Description, version: str, facts: dict[str, Any]
+) -> str:
     """Adds the model to the registry unless it has it; returns the version. Without --version, the name is extended if
     a version with the same weights has another ONNX file.
-    Raises ValueError: --version exists and is another model, or has another ONNX file."""
+    Raises ValueError: the files are not of one model; or --version exists and is another model, or has another ONNX
+    file."""
     require_no_links(config.model, "--model")
-    check_weights(storage.join(config.model, WEIGHTS_FILE))
+    weights = storage.join(config.model, WEIGHTS_FILE)
+    check_weights(weights)
+    require_weights(weights, description, hash_file(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
     files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in bundle]}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
         files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
-        if ONNX_FILE in names:
-            check_onnx(storage.join(config.onnx, ONNX_FILE))
+        if ONNX_FILE in names and (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
+            label, remedy = f"--onnx {config.onnx}", "run `must export` again"
+            require_same_model(label, metadata.get("weights_sha256", ""), description, remedy)
     try:
         registry.add(version, files, facts)
     except OtherOnnxError as error:
@@ -115,24 +123,22 @@ def store(registry: Registry, config: PromoteConfig, version: str, facts: dict[s
     return version
 
 
-def flatten(metrics: dict[str, dict[str, float]] | None) -> dict[str, float]:
-    return {f"{model}/{name}": value for model, values in (metrics or {}).items() for name, value in values.items()}
-
-
-def tags_of(facts: dict[str, Any], registry: Registry, version: str) -> dict[str, str]:
-    """The tags of the version in an external registry: the origin of the model."""
-    names = ("backbone", "index_sha256", "index_revision", "git_revision", "must_version")
-    known = {f"must.{name}": str(facts[name]) for name in names if facts[name] is not None}
-    return {**known, "must.uri": registry.uri_of(version)}
-
-
 def roll_back(registry: Registry, to: str) -> Latest:
+    """Makes the champion before, or the earlier champion `to`, the champion again. The same command again changes
+    nothing: after a rollback only `to` goes further back.
+    Raises ValueError: there is no such champion, or its version was deleted."""
     try:
         latest = registry.latest()
     except DamagedError:
         if not to:
             raise
-        return repair(registry, to)
+        require(registry.has(to), f"--to {to}: is no version of {registry.uri}")
+        logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; earlier champions are not listed")
+        return registry.repair(to)
+    if latest.version and (to == latest.version or (not to and latest.reason.startswith(ROLLED_BACK))):
+        further = "" if to or not latest.previous else f"; further back: --to {latest.previous[-1]}"
+        logger.info(f"{registry.uri}: LATEST is {latest.version} already ({latest.reason}){further}")
+        return latest
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
     target = to or latest.previous[-1]
     require(
@@ -140,17 +146,9 @@ def roll_back(registry: Registry, to: str) -> Latest:
         f"--to {target}: was no champion before {latest.version}; earlier ones: {', '.join(latest.previous)}",
     )
     require(registry.has(target), f"{registry.uri_of(target)}: the version was deleted; choose another with --to")
-    moved = registry.set_champion(target, f"rolled back from {latest.version}", latest.version, back=True)
+    moved = registry.set_champion(target, f"{ROLLED_BACK} {latest.version}", latest.version, back=True)
     logger.info(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
     return moved
-
-
-def repair(registry: Registry, to: str) -> Latest:
-    """Replaces a damaged LATEST."""
-    versions = [version["version"] for version in registry.versions()]
-    require(to in versions, f"--to {to}: is no version of {registry.uri}; there are: {', '.join(versions) or 'none'}")
-    logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; earlier champions are not listed")
-    return registry.repair(to)
 
 
 def print_champion(registry: Registry) -> Latest:
@@ -164,18 +162,17 @@ def print_champion(registry: Registry) -> Latest:
     return latest
 
 
-def version_of(model: str, provenance: Provenance) -> str:
-    """A name for the version. Raises ValueError: the revision of the bundle's data is not valid."""
-    revision = provenance.index_revision or 0
+def version_name(model: str, description: Description) -> str:
+    """The data's revision and the weights. Raises ValueError: the revision of the bundle's data is not valid."""
+    revision = description.provenance.index_revision or 0
     require(
         0 <= revision < 10**9,
         f"--model {model}: its index_revision, {brief(revision)}, is no whole number from 0; name it with --version",
     )
-    weights = storage.read_bytes(storage.join(model, WEIGHTS_FILE))
-    return f"r{revision:04d}-{hashlib.sha256(weights).hexdigest()[:12]}"
+    return f"r{revision:04d}-{description.weights_sha256[:12]}"
 
 
-def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
+def single_numbers(metrics: Metrics) -> dict[str, dict[str, float]]:
     """The metrics that the registry stores: those that are single numbers, by model."""
     models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
     return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}

@@ -20,7 +20,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ONNX_FILE, VERSION_FILE
+from must.base.files import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
@@ -34,7 +34,7 @@ Row = tuple[np.ndarray, "asyncio.Future[Any]"]
 
 logger = logging.getLogger(__name__)
 
-ONNX = f"onnx/{ONNX_FILE}"  # below a version of the registry
+ONNX, WEIGHTS = f"onnx/{ONNX_FILE}", f"bundle/{WEIGHTS_FILE}"  # below a version of the registry
 
 
 class ServedModel:
@@ -114,9 +114,7 @@ class ServedModel:
 
     def run(self, rows: np.ndarray) -> np.ndarray:
         """The graph's input [N, ...] -> probabilities float32 [N, K]."""
-        classifier = self.classifier
-        probability: np.ndarray = classifier.session.run([classifier.output_name], {classifier.input_name: rows})[0]
-        return probability
+        return self.classifier.run(rows)
 
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs.
@@ -195,7 +193,7 @@ class Champion:
         files = described.get("files")
         fact = files.get(ONNX) if isinstance(files, dict) else None
         require(isinstance(fact, dict), f"{version} was promoted without its ONNX file (`must promote --onnx`)")
-        assert isinstance(fact, dict)
+        assert isinstance(files, dict) and isinstance(fact, dict)
         # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
         with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
             written = storage.HashingFile(file)
@@ -203,7 +201,13 @@ class Champion:
             file.flush()
             same = written.size == fact.get("bytes") and written.sha256 == fact.get("sha256")
             require(same, f"{uri}: is not the file that was promoted: its checksum differs")
-            return OnnxClassifier(Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True)
+            classifier = OnnxClassifier(
+                Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True
+            )
+        weights = files.get(WEIGHTS, {}).get("sha256", "")
+        same = not weights or classifier.metadata.get("weights_sha256") == weights
+        require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
+        return classifier
 
 
 class Models:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ class Description:
     provenance: Provenance = field(default_factory=Provenance)
     must_version: str = __version__
     format: int = BUNDLE_FORMAT
+    weights_sha256: str = ""  # of model.safetensors; "" for a bundle that was not written
 
     def to_dict(self) -> dict[str, Any]:
         """The content of model.json."""
@@ -53,12 +56,14 @@ class Description:
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description) -> None:
-    """Writes both files; the description last, so that a folder with model.json is a complete bundle."""
+    """Deletes model.json first and writes it last, with the weights' sha256: a folder with it is a complete bundle."""
     from safetensors.torch import save
 
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    storage.write_bytes(storage.join(folder, WEIGHTS_FILE), save(weights))
-    storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), json.dumps(description.to_dict(), indent=1).encode())
+    weights = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    description = replace(description, weights_sha256=hashlib.sha256(weights).hexdigest())
+    storage.delete(file := storage.join(folder, DESCRIPTION_FILE))
+    storage.write_bytes(storage.join(folder, WEIGHTS_FILE), weights)
+    storage.write_bytes(file, json.dumps(description.to_dict(), indent=1).encode())
 
 
 def load_description(folder: str) -> Description:
@@ -82,6 +87,7 @@ def checked(values: dict[str, Any]) -> Description | int | float:
     provenance = Provenance.of_dict(values.get("provenance", {}))
     description = replace(record_of(Description, values | {"provenance": {}}), provenance=provenance)
     require(0 < description.logit_factor <= LARGEST_FACTOR, "a factor out of range")
+    require(re.fullmatch("[0-9a-f]{64}", description.weights_sha256) is not None, "no sha256 of the weights")
     return description
 
 
@@ -125,6 +131,7 @@ def load_bundle(folder: str) -> Bundle:
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file}: is damaged") from None
     data = storage.read_bytes(uri)
+    require_weights(uri, description, hashlib.sha256(data).hexdigest())
     try:
         weights = load(data)
         model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)
@@ -134,6 +141,24 @@ def load_bundle(folder: str) -> Bundle:
     names, columns = len(description.classes), model.classifier.shape[1]
     require(names == columns, f"{file}: names {names} classes, {WEIGHTS_FILE} has {columns}; copy both files again")
     return Bundle(model.eval(), description)
+
+
+def require_weights(uri: str, description: Description, sha256: str) -> None:
+    """Raises UserError: the weights with `sha256` at `uri` are not those that model.json describes."""
+    require(
+        sha256 == description.weights_sha256,
+        f"{uri}: is damaged or of another model than the {DESCRIPTION_FILE} beside it; copy both files again",
+    )
+
+
+def require_same_model(label: str, weights_sha256: str, description: Description, remedy: str) -> None:
+    """Raises UserError, which begins with `label`: what was made with the weights `weights_sha256` does not belong to
+    the bundle of `description`. `remedy`: the command that makes it of this bundle."""
+    require(
+        weights_sha256 == description.weights_sha256,
+        f"{label}: was made of another model (weights {brief(weights_sha256)[:14]}, of this bundle "
+        f"{description.weights_sha256[:12]}); {remedy}",
+    )
 
 
 def zero_shot_bundle(

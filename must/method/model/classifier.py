@@ -100,6 +100,7 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
     from open_clip import build_zero_shot_classifier
 
     check_prompts(backbone.tokenizer, class_set)
+    check_vocabulary(backbone, class_set)
     clip = backbone.clip.to(device)
     columns = []
     shared = all(len(prompts) == len(class_set.prompts[0]) for prompts in class_set.prompts)
@@ -116,6 +117,19 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
             templates = [lambda _, prompt=prompt: prompt for prompt in prompts]
             columns.append(build_zero_shot_classifier(clip, backbone.tokenizer, [name], templates, device=device))
     return torch.cat(columns, dim=1).float().cpu()
+
+
+def check_vocabulary(backbone: Any, class_set: ClassSet) -> None:
+    """Raises UserError: the tokenizer is of another text tower, and gives numbers without an embedding in this one."""
+    embedding = getattr(getattr(backbone.clip, "text", backbone.clip), "token_embedding", None)
+    if embedding is None:  # a text tower of transformers, which comes with its tokenizer
+        return
+    largest = int(backbone.tokenizer([prompts[0] for prompts in class_set.prompts]).max())
+    require(
+        largest < embedding.num_embeddings,
+        f"--model {backbone.model}: its tokenizer gives the number {largest}, its text tower has "
+        f"{embedding.num_embeddings} embeddings; put the tokenizer's files of the same model into the folder",
+    )
 
 
 def check_prompts(tokenizer: Any, class_set: ClassSet) -> None:

@@ -65,7 +65,7 @@ def fetched(repository: str, *names: str) -> bool:
         TransientError: the hub cannot be reached, or is busy.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     hub, timeout_setting = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
     timeout_s = PATIENCE if timeout_setting == constants.DEFAULT_ETAG_TIMEOUT else timeout_setting
@@ -73,9 +73,11 @@ def fetched(repository: str, *names: str) -> bool:
         try:
             get_hf_file_metadata(hf_hub_url(repository, name), timeout=timeout_s)
             hf_hub_download(repository, name, etag_timeout=timeout_s)
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # many kinds of network errors, which change with huggingface_hub's versions
+        except Exception as problem:  # many kinds of network errors, which change with huggingface_hub's versions
+            in_transit = isinstance(problem, LocalEntryNotFoundError)  # the hub has the file, and it did not arrive
+            if isinstance(problem, EntryNotFoundError) and not in_transit:
+                continue
+            error = problem.__cause__ if in_transit and isinstance(problem.__cause__, Exception) else problem
             if any(cached(repository, file) for file in names):
                 logger.info(f"the hub {hub} cannot serve {repository}; using the cached copy")
                 return False

@@ -1,7 +1,6 @@
 """The origin of an adapted model: training and selection write it into the bundle.
 
 In the bundle it is the JSON that `to_dict` makes and `of_dict` reads; the bundle's `format` is the version of both.
-Unknown fields of earlier versions are kept in `more`, so that a bundle that is written again loses nothing.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -52,22 +51,18 @@ class Selection:
     by: str = ""
     check: CheckResult | None = None
     measured: Measured | None = None
-    more: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_dict(cls, values: Any) -> Self | None:
-        """None: nothing that this version can read."""
-        if not isinstance(values, dict):
-            return None
+        """None: not what `to_dict` makes."""
         try:
-            selection = record_of(cls, {name: value for name, value in values.items() if name != "more"})
+            selection = record_of(cls, values)
         except ValueError:
             return None
-        return replace(selection, more=unknown(cls, values)) if 0 <= selection.alpha <= 1 else None
+        return selection if 0 <= selection.alpha <= 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        known = {name: value for name, value in asdict(self).items() if name != "more"}
-        return {name: value for name, value in known.items() if value not in (None, "")} | self.more
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,6 @@ class Provenance:
     model_folder: str = ""  # the pretrained model's own files
     model_sha256: str = ""
     selection: Selection | None = None
-    more: dict[str, Any] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self != type(self)()
@@ -96,17 +90,11 @@ class Provenance:
         """A selection that cannot be read is left out. Raises UserError: another value has a wrong type."""
         if not isinstance(values, dict):
             raise UserError("provenance has a wrong type")
-        plain = {name: value for name, value in values.items() if name not in ("selection", "more")}
-        selection = Selection.of_dict(values.get("selection"))
-        return replace(record_of(cls, plain), selection=selection, more=unknown(cls, values))
+        plain = {name: value for name, value in values.items() if name != "selection"}
+        return replace(record_of(cls, plain), selection=Selection.of_dict(values.get("selection")))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is not known."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "more"}
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
         nested = {name: known[name].to_dict() for name in ("summary", "selection") if known[name] is not None}
-        return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})} | self.more
-
-
-def unknown(kind: type[Selection] | type[Provenance], values: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
-    return {name: value for name, value in values.items() if name not in names}
+        return {name: value for name, value in (known | nested).items() if value not in (None, "", [], {})}

@@ -1,4 +1,4 @@
-"""The weights of a CLIP: read from a checkpoint of any training program, and renamed for transformers and back."""
+"""The weights of a CLIP: read from a checkpoint of any training program, and renamed from transformers."""
 
 import argparse
 import re
@@ -49,7 +49,7 @@ WEIGHT_KEYS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
 ANCHOR = "logit_scale"  # every CLIP has it: the text before it is the prefix of all names
 
 
-def names_of(name: str) -> list[str]:
+def transformers_names(name: str) -> list[str]:
     """The transformers names of open_clip's tensor `name`: one, or three whose tensors are concatenated."""
     parts = PARTS.search(name)
     names = [f"{name[: parts.start()]}.self_attn.{part}_proj.{parts[2]}" for part in "qkv"] if parts else [name]
@@ -58,34 +58,12 @@ def names_of(name: str) -> list[str]:
     return names
 
 
-def to_transformers(clip: nn.Module) -> dict[str, Tensor]:
-    """The weights of open_clip's model for transformers."""
-    source = clip.state_dict()
-    weights: dict[str, Tensor] = {}
-    for name, value in source.items():
-        names = names_of(name)
-        if name.startswith(POOL + "kv."):
-            continue
-        if name.startswith(POOL + "q."):
-            value = torch.cat([value, source[name.replace(".q.", ".kv.")]])
-        elif name in TRANSPOSED:
-            value = value.T
-        elif name == "visual.trunk.pos_embed":
-            value = value[0]
-        elif name == "visual.class_embedding":
-            value = value.reshape(-1)
-        elif name in ("logit_scale", "logit_bias"):
-            value = value.reshape([1] if "logit_bias" in source else [])
-        weights.update(zip(names, value.chunk(3) if len(names) > 1 else [value], strict=True))
-    return weights
-
-
 def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Transformers' weights `source`, renamed for open_clip's model `clip`, which is not changed.
     Raises ValueError: tensors are missing, unknown, or of other shapes."""
     weights, used = dict[str, Tensor](), set[str]()
     for name, target in clip.state_dict().items():
-        names = names_of(name)
+        names = transformers_names(name)
         missing = [source_name for source_name in names if source_name not in source]
         if missing:
             raise UserError(f"its weights have no {missing[0]}")

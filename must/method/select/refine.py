@@ -39,7 +39,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes predictions.csv to OUTPUT, one row per image, then refined.json; returns the content of refined.json.
     Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    classes, model = zero_shot.description.classes, None
+    classes, model, weights_sha256 = zero_shot.description.classes, None, ""
     if config.model:
         bundle = load_bundle(config.model)
         require_classes(f"--classifier {config.classifier}", bundle.description.classes, classes)
@@ -47,7 +47,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
             f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
         )
-        model = bundle.model
+        model, weights_sha256 = bundle.model, bundle.description.weights_sha256
     answers = answers_of(config, classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
@@ -61,6 +61,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "images": len(extracted.numbers),
         "undecodable": source.skipped,
         "answers": len(answers),
+        "weights_sha256": weights_sha256,  # of --model
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "config": config.to_dict(),
     }

@@ -20,11 +20,6 @@ def predict_config(predict: Prediction) -> PredictConfig:
     return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
 
 
-def predicts_embeddings(cluster: Cluster) -> bool:
-    """Whether the stage predict exists and needs a model with embeddings."""
-    return cluster.predict.pods > 0 and predict_config(cluster.predict).embeddings
-
-
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from must.config import ExportConfig
-from must.deploy.export.onnx import compare, reference, reference_embeddings, require_check, smallest_cosine
+from must.deploy.export.export import compare, reference, require_check, smallest_cosine
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from tests.evaluation.digits import pixels_of
@@ -37,8 +37,10 @@ def test_nothing_else_of_the_graph_changes(embedded, exported, real):
     assert plain.graph.initializer == more.graph.initializer
     metadata = [{entry.key: entry.value for entry in model.metadata_props} for model in (plain, more)]
     assert json.loads(metadata[1].pop("embedding")) == {"dimensions": 64, "length": 1} and metadata[0] == metadata[1]
-    classifiers = [OnnxClassifier(folder / "model.onnx") for folder in (exported[1], embedded)]
-    assert np.array_equal(*(classifier(real[0]) for classifier in classifiers))
+    pixels, expected = real
+    outputs = [OnnxClassifier(folder / "model.onnx").outputs(pixels) for folder in (exported[1], embedded)]
+    assert np.array_equal(outputs[0][0], outputs[1][0]) and [len(values) for values in outputs] == [1, 2]
+    np.testing.assert_allclose(outputs[1][1], expected, atol=1e-5)
     assert "dimensions" not in exported[0] and "cosine" not in exported[0]["check"]
     onnx.checker.check_model(more, full_check=True)
 
@@ -47,22 +49,22 @@ def test_another_models_embeddings_are_refused(digits, embedded, real):
     pixels, expected = real
     classifier, bundle = OnnxClassifier(embedded / "model.onnx"), load_bundle(digits.adapted)
     config = ExportConfig(model="m", output="out", embeddings=True)
-    features = reference_embeddings(bundle, pixels)
+    probability, features = reference(bundle, pixels)
     np.testing.assert_allclose(features, expected, atol=1e-5)
-    check = compare(reference(bundle, pixels), classifier, pixels, features)
+    check = compare(probability, classifier, pixels, features)
     require_check(check, config)
     assert check.cosine > 0.99999 and "smallest cosine of an embedding" in check.line()
     turned = np.roll(features, 1, axis=1)
-    for other in (turned, reference_embeddings(load_bundle(digits.zero_shot), pixels)):
+    for other in (turned, reference(load_bundle(digits.zero_shot), pixels)[1]):
         with pytest.raises(ValueError, match=r"cosine of an embedding .* a cosine of 0.9999; nothing was written"):
-            require_check(compare(reference(bundle, pixels), classifier, pixels, other), config)
+            require_check(compare(probability, classifier, pixels, other), config)
     require_check(replace(check, cosine=0.96), replace(config, precision="int8"))
     assert smallest_cosine(features, 1.01 * features) == smallest_cosine(features, features * np.nan) == -1
 
 
 def test_a_file_that_gives_none_where_they_were_asked_for_is_refused(digits, exported, real):
     bundle, classifier = load_bundle(digits.adapted), OnnxClassifier(exported[1] / "model.onnx")
-    check = compare(reference(bundle, real[0]), classifier, real[0], real[1])
+    check = compare(reference(bundle, real[0])[0], classifier, real[0], real[1])
     with pytest.raises(ValueError, match="nothing was written"):
         require_check(check, ExportConfig(model="m", output="out", embeddings=True))
 

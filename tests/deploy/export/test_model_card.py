@@ -11,7 +11,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.text import encoded
 from must.config import EvaluateConfig
-from must.deploy.export.model_card import hub_card, licence, model_card
+from must.deploy.export.model_card import backbone_licence, hub_card, model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import Description, load_description
@@ -66,7 +66,7 @@ def test_names_are_text():
     ],
 )
 def test_licence_of_the_backbone(tag, text):
-    assert text in licence(description(pretrained=tag))
+    assert text in backbone_licence(tag)
 
 
 def test_wrong_metrics(tmp_path):
@@ -88,12 +88,11 @@ def read(text: str, tmp_path) -> Any:
     ("to", "task"),
     [
         ("open_clip", "zero-shot-image-classification"),
-        ("transformers", "zero-shot-image-classification"),
         ("onnx", "image-classification"),
     ],
 )
 def test_front_matter(to, task, tmp_path):
-    card = read(hub_card(description(), taken(to), None, "" if to == "onnx" else "`use`", ""), tmp_path)
+    card = read(hub_card(description(), taken(to), None, ""), tmp_path)
     assert (card.data.library_name, card.data.pipeline_tag) == (to, task)
     assert "clip" in card.data.tags and card.data.base_model == "timm/vit_base_patch16_clip_224.openai"
     assert card.data.license is None and card.data.eval_results is None, "nothing is claimed that nobody said"
@@ -103,7 +102,7 @@ def test_front_matter(to, task, tmp_path):
 def test_licence_and_metrics_are_what_was_given(tmp_path):
     story = {"config": {"epochs": 3}}
     adapted = description(provenance=Provenance.of_dict(story))
-    card = read(hub_card(adapted, taken("open_clip"), MEASURED, "`use`", "cc-by-4.0"), tmp_path)
+    card = read(hub_card(adapted, taken("open_clip"), MEASURED, "cc-by-4.0"), tmp_path)
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values == {"top-1": 0.9, "mean per class": 0.7}
@@ -114,7 +113,7 @@ def test_licence_and_metrics_are_what_was_given(tmp_path):
 
 def test_without_labels_there_is_no_number(tmp_path):
     metrics = replace(MEASURED, labelled=0, adapted=None)
-    card = read(hub_card(description(), taken("open_clip"), metrics, "`use`", ""), tmp_path)
+    card = read(hub_card(description(), taken("open_clip"), metrics, ""), tmp_path)
     assert card.data.eval_results is None and "Accuracy is unknown" in card.text
 
 
@@ -130,7 +129,7 @@ def test_without_labels_there_is_no_number(tmp_path):
 )
 def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
     changed = description(backbone=backbone, pretrained=pretrained)
-    assert read(hub_card(changed, taken("open_clip"), None, "`use`", ""), tmp_path).data.base_model == base
+    assert read(hub_card(changed, taken("open_clip"), None, ""), tmp_path).data.base_model == base
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_a_name_is_text_wherever_it_stands(name, tmp_path):
     made = Provenance(git_revision=name)
     changed = description(classes=[name, "other"], backbone=name, pretrained=name, provenance=made)
     exported = taken("open_clip") | {"checked_on": name}
-    text = hub_card(changed, exported, metrics, "`use`", "")
+    text = hub_card(changed, exported, metrics, "")
     card = read(text, tmp_path)
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags", "model-index"}
     front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))

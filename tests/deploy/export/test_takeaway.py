@@ -1,11 +1,9 @@
-"""What `must export --to` writes, another library loads with its own code and answers as the bundle does."""
+"""What `must export --to open_clip` writes, open_clip loads with its own code and gives the bundle's logits."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +30,6 @@ from tests.method.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
 CHECKED = 1e-4  # of a logit; below 30
-# Not in the environment of `make test`, where every command would import it (pyproject.toml says why).
-needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None and not os.environ.get("REQUIRE_TRANSFORMERS"),
-    reason="transformers is not installed; `make test-transformers` runs this",
-)
-each_library = pytest.mark.parametrize("to", ["open_clip", pytest.param("transformers", marks=needs_transformers)])
 
 
 class Tiny(NamedTuple):
@@ -70,8 +62,8 @@ def made(tmp_path_factory):
     return make
 
 
-def taken(tiny: Tiny, to: str, output: Path, **more: Any) -> Path:
-    export(ExportConfig(model=tiny.bundle, classifier=tiny.classifier, to=to, output=str(output), **more))
+def exported_folder(tiny: Tiny, output: Path, **more: Any) -> Path:
+    export(ExportConfig(model=tiny.bundle, classifier=tiny.classifier, to="open_clip", output=str(output), **more))
     return output
 
 
@@ -106,7 +98,7 @@ def largest_difference(folder: Path, bundle: Bundle, encode: Any) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_open_clip_alone(made, family, tmp_path, record_property):
     tiny = made(family)
-    folder, bundle = taken(tiny, "open_clip", tmp_path / "ours"), load_bundle(tiny.bundle)
+    folder, bundle = exported_folder(tiny, tmp_path / "ours"), load_bundle(tiny.bundle)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     difference = largest_difference(folder, bundle, model.encode_image)
@@ -121,64 +113,17 @@ def test_open_clip_alone(made, family, tmp_path, record_property):
     torch.testing.assert_close(preprocess(picture())[None], prepared(bundle), atol=1e-6, rtol=0)
 
 
-@needs_transformers
-def test_transformers_alone(made, tmp_path, record_property):
-    import transformers
-
-    tiny = made("clip")
-    folder, bundle = taken(tiny, "transformers", tmp_path / "ours"), load_bundle(tiny.bundle)
-    assert bundle.description.architecture["quick_gelu"]
-    model = transformers.CLIPVisionModelWithProjection.from_pretrained(folder).eval()  # a part of the same file
-    difference = largest_difference(folder, bundle, lambda part: model(pixel_values=part).image_embeds)
-    record_property("largest difference of a logit", difference)
-    assert difference < CHECKED
-    before = open_clip.create_model(f"local-dir:{tiny.model}").eval()
-    words = open_clip.get_tokenizer(f"local-dir:{tiny.model}", bpe_path=f"{tiny.model}/bpe.txt.gz")
-    texts = ["a zero", "Don't  stop", "33, <b>", "naïve café"]
-    whole = transformers.CLIPModel.from_pretrained(folder).eval()
-    processor = transformers.CLIPProcessor.from_pretrained(folder)
-    theirs, inputs = processor(text=texts, return_tensors="pt", padding=True), images(bundle)
-    with torch.no_grad():
-        out = whole(**theirs, pixel_values=inputs)
-        text_feature = F.normalize(before.encode_text(words(texts)), dim=-1)
-        torch.testing.assert_close(out.text_embeds, text_feature, atol=1e-5, rtol=0)
-        feature = F.normalize(bundle.model.visual(inputs), dim=-1)
-        torch.testing.assert_close(out.logits_per_image, FACTOR * feature @ text_feature.T, atol=1e-4, rtol=0)
-
-
-@needs_transformers
-def test_transformers_prepares_the_same_pixels_with_pillow(made, tmp_path, record_property):
-    import transformers
-
-    tiny = made("clip")
-    folder, bundle = taken(tiny, "transformers", tmp_path / "ours"), load_bundle(tiny.bundle)
-    for backend, most in (("pil", 1e-5), ("torchvision", 0.1)):
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend)
-        difference = (processor(picture(), return_tensors="pt")["pixel_values"] - prepared(bundle)).abs().max().item()
-        record_property(f"largest difference of a normalised pixel, {backend}", difference)
-        assert difference < most
-
-
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "clip"])
-def test_what_transformers_cannot_hold_is_refused_in_one_line(made, family, tmp_path):
-    with pytest.raises(ValueError, match="neither CLIPModel nor SiglipModel can hold this model") as error:
-        taken(made(family), "transformers", tmp_path / "ours")
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir()), "nothing is left, not the scratch folder either"
-
-
-@each_library
-def test_one_export_on_top_of_another(made, tmp_path, to):
-    tiny, output = made("clip"), tmp_path / "ours"
+def test_one_export_on_top_of_another(made, tmp_path):
+    output = tmp_path / "ours"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    for kind in (to, "open_clip", to):
-        taken(tiny, kind, output)
-        alone = taken(tiny, kind, tmp_path / "alone" / kind)
-        assert {path.name for path in output.iterdir()} == {path.name for path in alone.iterdir()} | {"notes.txt"}
-        for path in alone.iterdir():
-            assert (output / path.name).read_bytes() == path.read_bytes()
-            assert path.stat().st_mode & 0o444 == 0o444
+    (output / "vocab.json").write_text("of another text tower")
+    exported_folder(made("clip"), output)
+    alone = exported_folder(made("clip"), tmp_path / "alone")
+    assert {path.name for path in output.iterdir()} == {path.name for path in alone.iterdir()} | {"notes.txt"}
+    for path in alone.iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes()
+        assert path.stat().st_mode & 0o444 == 0o444
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -186,11 +131,11 @@ def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, 
     from must.deploy.export import open_clip as kind
 
     tiny, output = made("clip"), tmp_path / "ours"
-    before = {path.name: path.read_bytes() for path in taken(tiny, "open_clip", output).iterdir()}
-    features = kind.features
-    monkeypatch.setattr(kind, "features", lambda folder, images: features(folder, images).flip(1))
-    with pytest.raises(ValueError, match="the library computes another network"):
-        taken(tiny, "open_clip", output)
+    before = {path.name: path.read_bytes() for path in exported_folder(tiny, output).iterdir()}
+    features = kind.open_clip_features
+    monkeypatch.setattr(kind, "open_clip_features", lambda folder, images: features(folder, images).flip(1))
+    with pytest.raises(ValueError, match="open_clip computes another network"):
+        exported_folder(tiny, output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
@@ -200,7 +145,7 @@ def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, 
         ({"model": "nowhere"}, "no model.json there"),
         ({"classifier": ""}, "--classifier is missing"),
         ({"classifier": "nowhere.safetensors"}, "no such file; make it with `must classifier`"),
-        ({"precision": "fp16"}, "--precision goes with --to onnx"),
+        ({"precision": "int8"}, "--precision goes with --to onnx"),
         ({"min_agreement": "0.5"}, "--min-agreement goes with --to onnx"),
         ({"license": "My Licence!"}, "expected a short name of the hub's"),
     ],
@@ -217,19 +162,18 @@ def test_wrong_input_is_one_line(made, tmp_path, capfd, change, message):
 
 
 def test_a_folder_that_the_library_does_not_load_is_one_line(tmp_path):
-    from must.deploy.export.open_clip import features
+    from must.deploy.export.open_clip import open_clip_features
 
     with pytest.raises(ValueError, match="open_clip does not load what was") as error:
-        features(tmp_path, torch.zeros(1, 3, SIZE, SIZE))
+        open_clip_features(tmp_path, torch.zeros(1, 3, SIZE, SIZE))
     assert "\n" not in str(error.value)
 
 
-@each_library
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, to):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path):
     tiny, output = made("clip"), tmp_path / "ours"
-    before = {path.name: path.read_bytes() for path in taken(tiny, to, output).iterdir()}
+    before = {path.name: path.read_bytes() for path in exported_folder(tiny, output).iterdir()}
     with files_up_to(20_000), pytest.raises(ValueError, match=f"{tmp_path}: the model cannot be written: "):
-        taken(tiny, to, output)
+        exported_folder(tiny, output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
@@ -244,34 +188,16 @@ def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_se
     assert names >= {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors", "labels.txt"}
 
 
-@needs_transformers
-def test_the_published_vocabulary_gives_transformers_the_same_tokens(tmp_path):
-    """OpenAI's own, which open_clip brings along; with 1,000 class names."""
-    import transformers
-
-    from must.deploy.export.transformers import write_tokenizer
-
-    tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
-    write_tokenizer(tokenizer, tmp_path)
-    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.model_max_length) == (49406, 49407, 77)
-    names = [f"a photo of a {name}." for name in open_clip.IMAGENET_CLASSNAMES]
-    for text in [*names, "Don't  stop\n now", "33 1/3%, <b>bold</b> & co", "naïve café, 猫"]:
-        row = tokenizer([text])[0].tolist()
-        assert theirs(text)["input_ids"] == row[: row.index(49407) + 1], text
-
-
 def test_another_models_classifier_is_refused(made, tmp_path):
     tiny = made("clip")._replace(classifier=made("clipa").classifier)
     with pytest.raises(ValueError, match="whose image tower is of another shape"):
-        taken(tiny, "open_clip", tmp_path / "ours")
+        exported_folder(tiny, tmp_path / "ours")
 
 
-@each_library
 @pytest.mark.slow
-def test_the_readme_runs_as_it_stands(made, to, tmp_path):
+def test_the_readme_runs_as_it_stands(made, tmp_path):
     """In a fresh process that has none of this library."""
-    folder = taken(made("clip"), to, tmp_path / "ours")
+    folder = exported_folder(made("clip"), tmp_path / "ours")
     Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "photo.jpg")
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
     assert len(code.splitlines()) <= 11

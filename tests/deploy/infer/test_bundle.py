@@ -1,8 +1,6 @@
 """`must predict` with a bundle: what the ONNX file says that is exported from it, row by row."""
 
-import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ from must.base import storage
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.method.model.bundle import load_bundle, save_bundle
-from must.method.model.provenance import Provenance
 from tests.data.shards.test_shard_gcs import upload
 from tests.deploy.predict.test_predict_shards import rows_of
 
@@ -26,12 +23,11 @@ def label(model, shards, output, **options):
 
 def test_single_images(digits, exported, pictures):
     images = [str(path) for path, _ in pictures]
-    ours = must.predict(model=digits.adapted, images=images, embeddings=True).predictions
+    ours = must.predict(model=digits.adapted, images=images).predictions
     theirs = must.predict(model=str(exported[1]), images=images).predictions
     assert [item.classes for item in ours] == [item.classes for item in theirs]
     one, other = (np.array([item.probabilities for item in items]) for items in (ours, theirs))
     np.testing.assert_allclose(one, other, atol=1e-5)
-    assert all(np.linalg.norm(item.embedding) == pytest.approx(1, abs=1e-5) for item in ours)
 
 
 def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
@@ -65,27 +61,9 @@ def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, buck
         predict(PredictConfig(model=f"{bucket_server.uri}/damaged", images=["-"]))
 
 
-def with_selection(digits, folder, selection):
-    """The adapted bundle, whose file says this about its selection."""
-    bundle = load_bundle(digits.adapted)
-    provenance = Provenance(more={"selection": selection})
-    save_bundle(str(folder), bundle.model, replace(bundle.description, provenance=provenance))
-    return folder
-
-
-@pytest.mark.parametrize("said", ["x", [1], {"alpha": "much"}, {"alpha": float("nan")}, {"abstention": [0.5]}])
-def test_a_foreign_selection_says_nothing(digits, tmp_path, said):
-    bundle = with_selection(digits, tmp_path / "bundle", said)
+def test_a_bundle_has_no_threshold(digits, tmp_path):
     with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
-        label(bundle, digits.shards, tmp_path / "out", abstain=-1)
-
-
-def test_the_threshold_that_training_left_is_the_bundles(digits, tmp_path):
-    selection = {"abstention": {"threshold": 0.75, "coverage": 0.5, "risk": 0.05}}
-    label(with_selection(digits, tmp_path / "bundle", selection), digits.shards, tmp_path / "out", abstain=-1)
-    assert json.loads((tmp_path / "out/run.json").read_text())["abstain"] == 0.75
-    unsure = [row["class"] is None for row in rows_of(tmp_path / "out")]
-    assert any(unsure) and not all(unsure)
+        label(digits.adapted, digits.shards, tmp_path / "out", abstain=-1)
 
 
 def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):

@@ -7,14 +7,14 @@ import onnx
 import pytest
 
 import must
-from must.deploy.predict.session import METADATA, stored_threshold
+from must.deploy.predict.session import ABSTENTION, stored_threshold
 
 
 @pytest.fixture(scope="module")
 def calibrated(exported, tmp_path_factory):
     """The exported model with a threshold in it."""
     model = onnx.load(exported[1] / "model.onnx")
-    model.metadata_props.add(key=METADATA, value=json.dumps({"threshold": 0.8, "by": "labels"}))
+    model.metadata_props.add(key=ABSTENTION, value=json.dumps({"threshold": 0.8, "by": "labels"}))
     path = tmp_path_factory.mktemp("calibrated") / "model.onnx"
     onnx.save(model, path)
     return str(path)
@@ -58,4 +58,4 @@ def test_a_model_without_a_threshold(exported, digits):
         must.predict(model=str(exported[1]), images=[str(digits.images / "test")], abstain=-1)
     for damaged in ("{", "[]", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": true}', '{"threshold": NaN}'):
         with pytest.raises(ValueError, match="is damaged"):
-            stored_threshold({METADATA: damaged}, "model.onnx")
+            stored_threshold({ABSTENTION: damaged}, "model.onnx")

@@ -52,3 +52,11 @@ def test_metadata_that_are_no_text_are_one_line(exported):
     damaged[damaged.rfind(b"interpolation") + 1] ^= 0x80
     with pytest.raises(ValueError, match=r"^model.onnx: is damaged: its metadata is no text in UTF-8"):
         OnnxClassifier(bytes(damaged), "model.onnx")
+
+
+def test_a_foreign_second_output_is_one_line(embedded):
+    content = onnx.load(embedded / "model.onnx")
+    content.graph.node.append(onnx.helper.make_node("Identity", ["embedding"], ["feature"]))
+    content.graph.output[1].name = "feature"
+    with pytest.raises(ValueError, match=r"^model.onnx: expected one input and one output, and at most 'embedding'"):
+        OnnxClassifier(content.SerializeToString(), "model.onnx")

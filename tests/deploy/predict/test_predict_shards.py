@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from must.data.format.index import load_index
 from must.data.shards.build import shard
 from must.data.shards.in_place import make_index
 from must.deploy.predict.images import predict_images
+from must.deploy.predict.parquet import GROUP_ROWS, Decoded, Run, ShardWriter
 from tests import zoo
 from tests.data.format.test_in_place import foreign
 from tests.data.shards.test_shard_gcs import upload
@@ -118,14 +120,13 @@ def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, em
         ({"shards": str(single / "shards"), "split": "train"}, f"its index_sha256 is .*, here it is '{index.sha256}'"),
         ({"top_k": 2}, "its top_k is '1', here it is '2'"),
         ({"abstain": 0.5}, "its abstain is"),
-        ({"embeddings": True}, "its embeddings is 'False', here it is 'True'"),
         ({"split": ""}, "its split is 'test', here it is ''"),
     ]
     for options, message in changes:
         with pytest.raises(ValueError, match=rf"run\.json is of another run: {message}") as error:
             label(exported, **values | options)
         assert "\n" not in str(error.value) and "choose another --output" in str(error.value)
-        if options.keys() & {"model", "top_k", "embeddings"}:  # each file tells too
+        if options.keys() & {"model", "top_k"}:  # each file tells too
             (output / "run.json").unlink()
             with pytest.raises(ValueError, match=f"parquet is of another run: {message}"):
                 label(exported, **values | options)
@@ -146,7 +147,7 @@ def test_a_file_that_is_not_ours_is_refused(digits, exported, tmp_path, content)
 
 
 @pytest.mark.parametrize("batch", [1, 32])
-def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, embedded, tmp_path, batch):
+def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, exported, tmp_path, batch):
     """The third image of the first shard: its first bytes are zeros, and the index has the checksum of that."""
     shards = tmp_path / "shards"
     shutil.copytree(digits.shards, shards)
@@ -158,15 +159,34 @@ def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, embedded
         file.write(bytes(20))
     first["sha256"] = storage.sha256_of(shards / first["name"])
     (shards / "index.json").write_text(json.dumps(index))
-    values = {"workers": 2, "batch_size": batch, "abstain": 0.9, "embeddings": True}
-    assert label(("", embedded), str(shards), tmp_path / "out", **values) == {"images": 269, "unreadable": 1}
+    values = {"workers": 2, "batch_size": batch, "abstain": 0.9}
+    assert label(exported, str(shards), tmp_path / "out", **values) == {"images": 269, "unreadable": 1}
     rows = pq.read_table(tmp_path / "out" / f"predictions-{first['name'].removesuffix('.tar')}.parquet").to_pylist()
-    assert [number for number, row in enumerate(rows) if row["embedding"] is None or row["reason"]] == [2]
+    assert [number for number, row in enumerate(rows) if row["reason"]] == [2]
     row = rows[2]
     assert row["reason"] == "not an image of a known format" and row["source"].endswith(".png")
-    assert row["class"] is row["probability"] is row["margin"] is row["embedding"] is None
+    assert row["class"] is row["probability"] is row["margin"] is None
     assert row["abstained"] is False
     assert json.loads((tmp_path / "out/predictions.json").read_text())["unreadable"] == 1
+
+
+@pytest.mark.parametrize("rows", [0, 31, GROUP_ROWS + 100])
+def test_a_shard_of_any_number_of_rows(tmp_path, rows):
+    """In order, in batches of 31, every seventh without an image; several row groups."""
+    decoded = [Decoded(str(n), "s", np.zeros(1) if n % 7 else None, "" if n % 7 else "x") for n in range(rows)]
+    with storage.open_write(str(tmp_path / "x.parquet")) as file:
+        writer = ShardWriter(file, ["a", "b"], Run("m", "i", "", 1, 0.0))
+        for start in range(0, rows, 31):
+            batch = decoded[start : start + 31]
+            images = sum(item.pixels is not None for item in batch)
+            writer.add(batch, np.tile(np.array([[0.25, 0.75]], np.float32), (images, 1)))
+        stats = writer.close(SimpleNamespace(name="x.tar", sha256="s"))
+    assert (stats["rows"], stats["unreadable"]) == (rows, -(-rows // 7))
+    found = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [row["key"] for row in found] == [str(n) for n in range(rows)]
+    assert [row["class"] for row in found] == ["b" if n % 7 else None for n in range(rows)]
+    assert [row["reason"] for row in found] == [None if n % 7 else "x" for n in range(rows)]
+    assert pq.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups == (2 if rows > GROUP_ROWS else 1)
 
 
 def test_below_the_threshold_there_is_no_class(digits, exported, tmp_path, capsys):
@@ -243,6 +263,7 @@ import os, signal, sys
 import pyarrow.parquet as pq
 from must.config import PredictConfig
 from must.deploy.predict.images import predict_images
+from must.deploy.predict.parquet import GROUP_ROWS, Decoded, Run, ShardWriter
 model, shards, output = sys.argv[1:]
 whole, made = pq.write_table, []
 

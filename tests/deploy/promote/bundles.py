@@ -1,7 +1,9 @@
 """Bundles without a trained model, ONNX files without a network: what the registry copies, and promoting them."""
 
+import hashlib
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,24 @@ import pytest
 from must.api.cli import main
 from must.data.image.preprocess import Preprocess
 from must.deploy.promote.registry import Registry
+from must.evaluation.result import Metrics, Model
 from must.method.model.bundle import Description
 from must.method.model.provenance import Provenance
+from tests.evaluation.measured import MEASURED
+
+
+def weights(seed: int) -> bytes:
+    header = json.dumps({"classifier": {"dtype": "U8", "shape": [800], "data_offsets": [0, 800]}}).encode().ljust(192)
+    return len(header).to_bytes(8, "little") + header + bytes([seed]) * 800
+
+
+def weights_sha256(seed: int) -> str:
+    return hashlib.sha256(weights(seed)).hexdigest()
+
+
+def measured(seed: int = 0, metrics: Metrics = MEASURED) -> Metrics:
+    """Metrics of the bundle of that seed."""
+    return replace(metrics, model=Model(weights_sha256=weights_sha256(seed)))
 
 
 def make_bundle(
@@ -18,11 +36,10 @@ def make_bundle(
     **origin: str,
 ) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
-    header = json.dumps({"classifier": {"dtype": "U8", "shape": [800], "data_offsets": [0, 800]}}).encode().ljust(192)
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes([seed]) * 800)
+    (folder / "model.safetensors").write_bytes(weights(seed))
     description = Description(
         architecture={}, backbone="tiny", pretrained=pretrained, classes=list(classes), templates=["a {}"],
-        preprocess={}, logit_factor=100.0,
+        preprocess={}, logit_factor=100.0, weights_sha256=weights_sha256(seed),
         provenance=Provenance(index_sha256=f"sha{revision}", index_revision=revision, git_revision="abc", **origin),
     )  # fmt: skip
     (folder / "model.json").write_text(json.dumps(description.to_dict()))
@@ -30,8 +47,8 @@ def make_bundle(
     return folder
 
 
-def make_onnx(path: Path, name: str = "onnx") -> bytes:
-    """A file of `name`, whose classes are the three colours. Returns its bytes."""
+def make_onnx(path: Path, name: str = "onnx", seed: int = 0) -> bytes:
+    """A file of `name`, whose classes are the three colours, of the bundle of that seed. Returns its bytes."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -46,6 +63,7 @@ def make_onnx(path: Path, name: str = "onnx") -> bytes:
     )  # fmt: skip
     helper.set_model_props(model, {
         "classes": json.dumps(["red", "green", "blue"]), "preprocess": json.dumps(Preprocess(size=8).to_dict()),
+        "weights_sha256": weights_sha256(seed),
     })  # fmt: skip
     path.parent.mkdir(exist_ok=True)
     onnx.save(model, path)

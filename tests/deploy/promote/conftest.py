@@ -1,10 +1,6 @@
-"""The registries that promotions are tried on, and what is promoted besides a bundle."""
+"""The registries that promotions are tried on."""
 
 import pytest
-
-from must.evaluation.result import write_metrics
-from tests.deploy.promote.bundles import make_onnx
-from tests.evaluation.measured import MEASURED
 
 
 @pytest.fixture
@@ -13,14 +9,3 @@ def registry(request, tmp_path):
     if getattr(request, "param", "local") == "local":
         return str(tmp_path / "registry")
     return request.getfixturevalue("bucket_server").uri + "/registry"
-
-
-@pytest.fixture
-def made(tmp_path):
-    """Flags of an ONNX folder as `must export` writes it, and of metrics."""
-    folder = tmp_path / "onnx"
-    make_onnx(folder / "model.onnx")
-    (folder / "labels.txt").write_text("cat\ndog\n")
-    (folder / "MODEL_CARD.md").write_text("# A model card\n")
-    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
-    return ["--onnx", folder, "--metrics", tmp_path / "metrics.json"]

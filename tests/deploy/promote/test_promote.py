@@ -12,16 +12,25 @@ from must.api.cli import main
 from must.base import storage
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
-from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once, refused
+from tests.deploy.promote.bundles import (
+    EVERYWHERE,
+    latest,
+    make_bundle,
+    make_onnx,
+    measured,
+    promote,
+    promote_at_once,
+    refused,
+)
 from tests.evaluation.measured import MEASURED
 
 
 @EVERYWHERE
 def test_a_version_holds_the_bundle_the_onnx_and_where_they_come_from(registry, tmp_path, capsys):
     bundle = make_bundle(tmp_path / "model", seed=1, revision=3)
-    make_onnx(tmp_path / "onnx" / "model.onnx")
+    make_onnx(tmp_path / "onnx" / "model.onnx", seed=1)
     (tmp_path / "onnx" / ".env").write_text("a key: hidden files are not published")
-    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
+    write_metrics(str(tmp_path / "metrics.json"), measured(1))
     promote(registry, "--model", bundle, "--onnx", tmp_path / "onnx", "--metrics", tmp_path / "metrics.json")
     assert "LATEST is r0003-" in capsys.readouterr().out
     (version,) = Registry(registry, "digits").versions()
@@ -68,21 +77,52 @@ def test_what_cannot_be_opened_is_not_published(registry, tmp_path, capsys, brok
     assert not Registry(registry, "digits").versions()
 
 
+@pytest.mark.parametrize("what", ["onnx", "metrics", "decision"])
+def test_files_of_another_model_are_not_promoted(registry, tmp_path, capsys, what):
+    """As after `must adapt` has made another model in a folder that still has them."""
+    make_onnx(tmp_path / "onnx" / "model.onnx", seed=1)
+    decision = decided(tmp_path, MEASURED, seed=1)
+    paths = {"onnx": tmp_path / "onnx", "metrics": tmp_path / "metrics.json", "decision": decision}
+    other = ["--model", make_bundle(tmp_path / "model"), f"--{what}", paths[what]]
+    line = refused(capsys, 2, registry, *other)
+    assert f"--{what} {paths[what]}: was made of another model (weights " in line and " again" in line
+    assert not Registry(registry, "digits").versions()
+    own = [flag for name, path in paths.items() for flag in (f"--{name}", path)]
+    promote(registry, "--model", make_bundle(tmp_path / "own", seed=1), *own)
+
+
+def test_weights_that_the_description_does_not_name_are_not_promoted(registry, tmp_path, capsys):
+    bundle, other = make_bundle(tmp_path / "model"), make_bundle(tmp_path / "other", seed=1)
+    (bundle / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert "of another model than the model.json" in refused(capsys, 2, registry, "--model", bundle)
+
+
 @EVERYWHERE
-def test_rolling_back_goes_one_champion_further_each_time(registry, tmp_path, capsys):
+def test_the_same_rollback_again_changes_nothing(registry, tmp_path, capsys):
     names = []
-    for seed in range(3):
+    for seed in range(4):
         promote(registry, "--model", make_bundle(tmp_path / str(seed), seed=seed))
         names.append(latest(registry).version)
     promote(registry, "--rollback")
-    assert latest(registry).version == names[1]
+    first = latest(registry)
+    assert first.version == names[2]
+    capsys.readouterr()
     promote(registry, "--rollback")
-    assert (latest(registry).version, latest(registry).previous) == (names[0], ())
-    assert "no earlier champion to go back to" in refused(capsys, 2, registry, "--rollback")
-    promote(registry, "--model", tmp_path / "2")  # and forward again
-    promote(registry, "--model", tmp_path / "1")
-    promote(registry, "--rollback", "--to", names[0])
+    assert latest(registry) == first
+    assert (
+        f"is {names[2]} already (rolled back from {names[3]}); further back: --to {names[1]}" in capsys.readouterr().out
+    )
+    for _ in range(2):
+        promote(registry, "--rollback", "--to", names[0])
+        assert (latest(registry).version, latest(registry).previous) == (names[0], ())
+    promote(registry, "--model", tmp_path / "3")  # and forward again
+    promote(registry, "--rollback")
     assert latest(registry).version == names[0]
+
+
+def test_a_first_champion_has_none_before_it(registry, tmp_path, capsys):
+    promote(registry, "--model", make_bundle(tmp_path / "model"))
+    assert "no earlier champion to go back to" in refused(capsys, 2, registry, "--rollback")
 
 
 def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(registry, tmp_path):
@@ -90,7 +130,7 @@ def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(reg
     for name in "abac":
         promote(registry, "--model", models[name], "--version", name)
     for champion, previous in (("a", ("a", "b")), ("b", ("a",)), ("a", ())):
-        promote(registry, "--rollback")
+        promote(registry, "--rollback", "--to", champion)
         assert (latest(registry).version, latest(registry).previous) == (champion, previous)
 
 
@@ -106,7 +146,7 @@ def test_a_second_run_of_the_same_data_finds_its_model_promoted_and_is_done(regi
     bundle, onnx = make_bundle(tmp_path / "a", seed=1), []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        make_onnx(tmp_path / name / "model.onnx", name)
+        make_onnx(tmp_path / name / "model.onnx", name, seed=1)
         onnx.append(tmp_path / name)
     promote(registry, "--model", make_bundle(tmp_path / "old", seed=3))
     old = latest(registry).version
@@ -183,9 +223,9 @@ def test_a_bundle_whose_revision_is_no_number_is_damaged(registry, tmp_path, cap
     assert refused(capsys, 2, registry, "--model", bundle).endswith("model.json: is damaged")
 
 
-def decided(tmp_path, metrics, *flags):
-    """decision.json of `must gate`."""
-    write_metrics(str(tmp_path / "metrics.json"), metrics)
+def decided(tmp_path, metrics, *flags, seed=0):
+    """decision.json of `must gate` on the bundle of that seed."""
+    write_metrics(str(tmp_path / "metrics.json"), measured(seed, metrics))
     main(["gate", "--metrics", str(tmp_path / "metrics.json"), "--output", str(tmp_path / "decision.json"), *flags])
     return tmp_path / "decision.json"
 
@@ -214,6 +254,7 @@ def test_zero_shot_goes_green_but_replaces_no_champion(registry, tmp_path, capsy
     promote(registry, "--model", make_bundle(tmp_path / "model"), "--decision", decision)
     first = latest(registry).version
     assert first
+    decision = decided(tmp_path, replace(MEASURED, label_free=same), seed=1)
     flags = ["--model", make_bundle(tmp_path / "other", seed=1), "--decision", decision]
     assert "has a champion, which stays" in refused(capsys, 2, registry, *flags)
     assert latest(registry).version == first
@@ -257,13 +298,15 @@ def test_a_foreign_file_is_one_line(place, registry, tmp_path, capsys, text):
     assert Registry(registry, "digits").decision("key") is None  # nothing is known: the run does its work
 
 
-def test_a_latest_that_is_damaged_is_written_anew_as_its_line_says(place, registry, capsys):
+def test_a_latest_that_is_damaged_is_written_anew_as_its_line_says(place, registry, tmp_path, capsys):
     version = latest(registry).version
+    promote(registry, "--model", make_bundle(tmp_path / "other", seed=1))
+    (place / latest(registry).version / "version.json").write_text("[]")  # another version's damage stops nothing
     for damage in ("", DEEP, '{"version": "x"}'):
         (place / "LATEST").write_text(damage)
         line = refused(capsys, 2, registry, "--rollback")
         assert "LATEST is damaged" in line and "--rollback --to" in line
-        assert f"there are: {version}" in refused(capsys, 2, registry, "--rollback", "--to", "other")
+        assert "--to other: is no version" in refused(capsys, 2, registry, "--rollback", "--to", "other")
         promote(registry, "--rollback", "--to", version)
         assert latest(registry).version == version
     assert json.loads((place / "LATEST").read_text())["reason"] == "LATEST was damaged"

@@ -38,6 +38,8 @@ class Hub(LocalServer):
             return Answer(404, headers={"X-Error-Code": kind, "X-Repo-Commit": COMMIT})
         data = file.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if self.fault == "no commit":
+            del headers["X-Repo-Commit"]
         if self.fault == "cuts" and request.method == "GET":
             data = data[: len(data) // 2]
         return Answer(200, data, headers)

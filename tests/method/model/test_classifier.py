@@ -8,7 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from must.api.demo import asset_folder
 from must.config import ClassifierConfig
@@ -25,6 +25,7 @@ from must.method.model.classifier import (
 )
 from must.method.model.masked_vit import MaskedViT
 from tests.golden import facts, golden
+from tests.method.model.tiny import model_folder
 
 GOOD = "classes: [cat, dog]\ntemplates: ['a photo of a {}.']\n"
 
@@ -149,6 +150,19 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut_off(tmp_path):
     assert not (tmp_path / "c.safetensors").exists()
 
 
+def test_a_tokenizer_of_another_text_tower_is_refused(tmp_path):
+    folder = Path(model_folder("clip", tmp_path / "model"))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["token_embedding.weight"] = weights["token_embedding.weight"][:-1].clone()
+    save_file(weights, folder / "open_clip_model.safetensors")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = len(weights["token_embedding.weight"])
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    places = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
+    with pytest.raises(ValueError, match=r"its tokenizer gives the number (\d+), its text tower has \1 embeddings"):
+        classifier(ClassifierConfig(**places))
+
+
 def test_the_file_comes_back_as_it_was(tmp_path):
     written, file = made(tmp_path)
     back = load_text_classifier(file)
@@ -231,6 +245,22 @@ def test_a_bundle_classifies_as_before_and_damage_is_named(tmp_path):
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_bundle(str(folder)).model(images), bundle.model(images))
-    (folder / "model.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match=r"model.safetensors: is damaged"):
-        load_bundle(str(folder))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    bundle.model.classifier.data *= -1
+    save_bundle(str(folder), bundle.model, bundle.description)
+    for weights in (b"x" * 100, before["model.safetensors"]):  # damaged, and another model's
+        (folder / "model.safetensors").write_bytes(weights)
+        with pytest.raises(ValueError, match=r"model.safetensors: is damaged or of another model than the model.json"):
+            load_bundle(str(folder))
+
+
+def test_a_bundle_that_was_not_written_to_the_end_is_none(tmp_path):
+    """Its old description would be of other weights."""
+    bundle = zero_shot_bundle(made(tmp_path)[0])
+    save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
+    (tmp_path / "bundle" / "model.safetensors").unlink()
+    (tmp_path / "bundle" / "model.safetensors").mkdir()  # so that the weights cannot be written
+    with pytest.raises(OSError):
+        save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
+    with pytest.raises(ValueError, match=r"no model\.json there"):
+        load_bundle(str(tmp_path / "bundle"))

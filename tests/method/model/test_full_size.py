@@ -43,7 +43,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from safetensors.torch import load_file, save_file
 
     from must.config import ExportConfig, TrainConfig
-    from must.deploy.export.onnx import export_onnx
+    from must.deploy.export.export import export
     from must.method.distributed.process_group import World
     from must.method.model.backbone import load_backbone
     from must.method.model.bundle import load_bundle, load_description, save_bundle
@@ -91,7 +91,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     loaded = load_bundle(output).model.state_dict()
     same_bundle = all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
     del loaded, model
-    check = export_onnx(ExportConfig(model=output, output=str(Path(folder, "onnx")), shards=shards, images=8))["check"]
+    check = export(ExportConfig(model=output, output=str(Path(folder, "onnx")), shards=shards, images=8))["check"]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {"missing": missing, "memory": memory, "same_step": same_step, "same_bundle": same_bundle}
     print(json.dumps({**found, "agreement": check["agreement"]}))

@@ -100,6 +100,18 @@ def test_a_download_that_breaks_off_leaves_nothing(repositories, asked, tmp_path
         assert load_backbone("hf-hub:team/tiny").preprocess.size == 32
 
 
+def test_a_file_that_the_hub_has_and_that_does_not_arrive_is_not_called_absent(repositories, asked):
+    """As when the connection is lost after the first request: the hub's client raises a kind of EntryNotFoundError."""
+    with serving(repositories, "no commit") as server:
+        asked(server.url)
+        with pytest.raises(TransientError, match=r"config.json of team/tiny could not be downloaded .*missing"):
+            load_backbone("hf-hub:team/tiny")
+        server.fault = ""
+        expected = load_backbone("hf-hub:team/tiny").preprocess
+        server.fault = "no commit"
+        assert load_backbone("hf-hub:team/tiny").preprocess == expected, "the cached copy is used"
+
+
 def test_a_repository_without_the_file_is_named(repositories, asked):
     with serving(repositories) as server:
         asked(server.url)

@@ -1,4 +1,4 @@
-"""What a bundle tells of its training: read and written without loss, also where an earlier version wrote it."""
+"""What a bundle tells of its training: read and written without loss."""
 
 import numpy as np
 import pytest
@@ -13,24 +13,12 @@ NOW = Provenance(
     summary=RunSummary(30, 1200, 9.5, 126.3, 0.01, None), versions={"must": "1"}, class_shares=[0.25, 0.75],
     selection=Selection(0.5, "2 answers", CheckResult(150, 0.5, 0.6, []), MEASURED),
 )  # fmt: skip
-OLD = {
-    "index_sha256": "0" * 64, "git_revision": None, "encoder": {"name": "timm:vit"}, "summary": {"steps": 30},
-    "selection": {"alpha": 0.3, "outcome": "gain", "rungs": [{"z": 4.0}], "abstention": {"threshold": 0.7}},
-}  # fmt: skip
 
 
 def test_it_is_read_as_it_was_written():
     assert Provenance.of_dict(NOW.to_dict()) == NOW
     assert NOW.to_dict()["summary"]["saving_checkpoints"] is None and "git_revision" not in NOW.to_dict()
     assert not Provenance() and Provenance().to_dict() == {} and NOW
-
-
-def test_of_an_earlier_version_nothing_is_lost():
-    found = Provenance.of_dict(OLD)
-    assert found.selection is not None and (found.selection.alpha, found.selection.by) == (0.3, "")
-    assert found.more == {"encoder": {"name": "timm:vit"}} and found.summary == RunSummary(30)
-    again = found.to_dict()
-    assert again["selection"] == OLD["selection"] and again["encoder"] == OLD["encoder"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 
 from must.base.parameters import load
 from must.config import ClassifierConfig, ExportConfig, TrainConfig
-from must.deploy.export.onnx import export_onnx
+from must.deploy.export.export import export
 from must.method.model.backbone import build_visual, check_tower, load_backbone, read_architecture
 from must.method.model.bundle import load_bundle, load_description
 from must.method.model.classifier import classifier
@@ -165,7 +165,7 @@ def test_train_and_export(family, digits, tmp_path):
     bundle = load_bundle(str(tmp_path / "out"))
     zero_shot = MaskedViT(load_backbone(model).clip.visual, made.weights)
     assert not torch.equal(bundle.model.classifier, zero_shot.classifier)
-    result = export_onnx(ExportConfig(model=str(tmp_path / "out"), output=str(tmp_path / "onnx"), shards=digits.shards))
+    result = export(ExportConfig(model=str(tmp_path / "out"), output=str(tmp_path / "onnx"), shards=digits.shards))
     assert result["check"]["agreement"] == 1.0
 
 

@@ -110,14 +110,7 @@ def is_standard(block: nn.Module) -> bool:
     return is_residual(block) and isinstance(block.attn, SelfAttention)
 
 
-def activation(block: Any) -> str:
-    """timm's name of the activation in a block's MLP (of open_clip or timm); '' where timm has none."""
-    module = block.mlp.gelu if hasattr(block.mlp, "gelu") else block.mlp.act
-    tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
-    return "gelu_tanh" if tanh else {"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(type(module).__name__, "")
-
-
-def features_of(encode: Any, images: torch.Tensor) -> torch.Tensor:
-    """[N, D], 32 images at a time."""
+def run_in_batches(network: Any, images: Tensor) -> Tensor:
+    """The network's outputs [N, ...] for images [N, 3, S, S], 32 at a time."""
     with torch.inference_mode():
-        return torch.cat([encode(part) for part in images.split(32)])
+        return torch.cat([network(part) for part in images.split(32)])

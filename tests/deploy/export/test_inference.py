@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from must.data.image.preprocess import Preprocess
-from must.deploy.export.deployed import InferenceModel
+from must.deploy.export.inference import InferenceModel
 from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
 
