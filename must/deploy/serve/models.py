@@ -25,7 +25,7 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.deploy.predict.session import STORED, OnnxClassifier, model_uri, stored_threshold
+from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused, pixels_of
@@ -48,8 +48,7 @@ class ServedModel:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
-        stored = stored_threshold(classifier.metadata, where) or 0.0
-        self.threshold = stored if config.abstain == STORED else config.abstain
+        self.threshold = threshold(config.abstain, classifier.metadata, where)
         self.users, self.retired = 0, False
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
 
