@@ -203,16 +203,20 @@ class Api:
         """The protocol's metadata of the model; -1 in a shape: the number of images, or top_k. Raises Refused: none."""
         with self.work.models.borrow() as served:
             classes, size = served.classifier.classes, served.classifier.preprocess.size
-            outputs = (("class", "BYTES", -1, -1), ("top_probability", "FP32", -1, -1), ("abstained", "BOOL", -1),
-                       ("probability", "FP32", -1, len(classes)))  # fmt: skip
-            return Json({
+            content = {
                 "name": self.name,
                 "versions": [served.version],
                 "platform": "onnxruntime_onnx",
                 "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
-                "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, kind, *shape in outputs],
+                "outputs": [
+                    {"name": "class", "datatype": "BYTES", "shape": [-1, -1]},
+                    {"name": "top_probability", "datatype": "FP32", "shape": [-1, -1]},
+                    {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
+                    {"name": "probability", "datatype": "FP32", "shape": [-1, len(classes)]},
+                ],
                 "parameters": {"classes": classes, "size": size, "threshold": served.threshold},
-            })  # fmt: skip
+            }
+            return Json(content)
 
     async def metrics(self, request: Request) -> Response:
         work, metrics = self.work, self.work.metrics

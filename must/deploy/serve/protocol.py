@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from must.base.storage.api import loads
 from must.base.text import printable
 from must.data.image.cost import cost, refusal
 from must.data.image.decode import decode_view
-from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
@@ -184,7 +183,14 @@ def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
-def cost_of_picture(data: bytes, max_pixels: int) -> Cost:
+class DecodingCost(NamedTuple):
+    """Of an image; `memory` in bytes. An image that comes as pixels counts as 0.05 megapixels."""
+
+    megapixels: float = 0.05
+    memory: int = 0
+
+
+def estimate_cost(data: bytes, max_pixels: int) -> DecodingCost:
     """The cost of decoding the picture, from its header. Fewer formats than `must predict` reads, so that clients can
     reach fewer decoders.
     Raises Refused: 415 for another format, 422 for a picture that is damaged, too large, or costs too much."""
@@ -197,7 +203,7 @@ def cost_of_picture(data: bytes, max_pixels: int) -> Cost:
         raise Refused(422, f"the picture cannot be read: {error}") from None
     reason = refusal(decoding, max_pixels)
     expect(not reason, f"the picture cannot be read: {reason}", 422)
-    return decoding
+    return DecodingCost(decoding.megapixels, decoding.memory)
 
 
 def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from queue import PriorityQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,20 +16,13 @@ from must.base.processes import cores
 from must.config.serve import ServeConfig
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel, fail
-from must.deploy.serve.protocol import InferRequest, Limits, Predictions, Refused, cost_of_picture, expect
+from must.deploy.serve.protocol import DecodingCost, InferRequest, Limits, Predictions, Refused, estimate_cost, expect
 
 logger = logging.getLogger(__name__)
 
 SMALL = 1 << 18  # bytes of files up to which their headers are read in the event loop; above it in a thread
 DELAY = 0.5  # seconds by which each megapixel puts a picture back in the queue: small ones pass large ones
 FULL = "the queue of waiting images is full; try again later"
-
-
-class Cost(NamedTuple):
-    """Of decoding an image: `memory` in bytes. An image that comes as pixels counts as 0.05 megapixels."""
-
-    megapixels: float = 0.05
-    memory: int = 0
 
 
 class PendingRequest:
@@ -133,13 +126,13 @@ class Work:
         self.metrics.observe_predictions(predictions)
         return predictions
 
-    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[Cost]:
+    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[DecodingCost]:
         """The cost of each image, from its header. Raises Refused: one is not a picture, or costs too much."""
         if isinstance(images, np.ndarray):
-            return [Cost()] * len(images)
+            return [DecodingCost()] * len(images)
         if sum(map(len, images)) <= SMALL:
-            return estimate_costs(images, max_pixels)
-        return await asyncio.to_thread(estimate_costs, images, max_pixels)
+            return [estimate_cost(image, max_pixels) for image in images]
+        return await asyncio.to_thread(lambda: [estimate_cost(image, max_pixels) for image in images])
 
     def admit(self, request: PendingRequest) -> None:
         """Adds a request to the waiting ones; where there is no room, refuses costlier ones that already wait.
@@ -174,9 +167,3 @@ class Work:
             served.put(served.row(image), future)
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
-
-
-def estimate_costs(images: list[bytes], max_pixels: int) -> list[Cost]:
-    """Raises Refused: as `cost_of_picture`."""
-    costs = [cost_of_picture(image, max_pixels) for image in images]
-    return [Cost(cost.megapixels, cost.memory) for cost in costs]
