@@ -10,6 +10,7 @@ the longest waits for health and metrics, and the server's peak memory. The exit
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
 import json
 import re
@@ -30,16 +31,11 @@ from benchmarks.image_cost import chunk, encode, png, scans, segments, texture, 
 NAME = "photos"
 
 
-def body_of(files: list[bytes]) -> tuple[bytes, dict[str, str]]:
-    blob = b"".join(struct.pack("<I", len(data)) + data for data in files)
-    tensor = {
-        "name": "image",
-        "datatype": "BYTES",
-        "shape": [len(files)],
-        "parameters": {"binary_data_size": len(blob)},
-    }
-    header = json.dumps({"inputs": [tensor]}).encode()
-    return header + blob, {"Inference-Header-Content-Length": str(len(header))}
+def make_body(files: list[bytes]) -> bytes:
+    data = [base64.b64encode(file).decode() for file in files]
+    return json.dumps(
+        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": data}]}
+    ).encode()
 
 
 class Client:
@@ -74,13 +70,13 @@ class Client:
 
 def requests(files: list[bytes], clients: int) -> Callable[[int, threading.Event], None]:
     """`clients` clients, each of which repeats the same request as soon as it is answered."""
-    body, headers = body_of(files)
+    body = make_body(files)
 
     def client(port: int, stop: threading.Event) -> None:
         while not stop.is_set():
             with suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-                connection.request("POST", f"/v2/models/{NAME}/infer", body, headers)
+                connection.request("POST", f"/v2/models/{NAME}/infer", body)
                 connection.getresponse().read()
                 connection.close()
 

@@ -353,7 +353,7 @@ def predict(
     classes: Text | list[str] = "",
     top_k: int = 1,
     output: Text = "",
-    abstain: float = 0.0,
+    abstain: float = -1.0,
     shards: Text = "",
     split: Text = "",
     index_sha256: Text = "",

@@ -180,7 +180,7 @@ def add_index(index: argparse.ArgumentParser) -> None:
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
-    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "uvicorn", "httptools", "pyarrow",
+    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "starlette", "uvicorn", "httptools", "pyarrow",
     "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
     "tensorboard",
 )  # fmt: skip

@@ -40,8 +40,8 @@ class PredictConfig(StageConfig):
         "CSV or JSONL file in place of the table; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True
     )
     abstain: float = param(
-        "no class where the best probability is lower; 0: always one, -1: the model's threshold",
-        0.0,
+        "no class where the top probability is below this; -1: the model's threshold, 0: always one",
+        -1.0,
         metavar="T",
         often=True,
     )

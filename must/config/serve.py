@@ -77,3 +77,4 @@ class ServeConfig(StageConfig):
             "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",
         )
         require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")
+        require(self.max_images <= self.queue, "--max-images must not be above --queue")

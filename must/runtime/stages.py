@@ -23,7 +23,7 @@ from must.base.text import encoded
 from must.config.defaults import parts_of
 from must.data.format.index import Index, load_index
 from must.deploy.promote.promote import version_name
-from must.deploy.promote.registry import Latest, Registry, is_of
+from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
@@ -228,7 +228,7 @@ def gate(
     facts, against = Facts(), "the zero-shot model"
     metrics = storage.join(details, METRICS_FILE)
     with stage_note(work_uri, "gate") as note, tempfile.TemporaryDirectory() as folder:
-        if champion_uri and is_of(champion, version_name(bundle, load_description(bundle))):
+        if champion_uri and is_version_of(champion, version_name(bundle, load_description(bundle))):
             logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
             champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
         if champion_uri and gate != "none":

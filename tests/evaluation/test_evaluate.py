@@ -182,6 +182,8 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
     (tmp_path / "refined.json").write_bytes((refined / "refined.json").read_bytes())
     with pytest.raises(ValueError, match=r"--refined .*: no predictions.csv there"):
         evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"--refined .*: was made of another model .*; run `must refine` again"):
+        evaluate(evaluation(digits, tmp_path / "out", refined=str(refined), model=digits.zero_shot))
     (tmp_path / "predictions.csv").write_text("image,class\na,b\n")
     with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
         evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path)))

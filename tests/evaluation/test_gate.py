@@ -12,7 +12,7 @@ from must.evaluation import gate
 from must.evaluation.evaluate import evaluate, measure
 from must.evaluation.result import metrics_of as metrics_from
 from must.evaluation.scores import Collector, Samples
-from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.bundle import load_bundle, load_description, save_bundle
 from tests.evaluation.digits import evaluation
 
 CLASSES = list("abcdefghij")
@@ -209,6 +209,18 @@ def test_wrong_questions():
     ):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+def test_metrics_of_another_model_are_refused_and_a_decision_names_its_own(digits, tmp_path):
+    weights = {path: load_description(path).weights_sha256 for path in (digits.adapted, digits.zero_shot)}
+    metrics, file = checked(), str(tmp_path / "metrics.json")
+    metrics["model"]["weights_sha256"] = weights[digits.adapted]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    decision = gate.gate(GateConfig(metrics=file, model=digits.adapted, output=str(tmp_path / "decision.json")))
+    assert gate.read_decision(str(tmp_path / "decision.json")) == decision
+    assert decision.weights_sha256 == weights[digits.adapted]
+    with pytest.raises(ValueError, match=r"was made of another model .*; run `must evaluate` again"):
+        gate.gate(GateConfig(metrics=file, model=digits.zero_shot))
 
 
 @pytest.mark.parametrize("classes", [0, 10**400], ids=["none", "beyond a float"])

@@ -82,14 +82,15 @@ def export_onnx(
     description, method = bundle.description, str(config.precision)
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
         begin("outputs of PyTorch")
-        expected, features = reference(bundle, pixels)
+        expected, features = reference(bundle, pixels, config.embeddings)
         begin("the graph")
         graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
         begin(config.precision)
         if config.precision == "int8":
             calibration = pixels if config.shards else None
             graph, method = quantize(graph, calibration, preprocess_of(description), Path(folder))
-        extra: dict[str, Any] = {EMBEDDING: {"dimensions": features.shape[1], "length": 1}} if config.embeddings else {}
+        dimensions = {} if features is None else {"dimensions": features.shape[1]}
+        extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
         abstention = measured_abstention(metrics)
         if abstention:
             extra[ABSTENTION] = abstention
@@ -99,7 +100,7 @@ def export_onnx(
         with storage.disk_errors(tempfile.gettempdir()):
             path.write_bytes(graph.SerializeToString())
         begin("outputs of the file")
-        check = compare(expected, OnnxClassifier(path), pixels, features if config.embeddings else None)
+        check = compare(expected, OnnxClassifier(path), pixels, features)
         require_check(check, config)
         result = {
             "precision": config.precision,
@@ -108,7 +109,7 @@ def export_onnx(
             "check": {name: value for name, value in asdict(check).items() if value is not None},
             "abstention": abstention,
             "checked_on": images_text(config),
-            **({"dimensions": features.shape[1]} if config.embeddings else {}),
+            **dimensions,
         }
         target = storage.join(config.output, ONNX_FILE)
         storage.delete(target)  # first, and written last: a folder with it is complete and of a single export
@@ -151,11 +152,12 @@ def images_text(config: ExportConfig) -> str:
     return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
 
-def reference(bundle: Bundle, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """PyTorch's probabilities [N, K] and image features of length 1 [N, D], float32, of uint8 pixels [N, S, S, 3]."""
+def reference(bundle: Bundle, pixels: np.ndarray, embeddings: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """PyTorch's probabilities [N, K] and, with `embeddings`, image features of length 1 [N, D], float32, of uint8
+    pixels [N, S, S, 3]."""
     images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
-    features = F.normalize(run_in_batches(bundle.model.visual, images), dim=-1)
-    return run_in_batches(bundle.classifier, images).softmax(dim=-1).numpy(), features.numpy()
+    probability = run_in_batches(bundle.classifier, images).softmax(dim=-1).numpy()
+    return probability, F.normalize(run_in_batches(bundle.model.visual, images), dim=-1).numpy() if embeddings else None
 
 
 def compare(

@@ -20,7 +20,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, onnx_model, stored_threshold, threshold
+from must.deploy.predict.session import Classifier, Opener, onnx_model, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Prediction, open_writer
 
@@ -52,8 +52,7 @@ def predict_images(
     names = ((name, name) for name in find_images(config.images, problems))
     options = Options(top, unsure, config.batch_size)
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
-    stored = 0.0 if unsure else stored_threshold(classifier.metadata, config.model) or 0.0
-    with open_writer(config.output, top, unsure > 0, stored) as writer, progress:
+    with open_writer(config.output, top) as writer, progress:
         for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
             progress.update()
             if isinstance(prediction, Unreadable):
@@ -100,7 +99,7 @@ def classify(
         while batch := list(islice(remaining, options.batch_size)):
             decoded = list(pool.map(lambda pair: read(pair[1]), batch))
             readable = [pixels for pixels, _ in decoded if pixels is not None]
-            rows = iter(classifier(np.stack(readable))) if readable else iter(())
+            rows: Iterator[np.ndarray] = iter(classifier(np.stack(readable)) if readable else ())
             for (name, _), (pixels, reason) in zip(batch, decoded, strict=True):
                 if pixels is None:
                     yield Unreadable(name, reason)

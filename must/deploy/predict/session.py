@@ -170,16 +170,8 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
 
 
 def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
-    """`abstain`, or for -1 the threshold in the file. Raises ValueError: the file has none."""
-    if abstain != STORED:
-        return abstain
-    stored = stored_threshold(metadata, where)
-    if stored is None:
-        raise UserError(
-            f"--abstain -1: {where} has no threshold: none satisfied --risk, or it was exported without the "
-            "--metrics of `must evaluate`; give one as a number, or 0"
-        )
-    return stored
+    """`abstain`, or for -1 the threshold in the file; 0, which never abstains, if it has none."""
+    return stored_threshold(metadata, where) or 0.0 if abstain == STORED else abstain
 
 
 class Classifier(Protocol):

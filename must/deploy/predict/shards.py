@@ -70,7 +70,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
 
 
 def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
-    """The parameters with the threshold in the model for an --abstain of -1. Raises ValueError: the model has none."""
+    """The parameters with the threshold in the model for an --abstain of -1."""
     if config.abstain != STORED:
         return config
     classifier = open_classifier()

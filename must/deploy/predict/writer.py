@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from must.base import storage
 from must.base.text import Rows, cell, printable
@@ -22,9 +22,9 @@ class Prediction(NamedTuple):
     abstained: bool = False  # the first probability is below the threshold
 
     @property
-    def name(self) -> str:
-        """The most probable class."""
-        return self.classes[0]
+    def name(self) -> str | None:
+        """The most probable class; None if the model abstained."""
+        return None if self.abstained else self.classes[0]
 
     @property
     def probability(self) -> float:
@@ -38,56 +38,49 @@ class Prediction(NamedTuple):
 
 
 @contextmanager
-def open_writer(
-    output: str, top: int, abstains: bool = False, threshold: float = 0.0
-) -> Iterator[Callable[[Prediction], None]]:
-    """Yields a function that writes one prediction. `output`: FILE.csv, FILE.jsonl, or '' for the terminal.
-    `abstains`: files get a column or key `abstained`. `threshold`: the terminal marks probabilities below it."""
+def open_writer(output: str, top: int) -> Iterator[Callable[[Prediction], None]]:
+    """Yields a function that writes one prediction. `output`: FILE.csv, FILE.jsonl, or '' for the terminal."""
     if not output:
-        yield lambda prediction: print_row(prediction, threshold)
+        yield print_row
         return
     with storage.open_write(output) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
-        yield csv_writer(text, top, abstains) if output.lower().endswith(".csv") else jsonl_writer(text, abstains)
+        yield csv_writer(text, top) if output.lower().endswith(".csv") else jsonl_writer(text)
         text.flush()
         text.detach()
 
 
-def print_row(prediction: Prediction, threshold: float = 0.0) -> None:
+def print_row(prediction: Prediction) -> None:
     classes = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
-    unsure = f"  (below the model's threshold, {100 * threshold:.1f}%)" if prediction.probability < threshold else ""
-    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}{unsure}"))
+    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
 
 
-def csv_writer(text: TextIO, top: int, abstains: bool) -> Callable[[Prediction], None]:
-    """Columns: image, class, probability; with top > 1 class_2, probability_2, ...; with a threshold abstained (1, 0),
-    where all class columns are empty if it is 1."""
+def csv_writer(text: TextIO, top: int) -> Callable[[Prediction], None]:
+    """Columns: image, class, probability; with top > 1 class_2, probability_2, ...; abstained (1, 0), where all class
+    columns are empty if it is 1."""
     rows = Rows(text)
     header = ["image"]
     for rank in range(1, top + 1):
         suffix = f"_{rank}" if rank > 1 else ""
         header += [f"class{suffix}", f"probability{suffix}"]
-    rows.add(*header, *(["abstained"] if abstains else []))
+    rows.add(*header, "abstained")
 
     def write(prediction: Prediction) -> None:
         row = [cell(prediction.image)]
         for name, probability in prediction.top:
             row += ["" if prediction.abstained else cell(name), f"{probability:.6f}"]
-        rows.add(*row, *([int(prediction.abstained)] if abstains else []))
+        rows.add(*row, int(prediction.abstained))
 
     return write
 
 
-def jsonl_writer(text: TextIO, abstains: bool) -> Callable[[Prediction], None]:
-    """One line per image: {"image": ..., "predictions": [{"class": ..., "probability": ...}, ...]}; with a threshold
-    also "abstained": true or false."""
+def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
+    """One line per image, with the names of `must serve`: {"image": ..., "class": ... (null if it abstained),
+    "abstained": false, "predictions": [{"class": ..., "probability": ...}, ...]}."""
 
     def write(prediction: Prediction) -> None:
-        row: dict[str, Any] = {"image": prediction.image}
-        if abstains:
-            row["abstained"] = prediction.abstained
+        row = {"image": prediction.image, "class": prediction.name, "abstained": prediction.abstained}
         top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
-        row["predictions"] = top
-        text.write(json.dumps(row) + "\n")
+        text.write(json.dumps({**row, "predictions": top}) + "\n")
 
     return write

@@ -19,8 +19,8 @@ from must.deploy.promote.registry import (
     Latest,
     OtherOnnxError,
     Registry,
-    is_of,
-    sha256_of,
+    hash_file,
+    is_version_of,
 )
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
@@ -65,7 +65,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     version = config.version or version_name(config.model, description)
     current = registry.latest().version
     require(
-        not decision or decision.outcome != NOTHING_KEPT or not current or is_of(current, version),
+        not decision or decision.outcome != NOTHING_KEPT or not current or is_version_of(current, version),
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -76,13 +76,13 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         "must_version": description.must_version,
         "champion_before": config.champion,
         "decision": asdict(decision) if decision else None,
-        "metrics": numbers_of(metrics) if metrics else None,
+        "metrics": single_numbers(metrics) if metrics else None,
         "index_sha256": provenance.index_sha256 or None,
         "index_revision": provenance.index_revision,
         "git_revision": provenance.git_revision,
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
-    if not config.version and expected not in (None, current) and is_of(current, version):
+    if not config.version and expected not in (None, current) and is_version_of(current, version):
         logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
         version = current
     else:
@@ -103,7 +103,7 @@ def store(
     require_no_links(config.model, "--model")
     weights = storage.join(config.model, WEIGHTS_FILE)
     check_weights(weights)
-    require_weights(weights, description, sha256_of(weights))
+    require_weights(weights, description, hash_file(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
     files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in bundle]}
     if config.onnx:
@@ -172,7 +172,7 @@ def version_name(model: str, description: Description) -> str:
     return f"r{revision:04d}-{description.weights_sha256[:12]}"
 
 
-def numbers_of(metrics: Metrics) -> dict[str, dict[str, float]]:
+def single_numbers(metrics: Metrics) -> dict[str, dict[str, float]]:
     """The metrics that the registry stores: those that are single numbers, by model."""
     models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
     return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}

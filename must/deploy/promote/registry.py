@@ -77,7 +77,7 @@ class Registry:
 
     def latest(self) -> Latest:
         """Raises ValueError: LATEST is damaged."""
-        return latest_of(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
+        return parse_latest(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
         """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
@@ -122,7 +122,7 @@ class Registry:
             check()
             for folder, members in missing.items():
                 if members:
-                    keep_only({name for _, name in members}, self.uri_of(version, folder))
+                    delete_others({name for _, name in members}, self.uri_of(version, folder))
             storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
 
     @contextmanager
@@ -144,13 +144,13 @@ class Registry:
         """Those of `folders` that a complete version does not have.
         Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
         stored, uri = self.checksums(version), self.uri_of(version)
-        for name, sha256 in sums(folders, BUNDLE_FOLDER, ".safetensors").items():
+        for name, sha256 in model_checksums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(
                 stored.get(name) == sha256,
                 f"{uri}: is there already and holds another model (sha256 of {name}: {str(stored.get(name))[:12]}, of "
                 f"the model to promote: {sha256[:12]}); give another --version",
             )
-        new = sums(folders, ONNX_FOLDER, ".onnx")
+        new = model_checksums(folders, ONNX_FOLDER, ".onnx")
         old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
         if new and old and new != old:
             differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
@@ -170,7 +170,7 @@ class Registry:
             back: a rollback, which removes the champions after `version` from the list.
         """
         data, generation = storage.read_versioned(self.uri_of(LATEST))
-        old = latest_of(data, self.uri_of(LATEST))
+        old = parse_latest(data, self.uri_of(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
         if expected is not None and old.version != expected:
@@ -222,7 +222,7 @@ def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
     return previous[: len(previous) - 1 - previous[::-1].index(version)]
 
 
-def latest_of(data: bytes | None, uri: str) -> Latest:
+def parse_latest(data: bytes | None, uri: str) -> Latest:
     if data is None:
         return Latest()
 
@@ -250,24 +250,24 @@ def damaged(uri: str) -> ValueError:
     return UserError(f"--registry {uri}: is damaged or of another kind")
 
 
-def is_of(version: str, weights: str) -> bool:
+def is_version_of(version: str, weights: str) -> bool:
     """Whether a version's name is `weights`, or `weights` with the checksum of another ONNX file."""
     return re.fullmatch(re.escape(weights) + r"(-[0-9a-f]{8})?", version) is not None
 
 
-def sums(folders: Folders, folder: str, suffix: str) -> dict[str, str]:
+def model_checksums(folders: Folders, folder: str, suffix: str) -> dict[str, str]:
     """{name in the version: sha256} of the folder's files with this suffix, which identify the model."""
-    return {f"{folder}/{name}": sha256_of(uri) for uri, name in folders.get(folder, []) if name.endswith(suffix)}
+    return {f"{folder}/{name}": hash_file(uri) for uri, name in folders.get(folder, []) if name.endswith(suffix)}
 
 
-def sha256_of(uri: str) -> str:
+def hash_file(uri: str) -> str:
     """Reads in pieces, as `copy` does."""
     hashing = storage.HashingFile(io.BytesIO(), limit=0)
     storage.copy(uri, hashing)
     return hashing.sha256
 
 
-def keep_only(names: set[str], folder: str) -> None:
+def delete_others(names: set[str], folder: str) -> None:
     """Deletes files of a killed promotion. To be called after copying: the folder may be the source of the files."""
     for entry in list(storage.list_files(folder)):
         if entry.name not in names:

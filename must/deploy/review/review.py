@@ -15,6 +15,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
@@ -29,7 +33,7 @@ from must.config.work import work_folder_of
 from must.data.loading.reader import open_reader
 from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, static
 from must.deploy.review.session import Session
-from must.deploy.serve.http import Receive, Reply, Scope, Send, as_json, refusal_reply, send_reply
+from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
 from must.method.answers.book import add, read_answers
@@ -44,16 +48,17 @@ LARGEST_REQUEST = 1 << 16  # bytes of a request
 ACTIONS = ("start", "next", "show", "answer", "undo", "grid", "end", "leave")
 DECODING = 2  # pictures that are decoded at a time
 POLICY = (
-    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-SAFE = (
-    (b"content-security-policy", POLICY),
-    (b"referrer-policy", b"no-referrer"),  # the address has the token in it
-    (b"x-content-type-options", b"nosniff"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
-CACHED, FRESH = ((b"cache-control", value) for value in (b"private, max-age=3600", b"no-store"))  # by the browser
+SAFE = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",  # the address has the token in it
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+CACHED = {"cache-control": "private, max-age=3600"}  # by the browser
 KEEP_ALIVE = 30.0  # seconds in which a browser must send a request's head, and read a response
 
 
@@ -129,54 +134,55 @@ class App:
         if scope["type"] != "http":
             return
         try:
-            reply = await self.reply(scope, receive)
+            response = await self.respond(Request(scope, receive))
         except Refused as error:
-            reply = refusal_reply(error)
-        except ValueError as error:
-            reply = refusal_reply(Refused(400, str(error)))
+            response = Refusal(error)
+        except (ValueError, ClientDisconnect) as error:
+            response = Refusal(Refused(400, str(error)))
         except OSError as error:  # e.g. a full disk: the answer is not stored, and the page shows that
-            reply = refusal_reply(Refused(507, f"the answer could not be written: {error.strerror or error}"))
+            response = Refusal(Refused(507, f"the answer could not be written: {error.strerror or error}"))
         except Exception:  # a bug; the server continues
             traceback.print_exc(file=sys.stderr)
-            reply = refusal_reply(Refused(500, "internal error; the terminal has it"))
-        await send_reply(reply, send, *SAFE, *(() if CACHED in reply.more else (FRESH,)))
+            response = Refusal(Refused(500, "internal error; the terminal has it"))
+        for name, value in SAFE.items():
+            response.headers.setdefault(name, value)
+        await response(scope, receive, send)
 
-    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+    async def respond(self, request: Request) -> Response:
         """Raises ValueError, Refused: the request is not valid."""
-        _, token, *parts = [*scope["path"].split("/"), ""][:8]
+        _, token, *parts = [*request.scope["path"].split("/"), ""][:8]
         valid = hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
         expect(valid, "there is nothing here; take the whole address from the terminal", 404)
         parts = [part for part in parts if part]
-        if scope["method"] in ("GET", "HEAD"):
+        if request.method in ("GET", "HEAD"):
             return await self.get(parts)
-        expect(scope["method"] == "POST" and len(parts) == 1, "no such address", 404)
-        request = await body_of(receive)
+        expect(request.method == "POST" and len(parts) == 1, "no such address", 404)
+        values = await read_json(request)
         expect(parts[0] in ACTIONS, "no such address", 404)
         session = self.session
         if session is None:
-            return Reply(as_json({"wait": self.wait}))
+            return Json({"wait": self.wait})
         if parts[0] == "start":
-            return Reply(as_json({"classes": session.review.classes, "who": session.who}))
-        page = str(request.get("page"))[:64] or "?"
-        return Reply(as_json(await asyncio.to_thread(getattr(session, parts[0]), page, request)))
+            return Json({"classes": session.review.classes, "who": session.who})
+        page = str(values.get("page"))[:64] or "?"
+        return Json(await asyncio.to_thread(getattr(session, parts[0]), page, values))
 
-    async def get(self, parts: list[str]) -> Reply:
+    async def get(self, parts: list[str]) -> Response:
         name = parts[0] if parts else "index.html"
         if name in STATIC and len(parts) < 2:
-            return Reply(static(name), STATIC[name].encode())
+            return Response(static(name), media_type=STATIC[name])
         if len(parts) == 2 and name in SIDES and parts[1].isdecimal() and len(parts[1]) < 12:
             async with self.decoding:
                 data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name)
-            return Reply(data, kind.encode(), more=(CACHED,))
+            return Response(data, headers=CACHED, media_type=kind)
         raise Refused(404, "no such address")
 
 
-async def body_of(receive: Receive) -> dict[str, Any]:
+async def read_json(request: Request) -> dict[str, Any]:
     """Raises ValueError: not a JSON object, or too long."""
-    data, more = b"", True
-    while more:
-        message = await receive()
-        data, more = data + message.get("body", b""), message.get("more_body", False)
+    data = b""
+    async for part in request.stream():
+        data += part
         require(len(data) <= LARGEST_REQUEST, "the request is too long")
     return parse_object(data, dict, UserError("the request must be a JSON object"))
 

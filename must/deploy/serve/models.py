@@ -25,13 +25,12 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.deploy.predict.session import STORED, OnnxClassifier, model_uri, stored_threshold
-from must.deploy.promote.registry import Registry
+from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
+from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused, pixels_of
 
 Row = tuple[np.ndarray, "asyncio.Future[Any]"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +48,7 @@ class ServedModel:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
-        stored = stored_threshold(classifier.metadata, where) or 0.0
-        self.threshold = stored if config.abstain == STORED else config.abstain
+        self.threshold = threshold(config.abstain, classifier.metadata, where)
         self.users, self.retired = 0, False
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
 
@@ -113,9 +111,9 @@ class ServedModel:
             return normalize_pixels(image[None], self.classifier.preprocess)[0]
         return image
 
-    def run(self, rows: np.ndarray) -> list[np.ndarray]:
-        """For each image its probabilities [K]."""
-        return list(self.classifier.run(rows))
+    def run(self, rows: np.ndarray) -> np.ndarray:
+        """The graph's input [N, ...] -> probabilities float32 [N, K]."""
+        return self.classifier.run(rows)
 
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs.
@@ -124,27 +122,34 @@ class ServedModel:
         blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, self.batch_size):
             try:
-                results = self.run(np.stack([blank] * images))
+                total = float(self.run(np.stack([blank] * images)).sum()) / images
             except Exception as error:  # onnxruntime's own exception classes are private
                 raise UserError(f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
-            total = sum(float(row.sum()) for row in results) / images
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
 
 
 def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:
     """In the event loop: each future gets its result, or all of them the error."""
     for number, future in enumerate(futures):
-        if future.done():
-            continue
         if isinstance(results, Exception):
-            future.set_exception(results)
-        else:
+            fail(future, results)
+        elif not future.done():
             future.set_result(results[number])
 
 
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # asyncio logs those that nobody reads, as those after a request's first one
+
+
+class NoModelError(UserError):
+    """No model was promoted yet."""
+
+
 class OneModel:
-    """A folder with a model.onnx that does not change. As in Champion, `newest` returns the version to serve, '' if
-    there is none yet, and `load` that version's model, complete and verified."""
+    """A folder with a model.onnx that does not change. As in Champion, `newest` returns the version to serve, and
+    `load` that version's model, complete and verified."""
 
     def __init__(self, config: ServeConfig) -> None:
         """Raises ValueError: --model names no file."""
@@ -164,10 +169,21 @@ class Champion:
     """The version in a registry's LATEST."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self.registry, self.threads = Registry(config.registry, config.name), config.threads
+        self.registry, self.threads, self.root = Registry(config.registry, config.name), config.threads, config.registry
 
     def newest(self) -> str:
-        return self.registry.latest().version
+        """Raises NoModelError: there is none; the message names the registry's other models."""
+        if version := self.registry.latest().version:
+            return version
+        names = sorted(
+            entry.name.partition("/")[0]
+            for entry in storage.list_existing(self.root)
+            if entry.name.count("/") == 1 and entry.name.endswith(f"/{LATEST}")
+        )
+        there = f"there are {', '.join(names[:20])}" if names else "there are no others"
+        raise NoModelError(
+            f"no model --name {self.registry.name} in {self.root}; {there}; waiting for the first promotion"
+        )
 
     def load(self, version: str) -> OnnxClassifier:
         """Raises ValueError: the version has no ONNX file, or the file is not the promoted one."""
@@ -214,12 +230,12 @@ class Models:
             served.users -= 1
             served.close_if_unused()
 
-    async def refresh(self) -> bool:
-        """Loads the newest version if it is not the current one; returns whether it did. Raises ValueError, OSError."""
+    async def refresh(self) -> None:
+        """Loads the newest version if it is not the current one. Raises ValueError, OSError."""
         old = self.current
         served = await asyncio.to_thread(self.load, old.version if old else "")
         if served is None:
-            return False
+            return
         served.start(asyncio.get_running_loop(), self.metrics.observe_pass)
         self.current = served
         self.metrics.model.clear()
@@ -229,12 +245,11 @@ class Models:
             old.retired = True
             old.close_if_unused()
         self.log(f"serving {served.version}" + (f" in place of {old.version}" if old else ""))
-        return True
 
     def load(self, version: str) -> ServedModel | None:
-        """Runs in a thread. The newest version, tested; None if that is `version`, or there is none."""
+        """Runs in a thread. The newest version, tested; None if that is `version`."""
         newest = self.source.newest()
-        if not newest or newest == version:
+        if newest == version:
             return None
         served = ServedModel(newest, self.source.load(newest), self.config, newest)
         served.try_out()
@@ -244,8 +259,9 @@ class Models:
         """Looks for a newer version for ever. Logs errors and tries again."""
         while True:
             try:
-                if not await self.refresh() and self.current is None:
-                    self.log("there is no champion yet; waiting for the first promotion")
+                await self.refresh()
+            except NoModelError as error:
+                self.log(str(error))
             except Exception as error:  # e.g. an unreachable bucket or a damaged version: the current model stays
                 self.metrics.swap_failures.inc()
                 current = f"; serving {self.current.version}" if self.current else ""

@@ -10,7 +10,7 @@ import uvicorn
 from must.base.console import ASIDE
 from must.base.text import printable
 from must.config.serve import ServeConfig
-from must.deploy.serve.http import App
+from must.deploy.serve.http import make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel
 from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
@@ -55,7 +55,7 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     logger.info(printable(f"must serve: {url} (model {config.name})"))
     logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=ASIDE)
     await serve_until_signal(
-        App(work, config.name),
+        make_app(work, config.name),
         listener,
         config.patience,
         drain,

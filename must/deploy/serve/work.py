@@ -14,18 +14,14 @@ import numpy as np
 
 from must.base.processes import cores
 from must.config.serve import ServeConfig
-from must.data.image.headers.base import Cost
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.models import Models, ServedModel
-from must.deploy.serve.predictions import Predictions
-from must.deploy.serve.protocol import InferRequest, Limits, Refused, cost_of, expect
+from must.deploy.serve.models import Models, ServedModel, fail
+from must.deploy.serve.protocol import DecodingCost, InferRequest, Limits, Predictions, Refused, estimate_cost, expect
 
 logger = logging.getLogger(__name__)
 
-PIXELS = Cost("pixels", 0, 0, 0, 0.05 * 50e-3)  # an image that comes as pixels counts as 0.05 megapixels
 SMALL = 1 << 18  # bytes of files up to which their headers are read in the event loop; above it in a thread
-COST_WEIGHT = 10  # a higher weight delays costly pictures more
-
+DELAY = 0.5  # seconds by which each megapixel puts a picture back in the queue: small ones pass large ones
 FULL = "the queue of waiting images is full; try again later"
 
 
@@ -46,10 +42,10 @@ class Decoders:
         for number in range(threads):
             threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
 
-    def put(self, memory: int, job: Callable[[], None] | None, seconds: float = 0) -> None:
-        """Thread-safe. `job` is called once, in one of the threads. Its place in the queue is as if it had arrived
-        COST_WEIGHT * `seconds` later; `seconds`: the cost of it and of the pictures before it in its request."""
-        self.queue.put((time.monotonic() + COST_WEIGHT * seconds, next(self.numbers), memory, job))
+    def put(self, memory: int, job: Callable[[], None] | None, delay: float = 0) -> None:
+        """Thread-safe. `job` is called once, in one of the threads; its place in the queue is as if it had arrived
+        `delay` seconds later."""
+        self.queue.put((time.monotonic() + delay, next(self.numbers), memory, job))
 
     def work(self) -> None:
         while True:
@@ -86,7 +82,6 @@ class Work:
         self.requests: dict[PendingRequest, None] = {}
         self.held_bytes = 0  # of the bodies of requests
         self.draining = False  # once it is true, only a new pod will be ready
-        self.max_body = int(config.max_body * 1e6)
 
     @property
     def ready(self) -> bool:
@@ -98,62 +93,65 @@ class Work:
 
     def reserve(self, size: int) -> None:
         """Counts bytes of a request's body. Raises Refused: all requests together take too many."""
-        if self.held_bytes + size > self.config.max_memory * 1e6:
-            raise Refused(503, "the memory for request bodies is full; try again later")
+        full = self.held_bytes + size > self.config.max_memory * 1e6
+        expect(not full, "the memory for request bodies is full; try again later", 503)
         self.held_bytes += size
 
-    def release(self, size: int) -> None:
-        self.held_bytes -= size
-
     async def predict(self, request: InferRequest, served: ServedModel) -> Predictions:
-        """Raises Refused: too many images are waiting or they cost too much, one cannot be read, or it took too
-        long."""
-        costs = await self.costs_of(request.images, served)
-        megapixels = sum(cost.megapixels for cost in costs)
-        expect(
-            megapixels <= self.config.request_pixels,
-            f"the pictures cost as much as {megapixels:.0f} megapixels; this server takes "
-            f"{self.config.request_pixels:g} a request",
-            413,
-        )
-        futures = [self.loop.create_future() for _ in costs]
-        pending = PendingRequest(megapixels, futures)
+        """Raises Refused: too many images wait or they cost too much, one cannot be read, or it took too long."""
+        costs = await self.estimate(request.images, served.max_pixels)
+        megapixels, limit = sum(cost.megapixels for cost in costs), self.config.request_pixels
+        cost = f"the pictures cost as much as {megapixels:.0f} megapixels"
+        expect(megapixels <= limit, f"{cost}; this server takes {limit:g} a request", 413)
+        pending = PendingRequest(megapixels, [self.loop.create_future() for _ in costs])
         self.admit(pending)
         try:
-            seconds = 0.0
-            for image, cost, future in zip(request.images, costs, futures, strict=True):
-                seconds += cost.seconds
-                self.decoders.put(cost.memory, partial(self.prepare, image, future, served), seconds)
+            delay = 0.0
+            for image, (size, memory), future in zip(request.images, costs, pending.futures, strict=True):
+                delay += DELAY * size
+                self.decoders.put(memory, partial(self.prepare, image, future, served), delay)
             async with asyncio.timeout(self.config.patience):
-                rows = [await future for future in futures]
+                probability = np.stack([await future for future in pending.futures])
         except TimeoutError:
             raise Refused(504, f"no answer within {self.config.patience:g} seconds") from None
         finally:
             self.remove(pending)
-            for future in futures:
+            for future in pending.futures:
                 future.cancel()
-        return self.predictions_of(rows, request, served)
+        finite = bool(np.isfinite(probability).all())
+        expect(finite, "the model's output is not finite; remove NaN and infinity from the input", 422)
+        threshold = served.threshold if request.abstain is None else request.abstain
+        top_k = min(request.top_k or self.config.top_k, probability.shape[1])
+        predictions = Predictions(served.classifier.classes, probability, threshold, top_k)
+        self.metrics.observe_predictions(predictions)
+        return predictions
+
+    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[DecodingCost]:
+        """The cost of each image, from its header. Raises Refused: one is not a picture, or costs too much."""
+        if isinstance(images, np.ndarray):
+            return [DecodingCost()] * len(images)
+        if sum(map(len, images)) <= SMALL:
+            return [estimate_cost(image, max_pixels) for image in images]
+        return await asyncio.to_thread(lambda: [estimate_cost(image, max_pixels) for image in images])
 
     def admit(self, request: PendingRequest) -> None:
         """Adds a request to the waiting ones; where there is no room, refuses costlier ones that already wait.
-        Raises Refused: there is no room, and no waiting request is costlier."""
-        while self.is_full(request):
-            costliest = max(self.requests, key=lambda waiting: waiting.megapixels, default=request)
-            if costliest.megapixels <= request.megapixels:
+        Raises Refused: there is no room, and refusing all costlier ones would not make it."""
+        waiting, megapixels, evicted = self.waiting + len(request.futures), self.megapixels + request.megapixels, 0
+        costliest: list[PendingRequest] = []
+        while waiting > self.config.queue or megapixels > self.config.queue_pixels:
+            costliest = costliest or sorted(self.requests, key=lambda other: -other.megapixels)
+            if evicted == len(costliest) or costliest[evicted].megapixels <= request.megapixels:
                 raise Refused(503, FULL)
-            self.remove(costliest)
-            awaited = next((future for future in costliest.futures if not future.done()), None)
-            if awaited is not None:
-                awaited.set_exception(Refused(503, FULL))
+            waiting -= len(costliest[evicted].futures)
+            megapixels -= costliest[evicted].megapixels
+            evicted += 1
+        for other in costliest[:evicted]:
+            self.remove(other)
+            for future in other.futures:
+                fail(future, Refused(503, FULL))
         self.requests[request] = None
-        self.waiting += len(request.futures)
-        self.megapixels += request.megapixels
-
-    def is_full(self, request: PendingRequest) -> bool:
-        return (
-            self.waiting + len(request.futures) > self.config.queue
-            or self.megapixels + request.megapixels > self.config.queue_pixels
-        )
+        self.waiting, self.megapixels = waiting, megapixels
 
     def remove(self, request: PendingRequest) -> None:
         if request in self.requests:
@@ -161,46 +159,11 @@ class Work:
             self.waiting -= len(request.futures)
             self.megapixels -= request.megapixels
 
-    async def costs_of(self, images: list[bytes] | np.ndarray, served: ServedModel) -> list[Cost]:
-        """The decoding cost of each image, from its header. Raises Refused: one is not a picture, or costs too much."""
-        if isinstance(images, np.ndarray):
-            return [PIXELS] * len(images)
-        if sum(map(len, images)) <= SMALL:
-            return costs_of_files(images, served.max_pixels)
-        return await asyncio.to_thread(costs_of_files, images, served.max_pixels)
-
     def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any], served: ServedModel) -> None:
         """Runs in a decoder's thread: one image into the model's queue, or its error into `future`."""
-        if future.cancelled():
+        if future.done():
             return
         try:
-            row = served.row(image)
-            served.put(row, future)
+            served.put(served.row(image), future)
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)
-
-    def predictions_of(self, rows: list[np.ndarray], request: InferRequest, served: ServedModel) -> Predictions:
-        probability = np.stack(rows)
-        if not np.isfinite(probability).all():
-            raise Refused(422, "the model's output is not finite; remove NaN and infinity from the input")
-        predictions = Predictions(
-            served.classifier.classes,
-            probability,
-            served.threshold if request.abstain is None else request.abstain,
-            min(request.top_k or self.config.top_k, probability.shape[1]),
-        )
-        self.metrics.images.inc(len(rows))
-        self.metrics.abstained.inc(int(predictions.abstained.sum()))
-        for value in probability.max(axis=1):
-            self.metrics.confidence.observe(value)
-        return predictions
-
-
-def costs_of_files(images: list[bytes], max_pixels: int) -> list[Cost]:
-    """Raises Refused: as `cost_of`."""
-    return [cost_of(image, max_pixels) for image in images]
-
-
-def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

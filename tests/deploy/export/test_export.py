@@ -13,15 +13,19 @@ import torch
 from PIL import Image
 
 from must.api.demo import CLASSES
+from must.base import storage
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
 from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check
 from must.deploy.predict.session import OnnxClassifier
+from must.evaluation.result import write_metrics
 from must.method.model.bundle import load_bundle, preprocess_of
+from must.method.model.provenance import RunSummary
 from tests.deploy.export.conftest import files_up_to
 from tests.evaluation.digits import pixels_of
+from tests.evaluation.measured import MEASURED
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,25 @@ def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
     for tensor in model.graph.initializer:
         tensor.ClearField("raw_data")  # among millions of weights any four bytes turn up
     assert b".py" not in model.SerializeToString(), "no stack traces of the exporter"
+
+
+def test_the_same_training_gives_the_same_file(digits, exported):
+    """Nothing in it is of a single run, and it names its weights."""
+    bundle, files = load_bundle(digits.adapted), []
+    model, provenance = onnx.load(exported[1] / "model.onnx"), bundle.description.provenance
+    for seconds in (9.5, 11.0):
+        run = {"summary": RunSummary(30, 1200, seconds), "config": provenance.config | {"output": f"runs/{seconds}"}}
+        graph.add_metadata(model, replace(bundle.description, provenance=replace(provenance, **run)))
+        files.append(model.SerializeToString())
+    assert files[0] == files[1] and b"runs/" not in files[0]
+    assert storage.sha256_of(Path(digits.adapted, "model.safetensors")).encode() in files[0]
+
+
+def test_metrics_of_another_model_are_refused(digits, tmp_path):
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
+    with pytest.raises(ValueError, match=r"--metrics .*: was made of another model .*; run `must evaluate` again"):
+        export(ExportConfig(model=digits.adapted, output=str(tmp_path / "o"), metrics=str(tmp_path / "metrics.json")))
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`must predict` with a bundle: what the ONNX file says that is exported from it, row by row."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -61,9 +62,9 @@ def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, buck
         predict(PredictConfig(model=f"{bucket_server.uri}/damaged", images=["-"]))
 
 
-def test_a_bundle_has_no_threshold(digits, tmp_path):
-    with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
-        label(digits.adapted, digits.shards, tmp_path / "out", abstain=-1)
+def test_a_bundle_without_a_threshold_never_abstains(digits, tmp_path):
+    label(digits.adapted, digits.shards, tmp_path / "out", abstain=-1)
+    assert json.loads((tmp_path / "out/run.json").read_text())["abstain"] == 0.0
 
 
 def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):

@@ -1,13 +1,15 @@
-"""`must predict --abstain`: single images, with a threshold of the user's or the model's own."""
+"""Abstaining: `must predict`, `must.load` and `must serve` say the same, by any threshold."""
 
 import csv
 import json
+from pathlib import Path
 
 import onnx
 import pytest
 
 import must
 from must.deploy.predict.session import ABSTENTION, stored_threshold
+from tests.deploy.serve.server import running
 
 
 @pytest.fixture(scope="module")
@@ -22,27 +24,34 @@ def calibrated(exported, tmp_path_factory):
 
 def test_single_images(calibrated, digits, tmp_path):
     images = [str(digits.images / "test")]
-    plain = must.predict(model=calibrated, images=images).predictions
+    plain = must.predict(model=calibrated, images=images, abstain=0).predictions
     unsure = [found.probability < 0.8 for found in plain]
-    assert 0 < sum(unsure) < len(unsure)
-    for value in (0.8, -1):
-        found = must.predict(model=calibrated, images=images, abstain=value).predictions
-        assert [row.abstained for row in found] == unsure and [row.name for row in found] == [r.name for r in plain]
-    assert not any(row.abstained for row in plain)
+    assert 0 < sum(unsure) < len(unsure) and not any(row.abstained for row in plain)
+    names = [None if found.probability < 0.8 else found.top[0][0] for found in plain]
+    loaded = must.load(calibrated)
+    for found in (must.predict(model=calibrated, images=images, abstain=0.8).predictions, loaded(images)):
+        assert [row.abstained for row in found] == unsure and [row.name for row in found] == names
 
-    must.predict(model=calibrated, images=images, abstain=-1, top_k=2, output=str(tmp_path / "p.csv"))
+    must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.csv"))
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert [row["abstained"] == "1" for row in rows] == unsure
     assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
-    must.predict(model=calibrated, images=images, abstain=-1, output=str(tmp_path / "p.jsonl"))
-    told = [json.loads(line)["abstained"] for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert told == unsure
+    must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line["class"] for line in lines] == names
+    with running("--model", calibrated, "--top-k", 2) as server:
+        for line in lines[:20]:
+            served = server.ask("POST", "/classify", Path(line["image"]).read_bytes())[1]
+            assert {name: served[name] for name in ("class", "abstained")} == {
+                name: line[name] for name in ("class", "abstained")
+            }
+            assert [row["class"] for row in served["predictions"]] == [row["class"] for row in line["predictions"]]
 
 
 def test_on_the_terminal(calibrated, digits, capsys):
     from must.api.stages import call
 
-    call("predict", model=calibrated, images=[str(digits.images / "test")], abstain=-1)
+    call("predict", model=calibrated, images=[str(digits.images / "test")])
     lines = capsys.readouterr().out.splitlines()
     assert 0 < sum("none of these: " in line for line in lines) < len(lines)
 
@@ -53,9 +62,12 @@ def test_shards_say_which_threshold_it_was(calibrated, digits, tmp_path):
     assert found["abstain"] == 0.8 and 0 < found["coverage"] < 1
 
 
-def test_a_model_without_a_threshold(exported, digits):
-    with pytest.raises(ValueError, match="has no threshold: none satisfied --risk"):
-        must.predict(model=str(exported[1]), images=[str(digits.images / "test")], abstain=-1)
+def test_a_model_without_a_threshold_never_abstains(exported, digits):
+    found = must.predict(model=str(exported[1]), images=[str(digits.images / "test")], abstain=-1).predictions
+    assert found and not any(row.abstained for row in found)
+
+
+def test_a_damaged_threshold():
     for damaged in ("{", "[]", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": true}', '{"threshold": NaN}'):
         with pytest.raises(ValueError, match="is damaged"):
             stored_threshold({ABSTENTION: damaged}, "model.onnx")

@@ -1,16 +1,17 @@
-"""Whatever strangers send is answered with a status, and the server goes on."""
+"""Whatever clients send is answered with a status, and the server goes on."""
 
+import base64
 import json
 import socket
 import time
-import zlib
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from must.deploy.serve.http import parse
-from must.deploy.serve.protocol import Refused
+from benchmarks.image_cost import webp_animated
+from must.deploy.serve.protocol import Refused, from_json, parse_json
 from tests.deploy.serve.server import SILENCE, running
 from tests.zoo import bomb, encoded, picture
 
@@ -54,80 +55,73 @@ def image(**values):
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]} | values
 
 
-PIXELS = {"datatype": "UINT8", "shape": [1, 32, 32, 3]}
-BODIES = {
-    "no JSON": b"{",
-    "a list": b"[]",
-    "deep": b"[" * 100_000,
-    "no inputs": json.dumps({}).encode(),
-    "inputs of another kind": json.dumps({"inputs": {"image": 1}}).encode(),
-    "two inputs": json.dumps({"inputs": [image(), image()]}).encode(),
-    "another name": json.dumps({"inputs": [image(name="picture")]}).encode(),
-    "another type": json.dumps({"inputs": [image(datatype="FP16")]}).encode(),
-    "no base64": json.dumps({"inputs": [image(data=["*"])]}).encode(),
-    "no text": json.dumps({"inputs": [image(data=[7])]}).encode(),
-    "fewer files than the shape says": json.dumps({"inputs": [image(shape=[2])]}).encode(),
-    "a negative shape": json.dumps({"inputs": [image(shape=[-1])]}).encode(),
-    "an endless shape": json.dumps({"inputs": [image(shape=[1] * 50)]}).encode(),
-    "a huge shape": json.dumps({"inputs": [image(datatype="UINT8", shape=[1, 2**30, 2**30, 2**30])]}).encode(),
-    "true for a shape": json.dumps({"inputs": [image(shape=[True])]}).encode(),
-    "too large for a byte": json.dumps({"inputs": [image(**PIXELS, data=[300] * 3072)]}).encode(),
-    "bytes that did not come": json.dumps({"inputs": [image(parameters={"binary_data_size": 10})]}).encode(),
-    "parameters of another kind": json.dumps({"inputs": [image()], "parameters": 3}).encode(),
-    "no such output": json.dumps({"inputs": [image()], "outputs": [{"name": "weights"}]}).encode(),
-    "an output twice": json.dumps({"inputs": [image()], "outputs": [{"name": "class"}] * 2}).encode(),
-    "a threshold above 1": json.dumps({"inputs": [image()], "parameters": {"abstain": 1e9}}).encode(),
-    "no class": json.dumps({"inputs": [image()], "parameters": {"top_k": 0}}).encode(),
+def request(tensor, **more):
+    return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+ANIMATION = base64.b64encode(webp_animated(3000, 3000)).decode()  # one frame on a large canvas, of 90 bytes
+BODIES = {  # the body, a part of the reason, the status if it is not 400
+    "not JSON": (b"{", "the body is no JSON"),
+    "a list": (b"[]", "must be a JSON object"),
+    "deep": (b"[" * 100_000, "the body is no JSON"),
+    "no inputs": (b"{}", '"inputs" must be a list of one tensor'),
+    "inputs are an object": (b'{"inputs": {"image": 1}}', '"inputs" must be a list'),
+    "an input is a number": (b'{"inputs": [1]}', "an input must be an object"),
+    "two inputs": (json.dumps({"inputs": [image(), image()]}).encode(), "a list of one tensor"),
+    "another name": (request(image(name="picture")), 'must be named "image"'),
+    "another type": (request(image(datatype="FP16")), "must be BYTES"),
+    "not base64": (request(image(data=["*"])), "a valid base64 string"),
+    "not text": (request(image(data=[7])), "a string of base64"),
+    "fewer files than the shape says": (request(image(shape=[2])), "1 strings, its shape says 2"),
+    "a negative shape": (request(image(shape=[-1])), "a list of positive numbers"),
+    "a long shape": (request(image(shape=[1] * 50)), "a list of positive numbers"),
+    "true as a shape": (request(image(shape=[True])), "a list of positive numbers"),
+    "a huge shape": (request(image(datatype="UINT8", shape=[1, 2**30, 2**30, 2**30])), "[N, 32, 32, 3]"),
+    "too large for a byte": (request(image(datatype="UINT8", shape=[1, 32, 32, 3], data=[300] * 3072)), "0 to 255"),
+    "a binary tensor": (request(image(data=None, parameters={"binary_data_size": 10})), "binary tensors are not taken"),
+    "parameters are a number": (request(image(), parameters=3), '"parameters" must be an object'),
+    "an unknown output": (request(image(), outputs=[{"name": "weights"}]), "class, top_probability"),
+    "an output twice": (request(image(), outputs=[{"name": "class"}] * 2), "each once"),
+    "outputs are names": (request(image(), outputs=["class"]), "objects with a name"),
+    "a threshold above 1": (request(image(), parameters={"abstain": 1e9}), "abstain must be from 0 to 1"),
+    "no class": (request(image(), parameters={"top_k": 0}), "top_k must be a whole number from 1"),
+    "a long id": (request(image(), id="x" * 201), '"id" must be a short string'),
+    "more images than allowed": (request(image(shape=[17], data=["AAAA"] * 17)), "16 a request", 413),
+    "pictures that cost too much": (request(image(shape=[16], data=[ANIMATION] * 16)), "takes 64 a request", 413),
+    "NaN": (request(image(datatype="FP32", shape=[1, 3, 32, 32], data=[float("nan")] * 3072)), "not finite", 422),
 }
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies(server, name):
-    status, answer = server.ask("POST", INFER, BODIES[name])
-    assert status == 400 and answer["error"]
-
-
-def test_more_images_than_allowed(server):
-    body = json.dumps({"inputs": [image(shape=[17], data=["AAAA"] * 17)]})
+    body, reason, expected = (*BODIES[name], 400)[:3]
     status, answer = server.ask("POST", INFER, body)
-    assert status == 413 and "16 a request" in answer["error"]
-
-
-@pytest.mark.parametrize("length", ["-1", "x", "99999999999999999999", "5"])
-def test_a_wrong_length_of_the_json(server, length):
-    status, _ = server.ask("POST", INFER, b"{}", Inference_Header_Content_Length=length)
-    assert status == 400
-
-
-def test_not_a_number_is_no_answer(server):
-    floats = np.full((1, 3, 32, 32), np.nan, np.float32).tobytes()
-    tensor = image(datatype="FP32", shape=[1, 3, 32, 32], parameters={"binary_data_size": len(floats)})
-    del tensor["data"]
-    header = json.dumps({"inputs": [tensor]}).encode()
-    status, answer = server.ask("POST", INFER, header + floats, Inference_Header_Content_Length=str(len(header)))
-    assert status == 422 and "not finite" in answer["error"]
+    assert status == expected and reason in answer["error"]
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v2/", "/classify/more", "/v2/models//infer", "/v2/models/x/infer", "/%00", "/../x"]
+    ("method", "path", "headers", "status", "reason"),
+    [
+        ("POST", "/v2/models/x/infer", {}, 404, "the model is at /v2/models/digits"),
+        ("POST", "/classify/more", {}, 404, "no such address"),
+        ("POST", "//classify", {}, 404, "no such address"),
+        ("GET", "/%00", {}, 404, "no such address"),
+        ("GET", "/../x", {}, 404, "no such address"),
+        ("GET", "/classify/", {"Host": "other"}, 404, "no such address"),
+        ("GET", "/classify", {}, 405, "POST the image file itself: curl --data-binary @photo.jpg"),
+        ("DELETE", "/v2/models/digits", {}, 405, "only GET, HEAD is allowed"),
+        ("POST", "/classify?top_k=x", {}, 400, "top_k must be a number"),
+        ("POST", "/classify?top_k=0", {}, 400, "top_k must be a whole number"),
+        ("POST", "/classify?abstain=nan", {}, 400, "abstain must be from 0 to 1"),
+        ("POST", "/classify?weights=1", {}, 400, "unknown parameter weights"),
+        ("POST", "/classify?" + "a&" * 2000, {}, 400, "the query is too long"),
+        ("POST", INFER, {"Content-Encoding": "gzip"}, 415, "without compression"),
+        ("POST", INFER, {"Inference-Header-Content-Length": "2"}, 400, "no binary tensors"),
+    ],
 )
-def test_addresses(server, path):
-    assert server.ask("POST", path, b"x")[0] == 404
-
-
-@pytest.mark.parametrize("query", ["top_k=x", "top_k=0", "abstain=nan", "abstain=2", "weights=1", "embedding=1"])
-def test_queries(server, query, pictures):
-    status, answer = server.ask("POST", f"/classify?{query}", pictures[0][1])
-    assert status == 400 and answer["error"]
-
-
-def test_methods(server):
-    assert server.ask("DELETE", "/v2/models/digits")[0] == 405
-    assert server.ask("GET", "/classify")[0] == 404
-
-
-def test_compressed_bodies_are_refused(server):
-    assert server.ask("POST", INFER, zlib.compress(b"{}"), Content_Encoding="gzip")[0] == 415
+def test_addresses_and_headers(server, method, path, headers, status, reason):
+    found, answer = server.ask(method, path, b"{}" if method == "POST" else None, **headers)
+    assert found == status and reason in answer["error"]
 
 
 def talk(server, data):
@@ -182,9 +176,42 @@ def test_many_requests_at_once(server):
 
 @pytest.mark.parametrize("values", [b"[" + b"0," * 100_001 + b"0]", b"[" * 100_002, b"[" + b"{}" * 1001 + b"]"])
 def test_json_of_many_values_is_not_read(values):
+    with pytest.raises(Refused, match="send pictures as base64") as refused:
+        parse_json(values)
+    assert refused.value.status == 413
+
+
+LONG = "x" * 30_000
+NOT_PIXELS = {  # data that do not make a tensor of 3,072 numbers, a part of the reason
+    "text": ([LONG] + [""] * 3071, "expected numbers"),  # numpy's array of it takes 369 MB
+    "nested text": ([[[LONG, ""]]] * 1536, "expected numbers"),
+    "null": ([None] * 3072, "expected numbers"),
+    "a number and a list": ([[1], 2], "expected numbers"),
+    "uneven": ([[1], [2, 3]], "do not make"),
+    "empty": ([[[]]], "whole numbers"),
+    "one more": ([0] * 3073, "more data than the 3072 numbers"),
+    "many empty lists": ([[]] * 100_000, "more data than the 3072 numbers"),
+    "ten images": ([[0] * 3072] * 10, "more data than the 3072 numbers"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_PIXELS)
+def test_data_that_are_not_the_shapes_numbers_take_no_memory(name):
+    data, reason = NOT_PIXELS[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match=reason) as refused:
+            from_json(data, "UINT8", [1, 32, 32, 3], "here")
+        assert refused.value.status == 400 and tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_memory_is_a_refusal(monkeypatch):
+    monkeypatch.setattr(np, "asarray", lambda data: bytearray(1 << 60))
     with pytest.raises(Refused) as refused:
-        parse(memoryview(values))
-    assert refused.value.status == 413 and "as binary data" in refused.value.reason
+        from_json([0] * 3072, "UINT8", [1, 32, 32, 3], "here")
+    assert refused.value.status == 503
 
 
 def test_a_slow_body(exported):

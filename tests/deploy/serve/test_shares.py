@@ -1,10 +1,8 @@
-"""Neighbours stay served: what is costly waits, what is silent makes room, health always answers; what a request holds
-whose client does not read the answer, or is gone: nothing."""
+"""Neighbours stay served: costly requests wait, health always answers, and a refused request holds no memory."""
 
 import asyncio
 import json
 import socket
-import struct
 import threading
 import time
 from contextlib import suppress
@@ -12,15 +10,15 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from starlette.requests import ClientDisconnect
 
-from benchmarks.image_cost import webp_animated
-from must.deploy.serve.http import App, ClientGone, cancel_on_disconnect
+from must.config import ServeConfig
+from must.deploy.serve import http
+from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect, make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
-from must.deploy.serve.work import Decoders, Work
-from tests.deploy.serve.server import SILENCE, running
-
-INFER = "/v2/models/digits/infer"
+from must.deploy.serve.work import Decoders, PendingRequest, Work
+from tests.deploy.serve.server import SILENCE
 
 
 def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take_more():
@@ -45,77 +43,99 @@ def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take
 def test_cheap_pictures_pass_costly_ones_that_came_just_before():
     decoders, order, begun, done = Decoders(1, 100), [], threading.Event(), threading.Event()
     decoders.put(0, partial(begun.wait, SILENCE))  # while the others come
-    for name, seconds in (("large", 50), ("many, last", 90), ("small", 0), ("many, first", 10)):
-        decoders.put(1, partial(order.append, name), seconds)
+    for name, delay in (("large", 500), ("many, last", 900), ("small", 0), ("many, first", 100)):
+        decoders.put(1, partial(order.append, name), delay)
     decoders.put(0, done.set, 1000)
     begun.set()
     assert done.wait(SILENCE) and order == ["small", "many, first", "large", "many, last"]
     decoders.close()
 
 
-@pytest.fixture(scope="module")
-def small(exported):
-    with running("--model", exported[1], "--name", "digits") as it:
-        yield it
+def with_work(test, **values):
+    """Runs `await test(work)` with a Work of no model."""
+
+    def borrow():
+        raise Refused(503, "no model is loaded yet")
+
+    async def run():
+        config = ServeConfig(model="none", decoders=1, **values)
+        work = Work(config, SimpleNamespace(borrow=borrow), Metrics())
+        try:
+            await test(work)
+        finally:
+            work.decoders.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("megapixels", "images", "stay"),
+    [
+        (0.2, 1, ["small", "new"]),  # the costliest one makes room
+        (1, 2, ["large", "small"]),  # to refuse the large one would not make enough room: both stay
+        (20, 1, ["large", "small"]),  # none is costlier
+        (0.2, 5, ["large", "small"]),  # more than the queue holds
+    ],
+)
+def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay):
+    async def admit(work):
+        names = {}
+        for name, size, count in (("large", 10, 1), ("small", 0.3, 3), ("new", megapixels, images)):
+            pending = PendingRequest(size, [work.loop.create_future() for _ in range(count)])
+            names[pending] = name
+            with suppress(Refused):
+                work.admit(pending)
+        assert [names[pending] for pending in work.requests] == stay
+        assert work.waiting == sum(len(pending.futures) for pending in work.requests)
+        assert work.megapixels == pytest.approx(sum(pending.megapixels for pending in work.requests))
+        refused = [pending for pending in names if pending not in work.requests and names[pending] != "new"]
+        assert all(future.exception().status == 503 for pending in refused for future in pending.futures)
+
+    with_work(admit, queue=4, max_images=4)
 
 
 BEGUN = [b"", b"POST /classify HTTP/1.1\r\nhost:", b"POST /classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n\xff"]
 
 
 @pytest.mark.parametrize("begun", BEGUN, ids=["nothing", "half a head", "half a body"])
-def test_health_and_pictures_are_answered_whatever_the_connections_do(small, pictures, begun):
-    held = [socket.create_connection(("127.0.0.1", small.port)) for _ in range(60)]
+def test_health_and_pictures_are_answered_beside_silent_connections(server, pictures, begun):
+    held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
     try:
         for client in held:
-            with suppress(OSError):  # it has made room
-                client.sendall(begun)
-        assert small.ask("GET", "/v2/health/live")[0] == small.ask("GET", "/metrics")[0] == 200
-        assert small.ask("POST", "/classify", pictures[0][1])[0] == 200
+            client.sendall(begun)
+        assert server.ask("GET", "/v2/health/live")[0] == server.ask("GET", "/metrics")[0] == 200
+        assert server.ask("POST", "/classify", pictures[0][1])[0] == 200
     finally:
         for client in held:
             client.close()
 
 
-def test_a_request_of_sixty_four_costly_pictures_is_refused_by_its_headers(small, pictures):
-    """Animations of one frame on a large canvas, of 90 bytes each."""
-    data = webp_animated(6000, 6000)
-    blob = (struct.pack("<I", len(data)) + data) * 64
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [64], "parameters": {"binary_data_size": len(blob)}}
-    header = json.dumps({"inputs": [tensor]}).encode()
-    status, answer = small.ask("POST", INFER, header + blob, Inference_Header_Content_Length=str(len(header)))
-    assert status == 413 and "this server takes 64 a request" in answer["error"]
-    assert "must_megapixels_waiting 0.0" in small.ask("GET", "/metrics")[1].decode()
-    assert small.ask("POST", "/classify", webp_animated(6400, 6400))[0] == 422
-
-
-SCOPE = {"type": "http", "method": "POST", "path": INFER, "query_string": b"", "headers": []}
-CONFIG = SimpleNamespace(decoders=1, decode_memory=1, max_body=1, max_memory=1, patience=60, max_images=1)
-
-
-def test_a_requests_memory_is_let_go_before_its_answer_is_sent():
+def test_a_requests_memory_is_released_before_its_answer_is_sent():
     seen = []
 
-    async def exchange():
-        def borrow():
-            seen.append(("worked on", work.held_bytes))
-            raise Refused(503, "no model is loaded yet")
-
+    async def exchange(work):
         async def receive():
             return {"type": "http.request", "body": b"[" * 1000, "more_body": False}
 
         async def send(message):
             seen.append((message["type"], work.held_bytes))
 
-        work = Work(CONFIG, SimpleNamespace(borrow=borrow), Metrics())
-        await App(work, "digits")(SCOPE, receive, send)
-        work.decoders.close()
+        async def infer(request, body):
+            seen.append(("handled", work.held_bytes))
+            raise Refused(503, "no model is loaded yet")
 
-    asyncio.run(exchange())
-    assert seen == [("worked on", 1000), ("http.response.start", 0), ("http.response.body", 0)]
+        scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
+        await make_app(work, "digits")(scope, receive, send)
+        seen.clear()
+        response = await Api(work, "digits").answer(infer)(http.Request(scope, receive))
+        await response(scope, receive, send)
+
+    with_work(exchange)
+    assert seen == [("handled", 1000), ("http.response.start", 0), ("http.response.body", 0)]
 
 
-def test_a_client_that_has_left_is_not_worked_for():
-    given_up = []
+def test_work_for_a_client_that_has_left_is_cancelled():
+    cancelled = []
 
     async def exchange():
         async def receive():
@@ -125,11 +145,52 @@ def test_a_client_that_has_left_is_not_worked_for():
             try:
                 await asyncio.sleep(60)
             finally:
-                given_up.append(True)
+                cancelled.append(True)
 
-        with pytest.raises(ClientGone):
+        with pytest.raises(ClientDisconnect):
             await cancel_on_disconnect(answer(), receive)
         assert await cancel_on_disconnect(asyncio.sleep(0, 7), asyncio.Event().wait) == 7
 
     asyncio.run(exchange())
-    assert given_up
+    assert cancelled
+
+
+SERVED = SimpleNamespace(
+    classifier=SimpleNamespace(preprocess=SimpleNamespace(size=32), takes_pixels=False), max_pixels=10**6
+)
+SMALL, LARGE = (json.dumps({"inputs": []}).encode() + b" " * size for size in (100, LARGE_JSON))
+
+
+def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop(monkeypatch):
+    inside, most, threads = 0, 0, set()
+
+    def parse_slowly(*_):
+        nonlocal inside, most
+        threads.add(threading.current_thread())
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+
+    async def parse_all(work):
+        api = Api(work, "digits")
+        await asyncio.gather(*[api.parse(LARGE, SERVED) for _ in range(5)])
+
+    monkeypatch.setattr(http, "parse_request", parse_slowly)
+    with_work(parse_all)
+    assert most == 1 and threading.main_thread() not in threads
+
+
+def test_small_json_does_not_wait_and_large_json_waits_only_for_the_patience():
+    async def parse_all(work):
+        api = Api(work, "digits")
+        async with api.large_json:
+            with pytest.raises(Refused, match='"inputs" must be'):
+                await api.parse(SMALL, SERVED)
+            with pytest.raises(Refused, match="other large requests") as refused:
+                await api.parse(LARGE, SERVED)
+        assert refused.value.retry
+        with pytest.raises(Refused, match='"inputs" must be'):
+            await api.parse(LARGE, SERVED)
+
+    with_work(parse_all, patience=0.05)

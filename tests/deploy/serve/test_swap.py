@@ -1,14 +1,21 @@
-"""The registry's next champion takes over while requests go on, and none of them is lost."""
+"""The server's life: the next champion, a log that is full, a signal. No request is lost."""
 
+import asyncio
+import io
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from must.base import storage
+from must.base.console import Console
+from must.deploy.serve.serve import follow
 from tests.deploy.serve.server import SILENCE, ask, running
 from tests.deploy.serve.versions import NAME, add_version, promote
 
@@ -58,7 +65,7 @@ def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(bucke
         assert server.ask("GET", "/v2/health/live")[0] == 200 and server.ask("GET", "/v2/health/ready")[0] == 503
         status, answer = server.ask("POST", "/classify", pictures[0][1])
         assert status == 503 and "no model is loaded yet" in answer["error"]
-        until(lambda: server.said("waiting for the first promotion"), server.log)
+        until(lambda: server.said(f"no model --name {NAME} in {registry}; there are no others; waiting"), server.log)
         for version in ("first", "good"):
             add_version(registry, exported, version, tmp_path)
             promote(registry, version)
@@ -73,6 +80,14 @@ def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(bucke
         until(lambda: server.said("LATEST is damaged"), server.log)
         assert server.ask("POST", "/classify", pictures[0][1])[1]["version"] == "good"
         assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_a_name_that_is_not_in_the_registry_is_told_those_that_are(exported, tmp_path):
+    add_version(tmp_path, exported, "v1", tmp_path)
+    promote(tmp_path, "v1")
+    with running("--registry", tmp_path, "--name", "typo", "--poll", 0.1) as server:
+        until(lambda: server.said(f"no model --name typo in {tmp_path}; there are {NAME}; waiting"), server.log)
+        assert server.ask("GET", "/v2/health/ready")[0] == 503
 
 
 def test_requests_that_are_under_way_at_the_end_are_answered(exported, pictures):
@@ -107,3 +122,44 @@ def test_a_server_that_is_killed_while_it_loads_leaves_no_model_behind(exported,
     command = [sys.executable, "-c", KILLED_WHILE_LOADING, str(tmp_path / "registry"), NAME]
     killed = subprocess.run(command, env=os.environ | {"TMPDIR": str(scratch)}, check=False)
     assert killed.returncode == -9 and not list(scratch.iterdir())
+
+
+def test_a_log_on_a_full_disk_stops_nothing(exported, pictures):
+    """From the first line on."""
+    with open("/dev/full", "w") as full, running("--model", exported[1], stderr=full) as server:
+        assert server.ask("POST", "/classify", pictures[0][1])[0] == 200
+
+
+def test_of_closed_pipes_only_standard_output_ends_the_program(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with io.TextIOWrapper(open(write, "wb", buffering=0), write_through=True) as gone, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", gone)
+        patch.setattr(sys, "stdout", gone)
+        Console().emit(logging.LogRecord("must", logging.WARNING, "", 0, "a line", None, None))
+        with pytest.raises(BrokenPipeError):
+            Console().emit(logging.LogRecord("must", logging.INFO, "", 0, "a line", None, None))
+
+
+def test_kept_connections_lose_no_request_at_the_end(exported, pictures):
+    """Answers say that the connection closes as soon as the server is to end."""
+    with running("--model", exported[1], drain=3) as server:
+        connection, header = server.connection(), None
+        assert ask(connection, "POST", "/classify", pictures[0][1])[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+        while header != "close":
+            connection.request("POST", "/classify", pictures[0][1])
+            answer = connection.getresponse()
+            assert answer.status == 200 and answer.read()
+            header = answer.getheader("connection")
+        server.process.wait(SILENCE)
+
+
+def test_a_follower_that_dies_ends_readiness():
+    async def dies(seconds):
+        raise RuntimeError("a bug")
+
+    work = SimpleNamespace(draining=False)
+    with pytest.raises(RuntimeError):
+        asyncio.run(follow(SimpleNamespace(follow=dies), 1.0, work))
+    assert work.draining
