@@ -17,7 +17,7 @@ from must.base.parameters import require
 from must.config import PredictConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.inference import InferenceModel
-from must.deploy.predict.session import Model
+from must.deploy.predict.session import Classified, Model
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import Bundle, load_bundle, named_bundle, preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -36,13 +36,13 @@ class BundleClassifier:
         self.metadata: dict[str, str] = {}  # `must export --metrics` puts a threshold into an ONNX file only
         self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, K] of uint8 [B, S, S, 3]."""
+    def __call__(self, pixels: np.ndarray) -> Classified:
+        """Classifies uint8 [B, S, S, 3]."""
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability: np.ndarray = self.network(images).cpu().numpy()
+            probability, *rest = (output.cpu().numpy() for output in self.network(images))
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return probability
+        return Classified(probability, rest[0] if rest else np.full(len(pixels), np.nan, np.float32))
 
 
 @contextmanager

@@ -99,19 +99,26 @@ def classify(
         while batch := list(islice(remaining, options.batch_size)):
             decoded = list(pool.map(lambda pair: read(pair[1]), batch))
             readable = [pixels for pixels, _ in decoded if pixels is not None]
-            rows: Iterator[np.ndarray] = iter(classifier(np.stack(readable)) if readable else ())
+            rows = iter(zip(*classifier(np.stack(readable)), strict=True) if readable else ())
             for (name, _), (pixels, reason) in zip(batch, decoded, strict=True):
                 if pixels is None:
                     yield Unreadable(name, reason)
                 else:
-                    yield rank_classes(name, next(rows), classifier.classes, options)
+                    yield rank_classes(name, *next(rows), classifier.classes, options)
 
 
-def rank_classes(name: str, probability: np.ndarray, classes: list[str], options: Options) -> Prediction:
+def rank_classes(
+    name: str, probability: np.ndarray, similarity: float, classes: list[str], options: Options
+) -> Prediction:
     """The prediction of an image's probabilities [K]."""
     best = np.argsort(-probability, kind="stable")[: options.top_k]
     top = [classes[i] for i in best], [float(probability[i]) for i in best]
-    return Prediction(name, *top, bool(probability[best[0]] < options.abstain))
+    return Prediction(name, *top, bool(probability[best[0]] < options.abstain), known(similarity))
+
+
+def known(similarity: float) -> float | None:
+    """None for NaN: the model has no memory."""
+    return None if np.isnan(similarity) else float(similarity)
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:

@@ -16,6 +16,7 @@ from must.data.format.index import Shard, count
 from must.data.format.samples import read_samples
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView, Preprocess
+from must.deploy.predict.session import Classified
 
 
 class Decoded(NamedTuple):
@@ -74,7 +75,8 @@ class ShardWriter:
     """Writes the rows of one shard, in its order, to an open file.
 
     Columns: key, source, class and probability (class_2, probability_2, ... with a larger top_k), margin (the first
-    probability less the second), abstained (with a threshold), reason (why the image could not be read, else null).
+    probability less the second), similarity (to the images that the model remembers, or null), abstained (with a
+    threshold), reason (why the image could not be read, else null).
     """
 
     def __init__(self, file: Any, classes: list[str], run: Run) -> None:
@@ -86,33 +88,34 @@ class ShardWriter:
         fields = [("key", pa.string()), ("source", pa.string())]
         for suffix in self.suffixes:
             fields += [(f"class{suffix}", pa.string()), (f"probability{suffix}", pa.float32())]
-        fields += [("margin", pa.float32()), *([("abstained", pa.bool_())] if run.abstain else [])]
+        fields += [("margin", pa.float32()), ("similarity", pa.float32()), *([("abstained", pa.bool_())] if run.abstain else [])]
         self.schema = pa.schema([*fields, ("reason", pa.string())])
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.written = self.unreadable = self.abstained = 0
 
-    def add(self, decoded: list[Decoded], probability: np.ndarray) -> None:
-        """Adds a batch of samples; `probability`, float32 [n, K], is of those that have pixels, in their order."""
-        answers = iter(probability)
+    def add(self, decoded: list[Decoded], classified: Classified | None) -> None:
+        """Adds a batch of samples; `classified`: those that have pixels, in their order; None: none has."""
+        answers = iter(zip(*classified, strict=True) if classified else ())
         for item in decoded:
             row: dict[str, Any] = {"key": utf8(item.key), "source": utf8(item.source)}
             if item.pixels is None:
                 row |= {"reason": utf8(item.reason)} | ({"abstained": False} if self.run.abstain else {})
                 self.unreadable += 1
             else:
-                row |= self.rank(next(answers))
+                row |= self.rank(*next(answers))
             self.rows.append(row)
         if len(self.rows) >= GROUP_ROWS:
             self.write_group()
 
-    def rank(self, probability: np.ndarray) -> dict[str, Any]:
+    def rank(self, probability: np.ndarray, similarity: float) -> dict[str, Any]:
         """The columns of an image's probabilities [K]; counts its class."""
         ranked = np.argsort(-probability, kind="stable")
         best = probability[ranked]
         unsure = bool(best[0] < self.run.abstain)
         row: dict[str, Any] = {"margin": best[0] - (best[1] if len(best) > 1 else 0), "abstained": unsure}
+        row["similarity"] = None if np.isnan(similarity) else similarity
         for rank, suffix in enumerate(self.suffixes):
             row[f"class{suffix}"] = None if unsure else self.classes[ranked[rank]]
             row[f"probability{suffix}"] = best[rank]

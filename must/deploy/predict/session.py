@@ -26,7 +26,16 @@ from must.data.image.preprocess import Preprocess, normalize_pixels
 logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.txt"
-EMBEDDING = "embedding"  # the second output of a file that was exported with --embeddings
+SIMILARITY = "similarity"  # the second output of a model with a memory
+EMBEDDING = "embedding"  # the last output of a file that was exported with --embeddings
+
+
+class Classified(NamedTuple):
+    """Of B images: probabilities float32 [B, K]; similarity float32 [B], how near an image is to those that the model
+    remembers, 0 to 1; NaN without a memory."""
+
+    probability: np.ndarray
+    similarity: np.ndarray
 
 
 def load_runtime() -> Any:
@@ -77,10 +86,10 @@ class OnnxClassifier:
     def check_shapes(self, where: str) -> None:
         """Raises ValueError: the metadata do not match the network in the file."""
         inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
-        known = [node.name for node in outputs[1:]] in ([], [EMBEDDING])
+        names = [node.name for node in outputs[1:]]
         require(
-            len(inputs) == 1 and bool(outputs) and known,
-            f"{where}: expected one input and one output, and at most '{EMBEDDING}' beside it",
+            len(inputs) == 1 and bool(outputs) and names in ([], [SIMILARITY], [EMBEDDING], [SIMILARITY, EMBEDDING]),
+            f"{where}: expected one input and one output, and at most '{SIMILARITY}' and '{EMBEDDING}' beside it",
         )
         sides = [side for side in inputs[0].shape[1:] if isinstance(side, int)]
         require(
@@ -91,21 +100,23 @@ class OnnxClassifier:
             classes == [len(self.classes)],
             f"{where}: gives {classes} probabilities, its metadata name {len(self.classes)} classes",
         )
-        self.output_name = outputs[0].name
+        self.output_names = [outputs[0].name, *([SIMILARITY] if SIMILARITY in names else [])]
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, K] of uint8 [B, S, S, 3].
+    def __call__(self, pixels: np.ndarray) -> Classified:
+        """Classifies uint8 [B, S, S, 3].
         Raises ValueError: the pass fails, or its outputs are not finite."""
         try:
-            probability = self.run(self.prepare(pixels))
+            output = self.run(self.prepare(pixels))
         except Exception as error:  # onnxruntime's own exception classes are private
             raise UserError(f"{self.where}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
-        require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return probability
+        finite = bool(np.isfinite(output.probability).all())
+        require(finite, f"{self.where}: its probabilities are no finite numbers")
+        return output
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        """The graph's input -> probabilities float32 [B, K]."""
-        return self.session.run([self.output_name], {self.input_name: inputs})[0]
+    def run(self, inputs: np.ndarray) -> Classified:
+        """Runs the graph on its input [B, ...]."""
+        probability, *rest = self.session.run(self.output_names, {self.input_name: inputs})
+        return Classified(probability, rest[0] if rest else np.full(len(inputs), np.nan, np.float32))
 
     def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
         """All outputs of the graph for uint8 [B, S, S, 3]: the probabilities first."""
@@ -180,8 +191,8 @@ class Classifier(Protocol):
     preprocess: Preprocess
     metadata: dict[str, str]
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, K] of uint8 [B, S, S, 3]."""
+    def __call__(self, pixels: np.ndarray) -> Classified:
+        """Classifies uint8 [B, S, S, 3]."""
 
 
 class Model(NamedTuple):

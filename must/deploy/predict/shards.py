@@ -96,7 +96,7 @@ def predict_missing(
                 writer = ShardWriter(file, classifier.classes, run)
                 for batch in decoders.in_order(decode_rows, jobs):
                     pixels = [item.pixels for item in batch if item.pixels is not None]
-                    writer.add(batch, classifier(np.stack(pixels)) if pixels else np.zeros((0, 0), np.float32))
+                    writer.add(batch, classifier(np.stack(pixels)) if pixels else None)
                     progress.update(len(batch))
                 file_stats.append(writer.close(shard))
     return file_stats

@@ -20,6 +20,7 @@ class Prediction(NamedTuple):
     classes: list[str]
     probabilities: list[float]
     abstained: bool = False  # the first probability is below the threshold
+    similarity: float | None = None  # to the images that the model remembers, 0 to 1; None: it has no memory
 
     @property
     def name(self) -> str | None:
@@ -57,19 +58,20 @@ def print_row(prediction: Prediction) -> None:
 
 def csv_writer(text: TextIO, top: int) -> Callable[[Prediction], None]:
     """Columns: image, class, probability; with top > 1 class_2, probability_2, ...; abstained (1, 0), where all class
-    columns are empty if it is 1."""
+    columns are empty if it is 1; similarity, empty if the model has no memory."""
     rows = Rows(text)
     header = ["image"]
     for rank in range(1, top + 1):
         suffix = f"_{rank}" if rank > 1 else ""
         header += [f"class{suffix}", f"probability{suffix}"]
-    rows.add(*header, "abstained")
+    rows.add(*header, "abstained", "similarity")
 
     def write(prediction: Prediction) -> None:
         row = [cell(prediction.image)]
         for name, probability in prediction.top:
             row += ["" if prediction.abstained else cell(name), f"{probability:.6f}"]
-        rows.add(*row, int(prediction.abstained))
+        similarity = "" if prediction.similarity is None else f"{prediction.similarity:.4f}"
+        rows.add(*row, int(prediction.abstained), similarity)
 
     return write
 
@@ -80,6 +82,7 @@ def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
 
     def write(prediction: Prediction) -> None:
         row = {"image": prediction.image, "class": prediction.name, "abstained": prediction.abstained}
+        row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
         top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
         text.write(json.dumps({**row, "predictions": top}) + "\n")
 

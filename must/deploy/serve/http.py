@@ -213,6 +213,7 @@ class Api:
                     {"name": "top_probability", "datatype": "FP32", "shape": [-1, -1]},
                     {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
                     {"name": "probability", "datatype": "FP32", "shape": [-1, len(classes)]},
+                    {"name": "similarity", "datatype": "FP32", "shape": [-1]},
                 ],
                 "parameters": {"classes": classes, "size": size, "threshold": served.threshold},
             }

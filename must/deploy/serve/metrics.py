@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from must.deploy.serve.protocol import Predictions
@@ -29,6 +30,9 @@ class Metrics:
         self.images = counter("must_images", "images classified")
         self.abstained = counter("must_abstained", "images for which no class was named")
         self.confidence = histogram("must_confidence", "top probability of an image", buckets=SHARES)
+        self.similarity = histogram(
+            "must_similarity", "of an image to those that the model remembers; lower values show drift", buckets=SHARES
+        )
         # forward passes, and the model
         self.batch = histogram("must_batch_images", "images of a forward pass", buckets=IMAGES)
         self.forward = histogram("must_forward_seconds", "a forward pass", buckets=SECONDS)
@@ -41,6 +45,8 @@ class Metrics:
         self.abstained.inc(int(predictions.abstained.sum()))
         for value in predictions.probability.max(axis=1):
             self.confidence.observe(value)
+        for value in predictions.similarity[~np.isnan(predictions.similarity)]:
+            self.similarity.observe(value)
 
     def observe_pass(self, images: int, seconds: float) -> None:
         self.batch.observe(images)

@@ -112,8 +112,8 @@ class ServedModel:
         return image
 
     def run(self, rows: np.ndarray) -> np.ndarray:
-        """The graph's input [N, ...] -> probabilities float32 [N, K]."""
-        return self.classifier.run(rows)
+        """The graph's input [N, ...] -> float32 [N, K + 1]: probabilities, then the similarity."""
+        return np.column_stack(self.classifier.run(rows))
 
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs.
@@ -122,7 +122,7 @@ class ServedModel:
         blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, self.batch_size):
             try:
-                total = float(self.run(np.stack([blank] * images)).sum()) / images
+                total = float(self.run(np.stack([blank] * images))[:, :-1].sum()) / images
             except Exception as error:  # onnxruntime's own exception classes are private
                 raise UserError(f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")

@@ -27,7 +27,7 @@ LONGEST_REASON = 400  # characters of a reason, which may quote the request
 VALUES_A_PIXEL, FEWEST_VALUES, OBJECTS = 4, 100_000, 1000
 INPUT = "image"
 DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
-OUTPUTS = (*DEFAULT_OUTPUTS, "probability")
+OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "similarity")
 NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32}
 DECIMALS = 6  # of a probability in JSON, as in `must predict`
 PICTURE_FORMATS = "JPEG, PNG or WebP"
@@ -219,10 +219,11 @@ def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
 # -- answers -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Predictions:
-    """`probability` float32 [N, K]; `threshold` 0: never abstains."""
+    """`probability` float32 [N, K]; `similarity` float32 [N], NaN without a memory; `threshold` 0: never abstains."""
 
     classes: list[str]
     probability: np.ndarray
+    similarity: np.ndarray
     threshold: float
     top_k: int
 
@@ -251,6 +252,7 @@ def output_tensor(predictions: Predictions, name: str) -> dict[str, Any]:
         "top_probability": ("FP32", np.take_along_axis(probability, best, axis=1)),
         "abstained": ("BOOL", predictions.abstained),
         "probability": ("FP32", probability),
+        "similarity": ("FP32", np.nan_to_num(predictions.similarity, nan=-1.0)),  # -1: the model has no memory
     }[name]
     return {"name": name, "datatype": datatype, "shape": list(values.shape), "data": values.ravel().tolist()}
 
@@ -261,6 +263,7 @@ def classification(predictions: Predictions) -> dict[str, Any]:
     return {
         "class": None if abstained else predictions.classes[best[0]],
         "abstained": abstained,
+        **({} if np.isnan(predictions.similarity[0]) else {"similarity": round(float(predictions.similarity[0]), 4)}),
         **({"threshold": round(predictions.threshold, DECIMALS)} if abstained else {}),
         "predictions": [
             {"class": predictions.classes[number], "probability": round(float(probability[number]), DECIMALS)}

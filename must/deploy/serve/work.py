@@ -111,18 +111,19 @@ class Work:
                 delay += DELAY * size
                 self.decoders.put(memory, partial(self.prepare, image, future, served), delay)
             async with asyncio.timeout(self.config.patience):
-                probability = np.stack([await future for future in pending.futures])
+                rows = np.stack([await future for future in pending.futures])
         except TimeoutError:
             raise Refused(504, f"no answer within {self.config.patience:g} seconds") from None
         finally:
             self.remove(pending)
             for future in pending.futures:
                 future.cancel()
+        probability, similarity = rows[:, :-1], rows[:, -1]
         finite = bool(np.isfinite(probability).all())
         expect(finite, "the model's output is not finite; remove NaN and infinity from the input", 422)
         threshold = served.threshold if request.abstain is None else request.abstain
         top_k = min(request.top_k or self.config.top_k, probability.shape[1])
-        predictions = Predictions(served.classifier.classes, probability, threshold, top_k)
+        predictions = Predictions(served.classifier.classes, probability, similarity, threshold, top_k)
         self.metrics.observe_predictions(predictions)
         return predictions
 
