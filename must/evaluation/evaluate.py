@@ -14,6 +14,7 @@ from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, RE
 from must.base.text import cell, csv_of, encoded, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
+from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.evaluation.abstention import abstention
 from must.evaluation.metrics import (
@@ -37,6 +38,8 @@ from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, Re
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.method.distributed.process_group import World, init_distributed
+from must.method.memory.check import Predicted, compare_predictions
+from must.method.memory.pool import read_pool, subsample
 from must.method.model.bundle import (
     Bundle,
     load_bundle,
@@ -46,13 +49,10 @@ from must.method.model.bundle import (
     zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier, read_header
-from must.method.model.provenance import CheckResult
-from must.method.select.check import CHECKED_IMAGES, Predicted, check_of
-from must.method.select.features import extract_features, subsample
-from must.method.select.propagate import nearest, whitened
 
 logger = logging.getLogger(__name__)
 
+MAP_IMAGES = 240  # images at most in the report's map
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 
 
@@ -74,8 +74,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if baseline:
             require_classes(f"--baseline {config.baseline}", bundle.description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
-        samples, after, before = score(config, bundle, baseline, world)
-        metrics = measure(samples, after, before, bundle.description.classes)
+        samples, after, before, tower = score(config, bundle, baseline, world)
+        metrics = measure(samples, after, before, tower, bundle.description.classes)
         picked = config.split in index.source.get("picked", ())  # then the risk is not that of all images
         chosen = samples.labelled & (not picked)
         correct = after.prediction[chosen] == samples.labels[chosen]
@@ -88,8 +88,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         )  # fmt: skip
         compared, features = metrics.label_free.compared, None
         if baseline and before and compared:
-            check, features = check_model(config, baseline, samples, before, after, world.device)
-            compared = replace(compared, check=check)
+            compared = replace(compared, check=compare_predictions(predicted(before), predicted(after), metrics.classes))
+            features = read_features(config, bundle, samples, world.device)
         description = bundle.description
         model = Model(
             config.model, description.backbone, description.pretrained, description.logit_factor,
@@ -128,38 +128,44 @@ def load_baseline(uri: str) -> Bundle:
 
 def score(
     config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, world: World
-) -> tuple[Samples, Scores, Scores | None]:
-    """One pass for both models; two if their preprocessing differs."""
-    bundles = [bundle, baseline] if baseline else [bundle]
-    same_pixels = len({preprocess_of(each.description) for each in bundles}) == 1
-    passes, results = [bundles] if same_pixels else [[each] for each in bundles], list[Scores]()
-    for group in passes:
-        source = EvalSource.of(config, preprocess_of(group[0].description), world.rank, world.size)
-        models = [each.model for each in group]
-        samples, scores = score_split(models, source, bundle.description.classes, world, config.labels == "auto")
-        results.extend(scores)
-    return samples, results[0], results[1] if baseline else None
+) -> tuple[Samples, Scores, Scores | None, Scores | None]:
+    """One pass for all models; two if the baseline's preprocessing differs. The last scores: of the model without its
+    memory, None if it has none."""
+    own = [bundle.classifier, *([bundle.model] if bundle.memory else [])]
+    preprocess = preprocess_of(bundle.description)
+    other = [baseline.classifier] if baseline else []
+    same_pixels = not baseline or preprocess_of(baseline.description) == preprocess
+
+    def run(models: list[Any], preprocess: Preprocess) -> tuple[Samples, list[Scores]]:
+        source = EvalSource.of(config, preprocess, world.rank, world.size)
+        return score_split(models, source, bundle.description.classes, world, config.labels == "auto")
+
+    samples, scores = run(own + (other if same_pixels else []), preprocess)
+    if baseline and not same_pixels:
+        scores += run(other, preprocess_of(baseline.description))[1]
+    return samples, scores[0], scores[-1] if baseline else None, scores[1] if bundle.memory else None
 
 
-def check_model(
-    config: EvaluateConfig, baseline: Bundle, samples: Samples, before: Scores, after: Scores, device: torch.device
-) -> tuple[CheckResult, SampleFeatures]:
-    """The check of the model on at most 2,000 of the images, and the features that it used. Runs in this process only;
-    reads no labels."""
-    source = subsample(EvalSource.of(config, preprocess_of(baseline.description)), CHECKED_IMAGES)
-    extracted = extract_features(baseline.model, source, device)
-    values = whitened(extracted.features.to(device).float())
-    neighbours, _ = nearest(values)
-    rows = np.searchsorted(samples.numbers, extracted.numbers.numpy())
-    predicted_before, predicted_after = (
-        Predicted(torch.from_numpy(scores.prediction[rows]).long(), torch.from_numpy(scores.confidence[rows]))
-        for scores in (before, after)
-    )
-    check = check_of(neighbours.cpu(), predicted_before, predicted_after, baseline.description.classes)
-    return check, SampleFeatures(rows, values.cpu().numpy())
+def predicted(scores: Scores) -> Predicted:
+    return Predicted(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
 
 
-def measure(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> Metrics:
+def mean_similarity(scores: Scores) -> float | None:
+    """None: the model has no memory."""
+    return None if np.isnan(scores.similarity).any() else round(float(scores.similarity.mean()), 4)
+
+
+def read_features(config: EvaluateConfig, bundle: Bundle, samples: Samples, device: torch.device) -> SampleFeatures:
+    """Vectors of at most MAP_IMAGES of the images, for the map. Runs in this process only."""
+    source = subsample(EvalSource.of(config, preprocess_of(bundle.description)), MAP_IMAGES)
+    memory = bundle.memory.to(device) if bundle.memory else None
+    pool = read_pool(bundle.model, source, device, whitening=(memory.tokens, memory.embedding) if memory else None)
+    return SampleFeatures(np.searchsorted(samples.numbers, pool.numbers.numpy()), pool.vectors.float().numpy())
+
+
+def measure(
+    samples: Samples, after: Scores, before: Scores | None, tower: Scores | None, classes: list[str]
+) -> Metrics:
     """The part of metrics.json that is computed from scores and labels."""
     chosen = samples.labelled
     metrics = Metrics(
@@ -167,6 +173,7 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
         labelled=int(chosen.sum()),
         skipped=samples.skipped,
         classes=classes,
+        similarity=mean_similarity(after),
         bootstrap_replicates=REPLICATES,
         label_free=LabelFree(
             label_free(after),
@@ -177,12 +184,12 @@ def measure(samples: Samples, after: Scores, before: Scores | None, classes: lis
     if not chosen.any():
         return metrics
     new = labelled_results(after, samples.labels, chosen, len(classes))
-    old = labelled_results(before, samples.labels, chosen, len(classes)) if before else None
-    return measure_labelled(metrics, new, old)
+    old, bare = (labelled_results(each, samples.labels, chosen, len(classes)) if each else None for each in (before, tower))
+    return measure_labelled(metrics, new, old, bare)
 
 
-def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None) -> Metrics:
-    models = {"adapted": new} | ({"baseline": old} if old else {})
+def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None, tower: Labelled | None) -> Metrics:
+    models = {"adapted": new} | ({"baseline": old} if old else {}) | ({"tower": tower} if tower else {})
     replicates = bootstrap(list(models.values()))
     accuracies = dict[str, Accuracy]()
     for number, (name, results) in enumerate(models.items()):
@@ -190,16 +197,19 @@ def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None) -> M
         spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
         accuracies[name] = Accuracy(**values, intervals=spread, reliability=reliability(results))
     differences = {  # adapted - baseline
-        key: interval([after[key] - before[key] for after, before in replicates]) for key in scalar_metrics(new) if old
+        key: interval([after[key] - before[key] for after, before, *_ in replicates])
+        for key in scalar_metrics(new)
+        if old
     }
     return replace(
         metrics,
         adapted=accuracies["adapted"],
         baseline=accuracies.get("baseline"),
+        tower=accuracies.get("tower"),
         intervals=differences,
         paired=paired(old, new) if old else None,
         per_class=class_table(new, old, metrics.classes),
-        confusion={name: confusion(results) for name, results in models.items()},
+        confusion={name: confusion(results) for name, results in models.items() if name != "tower"},
     )
 
 

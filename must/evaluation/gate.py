@@ -1,12 +1,11 @@
 """Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
-The label-free gate is the default and reads no labels. The reviewed gate uses people's answers. The labelled gate runs
-only if the user names it, on labels of a split that nothing was trained on.
+By default labels decide, of a split that nothing was trained on; with fewer than --min-images, people's answers; with
+fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed model only.
 """
 
 import json
 import logging
-import math
 from dataclasses import asdict, dataclass, field, replace
 
 from must.base import storage
@@ -16,6 +15,7 @@ from must.base.records import record_of
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import load_description, require_same_model
+from must.method.answers.estimate import Measured
 from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Decision:
     """
 
     passed: bool
-    gate: str  # "label-free", "reviewed", "labelled" or "none"
+    gate: str  # "labelled", "answers", "label-free" or "none"
     reasons: list[str] = field(default_factory=list)
     outcome: str = ""
     weights_sha256: str = ""  # of the model that was decided on
@@ -68,29 +68,31 @@ def gate(config: GateConfig) -> Decision:
     return decision
 
 
+def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
+    """The labels decide if there are enough, else people's answers, else the label-free gate."""
+    compares = metrics.baseline_name.endswith("zero-shot")
+    if metrics.adapted and metrics.baseline and metrics.labelled >= config.min_images and not metrics.data.picked:
+        return labelled_gate(metrics, config)
+    selection = metrics.model.selection
+    if compares and selection and selection.measured and selection.measured.answers >= FEWEST_LABELS:
+        return answers_gate(selection.measured)
+    return label_free_gate(metrics, config)
+
+
 def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    """Passes when the check of the model against the baseline has no warnings (must/method/select/check.py).
+    """Stops a model that collapsed (must/method/memory/check.py): without labels nothing else can be known.
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle.
-    Reads only `metrics.label_free` and the model's provenance.
-    Raises ValueError: the metrics have no baseline to compare with, or are of an earlier version.
+    Raises ValueError: the metrics have no baseline to compare with.
     """
-    free = metrics.label_free
-    compared, before, after = free.compared, free.baseline, free.adapted
-    if compared is None or before is None:
+    compared, name = metrics.label_free.compared, metrics.baseline_name
+    if compared is None or compared.check is None:
         raise UserError("the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
-    if compared.check is None:
-        raise UserError("the metrics are of an earlier version: run `must evaluate` again")
-    require(before.effective_classes > 0, f"--metrics {config.metrics}: the baseline predicts no class; evaluate again")
-    name = metrics.baseline_name
-    zero_shot, same = name.endswith("zero-shot"), compared.agreement == 1
-    rules = [unchanged_rule(name, zero_shot)] if same else check_rules(compared.check, metrics.model.selection, name)
-    rules.append(rule(f"same class as {name}", compared.agreement, config.min_agreement))
-    share = after.effective_classes / before.effective_classes
-    rules.append(rule(f"effective classes, of {name}'s number", share, config.min_effective_classes))
-    passed = all(passed for passed, _ in rules)
-    outcome = NOTHING_KEPT if passed and zero_shot and same else ""
-    return Decision(passed, "label-free", [text for _, text in rules], outcome)
+    if compared.agreement == 1:
+        passed, text = unchanged_rule(name, name.endswith("zero-shot"))
+        return Decision(passed, "label-free", [text], NOTHING_KEPT if passed else "")
+    rules = check_rules(compared.check, metrics.model.selection, name)
+    return Decision(all(passed for passed, _ in rules), "label-free", [text for _, text in rules])
 
 
 def unchanged_rule(name: str, zero_shot: bool) -> tuple[bool, str]:
@@ -110,31 +112,15 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str) -> l
         return [(False, line(False, text))]
     if check.warnings:
         return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
-    before, after = check.agreement_before, check.agreement_after
-    text = f"no sign of harm: similar images share a class in {before:.1%} before and {after:.1%} after ({images})"
-    return [(True, line(True, text))]
+    text = f"no collapse: effectively {check.effective_before:.1f} classes before, {check.effective_after:.1f} after ({images})"
+    return [(True, line(True, f"{text}; without labels nothing says whether it is better"))]
 
 
-def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    """Passes when people's answers show a gain over the zero-shot model (`must select --answers`): the lower end of its
-    95% interval is above 0."""
-    if not metrics.baseline_name.endswith("zero-shot"):  # a champion: people's answers do not compare with it
-        return replace(label_free_gate(metrics, config), gate="reviewed")
-    selection = metrics.model.selection
-    if not selection or not selection.measured:
-        text = "there are no answers about this model; ask with `must review`, then `must select --answers`"
-        return Decision(False, "reviewed", [line(False, text)])
-    text = measured_text(selection)
-    if not selection.alpha:
-        return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], NOTHING_KEPT)
-    passed = selection.measured.gain.low > 0
+def answers_gate(measured: Measured) -> Decision:
+    """Passes when people's answers show a gain over the zero-shot model: the lower end of its 95% interval is above 0."""
+    passed = measured.gain.low > 0
     advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
-    return Decision(passed, "reviewed", [line(passed, text + advice)])
-
-
-def measured_text(selection: Selection) -> str:
-    """The gain that was measured with people's answers or with a labelled split."""
-    return f"{selection.by}: {selection.measured.text().partition(': ')[2]}" if selection.measured else ""
+    return Decision(passed, "answers", [line(passed, measured.text() + advice)])
 
 
 def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
@@ -161,7 +147,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     ]
     if picked:
         reason = "must review picked the labelled images: no gain on all images follows from them"
-        reasons.append(line(False, f"{reason}; take the reviewed gate, after `must select --answers`"))
+        reasons.append(line(False, reason))
     return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
@@ -169,12 +155,7 @@ def no_gate(metrics: Metrics, config: GateConfig) -> Decision:
     return Decision(True, "none", ["ok  no gate was asked for: every model passes"], UNCHECKED)
 
 
-RULES = {"labelled": labelled_gate, "reviewed": reviewed_gate, "label-free": label_free_gate, "none": no_gate}
-
-
-def rule(name: str, value: float, limit: float) -> tuple[bool, str]:
-    passed = limit <= value < math.inf
-    return passed, line(passed, f"{name} {value:.3f}, at least {limit:g}")
+RULES = {"auto": automatic_gate, "labelled": labelled_gate, "label-free": label_free_gate, "none": no_gate}
 
 
 def line(passed: bool, text: str) -> str:

@@ -136,6 +136,8 @@ class Metrics:
     label_free: LabelFree
     adapted: Accuracy | None = None
     baseline: Accuracy | None = None
+    tower: Accuracy | None = None  # the model without its memory; None if it has none
+    similarity: float | None = None  # mean of the images', to those that the model remembers
     intervals: dict[str, Interval] = field(default_factory=dict)  # of the differences, adapted - baseline
     paired: Paired | None = None
     per_class: list[dict[str, Any]] = field(default_factory=list)

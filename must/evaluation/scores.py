@@ -13,6 +13,7 @@ from must.base.progress import bar
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
+from must.method.memory.memory import MemoryClassifier
 from must.method.model.masked_vit import MaskedViT
 
 TOP_K = 5
@@ -54,6 +55,7 @@ class Scores:
     top_probability: np.ndarray  # float32 [N, T]
     label_log_probability: np.ndarray  # float32 [N], nan without a label
     entropy: np.ndarray  # float32 [N], nats
+    similarity: np.ndarray  # float32 [N], to the images that the model remembers; nan without a memory
     probability_sum: np.ndarray  # float64 [K]
 
     @property
@@ -68,7 +70,7 @@ class Scores:
 
 
 def score_split(
-    models: Sequence[MaskedViT],
+    models: Sequence[MaskedViT | MemoryClassifier],
     source: EvalSource,
     classes: Sequence[str],
     world: World,
@@ -99,7 +101,7 @@ def score_split(
             samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
             images = normalize(batch.pixels.to(world.device), source.preprocess)
             for model, collector in zip(models, collectors, strict=True):
-                collector.add(model(images), labels)
+                collector.add(*classify(model, images), labels)
             progress.update(len(images))
     parts = world.gather((samples, collectors, source.skipped, problem))
     for *_, error_text in parts:
@@ -112,6 +114,14 @@ def score_split(
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
+def classify(model: MaskedViT | MemoryClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [B, K], similarity [B], nan without a memory)."""
+    if isinstance(model, MemoryClassifier):
+        probability, similarity = model.classify(images)
+        return probability.log(), similarity
+    return model(images), torch.full((len(images),), torch.nan)
+
+
 class Collector:
     """Collects one model's Scores, batch by batch."""
 
@@ -119,8 +129,8 @@ class Collector:
         self.images: list[tuple[np.ndarray, ...]] = []
         self.probability_sum = np.zeros(classes)
 
-    def add(self, logits: Tensor, labels: np.ndarray) -> None:
-        """Logits [B, K] and class numbers [B] (NO_LABEL without a label)."""
+    def add(self, logits: Tensor, similarity: Tensor, labels: np.ndarray) -> None:
+        """Logits [B, K], similarity [B] and class numbers [B] (NO_LABEL without a label)."""
         log_probability = logits.float().log_softmax(dim=-1)
         probability = log_probability.exp()
         values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
@@ -128,7 +138,7 @@ class Collector:
         of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
         of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
         entropy = -(probability * log_probability).sum(-1)
-        self.images.append((top.int().cpu().numpy(), *(v.cpu().numpy() for v in (values, of_label, entropy))))
+        self.images.append((top.int().cpu().numpy(), *(v.cpu().numpy() for v in (values, of_label, entropy, similarity))))
         exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
         self.probability_sum += exact.sum(0).cpu().numpy()
 
@@ -160,6 +170,6 @@ def concatenate(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
 def merge(collectors: Sequence[Collector], order: np.ndarray | slice = slice(None)) -> Scores:
     """The processes' scores of one model as one, in the given `order`."""
     images = concatenate([batch for collector in collectors for batch in collector.images])
-    top, values, of_label, entropy = (array[order] for array in images)
+    top, values, of_label, entropy, similarity = (array[order] for array in images)
     total = np.sum([collector.probability_sum for collector in collectors], axis=0)
-    return Scores(top, values, of_label, entropy, total)
+    return Scores(top, values, of_label, entropy, similarity, total)

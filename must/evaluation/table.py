@@ -14,6 +14,8 @@ def text_table(metrics: Metrics) -> str:
     if after := metrics.adapted:
         before = metrics.baseline
         rows.append((f"{metrics.labelled} labelled images", *([name] if before else []), "adapted", "difference"))
+        if metrics.tower and not metrics.data.picked:
+            rows.append(metric_row("top-1 without memory", before.top1 if before else None, metrics.tower.top1, None))
         for key, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
             if key == "top5" and len(metrics.classes) <= 5:
                 continue
@@ -36,8 +38,10 @@ def check_lines(metrics: Metrics) -> list[str]:
     compared = metrics.label_free.compared
     if not compared or not (check := compared.check):
         return []
-    before, after = map(percent, (check.agreement_before, check.agreement_after))
-    text = f"check on {check.images:,} images: similar images share a class in {before} before and {after} after"
+    text = (
+        f"check on {check.images:,} images: {percent(check.changed)} change class; effectively "
+        f"{check.effective_before:.1f} classes before and {check.effective_after:.1f} after"
+    )
     return ["", text, *(f"warning: {printable(warning)}" for warning in check.warnings)]
 
 

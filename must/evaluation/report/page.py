@@ -11,7 +11,6 @@ from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
 from must.data.loading.reader import ShardReader
-from must.evaluation.gate import measured_text
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import Pictures
@@ -185,7 +184,7 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     ]
 
 
-SHARES = ((0.0, "Nothing is kept: the weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
+SHARES = ((0.0, "The weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
 
 
 def selection(metrics: Metrics) -> dict[str, Any] | None:
@@ -202,9 +201,8 @@ def selection(metrics: Metrics) -> dict[str, Any] | None:
 
 def selection_text(chosen: Selection) -> str:
     share = dict(SHARES).get(chosen.alpha, "A part is kept")
-    if chosen.measured:
-        return f"{share} (alpha {chosen.alpha:g}), chosen by {measured_text(chosen)}."
-    return f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
+    text = f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
+    return f"{text} {chosen.measured.text()}." if chosen.measured else text
 
 
 def column(title: str, check: CheckResult) -> dict[str, Any]:
@@ -215,7 +213,7 @@ def column(title: str, check: CheckResult) -> dict[str, Any]:
         "rows": [
             f"{check.images:,}",
             f"{check.changed:.1%}",
-            f"{check.agreement_before:.1%} → {check.agreement_after:.1%} (± {check.error:.1%})",
+            f"{check.effective_before:.1f} → {check.effective_after:.1f}",
             f"{check.confidence_before:.2f} → {check.confidence_after:.2f}",
             f"{len(dead):,}" + (f": {', '.join(dead[:5])}{', ...' if len(dead) > 5 else ''}" if dead else ""),
         ],
