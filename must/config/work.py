@@ -1,117 +1,94 @@
-"""WORK, the folder of one adaptation: `must adapt` makes it, and so do single stages whose outputs have these names."""
+"""WORK, the folder of one adaptation: `must adapt` makes it, and so do single stages whose outputs have these names.
+
+A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS.
+"""
 
 import os
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from must.base import files, storage
-from must.base.errors import UserError
 from must.base.parameters import StageConfig, flag, is_required, parameters_of, require
 
-MARKER_FILES = {
-    "bundle": files.DESCRIPTION_FILE, "shards": files.INDEX_FILE, "labels": files.REFINED_FILE,
-    "onnx": files.ONNX_FILE, "answers": files.ANSWERS_FILE,
-}  # fmt: skip
-"""By kind: the file that identifies a folder of that kind."""
-BUNDLES = ("model", "selected")  # names in WORK
-NAMES = {
-    "classifier": files.CLASSIFIER_FILE, "shards": "shards", "labels": "labels",
-    "metrics": f"report/{files.METRICS_FILE}", "onnx": "onnx", "answers": "review", "decision": "decision.json",
-}  # fmt: skip
-"""By kind: its name in WORK. What is made from another bundle than WORK/model has that bundle's name in front."""
-WORDS = {
-    "bundle": "model of `must train`", "classifier": "classifier file of `must classifier`",
-    "shards": "shards of `must shard`", "metrics": "report of `must evaluate`", "onnx": "ONNX file of `must export`",
-}  # fmt: skip
+
+class Part(NamedTuple):
+    path: str  # in WORK
+    marker: str  # the file in it that identifies it; "" if `path` is the file
+    words: str
 
 
-class Work:
-    """A folder and the paths in it, by kind. `written`: paths that the stage writes to; a bundle there is not read."""
-
-    def __init__(self, folder: str, written: Collection[str] = ()) -> None:
-        self.folder = folder.rstrip("/") or "/"
-        paths = (storage.join(self.folder, name) for name in BUNDLES)
-        self.bundles = [path for path in paths if path not in written and holds(path, "bundle")]
-
-    def __bool__(self) -> bool:
-        return bool(self.bundles) or any(self.only(kind, "") for kind in NAMES)
-
-    def only(self, kind: str, option: str, bundle: str = "") -> str:
-        """The path of that kind, made from `bundle`; '' if there is none."""
-        if kind == "bundle" or (kind == "onnx" and not bundle):
-            paths = ", ".join(self.bundles)
-            require(
-                len(self.bundles) < 2,
-                f"{self.folder}: holds more than one {WORDS['bundle']}: {paths}; name one with {option}",
-            )
-            if kind == "bundle":
-                return paths
-        path = self.output_of("" if kind in ("classifier", "shards") else bundle, NAMES[kind])
-        return path if holds(path, kind) else ""
-
-    def output_of(self, bundle: str, name: str) -> str:
-        """The path of an output made from a bundle: WORK/NAME for WORK/model, WORK/BUNDLE-NAME for another bundle."""
-        prefix = Path(bundle).name
-        return storage.join(self.folder, name if prefix in ("", "model") else f"{prefix}-{name}")
-
-    def split(self) -> str:
-        """The split to measure on: test, or train if the shards have no test split."""
-        shards = self.only("shards", "--shards")
-        index = storage.read_json(storage.join(shards, files.INDEX_FILE), "--shards") if shards else {}
-        return "test" if not index or "test" in index.get("splits", ()) else "train"
+PARTS = {
+    "bundle": Part("model", files.DESCRIPTION_FILE, "model of `must train` or `must refine`"),
+    "classifier": Part(files.CLASSIFIER_FILE, "", "classifier file of `must classifier`"),
+    "shards": Part("shards", files.INDEX_FILE, "shards of `must shard`"),
+    "labels": Part("labels", files.REFINED_FILE, "labels of `must refine`"),
+    "metrics": Part(f"report/{files.METRICS_FILE}", "", "report of `must evaluate`"),
+    "onnx": Part("onnx", files.ONNX_FILE, "ONNX file of `must export`"),
+    "answers": Part("review", files.ANSWERS_FILE, "answers of `must review`"),
+    "decision": Part("decision.json", "", "decision of `must gate`"),
+}
 
 
-def holds(path: str, kind: str) -> bool:
-    """Whether a path on this machine is of that kind."""
-    return "://" not in path and Path(path, MARKER_FILES.get(kind, "")).is_file()
+def find_part(work: str, kind: str) -> str:
+    """The path of that kind in a folder of this machine; '' if it is not there."""
+    part = PARTS[kind]
+    path = storage.join(work, part.path)
+    return path if "://" not in path and Path(path, part.marker).is_file() else ""
+
+
+def find_split(work: str) -> str:
+    """The split to measure on: test, or train if the shards have no test split."""
+    shards = find_part(work, "shards")
+    index = storage.read_json(storage.join(shards, files.INDEX_FILE), "--shards") if shards else {}
+    return "test" if not index or "test" in index.get("splits", ()) else "train"
+
+
+def is_work(folder: str) -> bool:
+    """Whether anything of PARTS is there."""
+    return any(find_part(folder, kind) for kind in PARTS)
 
 
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """A stage's values, completed with paths in WORK if `model` is WORK or a bundle in it.
+    """A stage's values, completed with paths in WORK if `model` is WORK or WORK/model.
 
-    The metadata `work` of a field says which path it gets. If `model` is WORK, all fields with `work` are completed; if
-    it is a bundle, only the required ones, and the ONNX file made from it if `model` is to be one."""
+    The metadata `work` of a field names the part that it gets; `to NAME`: the stage writes to WORK/NAME.
+    Raises UserError: nothing of a kind that the stage needs is there."""
     parameters = [field for field in parameters_of(stage) if field.metadata["work"]]
     model = values.get("model")
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):
         return values
-    model = os.fspath(model).rstrip("/") or "/"
-    is_work = not any(Path(model, name).is_file() for name in (files.DESCRIPTION_FILE, files.ONNX_FILE))
-    folder = model if is_work else str(Path(model).parent)
-    work = Work(folder, [storage.join(folder, field.metadata["work"].removeprefix("to ")) for field in parameters])
-    if not work:
+    folder = os.fspath(model).rstrip("/") or "/"
+    if any(Path(folder, name).is_file() for name in (files.DESCRIPTION_FILE, files.ONNX_FILE)):
+        in_work = Path(folder).name == PARTS["bundle"].path and find_part(str(Path(folder).parent), "classifier")
+        if not in_work:  # a bundle or an ONNX file of its own
+            return values
+        folder = str(Path(folder).parent)
+    if not is_work(folder):
         missing = [field for field in parameters if is_required(field) and field.name not in values]
-        lack = "no model of `must train` there" if Path(folder).exists() else "no such folder"
+        lack = "no model of `must adapt` there" if Path(folder).exists() else "no such folder"
         require(not missing, f"--model {model}: {lack}; give a folder that `must adapt` made")
         return values
-    paths = {"model": model}
-    for field in sorted(parameters, key=lambda field: field.name != "model"):  # `model` first: the others depend on it
+    paths = dict[str, Any]()
+    for field in parameters:
         name, kind = field.name, field.metadata["work"]
-        if name == "model":
-            completes = is_work or (kind == "onnx" and holds(model, "bundle"))
-        else:
-            completes = name not in values and (is_work or is_required(field))
-        if not completes:
+        if name in values and name != "model":
             continue
         if kind.startswith("to "):
-            paths[name] = work.output_of(paths["model"], kind.removeprefix("to ").format(**{"to": "onnx"} | values))
+            paths[name] = storage.join(folder, kind.removeprefix("to ").format(**{"to": "onnx"} | values))
         elif kind == "split":
-            paths[name] = work.split()
-        elif path := work.only(kind, flag(name), "" if name == "model" and is_work else paths["model"]):
+            paths[name] = find_split(folder)
+        elif path := find_part(folder, kind):
             paths[name] = path
+        elif name == "model" and field.metadata["kind"] == "output":
+            paths[name] = storage.join(folder, PARTS[kind].path)
         else:
-            where = "in it" if is_work else "beside it"
-            message = f"--model {model}: no {WORDS.get(kind, kind)} is {where}; make it, or name it with {flag(name)}"
+            message = f"--model {model}: no {PARTS[kind].words} is in it; make it, or name it with {flag(name)}"
             require(name != "model" and not is_required(field), message)
     return values | paths
 
 
-def work_folder_of(stage: type[StageConfig], values: dict[str, str]) -> str:
+def find_work(stage: type[StageConfig], values: dict[str, str]) -> str:
     """The folder WORK for which `with_work` gives the same `values`, `model` among them; '' if there is none."""
     folder = str(Path(values["model"]).parent)
-    try:
-        completed = with_work(stage, {"model": folder})
-    except UserError:
-        return ""
+    completed = with_work(stage, {"model": folder}) if is_work(folder) else {}
     return folder if all(completed.get(name) == value for name, value in values.items()) else ""

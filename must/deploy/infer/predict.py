@@ -10,7 +10,7 @@ from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
-from must.config.work import Work
+from must.config.work import find_part
 from must.deploy.predict.images import predict_images, require_images
 from must.deploy.predict.session import Opener, onnx_model
 from must.deploy.predict.writer import Prediction
@@ -39,9 +39,8 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         return config, onnx_model
     if model.lower().endswith(".safetensors"):
         return config, zero_shot()
-    work = Work(model)
     for kind, opener in (("bundle", bundle), ("onnx", lambda: onnx_model), ("classifier", zero_shot)):
-        if uri := work.only(kind, "--model"):
+        if uri := find_part(model, kind):
             return replace(config, model=uri), opener()
     require(
         not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),

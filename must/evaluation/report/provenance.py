@@ -9,7 +9,7 @@ from typing import Any
 from must.base import storage
 from must.base.files import METRICS_FILE
 from must.config import EvaluateConfig, ReviewConfig, TrainConfig
-from must.config.work import work_folder_of
+from must.config.work import find_work
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
 from must.evaluation.result import Metrics
@@ -148,7 +148,7 @@ def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
     metrics = storage.join(config.output, METRICS_FILE)
     arguments = {"review": f"{inputs} --output review/", "select": f"{inputs} --output selected/"}
     arguments |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
-    if work := work_folder_of(ReviewConfig, uris):
+    if work := find_work(ReviewConfig, uris):
         arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
     predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
     export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
