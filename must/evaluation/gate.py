@@ -144,7 +144,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     key, min_gain, min_images = config.metric, config.min_gain, config.min_images
     low, high = metrics.intervals[key]
     gain = getattr(metrics.adapted, key) - getattr(metrics.baseline, key)
-    picked, enough = metrics.data.picked, metrics.labelled >= min_images
+    enough = metrics.labelled >= min_images
     reasons = [
         line(enough, f"labelled images {metrics.labelled}, needed {min_images}"),
         line(
@@ -153,10 +153,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
             f"its lower end must be above {100 * min_gain:+.1f}",
         ),
     ]
-    if picked:
-        reason = "must review picked the labelled images: no gain on all images follows from them"
-        reasons.append(line(False, f"{reason}; take the reviewed gate, after `must select --answers`"))
-    return Decision(enough and low > min_gain and not picked, "labelled", reasons)
+    return Decision(enough and low > min_gain, "labelled", reasons)
 
 
 def no_gate(metrics: Metrics, config: GateConfig) -> Decision:

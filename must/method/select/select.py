@@ -21,7 +21,7 @@ from must.config import SelectConfig
 from must.data.augment.normalize import normalize
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.method.answers.estimate import Measured, difference
+from must.method.answers.estimate import AccuracyEstimate, difference
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
 from must.method.model.bundle import (
@@ -79,7 +79,7 @@ def select(config: SelectConfig) -> Selection:
             correct = correct_at(frozen, adapted, source, labels, device)
             alpha = best_alpha(correct, choice.alpha)
             by = f"{len(labels):,} {'answers' if config.answers else f'labels of {split}'}"
-            measured = Measured.of(correct[0], correct[ALPHAS.index(alpha)])
+            measured = AccuracyEstimate.from_correct(correct[0], correct[ALPHAS.index(alpha)])
             choice = replace(choice if alpha == choice.alpha else chosen(alpha), by=by, measured=measured)
         network = zero_shot_network(bundle, zero_shot)
         network.load_state_dict(between(frozen.cpu().state_dict(), bundle.model.cpu().state_dict(), choice.alpha))

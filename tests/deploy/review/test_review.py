@@ -18,7 +18,7 @@ from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, pr
 from must.deploy.review.review import prepare_review, review_at, summary_of
 from must.deploy.review.review import review as must_review
 from must.deploy.review.session import RESERVED_S, Session
-from must.method.answers.book import read_answers
+from must.method.answers.answers_file import read_answers
 from must.method.answers.review import DOUBTFUL, Review
 from tests.deploy.review.conftest import config_at, labels_of
 from tests.evaluation.digits import digits
