@@ -59,7 +59,7 @@ class Carried {
       if (!line.undone) earlier.push(line);
       if (earlier.length) lines.set(line.sha256, earlier);
     }
-    return new Map([...lines].map(([sha256, answers]) => [sha256, answers.at(-1)]));
+    return new Map([...lines].map(([sha256, answers]) => [sha256, answers.at(-1)]).sort(([, one], [, other]) => one.when < other.when ? -1 : 1));
   }
   find(number) { return this.content.pictures.find((picture) => picture.number === number); }
   now(picture) {

@@ -61,7 +61,7 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
 
 
 def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[Answer]]:
-    """sha256 -> its answers that were not taken back, the one that counts last; in the order of these last answers. An
+    """sha256 -> its answers that were not taken back, the one that counts last; in the order of their last lines. An
     incomplete last line, of a killed program, is skipped.
     Raises ValueError: a line is not an answer, or names a class that is not in `classes`; the message has its
     number."""
