@@ -9,8 +9,8 @@ from must.base.errors import MustError, TransientError, UserError
 __version__ = "0.1.0"
 __all__ = [
     "MustError", "TransientError", "UserError",
-    "adapt", "classifier", "demo", "evaluate", "export", "gate", "labels", "load", "plan", "predict",
-    "promote", "refine", "review", "serve", "shard", "sort", "train",
+    "adapt", "classifier", "demo", "evaluate", "export", "gate", "load", "plan", "predict",
+    "promote", "refine", "review", "serve", "shard", "train",
 ]  # fmt: skip
 
 

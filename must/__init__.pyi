@@ -19,8 +19,6 @@ from must.api.results import Trained as Trained
 from must.base.errors import MustError as MustError
 from must.base.errors import TransientError as TransientError
 from must.base.errors import UserError as UserError
-from must.deploy.labels.exchange import Exchanged as Exchanged
-from must.deploy.labels.sort import Outcome as Outcome
 from must.deploy.promote.registry import Latest as Latest
 from must.evaluation.gate import Decision as Decision
 
@@ -37,7 +35,6 @@ __all__ = [
     "evaluate",
     "export",
     "gate",
-    "labels",
     "load",
     "plan",
     "predict",
@@ -47,7 +44,6 @@ __all__ = [
     "select",
     "serve",
     "shard",
-    "sort",
     "train",
 ]
 
@@ -364,29 +360,6 @@ def predict(
     device: Text = "auto",
 ) -> Predicted:
     """Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle."""
-
-def sort(
-    *,
-    into: Text,
-    labels: Text = "",
-    how: Literal["link", "copy", "move"] = "link",
-    root: Text = "",
-    abstain: float = 0.0,
-    named_only: bool = False,
-    undo: bool = False,
-) -> Outcome:
-    """Sort images into class folders, by predictions or people's labels: links, copies or moves; --undo reverts."""
-
-def labels(
-    *,
-    labels: Text,
-    to: Literal["label-studio", "fiftyone", "cleanlab", "answers", "csv"],
-    output: Text,
-    root: Text = "",
-    classes: Text | list[str] = "",
-    check: Literal["none", "folder"] = "none",
-) -> Exchanged:
-    """Export labels to Label Studio, FiftyOne or cleanlab, and import people's answers from there."""
 
 def serve(
     *,

@@ -71,7 +71,6 @@ predict
 export      predict
 infer       export predict
 promote     predict
-labels
 serve       predict promote
 review      serve
 """,
@@ -320,9 +319,7 @@ def test_what_runs_without_torch_does_not_import_it():
         "must.data.format.samples",
         "must.deploy.infer.predict",
         "must.deploy.predict.images",
-        "must.deploy.labels.exchange",
         "must.evaluation.gate",
-        "must.deploy.labels.sort",
         "must.deploy.promote.promote",
         "must.runtime.check",
         "must.runtime.evaluation",

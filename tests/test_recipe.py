@@ -57,7 +57,7 @@ def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifa
 """,
 }
 EDITS = {  # file: (before what, what)
-    "must/config/__init__.py": [("from must.config.labels", "from must.config.hello import HelloConfig\n")],
+    "must/config/__init__.py": [("from must.config.predict", "from must.config.hello import HelloConfig\n")],
     "must/api/stages.py": [
         ('    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n')
     ],

@@ -25,11 +25,9 @@ from must.base import storage
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, INDEX_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
 from must.config import AdaptConfig, TrainConfig
-from must.config.labels import SortConfig
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
-from must.deploy.labels.sort import sort
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
@@ -71,7 +69,7 @@ def adapt(
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; DataComp's for the default model.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
-            class, or a file of labels as `must.sort` takes it (answers, an export of Label Studio or FiftyOne).
+            class, or a CSV file with the columns image (a path, relative to the CSV) and class.
         device: auto, cpu, cuda or cuda:N.
         again: with other inputs than `output` was made from: keep what they do not change, and move the rest to a
             folder before-1 in it; without, it is an error once there are shards or a model to lose.
@@ -144,7 +142,7 @@ def steps(
         raise
     labelled: dict[str, Any] = {}
     if test_images:
-        labelled = {"test_source": labelled_folder(test_images, folder, image_source.source), "labels": "folder"}
+        labelled = {"test_source": test_images, "labels": "csv" if is_labels(test_images) else "folder"}
     if grown:
         labelled["append"] = True
     workers = {name: value for name, value in settings.items() if name == "workers"}
@@ -203,19 +201,8 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
 
 
 def is_labels(test_images: str) -> bool:
-    """Whether it is a file of labels that `must sort` reads, not a folder or an archive of images."""
-    return test_images.lower().endswith((".csv", ".json", ".jsonl")) and Path(test_images).is_file()
-
-
-def labelled_folder(test_images: str, output: Path, images: str) -> str:
-    """A folder with one folder of labelled images for each class; for a file of labels, one of links below OUTPUT.
-    Paths in the file may be relative to the folder `images`, as in a file of answers."""
-    if not is_labels(test_images):
-        return test_images
-    into = output / f"test-images-{storage.sha256_of(Path(test_images))[:12]}"
-    root = images if Path(images).is_dir() else ""
-    sort(SortConfig(labels=test_images, into=str(into), named_only=True, root=root))
-    return str(into)
+    """Whether it is a table of images and classes on this machine, not a folder or an archive of images."""
+    return test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
 
 
 def clean(folder: Path) -> None:

@@ -67,7 +67,6 @@ NEXT = {
     "--output classifier.safetensors",
     "classifier": "must train --shards SHARDS --classifier {output} --output model",
     "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
-    "refine": "must sort {output}/predictions.csv --into sorted --root photos/",
     "evaluate": "must gate --metrics {output}/metrics.json --output decision.json; "
     "must export --model {model} --shards {shards} --metrics {output}/metrics.json --output onnx",
     "export": "must predict photos/ --model {output}; must serve --model {output}",

@@ -10,8 +10,6 @@ from typing import Any, Self
 from must import config as configs
 from must.base import storage
 from must.base.files import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.deploy.labels.exchange import Exchanged
-from must.deploy.labels.sort import Outcome
 from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
@@ -175,7 +173,7 @@ class Demo:
 RESULTS: dict[str, type] = {
     "shard": Shards, "classifier": Classifier, "plan": Planned, "train": Trained, "refine": Refined,
     "evaluate": Evaluated, "export": Exported, "predict": Predicted, "demo": Demo,
-    "sort": Outcome, "labels": Exchanged, "gate": Decision, "promote": Latest,  # as the stages return them
+    "gate": Decision, "promote": Latest,  # as the stages return them
 }  # fmt: skip
 
 

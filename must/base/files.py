@@ -10,7 +10,6 @@ METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv",
 ONNX_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"  # an export's
 MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
 VERSION_FILE = "version.json"  # of a version in the registry
-JOURNAL_FILE = ".must-sort.jsonl"  # in a folder that `must sort` filled: the source of each file
 RECORD_FILE = "adapt.json"  # of `must adapt`
 REFINED_FILE = "refined.json"  # of `must refine`, beside predictions.csv
 ANSWERS_FILE = "answers.jsonl"  # of `must review`

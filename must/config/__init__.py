@@ -8,7 +8,6 @@ from must.config.adapt import AdaptConfig, DemoConfig
 from must.config.classifier import ClassifierConfig
 from must.config.evaluate import EvaluateConfig, GateConfig
 from must.config.export import ExportConfig
-from must.config.labels import LabelsConfig, SortConfig
 from must.config.predict import PredictConfig
 from must.config.promote import PromoteConfig
 from must.config.refine import RefineConfig
@@ -19,6 +18,6 @@ from must.config.train import PlanConfig, TrainConfig
 
 __all__ = [
     "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",
-    "LabelsConfig", "PlanConfig", "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig",
-    "ServeConfig", "ShardConfig", "SortConfig", "TrainConfig",
+    "PlanConfig", "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig",
+    "ServeConfig", "ShardConfig", "TrainConfig",
 ]  # fmt: skip

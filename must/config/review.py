@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
 from must.config import defaults
@@ -22,16 +21,16 @@ class ReviewConfig(StageConfig):
     output: str = param(
         "folder on this machine for review.json and answers.jsonl", metavar="DIR", often=True, work="to review"
     )
-    order: Literal["random", "doubtful"] = param(
-        "random: pictures drawn at random, whose answers measure accuracies; doubtful: those that the model is least "
-        "sure of first, to correct them; their answers measure nothing",
-        "random",
-    )
     page: str = param(
         "write one HTML file with the pictures, for somebody without this program; do not serve", "", metavar="FILE"
     )
     pictures: int = param("pictures in --page at most", 200, at_least=1)
-    add: str = param("a file of answers made elsewhere, as --page saves it: adds them, and ends", "", metavar="FILE")
+    add: str = param(
+        "answers made elsewhere: answers.jsonl as --page saves it, or a .csv file with the columns image and class; "
+        "adds them, and ends",
+        "",
+        metavar="FILE",
+    )
     browser: bool = param("open the page in a browser, from a terminal with a display", True)
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
     images: int = param("images to look at, evenly spread; fewer for over 1,000 classes", 20_000, between=(100, 20_000))

@@ -76,15 +76,12 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
         samples, after, before, tower = score(config, bundle, baseline, world)
         metrics = measure(samples, after, before, tower, bundle.description.classes)
-        picked = config.split in index.source.get("picked", ())  # then the risk is not that of all images
-        chosen = samples.labelled & (not picked)
-        correct = after.prediction[chosen] == samples.labels[chosen]
-        metrics = replace(metrics, abstention=abstention(config.risk, after.confidence[chosen], correct))
+        correct = after.prediction[samples.labelled] == samples.labels[samples.labelled]
+        metrics = replace(metrics, abstention=abstention(config.risk, after.confidence[samples.labelled], correct))
         if not world.is_main:
             return metrics
         data = Data(
             config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates,
-            picked,
         )  # fmt: skip
         compared, features = metrics.label_free.compared, None
         if baseline and before and compared:

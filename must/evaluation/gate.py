@@ -15,7 +15,7 @@ from must.base.records import record_of
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import load_description, require_same_model
-from must.method.answers.estimate import Measured
+from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def gate(config: GateConfig) -> Decision:
 def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """The labels decide if there are enough, else people's answers, else the label-free gate."""
     compares = metrics.baseline_name.endswith("zero-shot")
-    if metrics.adapted and metrics.baseline and metrics.labelled >= config.min_images and not metrics.data.picked:
+    if metrics.adapted and metrics.baseline and metrics.labelled >= config.min_images:
         return labelled_gate(metrics, config)
     selection = metrics.model.selection
     if compares and selection and selection.measured and selection.measured.answers >= FEWEST_LABELS:
@@ -116,7 +116,7 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str) -> l
     return [(True, line(True, f"{text}; without labels nothing says whether it is better"))]
 
 
-def answers_gate(measured: Measured) -> Decision:
+def answers_gate(measured: AccuracyEstimate) -> Decision:
     """Passes when people's answers show a gain over the zero-shot model: the lower end of its 95% interval is above 0."""
     passed = measured.gain.low > 0
     advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
@@ -136,7 +136,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     key, min_gain, min_images = config.metric, config.min_gain, config.min_images
     low, high = metrics.intervals[key]
     gain = getattr(metrics.adapted, key) - getattr(metrics.baseline, key)
-    picked, enough = metrics.data.picked, metrics.labelled >= min_images
+    enough = metrics.labelled >= min_images
     reasons = [
         line(enough, f"labelled images {metrics.labelled}, needed {min_images}"),
         line(
@@ -145,10 +145,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
             f"its lower end must be above {100 * min_gain:+.1f}",
         ),
     ]
-    if picked:
-        reason = "must review picked the labelled images: no gain on all images follows from them"
-        reasons.append(line(False, reason))
-    return Decision(enough and low > min_gain and not picked, "labelled", reasons)
+    return Decision(enough and low > min_gain, "labelled", reasons)
 
 
 def no_gate(metrics: Metrics, config: GateConfig) -> Decision:

@@ -122,7 +122,6 @@ class Data:
     splits: dict[str, Any] = field(default_factory=dict)
     rejected: int = 0
     duplicates: int = 0
-    picked: bool = False  # by `must review`: the labelled images are not drawn at random
 
 
 @dataclass(frozen=True)

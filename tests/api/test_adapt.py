@@ -13,10 +13,10 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli, functions
-from must.api.adapt import labelled_folder, read_classes
+from must.api.adapt import read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.inputs import as_image, entries_of, folder_names, to_source
+from must.api.inputs import as_image, entries_of, to_source
 from must.config import GateConfig
 from must.evaluation.gate import labelled_gate
 from must.evaluation.result import metrics_of
@@ -173,27 +173,18 @@ def test_what_was_not_used_yet_may_be_corrected(digits, tmp_path):
     assert adapted.metrics["images"] == 20 and adapted.metrics["labelled"] == 0 and adapted.classes == list(CLASSES)
     weights = (adapted.bundle / "model.safetensors").read_bytes()
 
-    answers = tmp_path / "answers.jsonl"
+    table = tmp_path / "labels.csv"
     paths = sorted(digits.images.glob("test/t*/*.png"))
-    lines = [{"image": str(path), "label": path.parent.name, "position": at} for at, path in enumerate(paths)]
-    answers.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"image": "x.png", "label": None}]))
-    labelled = must.adapt(**inputs(digits, work, test_images=answers, **settings))
-    assert labelled.metrics["labelled"] == len(lines) > 20, "later answers measure the model that is there"
-    assert labelled.metrics["data"]["picked"] and not adapted.metrics["data"]["picked"]
-    assert "on picked images" in labelled.report.read_text()
-    config = GateConfig(metrics="", gate="labelled", min_images=1, min_gain=-1)
-    decision = labelled_gate(metrics_of(labelled.metrics), config)
-    assert [reason[:4] for reason in decision.reasons] == ["ok  ", "ok  ", "STOP"] and not decision.passed
+    lines = [f"{path},{path.parent.name}" for path in paths]
+    table.write_text("".join(f"{line}\n" for line in ["image,class", *lines]))
+    labelled = must.adapt(**inputs(digits, work, test_images=table, **settings))
+    assert labelled.metrics["labelled"] == len(lines) > 20, "later labels measure the model that is there"
     assert (adapted.bundle / "model.safetensors").read_bytes() == weights
     assert [path.name for path in (work / "before-1").iterdir()] == ["report"]
-    same = must.adapt(**inputs(digits, work, test_images=answers, **settings))
+    same = must.adapt(**inputs(digits, work, test_images=table, **settings))
     assert same.metrics == labelled.metrics and not (work / "before-2").exists()
-    below = tmp_path / "below.jsonl"
-    below.write_text(json.dumps({"image": "zero/" + next(digits.images.glob("train/zero/*")).name, "label": "zero"}))
-    into = labelled_folder(str(below), tmp_path, str(digits.images / "train"))
-    assert len([*Path(into).glob("zero/*")]) == 1, "must review names pictures below the folder of images"
 
-    other = inputs(digits, work, test_images=answers, again=True, **{**settings, "epochs": 2})
+    other = inputs(digits, work, test_images=table, again=True, **{**settings, "epochs": 2})
     shards = (work / "shards" / "index.json").stat().st_mtime_ns
     assert must.adapt(**other).metrics["labelled"] == len(lines)
     aside = sorted(path.name for path in (work / "before-2").iterdir())

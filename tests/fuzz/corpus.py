@@ -155,6 +155,5 @@ CORPUS: dict[str, Callable[[], dict[str, bytes]]] = {
     "zip": zips,
     "parquet": tables,
     "classes": class_files,
-    "labels": lambda: {"deep": b"[" * 100_000, "a long number": b'{"labels": {"x": ' + b"9" * 100_000 + b"}}"},
     "request": requests,
 }

@@ -31,7 +31,6 @@ from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
 from must.data.sources.files import Manifest
 from must.data.sources.tables import Table, Tables
-from must.deploy.labels.formats import read_labels
 from must.deploy.predict.session import parse_metadata
 from must.deploy.serve.protocol import Limits, Refused, parse_request
 from must.method.model.bundle import load_description
@@ -250,23 +249,6 @@ def classes(data: bytes) -> None:
     )
 
 
-def labels(data: bytes) -> None:
-    for kind in ("json", "jsonl", "csv"):
-        try:
-            found = read_labels(file_of(data, f"labels.{kind}"))
-        except ValueError as error:
-            assert f"labels.{kind}" in str(error)
-            continue
-        assert all(isinstance(one.image, str) and isinstance(one.label, str | None) for one in found)
-
-
-def exports() -> list[bytes]:
-    task = {"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ["a"]}}]}]}
-    samples = {"samples": [{"filepath": "a.png", "ground_truth": {"label": "a"}}]}
-    contents = ([task], {"classes": ["a", "b"], "labels": {"x": 1}}, samples, {"image": "x", "label": "a"})
-    return [*(json.dumps(content).encode() for content in contents), b"image,class,probability\nx.png,a,0.5\n"]
-
-
 def classifier(data: bytes) -> None:
     header = parse_header(data, "classifier.safetensors", "--classifier")
     assert all(isinstance(name, str) for name in header["classes"])
@@ -336,7 +318,6 @@ TARGETS = {
         memory=400_000_000,
         seconds=5,
     ),
-    "labels": Target(labels, exports),
     "classifier": Target(classifier, headers),
     "bundle": Target(bundle, bundles),
     "metadata": Target(metadata, lambda: [b'["a", "b"]\n{"size": 32, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}']),

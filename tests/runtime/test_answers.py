@@ -44,7 +44,10 @@ def lines_of_answers(place):
     reader = ShardReader(review.shards, review.split)
     for one in review.pictures:
         label = reader.description(one.number)["label"]
-        yield json.dumps({"image": one.image, "sha256": one.sha256, "label": label, "who": "ann"}) + "\n"
+        yield (
+            json.dumps({"image": one.image, "sha256": one.sha256, "label": label, "sampled": "random", "who": "ann"})
+            + "\n"
+        )
 
 
 def answers(work, count):

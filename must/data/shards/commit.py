@@ -13,7 +13,6 @@ import numpy as np
 from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import JOURNAL_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config import ShardConfig
@@ -64,7 +63,6 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
 
     jobs = shard_jobs(task, splits, duplicates, records)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
-    picked = picked_splits(config, splits, previous)
     tables = write_tables(jobs, records, task.run.revision)
     return Index(
         revision=task.run.revision,
@@ -74,7 +72,6 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
             "test_uri": config.test_source,
             "fingerprint": listing.fingerprint,
             "files": listing.items + len(listing.rejected),
-            **({"picked": picked} if picked else {}),
         },
         settings=task.run.settings,
         shards=shards,
@@ -88,25 +85,6 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
         tables=(*(previous.tables if previous else ()), *tables),
         units=numbers[-1] + 1,
     )
-
-
-def picked_splits(config: ShardConfig, splits: tuple[str, ...], previous: Index | None) -> list[str]:
-    """The splits with images that `must review` selected, as noted by `must sort` in the folder that it writes."""
-    picked = set(previous.source.get("picked", ())) if previous else set[str]()
-    if is_picked(config.test_source):
-        picked.add("test")
-    if is_picked(config.source):
-        picked |= {*splits} - ({"test"} if config.test_source else set())
-    return sorted(picked)
-
-
-def is_picked(source: str) -> bool:
-    """Whether `must sort` has noted in this folder that `must review` selected its images."""
-    journal = storage.join(source, JOURNAL_FILE)
-    if not source or not storage.exists(journal):
-        return False
-    head = storage.object_or_none(storage.read_bytes(journal).partition(b"\n")[0], dict)
-    return bool(head and head.get("picked"))
 
 
 MOST_LABELS = 100_000  # every process reads all of them with the index

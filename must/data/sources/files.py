@@ -14,6 +14,7 @@ from must.base.text import brief
 from must.data.sources.base import Item, ListingReport, Source, below, folder_label, limit_texts
 
 LONGEST_ROW = 1_000_000  # bytes of a line of a manifest
+OTHER_COLUMNS = {"image": "path", "class": "label"}  # as in the tables that `must` writes
 
 
 class Folder(Source):
@@ -38,7 +39,7 @@ class Folder(Source):
 
 
 class Manifest(Source):
-    """A .csv, .tsv or .jsonl file with the columns path, and optionally label and split.
+    """A .csv, .tsv or .jsonl file with the columns path (or image), and optionally label (or class) and split.
 
     Paths are absolute, gs:// URIs, or relative to the manifest.
     """
@@ -73,10 +74,11 @@ class Manifest(Source):
                 return
             table = csv.DictReader(lines, dialect="excel-tab" if ending == "tsv" else "excel")
             try:
+                table.fieldnames = [OTHER_COLUMNS.get(name, name) for name in table.fieldnames or ()]
                 require(
-                    "path" in (table.fieldnames or ()),
+                    "path" in table.fieldnames,
                     f"{where}: the first line must name the columns path[,label][,split], not: "
-                    f"{brief(','.join(table.fieldnames or ()))}",
+                    f"{brief(','.join(table.fieldnames))}",
                 )
                 yield from ((table.line_num, row) for row in table)
             except csv.Error as error:

@@ -130,8 +130,8 @@ def base_model(description: Description) -> dict[str, Any]:
 
 
 def model_index(description: Description, metrics: Metrics | None) -> dict[str, Any]:
-    """The hub's model-index: only for metrics on labelled images that `must review` did not pick."""
-    if not metrics or not metrics.adapted or metrics.data.picked:
+    """The hub's model-index: only for metrics on labelled images."""
+    if not metrics or not metrics.adapted:
         return {}
     data, adapted = metrics.data, metrics.adapted
     numbers = [("top-1", adapted.top1), ("mean per class", adapted.mean_per_class)]

@@ -17,7 +17,6 @@ from must.base.errors import UserError
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 from must.deploy.review.session import Session
-from must.method.answers.review import RANDOM
 
 SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
 LOSSLESS_SIDE = 200  # pixels of the longer side up to which nothing is lost in compression
@@ -66,7 +65,7 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
     review, images = session.review, dict[str, str]()
     shown: list[dict[str, Any]] = []
     size_of_images = 0
-    for picture in [picture for picture in review.pictures if session.is_pending(picture)][:most]:
+    for picture, stream in session.upcoming(most):
         new = dict[str, str]()
         for number, size in [(picture.number, "large"), *((other, "small") for other in picture.similar)]:
             key = f"{size}/{number}"
@@ -76,8 +75,9 @@ def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[byt
         if size_of_images > LARGEST_PAGE:
             break
         images |= new
-        shown.append({**session.describe(picture.number), "image": picture.image, "sha256": picture.sha256})
-    content: dict[str, Any] = {"classes": review.classes, "random": review.order == RANDOM, "who": session.who}
+        shown.append({**session.describe(picture, stream), "image": picture.image, "sha256": picture.sha256})
+    key = hashlib.sha256("".join(picture["sha256"] for picture in shown).encode()).hexdigest()
+    content: dict[str, Any] = {"classes": review.classes, "who": session.who, "key": key}  # of its answers' storage
     content |= {"pictures": shown, "images": images}
     data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
     script, style = (static(name).decode() for name in ("review.js", "review.css"))

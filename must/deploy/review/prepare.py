@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count, repeat
 from typing import Self
@@ -20,14 +20,16 @@ from must.base.parameters import require
 from must.base.processes import cores
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
+from must.method.answers.answers_file import read_answers
+from must.method.answers.coverage import order_by_coverage
 from must.method.answers.review import (
     FIRST_IMAGES,
     IMAGES_FILE,
-    RANDOM,
+    MOST_BY_COVERAGE,
     REFINED,
+    SCHEDULE,
     Picture,
     Review,
-    doubtful_order,
     fingerprint,
     random_order,
 )
@@ -41,6 +43,7 @@ from must.method.select.select import load_adapted_and_zero_shot
 SIMILAR = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
+MANY_CLASSES = 30  # with more, the order by coverage prefers images like those that the model is not sure of
 NumberedLabels = list[tuple[int, int]]  # (number in the split, class number), in the order of the review
 
 
@@ -136,12 +139,12 @@ class AnswerEffect:
 
     def count_changed(self, labels: NumberedLabels) -> int:
         changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
-        changed[[self.index[number] for number, _ in labels]] = False
+        changed[[self.index[number] for number, _ in labels if number in self.index]] = False
         return int(changed.sum())
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:
-    """The review of all images of the split. Of several copies of a file, only the first in the order is asked about.
+    """The review of all images of the split. Of several copies of a file, only the first that is drawn is asked about.
     Raises ValueError: no such model or split, or a classifier file of other classes or of another model."""
     *_, last = compute_reviews(config)
     return last
@@ -151,7 +154,7 @@ def compute_reviews(
     config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int], None] = lambda *_: None
 ) -> Iterator[tuple[Review, Images]]:
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
-    few images or a review was `saved`. In a random order the pictures of the earlier review come first.
+    few images or a review was `saved`. The pictures of the earlier review come first.
     `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
     bundle, zero_shot = load_adapted_and_zero_shot(config.model, config.baseline)
     classes = bundle.description.classes
@@ -165,9 +168,8 @@ def compute_reviews(
         first = set[int]()
         if not saved and len(every) > 2 * FIRST_IMAGES:
             first = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
-        for part in (sorted(first), [number for number in every if number not in first]):
-            if not part:
-                continue
+        parts = [part for part in (sorted(first), [number for number in every if number not in first]) if part]
+        for part in parts:
             source.numbers = part
             progress = map(pause, count(0, source.batch_size), repeat(len(part)))
             features.append(
@@ -175,17 +177,21 @@ def compute_reviews(
                     zero_shot.model, source, process.device, lambda images: [model(images)], partial(next, progress)
                 )
             )
-            saved, images = review_of(config, source, classes, weights, ImageFeatures.joined(features), saved)
+            joined = ImageFeatures.joined(features)
+            saved, images = make_review(config, source, classes, weights, joined, saved)
+            if part is parts[-1]:
+                answered = {*read_answers(config.output)} | {p.sha256 for p in saved.pictures[: SCHEDULE.random_first]}
+                saved = replace(saved, coverage=coverage_order(saved, images, answered))
             yield saved, images
 
 
-def review_of(
+def make_review(
     config: ReviewConfig,
     source: EvalSource,
     classes: list[str],
     weights: str,
     features: ImageFeatures,
-    previous: Review | None,
+    earlier: Review | None,
 ) -> tuple[Review, Images]:
     mean = features.probabilities.float().mean(0)
     images = Images(features.numbers, whitened(features.features.float()).half(), mean.half())
@@ -194,14 +200,11 @@ def review_of(
     predicted = torch.stack([zero_shot.labels, adapted.labels, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices
     labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()
-    known = {picture.number: picture.sha256 for picture in previous.pictures} if previous else {}
+    known = {picture.number: picture.sha256 for picture in earlier.pictures} if earlier else {}
     index_of = {number: index for index, number in enumerate(features.numbers.tolist())}
-    if config.order == RANDOM:
-        first = [index_of[number] for number in known if number in index_of]
-        others = np.setdiff1d(np.arange(len(labels)), first)
-        order = [*first, *(others[random_order(labels[others], config.seed)].tolist() if len(others) else ())]
-    else:
-        order = doubtful_order(confidence).tolist()
+    first = [index_of[number] for number in known if number in index_of]
+    others = np.setdiff1d(np.arange(len(labels)), first)
+    order = [*first, *(others[random_order(labels[others], config.seed)].tolist() if len(others) else ())]
     pictures: dict[str, Picture] = {}
     for index in order:
         number, classes_of_image = int(features.numbers[index]), predicted[index].tolist()
@@ -215,6 +218,19 @@ def review_of(
         pictures.setdefault(sha256, picture)
     review = Review(
         model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
-        classes=list(classes), order=config.order, images=len(features.numbers), pictures=list(pictures.values()),
+        classes=list(classes), images=len(features.numbers), pictures=list(pictures.values()), coverage=[],
     )  # fmt: skip
     return review, images
+
+
+def coverage_order(review: Review, images: Images, answered: set[str]) -> list[int]:
+    """Numbers of the review's pictures, the one that teaches most first. `answered`: sha256s of the pictures that have
+    an answer when the first of them is asked."""
+    pictures = {picture.number: picture for picture in review.pictures}
+    numbers = images.numbers.tolist()
+    rows = [row for row, number in enumerate(numbers) if number in pictures]
+    shown = [pictures[numbers[row]] for row in rows]
+    already = np.flatnonzero([picture.sha256 in answered for picture in shown])
+    doubt = np.array([1 - picture.confidence for picture in shown]) if len(review.classes) > MANY_CLASSES else None
+    order = order_by_coverage(images.values[rows].float().numpy(), doubt, already, MOST_BY_COVERAGE)
+    return [shown[row].number for row in order.tolist()]

@@ -10,6 +10,12 @@ const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${numbe
 const stored = (name, value, where = "localStorage") => {
   try { return value === undefined ? window[where].getItem(name) : window[where].setItem(name, value); } catch { return null; }
 };
+const random = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("");
+function kept(name, where) {
+  const value = stored(name, undefined, where) || random();
+  stored(name, value, where);
+  return value;
+}
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   const { aria = {}, ...rest } = properties;
@@ -23,11 +29,11 @@ const key = (text) => make("kbd", { textContent: text });
 
 class Served {
   constructor() {
-    this.page = stored("page", undefined, "sessionStorage") || Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(16)).join("");
-    stored("page", this.page, "sessionStorage");
+    this.page = kept("page", "sessionStorage"); // this tab
+    this.browser = kept("must-review-browser", "localStorage"); // all tabs: an undo takes back answers of any of them
   }
-  async ask(address, said) {
-    const options = { method: "POST", body: JSON.stringify({ page: this.page, who: $("who").value.trim(), ...said }) };
+  async ask(address, request) {
+    const options = { method: "POST", body: JSON.stringify({ page: this.page, browser: this.browser, who: $("who").value.trim(), ...request }) };
     let reply;
     try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
     const content = await reply.json();
@@ -41,35 +47,46 @@ class Served {
 class Carried {
   constructor(content) {
     this.content = content;
-    this.key = "must-review-" + content.pictures.map((picture) => picture.sha256.slice(0, 4)).join("").slice(0, 64);
-    this.lines = JSON.parse(stored(this.key) || "[]");
+    this.pictures = new Map(content.pictures.map((picture) => [picture.sha256, picture]));
+    this.key = `must-review-${content.key}`;
+    this.lines = JSON.parse(stored(this.key) || "[]").filter(({ sha256 }) => this.pictures.has(sha256));
   }
-  get given() {
-    const given = new Map();
-    for (const line of this.lines) { given.delete(line.sha256); if (!line.undone) given.set(line.sha256, line); }
-    return given;
+  get answers() { // sha256 -> the line that counts, the newest last
+    const lines = new Map();
+    for (const line of this.lines) {
+      const earlier = (lines.get(line.sha256) || []).filter((one) => one.when !== line.undone);
+      lines.delete(line.sha256);
+      if (!line.undone) earlier.push(line);
+      if (earlier.length) lines.set(line.sha256, earlier);
+    }
+    return new Map([...lines].map(([sha256, answers]) => [sha256, answers.at(-1)]).sort(([, one], [, other]) => one.when < other.when ? -1 : 1));
   }
-  find(name, value) { return this.content.pictures.find((one) => one[name] === value); }
+  find(number) { return this.content.pictures.find((picture) => picture.number === number); }
   now(picture) {
-    const given = this.given, open = this.content.pictures.filter((one) => !given.has(one.sha256));
-    const text = `${counted(given.size, "answer")}, ${open.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.`;
-    const said = (line) => line.unsure ? "cannot tell" : line.label ?? "none of the classes";
-    const recent = [...given.values()].reverse().slice(0, 12).map((line) => ({ number: this.find("sha256", line.sha256).number, said: said(line) }));
-    return { picture: picture || open[0] || null, state: { text, recent, random: this.content.random, verdict: "", gain: null, answers: given.size, of: this.content.pictures.length } };
+    const answers = this.answers, pending = this.content.pictures.filter((one) => !answers.has(one.sha256));
+    const text = `${counted(answers.size, "answer")}, ${pending.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.`;
+    const textOf = (line) => line.unsure ? "cannot tell" : line.label ?? "none of the classes";
+    const recent = [...answers.values()].reverse().slice(0, 12).map((line) => ({ number: this.pictures.get(line.sha256).number, answer: textOf(line) }));
+    const state = { text, recent, undo: recent.length > 0, verdict: "", gain: null, answers: answers.size, of: this.pictures.size };
+    const next = picture || pending[0];
+    return { picture: next ? { ...next, answer: answers.has(next.sha256) ? textOf(answers.get(next.sha256)) : "" } : null, state };
   }
   add(picture, rest) {
-    const { image, sha256 } = picture, how = this.content.random ? { how: "random" } : { how: "doubtful", picked: true };
-    this.lines.push({ image, sha256, ...rest, ...how, who: $("who").value.trim(), when: new Date().toISOString() });
+    const { image, sha256 } = picture;
+    this.lines.push({ image, sha256, ...rest, who: $("who").value.trim(), when: new Date().toISOString() });
     stored(this.key, JSON.stringify(this.lines));
   }
-  async ask(action, said = {}) {
+  async ask(action, request = {}) {
     if (action === "start") return this.content;
-    if (action === "answer") this.add(this.find("number", said.number), said.kind === "unsure" ? { unsure: true } : { label: said.kind === "label" ? said.label : null });
-    if (action === "show") return this.now(this.find("number", said.number));
+    if (action === "answer") {
+      const picture = this.find(request.number), { sampled } = picture;
+      this.add(picture, request.kind === "unsure" ? { unsure: true, sampled } : { label: request.kind === "label" ? request.label : null, sampled });
+    }
+    if (action === "show") return this.now(this.find(request.number));
     if (action !== "undo") return { ...this.now(), rows: [], commands: [] };
-    const last = this.find("sha256", [...this.given.keys()].pop());
-    this.add(last, { unsure: true, undone: true });
-    return { ...this.now(last), undone: 1 };
+    const last = [...this.answers.values()].pop(), picture = this.pictures.get(last.sha256);
+    this.add(picture, { undone: last.when });
+    return { ...this.now(picture), undone: 1 };
   }
   leave() {}
   source(size, number) { const { images } = this.content; return images[`${size}/${number}`] || images[`large/${number}`] || images[`small/${number}`] || ""; }
@@ -82,7 +99,12 @@ class Carried {
 }
 
 const carried = $("carried"), home = carried ? new Carried(JSON.parse(carried.textContent)) : new Served();
-const NAMES = "1234567890-=", LISTED = 500; // keys of classes; classes that the list shows at most
+const LETTERS = "1234567890-=qwrtyuipdhjklxvbm,", LISTED = 500; // keys of classes; classes that the list shows at most
+const KINDS = {
+  random: "Drawn at random: your answer measures the accuracy.",
+  coverage: "Chosen to teach: unlike the pictures answered so far. It corrects labels and does not measure.",
+};
+let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far
 let classes = [], view = "", picture = null, grid = null, busy = false, chosen = 0, listed = [], pointed = null;
 let also = new Set(), wrong = new Set(), queue = []; // similar pictures; marked ones of the grid, and those still to be named
 
@@ -104,8 +126,7 @@ function look(name) {
 }
 
 function bar(state) {
-  const none = state.random ? "Is the model better than zero-shot? Not decided yet: no answers." : "Which labels are wrong? The pictures that the model is least sure of come first.";
-  $("question").textContent = carried ? "What do these pictures show?" : state.verdict ? `Is the model better than zero-shot? ${state.verdict}` : none;
+  $("question").textContent = carried ? "What do these pictures show?" : `Is the model better than zero-shot? ${state.verdict || "Not decided yet: no answers."}`;
   $("progress").textContent = state.text;
   $("gauge").hidden = !state.gain;
   if (state.gain) {
@@ -116,11 +137,11 @@ function bar(state) {
     $("gauge").className = low > 0 ? "yes" : high < 0 ? "no" : "";
     $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(0)} and ${high.toFixed(0)}`);
   }
-  $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.recent.length;
+  $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.undo;
   $("history").hidden = !state.recent.length;
-  $("recent").replaceChildren(...state.recent.map(({ number, said }) => {
-    const button = make("button", { onclick: () => again(number), aria: { label: `${visible(said)}; change this answer` } }, small(number));
-    return make("li", {}, button, make("span", { title: visible(said) }, named(said)));
+  $("recent").replaceChildren(...state.recent.map(({ number, answer }) => {
+    const button = make("button", { onclick: () => again(number), aria: { label: `${visible(answer)}; change this answer` } }, small(number));
+    return make("li", {}, button, make("span", { title: visible(answer) }, named(answer)));
   }));
 }
 
@@ -138,17 +159,15 @@ function show({ state, picture: next }) {
   $("picture").hidden = $("zoom-in").hidden = false;
   if ($("picture").dataset.number !== String(next.number)) $("picture").src = home.source("large", next.number);
   $("picture").dataset.number = next.number;
-  $("place").textContent = queue.length || grid && grid.asking ? `of those you marked, ${queue.length} left` : `picture ${next.place.toLocaleString("en")} of ${state.of.toLocaleString("en")}`;
-  const few = next.names.length >= classes.length;
-  $("names").hidden = !few;
-  $("search").hidden = few;
-  if (few && $("names").children.length !== classes.length) {
-    $("names").classList.toggle("many", classes.length > 5);
-    $("names").replaceChildren(...classes.map((name, place) => make("button", { onclick: () => say("label", name) }, ...(NAMES[place] ? [key(NAMES[place])] : []), named(name))));
-  }
-  [...$("names").children].forEach((button, place) => button.classList.toggle("was", classes[place] === next.said));
+  const marked = queue.length || grid && grid.asking, progress = `${(state.answers + 1).toLocaleString("en")} of ${state.of.toLocaleString("en")}`;
+  $("place").textContent = marked ? `of those you marked, ${queue.length} left` : next.answer ? "answered before" : `picture ${progress}`;
+  const asked = !marked && KINDS[next.sampled];
+  $("kind").textContent = asked ? `${asked}${next.answer && next.sampled === "random" ? " Answered before; your answer may be the same." : ""}` : "An answer here corrects labels and does not measure.";
+  $("kind").className = asked ? next.sampled : "";
+  buttons();
+  [...$("names").children].forEach((button, place) => button.classList.toggle("was", keyed[place] === next.answer));
   $("typed").value = "";
-  if (!few) search();
+  if (keyed.length < classes.length) search();
   $("similar").hidden = !next.similar.length;
   $("click").hidden = !!carried;
   $("strip").replaceChildren(...next.similar.map(({ number, open }) => {
@@ -157,6 +176,19 @@ function show({ state, picture: next }) {
     button.onclick = () => mark(button, also);
     return button;
   }));
+}
+
+function buttons() {
+  $("search").hidden = keyed.length === classes.length;
+  $("names").hidden = !keyed.length;
+  if ($("names").children.length === keyed.length) return;
+  $("names").className = keyed.length > 12 ? "many most" : keyed.length > 5 ? "many" : "";
+  $("names").replaceChildren(...keyed.map((name, place) => make("button", { onclick: () => say("label", name) }, key(LETTERS[place]), named(name))));
+}
+function giveKey(label) { // with many classes: to one that is used for the first time
+  if (keyed.includes(label) || keyed.length === LETTERS.length) return;
+  keyed.push(label);
+  stored("must-review-keys", JSON.stringify(keyed));
 }
 
 function mark(button, set) {
@@ -173,6 +205,8 @@ $("picture").onload = function () {
 $("picture").onerror = () => { $("picture").hidden = $("zoom-in").hidden = true; $("broken").hidden = false; };
 
 const say = (kind, label) => view === "ask" && picture && turn(async () => {
+  $("typed").blur();
+  if (kind === "label") giveKey(label);
   const marked = !!(grid && grid.asking);
   const reply = await home.ask("answer", { number: picture.number, kind, label, also: [...also], grid: marked });
   if (marked) await nextMarked(); else show(reply);
@@ -213,7 +247,7 @@ async function load(label) {
   $("class").replaceChildren(...classes.map((value, place) => make("option", { value, textContent: `${visible(value)} (${reply.counts[place].toLocaleString("en")})`, selected: value === reply.label })));
   $("grid-title").replaceChildren("The model calls these “", named(reply.label), "”");
   $("grid-help").textContent = reply.left ? `${reply.pictures.length} of ${reply.left.toLocaleString("en")} without an answer. Mark the wrong ones, then accept the others. These answers correct labels and are left out of the accuracy, as their pictures are not drawn at random.` : "There are no such pictures without an answer.";
-  $("tiles").replaceChildren(...reply.pictures.map(({ number, says: [zeroShot, , refined] }) => {
+  $("tiles").replaceChildren(...reply.pictures.map(({ number, predicted: [zeroShot, , refined] }) => {
     const others = [zeroShot !== reply.label && `zero-shot: ${zeroShot}`, refined !== reply.label && `refined: ${refined}`].filter(Boolean).map(visible).join(", ");
     const button = make("button", { title: others, aria: { pressed: "false", label: `picture ${number + 1}${others && `, ${others}`}` } }, small(number));
     button.dataset.number = number;
@@ -249,12 +283,12 @@ function likeness(name, typed) {
   return ranks.includes(0) ? 0 : ranks.reduce((sum, rank) => sum + rank, 0);
 }
 function search() {
-  const typed = parts($("typed").value), likely = new Set(picture.names);
+  const typed = parts($("typed").value), likely = new Set(picture.likely);
   const ranked = [...likely, ...classes.filter((name) => !likely.has(name))].map((name) => [name, likeness(name, typed)]).filter(([, rank]) => rank || !typed.length);
   const matching = ranked.sort(([, one], [, other]) => other - one).map(([name]) => name), hidden = matching.length - LISTED;
   $("others").textContent = hidden > 0 ? `and ${hidden} more: type on` : typed.length && !matching.length ? "no class has that in its name" : "";
   listed = matching.slice(0, LISTED);
-  $("found").replaceChildren(...listed.map((name, place) => make("li", { id: `found-${place}`, onclick: () => say("label", name), aria: { role: "option" } }, ...(!typed.length && NAMES[place] ? [key(NAMES[place])] : []), named(name))));
+  $("found").replaceChildren(...listed.map((name, place) => make("li", { id: `found-${place}`, onclick: () => say("label", name), aria: { role: "option" } }, named(name))));
   choose(0);
 }
 function choose(place) {
@@ -305,8 +339,8 @@ document.onkeydown = (event) => {
     return;
   }
   if (event.key.startsWith("Arrow") && view !== "grid") return;
-  const place = NAMES.indexOf(event.key), name = view !== "ask" || !picture || place < 0 ? undefined : $("search").hidden ? classes[place] : listed[place];
-  const action = name !== undefined ? () => say("label", name) : KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key, place = pressed.length === 1 ? LETTERS.indexOf(pressed) : -1;
+  const action = view === "ask" && picture && place >= 0 && place < keyed.length ? () => say("label", keyed[place]) : KEYS[pressed];
   if (!action) return;
   event.preventDefault();
   action();
@@ -328,6 +362,7 @@ turn(async () => {
     await new Promise((done) => setTimeout(done, 500));
   }
   classes = start.classes;
+  keyed = classes.length <= LETTERS.length ? classes : JSON.parse(stored("must-review-keys") || "[]").filter((name) => classes.includes(name));
   $("who").value = stored("must-review-who") || start.who;
   show(await home.ask("next"));
 });

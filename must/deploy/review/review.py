@@ -27,17 +27,18 @@ from must.base.parameters import require
 from must.base.progress import loading
 from must.base.storage import parse_object
 from must.base.text import cell, counted, csv_of, printable, printable_page
-from must.config import SelectConfig
+from must.config import RefineConfig
 from must.config.review import ReviewConfig
 from must.config.work import work_folder_of
+from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
+from must.deploy.review.corrections import add_answers
 from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, static
 from must.deploy.review.session import Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
-from must.method.answers.book import add, read_answers
-from must.method.answers.review import IMAGES_FILE, MODEL, RANDOM, REVIEW_FILE, Review, fingerprint
+from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,15 @@ def review(config: ReviewConfig) -> None:
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(str(folder), REVIEW):
-        if config.add:
-            add_answers(config)
-            return
         saved = review_at(config)
         reader = open_reader(
             config.shards, config.split, config.cache, config.cache_gb, sha256=saved.index_sha256 if saved else ""
         )
+        if config.add:
+            review = saved or prepare_review(config)
+            added = add_answers(config, review, reader)
+            logger.info(printable_page(f"{added}\n{review.text(review.answers(config.output))}"))
+            return
         pictures = Pictures(reader)
         if config.page:
             review = saved if saved and has_all_images(config) else prepare_review(config)
@@ -111,18 +114,18 @@ class App:
     """An ASGI application. All addresses begin with the token, which the terminal prints.
 
     GET  /TOKEN/                 the page; /TOKEN/review.js and review.css beside it
-    POST /TOKEN/start            {"page"} -> {"classes", "who"}
-    POST /TOKEN/next             {"page"} -> {"state", "picture"}
-    POST /TOKEN/show             {"page", "number"} -> the same, of that picture
-    POST /TOKEN/answer           {"page", "number", "also", "kind", "label", "grid", "who"}
-                                -> as next, once the answer is on the disk
-    POST /TOKEN/undo             {"page", "who"} -> the same
-    POST /TOKEN/grid             {"page", "label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
-    POST /TOKEN/end              {"page"} -> {"state", "rows", "changed", "relabelled", "commands"}
-    POST /TOKEN/leave            {"page"} -> {}; the page is closed
+    POST /TOKEN/start            -> {"classes", "who"}
+    POST /TOKEN/next             -> {"state", "picture"}
+    POST /TOKEN/show             {"number"} -> the same, of that picture
+    POST /TOKEN/answer           {"number", "also", "kind", "label", "grid"} -> as next, once the answer is on the disk
+    POST /TOKEN/undo             -> the same
+    POST /TOKEN/grid             {"label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
+    POST /TOKEN/end              -> {"state", "rows", "changed", "relabelled", "commands"}
+    POST /TOKEN/leave            -> {}; the page is closed
     GET  /TOKEN/full/NUMBER, /TOKEN/large/NUMBER, /TOKEN/small/NUMBER    a picture
 
-    Until the first review is computed, the response to every POST is {"wait": "why"}.
+    Every POST also has "page", "browser" and "who" (session.py). Until the first review is computed, the response to
+    each is {"wait": "why"}.
     """
 
     def __init__(self, session: Session | None, pictures: Pictures, token: str) -> None:
@@ -245,32 +248,17 @@ class Questions:
         self.app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
 
 
-def add_answers(config: ReviewConfig) -> None:
-    """Adds the lines of --add to OUTPUT/answers.jsonl. Raises ValueError: no answers, or about other pictures."""
-    review = Review.load(config.output, "--output")
-    require(storage.exists(config.add), f"--add {config.add}: no such file")
-    answers = read_answers(config.add, review.classes).keys()
-    unknown = len(answers - {picture.sha256 for picture in review.pictures})
-    count = counted(len(answers), "answer")
-    require(unknown < len(answers), f"--add {config.add}: none of its {count} is about a picture of {config.output}")
-    new = add(storage.join(config.output, ANSWERS_FILE), storage.read_bytes(config.add))
-    other = f"; {counted(unknown, 'answer')} about other pictures" if unknown else ""
-    summary = f"{config.add}: {counted(new, 'new line')} of {count}{other}"
-    logger.info(printable_page(f"{summary}\n{review.text(review.answers(config.output))}"))
-
-
 def review_at(config: ReviewConfig) -> Review | None:
-    """The one in the folder. Raises ValueError: it is about another model, or in another order."""
+    """The one in the folder, if it is about this model and these shards; otherwise another one has to be made."""
     if not storage.exists(storage.join(config.output, REVIEW_FILE)):
         return None
     review = Review.load(config.output, "--output")
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
-    other = "about another model" if weights != review.model_sha256 else f"in the order {review.order}"
-    require(
-        weights == review.model_sha256 and config.order == review.order,
-        f"--output {config.output}: its {REVIEW_FILE} is {other}; delete that file for a new one; answers are kept",
-    )
-    return review
+    current = weights, load_index(config.shards).sha256, config.split
+    if current == (review.model_sha256, review.index_sha256, review.split):
+        return review
+    logger.info(printable(f"{config.output}: another model or other images than before: all are looked at again"))
+    return None
 
 
 async def serve_page(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
@@ -320,11 +308,8 @@ def summary_of(config: ReviewConfig, session: Session) -> str:
 
 def commands_of(config: ReviewConfig) -> list[str]:
     """The commands to run with the answers."""
-    parameters = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
-    model, baseline, shards, output = map(shlex.quote, (*parameters.values(), config.output))
-    common = f"--model {model} --shards {shards} --answers {output}"
-    select = f"must select {common} --baseline {baseline} --output selected/"
-    refine = f"must refine {common} --classifier {baseline} --output labels/"
-    if work := work_folder_of(SelectConfig, parameters):
-        select, refine = (shlex.join(["must", stage, work]) for stage in ("select", "refine"))
-    return [select, refine] if config.order == RANDOM else [refine]
+    if work := work_folder_of(RefineConfig, {"model": config.model, "shards": config.shards}):
+        return [shlex.join(["must", "refine", work])]
+    model, baseline, shards, output = map(shlex.quote, (config.model, config.baseline, config.shards, config.output))
+    refine = f"must refine --model {model} --classifier {baseline} --shards {shards} --answers {output}"
+    return [f"{refine} --output labels/"]

@@ -6,20 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
-from must.method.answers.book import Answer, append
-from must.method.answers.review import MODEL, RANDOM, Picture, Review
+from must.method.answers.answers_file import (
+    ADDED,
+    AGAIN,
+    COVERAGE,
+    GRID,
+    RANDOM,
+    SIMILAR,
+    Answer,
+    append,
+    read_history,
+    without,
+)
+from must.method.answers.review import MODEL, SCHEDULE, Picture, Review
 
 if TYPE_CHECKING:
     from must.deploy.review.prepare import AnswerEffect
 
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
-ALL_OFFERED = 12  # classes up to which all of them are offered
+BUTTONS = 30  # classes up to which each has a button
 ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
 GRID_PICTURES = 60  # pictures of a class side by side
@@ -29,14 +39,23 @@ SORTS = ("sure", "doubtful", "differ")
 
 @dataclass(frozen=True)
 class AnswerBatch:
-    """Answers given by one press of a button."""
+    """Answers given by one press of a button, about the pictures `sha256s`."""
 
-    page: str  # '': in an earlier run
-    numbers: tuple[int, ...]
+    browser: str  # '': of an earlier run; then it belongs to whoever has the name `who`
+    who: str
+    when: str
+    sha256s: tuple[str, ...]
+
+    def belongs_to(self, browser: str, who: str) -> bool:
+        return self.browser == browser if self.browser else self.who == who
 
 
 class Session:
-    """Thread-safe. `effect` computes the effect of the answers, if that is shown."""
+    """Thread-safe. `effect` computes the effect of the answers, if that is shown.
+
+    The requests of a page hold `page`, the tab, for which a picture is reserved; `browser`, whose answers an undo takes
+    back; and `who`, the person's name.
+    """
 
     def __init__(
         self, review: Review, folder: str, who: str, effect: "AnswerEffect | None" = None,
@@ -44,20 +63,26 @@ class Session:
     ) -> None:  # fmt: skip
         self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
         self.lock = threading.Lock()
-        self.shown: dict[int, tuple[str, float]] = {}  # number of a picture -> (page, time)
-        self.drawn = set[int]()  # numbers of the pictures that were shown in the random order
+        self.shown: dict[str, tuple[str, float]] = {}  # sha256 -> (page, time)
+        self.offered: dict[str, str] = {}  # sha256 -> the stream in which it was asked about
+        self.pictures: dict[int, Picture] = {}  # of this review and of those before, which pages may still show
         self.set_review(review, effect)
-        groups = groupby(self.answers.values(), key=lambda answer: (answer.who, answer.when))
-        numbers = {picture.sha256: picture.number for picture in review.pictures}
-        self.batches = [AnswerBatch("", tuple(numbers[answer.sha256] for answer in group)) for _, group in groups]
+        self.batches = batches_of_earlier_runs(self.history)
 
     def set_review(self, review: Review, effect: "AnswerEffect | None") -> None:
-        """Replaces the review by one of the same images or of more."""
+        """Replaces the review by one of the same model, of the same images or of others."""
         with self.lock:
             self.review, self.effect = review, effect
-            self.answers = review.answers(str(self.path.parent))
-            self.by_number = {picture.number: (index, picture) for index, picture in enumerate(review.pictures)}
+            self.pictures |= {picture.number: picture for picture in review.pictures}
+            self.by_sha256 = {picture.sha256: picture for picture in self.pictures.values()}
+            history = read_history(str(self.path.parent), review.classes)
+            self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
             self.update_effect()
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """sha256 -> the answer that counts."""
+        return {sha256: answers[-1] for sha256, answers in self.history.items() if answers}
 
     def update_effect(self) -> None:
         if self.effect is not None:
@@ -65,96 +90,125 @@ class Session:
             numbers = (picture.number for picture in pictures)
             self.effect.update(list(zip(numbers, labels.tolist(), strict=True)))
 
-    def state(self, page: str = "") -> dict[str, Any]:
+    def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
         effect = self.effect.text() if self.effect is not None else ""
-        measured = self.review.measured(self.answers)
-        answered = (number for batch in self.batches_of(page) for number in batch.numbers if self.answer_text(number))
-        recent = list(answered)[-RECENT:]
+        answers = self.answers
+        measured = self.review.measured(answers)
+        recent = [
+            (sha256, answers[sha256])
+            for batch in self.batches_of(page, request)
+            for sha256 in batch.sha256s
+            if sha256 in answers and answers[sha256].when == batch.when
+        ]
         return {
-            "answers": len(self.answers),
+            "answers": len(answers),
             "of": len(self.review.pictures),
-            "random": self.review.order == RANDOM,
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": f"{self.text()} {effect}".strip(),
-            "recent": [{"number": number, "said": self.answer_text(number)} for number in reversed(recent)],
+            "undo": bool(self.batches_of(page, request)),
+            "recent": [
+                {"number": self.by_sha256[sha256].number, "answer": text_of_answer(answer)}
+                for sha256, answer in reversed(recent[-RECENT:])
+            ],
         }
 
     def text(self) -> str:
         """What the answers measure about the labels."""
         return self.review.text(self.answers)
 
-    def answer_text(self, number: int) -> str:
-        answer = self.answers.get(self.picture(number).sha256)
-        return "" if answer is None else "cannot tell" if answer.unsure else answer.label or "none of the classes"
+    def batches_of(self, page: str, request: dict[str, Any] | None) -> list[AnswerBatch]:
+        browser, who = self.sender(page, request)
+        return [batch for batch in self.batches if batch.belongs_to(browser, who)]
 
-    def batches_of(self, page: str) -> list[AnswerBatch]:
-        return [batch for batch in self.batches if batch.page in ("", page)]
+    def sender(self, page: str, request: dict[str, Any] | None) -> tuple[str, str]:
+        """(browser, name of the person)."""
+        request = request or {}
+        return str(request.get("browser") or page)[:64], str(request.get("who") or self.who)[:100]
 
     def picture(self, number: Any) -> Picture:
         """Raises ValueError: there is none."""
-        require(type(number) is int and number in self.by_number, "there is no such picture")
-        return self.by_number[number][1]
+        require(type(number) is int and number in self.pictures, "there is no such picture")
+        return self.pictures[number]
 
     def next(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The first pending picture that no other page shows."""
+        """The next picture to ask about that no other page shows."""
         with self.lock:
-            return {"state": self.state(page), "picture": self.offer(page)}
+            return {"state": self.state(page, request), "picture": self.offer(page)}
 
     def leave(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The page is closed: other pages may show its picture."""
         with self.lock:
-            self.shown = {number: shown for number, shown in self.shown.items() if shown[0] != page}
+            self.shown = {sha256: shown for sha256, shown in self.shown.items() if shown[0] != page}
             return {}
 
-    def measures(self, picture: Picture) -> bool:
-        """Whether it has an answer that was given when the picture was drawn at random."""
-        answer = self.answers.get(picture.sha256)
-        return answer is not None and not answer.picked
-
-    def is_pending(self, picture: Picture) -> bool:
-        """Whether it is still to be asked. A random order also asks about pictures that were answered in a grid, or as
-        similar ones: without them it would not be a random sample."""
-        if self.review.order == RANDOM:
-            return not self.measures(picture)
-        return picture.sha256 not in self.answers
+    def pending(self, stream: str) -> list[Picture]:
+        """The pictures of a stream that are still to be asked, in order. Those drawn at random hold also pictures that
+        were answered in another way: without them it would be no random sample."""
+        answers = self.answers
+        if stream == RANDOM:
+            measuring = {sha256 for sha256, answer in answers.items() if answer.sampled == RANDOM}
+            return [picture for picture in self.review.pictures if picture.sha256 not in measuring]
+        pictures = (self.pictures[number] for number in self.review.coverage)
+        return [picture for picture in pictures if picture.sha256 not in answers]
 
     def offer(self, page: str) -> dict[str, Any] | None:
         now = self.clock()
-        for picture in self.review.pictures:
-            if not self.is_pending(picture):
-                continue
-            shown_on, since = self.shown.get(picture.number, ("", 0.0))
-            if shown_on in ("", page) or now - since > RESERVED_S:
-                self.shown[picture.number] = page, now
-                self.drawn.add(picture.number)
-                return self.describe(picture.number)
+        elsewhere = {sha256 for sha256, (on, since) in self.shown.items() if on != page and now - since <= RESERVED_S}
+        streams = Counter(answer.sampled for answer in self.answers.values())
+        streams.update(self.offered[sha256] for sha256 in elsewhere if sha256 in self.offered)
+        stream = SCHEDULE.stream(streams[RANDOM], streams[COVERAGE])
+        for kind in (stream, COVERAGE if stream == RANDOM else RANDOM):
+            for picture in self.pending(kind):
+                if picture.sha256 not in elsewhere:
+                    self.shown[picture.sha256] = page, now
+                    self.offered[picture.sha256] = kind
+                    return self.describe(picture)
         return None
 
-    def describe(self, number: int) -> dict[str, Any]:
-        """A picture and the class names to choose from: all classes, or the likely ones. In a random order the names
-        are in the order of the classes, which does not hint at any model's prediction."""
-        index, picture = self.by_number[number]
-        classes, random = self.review.classes, self.review.order == RANDOM
-        likely = sorted(picture.likely) if random else picture.likely
-        names = [classes[k] for k in (range(len(classes)) if len(classes) <= ALL_OFFERED else likely)]
+    def upcoming(self, count: int) -> list[tuple[Picture, str]]:
+        """The next `count` pictures, or fewer, each once, with their streams: for a page that is not served."""
+        answered, streams = Counter(answer.sampled for answer in self.answers.values()), list[str]()
+        for _ in range(count):
+            streams.append(SCHEDULE.stream(answered[RANDOM], answered[COVERAGE]))
+            answered[streams[-1]] += 1
+        drawn = self.pending(RANDOM)[: streams.count(RANDOM)]
+        numbers = {picture.number for picture in drawn}
+        queues = {
+            RANDOM: iter(drawn),
+            COVERAGE: (picture for picture in self.pending(COVERAGE) if picture.number not in numbers),
+        }
+        pairs = ((next(queues[stream], None), stream) for stream in streams)
+        return [(picture, stream) for picture, stream in pairs if picture]
+
+    def describe(self, picture: Picture, stream: str = "") -> dict[str, Any]:
+        """A picture, and how it was chosen. `likely`: with many classes, the names to begin the list with, in the order
+        of the classes, which does not hint at any model's prediction."""
+        answers, classes = self.answers, self.review.classes
+        answer = answers.get(picture.sha256)
         similar = [
-            {"number": other, "open": other in self.by_number and self.picture(other).sha256 not in self.answers}
+            {"number": other, "open": other in self.pictures and self.pictures[other].sha256 not in answers}
             for other in picture.similar
         ]
-        text = self.answer_text(number)
-        return {"number": number, "place": index + 1, "names": names, "similar": similar, "said": text}
+        return {
+            "number": picture.number,
+            "likely": [classes[k] for k in sorted(picture.likely)] if len(classes) > BUTTONS else [],
+            "similar": similar,
+            "answer": text_of_answer(answer) if answer else "",
+            "sampled": stream or self.offered.get(picture.sha256, answer.sampled if answer else AGAIN),
+        }
 
     def show(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """A picture again, to change its answer. Raises ValueError: there is none."""
         with self.lock:
-            return {"state": self.state(page), "picture": self.describe(self.picture(request.get("number")).number)}
+            picture = self.picture(request.get("number"))
+            return {"state": self.state(page, request), "picture": self.describe(picture)}
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Writes answers to the disk; returns the next picture.
         `request`: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
-        one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned; `who`.
+        one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned.
         Raises ValueError: no such picture, or no such class."""
         kind, label, shown = (request.get(key) for key in ("kind", "label", "number"))
         grid, also = bool(request.get("grid")), request.get("also", [])
@@ -164,54 +218,67 @@ class Session:
             isinstance(also, list) and len(also) <= GRID_PICTURES,
             f"`also` must be a list of at most {GRID_PICTURES} numbers",
         )
+        browser, who = self.sender(page, request)
         with self.lock:
-            origin = "grid" if grid else "similar"
-            origins = {number: origin for number in also if not self.measures(self.picture(number))}
+            answers = self.answers
+            others = [picture for picture in map(self.picture, also) if not measures(answers.get(picture.sha256))]
+            sampled = {picture.sha256: GRID if grid else SIMILAR for picture in others}
             if shown is not None or not also:
-                origins[self.picture(shown).number] = self.origin_of(shown, grid)
-            lines = [self.line(number, origin, request) for number, origin in origins.items()]
-            append(self.path, *lines)
-            for line in lines:
-                fields = line.get("label"), kind == "unsure", line["image"], line["who"], line["when"], "picked" in line
-                self.answers.pop(line["sha256"], None)
-                self.answers[line["sha256"]] = Answer(line["sha256"], *fields)
-            for number in origins:
-                self.shown.pop(number, None)
-            self.batches += [AnswerBatch(page, tuple(origins))] if origins else []
+                sha256 = self.picture(shown).sha256
+                sampled[sha256] = self.how_sampled(sha256, grid)
+            when = datetime.now(UTC).isoformat(timespec="microseconds")
+            new = [
+                Answer(
+                    sha256, label if kind == "label" else None, kind == "unsure", self.by_sha256[sha256].image, who,
+                    when, how,
+                )
+                for sha256, how in sampled.items()
+            ]  # fmt: skip
+            append(self.path, *(answer.line for answer in new))
+            for answer in new:
+                self.history[answer.sha256] = [*self.history.pop(answer.sha256, []), answer]
+                self.shown.pop(answer.sha256, None)
+            self.batches += [AnswerBatch(browser, who, when, tuple(sampled))] if new else []
             self.update_effect()
-            return {"state": self.state(page), "picture": None if grid else self.offer(page)}
+            return {"state": self.state(page, request), "picture": None if grid else self.offer(page)}
 
-    def origin_of(self, number: Any, grid: bool) -> str:
-        """How the picture was selected: the field `how` of its answer. A picture drawn at random stays so, also when
-        its answer is changed."""
-        if self.review.order != RANDOM:
-            return "grid" if grid else "doubtful"
-        if self.measures(self.picture(number)):
-            return "random"
-        return "grid" if grid else "random" if number in self.drawn else "chosen"
-
-    def line(self, number: int, origin: str, request: dict[str, Any]) -> dict[str, Any]:
-        picture, kind = self.picture(number), request["kind"]
-        who, when = str(request.get("who") or self.who)[:100], datetime.now(UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"image": picture.image, "sha256": picture.sha256, "who": who, "when": when}
-        line |= {"unsure": True} if kind == "unsure" else {"label": request["label"] if kind == "label" else None}
-        return line | {"how": origin} | ({} if origin == "random" else {"picked": True})
+    def how_sampled(self, sha256: str, grid: bool) -> str:
+        """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
+        also when its answer is changed."""
+        answer = self.answers.get(sha256)
+        if measures(answer):
+            return RANDOM
+        if grid:
+            return GRID
+        return self.offered.get(sha256, COVERAGE if answer and answer.sampled == COVERAGE else AGAIN)
 
     def undo(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Undoes the last batch of answers of this page, or else of an earlier run, and shows its picture again."""
+        """Takes back the last answers of this browser, or else those of the same person in an earlier run; what was
+        answered before them counts again. Shows the last of their pictures."""
         with self.lock:
-            batches = self.batches_of(page)
+            batches = self.batches_of(page, request)
             require(bool(batches), "there is no answer to take back")
-            self.batches.remove(batches[-1])
-            numbers = batches[-1].numbers
-            lines = [self.line(number, "", {"kind": "unsure", "who": request.get("who")}) for number in numbers]
-            append(self.path, *(line | {"undone": True} for line in lines if line["sha256"] in self.answers))
-            for picture in map(self.picture, numbers):
-                self.drawn |= {picture.number} if self.measures(picture) else set()
-                self.answers.pop(picture.sha256, None)
-            self.shown[numbers[-1]] = page, self.clock()
+            batch, who = batches[-1], self.sender(page, request)[1]
+            pictures = [self.by_sha256[sha256] for sha256 in batch.sha256s]
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            append(
+                self.path,
+                *(
+                    {"image": one.image, "sha256": one.sha256, "undone": batch.when, "who": who, "when": now}
+                    for one in pictures
+                ),
+            )
+            self.batches.remove(batch)
+            for sha256 in batch.sha256s:
+                answers = self.history.get(sha256, [])
+                taken = [answer.sampled for answer in answers if answer.when == batch.when]
+                if taken and taken[-1] in (RANDOM, COVERAGE):
+                    self.offered[sha256] = taken[-1]
+                self.history[sha256] = without(answers, batch.when)
+            self.shown[batch.sha256s[-1]] = page, self.clock()
             self.update_effect()
-            return {"state": self.state(page), "picture": self.describe(numbers[-1]), "undone": len(numbers)}
+            shown = {"state": self.state(page, request), "picture": self.describe(pictures[-1])}
+            return shown | {"undone": len(pictures)}
 
     def grid(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Unanswered pictures to which the model gives `label`, by default its most frequent class. `sort`: one of
@@ -220,7 +287,8 @@ class Session:
         sort, classes = request.get("sort", "sure"), self.review.classes
         require(sort in SORTS, "no such order")
         with self.lock:
-            unanswered = [picture for picture in self.review.pictures if picture.sha256 not in self.answers]
+            answers = self.answers
+            unanswered = [picture for picture in self.review.pictures if picture.sha256 not in answers]
             if sort == "differ":
                 unanswered = [picture for picture in unanswered if len(set(picture.classes)) > 1]
             counts = Counter(picture.classes[MODEL] for picture in unanswered)
@@ -229,12 +297,12 @@ class Session:
             members = [picture for picture in unanswered if picture.classes[MODEL] == self.review.number_of[label]]
             members.sort(key=lambda picture: -picture.confidence if sort == "sure" else picture.confidence)
             return {
-                "state": self.state(page),
+                "state": self.state(page, request),
                 "label": label,
                 "left": len(members),
                 "counts": [counts[number] for number in range(len(classes))],
                 "pictures": [
-                    {"number": picture.number, "says": [classes[number] for number in picture.classes]}
+                    {"number": picture.number, "predicted": [classes[number] for number in picture.classes]}
                     for picture in members[:GRID_PICTURES]
                 ],
             }
@@ -244,7 +312,7 @@ class Session:
         if self.effect is not None:
             self.effect.wait(WAIT)
         with self.lock:
-            state, measured = self.state(page), self.review.measured(self.answers)
+            state, measured = self.state(page, request), self.review.measured(self.answers)
             rows = []
             if measured and measured.refined:
                 rows = [
@@ -256,3 +324,23 @@ class Session:
                 "changed": self.effect.changed if self.effect is not None else None,
                 "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
             }  # fmt: skip
+
+
+def measures(answer: Answer | None) -> bool:
+    """Whether the picture was drawn at random when it was answered."""
+    return answer is not None and answer.sampled == RANDOM
+
+
+def text_of_answer(answer: Answer) -> str:
+    return "cannot tell" if answer.unsure else answer.label or "none of the classes"
+
+
+def batches_of_earlier_runs(history: dict[str, list[Answer]]) -> list[AnswerBatch]:
+    """The answers with an author and a time, in the order of the times. Corrections made elsewhere are no batches: an
+    undo must not take back all of them."""
+    batches: dict[tuple[str, str], list[str]] = {}
+    for sha256, answers in history.items():
+        for answer in answers:
+            if answer.who and answer.when and answer.sampled != ADDED:
+                batches.setdefault((answer.when, answer.who), []).append(sha256)
+    return [AnswerBatch("", who, when, tuple(batches[when, who])) for when, who in sorted(batches)]

@@ -13,22 +13,10 @@ class Verdict(NamedTuple):
     plain: str = ""  # the same without statistics
 
 
-PICKED = (
-    "These images were picked by must review as doubtful ones: the accuracies and the gain on all images are others."
-)
-
-
 HELPS = " What helps: better class names or prompts, more images, or a model that knows such images."
 
 
 def verdict(metrics: Metrics) -> Verdict:
-    _, headline, text, plain = as_random = verdict_on_random(metrics)
-    if metrics.labelled and metrics.data.picked:
-        return Verdict("open", f"{headline}, on picked images", text, f"{plain} {PICKED}")
-    return as_random
-
-
-def verdict_on_random(metrics: Metrics) -> Verdict:
     if metrics.adapted and metrics.baseline:
         return with_labels(metrics, metrics.baseline.top1, metrics.adapted.top1)
     if metrics.adapted:

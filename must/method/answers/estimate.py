@@ -8,7 +8,7 @@ import numpy as np
 
 from must.base.text import counted
 
-Z = 1.96  # standard errors of a 95% interval
+Z_95 = 1.96  # standard errors of a 95% interval
 
 
 class Share(NamedTuple):
@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class AccuracyEstimate:
     """Accuracies on the answered images. `gain`: of the model over the zero-shot model, paired; `refined`: of the
     refined labels before any answer."""
 
@@ -31,7 +31,7 @@ class Measured:
     refined: Share | None = None
 
     @classmethod
-    def of(cls, zero_shot: np.ndarray, model: np.ndarray, refined: np.ndarray | None = None) -> Self:
+    def from_correct(cls, zero_shot: np.ndarray, model: np.ndarray, refined: np.ndarray | None = None) -> Self:
         """From bool [A]: whether each model is right about each answered image."""
         return cls(
             len(model), share(zero_shot), share(model), difference(zero_shot, model),
@@ -62,12 +62,13 @@ def share(right: np.ndarray) -> Share:
     if not count:
         return Share(0.0, 0.0, 1.0)
     mean = float(right.mean())
-    middle = (mean + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z / (1 + Z * Z / count) * math.sqrt(mean * (1 - mean) / count + Z * Z / (4 * count * count))
+    z, scale = Z_95, 1 + Z_95**2 / count
+    middle = (mean + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def difference(before: np.ndarray, after: np.ndarray, z: float = Z) -> Share:
+def difference(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
     """Mean of `after` - `before`, bool [A] of the same images, with an interval of `z` standard errors (Bonett and
     Price 2012, valid for few images too)."""
     count = len(before)

@@ -1,9 +1,9 @@
-"""review.json: the pictures that people are asked about, in their order. It depends on the model, the images and a
-seed, and is written once.
+"""review.json: the pictures that people are asked about, in two streams. It depends on the model, the images, a seed
+and the earlier answers, and is written once.
 
-In the order `random` every picture is equally likely to be among the first n, so that answers measure without bias; and
-the first n are spread over the refined labels, so that every class gets answers. The order `doubtful` begins with the
-pictures that the model is least sure of; answers to those do not measure accuracy.
+Drawn at random: every picture is equally likely to be among the first n, so that answers measure without bias; and the
+first n are spread over the refined labels, so that every class gets answers. By coverage: each is unlike those that are
+answered (coverage.py), so that its answer teaches much; such answers do not measure accuracy.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -21,18 +21,33 @@ from must.base.names import SHA256, of_form
 from must.base.parameters import require
 from must.base.records import record_of
 from must.base.text import counted
-from must.method.answers.book import Answer, read_answers
-from must.method.answers.estimate import Measured
+from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
+from must.method.answers.estimate import AccuracyEstimate
 
 logger = logging.getLogger(__name__)
 
 REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
-FORMAT = 2
+FORMAT = 3
 FIRST_IMAGES = 128  # images, drawn at random, for the first questions
-RANDOM, DOUBTFUL = "random", "doubtful"
 NO_CLASS = -1  # a picture that shows none of the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
+
+
+class Schedule(NamedTuple):
+    """The first `random_first` questions are drawn at random; then one at random and `coverage` ones by coverage, in
+    turn."""
+
+    random_first: int
+    coverage: int
+
+    def stream(self, random: int, coverage: int) -> str:
+        """RANDOM or COVERAGE: the kind of the next question after so many answers of each."""
+        return COVERAGE if coverage < self.coverage * (random - self.random_first) else RANDOM
+
+
+SCHEDULE = Schedule(random_first=20, coverage=2)
+MOST_BY_COVERAGE = 500  # pictures that are ordered by coverage
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,9 @@ class Review:
     index_sha256: str
     split: str
     classes: list[str]
-    order: str  # RANDOM or DOUBTFUL
     images: int  # among which the pictures were chosen
-    pictures: list[Picture]
+    pictures: list[Picture]  # in the order in which they are drawn at random
+    coverage: list[int]  # numbers of pictures, in the order by coverage; empty until all images were looked at
     format: int = FORMAT
 
     @cached_property
@@ -85,6 +100,7 @@ class Review:
         """Raises any of `storage.read_object`'s errors: not a file that `save` wrote."""
         require(content.keys() == {f.name for f in fields(cls)} and content["format"] == FORMAT, "other fields")
         review = record_of(cls, content)
+        require({*review.coverage} <= {picture.number for picture in review.pictures}, "the order by coverage")
         for picture in review.pictures:
             check_picture(picture, len(review.classes))
         return review
@@ -116,27 +132,27 @@ class Review:
         `drawn`: only answers about pictures that were drawn at random, as accuracies need. Skipped pictures are
         ignored: people skip few, and "cannot tell" is not counted."""
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
-        sure = [(picture, a) for picture, a in pairs if a and not a.unsure and not (drawn and a.picked)]
+        sure = [(picture, a) for picture, a in pairs if a and not a.unsure and (a.sampled == RANDOM or not drawn)]
         labels = [NO_CLASS if answer.label is None else self.number_of[answer.label] for _, answer in sure]
         return [picture for picture, _ in sure], np.array(labels, np.int64)
 
-    def measured(self, answers: dict[str, Answer]) -> Measured | None:
+    def measured(self, answers: dict[str, Answer]) -> AccuracyEstimate | None:
         """Accuracies by the answers about pictures drawn at random; None if there are no such answers."""
         pictures, labels = self.truth(answers, drawn=True)
         if not pictures:
             return None
         right = np.array([picture.classes for picture in pictures]) == labels[:, None]
-        return Measured.of(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
+        return AccuracyEstimate.from_correct(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
 
     def text(self, answers: dict[str, Answer]) -> str:
         """The measured accuracies, and the number of answers that do not measure."""
         if not answers:
             return "No answers yet."
         measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
-        picked = sum(answer.picked and not answer.unsure for answer in answers.values())
+        others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
         parts = [f"{measured.text()}."] if measured else []
-        if picked:
-            parts.append(f"{counted(picked, 'answer')} for correcting labels only: not drawn at random.")
+        if others:
+            parts.append(f"{counted(others, 'answer')} for correcting labels only: not drawn at random.")
         if unsure:
             parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
         return " ".join(parts)
@@ -176,11 +192,6 @@ def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
     positions = (points * images).astype(np.int64).clip(0, images - 1)
     _, first_index = np.unique(positions, return_index=True)
     return ordered[positions[np.sort(first_index)]]
-
-
-def doubtful_order(confidence: np.ndarray) -> np.ndarray:
-    """Int64 [N]: the images that the model is least sure of first. `confidence` [N]."""
-    return np.argsort(confidence, kind="stable")
 
 
 def fingerprint(data: bytes) -> str:

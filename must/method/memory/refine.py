@@ -22,7 +22,7 @@ from must.base.text import cell, csv_of, encoded
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.method.answers.estimate import Measured
+from must.method.answers.estimate import AccuracyEstimate
 from must.method.answers.review import Review
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import ADAPTED, CANDIDATES, best_candidate, check_ends, interpolate, load_trained
@@ -63,7 +63,7 @@ class Refined:
     model: Predicted
     labels: Predicted
     memory: Memory
-    measured: Measured | None
+    measured: AccuracyEstimate | None
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def measure_answers(
     device: torch.device,
     limit: int,
     near: tuple[Tensor, Tensor],
-) -> Measured:
+) -> AccuracyEstimate:
     """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
     any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image."""
     rows, truth = answer_rows(answers.random, pool.numbers)
@@ -212,7 +212,7 @@ def measure_answers(
         memory, _ = build_memory(pool, answer_rows(rest, pool.numbers), device, limit, near)
         with_answers[fold == number] = predict_left_out(memory, pool, rows[fold == number])
     right = [(labels == truth).numpy() for labels in (zero_shot.labels[rows], model, with_answers)]
-    return Measured.of(*right)
+    return AccuracyEstimate.from_correct(*right)
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:

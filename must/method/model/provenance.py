@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from must.base.errors import UserError
 from must.base.records import record_of
-from must.method.answers.estimate import Measured
+from must.method.answers.estimate import AccuracyEstimate
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Selection:
     alpha: float = 1.0  # position between the zero-shot weights (0) and the adapted ones (1)
     by: str = ""
     check: CheckResult | None = None
-    measured: Measured | None = None
+    measured: AccuracyEstimate | None = None
 
     @classmethod
     def of_dict(cls, values: Any) -> Self | None:

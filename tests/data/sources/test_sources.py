@@ -26,11 +26,12 @@ def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
     return {name: content["label"] for name, (_, content) in samples(output, split).items()}
 
 
-def test_a_csv_names_paths_labels_and_splits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["path,label,split", "image,class,split"])
+def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str) -> None:
     zoo.fill(tmp_path / "in", 6)
     (tmp_path / "elsewhere.png").write_bytes(zoo.encoded(zoo.picture(50)))
     rows = [
-        "path,label,split",
+        head,
         '"in/00000.png","a, quoted ""cat""",test',
         "in/00001.png,dog,train",
         "in/00002.png,,",

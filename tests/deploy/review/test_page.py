@@ -17,6 +17,7 @@ from must.deploy.review.prepare import AnswerEffect, Images
 from must.deploy.review.review import App
 from must.deploy.review.session import Session
 from must.deploy.serve.server import listen, url_of
+from must.method.answers.review import Schedule
 from tests.deploy.review.conftest import labels_of
 
 AXE = Path(__file__).parents[3] / "build/axe/node_modules/axe-core/axe.min.js"
@@ -66,7 +67,7 @@ def serve():
 @pytest.fixture
 def place(review, folder, serve):
     """The address of a page, its session."""
-    session = Session(review, str(folder), "ann", commands=["must select ..."])
+    session = Session(review, str(folder), "ann", commands=["must refine work"])
     return serve(App(session, pictures_of(review), "token")), session
 
 
@@ -94,6 +95,14 @@ def pictures_of(review):
     return Pictures(ShardReader(review.shards, review.split))
 
 
+def visit_again(page, url):
+    """A new tab of the same browser, after the first one was closed."""
+    new = page.context.new_page()
+    page.close(run_before_unload=True)
+    new.goto(url)
+    return new
+
+
 def lines_of(folder):
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
@@ -103,7 +112,7 @@ def shown(page, number):
     expect(page.locator(f"#picture[data-number='{number}']")).to_be_visible()
 
 
-def test_keys_answer_undo_survives_a_reload_and_everything_is_explained(review, folder, place, visit):
+def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     page = visit(place[0])
     numbers = [picture.number for picture in review.pictures]
     shown(page, numbers[0])
@@ -112,10 +121,12 @@ def test_keys_answer_undo_survives_a_reload_and_everything_is_explained(review, 
         page.keyboard.press(key)
         shown(page, numbers[after])
     expect(page.locator("#place")).to_have_text("picture 5 of 150")
+    expect(page.locator("#kind")).to_have_text("Drawn at random: your answer measures the accuracy.")
     expect(page.locator("#question")).to_contain_text("Not decided yet: its gain is between ")
     assert page.locator("#recent span").all_inner_texts() == ["nine", "cannot tell", "none of the classes", "two"]
-    page.reload()
+    page = visit_again(page, place[0])
     shown(page, numbers[4])
+    assert page.locator("#recent span").all_inner_texts() == ["nine", "cannot tell", "none of the classes", "two"]
     for after in (3, 2):
         page.keyboard.press("z")
         shown(page, numbers[after])
@@ -136,10 +147,10 @@ def test_keys_answer_undo_survives_a_reload_and_everything_is_explained(review, 
     page.keyboard.press("f")
     expect(page.locator("#zoom")).to_be_hidden()
     lines = lines_of(folder)
-    said = [line.get("label", "unsure") for line in lines]
-    assert said == ["two", None, "unsure", "nine", "unsure", "unsure", "unsure", "three"]
-    assert [line.get("undone", False) for line in lines] == [False] * 4 + [True] * 2 + [False] * 2
-    assert all(line["how"] == "random" for line in lines if not line.get("undone"))
+    given = [line["undone"] if "undone" in line else line.get("label", "unsure") for line in lines]
+    taken = [lines[3]["when"], lines[2]["when"]]
+    assert given == ["two", None, "unsure", "nine", *taken, "unsure", "three"]
+    assert all(line["sampled"] == "random" for line in lines if "undone" not in line)
 
 
 def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(review, folder, place, visit):
@@ -164,7 +175,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
         page.keyboard.press("n")
     expect(page.locator("#grid")).to_be_visible()
     lines = lines_of(folder)
-    assert len(lines) == rest + 2 and all(line["how"] == "grid" and line["picked"] for line in lines)
+    assert len(lines) == rest + 2 and all(line["sampled"] == "grid" for line in lines)
     assert [line["label"] for line in lines] == [wanted["label"]] * rest + [None] * 2
     expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for correcting labels only")
     expect(page.locator("#gauge")).to_be_hidden()
@@ -176,7 +187,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
 
 def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, serve, visit):
     effect = AnswerEffect(Images.load(str(folder)))
-    session = Session(review, str(folder), "ann", effect, commands=["must select --answers 'a b'"])
+    session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
     page = visit(serve(App(session, pictures_of(review), "token")))
     labels = labels_of(review)
     for picture in review.pictures[:12]:
@@ -191,7 +202,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#strip button[aria-pressed=true]")).to_have_count(count)
     page.keyboard.press("1")
     expect(page.locator("#progress")).to_contain_text(f"{count} answer")
-    assert [line["how"] for line in lines_of(folder)].count("similar") == count
+    assert [line["sampled"] for line in lines_of(folder)].count("similar") == count
     page.keyboard.press("z")
     shown(page, review.pictures[12].number)
     expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
@@ -204,29 +215,62 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     row = page.locator("#rows tr").nth(1).inner_text().split()
     measured = session.review.measured(session.answers)
     assert row[:3] == ["the", "model", f"{100 * measured.model.value:.0f}%"]
-    expect(page.locator("#commands pre")).to_have_text("must select --answers 'a b'")
+    expect(page.locator("#commands pre")).to_have_text("must refine 'a b'")
     expect(page.locator("#changed")).to_contain_text("of other pictures changed.")
     page.keyboard.press("o")
     shown(page, review.pictures[12].number)
     effect.close()
 
 
-def test_with_many_classes_all_are_in_a_list_that_can_be_searched(review, folder, place, visit):
+def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place, visit):
+    review.classes.extend(f"class {number}" for number in range(20))
+    page = visit(place[0])
+    for at, (key, label) in enumerate(
+        [("1", review.classes[0]), ("q", "class 2"), (",", "class 19"), ("1", review.classes[0])]
+    ):
+        shown(page, review.pictures[at].number)
+        expect(page.locator("#names button")).to_have_count(30)
+        page.keyboard.press(key)
+        expect(page.locator("#recent span").first).to_have_text(label)
+    assert page.locator("#search").is_hidden()
+
+
+def test_with_more_classes_those_in_use_get_a_key_that_they_keep(review, folder, place, visit):
     review.classes.extend(["Émile's hat", "\u202eleft", *(f"class {number}" for number in range(20))])
     page = visit(place[0])
     expect(page.locator("#found li")).to_have_count(len(review.classes))
     first = review.pictures[0]
     likely = [review.classes[number] for number in sorted(first.likely)]
     assert page.locator("#found bdi").all_inner_texts()[: len(likely)] == likely
-    page.keyboard.press("2")
-    shown(page, review.pictures[1].number)
     page.keyboard.press("/")
     page.keyboard.type("emile")
     expect(page.locator("#found li")).to_have_count(1)
     page.keyboard.press("Enter")
+    shown(page, review.pictures[1].number)
+    page.keyboard.press("n")  # the cursor has left the search box
     shown(page, review.pictures[2].number)
-    assert [line["label"] for line in lines_of(folder)] == [likely[1], "Émile's hat"]
+    page.locator("#found li").nth(1).click()
+    shown(page, review.pictures[3].number)
+    page = visit_again(page, place[0])
+    expect(page.locator("#names bdi")).to_have_count(2)
+    page.keyboard.press("1")
+    shown(page, review.pictures[4].number)
+    labels = [line["label"] for line in lines_of(folder)]
+    assert labels[:2] + labels[3:] == ["Émile's hat", None, "Émile's hat"]
+    assert page.locator("#names bdi").all_inner_texts() == ["Émile's hat", labels[2]]
     assert "\u202e" not in page.inner_text("#found")
+
+
+def test_pictures_by_coverage_are_marked_as_such(review, folder, place, visit, monkeypatch):
+    monkeypatch.setattr("must.deploy.review.session.SCHEDULE", Schedule(random_first=0, coverage=1))
+    page = visit(place[0])
+    shown(page, review.pictures[0].number)
+    page.keyboard.press("1")
+    shown(page, review.coverage[0])
+    expect(page.locator("#kind")).to_contain_text("Chosen to teach")
+    page.keyboard.press("1")
+    shown(page, review.pictures[1].number)
+    assert [line["sampled"] for line in lines_of(folder)] == ["random", "coverage"]
 
 
 def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(review, folder, serve, visit):
@@ -244,23 +288,34 @@ def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(re
     shown(third, review.pictures[0].number)
 
 
-def test_a_file_that_carries_its_pictures_keeps_answers_over_a_reload_and_saves_them(review, folder, tmp_path, visit):
+def test_a_page_that_is_a_file_keeps_its_own_answers_and_saves_them(review, folder, tmp_path, visit):
     session = Session(review, str(folder), "")
-    data, count = self_contained(session, pictures_of(review), 5)
-    (tmp_path / "page.html").write_bytes(data)
+    for name, count in (("page", 5), ("less", 3)):
+        (tmp_path / f"{name}.html").write_bytes(self_contained(session, pictures_of(review), count)[0])
     page = visit((tmp_path / "page.html").as_uri())
-    numbers = [picture.number for picture in review.pictures[:count]]
+    numbers = [picture.number for picture in review.pictures]
     for at, key in enumerate("12nc"):
         shown(page, numbers[at])
         page.keyboard.press(key)
     shown(page, numbers[4])
+    expect(page.locator("#place")).to_have_text("picture 5 of 5")
     page.reload()
     shown(page, numbers[4])
-    page.keyboard.press("z")
-    shown(page, numbers[3])
+    page.locator("#recent button").last.click()
+    shown(page, numbers[0])
+    page.keyboard.press("3")
+    shown(page, numbers[4])
+    for number in (0, 3):  # the changed answer is the first one again, and then the last one is taken back
+        page.keyboard.press("z")
+        shown(page, numbers[number])
+        page.keyboard.press("o")
     for key in "45":
         page.keyboard.press(key)
     expect(page.locator("#end")).to_have_text("All pictures are answered.")
+    other = page.context.new_page()
+    other.goto((tmp_path / "less.html").as_uri())
+    shown(other, numbers[0])
+    expect(other.locator("#place")).to_have_text("picture 1 of 3")
     with page.expect_download() as download:
         page.click("#save")
     file = tmp_path / "answers.jsonl"

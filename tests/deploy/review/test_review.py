@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,11 @@ import pytest
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, prepare
-from must.deploy.review.review import prepare_review, review_at, summary_of
 from must.deploy.review.review import review as must_review
+from must.deploy.review.review import review_at
 from must.deploy.review.session import RESERVED_S, Session
-from must.method.answers.book import read_answers
-from must.method.answers.review import DOUBTFUL, Review
+from must.method.answers.answers_file import COVERAGE, RANDOM, append, read_answers
+from must.method.answers.review import Review
 from tests.deploy.review.conftest import config_at, labels_of
 from tests.evaluation.digits import digits
 
@@ -47,9 +48,9 @@ class Page:
         first = self.process.stdout.readline()  # before any picture is looked at
         self.host, self.token = re.fullmatch(r"must review: http://([^/]+)/([\w-]{20,})/\n", first).groups()
 
-    def ask(self, method, path, said=None, token=None):
+    def ask(self, method, path, request=None, token=None):
         connection = http.client.HTTPConnection(self.host, timeout=SILENCE)
-        body = None if said is None else said if isinstance(said, bytes) else json.dumps({"page": "page"} | said)
+        body = request if isinstance(request, bytes | None) else json.dumps({"page": "page"} | request)
         connection.request(method, f"/{self.token if token is None else token}/{path}", body)
         reply = connection.getresponse()
         return reply.status, reply.read(), reply.headers
@@ -62,8 +63,8 @@ class Page:
             reply = self.post("next")
         return reply
 
-    def post(self, path, **said):
-        status, data, _ = self.ask("POST", path, said)
+    def post(self, path, **request):
+        status, data, _ = self.ask("POST", path, request)
         assert status == 200, data
         return json.loads(data)
 
@@ -79,10 +80,9 @@ def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, 
     shown = page.begin()["picture"]
     numbers = [picture.number for picture in review.pictures]
     for place in range(5):
-        assert shown["names"] == review.classes and len(shown["similar"]) == 6 and shown["place"] == place + 1
-        assert shown["number"] == numbers[place]
-        said = labels[review.pictures[place].sha256]
-        shown = page.post("answer", number=numbers[place], kind="label", label=said)["picture"]
+        assert shown["number"] == numbers[place] and len(shown["similar"]) == 6 and shown["sampled"] == "random"
+        label = labels[review.pictures[place].sha256]
+        shown = page.post("answer", number=numbers[place], kind="label", label=label)["picture"]
     page.end(signal.SIGKILL)
 
     page = open_page(folder)
@@ -95,13 +95,14 @@ def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, 
     page.post("answer", number=numbers[4], kind="none")
     assert page.post("answer", number=numbers[5], kind="unsure", who="bob")["state"]["answers"] == 6
     code, log = page.end()
-    assert code == 0 and "5 answers: " in log and "next: must select" in log and "next: must refine" in log
+    assert code == 0 and "5 answers: " in log and "next: must refine" in log and "must select" not in log
     found = read_answers(str(folder), review.classes)
     labels_there = [found[picture.sha256].label for picture in review.pictures[3:6]]
     assert labels_there == [labels[review.pictures[3].sha256], None, None]
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [line["who"] for line in lines] == ["ann"] * 7 + ["bob"] and all(line["when"] for line in lines)
-    assert lines[0]["how"] == "random" and lines[-1]["unsure"] and "label" not in lines[-1]
+    assert lines[0]["sampled"] == "random" and lines[-1]["unsure"] and "label" not in lines[-1]
+    assert lines[5]["undone"] == lines[4]["when"]
     rows = (folder / "relabelled.csv").read_text().splitlines()
     assert any(row.startswith(f"{review.pictures[4].image},") and ",ann," in row for row in rows[1:])
 
@@ -119,8 +120,8 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
     page.begin()
     for path in ("large/999999", "small/-1", "large/x", "large", "review.py", "../review.json", "answers.jsonl"):
         assert page.ask("GET", path)[0] in (400, 404), path
-    for said in (b"", b"[]", b"{", b"{" * 70000, b"[" * 60000, b'{"number": "0"}', b'{"number": 1e9}'):
-        assert page.ask("POST", "answer", said)[0] == 400, said[:20]
+    for request in (b"", b"[]", b"{", b"{" * 70000, b"[" * 60000, b'{"number": "0"}', b'{"number": 1e9}'):
+        assert page.ask("POST", "answer", request)[0] == 400, request[:20]
     right = {"number": 0, "kind": "label", "label": "one"}
     wrong: dict[str, Any]
     for wrong in ({"number": -1}, {"label": "cow"}, {"label": ["one"]}, {"kind": []}, {"also": "x"}, {"also": [-1]}):
@@ -139,51 +140,53 @@ def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up
     now = [0.0]
     session = Session(review, str(folder), "", clock=lambda: now[0])
     ann, bob = session.next("ann")["picture"], session.next("bob")["picture"]
-    assert (ann["place"], bob["place"]) == (1, 2) and session.next("ann")["picture"] == ann
+    first, second, third, *_ = (picture.number for picture in review.pictures)
+    assert (ann["number"], bob["number"]) == (first, second) and session.next("ann")["picture"] == ann
     reply = session.answer("bob", {"number": bob["number"], "kind": "none"})
-    assert reply["picture"]["place"] == 3 and reply["state"]["text"].startswith("1 answer: "), "a gap ends no count"
+    assert reply["picture"]["number"] == third and reply["state"]["text"].startswith("1 answer: "), "a gap is no end"
     session.leave("ann")
-    assert session.next("eve")["picture"]["place"] == 1
+    assert session.next("eve")["picture"]["number"] == first
     now[0] = RESERVED_S + 1
-    assert session.next("bob")["picture"]["place"] == 1
+    assert session.next("bob")["picture"]["number"] == first
     session.answer("bob", {"number": ann["number"], "kind": "unsure"})
     assert session.review.measured(session.answers).answers == 1
 
 
-def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_the_sample_as_it_was(review, folder):
-    """The pictures that measure are those of the random order up to where it has come, whatever else was answered."""
+def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review, folder):
     labels = labels_of(review)
     session = Session(review, str(folder), "ann")
     grid = session.grid("page", {"sort": "sure"})
     most = max(set(called := [one.classes[1] for one in review.pictures]), key=called.count)
     assert grid["label"] == review.classes[most] and grid["left"] == called.count(most) == max(grid["counts"])
-    assert all(one["says"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
+    assert all(one["predicted"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
     wanted = [one["number"] for one in grid["pictures"]][:4]
     reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
     assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for correcting labels only")
     assert session.review.measured(session.answers) is None and not reply["state"]["gain"]
     assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
-    asked, shown = [], session.next("page")["picture"]
-    while len(asked) < 40:
+    asked, shown = {RANDOM: [], COVERAGE: []}, session.next("page")["picture"]
+    while len(asked[COVERAGE]) < 12:
         picture = session.picture(shown["number"])
-        asked.append(picture.number)
+        asked[shown["sampled"]].append(picture.number)
         also = [one["number"] for one in shown["similar"] if one["open"]][:1]
-        said = {"number": picture.number, "kind": "label", "label": labels[picture.sha256], "also": also}
-        shown = session.answer("page", said)["picture"]
-    assert asked == [picture.number for picture in review.pictures[:40]], "also those that the grid had"
+        request = {"number": picture.number, "kind": "label", "label": labels[picture.sha256], "also": also}
+        shown = session.answer("page", request)["picture"]
+    drawn = len(asked[RANDOM])
+    assert drawn == 26, "one in three after the first twenty"
+    assert asked[RANDOM] == [picture.number for picture in review.pictures[:drawn]], "also those that the grid had"
+    assert asked[COVERAGE] == [number for number in review.coverage if number in asked[COVERAGE]]
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    hows = [line["how"] for line in lines]
-    assert {"grid", "similar", "random"} == set(hows) and hows.count("random") == 40
-    assert all(line.get("picked", False) == (line["how"] != "random") for line in lines)
-    assert session.review.measured(session.answers).answers == 40
+    counts = Counter(line["sampled"] for line in lines)
+    assert counts[RANDOM] == drawn and counts[COVERAGE] == 12 and counts["grid"] == 4 and counts["similar"] > 20
+    assert session.review.measured(session.answers).answers == drawn
     first = review.pictures[0]
     session.show("page", {"number": first.number})
     session.answer("page", {"number": first.number, "kind": "none"})
-    assert session.answers[first.sha256].picked is False, "a changed answer about a drawn picture measures"
+    assert session.answers[first.sha256].sampled == RANDOM, "a changed answer about a drawn picture measures"
     again = {"kind": "label", "label": "one", "also": [first.number], "grid": True}
     session.answer("page", again)
     assert session.answers[first.sha256].label is None, "a grid changes no answer that measures"
-    assert all(len(set(one["says"])) > 1 for one in session.grid("page", {"sort": "differ"})["pictures"])
+    assert all(len(set(one["predicted"])) > 1 for one in session.grid("page", {"sort": "differ"})["pictures"])
     rows = session.end("page")["rows"]
     assert [row[0] for row in rows] == ["zero-shot", "the model", "refined labels, without answers"]
 
@@ -191,6 +194,7 @@ def test_answers_from_a_grid_or_about_similar_pictures_correct_labels_and_leave_
 def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_order(tmp_path, monkeypatch, prepared):
     monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
     (first, few), (whole, every) = compute_reviews(config_at(tmp_path))
+    assert first.coverage == [] and len(whole.coverage) == 130, "the first twenty questions are drawn at random"
     assert len(few.numbers) == first.images == 20 and len(every.numbers) == whole.images == 150
     order = [picture.sha256 for picture in whole.pictures]
     assert order[:20] == [picture.sha256 for picture in first.pictures] and len(set(order)) == 150
@@ -201,13 +205,51 @@ def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_orde
     shown = session.next("page")["picture"]
     session.answer("page", {"number": shown["number"], "kind": "none"})
     session.set_review(whole, None)
-    assert session.next("page")["picture"]["place"] == 2 and session.state("page")["of"] == 150
+    shown = session.next("page")["picture"]
+    assert shown["number"] == whole.pictures[1].number and session.state("page")["of"] == 150
+    session.set_review(replace(whole, pictures=whole.pictures[2:], coverage=[]), None)  # without what the page shows
+    assert session.undo("page", {})["picture"]["number"] == whole.pictures[0].number
+    assert session.answer("page", {"number": shown["number"], "kind": "none"})["picture"]
+
+
+def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):
+    one, two, three = (picture.number for picture in review.pictures[:3])
+    added = [{"sha256": review.pictures[9 + n].sha256, "label": review.classes[0]} for n in range(5)]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in added))
+
+    def label(session):
+        return {session.by_sha256[sha256].number: answer.label for sha256, answer in session.answers.items()}
+
+    def answer(session, browser, number, label, **more):
+        request = {"number": number, "kind": "label", "label": label, "who": browser, "browser": browser}
+        session.answer("tab", request | more)
+
+    session = Session(review, str(folder), "ann")
+    with pytest.raises(ValueError, match="no answer to take back"):
+        session.undo("tab", {})
+    answer(session, "ann", one, "one", also=[two, three])
+    answer(session, "bob", two, "two")
+    answer(session, "ann", three, "three")
+    session = Session(review, str(folder), "")  # the program was started again
+    assert [one["answer"] for one in session.next("tab", {"who": "ann"})["state"]["recent"]] == ["three", "one"]
+    answer(session, "eve", three, "seven")
+    before = label(session)
+    assert session.undo("new tab", {"browser": "eve", "who": "eve"})["undone"] == 1
+    assert label(session) == before | {three: "three"}
+    session.undo("tab", {"who": "ann"})
+    assert label(session) == before | {three: "one"}
+    assert session.undo("tab", {"who": "ann"})["undone"] == 3
+    others = {number: name for number, name in before.items() if number not in (one, three)}
+    assert label(session) == others and others[two] == "two" and len(others) == 6
+    with pytest.raises(ValueError, match="no answer to take back"):
+        session.undo("tab", {"who": "ann"})
+    assert label(Session(review, str(folder), "")) == others
 
 
 def test_answers_made_elsewhere_are_added_once_and_those_about_nothing_here_are_refused(
     folder, review, tmp_path, caplog
 ):
-    lines = [{"sha256": one.sha256, "label": review.classes[0], "how": "random"} for one in review.pictures[:3]]
+    lines = [{"sha256": one.sha256, "label": review.classes[0], "sampled": "random"} for one in review.pictures[:3]]
     file = tmp_path / "theirs.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"sha256": "0" * 64, "label": None}]))
     for new in ("3 new lines", "0 new lines"):
@@ -230,9 +272,10 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
     session = Session(review, str(folder), "ann", effect)
     wrong = {name: review.classes[(number + 1) % 10] for number, name in enumerate(review.classes)}
     shown = session.next("page")["picture"]
-    for picture in review.pictures[:25]:  # somebody who gives every class another's name
-        said = {"number": shown["number"], "kind": "label", "label": wrong[labels[picture.sha256]]}
-        shown = session.answer("page", said)["picture"]
+    for _ in range(25):  # somebody who gives every class another's name
+        sha256 = session.picture(shown["number"]).sha256
+        request = {"number": shown["number"], "kind": "label", "label": wrong[labels[sha256]]}
+        shown = session.answer("page", request)["picture"]
     effect.wait()
     state = session.next("page")["state"]
     changed = int(re.search(r"So far (\d+) of 125 other refined labels changed", state["text"])[1])
@@ -244,47 +287,62 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
     assert state["text"] == "No answers yet." and session.end("page")["rows"] == []
 
 
-def test_doubtful_pictures_come_by_rising_confidence_and_measure_nothing(tmp_path):
-    config = config_at(tmp_path, order=DOUBTFUL)
-    review = prepare_review(config)
-    sure = [picture.confidence for picture in review.pictures]
-    assert sure == sorted(sure) and len(sure) == 150
-    session = Session(review, str(tmp_path), "ann")
-    model = [review.classes[picture.classes[1]] for picture in review.pictures]
-    other = next(name for name in review.classes if name != model[0])
-    numbers = [picture.number for picture in review.pictures]
-    session.answer("page", {"number": numbers[0], "kind": "label", "label": other})
-    session.answer("page", {"number": numbers[1], "kind": "label", "label": model[1]})
-    session.answer("page", {"number": numbers[2], "kind": "none"})
-    state = session.answer("page", {"number": numbers[3], "kind": "unsure"})["state"]
-    assert state["text"] == "3 answers for correcting labels only: not drawn at random. 1 answer “cannot tell”."
-    assert state["gain"] is None and session.end("page")["rows"] == []
-    assert "must select" not in summary_of(config, session)
-    rows = (tmp_path / "relabelled.csv").read_text().splitlines()
-    assert rows[1].startswith(f"{review.pictures[0].image},{model[0]},{other},ann,2")
-    assert rows[2].split(",")[2] == "" and len(rows) == 3
-    assert review.measured(read_answers(str(tmp_path))) is None, "also not when the order is another one later"
-    with pytest.raises(ValueError, match=r"its review\.json is in the order doubtful; delete that file"):
-        review_at(replace(config, order="random"))
+def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, tmp_path, caplog, monkeypatch):
+    reader = ShardReader(review.shards, review.split)
+    names = [reader.description(number)["source"] for number in range(8)]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "renamed.png").write_bytes(reader.image(5))
+    monkeypatch.chdir(tmp_path)
+    drawn = review.pictures[0]
+    append(folder / "answers.jsonl", {"sha256": drawn.sha256, "label": "one", "sampled": "random"})
+    rows = [(names[0], "two"), (f"photos/{names[1]}", "three"), ("photos/renamed.png", "four"), (names[2], "")]
+    rows += [(drawn.image, "five"), (names[3], "none of these"), (names[0], "six")]
+    table = tmp_path / "corrections.csv"
+    table.write_text("\ufeffid,image,class\n" + "".join(f"1,{name},{label}\n" for name, label in rows))
+    for new in (5, 0):
+        caplog.clear()
+        must_review(config_at(folder, add=str(table)))
+        assert f"{new} new answers of 5\n" in caplog.text
+        answers = read_answers(str(folder))
+        labels = {one.image: (one.label, one.sampled) for one in answers.values()}
+        assert labels == {
+            names[0]: ("six", "added"), names[1]: ("three", "added"), names[5]: ("four", "added"),
+            names[3]: (None, "added"), drawn.image: ("five", "random"),
+        }  # fmt: skip
+    before = (folder / "answers.jsonl").read_bytes()
+    for text, why in (
+        ("image,class\n" + "".join(f"x{n},one\n" for n in range(5)), "'x0', 'x1', 'x2' and 2 more: not in the split"),
+        (f"image,class\n{names[0]},one\n{names[1]},cow\n", "'cow': none of the model's classes"),
+        (f"image,label\n{names[0]},one\n", "must name the columns image and class; it is: 'image,label'"),
+        (f"image,class\n{names[0]},\n", "has no row with an image and a class"),
+        ("image,class\n\ud8ff", "is no CSV file in UTF-8"),
+    ):
+        table.write_bytes(text.encode("utf-16" if "\ud8ff" in text else "utf-8", "surrogatepass"))
+        with pytest.raises(ValueError, match=re.escape(why)) as error:
+            must_review(config_at(folder, add=str(table)))
+        assert "\n" not in str(error.value)
+    assert (folder / "answers.jsonl").read_bytes() == before
 
 
-def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_offered(monkeypatch, tmp_path):
+def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_likely(monkeypatch, tmp_path):
     monkeypatch.setattr("must.deploy.review.prepare.LIKELY", 2)
-    monkeypatch.setattr("must.deploy.review.session.ALL_OFFERED", 5)
+    monkeypatch.setattr("must.deploy.review.session.BUTTONS", 5)
     monkeypatch.setattr("must.deploy.review.prepare.fingerprint", lambda data: f"{data[-20] % 7:064x}")
     review, images = prepare(config_at(tmp_path))
     assert len(review.pictures) <= 7 < len(images.numbers) == review.images == 150
+    assert {*review.coverage} <= {picture.number for picture in review.pictures}
     session = Session(review, str(tmp_path), "")
     for picture in review.pictures:
-        offered = session.describe(picture.number)["names"]
+        offered = session.describe(picture)["likely"]
         assert {review.classes[number] for number in picture.likely} == set(offered)
         assert offered == sorted(offered, key=review.classes.index) and set(picture.classes[:2]) <= set(picture.likely)
 
 
-def test_a_folder_of_another_model_or_with_damaged_files_is_refused_in_one_line(folder, tmp_path):
+def test_a_review_of_another_model_is_made_again_and_damaged_files_are_one_line(folder, caplog):
     config = config_at(folder)
-    with pytest.raises(ValueError, match=r"its review\.json is about another model"):
-        review_at(replace(config, model=digits().zero_shot))
+    assert review_at(config) == Review.load(str(folder))
+    assert review_at(replace(config, model=digits().zero_shot)) is None
+    assert "another model or other images than before: all are looked at again" in caplog.text
     file = folder / "review.safetensors"
     for damage in (lambda: file.write_bytes(file.read_bytes()[:-100]), file.unlink):
         damage()
@@ -300,8 +358,12 @@ def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound
     assert count == 12 and hostile not in text and text.count("</script>") == 2 and "data:image/" in text
     assert "default-src 'none'" in text and not re.search(r"(src|href)=\"(?!data:)", text)
     carried = json.loads(re.search(r'id="carried">(.*?)</script>', text, re.S)[1])
-    assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12 and carried["random"] is True
+    assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12
     assert not (folder / "answers.jsonl").exists()
+    assert {picture["sampled"] for picture in carried["pictures"]} == {"random"}
+    many = session.upcoming(40)
+    assert Counter(stream for _, stream in many) == {RANDOM: 27, COVERAGE: 13}
+    assert len({picture.number for picture, _ in many}) == 40
     taken = sum(map(len, carried["images"].values()))
     monkeypatch.setattr("must.deploy.review.page.LARGEST_PAGE", taken - 1)
     less, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)

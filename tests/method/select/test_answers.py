@@ -10,8 +10,8 @@ from must.base.records import record_of
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.prepare import prepare
-from must.method.answers.book import append
-from must.method.answers.estimate import Measured
+from must.method.answers.answers_file import append
+from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_description
 from must.method.select.select import best_alpha
 from tests.method.select.test_refine import rows_of, run
@@ -36,7 +36,8 @@ def answered(asked, folder, count, say=lambda label: {"label": label}):
     shutil.copy(source / "review.json", folder)
     for picture in review.pictures[:count]:
         append(
-            folder / "answers.jsonl", {"image": picture.image, "sha256": picture.sha256, **say(truth[picture.sha256])}
+            folder / "answers.jsonl",
+            {"image": picture.image, "sha256": picture.sha256, "sampled": "random", **say(truth[picture.sha256])},
         )
     return str(folder)
 
@@ -49,7 +50,7 @@ def test_answers_choose_alpha_and_the_bundle_says_what_they_measured(digits, ask
     selected(digits, digits.adapted, tmp_path / "kept", answers=answered(asked, tmp_path / "review", 60))
     record = load_description(str(tmp_path / "kept")).provenance.selection.to_dict()
     assert record["by"] == "60 answers" and record["alpha"] >= 0.5, "it was tuned with labels on these very images"
-    measured = record_of(Measured, record["measured"])
+    measured = record_of(AccuracyEstimate, record["measured"])
     assert measured.answers == 60 and measured.gain.low > 0 and measured.model.value > 0.9
 
 
@@ -59,7 +60,7 @@ def test_answers_against_the_model_choose_zero_shot(digits, asked, tmp_path):
     says = {one.sha256: review.classes[one.classes[0]] for one in review.pictures}
     folder = answered((asked[0], review, says), tmp_path / "review", 60)
     choice = selected(digits, digits.adapted, tmp_path / "kept", answers=folder)
-    assert choice["alpha"] <= 0.1 and record_of(Measured, choice["measured"]).gain.high < 0.1
+    assert choice["alpha"] <= 0.1 and record_of(AccuracyEstimate, choice["measured"]).gain.high < 0.1
 
 
 def test_half_is_kept_unless_another_share_is_better_beyond_its_error():
@@ -130,8 +131,8 @@ def test_wrong_answers_are_one_line_and_leave_nothing(digits, asked, tmp_path, r
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_about_picked_pictures_choose_nothing(digits, asked, tmp_path):
-    folder = answered(asked, tmp_path / "review", 20, lambda label: {"label": label, "picked": True})
+def test_answers_about_pictures_by_coverage_choose_nothing(digits, asked, tmp_path):
+    folder = answered(asked, tmp_path / "review", 20, lambda label: {"label": label, "sampled": "coverage"})
     with pytest.raises(ValueError, match="no answers yet about pictures that were drawn at random"):
         selected(digits, digits.adapted, tmp_path / "out", answers=folder)
     assert refined(digits, tmp_path / "labels", answers=folder)[0]["answers"] == 20

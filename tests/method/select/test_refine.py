@@ -11,7 +11,6 @@ from PIL import Image
 from must.api.demo import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
-from must.deploy.labels.formats import read_labels
 from must.method.select.refine import refine
 from must.method.select.select import select
 
@@ -59,11 +58,6 @@ def test_labels_are_better_than_zero_shots(done, many):
     assert story["changed"] == pytest.approx(np.mean([row["class"] != row["zero_shot"] for row in rows]))
     assert all(0 < float(row[f"{name}confidence"]) <= 1 for row in rows for name in ("", "zero_shot_", "model_"))
     assert json.loads((output / "refined.json").read_text()) == story
-
-
-def test_other_commands_read_them_as_a_models_labels(done):
-    found = {one.image: (one.label, one.probability) for one in read_labels(str(done[1] / "predictions.csv"))}
-    assert found == {row["image"]: (row["class"], float(row["confidence"])) for row in rows_of(done[1])}
 
 
 def test_without_a_model_zero_shots_labels_are_refined(digits, many, tmp_path):

@@ -1,0 +1,118 @@
+"""`must review --add`: answers made elsewhere: the answers.jsonl of a page, or a CSV file with image and class."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.files import ANSWERS_FILE
+from must.base.parameters import require
+from must.base.text import NONE_OF_THESE, brief, counted, uncell
+from must.config.review import ReviewConfig
+from must.data.loading.reader import ShardReader
+from must.method.answers.answers_file import ADDED, RANDOM, Answer, add, append, read_answers
+from must.method.answers.review import Review, fingerprint
+
+COLUMNS = "image", "class"
+NAMED = 3  # images or classes in a message
+
+
+def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> str:
+    """Adds the answers in --add to OUTPUT/answers.jsonl; returns a line about them.
+    Raises ValueError: no answers there, or about other pictures or classes; nothing was added then."""
+    require(storage.exists(config.add), f"--add {config.add}: no such file")
+    if config.add.lower().endswith(".csv"):
+        return add_corrections(config, review.classes, reader)
+    answers = read_answers(config.add, review.classes).keys()
+    unknown = len(answers - {picture.sha256 for picture in review.pictures})
+    count = counted(len(answers), "answer")
+    require(unknown < len(answers), f"--add {config.add}: none of its {count} is about a picture of {config.output}")
+    new = add(storage.join(config.output, ANSWERS_FILE), storage.read_bytes(config.add))
+    other = f"; {counted(unknown, 'answer')} about other pictures" if unknown else ""
+    return f"{config.add}: {counted(new, 'new line')} of {count}{other}"
+
+
+def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReader) -> str:
+    """As `add_answers`. An answer about a picture that was drawn at random measures also when it is corrected."""
+    where = f"--add {config.add}"
+    labels = {name: label for name, label in rows_of_table(config.add, where) if label}
+    require(bool(labels), f"{where}: has no row with an image and a class")
+    unknown = list(dict.fromkeys(label for label in labels.values() if label not in (*classes, NONE_OF_THESE)))
+    require(not unknown, f"{where}: {named(unknown)}: none of the model's classes")
+    pictures = PicturesByName(reader)
+    numbers = {name: pictures.find(name) for name in labels}
+    missing = [name for name, number in numbers.items() if number is None]
+    require(
+        not missing,
+        f"{where}: {named(missing)}: not in the split '{reader.split}' of the shards, or more than one picture there "
+        "has this name; write names as in predictions.csv",
+    )
+    current, new = read_answers(config.output), dict[str, Answer]()
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    for name, number in numbers.items():
+        assert number is not None
+        sha256 = fingerprint(reader.image(number))
+        label = labels[name] if labels[name] in classes else None
+        before = current.get(sha256)
+        sampled = RANDOM if before and before.sampled == RANDOM else ADDED
+        if before and before.label == label and not before.unsure:
+            continue
+        new[sha256] = Answer(sha256, label, False, reader.description(number)["source"], config.who, now, sampled)
+    append(Path(storage.local(config.output)) / ANSWERS_FILE, *(answer.line for answer in new.values()))
+    return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
+
+
+def rows_of_table(uri: str, where: str) -> Iterator[tuple[str, str]]:
+    """(image, class), '' where a cell is empty. Raises ValueError: no CSV file with these columns."""
+    try:
+        table = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline=""))
+        columns = list(table.fieldnames or ())
+        require(
+            {*COLUMNS} <= {*columns},
+            f"{where}: the first line must name the columns image and class; it is: {brief(','.join(columns))}",
+        )
+        for row in table:
+            yield row["image"] or "", row["class"] or ""
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{where}: is no CSV file in UTF-8: {error}") from None
+
+
+def named(names: list[str]) -> str:
+    """'a', 'b', 'c' and 2 more."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(map(brief, names[:NAMED])) + more
+
+
+class PicturesByName:
+    """The samples of a split by the names of their images, and by the sha256 of their files."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.names: dict[str, list[int]] = defaultdict(list)
+        self.files: dict[str, int] = {}
+        for number in range(len(reader)):
+            description = reader.description(number)
+            self.names[description["source"]].append(number)
+            self.files.setdefault(description.get("sha256", ""), number)
+
+    def find(self, name: str) -> int | None:
+        """The sample of an image: by its name in the shards; by its file, if that is on this machine; or by the end of
+        its path. None: there is none, or there are several."""
+        for candidate in dict.fromkeys((name, uncell(name))):
+            if (number := self.only(candidate)) is not None:
+                return number
+            path = None if "://" in candidate else storage.local(candidate)
+            if path and path.is_file():
+                return self.files.get(storage.sha256_of(path))
+            parts = candidate.split("/")
+            for start in range(1, len(parts)):
+                if (number := self.only("/".join(parts[start:]))) is not None:
+                    return number
+        return None
+
+    def only(self, name: str) -> int | None:
+        numbers = self.names.get(name, ())
+        return numbers[0] if len(numbers) == 1 else None

@@ -1,0 +1,153 @@
+"""answers.jsonl: people's answers about pictures, one JSON object per line, append-only.
+
+    {"image": "a.jpg", "sha256": "...", "label": "cat", "sampled": "random", "who": "ann", "when": "2026-01-01T12:00"}
+
+`label` is a class name, or null where the picture shows none of the classes; `"unsure": true` replaces it where the
+person could not tell. The last line about a picture counts. `"undone": WHEN` takes back the picture's answer with that
+`when`: the answer before it counts again. A picture is identified by the sha256 of its file, so answers stay valid for
+another model, and may come from another program.
+
+`sampled` is how the picture was chosen: random (drawn at random), coverage (unlike the pictures answered before), grid
+(pictures of a class side by side), similar (to an answered one), again (opened again by the person), added (a
+correction made elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct labels.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.files import ANSWERS_FILE
+from must.base.names import SHA256, of_form
+from must.base.parameters import require
+from must.base.text import brief
+
+RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
+LARGEST_LINE = 1 << 16  # bytes
+WRITE_ATTEMPTS = 5  # while other programs write to the same file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`sampled` is '' where the line does not say it: then nothing is measured with it."""
+
+    sha256: str
+    label: str | None  # None: none of the classes, or unsure
+    unsure: bool = False
+    image: str = ""
+    who: str = ""
+    when: str = ""
+    sampled: str = ""
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The JSON object of its line."""
+        said: dict[str, Any] = {"unsure": True} if self.unsure else {"label": self.label}
+        optional = {"sampled": self.sampled, "who": self.who, "when": self.when}
+        return {"image": self.image, "sha256": self.sha256} | said | {k: v for k, v in optional.items() if v}
+
+
+def answers_file(uri: str) -> str:
+    """The file of answers in a folder; the URI of a file is returned as it is."""
+    return uri if uri.endswith(".jsonl") else storage.join(uri, ANSWERS_FILE)
+
+
+def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:
+    """sha256 -> the answer that counts. No file: no answers. Raises ValueError: as `read_history`."""
+    return {sha256: answers[-1] for sha256, answers in read_history(uri, classes).items()}
+
+
+def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[Answer]]:
+    """sha256 -> its answers that were not taken back, the one that counts last; in the order of their last lines. An
+    incomplete last line, of a killed program, is skipped.
+    Raises ValueError: a line is not an answer, or names a class that is not in `classes`; the message has its
+    number."""
+    try:
+        data = storage.read_bytes(answers_file(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    known = None if classes is None else set(classes)
+    history: dict[str, list[Answer]] = {}
+    *lines, last = data.split(b"\n")
+    for number, line in enumerate([*lines, last] if is_object(last) else lines, 1):
+        if not line.strip():
+            continue
+        try:
+            require(len(line) <= LARGEST_LINE, "is too long")
+            entry = json.loads(line)
+            sha256 = of_form(SHA256, entry["sha256"], "sha256")
+            answers = history.pop(sha256, [])  # so that the order is that of the last answers
+            if "undone" in entry:
+                require(bool(entry["undone"]) and isinstance(entry["undone"], str), "undone must be a time")
+                answers = without(answers, entry["undone"])
+            else:
+                answers = [*answers, parse_answer(entry, sha256, known)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
+            raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
+        if answers:
+            history[sha256] = answers
+    return history
+
+
+def parse_answer(entry: dict[str, Any], sha256: str, classes: set[str] | None) -> Answer:
+    """Raises ValueError: not an answer, or a class that is not in `classes`."""
+    unsure = entry.get("unsure") is True
+    label = None if unsure else entry["label"]
+    require(label is None or isinstance(label, str), "label must be a class name or null")
+    require(label is None or classes is None or label in classes, f"{brief(label)} is none of the model's classes")
+    return Answer(
+        sha256, label, unsure, **{name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
+    )
+
+
+def without(answers: list[Answer], when: str) -> list[Answer]:
+    """The answers without the last one that was given at `when`."""
+    places = [place for place, answer in enumerate(answers) if answer.when == when]
+    return [answer for place, answer in enumerate(answers) if place not in places[-1:]]
+
+
+def is_object(line: bytes) -> bool:
+    """Whether a line is a complete JSON object, even without a newline."""
+    return storage.object_or_none(line, dict) is not None
+
+
+def append(path: Path, *entries: dict[str, Any]) -> None:
+    """Appends one line per entry, and returns when all are on the disk. An incomplete last line of a killed program is
+    removed first: nobody was told that it was saved."""
+    line = b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        begin = max(size - LARGEST_LINE, 0)
+        tail = os.pread(descriptor, size - begin, begin)
+        last = tail[tail.rfind(b"\n") + 1 :]
+        if last and is_object(last):
+            line = b"\n" + line
+        elif last:
+            os.ftruncate(descriptor, size - len(last))
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def add(uri: str, data: bytes) -> int:
+    """Appends the lines of `data` that the file `uri` does not have yet; returns their number. An incomplete last line
+    is removed from both. Raises ValueError: other programs wrote to the file at every attempt."""
+    for _ in range(WRITE_ATTEMPTS):
+        before, token = storage.read_versioned(uri)
+        *lines, last = (before or b"").split(b"\n")
+        lines += [last] if is_object(last) else []
+        known = set(lines)
+        new = [line for line in data.splitlines() if line.strip() and line not in known and is_object(line)]
+        try:
+            storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
+        except storage.ConflictError:
+            continue
+        return len(new)
+    raise UserError(f"{uri}: write conflict; try again")

@@ -1,0 +1,84 @@
+"""answers.jsonl: nothing that was confirmed is lost, and nothing half-written counts."""
+
+import json
+
+import pytest
+
+from must.method.answers.answers_file import Answer, add, append, read_answers
+
+A, B = "a" * 64, "b" * 64
+
+
+def line(sha256, **rest):
+    return {"image": "x.png", "sha256": sha256} | rest
+
+
+def test_the_last_line_about_a_picture_counts(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    for entry in (line(A, label="cat"), line(B, label=None), line(A, label="dog"), line(B, unsure=True)):
+        append(file, entry)
+    found = read_answers(str(tmp_path), ["cat", "dog"])
+    assert found[A].label == "dog" and found[B].unsure and found[B].label is None
+
+
+def test_an_answer_that_is_taken_back_leaves_those_of_others(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    for who, label in (("ann", "cat"), ("bob", "dog"), ("ann", "cow")):
+        append(file, line(A, label=label, who=who, when=f"{who} {label}"))
+    for undone, counts in (("ann cow", "dog"), ("ann cat", "dog"), ("never", "dog"), ("bob dog", None)):
+        append(file, line(A, undone=undone))
+        assert read_answers(str(file)).get(A) == (counts and Answer(A, counts, False, "x.png", "bob", "bob dog"))
+
+
+@pytest.mark.parametrize("programs", ["append", "add"])
+@pytest.mark.parametrize("torn", ['{"image": "y.png", "sha2', "{"])
+def test_an_incomplete_last_line_does_not_count_and_is_removed(tmp_path, torn, programs):
+    file = tmp_path / "answers.jsonl"
+    append(file, line(A, label="cat"))
+    with file.open("a") as out:
+        out.write(torn)
+    assert read_answers(str(file)).keys() == {A}
+    if programs == "append":
+        append(file, line(B, label="dog"))
+    else:
+        assert add(str(file), json.dumps(line(B, label="dog")).encode() + b"\n" + torn.encode()) == 1
+    assert [json.loads(text)["sha256"] for text in file.read_text().splitlines()] == [A, B]
+
+
+def test_another_programs_file_may_lack_the_last_line_feed(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(line(A, label="cat")))
+    assert read_answers(str(file))[A].label == "cat"
+    append(file, line(B, label="dog"))
+    assert read_answers(str(file)).keys() == {A, B}
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (f'{{"sha256": "{A}", "label": "cow"}}', "line 2: 'cow' is none of the model's classes"),
+        (f'{{"sha256": "{A}"}}', "line 2: KeyError"),
+        ('{"sha256": "../x", "label": "cat"}', "line 2: '../x' is not a sha256"),
+        (f'{{"sha256": "{A}", "label": 3}}', "line 2: label must be a class name or null"),
+        (f'{{"sha256": "{A}", "undone": true}}', "line 2: undone must be a time"),
+        ("[]", "line 2: TypeError"),
+        ("nonsense\n", "line 2: "),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path, text, why):
+    file = tmp_path / "answers.jsonl"
+    append(file, line(B, label="cat"))
+    with file.open("a") as out:
+        out.write(text + "\n")
+    with pytest.raises(ValueError, match="answers.jsonl, " + why.replace("(", r"\(")):
+        read_answers(str(file), ["cat"])
+
+
+def test_an_answer_is_read_as_it_was_written(tmp_path):
+    for given in (Answer(A, "cat", sampled="random", who="ann", when="2", image="a.png"), Answer(A, None, unsure=True)):
+        append(tmp_path / "answers.jsonl", given.line)
+        assert read_answers(str(tmp_path)) == {A: given}
+
+
+def test_no_file_has_no_answers(tmp_path):
+    assert read_answers(str(tmp_path / "nothing")) == {}

@@ -1,0 +1,135 @@
+"""What answers measure: pictures in a random order, and intervals that hold as often as they say."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from must.base.records import record_of
+from must.method.answers.answers_file import COVERAGE, RANDOM, Answer
+from must.method.answers.estimate import AccuracyEstimate, difference, share
+from must.method.answers.review import NO_CLASS, SCHEDULE, Picture, Review, random_order
+
+
+def make_review(count, classes=("a", "b", "c")):
+    pictures = [Picture(n, f"{n}.png", f"{n:064x}", (n % 3, 1, 2), 0.5, (0, 1, 2), ()) for n in range(count)]
+    return Review(
+        model_sha256="0" * 64, shards="", index_sha256="", split="train", classes=list(classes), images=count,
+        pictures=pictures, coverage=[],
+    )  # fmt: skip
+
+
+def answer(number, label, sampled=RANDOM, **more):
+    return Answer(f"{number:064x}", label, sampled=sampled, **more)
+
+
+def test_every_image_is_as_likely_as_any_other_to_be_asked_and_none_is_asked_twice():
+    images, asked, seeds = 97, 10, 1500
+    labels = np.random.default_rng(1).integers(0, 4, images) ** 2
+    counts = np.zeros(images)
+    for seed in range(seeds):
+        order = random_order(labels, seed)
+        assert len(order) == images == len(np.unique(order))
+        counts[order[:asked]] += 1
+    share = asked / images
+    z = (counts / seeds - share) / np.sqrt(share * (1 - share) / seeds)
+    assert np.abs(z).max() < 4.5 and 0.6 < z.std() < 1.3
+
+
+def test_the_first_pictures_are_spread_over_the_classes():
+    labels = np.repeat(np.arange(10), 100)
+    fewest = min(len(np.unique(labels[random_order(labels, seed)[:16]])) for seed in range(50))
+    at_random = min(len(np.unique(np.random.default_rng(seed).permutation(labels)[:16])) for seed in range(50))
+    assert fewest == 10 > at_random
+    assert random_order(np.zeros(1, int), 0).tolist() == [0]
+
+
+def test_intervals_hold_and_accuracies_have_no_bias():
+    """Zero-shot 60% right and the model 75% right of 1,000 images, whose refined label tells a part of that."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 1000)
+    before = rng.random(1000) < np.where(labels < 5, 0.45, 0.75)
+    after = rng.random(1000) < np.where(before, 0.9, 0.55)
+    truth = after.mean(), after.mean() - before.mean()
+    orders = [random_order(labels, seed) for seed in range(1000)]
+    for asked in (20, 50, 200):
+        found, held = [], []
+        for order in orders:
+            ends = share(after[order[:asked]]), difference(before[order[:asked]], after[order[:asked]])
+            found.append([one.value for one in ends])
+            held.append([one.low <= true <= one.high for one, true in zip(ends, truth, strict=True)])
+        error = np.std(found, axis=0) / len(orders) ** 0.5
+        assert (np.abs(np.mean(found, axis=0) - truth) < 4 * error).all()
+        assert (np.mean(held, axis=0) >= 0.93).all(), np.mean(held, axis=0)
+
+
+def test_no_answers_say_nothing_and_few_say_little():
+    nothing = np.zeros(0, bool)
+    assert share(nothing)[1:] == (0, 1) and difference(nothing, nothing)[1:] == (-1, 1)
+    all_right = np.ones(5, bool)
+    assert share(all_right).low < 0.6 and difference(all_right, all_right).low < -0.2
+    measured = AccuracyEstimate.from_correct(~all_right, all_right, all_right)
+    assert record_of(AccuracyEstimate, json.loads(json.dumps(asdict(measured)))) == measured
+    assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
+
+
+def test_only_sure_answers_about_pictures_drawn_at_random_measure():
+    review = make_review(9)
+    given = (
+        answer(0, "a"),
+        answer(4, "b"),
+        answer(5, None),
+        answer(6, "b", COVERAGE),
+        answer(7, "b", ""),
+        answer(8, None, unsure=True),
+    )
+    answers = {one.sha256: one for one in given}
+    pictures, labels = review.truth(answers)
+    assert [one.number for one in pictures] == [0, 4, 5, 6, 7] and labels.tolist() == [0, 1, NO_CLASS, 1, 1]
+    measured = review.measured(answers)
+    assert measured.answers == 3 and measured.zero_shot.value == pytest.approx(2 / 3)
+    assert measured.model.value == pytest.approx(1 / 3) and measured.refined.value == 0
+    assert [picture.number for picture, _ in review.relabelled(answers)] == [0, 5]
+    assert review.measured({}) is None
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"format":', '"format":1'),
+        ('"b",', ""),
+        (f'"{0:064x}"', '"x"'),
+        ('"similar":[]', '"similar":null'),
+        ('"coverage":[]', '"coverage":[9]'),
+    ],
+    ids=["another format", "fewer classes", "no sha256", "no list", "no such picture"],
+)
+def test_a_review_of_another_format_or_a_damaged_one_is_refused_in_one_line(tmp_path, old, new):
+    review, file = make_review(3), tmp_path / "review.json"
+    review.save(str(tmp_path))
+    assert Review.load(str(tmp_path)) == review and old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=r"review\.json: is damaged or of another version; delete it") as error:
+        Review.load(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_review_of_other_classes_or_other_shards_is_refused(tmp_path):
+    review = make_review(3)
+    review.require(["a", "b", "c"], "", "--answers x")
+    for given, why in (((["a", "b"], ""), "other classes"), ((["a", "b", "c"], "1"), "another revision of the shards")):
+        with pytest.raises(ValueError, match=f"--answers x: is a review of .*{why}"):
+            review.require(*given, "--answers x")
+    with pytest.raises(ValueError, match=r"--answers .*: no review\.json there"):
+        Review.load(str(tmp_path))
+
+
+def test_twenty_questions_measure_before_two_of_three_teach():
+    counts = {RANDOM: 0, COVERAGE: 0}
+    streams = []
+    for _ in range(29):
+        streams.append(SCHEDULE.stream(counts[RANDOM], counts[COVERAGE]))
+        counts[streams[-1]] += 1
+    assert streams == [RANDOM] * 20 + [RANDOM, COVERAGE, COVERAGE] * 3
+    assert SCHEDULE.stream(0, 50) == RANDOM, "also where other answers were given before"
