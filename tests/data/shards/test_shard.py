@@ -174,7 +174,7 @@ def test_too_many_rejected_files_end_the_run_and_a_higher_limit_continues_it(tmp
         run(tmp_path / "in", tmp_path / "out")
     assert set(rejected(tmp_path / "out")) == {"bad-0.png", "bad-1.png"}
     assert not (tmp_path / "out" / "index.json").exists()
-    assert list((tmp_path / "out" / ".shard").glob("*/unit-*.npz"))
+    assert list((tmp_path / "out" / ".shard").glob("*/chunk-*.npz"))
     index = run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
     assert index.splits["train"]["samples"] == 18 and not (tmp_path / "out" / ".shard").exists()
 

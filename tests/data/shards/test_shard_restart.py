@@ -56,7 +56,7 @@ module, name = {function}
 whole, made = getattr(module, name), []
 
 def killing(place, *more, **named):
-    if "unit-" in str(place):
+    if "chunk-" in str(place):
         made.append(place)
         if len(made) == 3:
             os.killpg(0, signal.SIGKILL)  # with the process that decodes for it
@@ -66,7 +66,7 @@ setattr(module, name, killing)
 """
 KILLED_DECODING = KILLED.format(function="chunk.storage, 'write_bytes'")
 """Code in front of a command: killed when the third unit's pieces are there and its record is not."""
-KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_piece'")
+KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_tar'")
 """Killed when two shards are there."""
 
 
