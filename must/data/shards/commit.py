@@ -284,7 +284,7 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
 
 
 def line_of(content: dict[str, Any]) -> Line:
-    source, reason, revision = content["source"], content["reason"], content.get("revision", 0)
+    source, reason, revision = content["source"], content["reason"], content["revision"]
     if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
         raise TypeError(content)
     return Line(source, reason, revision, "duplicate" in content)
