@@ -79,6 +79,9 @@ TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEM
 CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
 
 
+AT_ONCE = 16 << 20  # bytes after which a tar is sent to the disk
+
+
 class TarWriter:
     """Appends samples to a binary file that is open for writing; `close` ends the tar and leaves the file open.
 
@@ -86,19 +89,20 @@ class TarWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file = storage.HashingFile(file)
+        self.target, self.file = file, storage.HashingFile(file)
         self.offsets = array("q")
+        self.on_disk = 0  # bytes that the system has been told to write
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
         """Members `key`.`extension` and `key`.json. The key must not have a dot: WebDataset's readers end it there."""
-        self.offsets.extend((*self.add(f"{key}.{extension}", image), *self.add(f"{key}.json", text)))
-
-    def add(self, name: str, data: bytes) -> tuple[int, int]:
-        header = header_of(name, len(data))
-        start = self.position + len(header)
-        for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
-            self.file.write(part)
-        return start, len(data)
+        start = self.position + tarfile.BLOCKSIZE
+        self.file.write(header_of(f"{key}.{extension}", len(image)))
+        self.file.write(image)
+        between = padding(image) + header_of(f"{key}.json", len(text))
+        self.offsets.extend((start, len(image), start + len(image) + len(between), len(text)))
+        self.file.write(between + text + padding(text))
+        if self.position - self.on_disk > AT_ONCE:
+            self.on_disk = storage.start_writing(self.target, self.on_disk, self.position)
 
     def add_raw(self, block: bytes) -> None:
         """Complete members, with headers and padding, copied from another tar; the caller keeps their offsets."""
@@ -118,6 +122,10 @@ class TarWriter:
     def offset_table(self) -> np.ndarray:
         """int64 [samples, 4]: image offset, image size, json offset, json size."""
         return np.frombuffer(self.offsets, np.int64).reshape(-1, 4).copy()
+
+
+def padding(data: bytes) -> bytes:
+    return bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def header_of(name: str, size: int) -> bytes:
