@@ -61,7 +61,6 @@ def shard(
     samples_per_shard: int = 1000,
     max_rejected: float = 0.01,
     part: Text = "1/1",
-    run_id: Text = "",
     drop_duplicates: bool = False,
     validate: Literal["decode", "header"] = "decode",
     resize: int = 0,

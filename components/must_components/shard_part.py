@@ -1,4 +1,4 @@
-"""Packs one part of the images. Several pods of this share the work; the component shard runs after them."""
+"""Packs one part of the images. Several pods of this share the work; then the component shard makes the shards."""
 
 from kfp import dsl
 
@@ -17,7 +17,7 @@ def shard_part(
     append: bool = False,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
-    """Reads, checks and packs every N-th unit of the images; the part that ends last makes the shards.
+    """Reads, checks and packs this part's share of the images, by a hash of their names.
 
     `part` is I/N, such as 1/4; for the others see shard.
     """

@@ -76,6 +76,8 @@ NEXT = {
 
 def print_next(command: str, config: Any) -> None:
     """Prints the examples to standard error, as they are not a result."""
+    if getattr(config, "part", "1/1") != "1/1":
+        return  # other parts follow
     if command in NEXT and getattr(config, "to", "onnx") == "onnx" and is_first_rank():
         values = {name: shlex.quote(str(value).rstrip("/")) for name, value in vars(config).items()}
         lines = NEXT[command].format(**values).split("; ")

@@ -12,11 +12,14 @@ from typing import Any
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import flag, parameters_of, require
+from must.base.processes import check_processes
 
 
 def preflight(config: Any) -> None:
     """Checks every given parameter with the function in CHECKS for its kind, in the order of their declaration.
-    Raises ValueError: an input is missing or damaged, or an output cannot be written."""
+    Raises ValueError: an input is missing or damaged, an output cannot be written, or --workers is too large."""
+    if isinstance(workers := getattr(config, "workers", 0), int):
+        check_processes(workers, "--workers")
     for field in parameters_of(type(config)):
         if value := getattr(config, field.name):
             if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):

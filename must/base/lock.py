@@ -1,7 +1,8 @@
 """Locks that prevent two runs from writing to one folder at once. A lock whose owner is dead is taken over.
 
 On a local disk the operating system holds the lock and releases it when the process ends, however it ends. In a bucket
-the lock is an object that its owner rewrites every few seconds; the owner of one unchanged for a minute is dead.
+the lock is an object that its owner rewrites every few seconds; the owner of one unchanged for a minute is dead. The
+object stays when the lock is released, and says so.
 """
 
 import errno
@@ -65,13 +66,36 @@ def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
     Raises HeldError: another run holds it; CannotLockError: the file system does not support locks."""
     path = storage.join(folder, kind.name)
     if storage.is_remote(folder):
-        owner = BucketLock(path, kind)
-        owner.acquire()
-        with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
-            yield owner.check
+        with held_once(path, kind.refusal(folder, owner_text())):
+            owner = BucketLock(path, kind)
+            owner.acquire()
+            with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
+                yield owner.check
     else:
-        with locked_file(storage.local(path), kind, str(storage.local(folder))):
+        place = str(storage.local(folder))
+        with (
+            held_once(str(storage.local(path).resolve()), kind.refusal(place, owner_text())),
+            locked_file(storage.local(path), kind, place),
+        ):
             yield lambda: None
+
+
+held = set[tuple[int, str]]()  # (process, path): the locks of the system and of a bucket do not tell threads apart
+changing = threading.Lock()
+
+
+@contextmanager
+def held_once(path: str, refusal: str) -> Iterator[None]:
+    """Raises HeldError: another thread of this process holds the lock at `path`."""
+    key = (os.getpid(), path)
+    with changing:
+        if key in held:
+            raise HeldError(refusal)
+        held.add(key)
+    try:
+        yield
+    finally:
+        held.discard(key)
 
 
 @contextmanager
@@ -129,6 +153,9 @@ def in_turn(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+RELEASED = {"released": "yes"}  # the content of a lock that nobody holds
+
+
 class BucketLock:
     """A lock in a bucket: an object that holds its owner's heartbeat."""
 
@@ -144,7 +171,7 @@ class BucketLock:
         """Takes the lock. If it exists, first waits for its next heartbeat or for DEAD_AFTER seconds."""
         deadline = time.monotonic() + DEAD_AFTER
         generation = storage.generation(self.uri)
-        if generation is not None and self.owner_is_dead():
+        if generation is not None and (self.is_released() or self.owner_is_dead()):
             deadline = 0.0
         elif generation is not None:
             logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
@@ -152,7 +179,9 @@ class BucketLock:
             time.sleep(LOOK_S)
             current = storage.generation(self.uri)
             if current is not None and current != generation:
-                self.refuse()
+                if not self.is_released():
+                    self.refuse()
+                deadline = 0.0
             generation = current
         try:
             self.write(generation or 0)
@@ -179,10 +208,13 @@ class BucketLock:
         except (FileNotFoundError, ValueError):
             return {}
 
+    def is_released(self) -> bool:
+        return self.owner() == RELEASED
+
     def owner_is_dead(self) -> bool:
         """Whether the owner was a process of this machine and container that has ended.
 
-        False for processes of other machines and containers, and of older versions, whose locks do not name them.
+        False for processes of other machines and containers.
         """
         owner = self.owner()
         if any(owner.get(name, "") != value for name, value in pid_scope().items()):
@@ -217,10 +249,11 @@ class BucketLock:
                 self.renew()
 
     def release(self) -> None:
-        """Deletes the lock, if this process holds it."""
+        """Marks the lock as free, if this process holds it."""
         if not self.lost:
             with suppress(Exception):  # another run took it over after the last heartbeat, or the bucket is unreachable
-                storage.remote(self.uri).delete(self.uri, self.generation)
+                content = json.dumps(RELEASED).encode()
+                storage.remote(self.uri).write_bytes(self.uri, content, self.generation)
 
 
 def pid_scope() -> dict[str, str]:

@@ -156,6 +156,27 @@ class per_process(Generic[Value]):  # noqa: N801 - a decorator
             self.cache.pop(key, None)
 
 
+PROCESSES_PER_CORE = 16
+PROCESS_MEMORY = 100_000_000  # bytes: what a process that decodes images takes at least
+
+
+def check_processes(count: int, flag: str) -> None:
+    """Raises ValueError: so many processes are more than the cores and the memory of this machine are for."""
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    most = max(2, min(PROCESSES_PER_CORE * cores(), memory_bytes() // PROCESS_MEMORY) // world)
+    if count > most:
+        raise UserError(f"{flag} {count}: more than the {most} that this machine has the cores and the memory for")
+
+
+def memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The memory of the machine, or of its container."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**34
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # both versions of control groups
+        with suppress(OSError, ValueError):  # no container, or no limit: "max"
+            memory = min(memory, int((groups / name).read_text()))
+    return memory
+
+
 def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """The CPU cores, at least 1. The limit of a container is a quota of time, which the CPU affinity does not show."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -46,25 +46,23 @@ class ShardConfig(StageConfig):
     )
     samples_per_shard: int = param("images in a shard", 1000, group="shards", at_least=1)
     max_rejected: float = param(
-        "largest share of undecodable files; code 2 above it", 0.01, metavar="SHARE", group="images", between=(0, 1)
+        "largest share of undecodable files; code 2 above it, if they are more than five",
+        0.01,
+        metavar="SHARE",
+        group="images",
+        between=(0, 1),
     )
     workers: int = param(
         "processes to read and check images; 0: one a core", 0, group="how it runs", often=True, at_least=0
     )
     part: str = param(
-        "read and check every N-th chunk of the files, beginning with the I-th: one of N programs that share the work; "
-        "the one that finds all chunks done makes the shards of them",
+        "work as part I of N: pack this part's share of the files, by a hash of their names; the same command without "
+        "--part then makes the shards of all parts",
         "1/1",
         metavar="I/N",
     )
-    run_id: str = param(
-        "with --part: the name of the run that the parts belong to; unfinished work of a run with another name, other "
-        "files or parameters is then discarded; without a name it is an error",
-        "",
-        metavar="NAME",
-    )
     append: bool = param(
-        "add the source's new files to the shards in --output; old samples keep their places", False, often=True
+        "add the source's new images to the shards in --output; old samples keep their places", False, often=True
     )
     drop_duplicates: bool = param(
         "deduplication: keep one of identical images; across splits, test always keeps it", False, group="images"

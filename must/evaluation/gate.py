@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import require
 from must.base.records import record_of
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics

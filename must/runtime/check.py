@@ -14,7 +14,7 @@ from must.config.evaluate import LABEL_FREE
 from must.deploy.promote.registry import Registry
 from must.method.train.presets import AUTO, published
 
-OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part", "run_id")
+OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part")
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")
 SERVED = ("none", "write", "apply")  # the values of the parameter `serve`
 # A name in KServe: it makes a Service NAME-predictor, whose name may have 63 characters.

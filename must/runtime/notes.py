@@ -111,7 +111,6 @@ class Facts:
 
     action: str = ""  # champion: train, or nothing new
     why: str = ""  # champion: the reason for the action
-    index_sha256: str = ""  # shard: the index that a part made
     trainjob: str = ""  # train: the TrainJob's name
     top1: float | None = None  # evaluate: accuracy, 0..1, if there are labels
     before: float | None = None  # accuracy of the zero-shot model (evaluate) or of the champion (gate)

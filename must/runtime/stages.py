@@ -7,7 +7,6 @@ library's exceptions. A stage without special facts for its note needs no functi
 import hashlib
 import json
 import logging
-import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,11 +16,9 @@ from must.api.stages import call
 from must.base import storage
 from must.base.exits import line_of
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
-from must.base.lock import RUN_ID
 from must.base.records import record_of
 from must.base.text import encoded
 from must.config.defaults import parts_of
-from must.data.format.index import Index, load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
@@ -34,7 +31,7 @@ from must.runtime.check import sharding_settings, training_settings
 from must.runtime.evaluation import accuracy, evaluate, plain
 from must.runtime.inputs import check_inputs, inputs_fingerprint
 from must.runtime.lineage import write_lineage
-from must.runtime.notes import Facts, read_notes, stage_note
+from must.runtime.notes import Facts, stage_note
 from must.runtime.outcome import NOTHING_NEW, WAITS
 from must.runtime.places import WorkUri
 from must.runtime.training import origin, train
@@ -55,25 +52,12 @@ def shard_part(
     work_uri: str, *, part: str, source: str, test_source: str, labels: str, split: str, append: bool,
     settings: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Does one part of sharding. If this part made the index, its note contains the index's sha256."""
-    run_id = os.environ.get(RUN_ID, "")
+    """Packs one part of the images; the stage `shard` makes the shards of all parts."""
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
     values = sharding_settings(settings, inputs | {"output": WorkUri(work_uri).shards})
     with stage_note(work_uri, part_name("shard", part)) as note:
-        index = call("shard", **values, part=part, run_id=run_id)
-        note.result = "done; other parts have work left or make the shards"
-        if index is not None:
-            note.result = f"the shards are there, revision {index.revision}"
-            note.facts = Facts(index_sha256=index.sha256)
-
-
-def made_by_parts(work_uri: str, shards: str) -> Index | None:
-    """The index, if a part of this run made it: then the source need not be listed again."""
-    hashes = {note.facts.index_sha256 for note in read_notes(work_uri, os.environ.get(RUN_ID, ""))} - {""}
-    if not hashes or not storage.exists(storage.join(shards, INDEX_FILE)):
-        return None
-    index = load_index(shards)
-    return index if index.sha256 in hashes else None
+        call("shard", **values, part=part)
+        note.result = "done"
 
 
 __all__ = [
@@ -116,11 +100,11 @@ def shard(
     work_uri: str, *, index: str, source: str, test_source: str, labels: str, split: str, append: bool,
     settings: dict[str, Any],
 ) -> Sharded:  # fmt: skip
-    """Makes the shards. After parallel parts it does only the remaining work, none if a part has made the index."""
+    """Makes the shards; after parallel parts, those of all parts."""
     uri = WorkUri(work_uri).shards
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
     with stage_note(work_uri, "shard") as note:
-        result = made_by_parts(work_uri, uri) or call("shard", **sharding_settings(settings, inputs | {"output": uri}))
+        result = call("shard", **sharding_settings(settings, inputs | {"output": uri}))
         count = sum(shard.samples for shard in result.shards)
         note.result = f"{count:,} images, revision {result.revision}"
         storage.write_bytes(index, storage.read_bytes(storage.join(uri, INDEX_FILE)))

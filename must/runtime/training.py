@@ -24,7 +24,7 @@ from must.base.background import every
 from must.base.exits import BUG, PREEMPTED, handling, line_of
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
-from must.base.processes import child_environment
+from must.base.processes import check_processes, child_environment
 from must.method.model.bundle import load_description, summary_at
 from must.method.model.provenance import RunSummary
 from must.method.train.provenance import run_key
@@ -54,6 +54,7 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
     Raises SystemExit: the processes failed. The code is that of the process that ended first: 2, wrong input (with a
     line on standard error); 75, stopped and resumable.
     """
+    check_processes(processes, "processes")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()

@@ -51,6 +51,15 @@ def test_a_local_lock_names_its_owner_and_is_free_once_that_is_killed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_two_threads_of_one_process_do_not_both_hold_it(where, tmp_path, bucket_server):
+    folder = bucket_server.uri + "/run" if where == "bucket" else str(tmp_path)
+    with lock.locked(folder, SHARDS), ThreadPoolExecutor(1) as pool:
+        second = pool.submit(lambda: lock.locked(folder, SHARDS).__enter__())
+        assert isinstance(second.exception(), lock.HeldError)
+        assert storage.exists(f"{folder}/{SHARDS.name}")
+
+
 def test_the_lock_waits_for_an_owner_that_is_dying(tmp_path):
     process = hold(tmp_path)
     process.stdin.close()  # it ends in its own time
@@ -70,6 +79,7 @@ def held(bucket_server, monkeypatch):
 def test_a_living_owner_is_respected_and_notices_another_one(held, monkeypatch):
     uri, check = held
     monkeypatch.setattr("socket.gethostname", lambda: "another-pod")
+    monkeypatch.setattr(lock, "held", set())  # as if this were another process
     message = r"being written by another `must shard` \(process \d+ on"
     with pytest.raises(ValueError, match=message), lock.locked(uri.rpartition("/")[0], SHARDS):
         pass
@@ -123,11 +133,13 @@ def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
         held[1]()
 
 
-def test_a_run_deletes_its_own_lock_and_not_its_successors(bucket_server):
+def test_a_run_releases_its_own_lock_and_not_its_successors(bucket_server, capsys):
     uri = bucket_server.uri + "/run/.shard.lock"
-    with lock.locked(bucket_server.uri + "/run", SHARDS):
-        assert storage.exists(uri)
-    assert not storage.exists(uri)
+    for _ in range(2):
+        with lock.locked(bucket_server.uri + "/run", SHARDS):
+            assert json.loads(storage.read_bytes(uri))["who"]
+        assert json.loads(storage.read_bytes(uri)) == lock.RELEASED
+    assert "watching" not in capsys.readouterr().out
     with lock.locked(bucket_server.uri + "/run", SHARDS):
         storage.write_bytes(uri, b'{"who": "the successor"}')
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
@@ -146,7 +158,6 @@ ELSEWHERE = {
     "another host": {"host": "another-pod"},
     "another container of that host name": {"pids": "pid:[1]"},
     "another machine, or before it was started again": {"boot": "0"},
-    "an older version": {"pids": None, "boot": None},
 }
 
 
@@ -155,9 +166,7 @@ def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkey
     monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
     monkeypatch.setattr(lock, "LOOK_S", 0.05)
-    owner = left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})
-    content = {name: value for name, value in owner.items() if value is not None}
-    storage.write_bytes(left[1], json.dumps(content).encode())
+    storage.write_bytes(left[1], json.dumps(left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})).encode())
     with lock.locked(left[1].rpartition("/")[0], SHARDS):
         assert ("watching its heartbeat for up to" in capsys.readouterr().out) == (where != "here")
 

@@ -92,7 +92,7 @@ def indexes() -> list[bytes]:
         "settings": {"resize": 0, "max_pixels": 89478485}, "shards": [shard],
         "splits": {"train": {"samples": 2, "labelled": 1}}, "labels": ["cat"], "rejected": 1,
         "reasons": {"empty file": 1}, "duplicates": 0, "dropped": 0, "skipped": {".txt": 1},
-        "tables": [{"name": "names-0000.npy", "sha256": "c" * 64}], "units": 1, "version": 1,
+        "tables": [{"name": "names-0000.npy", "sha256": "c" * 64}], "chunks": 1, "version": 1,
     }  # fmt: skip
     in_place = content | {"shards": [shard | {"file": "gs://b/x-1.tar", "texts_sha256": "d" * 64}]}
     return [json.dumps(content).encode(), json.dumps(in_place).encode(), b'{"version": 1}', b"[]"]

@@ -26,7 +26,16 @@ from must.base.storage.api import (
     upload,
     write_bytes,
 )
-from must.base.storage.disk import TEMPORARY, HashingFile, disk_errors, local, remove_leftovers, sha256_of, umask
+from must.base.storage.disk import (
+    TEMPORARY,
+    HashingFile,
+    disk_errors,
+    local,
+    remove_leftovers,
+    sha256_of,
+    start_writing,
+    umask,
+)
 from must.base.storage.retry import UnreachableError, is_transient, repeat, wait_for_credentials
 from must.base.storage.store import ConflictError, Entry, Generation, Writable
 
@@ -35,5 +44,6 @@ __all__ = [
     "Writable", "copy", "delete", "delete_folder", "disk_errors", "download", "exists", "generation", "is_remote",
     "is_transient", "join", "list_existing", "list_files", "local", "local_copy", "move", "object_or_none",
     "open_write", "parse_object", "read_bytes", "read_json", "read_object", "read_versioned", "remote",
-    "remove_leftovers", "repeat", "sha256_of", "size", "umask", "upload", "wait_for_credentials", "write_bytes",
+    "remove_leftovers", "repeat", "sha256_of", "size", "start_writing", "umask", "upload", "wait_for_credentials",
+    "write_bytes",
 ]  # fmt: skip

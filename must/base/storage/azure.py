@@ -71,8 +71,8 @@ class Azure(Store):
         if state != "success":
             raise UserError(f"{source.uri}: the server could not copy it to {target.uri} ({state})")
 
-    def remove(self, location: Location, condition: Generation | None) -> None:
-        blob_of(location).delete_blob(**condition_of(condition))
+    def remove(self, location: Location) -> None:
+        blob_of(location).delete_blob()
 
     def split(self, uri: str) -> Location:
         """Also parses abfss://container@account.host/name."""

@@ -87,8 +87,8 @@ class Gcs(Store):
             if token is None:
                 return
 
-    def remove(self, location: Location, condition: Generation | None) -> None:
-        blob_of(location).delete(if_generation_match=condition, retry=None, timeout=HTTP_TIMEOUTS)
+    def remove(self, location: Location) -> None:
+        blob_of(location).delete(retry=None, timeout=HTTP_TIMEOUTS)
 
     def no_bucket(self, location: Location) -> str:
         return (

@@ -76,11 +76,8 @@ class S3(Store):
         """At most 5 GB."""
         self.ask(source, lambda: client().copy_object(**key_of(target), CopySource=key_of(source)))
 
-    def remove(self, location: Location, condition: Generation | None) -> None:
-        """Checks the condition first, because some servers ignore it in a deletion; that leaves a short race."""
-        if condition is not None and self.head(location).generation != condition:
-            raise conflict(location)
-        client().delete_object(**key_of(location), **condition_of(condition))
+    def remove(self, location: Location) -> None:
+        client().delete_object(**key_of(location))
 
     def no_bucket(self, location: Location) -> str:
         return (

@@ -98,7 +98,7 @@ class Store(ABC):
         """Copies on the server. Each request goes through `ask`."""
 
     @abstractmethod
-    def remove(self, location: Location, condition: Generation | None) -> None: ...
+    def remove(self, location: Location) -> None: ...
 
     @abstractmethod
     def is_transient(self, error: BaseException) -> bool:
@@ -176,10 +176,10 @@ class Store(ABC):
     def copy(self, uri: str, target: str) -> None:
         self.copy_object(self.object_at(uri), self.object_at(target))
 
-    def delete(self, uri: str, if_generation_match: Generation | None = None) -> None:
+    def delete(self, uri: str) -> None:
         location = self.object_at(uri)
         with suppress(FileNotFoundError):
-            self.ask(location, lambda: self.remove(location, if_generation_match))
+            self.ask(location, lambda: self.remove(location))
 
     def written_by(self, location: Location, mark: str) -> Generation | None:
         """The object's generation if the write `mark` made it: the write succeeded, but its response was lost."""

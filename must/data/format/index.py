@@ -59,9 +59,9 @@ class Shard:
 def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Index from the content of its file.
     Raises ValueError, KeyError, TypeError, AttributeError: a field is missing or invalid."""
-    for name in ("revision", "rejected", "duplicates", "dropped", "units"):
+    for name in ("revision", "rejected", "duplicates", "dropped", "chunks"):
         count(content.get(name, 0), name)
-    require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
+    require(content.get("chunks", 0) < MOST_CHUNKS, f"chunks must be below {MOST_CHUNKS}")
     for name in ("uri", "fingerprint"):
         require(isinstance(content["source"][name], str), f"source.{name} is not text")
     settings = content["settings"]
@@ -142,7 +142,7 @@ class Index:
     dropped: int  # duplicates that were left out of the shards
     skipped: dict[str, int] = field(default_factory=dict)  # files that are no images by their names, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append recognizes old images
-    units: int = 0  # number of chunks so far, so that appended samples get new keys
+    chunks: int = 0  # number of chunks so far, so that appended samples get new keys
     version: int = INDEX_VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 

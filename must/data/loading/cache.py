@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -43,8 +43,7 @@ class ShardCache:
         """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""
         need = sum(sorted((shard.bytes for shard in shards), reverse=True)[:window])
         with self.exclusive():
-            held = sum(file.size for file in self.files())
-            room = min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+            room = self.allowed(self.files())
         if need > room:
             raise UserError(
                 f"--cache {self.folder}: the {min(window, len(shards))} shards that are shuffled together take up to "
@@ -167,7 +166,7 @@ class ShardCache:
                 reserve.truncate(0)
             files = sorted(self.files(), key=lambda file: file.used)
             held = sum(file.size for file in files)
-            allowed = min(self.limit, held + shutil.disk_usage(self.folder).free - SPARE)
+            allowed = self.allowed(files)
             for file in files:
                 if held + size <= allowed:
                     break
@@ -178,6 +177,11 @@ class ShardCache:
             if reserve:
                 reserve.truncate(size)
             return True
+
+    def allowed(self, files: Iterable[Cached]) -> int:
+        """Bytes that these files may have: what the disk has for them, up to the limit."""
+        on_disk = sum(file.on_disk for file in files)
+        return min(self.limit, on_disk + shutil.disk_usage(self.folder).free - SPARE)
 
     def evict(self, path: Path) -> bool:
         """Deletes a file unless a process has locked it. The unfinished download of a killed process has no lock."""
@@ -200,7 +204,7 @@ class ShardCache:
             if path.suffix in (".tar", ".part", ".npy"):
                 with suppress(FileNotFoundError):
                     status = path.stat()
-                    yield Cached(path, status.st_size, status.st_mtime_ns)
+                    yield Cached(path, status.st_size, status.st_blocks * 512, status.st_mtime_ns)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """For one process at a time: counting and evicting."""
@@ -210,4 +214,5 @@ class ShardCache:
 class Cached(NamedTuple):
     path: Path
     size: int
+    on_disk: int  # bytes; less than `size` while it is downloaded
     used: int  # ns

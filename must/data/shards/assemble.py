@@ -1,4 +1,4 @@
-"""Makes shards of the chunks' pieces: renames one, or joins small ones and those with dropped samples; the workers."""
+"""Makes shards of the chunks' tars: renames one, or joins small ones and those with dropped samples; the workers."""
 
 import hashlib
 import json
@@ -20,22 +20,22 @@ from must.data.shards.chunk import (
     TarWriter,
     files_in_progress,
     npy,
-    piece_name,
     position_in_progress,
     process_chunk,
-    record_name,
     remove_progress_files,
 )
 from must.data.shards.listing import Chunk
 from must.data.shards.workdir import Workdir
 
-COPY = 8 << 20  # bytes per read while joining pieces
+COPY = 8 << 20  # bytes per read while joining tars
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChunkTar:
     """A chunk's samples of one split, without those at the positions `drop`."""
 
+    uri: str
+    record: Path  # a local copy of the chunk's record
     chunk: int
     split: str
     samples: int  # without the dropped ones
@@ -47,70 +47,69 @@ class Piece:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The pieces that become the shard `name`, in order."""
+    """The tars that become the shard `name`, in order."""
 
     name: str
     split: str
-    pieces: tuple[Piece, ...]
+    tars: tuple[ChunkTar, ...]
 
 
-def plan_shards(pieces: Iterator[Piece], split: str, samples_per_shard: int, first: int) -> Iterator[ShardJob]:
-    """Joins consecutive pieces as long as they fit into a shard. Shards are numbered from `first`."""
-    waiting: list[Piece] = []
+def plan_shards(tars: Iterator[ChunkTar], split: str, samples_per_shard: int, first: int) -> Iterator[ShardJob]:
+    """Joins consecutive tars as long as they fit into a shard. Shards are numbered from `first`."""
+    waiting: list[ChunkTar] = []
     number = first
-    for piece in pieces:
-        if piece.samples == 0:
+    for tar in tars:
+        if tar.samples == 0:
             continue
-        if waiting and sum(p.samples for p in waiting) + piece.samples > samples_per_shard:
+        if waiting and sum(tar.samples for tar in waiting) + tar.samples > samples_per_shard:
             yield ShardJob(f"{split}-{number:06d}.tar", split, tuple(waiting))
             waiting, number = [], number + 1
-        waiting.append(piece)
+        waiting.append(tar)
     if waiting:
         yield ShardJob(f"{split}-{number:06d}.tar", split, tuple(waiting))
 
 
-def assemble(job: ShardJob, records: Path, work: str, output: str) -> Shard:
-    """Writes a shard and its table of offsets. `records` is the local folder of the chunks' records."""
-    offsets = [ChunkResult.read(records / record_name(piece.chunk)).offsets[piece.split] for piece in job.pieces]
-    if len(job.pieces) == 1 and not job.pieces[0].drop:
-        piece, table = job.pieces[0], offsets[0]
-        move_piece(storage.join(work, piece_name(piece.chunk, piece.split)), storage.join(output, job.name), piece)
-        sha256, size, labelled = piece.sha256, piece.bytes, piece.labelled
+def assemble(job: ShardJob, output: str) -> Shard:
+    """Writes a shard and its table of offsets."""
+    offsets = [ChunkResult.read(tar.record).offsets[tar.split] for tar in job.tars]
+    if len(job.tars) == 1 and not job.tars[0].drop:
+        tar, table = job.tars[0], offsets[0]
+        move_tar(tar.uri, storage.join(output, job.name), tar)
+        sha256, size, labelled = tar.sha256, tar.bytes, tar.labelled
     else:
-        sha256, size, labelled, table = join_pieces(job, offsets, work, output)
+        sha256, size, labelled, table = join_tars(job, offsets, output)
     data = npy(table)
     shard = Shard(job.name, job.split, len(table), size, sha256, hashlib.sha256(data).hexdigest(), labelled)
     storage.write_bytes(storage.join(output, shard.offsets_name), data)
     return shard
 
 
-def move_piece(source: str, target: str, piece: Piece) -> None:
-    """Renames a piece, unless an earlier run has done so before it was killed."""
+def move_tar(source: str, target: str, tar: ChunkTar) -> None:
+    """Renames a tar, unless an earlier run has done so before it was killed."""
     try:
         storage.move(source, target)
     except FileNotFoundError:
-        if not storage.exists(target) or storage.size(target) != piece.bytes:
+        if not storage.exists(target) or storage.size(target) != tar.bytes:
             raise
 
 
-def join_pieces(job: ShardJob, offsets: list[np.ndarray], work: str, output: str) -> tuple[str, int, int, np.ndarray]:
+def join_tars(job: ShardJob, offsets: list[np.ndarray], output: str) -> tuple[str, int, int, np.ndarray]:
     """Writes the shard. Returns (sha256, bytes, labelled samples, offsets)."""
     tables, labelled = [], 0
     with storage.open_write(storage.join(output, job.name)) as file:
         writer = TarWriter(file)
-        for piece, table in zip(job.pieces, offsets, strict=True):
-            path = storage.join(work, piece_name(piece.chunk, piece.split))
+        for tar, table in zip(job.tars, offsets, strict=True):
             starts, stops = table[:, 0] - BLOCKSIZE, -(-(table[:, 2] + table[:, 3]) // BLOCKSIZE) * BLOCKSIZE
-            samples = np.setdiff1d(np.arange(len(table)), np.asarray(piece.drop, np.int64))
-            labelled += piece.labelled
-            for sample in piece.drop:
-                text = storage.read_bytes(path, int(table[sample, 2]), int(table[sample, 3]))
+            samples = np.setdiff1d(np.arange(len(table)), np.asarray(tar.drop, np.int64))
+            labelled += tar.labelled
+            for sample in tar.drop:
+                text = storage.read_bytes(tar.uri, int(table[sample, 2]), int(table[sample, 3]))
                 labelled -= json.loads(text)["label"] is not None
             for run in np.split(samples, np.flatnonzero(np.diff(samples) > 1) + 1):  # consecutive samples
                 start, stop = int(starts[run[0]]), int(stops[run[-1]])
                 tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
                 for offset in range(start, stop, COPY):
-                    writer.add_raw(storage.read_bytes(path, offset, min(COPY, stop - offset)))
+                    writer.add_raw(storage.read_bytes(tar.uri, offset, min(COPY, stop - offset)))
         writer.close()
     return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
 
@@ -134,7 +133,7 @@ class Pool(JobWorkers):
                 raise KilledWorkerError
             return (chunk, *others, {**rejected, position: why})
 
-        jobs: list[Job] = [(chunk, config, work.chunks, work.records, work.local, {}) for chunk in chunks]
+        jobs: list[Job] = [(chunk, config, work.uri, work.records, work.local, {}) for chunk in chunks]
         try:
             yield from self.unordered(process_chunk, jobs, retry)
         except KilledWorkerError as error:
@@ -145,6 +144,6 @@ class Pool(JobWorkers):
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""
-        shards = self.unordered(assemble, [(job, work.records, work.chunks, work.output) for job in jobs])
+        shards = self.unordered(assemble, [(job, work.output) for job in jobs])
         by_name = {shard.name: shard for shard in shards}
         return [by_name[job.name] for job in jobs]

@@ -4,18 +4,18 @@
 
 Memory depends on the number of processes and the size of a chunk only. A run that was killed is resumed: the sources
 are listed again, and if the listing and the settings are the same as before, chunks that have a record are skipped.
-If several programs share the work (`--part`), each processes some of the chunks, and the last one makes the shards.
+If several programs share the work (`--part`), each ends after its chunks; see parts.py.
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
-from must.base.lock import HeldError, locked
+from must.base.lock import locked
 from must.base.parameters import require
 from must.base.processes import cores
 from must.base.progress import bar
@@ -28,17 +28,16 @@ from must.data.shards import commit
 from must.data.shards.assemble import Pool
 from must.data.shards.commit import Task
 from must.data.shards.history import History
-from must.data.shards.listing import Chunk, Listing, chunks_of, list_sources, open_sources, settings_json
-from must.data.shards.workdir import (
-    RUN_FILE,
-    SHARDS_LOCK,
-    WORK_FOLDER,
-    WRITTEN_NAME,
-    Run,
-    Workdir,
-    locked_part,
-    refuse_living_parts,
+from must.data.shards.listing import Listing, chunks_of, fingerprint, list_sources, open_sources, settings_json
+from must.data.shards.parts import (
+    find_run,
+    finish_part,
+    finished_parts,
+    join_listings,
+    part_folder,
+    work_place,
 )
+from must.data.shards.workdir import RUN_FILE, SHARDS_LOCK, WORK_FOLDER, WRITTEN_NAME, Workdir
 from must.data.sources.base import Source, is_within, no_images, not_read
 
 logger = logging.getLogger(__name__)
@@ -48,75 +47,66 @@ Sources = list[tuple[Source, str]]
 
 def shard(config: ShardConfig) -> Index | None:
     """Shards `config.source` (and `config.test_source`) into `config.output`; prints progress and a summary.
-    Returns the index; None: this was one part of the work, and other parts are not done.
+    Returns the index; None: this was one part of the work.
     Raises ValueError: nothing to read, no images, more rejected files than allowed, an output that holds other shards
     or that another run is writing, a full disk. The index is then not written; finished chunks are kept for the next
     run if they are of use."""
     refuse_source_in_output(config)
-    sources = open_sources(config)
-    number, parts = parse_part(config.part)
-    with fresh_folder(config.output), ExitStack() as stack:
-        if parts > 1:
-            check_lock = stack.enter_context(locked_part(config.output, number, parts))
-        else:
-            check_lock = stack.enter_context(locked(config.output, SHARDS_LOCK))
-            refuse_living_parts(config.output)
-        work = stack.enter_context(Workdir(config.output, number, parts))
+    sources, place = open_sources(config), work_place(config)
+    with (
+        fresh_folder(config.output, place),
+        locked(place, SHARDS_LOCK) as check_lock,
+        Workdir(config.output, place) as work,
+    ):
         task = find_work(config, sources, work)
         if isinstance(task, Index):
-            if parts == 1:
-                work.clear_up_to(task)
+            work.clear_up_to(task)
             return task
-        if parts == 1:
-            work.start(task.run)
-        elif generation(config) != task.before:
-            return index_of_other_part(config)
-        else:
-            work.claim(task.run, config.run_id)
-        chunks = task.chunks[number - 1 :: parts]
-        with Pool(max(1, min(config.workers or cores(), len(chunks)))) as pool:
-            process(task, chunks, pool, work)
-            return finish(task, pool, work, check_lock) if parts == 1 else finish_if_last(task, pool, work)
+        work.start(task.run)
+        with Pool(max(1, min(config.workers or cores(), len(task.numbers)))) as pool:
+            process(task, pool, work)
+            if place == config.output:
+                return finish(task, pool, work, check_lock)
+            finish_part(task, work)
+            return None
 
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
-    """Lists the sources. Returns the existing index if there is nothing to do.
-    Raises ValueError: nothing to read, or the output has shards of another source."""
-    before = generation(config)
-    previous = existing_index(config)
+    """Lists the sources, or takes the listings of finished parts. Returns the existing index if there is nothing to do.
+    Raises ValueError: nothing to read, the output has shards of another source, or a part is not done."""
+    before, previous = generation(config), existing_index(config)
     if previous is None or config.append:
-        try:
-            refuse_unknown_files(config.output, previous)
-        except ValueError:
-            if generation(config) == before:
-                raise
-            return find_work(config, sources, work)  # another part has just written them, with an index
-    history = History(config.output, previous if config.append else None, work.local)
-    listing = list_sources(config, sources, history, work.local)
-    if previous and not config.append:
-        return same_or_refuse(config, listing, previous)
-    if not listing.items:
+        refuse_unknown_files(config.output, previous)
+    adds_to = previous.sha256 if previous else ""
+    parts = finished_parts(config, adds_to) if work.place == config.output else []
+    if previous and not config.append and not parts:
+        history = History(config.output, None)
+        return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
+    history = History(config.output, previous)
+    listing = join_listings(parts) if parts else list_sources(config, sources, history, work.local)
+    if not listing.items and work.place == config.output:
         if previous is None:
             raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
-    run = Run(
-        config.source,
-        config.test_source,
-        listing.items,
-        listing.key,
-        settings_json(config),
-        previous.revision + 1 if previous else 0,
-    )
-    chunks = list(chunks_of(listing, config.samples_per_shard, first=previous.units if previous else 0))
-    return Task(config, listing, chunks, previous, history, before, run)
+    work.first = previous.chunks if previous else 0
+    if parts:
+        work.folders = [
+            storage.join(part_folder(config.output, n + 1, len(parts)), WORK_FOLDER) for n in range(len(parts))
+        ]
+        chunks, numbers = [], sorted(number for part in parts for number in part.numbers)
+    else:
+        chunks = list(chunks_of(listing, config.samples_per_shard, work.first, parse_part(config.part)))
+        numbers = [chunk.number for chunk in chunks]
+    run = find_run(config, adds_to, listing.key)
+    return Task(config, listing, chunks, numbers, previous, history, before, run)
 
 
-def process(task: Task, chunks: list[Chunk], pool: Pool, work: Workdir) -> None:
+def process(task: Task, pool: Pool, work: Workdir) -> None:
     """Processes those of the chunks that have no record."""
-    done = work.done([chunk.number for chunk in chunks])
+    done = work.done([chunk.number for chunk in task.chunks])
     if done:
         logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
-    remaining = [chunk for chunk in chunks if chunk.number not in done]
+    remaining = [chunk for chunk in task.chunks if chunk.number not in done]
     rejected = 0
     with bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
         for files, more_rejected in pool.process_chunks(remaining, task.config, work):
@@ -126,7 +116,7 @@ def process(task: Task, chunks: list[Chunk], pool: Pool, work: Workdir) -> None:
 
 
 def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]) -> Index:
-    """Makes the shards of all chunks' pieces, and the index, which does not change if all new files were rejected."""
+    """Makes the shards of all chunks' tars, and the index, which does not change if nothing is new."""
     check_lock()
     work.fetch(task.numbers)
     output = task.config.output
@@ -139,34 +129,6 @@ def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]
     storage.write_bytes(storage.join(output, INDEX_FILE), result.to_json(), if_generation_match=task.before)
     work.clear()
     return show_index(output)
-
-
-def finish_if_last(task: Task, pool: Pool, work: Workdir) -> Index | None:
-    """Makes the shards if the chunks of all parts are done and no other part is making them."""
-    output, done = task.config.output, work.done(task.numbers)
-    if len(done) < len(task.chunks) and work.is_of(task.run):
-        missing = len(task.chunks) - len(done)
-        logger.info(f"{missing} of {len(task.chunks)} chunks are not done; the last part to finish makes the shards")
-        return None
-    try:
-        with locked(output, SHARDS_LOCK) as check_lock:
-            if work.is_of(task.run):
-                work.tidy()
-                return finish(task, pool, work, check_lock)
-    except HeldError:
-        logger.info(f"all {len(task.chunks)} chunks are done, and another part makes the shards of them")
-        return None
-    storage.delete_folder(work.chunks)
-    return index_of_other_part(task.config)
-
-
-def index_of_other_part(config: ShardConfig) -> Index:
-    """The index that another part has written meanwhile."""
-    current = existing_index(config)
-    if current is None:
-        raise UserError(f"{config.output}: another run deleted the work of this part; run this part again")
-    logger.info(f"{config.output}: another part has made the shards (revision {current.revision})")
-    return current
 
 
 def refuse_source_in_output(config: ShardConfig) -> None:
@@ -217,7 +179,7 @@ def existing_index(config: ShardConfig) -> Index | None:
 
 def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> Index:
     """A finished run that is started again has nothing to do; shards of other sources are not overwritten."""
-    same = previous.source["fingerprint"] == listing.fingerprint and previous.settings == settings_json(config)
+    same = previous.source["fingerprint"] == fingerprint(listing.wholes) and previous.settings == settings_json(config)
     require(
         same,
         f"{config.output} already holds shards of other images or settings (from {previous.source['uri']}); "
@@ -241,15 +203,16 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
 
 
 @contextmanager
-def fresh_folder(output: str) -> Iterator[None]:
-    """Removes the output folder again if this run has made it and it is empty."""
+def fresh_folder(output: str, place: str) -> Iterator[None]:
+    """Removes the output folder, and that of a part in it, again if this run has made it and it is empty."""
     new = not storage.is_remote(output) and not Path(storage.local(output)).exists()
     try:
         yield
     finally:
         if new:
-            with suppress(OSError):  # it is not empty: a next run resumes that work
-                storage.local(output).rmdir()
+            with suppress(OSError):  # one is not empty: a next run resumes that work
+                for folder in dict.fromkeys([storage.local(place), storage.local(place).parent, storage.local(output)]):
+                    folder.rmdir()
 
 
 def show_index(uri: str) -> Index:

@@ -1,7 +1,7 @@
-"""One chunk of the listing: reads and checks its files, and writes the valid ones to pieces of shards, one per split.
+"""One chunk of the listing: reads and checks its files, and writes the valid ones to tars, one for each split.
 
 A chunk depends only on its own files, so chunks are processed in any order by any number of processes, and after a kill
-only chunks without a record are processed again. A chunk's record is written after its pieces.
+only chunks without a record are processed again. A chunk's record is written after its tars.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from must.base.errors import UserError
 from must.config import ShardConfig
 from must.data.image import decode as images
 from must.data.image.bounds import deadline, limit_memory
-from must.data.shards.history import name_hash
+from must.data.shards.history import as_numbers, name_hash, source_place
 from must.data.shards.listing import Chunk, max_bytes, read_chunk
 from must.data.sources.base import Item, UnreadableError
 
@@ -79,6 +79,9 @@ TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEM
 CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
 
 
+AT_ONCE = 16 << 20  # bytes after which a tar is sent to the disk
+
+
 class TarWriter:
     """Appends samples to a binary file that is open for writing; `close` ends the tar and leaves the file open.
 
@@ -86,19 +89,20 @@ class TarWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file = storage.HashingFile(file)
+        self.target, self.file = file, storage.HashingFile(file)
         self.offsets = array("q")
+        self.on_disk = 0  # bytes that the system has been told to write
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
         """Members `key`.`extension` and `key`.json. The key must not have a dot: WebDataset's readers end it there."""
-        self.offsets.extend((*self.add(f"{key}.{extension}", image), *self.add(f"{key}.json", text)))
-
-    def add(self, name: str, data: bytes) -> tuple[int, int]:
-        header = header_of(name, len(data))
-        start = self.position + len(header)
-        for part in (header, data, bytes(-len(data) % tarfile.BLOCKSIZE)):
-            self.file.write(part)
-        return start, len(data)
+        start = self.position + tarfile.BLOCKSIZE
+        self.file.write(header_of(f"{key}.{extension}", len(image)))
+        self.file.write(image)
+        between = padding(image) + header_of(f"{key}.json", len(text))
+        self.offsets.extend((start, len(image), start + len(image) + len(between), len(text)))
+        self.file.write(between + text + padding(text))
+        if self.position - self.on_disk > AT_ONCE:
+            self.on_disk = storage.start_writing(self.target, self.on_disk, self.position)
 
     def add_raw(self, block: bytes) -> None:
         """Complete members, with headers and padding, copied from another tar; the caller keeps their offsets."""
@@ -118,6 +122,10 @@ class TarWriter:
     def offset_table(self) -> np.ndarray:
         """int64 [samples, 4]: image offset, image size, json offset, json size."""
         return np.frombuffer(self.offsets, np.int64).reshape(-1, 4).copy()
+
+
+def padding(data: bytes) -> bytes:
+    return bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def header_of(name: str, size: int) -> bytes:
@@ -140,7 +148,7 @@ READERS = 16  # threads that read from a bucket for one worker; each waits for t
 AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
 
 
-META = ("number", "pieces", "rejected", "labels")  # fields of a chunk's result that are stored as JSON
+META = ("number", "tars", "rejected", "other", "labels")  # fields of a chunk's result that are stored as JSON
 
 
 @dataclass
@@ -148,13 +156,12 @@ class ChunkResult:
     """The results for a chunk's files."""
 
     number: int
-    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint8 [samples, 32]: the files' sha256
-    offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the piece
-    pieces: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
-    names: np.ndarray = field(
-        default_factory=lambda: np.empty(0)
-    )  # uint64 [accepted, 2]: hashes of accepted files' names
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint64 [samples], of the files' sha256
+    offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the tar
+    tars: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
+    names: np.ndarray = field(default_factory=lambda: np.empty(0))  # uint64 [accepted]: hashes of the files' names
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
+    other: int = 0  # files without a suffix that are no images
     labels: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
@@ -174,7 +181,7 @@ class ChunkResult:
     def read(path: Path) -> ChunkResult:
         with np.load(path, allow_pickle=False) as content:
             meta = json.loads(content["meta"].tobytes())
-            splits = list(meta["pieces"])
+            splits = list(meta["tars"])
             return ChunkResult(
                 hashes={split: content[f"hashes.{split}"] for split in splits},
                 offsets={split: content[f"offsets.{split}"] for split in splits},
@@ -183,18 +190,18 @@ class ChunkResult:
             )
 
 
-def piece_name(number: int, split: str) -> str:
-    return f"unit-{number:06d}.{split}.tar"
+def tar_name(number: int, split: str) -> str:
+    return f"chunk-{number:06d}.{split}.tar"
 
 
 def record_name(number: int) -> str:
-    return f"unit-{number:06d}.npz"
+    return f"chunk-{number:06d}.npz"
 
 
 def process_chunk(
     chunk: Chunk, config: ShardConfig, work: str, records: Path, in_progress: Path, rejected: dict[int, str]
 ) -> tuple[int, int]:
-    """Writes the chunk's pieces to `work` and its record to `work` and to the local folder `records`.
+    """Writes the chunk's tars to `work` and its record to `work` and to the local folder `records`.
     Returns the numbers of its files and of the rejected ones.
 
     The local folder `in_progress`, which only this program uses, shows which file is being processed. An image that
@@ -207,6 +214,7 @@ def process_chunk(
     labels: set[str] = set()
     names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
+    place = source_place(chunk.source.uri)
     with ExitStack() as stack:
         write_down = stack.enter_context(progress_file(in_progress, chunk.number))
         for position, (item, data) in enumerate(prefetched(chunk, config)):
@@ -219,30 +227,33 @@ def process_chunk(
                 with deadline(config.max_pixels):
                     extension, stored = checked_image(data, config)
             except (ValueError, UnreadableError, OSError, MemoryError) as error:
-                record.rejected.append((item.name, rejection_reason(error)))
+                if is_other_file(item.name, data):
+                    record.other += 1
+                else:
+                    record.rejected.append((item.name, rejection_reason(error)))
                 continue
             digest = hashlib.sha256(data).digest()
             split = chunk.split or item.split or split_of(digest, config.split)
             if split not in writers:
-                file = stack.enter_context(storage.open_write(storage.join(work, piece_name(chunk.number, split))))
+                file = stack.enter_context(storage.open_write(storage.join(work, tar_name(chunk.number, split))))
                 writers[split] = TarWriter(file)
                 hashes[split] = []
-                record.pieces[split] = {"labelled": 0}
+                record.tars[split] = {"labelled": 0}
             text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
-            hashes[split].append(digest)
-            names.append(name_hash(chunk.source.uri, item.name))
+            hashes[split].append(digest[:8])
+            names.append(name_hash(place, item.name))
             if item.label is not None:
                 labels.add(item.label)
-                record.pieces[split]["labelled"] += 1
+                record.tars[split]["labelled"] += 1
         for split, writer in writers.items():
             writer.close()
             record.offsets[split] = writer.offset_table()
-            record.hashes[split] = np.frombuffer(b"".join(hashes[split]), np.uint8).reshape(-1, 32)
-            record.pieces[split] |= {"sha256": writer.file.sha256, "bytes": writer.position}
+            record.hashes[split] = as_numbers(b"".join(hashes[split]))
+            record.tars[split] |= {"sha256": writer.file.sha256, "bytes": writer.position}
     record.labels = sorted(labels)
-    record.names = np.frombuffer(b"".join(names), ">u8").astype(np.uint64).reshape(-1, 2)
+    record.names = as_numbers(b"".join(names))
     data = record.to_bytes()
     if storage.is_remote(work):
         storage.write_bytes(storage.join(work, record_name(chunk.number)), data)
@@ -314,6 +325,17 @@ def prefetched(chunk: Chunk, config: ShardConfig) -> Iterator[tuple[Item, bytes 
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
+
+
+# Of formats that are recognized by their first bytes; a BMP's, PPM's or TGA's may begin a text too.
+SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+
+
+def is_other_file(name: str, data: bytes | Exception) -> bool:
+    """Whether a file that cannot be decoded is no damaged image: its name has no suffix, and its bytes no signature."""
+    if isinstance(data, Exception) or "." in name.rpartition("/")[2]:
+        return False
+    return not data.startswith(SIGNATURES) and data[4:8] != b"ftyp"
 
 
 def rejection_reason(error: Exception) -> str:

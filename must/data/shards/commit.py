@@ -1,11 +1,12 @@
-"""Makes shards and an index from the chunks' records: finds duplicates, joins pieces, lists rejected files."""
+"""Makes shards and an index from the chunks' records: finds duplicates, joins tars, lists rejected files."""
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,19 +18,19 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
-from must.data.shards.assemble import Piece, Pool, ShardJob, plan_shards
-from must.data.shards.chunk import ChunkResult, piece_name, record_name
+from must.data.shards.assemble import ChunkTar, Pool, ShardJob, plan_shards
+from must.data.shards.chunk import ChunkResult
 from must.data.shards.history import (
     OLD,
     Duplicates,
     History,
-    as_numbers,
     find_duplicates,
+    joined,
     name_hash,
-    write_names,
+    source_place,
     write_table,
 )
-from must.data.shards.listing import Chunk, Listing
+from must.data.shards.listing import Chunk, Listing, fingerprint
 from must.data.shards.workdir import Run, Workdir
 
 
@@ -39,15 +40,17 @@ class Task:
 
     config: ShardConfig
     listing: Listing
-    chunks: list[Chunk]
+    chunks: list[Chunk]  # that this program processes
+    numbers: list[int]  # of all chunks that become shards
     previous: Index | None
     history: History
     before: storage.Generation
     run: Run
 
     @property
-    def numbers(self) -> list[int]:
-        return [chunk.number for chunk in self.chunks]
+    def revision(self) -> int:
+        """Of the index that the run will write."""
+        return self.previous.revision + 1 if self.previous else 0
 
 
 def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
@@ -58,22 +61,23 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
     duplicates = duplicates_of(task, records, splits)
     rejected = write_rejected(task, records, duplicates)
-    if previous and records.samples == 0:
+    if previous and records.samples == len(duplicates.drops):
         return previous
 
+    max_pixels = max(config.max_pixels, previous.max_pixels if previous else 0)  # of old images too
     jobs = shard_jobs(task, splits, duplicates, records)
     shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
-    tables = write_tables(jobs, records, task.run.revision)
+    tables = write_tables(jobs, records, task.revision)
     return Index(
-        revision=task.run.revision,
+        revision=task.revision,
         created_by=f"must {__version__}",
         source={
             "uri": config.source,
             "test_uri": config.test_source,
-            "fingerprint": listing.fingerprint,
+            "fingerprint": fingerprint(listing.shares),
             "files": listing.items + len(listing.rejected),
         },
-        settings=task.run.settings,
+        settings=task.run.settings | {"max_pixels": max_pixels},
         shards=shards,
         splits=count_splits(shards, splits),
         labels=tuple(sorted({*records.labels, *(previous.labels if previous else ())})),
@@ -81,12 +85,14 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
         reasons=dict(rejected.most_common()),
         duplicates=duplicates.count + (previous.duplicates if previous else 0),
         dropped=len(duplicates.drops) + (previous.dropped if previous else 0),
-        skipped=listing.skipped,
+        skipped=dict(sorted((listing.skipped | ({NO_SUFFIX: records.other} if records.other else {})).items())),
         tables=(*(previous.tables if previous else ()), *tables),
-        units=numbers[-1] + 1,
+        chunks=numbers[-1] + 1,
     )
 
 
+FEW_REJECTED = 5  # rejected files that never end a run, as 1% of a small folder is no file at all
+NO_SUFFIX = "without a suffix"
 MOST_LABELS = 100_000  # every process reads all of them with the index
 
 
@@ -97,9 +103,10 @@ class Records:
         self.work, self.numbers = work, numbers
         self.splits: set[str] = set()
         self.labels: set[str] = set()
-        self.samples = 0
+        self.samples = self.other = 0
         for record in self:
-            self.splits |= set(record.pieces)
+            self.other += record.other
+            self.splits |= set(record.tars)
             self.labels |= set(record.labels)
             require(
                 len(self.labels) <= MOST_LABELS,
@@ -109,10 +116,10 @@ class Records:
             self.samples += sum(len(values) for values in record.hashes.values())
 
     def __iter__(self) -> Iterator[ChunkResult]:
-        return map(self.of, self.numbers)
+        return map(self.read, self.numbers)
 
-    def of(self, chunk: int) -> ChunkResult:
-        return ChunkResult.read(self.work.records / record_name(chunk))
+    def read(self, chunk: int) -> ChunkResult:
+        return ChunkResult.read(self.work.record(chunk))
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
@@ -129,24 +136,26 @@ def duplicates_of(task: Task, records: Records, splits: tuple[str, ...]) -> Dupl
             for split, values in record.hashes.items():
                 yield record.number, split, values
 
-    return find_duplicates(hashes(), splits, records.work.local / "plan-duplicates", task.config.drop_duplicates)
+    return find_duplicates(hashes(), splits, task.config.drop_duplicates)
 
 
 def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
     previous = task.previous
 
-    def pieces(split: str) -> Iterator[Piece]:
+    work = records.work
+
+    def tars(split: str) -> Iterator[ChunkTar]:
         for record in records:
-            if split in record.pieces:
-                content, drop = record.pieces[split], duplicates.of(record.number, split)["sample"]
-                samples = len(record.hashes[split]) - len(drop)
-                yield Piece(record.number, split, samples, drop=tuple(drop.tolist()), **content)
+            if split in record.tars:
+                number, drop = record.number, duplicates.among(record.number, split)["sample"]
+                samples, places = len(record.hashes[split]) - len(drop), (work.tar(number, split), work.record(number))
+                yield ChunkTar(*places, number, split, samples, drop=tuple(drop.tolist()), **record.tars[split])
 
     jobs: list[ShardJob] = []
     for split in splits:
         old = previous.shards_of(split) if previous and split in previous.splits else ()
         first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
-        jobs += plan_shards(pieces(split), split, task.config.samples_per_shard, first)
+        jobs += plan_shards(tars(split), split, task.config.samples_per_shard, first)
     return jobs
 
 
@@ -160,19 +169,13 @@ def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str
 
 def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[dict[str, str]]:
     """Writes the tables of this revision that --append reads."""
-
-    def contents() -> Iterator[np.ndarray]:
-        for job in jobs:
-            for piece in job.pieces:
-                yield np.delete(records.of(piece.chunk).hashes[piece.split], list(piece.drop), axis=0)
-
-    samples = sum(piece.samples for job in jobs for piece in job.pieces)
-    work = records.work
-    names = (record.names for record in records)
-    return [
-        write_names(names, storage.join(work.output, f"names-{revision:04d}.npy"), work.local / "plan-names"),
-        write_table(contents(), (samples, 32), np.uint8, storage.join(work.output, f"contents-{revision:04d}.npy")),
-    ]
+    output = records.work.output
+    names = np.sort(joined(record.names for record in records))
+    contents = joined(
+        np.delete(records.read(tar.chunk).hashes[tar.split], list(tar.drop)) for job in jobs for tar in job.tars
+    )
+    tables = {"names": names, "contents": contents}
+    return [write_table(values, storage.join(output, f"{name}-{revision:04d}.npy")) for name, values in tables.items()]
 
 
 class Line(NamedTuple):
@@ -206,15 +209,18 @@ def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Coun
             (reason for _, reason in rejected_now(listing, records)),
         )
     )
-    refused = refusal_of_run(config, records, kinds, previous)
+    refused = refusal(config, records, kinds, rejected_now(listing, records), previous)
     replaced = names if refused else retried
-    unchanged = previous and records.samples == 0 and not refused
-    revision = previous.revision if previous and unchanged else task.run.revision
+    unchanged = previous and records.samples == len(duplicates.drops) and not refused
+    revision = previous.revision if previous and unchanged else task.revision
     since = {line.source: line.revision for line in earlier if not line.duplicate}
     lines = chain(
         (line for line in earlier if line.duplicate or line.source not in replaced),
         (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, records)),
-        (Line(name, reason, revision, duplicate=True) for name, reason in dropped(duplicates, records)),
+        (
+            Line(name, reason, revision, duplicate=True)
+            for name, reason in (() if unchanged else dropped(duplicates, records))
+        ),
     )
     with storage.open_write(path) as file:
         for line in lines:
@@ -231,14 +237,14 @@ def rejected_now(listing: Listing, records: Records) -> Iterator[tuple[str, str]
 
 
 def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
-    """(name, reason) of the dropped duplicates. The names are in the pieces, which exist until the index is written."""
+    """(name, reason) of the dropped duplicates. The names are in the tars, which exist until the index is written."""
     last, offsets = -1, {}
     for chunk, split, sample, kept_in in duplicates.drops.tolist():
         if chunk != last:
-            last, offsets = chunk, records.of(chunk).offsets
+            last, offsets = chunk, records.read(chunk).offsets
         name = duplicates.splits[split]
         _, _, start, size = offsets[name][sample].tolist()
-        text = storage.read_bytes(storage.join(records.work.chunks, piece_name(chunk, name)), start, size)
+        text = storage.read_bytes(records.work.tar(chunk, name), start, size)
         where = "" if kept_in == split else f" in the split {duplicates.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}"
 
@@ -256,7 +262,7 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
 
 
 def line_of(content: dict[str, Any]) -> Line:
-    source, reason, revision = content["source"], content["reason"], content.get("revision", 0)
+    source, reason, revision = content["source"], content["reason"], content["revision"]
     if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
         raise TypeError(content)
     return Line(source, reason, revision, "duplicate" in content)
@@ -267,15 +273,23 @@ def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
     """
-    uris = [source.uri for source, _, _ in listing.parts]
-    names = {as_numbers(name_hash(uri, line.source)).tobytes(): line.source for uri in uris for line in earlier}
-    if not names:
-        return set()
-    rows = (row.tobytes() for record in records for row in record.names)
-    return {names[row] for row in rows if row in names}
+    names = {
+        int.from_bytes(name_hash(source_place(uri), line.source), "big"): line.source
+        for uri in listing.uris
+        for line in earlier
+    }
+    hashes = np.fromiter(names, np.uint64, len(names))
+    found = (np.intersect1d(hashes, record.names) for record in records) if names else ()
+    return {names[int(value)] for values in found for value in values}
 
 
-def refusal_of_run(config: ShardConfig, records: Records, kinds: Counter[str], previous: Index | None) -> str:
+def refusal(
+    config: ShardConfig,
+    records: Records,
+    kinds: Counter[str],
+    examples: Iterable[tuple[str, str]],
+    previous: Index | None,
+) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share is of all revisions: files that are rejected each time must not make every small append fail.
@@ -287,10 +301,12 @@ def refusal_of_run(config: ShardConfig, records: Records, kinds: Counter[str], p
     if records.samples == 0 and previous is None:
         why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
         return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
-    if rejected > config.max_rejected * files:
+    if rejected > max(FEW_REJECTED, config.max_rejected * files):
+        first = "; ".join(f"{printable(name)}: {printable(reason)}" for name, reason in islice(examples, 3))
         return (
-            f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than --max-rejected "
-            f"{config.max_rejected:g} allows; see the reasons in {path}, then mend or remove these files, or run again "
-            "with a larger --max-rejected: what is done is kept"
+            f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than {FEW_REJECTED} files and "
+            f"--max-rejected {config.max_rejected:g} allow, such as {first}; all are in {path}; mend or remove them, "
+            f"or run again with --max-rejected {min(1.0, math.ceil(rejected / files * 100 + 1) / 100):g}: what is done "
+            "is kept"
         )
     return ""

@@ -1,8 +1,8 @@
 """All files of a run, shuffled and divided into chunks, and the settings that determine the bytes of its shards.
 
-Items are ordered by the hash of their names. They are written to bucket files by the first bits of that hash, and one
-bucket at a time is sorted in memory; with ten million names a bucket has about 40,000. The result is one file of items,
-and the offsets at which the chunks start, so that a worker reads only its own part.
+Items are ordered by an 8-byte hash of their names. The lines of a listing are in a temporary file; the hashes and the
+lines' offsets are in memory, 16 bytes a file. The result is one file of items in order, and the offsets at which the
+chunks start, so that a worker reads only its own part.
 """
 
 import hashlib
@@ -11,14 +11,18 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+import numpy as np
 
 from must.base import storage
 from must.base.parameters import require
 from must.config import ShardConfig
-from must.data.shards.history import Buckets, History
+from must.config.defaults import parse_part
+from must.data.shards.history import History
 from must.data.sources.archives import ArchiveFolder, Archives, existing_files, expanded
 from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, kind_of, relative_names
 from must.data.sources.files import Folder, Manifest
@@ -83,57 +87,76 @@ def is_folder(uri: str) -> bool:
     return not storage.exists(uri) if storage.is_remote(uri) else storage.local(uri).is_dir()
 
 
-ITEM_BUCKETS = 256
-
-
 @dataclass(frozen=True)
-class Shuffled:
+class Plan:
     """`path` holds the items as JSON lines; chunk i is the bytes [starts[i], starts[i + 1]) of it."""
 
     path: Path
     starts: "array[int]"
     items: int
-    fingerprint: str  # sha256 of all items in order: it does not depend on the order of the listing
+    share: int  # the sum of the hashes of these items: it does not depend on the order of the listing
+    whole: int  # the same for all files of the source, of which these may be one part
 
 
-def shuffle(items: Iterable[Item], folder: Path, unit_size: int) -> Shuffled:
-    """Writes the plan to `folder`, which must be empty and on a disk with space for twice the listing."""
-    buckets = Buckets(folder, ITEM_BUCKETS)
-    for item in items:
-        order = sort_key(item.name)
-        buckets.add(order[0], order.hex().encode() + json.dumps(item).encode() + b"\n")
-    path, starts, count = folder / "plan.jsonl", array("Q", [0]), 0
-    with path.open("wb") as file:
-        plan = storage.HashingFile(file)
-        for lines in buckets:
-            for line in sorted(lines.splitlines()):  # by hash, then by the other fields: a name may occur twice
-                plan.write(line[16:] + b"\n")
-                count += 1
-                if count % unit_size == 0:
-                    starts.append(plan.size)
-        if plan.size != starts[-1]:
-            starts.append(plan.size)
-    return Shuffled(path, starts, count, plan.sha256)
+def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[int, int] = (1, 1)) -> Plan:
+    """Writes the plan of part I of N of the items to `folder`, on a disk with space for twice the listing."""
+    (number, parts), share, whole = part, 0, 0
+    orders, ends = array("Q"), array("Q", [0])
+    path, starts = folder / "plan.jsonl", array("Q", [0])
+    with TemporaryFile(dir=folder) as listed, path.open("wb") as plan:
+        for item in items:
+            line, order = json.dumps(item).encode() + b"\n", sort_key(item.name)
+            digest = int.from_bytes(hashlib.sha256(line).digest(), "big")
+            whole += digest
+            if order % parts == number - 1:
+                share += digest
+                listed.write(line)
+                orders.append(order)
+                ends.append(ends[-1] + len(line))
+        listed.flush()
+
+        def line_at(position: int) -> bytes:
+            return os.pread(listed.fileno(), ends[position + 1] - ends[position], ends[position])
+
+        positions = np.argsort(np.frombuffer(orders, np.uint64), kind="stable")
+        size = 0
+        for _, same in groupby(positions, key=orders.__getitem__):
+            for line in sorted(map(line_at, same)):  # a name may occur twice
+                if size and size % chunk_size == 0:
+                    starts.append(plan.tell())
+                plan.write(line)
+                size += 1
+        if size:
+            starts.append(plan.tell())
+    return Plan(path, starts, size, share, whole)
 
 
-def sort_key(name: str) -> bytes:
+def sort_key(name: str) -> int:
     """A hash of 8 bytes. Names that are not valid text are accepted as well."""
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All files of a run, in order."""
+    """The files of a run, or of one part of it. `shares`, `wholes`: as in Plan, of each source."""
 
-    parts: tuple[tuple[Source, str, Shuffled], ...]  # source, the split of all its items or "", its plan
+    uris: tuple[str, ...]  # of the sources
+    items: int
+    shares: tuple[int, ...]
     rejected: tuple[tuple[str, str], ...]  # (name, reason) of files that could not be listed
     skipped: dict[str, int]
-    fingerprint: str
-    key: str  # a hash of the fingerprint and `rejected`
+    wholes: tuple[int, ...] = ()
+    plans: tuple[tuple[Source, str, Plan], ...] = ()  # source, the split of all its items or "", its plan
 
     @property
-    def items(self) -> int:
-        return sum(plan.items for _, _, plan in self.parts)
+    def key(self) -> str:
+        """Two listings with equal keys have the same files and rejected files."""
+        return hashlib.sha256(json.dumps([fingerprint(self.shares), self.rejected]).encode()).hexdigest()
+
+
+def fingerprint(sums: Iterable[int]) -> str:
+    """A hash of the files of all sources, in any order."""
+    return hashlib.sha256("".join(f"{value % 2**256:064x}" for value in sums).encode()).hexdigest()
 
 
 def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
@@ -147,20 +170,28 @@ def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
 
 
 def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, folder: Path) -> Listing:
-    """`folder`: an empty local one, for the time of the run."""
+    """The files of the part `config.part`. Every part lists all files; part 1 reports those that cannot be listed.
+    `folder`: an empty local one, for the time of the run."""
+    part = parse_part(config.part)
     rejected: list[tuple[str, str]] = []
     problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes(config))
-    parts = []
+    plans = []
     for number, (source, split) in enumerate(sources):
-        part = folder / f"plan-{number}"
-        part.mkdir(parents=True, exist_ok=True)
-        source.prepare(part)
+        place = folder / f"plan-{number}"
+        place.mkdir(parents=True, exist_ok=True)
+        source.prepare(place)
         items = history.unseen(source.uri, source.items(problems))
-        plan = shuffle(items, part, config.samples_per_shard)
-        parts.append((source, split, plan))
-    fingerprint = hashlib.sha256("".join(plan.fingerprint for _, _, plan in parts).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps([fingerprint, sorted(rejected)]).encode()).hexdigest()
-    return Listing(tuple(parts), tuple(sorted(rejected)), dict(sorted(problems.skipped.items())), fingerprint, key)
+        plans.append((source, split, shuffle(items, place, config.samples_per_shard, part)))
+    first = part[0] == 1
+    return Listing(
+        uris=tuple(source.uri for source, _ in sources),
+        items=sum(plan.items for _, _, plan in plans),
+        shares=tuple(plan.share for _, _, plan in plans),
+        rejected=tuple(sorted(rejected)) if first else (),
+        skipped=dict(sorted(problems.skipped.items())) if first else {},
+        wholes=tuple(plan.whole for _, _, plan in plans),
+        plans=tuple(plans),
+    )
 
 
 @dataclass(frozen=True)
@@ -177,14 +208,15 @@ class Chunk:
     split: str
 
 
-def chunks_of(listing: Listing, size: int, first: int) -> Iterator[Chunk]:
-    """All chunks, numbered from `first`. Each has `size` files, except the last chunk of a source."""
-    number = first
-    for source, split, plan in listing.parts:
+def chunks_of(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
+    """All chunks of part I of N, with every N-th number. Each has `size` files, except the last chunk of a source."""
+    number, parts = part
+    number += first - 1
+    for source, split, plan in listing.plans:
         for position, (start, stop) in enumerate(pairwise(plan.starts)):
             files = min(size, plan.items - position * size)
             yield Chunk(number, source, plan.path, start, stop, files, split)
-            number += 1
+            number += parts
 
 
 def max_bytes(config: ShardConfig) -> int:
@@ -193,7 +225,7 @@ def max_bytes(config: ShardConfig) -> int:
 
 
 def settings_json(config: ShardConfig) -> dict[str, Any]:
-    """The settings in the index, which determine the shards' bytes. Runs with equal settings may share their work."""
+    """The settings in the index, which determine the shards' bytes."""
     names = ("labels", "samples_per_shard", "split", "resize", "quality", "validate", "max_pixels")
     settings = {name: getattr(config, name) for name in names}
     return settings | {"max_bytes": max_bytes(config), "drop_duplicates": config.drop_duplicates}

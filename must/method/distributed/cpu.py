@@ -94,10 +94,11 @@ def own_cores() -> int:
 def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
     """The number of loader processes of a training process with a GPU: all cores of its share but one, 1 to 16.
 
-    With a GPU, decoding is slower than training. Fewer where their prefetched batches would take more than half of the
-    free shared memory.
+    With a GPU, decoding is slower than training. Fewer where their prefetched batches would take more than half of
+    its share of the free shared memory.
     `batch_bytes`: bytes of the batches that one loader process prefetches to shared memory."""
     limit = min(max(1, own_cores() - 1), MOST_LOADERS)
     if batch_bytes and shared.is_dir():
-        limit = min(limit, shutil.disk_usage(shared).free // 2 // batch_bytes)
+        own = shutil.disk_usage(shared).free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        limit = min(limit, own // 2 // batch_bytes)
     return max(1, limit)

@@ -17,7 +17,7 @@ import pytest
 from must.base import storage
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets
-from must.data.loading.cache import ShardCache
+from must.data.loading.cache import SPARE, ShardCache
 from must.data.loading.prefetch import ShardPrefetcher
 from must.data.loading.reader import ShardReader, open_reader
 from tests.data.shards.test_shard import sharded
@@ -185,6 +185,15 @@ def test_too_little_room_is_said_up_front(bucket_server: Server, shards: Path, t
     huge = Shard("x.tar", "train", 1, 10**18, "", "", 0)
     with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and there is room for [\d.]+ GB"):
         ShardCache(tmp_path, 10**20).check([huge, huge], 4)
+
+
+def test_a_running_download_is_not_counted_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has room for one of two; the first one's file has its size and no bytes yet."""
+    cache, usage, size = ShardCache(tmp_path, 10**12), shutil.disk_usage(tmp_path), 10**8
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=SPARE + size))
+    with (tmp_path / "a.part").open("wb") as first, (tmp_path / "b.part").open("wb") as second:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        assert cache.make_room(size, first) and not cache.make_room(size, second)
 
 
 def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, shards: Path, tmp_path: Path) -> None:

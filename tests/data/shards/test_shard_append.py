@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from must.data.format.samples import verify
+from must.data.shards import commit
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, sharded, tree
 from tests.data.shards.test_shard_restart import interrupted
@@ -38,13 +39,34 @@ def test_append_adds_new_files_and_moves_nothing(tmp_path: Path, capsys: pytest.
     assert tree(tmp_path / "out") == after
 
 
-def test_append_from_another_folder_with_the_same_names(tmp_path: Path) -> None:
-    zoo.fill(tmp_path / "a", 5)
-    zoo.fill(tmp_path / "b", 5, start=100)
-    for number in range(5):
-        (tmp_path / "b" / f"{100 + number:05d}.png").rename(tmp_path / "b" / f"{number:05d}.png")
-    run(tmp_path / "a", tmp_path / "out")
-    assert run(tmp_path / "b", tmp_path / "out", append=True).splits["train"]["samples"] == 10
+def test_append_knows_a_folder_by_its_place_and_an_image_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same camera's names in two folders, typed alike; one folder, typed in four ways, linked, moved, copied."""
+    for place, first in (("a", 0), ("b", 100)):
+        zoo.fill(tmp_path / place / "photos", 5, start=first)
+        for number, path in enumerate(sorted((tmp_path / place / "photos").iterdir())):
+            path.rename(path.with_name(f"IMG_{number}.png"))
+        monkeypatch.chdir(tmp_path / place)
+        made = run("photos", "../out", append=True)
+    assert made.splits["train"]["samples"] == 10 and len(rejected(tmp_path / "out")) == 0
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    spellings = ("./photos", "../b/photos/", f"{tmp_path}/b/photos", f"file://{tmp_path}/b/photos", "../link/photos")
+    for spelling in spellings:
+        assert run(spelling, "../out", append=True).sha256 == made.sha256
+    (tmp_path / "b").rename(tmp_path / "moved")
+    assert run(tmp_path / "moved" / "photos", tmp_path / "out", append=True).sha256 == made.sha256
+    (tmp_path / "moved" / "photos" / "IMG_9.png").write_bytes(zoo.encoded(zoo.picture(77)))
+    assert run(tmp_path / "moved" / "photos", tmp_path / "out", append=True).splits["train"]["samples"] == 11
+    assert set(rejected(tmp_path / "out").values()) == {"same content as another image"}
+
+
+def test_append_with_a_lower_limit_on_pixels_leaves_old_images_readable(tmp_path: Path) -> None:
+    sharded(tmp_path, 3)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "small.png").write_bytes(zoo.encoded(zoo.picture(7, 16, 16)))
+    made = run(tmp_path / "more", tmp_path / "out", append=True, max_pixels=500)
+    assert made.max_pixels == 89_478_485 and made.splits["train"]["samples"] == 4
 
 
 def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
@@ -66,7 +88,8 @@ def lines(output: Path) -> list[tuple[str, int]]:
     return [(line["source"], line["revision"]) for line in content]
 
 
-def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path) -> None:
+def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "FEW_REJECTED", 0)
     zoo.fill(tmp_path / "in", 10)
     (tmp_path / "in" / "broken.png").write_bytes(b"broken")
     zoo.fill(tmp_path / "bad", 1, start=50)
@@ -75,7 +98,7 @@ def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "good", 1, start=60)
     run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"4 of 15 files were rejected .* see the reasons in .*rejected\.jsonl"):
+        with pytest.raises(ValueError, match=r"4 of 15 files were rejected .* all are in .*rejected\.jsonl"):
             run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.1)
         assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 1) for number in range(3))]
     assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.1).rejected == 1
@@ -84,7 +107,10 @@ def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path) -> None:
     assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 2) for number in range(3))]
 
 
-def test_a_refused_append_forgets_nothing_that_was_rejected_before(tmp_path: Path) -> None:
+def test_a_refused_append_forgets_nothing_that_was_rejected_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "FEW_REJECTED", 0)
     zoo.fill(tmp_path / "in", 10)
     for name in ("mended", "broken"):
         (tmp_path / "in" / f"{name}.png").write_bytes(b"half an upload")
@@ -106,14 +132,6 @@ def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, li
     zoo.fill(tmp_path / "in", 1, start=10)
     with pytest.raises(ValueError, match=r"rejected\.jsonl is damaged; move it away"):
         run(tmp_path / "in", tmp_path / "out", append=True)
-
-
-def test_a_list_of_an_earlier_version_has_no_revisions(tmp_path: Path) -> None:
-    sharded(tmp_path, 5)
-    (tmp_path / "out" / "rejected.jsonl").write_text('{"source": "old.png", "reason": "empty file"}\n')
-    zoo.fill(tmp_path / "in", 1, start=10)
-    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
-    assert lines(tmp_path / "out") == [("old.png", 0)]
 
 
 def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
@@ -202,13 +220,13 @@ def test_a_killed_append_goes_on_after_a_run_that_found_nothing_to_do(killed: Pa
     assert tree(killed / "out") == tree(killed / "whole")
 
 
-@pytest.mark.parametrize("how", ["all that is new is rejected", "the index is of that revision"])
+@pytest.mark.parametrize("how", ["all that is new is rejected", "the index has changed since"])
 def test_an_append_that_was_given_up_leaves_nothing_behind(killed: Path, how: str) -> None:
     if how.startswith("all"):
         (killed / "a" / "bad.png").write_bytes(b"bad")
     else:
         path = killed / "out" / ".shard" / "run.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"revision": 0}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"previous": ""}))
     assert run(killed / "a", killed / "out", append=True, max_rejected=1.0).revision == 0
     names = {"index.json", "rejected.jsonl", "train-000000.tar", "train-000000.npy"}
     assert {path.name for path in (killed / "out").iterdir()} == names | {"names-0000.npy", "contents-0000.npy"}

@@ -56,7 +56,7 @@ module, name = {function}
 whole, made = getattr(module, name), []
 
 def killing(place, *more, **named):
-    if "unit-" in str(place):
+    if "chunk-" in str(place):
         made.append(place)
         if len(made) == 3:
             os.killpg(0, signal.SIGKILL)  # with the process that decodes for it
@@ -65,8 +65,8 @@ def killing(place, *more, **named):
 setattr(module, name, killing)
 """
 KILLED_DECODING = KILLED.format(function="chunk.storage, 'write_bytes'")
-"""Code in front of a command: killed when the third unit's pieces are there and its record is not."""
-KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_piece'")
+"""Code in front of a command: killed when the third chunk's tars are there and its record is not."""
+KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_tar'")
 """Killed when two shards are there."""
 
 
@@ -125,7 +125,7 @@ def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Pat
 def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as first:
-        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
+        wait_until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
             assert second.wait(120) == HELD
@@ -141,7 +141,7 @@ def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], t
 def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob(".shard/*/*.npz"))) >= 1)
+        wait_until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
         process.terminate()
         assert process.wait(120) == 75
         assert process.stderr is not None and "run the same command again" in process.stderr.read()

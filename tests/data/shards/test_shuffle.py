@@ -15,11 +15,14 @@ def items(count: int) -> list[Item]:
     return [Item(f"folder-{number % 7}/{number}.jpg", number, None, None, 0) for number in range(count)]
 
 
-def test_units_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:
+def test_chunks_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:
     plan = shuffle(items(1050), tmp_path, 100)
     chunks = [list(read_chunk(plan.path, start, stop)) for start, stop in pairwise(plan.starts)]
     assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
     assert sorted(item for chunk in chunks for item in chunk) == sorted(items(1050))
+    shares = [shuffle(items(1050), tmp_path, 100, (number, 3)) for number in (1, 2, 3)]
+    assert sum(share.share for share in shares) == plan.share == plan.whole == shares[0].whole
+    assert all(300 < share.items < 400 for share in shares)
     assert all(len({item.name.split("/")[0] for item in chunk}) == 7 for chunk in chunks)
 
 

@@ -67,6 +67,9 @@ def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
     free = shutil.disk_usage(tmp_path).free
     assert loader_processes(free // 9, tmp_path) == 4
     assert loader_processes(2 * free, tmp_path) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert loader_processes(free // 9, tmp_path) == 2
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert loader_processes(1000, tmp_path) == loader_processes(free, tmp_path / "none") == 11
 
 

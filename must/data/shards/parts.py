@@ -1,0 +1,111 @@
+"""Sharding by several programs. Part I of N packs the files whose names' hash modulo N is I - 1, as a run in a folder
+of its own, `.shard-parts/I-of-N`, and needs no other part. `must shard` without `--part` then makes the shards of the
+chunks of all parts, as if they were its own.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.parameters import require
+from must.config import ShardConfig
+from must.config.defaults import parse_part
+from must.data.shards.commit import Task
+from must.data.shards.history import source_place
+from must.data.shards.listing import Listing, settings_json
+from must.data.shards.workdir import PARTS_FOLDER, WORK_FOLDER, Run, Workdir
+
+logger = logging.getLogger(__name__)
+
+DONE_FILE = "done.json"
+
+
+def work_place(config: ShardConfig) -> str:
+    """The folder with the lock and the work of this program: the output, or that of a part."""
+    number, parts = parse_part(config.part)
+    return config.output if parts == 1 else part_folder(config.output, number, parts)
+
+
+def part_folder(output: str, number: int, parts: int) -> str:
+    return storage.join(output, PARTS_FOLDER, f"{number}-of-{parts}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part: its run, and what it has listed."""
+
+    run: dict[str, Any]
+    numbers: list[int]
+    uris: list[str]
+    items: int
+    shares: list[int]
+    rejected: list[list[str]]
+    skipped: dict[str, int]
+
+
+def finish_part(task: Task, work: Workdir) -> None:
+    """Notes that all chunks of this part are done."""
+    listing = task.listing
+    content = {name: getattr(listing, name) for name in ("uris", "items", "shares", "rejected", "skipped")}
+    content |= {"run": asdict(task.run), "numbers": task.numbers}
+    storage.write_bytes(storage.join(work.uri, DONE_FILE), json.dumps(content).encode())
+    logger.info(f"part {task.config.part} is done: {listing.items} files; `must shard` without --part makes the shards")
+
+
+def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
+    """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run.
+    Raises ValueError: a part is not done, or has other sources or settings than `config`."""
+    folder = storage.join(config.output, PARTS_FOLDER)
+    parts: dict[int, dict[int, Part]] = {}
+    for entry in list(storage.list_existing(folder)):
+        name, *place = entry.name.split("/")
+        number, _, count = name.partition("-of-")
+        found = parts.setdefault(int(count), {}) if number.isdecimal() and count.isdecimal() else {}
+        if place == [WORK_FOLDER, DONE_FILE]:
+            path = storage.join(folder, entry.name)
+            damage = UserError(f"{path} is damaged; delete its folder and run that part again")
+            found[int(number)] = storage.read_object(path, lambda content: Part(**content), damage)
+    done = list(chain.from_iterable(found.values() for found in parts.values()))
+    if any(part.run["previous"] != previous for part in done):
+        logger.info(f"{folder}: deleted, it is the work of an earlier run")
+        storage.delete_folder(folder)
+        return []
+    if not parts:
+        return []
+    count = min(parts, key=lambda count: count - len(parts[count]))
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in parts[count]]
+    require(
+        not missing,
+        f"{folder} has parts of this work, and these are not done: --part {', '.join(missing)}; run them, or delete "
+        "that folder to do all without parts",
+    )
+    for number, part in parts[count].items():
+        differences = find_run(config, previous, "").differences(part.run | {"listing": ""})
+        require(
+            not differences,
+            f"part {number}/{count} in {folder} differs in: {', '.join(differences)}; run it again with the parameters "
+            "of this command, or delete that folder",
+        )
+    return [parts[count][number] for number in range(1, count + 1)]
+
+
+def find_run(config: ShardConfig, previous: str, listing: str) -> Run:
+    test = source_place(config.test_source) if config.test_source else ""
+    return Run(source_place(config.source), test, settings_json(config), previous, listing)
+
+
+def join_listings(parts: Iterable[Part]) -> Listing:
+    """The listing of all files of the parts."""
+    parts = list(parts)
+    return Listing(
+        uris=tuple(parts[0].uris),
+        items=sum(part.items for part in parts),
+        shares=tuple(map(sum, zip(*(part.shares for part in parts), strict=True))),
+        rejected=tuple((name, reason) for part in parts for name, reason in part.rejected),
+        skipped=parts[0].skipped,
+    )
