@@ -6,8 +6,6 @@ from typing import Any
 from must.base.parameters import param, require
 
 CACHE_GB = 30.0
-ALPHA_RULE = "0.5, or 1 if neighbouring images share a class more often by 0.1 with the trained model than with zero-shot"
-ALPHA = f"weight interpolation, zero-shot + X (trained - zero-shot); auto: {ALPHA_RULE}"
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
 
 

@@ -23,7 +23,7 @@ class TrainConfig(StageConfig):
         "class_prior": "", "confidence_threshold": "", "mask_ratio": "0.1", "pseudo_labels": "propagated",
         "confident_share": "0.4",
         "fairness_weight": "2.0", "align_weight": "0.2", "logit_factor": "model", "flip": "0.0",
-        "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": "auto",
+        "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": "0.5",
     }  # fmt: skip
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
@@ -191,10 +191,11 @@ class TrainConfig(StageConfig):
     keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, at_least=0)
     resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
-    alpha: float | Literal["auto"] = param(
-        f"{defaults.ALPHA}. The model with 1 is also saved, in OUTPUT/adapted",
+    alpha: float = param(
+        "weight interpolation: the model is zero-shot + X (trained - zero-shot). The trained one, 1, is also saved, in "
+        "OUTPUT/adapted, from which `must refine --alpha` makes another",
         1.0,
-        metavar="X|auto",
+        metavar="X",
         between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)

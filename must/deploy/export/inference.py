@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from must.method.model.attention import SelfAttention, is_residual
 from must.method.memory.vectors import flatten_tokens
+from must.method.model.attention import SelfAttention, is_residual
 from must.method.model.bundle import Bundle, preprocess_of
 from must.method.model.towers.clip_vit import ClipTower
 

@@ -5,8 +5,6 @@ Training writes the model at `--alpha` between them, and the fully trained one b
 """
 
 import copy
-import logging
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,51 +14,15 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
-from must.data.loading.loader import EvalSource
 from must.method.answers.estimate import difference
-from must.method.memory.pool import read_pool
-from must.method.memory.propagate import measure_sharing
-from must.method.memory.vectors import nearest, neighbour_weights
 from must.method.model.bundle import Bundle, have_same_shape, load_bundle
 from must.method.model.masked_vit import MaskedViT
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_ALPHA = 0.5
-RISE = 0.1  # alpha is 1 if the share of neighbours with the same class rises by more than this from zero-shot
 CANDIDATES = (0.0, DEFAULT_ALPHA, 1.0)
-MEASURED_IMAGES = 2_000  # images on which neighbours are compared
 CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for training only
 
 Weights = dict[str, Tensor]
-
-
-def choose_alpha(
-    zero_shot: MaskedViT,
-    trained: MaskedViT,
-    source: EvalSource,
-    device: torch.device,
-    pause: Callable[[], None] | None = None,
-) -> tuple[float, str]:
-    """(alpha, the reason), without labels: DEFAULT_ALPHA, or 1 if an image and its neighbours, by each model's own
-    vectors, share a class more often with the trained model, by RISE, beyond chance.
-
-    `source`: at most MEASURED_IMAGES are enough. `pause`: called before every batch; it may raise to stop."""
-    shared = [measure_agreement(model, source, device, pause) for model in (zero_shot, trained)]
-    alpha = 1.0 if shared[1] > shared[0] + RISE else DEFAULT_ALPHA
-    return alpha, (
-        f"neighbours share a class {shared[0]:.2f} of the time beyond chance with the zero-shot model, {shared[1]:.2f} "
-        f"with the trained one; above {RISE:+g} alpha is 1"
-    )
-
-
-def measure_agreement(
-    model: MaskedViT, source: EvalSource, device: torch.device, pause: Callable[[], None] | None = None
-) -> float:
-    """How often neighbours have the same most probable class, beyond chance."""
-    pool = read_pool(model, source, device, pause=pause)
-    neighbours, cosines = nearest(pool.vectors.to(device).float())
-    return measure_sharing(neighbours, neighbour_weights(cosines), pool.probabilities.argmax(1).to(device))
 
 
 def best_candidate(correct: np.ndarray, default: int) -> int:

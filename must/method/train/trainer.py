@@ -32,7 +32,7 @@ from must.data.loading.order import GlobalBatches, MicroBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
-from must.method.memory.alpha import MEASURED_IMAGES, Weights, choose_alpha, interpolate
+from must.method.memory.alpha import Weights, interpolate
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.memory import LARGEST_MEMORY, build_memory
 from must.method.memory.pool import read_pool, subsample
@@ -266,26 +266,21 @@ class Trainer:
         trained.load_state_dict(weights)
         adapted_uri, device = storage.join(config.output, ADAPTED), self.world.device
 
-        def read(limit: int) -> EvalSource:
-            return subsample(EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders), limit)
-
-        alpha, by = (1.0 if config.alpha == "auto" else config.alpha), "--alpha"
-        if config.alpha == "auto":
-            alpha, by = choose_alpha(zero_shot, trained, read(MEASURED_IMAGES), device, pause)
-        logger.info(f"alpha {alpha:g} ({by})")
+        alpha = config.alpha
         if alpha != 1:
             save_bundle(adapted_uri, trained, description)
             logger.info(f"the model with alpha 1: {adapted_uri}")
         elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
             storage.delete_folder(adapted_uri)
         network = interpolate(zero_shot, trained, alpha)
-        pool = read_pool(network, read(LARGEST_MEMORY), device, (zero_shot,), pause)
+        source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders)
+        pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,), pause)
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
         before, after = Predicted.of(pool.others[0]), Predicted.of(refined.labels.cpu())
         check = compare_predictions(before, after, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")
-        selection = Selection(alpha=alpha, by=by, check=check)
+        selection = Selection(alpha=alpha, by="--alpha", check=check)
         description = replace(description, provenance=replace(description.provenance, selection=selection))
         save_bundle(config.output, network.cpu(), description, memory)
 
