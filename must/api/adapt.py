@@ -1,8 +1,10 @@
-"""`must.adapt`: images and class names in; an adapted model, labels of the images and a report out, below one folder.
+"""`must.adapt`: images and class names in; a model, labels of the images and a report out, below one folder, WORK.
 
-    images, classes -> classifier.safetensors + shards/ -> model/ -> labels/ -> report/
+    images, classes -> classifier.safetensors + shards/ -> model/ + labels/ (one pass, no training) -> report/
+                    -> training, if it is worth it on this machine -> model/ + labels/ -> report/
 
-A step is complete when its last file exists, so a call that was stopped resumes at the first incomplete step.
+A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
+(must/api/work_state.py). Everything is checked before anything is written.
 """
 
 import hashlib
@@ -13,22 +15,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from must.api.adapted import Adapted
 from must.api.functions import run_stage
 from must.api.inputs import FOLDERS, entries_of, folder_names, to_source
 from must.api.preflight import require_apart
-from must.api.record import BUNDLE, LABELS, REPORT, SHARDS, record
 from must.api.stages import call
+from must.api.work_state import WorkState, fingerprint_source
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, INDEX_FILE, RECORD_FILE, REFINED_FILE, REPORT_FILE
+from must.base.console import quieted
+from must.base.files import INDEX_FILE, REFINED_FILE, REPORT_FILE
 from must.base.parameters import check_names, require
+from must.base.text import counted
 from must.config import AdaptConfig, TrainConfig
+from must.data.format.index import load_index
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
+from must.method.model.bundle import load_description
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.train.estimate import duration
 from must.method.train.presets import AUTO, published
 from must.method.train.provenance import RESUME_SAFE_FIELDS
 
@@ -36,8 +44,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/select/propagate.py)
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/memory/vectors.py)
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
+WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
+TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 
 Run = Callable[[str, dict[str, Any]], Any]
 
@@ -50,14 +60,16 @@ def adapt(
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     pretrained: str = "",
     test_images: str | os.PathLike[str] = "",
+    train: str = "auto",
     device: str = "auto",
     again: bool = False,
     max_rejected: float = 0.01,
     **settings: Any,
 ) -> Adapted:
-    """Adapts CLIP to images without labels: shard, classifier, train, refine, evaluate, all below `output`.
+    """Adapts CLIP to images without labels: shard, classifier, refine, evaluate, and train, all below `output`.
 
-    Called again with the same arguments, it resumes a stopped call, and returns at once if everything is done.
+    Called again with the same arguments, it resumes a stopped call, does what is new in the images, and returns at once
+    if everything is done.
 
     Args:
         images: a folder, or whatever `must.shard(source=...)` takes; a list of paths, PIL images or uint8 arrays; a
@@ -69,20 +81,21 @@ def adapt(
         model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
         pretrained: an open_clip tag or a checkpoint file; DataComp's for the default model.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
-            class, or a CSV file with the columns image (a path, relative to the CSV) and class.
+            class, or a table (.csv) with the columns image and class. They may be among `images`.
+        train: "no": one pass over the images, and a memory of them; "yes": training besides; "auto": with a CUDA GPU,
+            or if it takes less than half an hour here.
         device: auto, cpu, cuda or cuda:N.
-        again: with other inputs than `output` was made from: keep what they do not change, and move the rest to a
-            folder before-1 in it; without, it is an error once there are shards or a model to lose.
-        max_rejected: the largest share of images that cannot be decoded; above it nothing is trained.
+        again: make everything anew; what there is goes to the folder before/ in `output`.
+        max_rejected: the largest share of images that cannot be decoded; above it nothing is adapted.
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
-        must.UserError: wrong input, in one line, or `output` was made from other images, classes or settings.
+        must.UserError: wrong input, in one line; `output` is as it was.
         must.TransientError: the same call may work later.
     """
     return steps(
         run_stage, images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
-        pretrained=pretrained, test_images=os.fspath(test_images), device=device, again=again,
+        pretrained=pretrained, test_images=os.fspath(test_images), train=train, device=device, again=again,
         max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
     )  # fmt: skip
 
@@ -95,74 +108,125 @@ def command(config: AdaptConfig) -> Adapted:
 
 
 def steps(
-    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str,
-    test_images: str, device: str, settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
+    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str,
+    device: str, settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
 ) -> Adapted:  # fmt: skip
     """The stages in order, each by `run`(stage, parameters)."""
     require("://" not in output, f"output {output}: must be a folder on this machine")
+    require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
     check_settings(settings)
     folder = Path(output).absolute()
     require_apart(folder, "output")
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
-    new = not folder.exists() or not any(folder.iterdir())
-    index = folder / SHARDS / INDEX_FILE
     file, content = read_classes(folder_names(test_images or images) if classes == FOLDERS else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
+    unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
+    require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
+    new = not folder.exists() or not any(folder.iterdir())
+    image_source = to_source(images, folder)
     try:
-        image_source = to_source(images, folder, fixed=index.exists() and not again, replace=again)
-        decisive = {name: value for name, value in settings.items() if name not in CHANGEABLE}
-        test_key = str(Path(test_images).absolute()) if test_images else ""
-        if is_labels(test_images):
-            test_key += f" ({storage.sha256_of(Path(test_images))[:12]})"
-        grown = record(
-            folder,
-            {
-                "images": image_source.key, "classes": hashlib.sha256(content).hexdigest() if content else file,
-                "model": str(Path(model).absolute()) if Path(model).is_dir() else model, "pretrained": pretrained,
-                "test_images": test_key, "settings": decisive,
-            },
-            again,
-        )  # fmt: skip
-        unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
-        require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
-        if not index.exists():
-            require_enough(image_source.source, str(folder / SHARDS))
-        if not file:
-            file = str(folder / "classes.yaml")
-            storage.write_bytes(file, content)
-        parts = (SHARDS, CLASSIFIER_FILE, BUNDLE, LABELS, REPORT)
-        shards, classifier, bundle, labels, report = (str(folder / name) for name in parts)
-        if not storage.exists(classifier):  # first: without a model, no images are packed
-            options = {"model": model, "pretrained": pretrained, "device": device}
-            run("classifier", {"classes": file, "output": classifier, **options})
+        require_enough(image_source.source, str(folder))
+        inputs = {
+            "images": fingerprint_source(image_source, str(folder)),
+            "test_images": fingerprint_source(to_source(test_images, folder), str(folder)) if test_images else "",
+            "classes": hashlib.sha256(content).hexdigest() if content else file,
+            "model": str(Path(model).absolute()) if Path(model).is_dir() else model,
+            "pretrained": pretrained,
+            "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
+        }
+        state = WorkState.open(folder, inputs, again)
+        if not state.classifier.exists():  # first: without a model, no images are packed
+            state.write("classes.yaml", b"" if file else content)
+            options = {"classes": file or str(state.folder / "classes.yaml"), "model": model, "pretrained": pretrained}
+            run("classifier", {**options, "output": str(state.classifier), "device": device})
+        workers = {name: value for name, value in settings.items() if name == "workers"}
+        pack = {"max_rejected": max_rejected, **workers_of_sharding(settings)}
+        if test_images and not (state.test / INDEX_FILE).exists():
+            labels = "csv" if is_labels(test_images) else "folder"
+            values = {"source": test_images, "labels": labels, "split": {"test": 1.0}, "output": str(state.test)}
+            run("shard", {**values, **pack})
+            check_labels(test_images, state)
     except BaseException:
         if new and folder.is_dir():
-            clean(folder)
+            WorkState.remove_first_files(folder)
         raise
-    labelled: dict[str, Any] = {}
-    if test_images:
-        labelled = {"test_source": test_images, "labels": "csv" if is_labels(test_images) else "folder"}
-    if grown:
-        labelled["append"] = True
-    workers = {name: value for name, value in settings.items() if name == "workers"}
-    run("shard", {"source": image_source.source, "output": shards, "max_rejected": max_rejected, **labelled})
-    if not storage.exists(storage.join(bundle, DESCRIPTION_FILE)):
-        run("train", {**settings, "shards": shards, "classifier": classifier, "output": bundle, "device": device})
-    common = {"shards": shards, "device": device, **workers}
-    if not storage.exists(storage.join(labels, REFINED_FILE)):  # the last file that `must refine` writes
-        run("refine", {"classifier": classifier, "model": bundle, "output": labels, **common})
-    if not storage.exists(storage.join(report, REPORT_FILE)):  # the last file here too
-        paths = {"model": bundle, "baseline": classifier, "refined": labels, "output": report}
-        run("evaluate", {**paths, "split": "test" if test_images else "train", **common})
+    if not (state.shards / INDEX_FILE).exists():
+        run("shard", {"source": image_source.source, "output": str(state.shards), **pack})
+    state.compare_images()
+    common = {"shards": str(state.shards), "device": device, **workers}
+    make_model(run, state, common)
+    if should_train(run, state, train, settings, common):
+        paths = {"classifier": str(state.classifier), "output": str(state.model)}
+        run("train", {**settings, **paths, "shards": str(state.shards), "device": device})
+        make_model(run, state, common)
+    state.finish()
     return Adapted(folder)
 
 
-def require_enough(source: str, shards: str) -> None:
+def make_model(run: Run, state: WorkState, common: dict[str, Any]) -> None:
+    """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
+    weights = state.weights_sha256()
+    answers = state.answers_sha256()
+    if (
+        not weights
+        or state.value(state.labels / REFINED_FILE, "weights_sha256") != weights
+        or answers != state.value(state.labels / REFINED_FILE, "answers_sha256")
+    ):
+        paths = {"classifier": str(state.classifier), "model": str(state.model), "output": str(state.labels)}
+        run("refine", {**paths, **({"answers": str(state.answers)} if answers else {}), **common})
+    if state.measured_sha256() != state.weights_sha256() or not (state.report / REPORT_FILE).exists():
+        paths = {"model": str(state.model), "baseline": str(state.classifier), "refined": str(state.labels)}
+        measured = {"shards": str(state.test), "split": "test"} if state.has_test else {"split": "train"}
+        run("evaluate", {**common, **paths, **measured, "output": str(state.report)})
+
+
+def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any], common: dict[str, Any]) -> bool:
+    """Whether training is wanted and not done yet; says what it would take if it is not worth it here."""
+    if train == "no" or load_description(str(state.model)).provenance.config:
+        return False
+    if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
+        return True
+    trial = {"classifier": str(state.classifier), "output": str(state.model), "seconds": TRIAL_SECONDS}
+    with quieted(logging.WARNING, "must"):
+        result = run("plan", {**settings, **trial, **common})
+    seconds = result["seconds"] if isinstance(result, dict) else result.seconds
+    if seconds <= WORTH_TRAINING:
+        return True
+    logger.info(
+        f"not trained: training would take {duration(seconds)} on this machine; --train yes does it, and a GPU makes it "
+        "short. The model and the labels are ready without it"
+    )
+    return False
+
+
+def workers_of_sharding(settings: dict[str, Any]) -> dict[str, Any]:
+    """A number of --workers also bounds the processes that read images."""
+    workers = settings.get("workers")
+    return {"workers": max(1, int(workers))} if workers not in (None, "auto") else {}
+
+
+def check_labels(test_images: str, state: WorkState) -> None:
+    """Raises UserError: no labelled image has a label that is a class. The shards are removed then."""
+    index = load_index(str(state.test))
+    classes = set(state.class_names())
+    unknown = [label for label in index.labels if label not in classes]
+    problem = ""
+    if not index.labels:
+        problem = "none of the images has a label; give a folder that holds a folder of each class"
+    elif unknown:
+        names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        problem = f"{counted(len(unknown), 'label')} not among the classes ({names}); rename them, or add the class"
+    if problem:
+        state.drop(state.test)
+    require(not problem, f"test_images {test_images}: {problem}")
+
+
+def require_enough(source: str, output: str) -> None:
     """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer."""
     if storage.is_remote(source) or "{" in source:
         return
-    listing = open_source(source, "none", "images", shards)
+    listing = open_source(source, "none", "images", output)
     if isinstance(listing, Folder | Manifest):
         problems = ListingReport(lambda name, reason: None)
         count = len(list(islice(listing.items(problems), FEWEST_IMAGES)))
@@ -203,11 +267,3 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
 def is_labels(test_images: str) -> bool:
     """Whether it is a table of images and classes on this machine, not a folder or an archive of images."""
     return test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
-
-
-def clean(folder: Path) -> None:
-    """Removes the files that a refused first call wrote."""
-    for name in (RECORD_FILE, "classes.yaml", "images.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()

@@ -32,27 +32,23 @@ class ImageSource(NamedTuple):
     key: str
 
 
-def to_source(images: Any, output: Path, fixed: bool = False, replace: bool = False) -> ImageSource:
+def to_source(images: Any, output: Path) -> ImageSource:
     """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
-    `fixed`: shards were already made from a list of paths, so it may not change. `replace`: images that an earlier call
-    wrote may be replaced. Raises ValueError: `images` is of an unknown kind, or one of them is not an image."""
+    Raises ValueError: `images` is of an unknown kind, or one of them is not an image."""
     if isinstance(images, str | os.PathLike):
         source = os.fspath(images)
         return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
-        return manifest([Path(item).absolute() for item in images], output / MANIFEST, fixed)
-    return write_images(items_of(images), output / FOLDER, replace)
+        return manifest([Path(item).absolute() for item in images], output / MANIFEST)
+    return write_images(items_of(images), output / FOLDER)
 
 
-def manifest(paths: list[Path], file: Path, fixed: bool) -> ImageSource:
+def manifest(paths: list[Path], file: Path) -> ImageSource:
     for path in paths:
         require(path.is_file(), f"images: {path}: no such file")
     content = "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode()
-    require(
-        not (fixed and file.exists()) or file.read_bytes() == content,
-        f"{file}: names other images; choose another output, or delete the folder",
-    )
-    storage.write_bytes(str(file), content)
+    if not file.exists() or file.read_bytes() != content:
+        storage.write_bytes(str(file), content)
     return ImageSource(str(file), hashlib.sha256(content).hexdigest())
 
 
@@ -86,15 +82,10 @@ def first_of(item: Any) -> Any:
     return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
-def write_images(items: Iterable[Any], folder: Path, replace: bool = False) -> ImageSource:
+def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
     """Writes the images, unless an earlier call wrote the same ones."""
     key_file = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
-    if key_file.is_file() and not replace:
-        key = pixels_sha256(images)
-        same = key_file.read_text() == key
-        require(same, f"{folder}: holds other images; choose another output, or delete the folder")
-        return ImageSource(str(folder), key)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

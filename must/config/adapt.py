@@ -1,6 +1,7 @@
 """Parameters of `must adapt` and `must demo`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from must.base.parameters import StageConfig, param, require
 
@@ -23,18 +24,21 @@ class AdaptConfig(StageConfig):
         "its weights: an open_clip tag or a file [for ViT-B-16: datacomp_xl_s13b_b90k]", "", metavar="TAG|PATH"
     )
     test_images: str = param(
-        "labelled images to measure the accuracy with: a folder per class, or a file of labels", "", metavar="DIR|FILE"
+        "labelled images to measure the accuracy with: a folder per class, or a table (.csv) of image and class",
+        "",
+        metavar="DIR|FILE",
     )
     settings: dict[str, str] = param(
         "any settings of `must train`: preset=digits,epochs=9; its flags work, too: --epochs 9",
         factory=dict,
         metavar="NAME=VALUE,...",
     )
-    again: bool = param(
-        "allow an output that was made from other images, classes, models or settings, which is an error without "
-        "this flag: reuse what still fits, move the rest to OUTPUT/before-1",
-        False,
+    train: Literal["auto", "yes", "no"] = param(
+        "no: one pass over the images gives the model a memory of them; yes: train it besides; auto: with a CUDA GPU, or "
+        "if training takes less than half an hour here",
+        "auto",
     )
+    again: bool = param("make everything anew; what there is goes to OUTPUT/before", False)
     max_rejected: float = param(
         "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
     )

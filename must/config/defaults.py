@@ -23,9 +23,9 @@ def answers(text: str) -> Any:
     return param(text, "", metavar="URI", often=True, kind="answers", work="answers")
 
 
-def shards(**more: Any) -> Any:
+def shards(work: str = "shards", **more: Any) -> Any:
     text = "folder of shards made by `must shard`"
-    return param(text, metavar="URI", often=True, kind="shards", work="shards", **more)
+    return param(text, metavar="URI", often=True, kind="shards", work=work, **more)
 
 
 def index_sha256(shards: str = "shards") -> Any:

@@ -23,7 +23,7 @@ class EvaluateConfig(StageConfig):
         kind="baseline",
         work="classifier",
     )
-    shards: str = defaults.shards()
+    shards: str = defaults.shards(work="measured")
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
     output: str = param(

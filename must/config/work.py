@@ -21,6 +21,7 @@ PARTS = {
     "bundle": Part("model", files.DESCRIPTION_FILE, "model of `must train` or `must refine`"),
     "classifier": Part(files.CLASSIFIER_FILE, "", "classifier file of `must classifier`"),
     "shards": Part("shards", files.INDEX_FILE, "shards of `must shard`"),
+    "test": Part("test", files.INDEX_FILE, "labelled images of `must adapt`"),
     "labels": Part("labels", files.REFINED_FILE, "labels of `must refine`"),
     "metrics": Part(f"report/{files.METRICS_FILE}", "", "report of `must evaluate`"),
     "onnx": Part("onnx", files.ONNX_FILE, "ONNX file of `must export`"),
@@ -38,7 +39,7 @@ def find_part(work: str, kind: str) -> str:
 
 def find_split(work: str) -> str:
     """The split to measure on: test, or train if the shards have no test split."""
-    shards = find_part(work, "shards")
+    shards = find_part(work, "test") or find_part(work, "shards")
     index = storage.read_json(storage.join(shards, files.INDEX_FILE), "--shards") if shards else {}
     return "test" if not index or "test" in index.get("splits", ()) else "train"
 
@@ -77,6 +78,8 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
             paths[name] = storage.join(folder, kind.removeprefix("to ").format(**{"to": "onnx"} | values))
         elif kind == "split":
             paths[name] = find_split(folder)
+        elif kind == "measured":
+            paths[name] = find_part(folder, "test") or find_part(folder, "shards")
         elif path := find_part(folder, kind):
             paths[name] = path
         elif name == "model" and field.metadata["kind"] == "output":

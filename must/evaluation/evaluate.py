@@ -85,7 +85,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         )  # fmt: skip
         compared, features = metrics.label_free.compared, None
         if baseline and before and compared:
-            compared = replace(compared, check=compare_predictions(predicted(before), predicted(after), metrics.classes))
+            compared = replace(
+                compared, check=compare_predictions(predicted(before), predicted(after), metrics.classes)
+            )
             features = read_features(config, bundle, samples, world.device)
         description = bundle.description
         model = Model(
@@ -181,7 +183,9 @@ def measure(
     if not chosen.any():
         return metrics
     new = labelled_results(after, samples.labels, chosen, len(classes))
-    old, bare = (labelled_results(each, samples.labels, chosen, len(classes)) if each else None for each in (before, tower))
+    old, bare = (
+        labelled_results(each, samples.labels, chosen, len(classes)) if each else None for each in (before, tower)
+    )
     return measure_labelled(metrics, new, old, bare)
 
 

@@ -45,7 +45,9 @@ class InferenceModel(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.uint8:
             image = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        last, tokens = self.tower.forward_neighbours(image) if self.blocks is None else self.class_token(image, self.blocks)
+        last, tokens = (
+            self.tower.forward_neighbours(image) if self.blocks is None else self.class_token(image, self.blocks)
+        )
         feature = F.normalize(self.tower.feature(last), dim=-1)
         outputs: tuple[Tensor, ...] = ((feature @ self.classifier).softmax(dim=-1),)
         if self.memory:

@@ -88,7 +88,11 @@ class ShardWriter:
         fields = [("key", pa.string()), ("source", pa.string())]
         for suffix in self.suffixes:
             fields += [(f"class{suffix}", pa.string()), (f"probability{suffix}", pa.float32())]
-        fields += [("margin", pa.float32()), ("similarity", pa.float32()), *([("abstained", pa.bool_())] if run.abstain else [])]
+        fields += [
+            ("margin", pa.float32()),
+            ("similarity", pa.float32()),
+            *([("abstained", pa.bool_())] if run.abstain else []),
+        ]
         self.schema = pa.schema([*fields, ("reason", pa.string())])
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []

@@ -50,7 +50,10 @@ from must.method.model.provenance import MemoryFacts
 LARGEST_MEMORY = 20_000  # images, at even intervals
 LABELS_KEPT = 5
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
-FADE = (0.01, 0.25)  # quantiles of the memory's own cosines: votes count nothing below the first, fully above the second
+FADE = (
+    0.01,
+    0.25,
+)  # quantiles of the memory's own cosines: votes count nothing below the first, fully above the second
 FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
 
 
@@ -154,7 +157,9 @@ def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
 def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Tensor:
     """Int64 [R]: the model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
     probability, vectors = pool.probabilities[rows].float(), pool.vectors[rows].float()
-    return torch.cat([memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)])
+    return torch.cat(
+        [memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)]
+    )
 
 
 def measure_fade(cosines: Tensor) -> Tensor:
@@ -173,7 +178,9 @@ def keep_rows(images: int, limit: int, answered: Tensor) -> Tensor:
 def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedViT) -> Memory:
     """Raises ValueError or KeyError: the tensors are no memory of the model."""
     values = dict(tensors)
-    parts = [Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")]
+    parts = [
+        Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")
+    ]
     memory = Memory(parts[0], parts[1], {name: values.pop(name) for name in Memory.__annotations__}, facts)
     require(not values, "other tensors")
     check_shapes(memory, model)

@@ -66,7 +66,9 @@ def read_pool(
             sources += batch.sources
             probabilities.append(logits.float().softmax(-1).half().cpu())
             if others:
-                other_probabilities.append(torch.stack([other(images).float().softmax(-1) for other in others]).half().cpu())
+                other_probabilities.append(
+                    torch.stack([other(images).float().softmax(-1) for other in others]).half().cpu()
+                )
     require(bool(numbers), "none of the split's images can be decoded; check them: must index verify")
     joined = torch.cat(features)
     if whitening is None:

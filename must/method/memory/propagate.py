@@ -37,7 +37,12 @@ class Propagated(NamedTuple):
 
 
 def refine_probabilities(
-    neighbours: Tensor, cosines: Tensor, probabilities: Tensor, correction: Tensor | None, values: Tensor, answers: Tensor
+    neighbours: Tensor,
+    cosines: Tensor,
+    probabilities: Tensor,
+    correction: Tensor | None,
+    values: Tensor,
+    answers: Tensor,
 ) -> Propagated:
     """The probabilities [N, K], corrected by answers, then propagated.
 

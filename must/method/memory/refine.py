@@ -4,6 +4,7 @@ Both come from label propagation (propagate.py) of the model's own predictions, 
 are any. Nothing is trained.
 """
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from must.base import storage
 from must.base.files import CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import cell, csv_of, encoded
+from must.base.text import cell, counted, csv_of, encoded
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
+from must.data.shards.history import History
+from must.method.answers.answers_file import RANDOM, answers_file, read_answers
 from must.method.answers.estimate import AccuracyEstimate
-from must.method.answers.review import Review
+from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import ADAPTED, CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.check import Predicted, compare_predictions
@@ -72,7 +75,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
     zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
     bundle = load_model(config, zero_shot)
-    answers = read_answers(config, bundle.description.classes)
+    answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
         source = subsample(EvalSource.of(config, preprocess_of(bundle.description)), config.images)
@@ -94,6 +97,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "images": len(pool.numbers),
         "undecodable": source.skipped,
         "answers": len(answers.known),
+        "answers_sha256": sha256_of_answers(config.answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "config": config.to_dict(),
     }
@@ -163,9 +167,7 @@ def change_alpha(
     if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
         save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
     logger.info(f"alpha {alpha:g} ({by})")
-    description = replace(
-        bundle.description, provenance=replace(provenance, selection=Selection(alpha=alpha, by=by))
-    )
+    description = replace(bundle.description, provenance=replace(provenance, selection=Selection(alpha=alpha, by=by)))
     return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
 
 
@@ -174,13 +176,34 @@ def rows_of(pool: Pool, answers: dict[int, int]) -> Tensor:
     return answer_rows(answers, pool.numbers)[0]
 
 
-def read_answers(config: RefineConfig, classes: list[str]) -> Answers:
+def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
+    """The answers about images of the shards, which are known by their content. An answer with a class that is no
+    longer there is left out, and so is one about an image that is not in the shards."""
     if not config.answers:
         return Answers({}, {})
-    review = Review.load(config.answers)
-    review.require(classes, load_index(config.shards).sha256, f"--answers {config.answers}")
-    require(review.split == config.split, f"--answers {config.answers}: is a review of the split {review.split}")
-    return Answers(review.labels(config.answers), review.labels(config.answers, drawn=True))
+    history = History(config.shards, load_index(config.shards))
+    contents = [values for split, values in history.hashes() if split == config.split]
+    numbers = {int(value): number for number, value in enumerate(np.concatenate([np.empty(0, np.uint64), *contents]))}
+    known, random, others = dict[int, int](), dict[int, int](), 0
+    for sha256, answer in read_answers(config.answers).items():
+        number = numbers.get(int(sha256[:16], 16))
+        if answer.unsure:
+            continue
+        if number is None or (answer.label is not None and answer.label not in classes):
+            others += 1
+            continue
+        known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
+        if answer.sampled == RANDOM:
+            random[number] = known[number]
+    if others:
+        logger.info(f"{counted(others, 'answer')} left out: of images or classes that are no longer there")
+    return Answers(known, random)
+
+
+def sha256_of_answers(uri: str) -> str:
+    """Of the file; "" if there is none."""
+    file = answers_file(uri) if uri else ""
+    return hashlib.sha256(storage.read_bytes(file)).hexdigest() if file and exists(file) else ""
 
 
 def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) -> Refined:

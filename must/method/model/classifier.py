@@ -333,7 +333,7 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         scale = header["logit_scale"]
         valid = all(isinstance(text, str) for text in texts)
         valid &= isinstance(scale, int | float) and 0 < scale <= LARGEST_FACTOR
-        valid &= header.get("shares") is None or are_shares(header["shares"], len(header["classes"]))
+        valid &= header["shares"] == [] or are_shares(header["shares"], len(header["classes"]))
         require(valid, "a value of another kind")
         return header
 

@@ -7,7 +7,6 @@ were measured (docs/selection.md). Learning rates between them are interpolated 
 import math
 from typing import Any
 
-
 IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
 EPOCHS = (10, 24)
 BATCHES = (16, 256)
