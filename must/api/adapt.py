@@ -31,8 +31,7 @@ from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
 from must.deploy.labels.sort import sort
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
-from must.method.train.presets import AUTO, published
-from must.method.train.provenance import RESUME_SAFE_FIELDS
+from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)
 

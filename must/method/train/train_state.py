@@ -19,7 +19,7 @@ from must.data.format.index import Index
 from must.method.distributed.process_group import World
 from must.method.model.classifier import TextClassifier
 from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
-from must.method.train.provenance import run_identity
+from must.method.train.recipe import run_identity
 from must.method.train.step import MustStep
 
 Item = TypeVar("Item")
