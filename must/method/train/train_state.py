@@ -106,10 +106,11 @@ class TrainState:
 
 
 def weights_sha256(tensors: Iterable[Tensor]) -> str:
+    """The first 16 digits of the sha256 of the tensors' bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 class RunTimer:
