@@ -17,7 +17,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import JOURNAL_FILE
-from must.base.names import below
+from must.base.names import safe_relative_path
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import CONTROLS, NONE_OF_THESE, brief, printable
@@ -209,7 +209,7 @@ def journal_of(into: Path) -> list[dict[str, Any]]:
         valid = isinstance(line, dict) and all(isinstance(line.get(name), str) for name in names)
         require(valid, f"{file}: line {number} is damaged; it says which image is where: restore this file")
         if lines and line["from"]:
-            below(line["to"], f"{file}: line {number}")
+            safe_relative_path(line["to"], f"{file}: line {number}")
         lines.append(line)
     return lines
 
