@@ -164,7 +164,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.method.distributed.cpu import division, prepare_machine, share_cores
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.settings import StepSettings
+    from must.method.train.recipe import StepSettings
     from must.method.train.step import MustStep
 
     prepare_machine(device)

@@ -36,9 +36,8 @@ from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
 from must.method.model.bundle import load_description
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
-from must.method.train.estimate import duration
-from must.method.train.presets import AUTO, published
-from must.method.train.provenance import RESUME_SAFE_FIELDS
+from must.method.train.plan import duration
+from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)
 

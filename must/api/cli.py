@@ -13,7 +13,7 @@ from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
-from must.base.console import ASIDE, open_closed
+from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting, is_first_rank
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
@@ -81,7 +81,7 @@ def print_next(command: str, config: Any) -> None:
     if command in NEXT and getattr(config, "to", "onnx") == "onnx" and is_first_rank():
         values = {name: shlex.quote(str(value).rstrip("/")) for name, value in vars(config).items()}
         lines = NEXT[command].format(**values).split("; ")
-        logger.info(printable_page("next: " + "\n      ".join(lines)), extra=ASIDE)
+        logger.info(printable_page("next: " + "\n      ".join(lines)), extra=TO_STDERR)
 
 
 def with_settings(options: dict[str, Any]) -> dict[str, Any]:

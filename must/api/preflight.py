@@ -68,7 +68,7 @@ def check_shards(config: Any, uri: str, flag: str) -> None:
 
 def check_preset(config: Any, name: str, flag: str) -> None:
     from must.method.model.classifier import read_header
-    from must.method.train.presets import AUTO, published, rows_of
+    from must.method.train.recipe import AUTO, published, rows_of
 
     if name != AUTO:
         published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))

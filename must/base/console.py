@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ASIDE = {"aside": True}  # the `extra` of a log line that is no result: it goes to standard error
+TO_STDERR = {"stream": "stderr"}  # the `extra` of a log line that is no result: it goes to standard error
 
 
 class Console(logging.Handler):
@@ -25,12 +25,12 @@ class Console(logging.Handler):
     last_line_at = 0.0  # time.monotonic() of the last line
 
     def emit(self, record: logging.LogRecord) -> None:
-        aside = record.levelno >= logging.WARNING or getattr(record, "aside", False)
+        to_stderr = record.levelno >= logging.WARNING or getattr(record, "stream", "") == "stderr"
         Console.last_line_at = time.monotonic()  # of the class: of all consoles
         try:
-            print(self.format(record), file=sys.stderr if aside else sys.stdout, flush=True)
+            print(self.format(record), file=sys.stderr if to_stderr else sys.stdout, flush=True)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and not aside:
+            if isinstance(error, BrokenPipeError) and not to_stderr:
                 raise
 
 

@@ -21,7 +21,7 @@ TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def below(name: object, where: str) -> str:
+def safe_relative_path(name: object, where: str) -> str:
     """Returns `name` if it is a relative path below its folder; "/" may separate folders. `where`: for the message."""
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
@@ -29,13 +29,13 @@ def below(name: object, where: str) -> str:
 
 
 def listed(uri: str) -> list[str]:
-    """The names of the files below `uri`, checked by `below`, so that they can be copied.
+    """The names of the files below `uri`, checked by `safe_relative_path`, so that they can be copied.
 
     Raises:
         ValueError: a name leads out of the folder; then nothing should be copied.
         FileNotFoundError, NotADirectoryError: there is no such local folder.
     """
-    return sorted(below(entry.name, uri) for entry in storage.list_files(uri))
+    return sorted(safe_relative_path(entry.name, uri) for entry in storage.list_files(uri))
 
 
 def require_no_links(uri: str, flag: str) -> None:

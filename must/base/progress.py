@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
 
-from must.base.console import ASIDE, Console
+from must.base.console import TO_STDERR, Console
 from must.base.exits import is_first_rank
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of no type at run time
         if now - max(Console.last_line_at, self.started) >= LINE_INTERVAL:
             Console.last_line_at = now  # also where a program has another handler
             line = tqdm.format_meter(self.n, self.total or 0, now - self.started, ncols=0, **self.meter)
-            logger.info(line, extra=ASIDE)
+            logger.info(line, extra=TO_STDERR)
         return None
 
 
@@ -95,4 +95,4 @@ def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
 def loading(command: str = "") -> None:
     """Logs in a terminal that torch and a model are being loaded, which takes seconds, unless torch is loaded."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=ASIDE)
+        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=TO_STDERR)

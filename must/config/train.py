@@ -13,7 +13,7 @@ LARGEST_FACTOR = 1e4  # CLIP's own is at most 100
 class TrainConfig(StageConfig):
     """The defaults are those of the published method (arXiv 2206.02967); presets set what depends on the task.
 
-    Training begins with the preset's settings (`must.method.train.presets.resolve`), which passed parameters override.
+    Training begins with the preset's settings (`must.method.train.recipe.resolve`), which passed parameters override.
     Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
     """
 

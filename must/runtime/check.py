@@ -12,7 +12,7 @@ from must.base.text import brief
 from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
 from must.config.evaluate import LABEL_FREE
 from must.deploy.promote.registry import Registry
-from must.method.train.presets import AUTO, published
+from must.method.train.recipe import AUTO, published
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part")
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")

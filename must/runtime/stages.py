@@ -25,7 +25,7 @@ from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_ma
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
-from must.method.train.provenance import run_key
+from must.method.train.recipe import run_key
 from must.runtime.answers import PAGE, answers_may_decide, has_new_answers, write_page
 from must.runtime.check import sharding_settings, training_settings
 from must.runtime.evaluation import accuracy, evaluate, plain

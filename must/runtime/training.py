@@ -27,7 +27,7 @@ from must.base.parameters import require
 from must.base.processes import check_processes, child_environment
 from must.method.model.bundle import load_description, summary_at
 from must.method.model.provenance import RunSummary
-from must.method.train.provenance import run_key
+from must.method.train.recipe import run_key
 from must.runtime.answers import select_by_answers
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain

@@ -104,7 +104,7 @@ def test_the_images_share_their_layers():
 
 
 def test_the_git_revision_reaches_the_provenance():
-    result = run("must-train", "python", "-c", "from must.method.train.provenance import git_revision as g; print(g())")
+    result = run("must-train", "python", "-c", "from must.method.train.recipe import git_revision as g; print(g())")
     assert result.stdout.strip() == inspect("must-train")["Config"]["Labels"]["org.opencontainers.image.revision"]
 
 

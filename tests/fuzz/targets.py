@@ -252,11 +252,12 @@ def classes(data: bytes) -> None:
 def classifier(data: bytes) -> None:
     header = parse_header(data, "classifier.safetensors", "--classifier")
     assert all(isinstance(name, str) for name in header["classes"])
-    assert all(0 < share <= 1 for share in header.get("shares") or ())
+    assert all(0 < share <= 1 for share in header["shares"])
 
 
 def headers() -> list[bytes]:
     description = {"classes": ["a", "b"], "templates": ["a {}"], "model": "m", "pretrained": "", "logit_scale": 100.0}
+    description |= {"shares": [], "model_folder": "", "model_sha256": "", "sha256": "0" * 64}
     found = (description, {**description, "shares": [0.25, 0.75]})
     return [json.dumps({"__metadata__": {"must": json.dumps(one)}}).encode() for one in found]
 

@@ -199,7 +199,7 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
 @pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
 def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucket_server, retries, monkeypatch):
     """Three requests of four are refused, the notes' and the page's too; the first look at a run waits for none."""
-    monkeypatch.setenv("MUST_PROVEN_PLACES", "")
+    monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     retries("3,0,2")
     work = f"{bucket_server.uri}/work"
     bucket_server.faults.plan = ["403", "403", "403", ""]
@@ -207,7 +207,7 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     (note,) = read_notes(work, "7")
     assert (note.state, note.result, note.tries) == ("done", "x", [])
     assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again")
-    monkeypatch.setenv("MUST_PROVEN_PLACES", "")
+    monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):
         supervised("inputs", endings.saving, "8", work)

@@ -21,22 +21,23 @@ class UnreachableError(TransientError):
     """A server did not answer for minutes."""
 
 
-PROVEN = "MUST_PROVEN_PLACES"  # environment variable: URIs where this run has read and written, one a line
+# Environment variable: URIs where this run has read and written, one a line.
+RETRY_AUTH_ERRORS_AT = "MUST_RETRY_AUTH_ERRORS_AT"
 
 
 def wait_for_credentials(*uris: str) -> None:
     """From now on, refused credentials and permissions are transient errors at these URIs and below, in this process
     and its children. They have worked there in this run; while keys and tokens are renewed, a refusal can be temporary.
     """
-    os.environ[PROVEN] = "\n".join(dict.fromkeys([*proven(), *filter(None, uris)]))
+    os.environ[RETRY_AUTH_ERRORS_AT] = "\n".join(dict.fromkeys([*proven_uris(), *filter(None, uris)]))
 
 
-def proven() -> list[str]:
-    return os.environ.get(PROVEN, "").splitlines()
+def proven_uris() -> list[str]:
+    return os.environ.get(RETRY_AUTH_ERRORS_AT, "").splitlines()
 
 
-def is_proven(uri: str) -> bool:
-    return any(uri == folder or uri.startswith(folder.rstrip("/") + "/") for folder in proven())
+def may_retry_auth_error(uri: str) -> bool:
+    return any(uri == folder or uri.startswith(folder.rstrip("/") + "/") for folder in proven_uris())
 
 
 def is_transient(status: int | None) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from must.base.errors import TransientError, UserError
-from must.base.storage.retry import UnreachableError, is_proven, repeat
+from must.base.storage.retry import UnreachableError, may_retry_auth_error, repeat
 from must.base.text import without_secrets
 
 Generation = int | str
@@ -238,7 +238,7 @@ class Store(ABC):
         For credentials (KEY) a success in the same bucket is enough; for a permission (RIGHT) it must be for this URI.
         """
         refused = self.refused(error)
-        worked = bool(refused) and is_proven(location.uri)
+        worked = bool(refused) and may_retry_auth_error(location.uri)
         worked = worked or (refused == KEY and (location.account, location.bucket) in self.worked)
         if worked and time.monotonic() - self.logged_in > AGAIN:
             self.logged_in = time.monotonic()

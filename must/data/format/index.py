@@ -11,7 +11,7 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
-from must.base.names import SHA256, SHARD_NAME, TABLE, below, of_form
+from must.base.names import SHA256, SHARD_NAME, TABLE, of_form, safe_relative_path
 from must.base.parameters import require
 from must.base.text import brief
 
@@ -108,7 +108,7 @@ def check_file(file: Any) -> None:
     """Checks the path of another program's tar, which is only read; a local tar only for a local index."""
     require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the path of a tar")
     parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
-    below(parts, "a shard's file")
+    safe_relative_path(parts, "a shard's file")
 
 
 def table_of(name: Any, sha256: Any) -> dict[str, str]:

@@ -25,7 +25,7 @@ from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.files import VERSION_FILE
 from must.base.lock import HeldError, Kind, LockLostError, locked
-from must.base.names import below
+from must.base.names import safe_relative_path
 from must.base.parameters import require
 from must.base.storage import ConflictError
 
@@ -227,8 +227,8 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
         return Latest()
 
     def parse(content: dict[str, Any]) -> Latest:
-        previous = tuple(below(version, uri) for version in content["previous"])
-        return Latest(below(content["version"], uri), previous, content["moved"], content["reason"])
+        previous = tuple(safe_relative_path(version, uri) for version in content["previous"])
+        return Latest(safe_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
 
     damage = f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
     return storage.parse_object(data, parse, DamagedError(damage))

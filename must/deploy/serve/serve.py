@@ -7,7 +7,7 @@ import socket
 
 import uvicorn
 
-from must.base.console import ASIDE
+from must.base.console import TO_STDERR
 from must.base.text import printable
 from must.config.serve import ServeConfig
 from must.deploy.serve.http import make_app
@@ -53,7 +53,7 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
 
     url = url_of(config.host, listener)
     logger.info(printable(f"must serve: {url} (model {config.name})"))
-    logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=ASIDE)
+    logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=TO_STDERR)
     await serve_until_signal(
         make_app(work, config.name),
         listener,

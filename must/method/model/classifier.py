@@ -301,7 +301,7 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     if not intact:
         raise damage_error(uri, flag)
     known = {field.name for field in fields(TextClassifier)} - {"weights"}
-    values = {name: value for name, value in header.items() if name in known and value is not None}
+    values = {name: value for name, value in header.items() if name in known}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return TextClassifier(weights=weights, **values)
 
@@ -317,8 +317,7 @@ def with_model_folder(header: dict[str, Any], uri: str) -> dict[str, Any]:
     """The header with the current path of its model folder."""
     from must.method.model.folder import resolve_folder
 
-    folder = resolve_folder(header.get("model_folder", ""), uri)
-    return header | {"model_folder": folder, "model_sha256": header.get("model_sha256", "")}
+    return header | {"model_folder": resolve_folder(header["model_folder"], uri)}
 
 
 def header_size(data: bytes) -> int:
@@ -329,7 +328,7 @@ def header_size(data: bytes) -> int:
 def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
     def checked(header: dict[str, Any]) -> dict[str, Any]:
         texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
-        texts += [header.get(name, "") for name in ("model_folder", "model_sha256")]
+        texts += [header["model_folder"], header["model_sha256"]]
         scale = header["logit_scale"]
         valid = all(isinstance(text, str) for text in texts)
         valid &= isinstance(scale, int | float) and 0 < scale <= LARGEST_FACTOR

@@ -122,10 +122,8 @@ def absolute(uri: str) -> str:
 
 
 def resolve_folder(recorded: str, classifier: str) -> str:
-    """The model folder that a classifier file names: beside the file, which may have moved, else at the recorded path.
-
-    '' for files of earlier versions, which name none.
-    """
+    """The model folder that a classifier file names: beside the file, which may have moved, else at the recorded path;
+    '' if it names none."""
     if not recorded:
         return ""
     beside = storage.join(default_models_folder(classifier), PurePosixPath(recorded).name)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
-from must.method.train.settings import Objective
+from must.method.train.recipe import Objective
 
 MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
 

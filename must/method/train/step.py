@@ -41,7 +41,7 @@ from must.method.train.losses import (
     upcast,
 )
 from must.method.train.propagated import PropagatedLabels
-from must.method.train.settings import StepSettings
+from must.method.train.recipe import StepSettings
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from must.data.format.index import Index
 from must.method.distributed.process_group import World
 from must.method.model.classifier import TextClassifier
 from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
-from must.method.train.provenance import run_identity
+from must.method.train.recipe import run_identity
 from must.method.train.step import MustStep
 
 Item = TypeVar("Item")
@@ -106,10 +106,11 @@ class TrainState:
 
 
 def weights_sha256(tensors: Iterable[Tensor]) -> str:
+    """The first 16 digits of the sha256 of the tensors' bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 class RunTimer:

@@ -43,10 +43,8 @@ from must.method.model.provenance import RunSummary, Selection
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.estimate import Size, size_of
 from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
-from must.method.train.presets import resolve
 from must.method.train.propagated import PropagatedLabels
-from must.method.train.provenance import provenance
-from must.method.train.settings import StepSettings
+from must.method.train.recipe import StepSettings, provenance, resolve
 from must.method.train.step import MustStep, compile_blocks, make_teacher
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 

@@ -126,7 +126,7 @@ def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_h
 ) -> None:
     server = empty_bucket(request, monkeypatch, store)
     work = f"{server.uri}/work"
-    monkeypatch.setenv(retry.PROVEN, "")
+    monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, "")
     storage.wait_for_credentials(work, "")
     storage.write_bytes(f"{work}/name", b"x" * 10)
     server.faults.plan = [status, status, "", status, "", "", status]
@@ -149,7 +149,7 @@ def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_h
 def test_credentials_that_stay_refused_where_they_have_worked_are_transient(
     monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, call: str
 ) -> None:
-    monkeypatch.setenv(retry.PROVEN, f"{store}://bucket")
+    monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, f"{store}://bucket")
     said = refused(monkeypatch, store, status, code, call, storage.TransientError, patience=0.05)
     assert said.endswith("credentials worked before, and were tried for minutes; run this again when they work")
 
@@ -160,7 +160,7 @@ def test_a_right_that_was_never_there_is_not_waited_for(
 ) -> None:
     """What is beside the proven place, also where its name begins with the same letters; a key never seen to work."""
     server = empty_bucket(request, monkeypatch, store)
-    monkeypatch.setenv(retry.PROVEN, "")
+    monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, "")
     storage.wait_for_credentials(f"{server.uri}/work")
     storage.write_bytes(f"{server.uri}/work/name", b"x")
     server.faults.plan = ["403"]

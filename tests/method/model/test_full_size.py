@@ -48,7 +48,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from must.method.model.backbone import load_backbone
     from must.method.model.bundle import load_bundle, load_description, save_bundle
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.settings import StepSettings
+    from must.method.train.recipe import StepSettings
     from must.method.train.step import MustStep, blank
 
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from must.method.train.losses import must_losses, pseudo_labels
-from must.method.train.settings import Objective
+from must.method.train.recipe import Objective
 from must.method.train.step import (
     build_optimizer,
     ema_decay,

@@ -10,7 +10,7 @@ from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as method_step
-from must.method.train.settings import StepSettings
+from must.method.train.recipe import StepSettings
 from must.method.train.step import MustStep, compile_blocks
 from tests.golden import golden_model
 

@@ -11,8 +11,7 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.format.index import load_index
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.train.auto import BATCHES, EPOCHS, REASONS, decay, settings
-from must.method.train.presets import published, resolve
+from must.method.train.recipe import BATCHES, EPOCHS, REASONS, auto_settings, decay, published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "wide": (512, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
 REQUIRED = ("shards", "classifier", "output")
@@ -24,7 +23,7 @@ def test_the_help_marks_what_presets_choose():
     assert REASONS.keys() | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset.keys() | {"workers"}
     constants = {name: text for name, text in TrainConfig.by_preset.items() if text}
     for tower, shape in TOWERS.items():
-        values = settings(300, 10, *shape) | dict.fromkeys(REQUIRED, "x")
+        values = auto_settings(300, 10, *shape) | dict.fromkeys(REQUIRED, "x")
         assert load(TrainConfig, values | constants) == load(TrainConfig, values), tower
 
 
@@ -32,7 +31,7 @@ def test_the_help_marks_what_presets_choose():
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_settings_can_be_trained_with(images, tower, classes):
-    result = settings(images, classes, *TOWERS[tower])
+    result = auto_settings(images, classes, *TOWERS[tower])
     config = load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o", **result})
     assert 1 <= config.batch_size <= min(images, BATCHES[1]) and EPOCHS[0] <= config.epochs <= EPOCHS[1]
     assert config.batch_size == images or math.log2(config.batch_size).is_integer()
@@ -43,7 +42,7 @@ def test_settings_can_be_trained_with(images, tower, classes):
     _, size, patch = TOWERS[tower]
     assert size % config.mask_patch_size == 0 and config.mask_patch_size % patch == 0
     assert config.alpha == "auto" and config.flip == 0 and REASONS.keys() == result.keys() | {"class_prior"}
-    assert result == settings(images, classes, *TOWERS[tower]), "a pure function"
+    assert result == auto_settings(images, classes, *TOWERS[tower]), "a pure function"
 
 
 @pytest.mark.parametrize(
@@ -66,13 +65,13 @@ def test_settings_can_be_trained_with(images, tower, classes):
 )
 def test_what_they_are(images, classes, tower, batch, epochs, lr):
     """`lr` is that of a step of this batch; the parameter is for 256 images."""
-    found = settings(images, classes, *TOWERS[tower])
+    found = auto_settings(images, classes, *TOWERS[tower])
     assert (found["batch_size"], found["epochs"]) == (batch, epochs)
     assert found["lr"] * batch / 256 == pytest.approx(lr, rel=0.01)
 
 
 def test_learning_rates_are_published_for_large_towers_and_interpolated_for_narrower_ones():
-    rates = {width: settings(1097, 10, width, 224, 16)["lr"] for width in (128, 192, 384, 768, 1024, 1408)}
+    rates = {width: auto_settings(1097, 10, width, 224, 16)["lr"] for width in (128, 192, 384, 768, 1024, 1408)}
     assert rates[128] > rates[192] > rates[384] > rates[768] == pytest.approx(0.02 * rates[128], rel=0.01)
     assert rates[1024] == rates[1408] == pytest.approx(2 * rates[768])
     for data_set in ("imagenet", "sun397", "food101", "gtsrb", "dtd", "ucf101"):
@@ -81,17 +80,17 @@ def test_learning_rates_are_published_for_large_towers_and_interpolated_for_narr
 
 
 def test_tiny_towers_are_trained_more_gently_the_more_classes_there_are():
-    few, ten, many = (settings(2000, k, *TOWERS["tiny"]) for k in (5, 10, 90))
+    few, ten, many = (auto_settings(2000, k, *TOWERS["tiny"]) for k in (5, 10, 90))
     assert few["lr"] == ten["lr"] == pytest.approx(3 * many["lr"], rel=0.01) and few["batch_size"] == many["batch_size"]
     assert many["mask_token"] == "mean"
-    wide = settings(20_000, 90, *TOWERS["ViT-B/16"])
+    wide = auto_settings(20_000, 90, *TOWERS["ViT-B/16"])
     assert wide["mask_token"] == "random", "as published"
-    large = [settings(20_000, k, *TOWERS["ViT-B/16"]) for k in (10, 1000)]
+    large = [auto_settings(20_000, k, *TOWERS["ViT-B/16"]) for k in (10, 1000)]
     assert large[0]["lr"] == large[1]["lr"]
 
 
 def test_the_teachers_memory_is_a_share_of_the_run():
-    found = settings(1097, 10, *TOWERS["tiny"])
+    found = auto_settings(1097, 10, *TOWERS["tiny"])
     steps = 1097 // found["batch_size"] * found["epochs"]
     assert 1 / (1 - found["ema_decay"]) == pytest.approx(0.25 * steps, rel=0.01)
     assert decay(0.1) == 0.9 and decay(1e9) == 0.9998
@@ -109,7 +108,7 @@ def resolved(values):
 @pytest.mark.parametrize("named", [{}, {"preset": ""}])
 def test_must_train_takes_it_if_none_is_named(digits, named):
     config = resolved(values_of(digits, **named))
-    expected = settings(150, 10, *TOWERS["tiny"])
+    expected = auto_settings(150, 10, *TOWERS["tiny"])
     assert {name: getattr(config, name) for name in expected} == expected
 
 

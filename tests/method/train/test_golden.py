@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
-from must.method.train.settings import Objective
+from must.method.train.recipe import Objective
 from must.method.train.step import (
     build_optimizer,
     ema_decay,

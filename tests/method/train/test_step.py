@@ -12,7 +12,7 @@ from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
 from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
-from must.method.train.settings import StepSettings
+from must.method.train.recipe import StepSettings
 from must.method.train.step import MustStep
 from tests.method.model.tiny import FAMILIES, SIZE, model_config
 from tests.method.train.processes import on_ranks

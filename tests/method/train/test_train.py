@@ -138,12 +138,12 @@ def test_worker_count_makes_no_difference(digits, one_epoch, tmp_path, workers):
     assert load_description(str(tmp_path)).provenance.config["workers"] == workers
 
 
-@pytest.mark.parametrize("epochs, batch, skipped", [(2, 8, r"2\d of 2\d"), (1, 25, "5 of 6")])
-def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, batch, skipped):
+@pytest.mark.parametrize("epochs, batch, skipped, attempts", [(2, 8, r"2\d of 2\d", 1), (1, 25, "5 of 6", 2)])
+def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, batch, skipped, attempts):
     """A short run too, and when it is started again. Checkpoints between log lines hold the count."""
     changes = {"lr": 1e30, "epochs": epochs, "batch_size": batch, "workers": 0, "log_every": 11, "checkpoint_every": 1}
     settings = config(digits, tmp_path, **changes, keep_checkpoints=99)
-    for _ in range(2):
+    for _ in range(attempts):
         with pytest.raises(ValueError, match=f"gradients of {skipped} steps were not finite; lower --lr"):
             train(settings)
     assert not (tmp_path / "model.json").exists()

@@ -1,0 +1,307 @@
+"""The recipe of a run: its settings in groups, the presets that choose them, its identity, its provenance in a bundle.
+
+A preset has the published settings of a data set (presets.yaml), or computes them from data and model (`auto`).
+TrainConfig has the same names as the groups, with their meaning and defaults; the settings of views are in
+`must.data.augment.draws.ViewSettings`.
+
+`--preset auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14
+with 3,760 to 1.28 million images; tiny towers were measured (docs/selection.md). Learning rates between them are
+interpolated linearly in the logarithms.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+import must
+from must.base import storage
+from must.base.parameters import part_of, require
+from must.base.text import did_you_mean
+from must.config import TrainConfig
+from must.data.format.index import Index
+from must.method.model.classifier import TextClassifier
+from must.method.model.provenance import Provenance, RunSummary
+
+AUTO = "auto"
+REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for, and its published accuracy
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """`config`: all settings of a run; `reasons`: by name, why the preset has set a setting."""
+
+    config: TrainConfig
+    reasons: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """One line per reason, with its settings."""
+        values, by_reason = self.config.to_dict(), dict[str, list[str]]()
+        for name, reason in self.reasons.items():
+            by_reason.setdefault(reason, []).append(f"{name} {values[name]}")
+        return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Resolved:
+    """A run's settings: passed values override the preset's, which override the defaults. Call it once, first."""
+    if not config.preset:
+        return Resolved(config, {})
+    if config.preset == AUTO:
+        values, reasons = choose_settings(config, index, classifier), REASONS
+        if config.is_passed("confidence_threshold"):
+            values["confident_share"], reasons = 0.0, reasons | {"confident_share": "--confidence-threshold is given"}
+    else:
+        values = published(config.preset, config.model or classifier.model)
+        reasons = dict.fromkeys(values, f"--preset {config.preset}, a row of must/config/presets.yaml")
+    preset_values = {name: value for name, value in values.items() if not config.is_passed(name)}
+    complete = replace(config, **preset_values, passed=config.passed | values.keys())
+    return Resolved(complete, {name: reasons[name] for name in preset_values})
+
+
+def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[str, Any]:
+    """Settings for the split's number of images, the classifier's classes and the trained model."""
+    from must.method.model.backbone import tower_shape  # imports torch
+
+    images = sum(shard.samples for shard in index.shards_of(config.split))
+    model, pretrained = config.model, config.pretrained
+    if not model:
+        stored = "" if pretrained else classifier.model_folder
+        model, pretrained = stored or classifier.model, pretrained or ("" if stored else classifier.pretrained)
+    values = auto_settings(images, len(classifier.classes), *tower_shape(model, pretrained))
+    return values | ({"class_prior": "given"} if classifier.shares else {})
+
+
+def published(name: str, model: str) -> dict[str, Any]:
+    """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14)."""
+    rows = rows_of(name)
+    size = "*" if "*" in rows else published_size(model)
+    require(
+        size in rows,
+        f"--preset {name}: published for {' and '.join(rows)} only, not for {model}; "
+        "give the settings one by one or in a --config file",
+    )
+    return {key: value for key, value in rows[size].items() if key not in REPORTED}
+
+
+def rows_of(name: str) -> dict[str, dict[str, Any]]:
+    """A preset's rows by the model's size, '*' for any."""
+    rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
+    known = [AUTO, *dict.fromkeys(row["dataset"] for row in rows)]
+    require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
+    return {row["model"]: row for row in rows if row["dataset"] == name}
+
+
+def published_size(model: str) -> str:
+    match = re.search(r"ViT-?([BL])[-/](\d+)", model)
+    return f"ViT-{match.group(1)}/{match.group(2)}" if match else ""
+
+
+IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
+EPOCHS = (10, 24)
+BATCHES = (16, 256)
+STEPS_AN_EPOCH = 16
+TINY_WIDTH, TINY_LR, TINY_CLASSES = 128, 1e-3, 10  # a measured tower: width, learning rate at batch 64, classes
+LARGE_WIDTH, LARGE_LR = 768, 2e-5  # ViT-B, at the same batch, with 43 to 1,000 classes
+WIDER = 2  # times the learning rate of ViT-B: as published for ViT-L, on all six data sets with both
+MEMORY = 0.12, 0.25  # of the EMA teacher, as shares of all steps: at the start and after the ramp
+RAMP = 0.15  # of the steps
+CONFIDENT = 0.4  # share of the images that are confident at the start
+
+
+REASONS = {
+    "batch_size": "a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256: "
+    "mostly 16 steps an epoch or more, and the class balance is computed per batch",
+    "epochs": "24, and fewer, down to 10, where 24 are more than 48,000 images for a tower of width 128",
+    "lr": "1e-3 at width 128, 2e-5 at 768, 4e-5 beyond, for 64 images a step, with the square root of the batch; less "
+    "for narrow towers beyond 10 classes",
+    "min_lr": "a hundredth of lr",
+    "ema_decay_init": "an average over 12% of the steps",
+    "ema_decay": "an average over 25% of the steps: a shorter one copies the student's errors",
+    "ema_warmup_steps": "15% of the steps",
+    "mask_patch_size": "two patches of the model where there are enough of them, else one",
+    "mask_ratio": "as published for small data sets",
+    "mask_token": "the mean patch below width 768: where an image has 16 patches, two random ones can change the class",
+    "pseudo_labels": "similar images correct the teacher's errors",
+    "confident_share": "a fixed threshold is another share of the images for each model",
+    "fairness_weight": "with less, some classes are no longer predicted",
+    "align_weight": "as published",
+    "logit_factor": "the model's own; it is 100 for CLIP only",
+    "weak_padding": "a shift, for images no larger than 64 pixels",
+    "flip": "digits, text and signs change with it",
+    "strong_scale": "a smaller crop may lose the object",
+    "randaugment": "weaker than published",
+    "randaugment_ops": "operations that change no class",
+    "alpha": "half of the way: more gains more on some data, and harms more on others",
+    "class_prior": "the class file has the classes' shares",
+}
+
+
+def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> dict[str, Any]:
+    """The settings, a pure function of the arguments; REASONS has the reason of each.
+
+    Args:
+        images: of the split.
+        width, size, patch: of the image tower; `size` and `patch` are sides of its input and of a patch, in pixels.
+    """
+    target = max(images / STEPS_AN_EPOCH, classes)
+    batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
+    batch = min(batch, max(images, 1))
+    total = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY_WIDTH)
+    epochs = round(min(max(total / max(images, 1), EPOCHS[0]), EPOCHS[1]))
+    steps = max(images // batch, 1) * epochs
+    narrow = min(max(math.log(LARGE_WIDTH / width) / math.log(LARGE_WIDTH / TINY_WIDTH), 0.0), 1.0)  # 0: 768
+    many_classes = min(math.sqrt(TINY_CLASSES / max(classes, 1)), 1.0) ** narrow
+    slope = math.log(LARGE_LR / TINY_LR) / math.log(LARGE_WIDTH / TINY_WIDTH)
+    lr = TINY_LR * (min(width, LARGE_WIDTH) / TINY_WIDTH) ** slope * math.sqrt(batch / 64) * many_classes
+    lr *= WIDER if width > LARGE_WIDTH else 1
+    side = size // patch
+    cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
+    return {
+        "batch_size": batch,
+        "epochs": epochs,
+        "lr": float(f"{lr * 256 / batch:.3g}"),
+        "min_lr": float(f"{lr * 256 / batch / 100:.3g}"),
+        "ema_decay_init": round(decay(MEMORY[0] * steps), 5),
+        "ema_decay": round(decay(MEMORY[1] * steps), 5),
+        "ema_warmup_steps": round(RAMP * steps),
+        "mask_patch_size": cell,
+        "mask_ratio": 0.1,
+        "mask_token": "mean" if width < LARGE_WIDTH else "random",
+        "pseudo_labels": "propagated",
+        "confident_share": CONFIDENT,
+        "fairness_weight": 2.0,
+        "align_weight": 0.2,
+        "logit_factor": "model",
+        "weak_padding": size // 16 if size <= 64 else 0,
+        "flip": 0.0,
+        "strong_scale": [0.7, 1.0],
+        "randaugment": "rand-m5-mstd0.5-inc1",
+        "randaugment_ops": [
+            "Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
+        ],
+        "alpha": 0.5,
+    }  # fmt: skip
+
+
+def decay(memory: float) -> float:
+    """The EMA decay that averages over so many steps: 0.9 to 0.9998."""
+    return min(max(1 - 1 / max(memory, 1), 0.9), 0.9998)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Settings of AdamW and of the teacher's moving average."""
+
+    batch_size: int
+    lr: float
+    min_lr: float
+    weight_decay: float
+    layer_decay: float
+    ema_decay_init: float
+    ema_decay: float
+    ema_warmup_steps: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Settings of the losses and the pseudo-labels."""
+
+    fairness_weight: float
+    reconstruction_weight: float
+    align_weight: float
+    loss_reduction: Literal["global", "rank"]
+    confidence_threshold: float
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a step is executed; of the result it changes only rounding."""
+
+    precision: Literal["auto", "fp32", "bf16"]
+    parallel: Literal["ddp", "fsdp"]
+    activation_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    optim: Optim
+    objective: Objective
+    execution: Execution
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Self:
+        return cls(part_of(config, Optim), part_of(config, Objective), part_of(config, Execution))
+
+
+# Parameters of how and where a run is executed; the result does not depend on them.
+RESUME_SAFE_FIELDS = frozenset(
+    {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
+    | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "keep_every", "resume", "save", "alpha"}
+    | {"log_every", "tensorboard", "timeout", "accumulate", "parallel", "activation_checkpointing", "compile"}
+    | {"cache", "cache_gb", "max_replaced", "index_sha256"}
+)
+
+
+def run_identity(
+    config: TrainConfig, index_sha256: str, weights_sha256: dict[str, str], shares: Sequence[float] = ()
+) -> dict[str, Any]:
+    """All that determines a run's weights: a run may resume from the checkpoint of one with the same identity.
+
+    `weights_sha256`: of the classifier and of the zero-shot model's image tower, by these names."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in RESUME_SAFE_FIELDS}
+    inputs: dict[str, Any] = {"index_sha256": index_sha256}
+    inputs |= {f"sha256 of the {name}": sha256 for name, sha256 in weights_sha256.items()}
+    return {**inputs, "class_shares": list(shares) if config.class_prior == "given" else None, **settings}
+
+
+def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str:
+    """A hash of a run's inputs: a retry finds its checkpoints by it, another run does not."""
+    parts = [index_sha256, hashlib.sha256(storage.read_bytes(classifier)).hexdigest(), settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(
+    config: TrainConfig,
+    index: Index,
+    processes: int,
+    summary: RunSummary,
+    prior: Sequence[float],
+    origin: dict[str, str],
+) -> Provenance:
+    """`prior`: [K], the class balance's target; empty for uniform. `origin`: `model_folder` and `model_sha256` of the
+    pretrained model, if known."""
+    packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
+    return Provenance(
+        index_sha256=index.sha256,
+        index_revision=index.revision,
+        config=config.to_dict(),
+        processes=processes,
+        summary=summary,
+        git_revision=git_revision(),
+        versions={"must": must.__version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        class_shares=list(prior),
+        model_folder=origin.get("model_folder", ""),
+        model_sha256=origin.get("model_sha256", ""),
+    )
+
+
+def git_revision() -> str | None:
+    """The commit of the container image (MUST_GIT_REVISION), else of the checkout with this package, if any."""
+    if revision := os.environ.get("MUST_GIT_REVISION"):
+        return revision
+    root = Path(must.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
