@@ -41,7 +41,7 @@ READERS = 16  # files whose metadata are read at the same time
 def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> dict[str, int]:
     """Writes the missing files of this part; returns the numbers of its images that were read and not readable.
 
-    The model is opened once, after the decoder processes have started, and only if it is needed.
+    The model is opened once, after the decoder processes have started, and only if it, or its threshold, is needed.
 
     Raises:
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.

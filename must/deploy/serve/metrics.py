@@ -17,7 +17,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.rendered_at, self.rendered = -1.0, b""
-        counter, gauge, histogram = (partial(kind, registry=self.registry) for kind in (Counter, Gauge, Histogram))
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
         # requests
         self.requests = counter("must_requests", "requests answered", ["protocol", "status"])
         self.request_seconds = histogram(

@@ -97,7 +97,7 @@ def test_a_model_whose_answers_are_nothing_is_one_line(exported, tmp_path, const
     model.graph.node.append(onnx.helper.make_node(kind, ["before", "value"], [name]))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=message) as error:
-        OnnxClassifier(tmp_path / "model.onnx").predict(np.zeros((1, 32, 32, 3), np.uint8))
+        OnnxClassifier(tmp_path / "model.onnx")(np.zeros((1, 32, 32, 3), np.uint8))
     assert "\n" not in str(error.value)
 
 
