@@ -11,7 +11,7 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
-from must.base.names import SHA256, SHARD_NAME, TABLE, below, of_form
+from must.base.names import SHA256, SHARD_NAME, TABLE, of_form
 from must.base.parameters import require
 from must.base.text import brief
 
@@ -21,11 +21,7 @@ MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file and its table of offsets, `<name without .tar>.npy`.
-
-    A tar of another program stays in its folder; its path is `file`, relative to the index or absolute, or a URI.
-    Then `<name without .tar>.jsonl` beside the index has a line of JSON per sample, instead of the json members.
-    """
+    """One tar file and its table of offsets, `<name without .tar>.npy`."""
 
     name: str  # of the tar, relative to the index
     split: str
@@ -34,26 +30,10 @@ class Shard:
     sha256: str  # of the tar
     offsets_sha256: str  # of the .npy
     labelled: int  # samples whose json member has a label
-    file: str = ""
-    texts_sha256: str = ""  # of the .jsonl
 
     @property
     def offsets_name(self) -> str:
         return self.name.removesuffix(".tar") + ".npy"
-
-    @property
-    def texts_name(self) -> str:
-        return self.name.removesuffix(".tar") + ".jsonl"
-
-    def location(self, uri: str) -> str:
-        """The path or URI of the tar, for an index in the folder `uri`."""
-        absolute = self.file.startswith("/") or "://" in self.file
-        return self.file if absolute else storage.join(uri, self.file or self.name)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The shard in index.json."""
-        return {name: value for name, value in vars(self).items() if value != ""}
 
 
 def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
@@ -94,21 +74,9 @@ def shard_of(**values: Any) -> Shard:
     require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
     of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
     of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
-    require(isinstance(shard.file, str), f"{shard.name}: file is not text")
-    require(bool(shard.file) == bool(shard.texts_sha256), f"{shard.name}: file and texts_sha256 belong together")
-    if shard.file:
-        of_form(SHA256, shard.texts_sha256, f"sha256 of {shard.texts_name}")
-        check_file(shard.file)
     for name in ("samples", "bytes", "labelled"):
         count(getattr(shard, name), f"{shard.name}: {name}")
     return shard
-
-
-def check_file(file: Any) -> None:
-    """Checks the path of another program's tar, which is only read; a local tar only for a local index."""
-    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the path of a tar")
-    parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
-    below(parts, "a shard's file")
 
 
 def table_of(name: Any, sha256: Any) -> dict[str, str]:
@@ -150,7 +118,6 @@ class Index:
     def files(self) -> set[str]:
         """Names of all files of the index, and of the list of rejected files."""
         shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
-        shards |= {shard.texts_name for shard in self.shards if shard.file}
         return shards | {table["name"] for table in self.tables} | {REJECTED}
 
     @property
@@ -167,7 +134,7 @@ class Index:
 
     def to_json(self) -> bytes:
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sha256"}
-        content["shards"] = [shard.values for shard in self.shards]
+        content["shards"] = [vars(shard) for shard in self.shards]
         return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
@@ -200,12 +167,7 @@ def parse_index(data: bytes, path: str) -> Index:
             f"{path} has version {brief(version)}, this program reads {INDEX_VERSION}; update it, or shard again"
         )
     try:
-        index = Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
-        require(
-            not storage.is_remote(path) or all(storage.is_remote(shard.location(path)) for shard in index.shards),
-            "an index in a bucket names a local file",
-        )
-        return index
+        return Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
         raise UserError(f"{path} is damaged ({problem}); run `must shard` again") from None
