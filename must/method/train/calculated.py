@@ -131,7 +131,7 @@ class Calculated:
             f"{name}: needs {self.cores:.0f} cores like this machine's, each of which prepares "
             f"{self.core_images_per_s:.0f} of these images/s (measured), and "
             f"{self.images_per_s[1] * self.image_bytes / GB:.2g} GB/s of shards; "
-            "with fewer cores --augment-device gpu or --views fast",
+            "with fewer cores --views fast",
         ]
 
 

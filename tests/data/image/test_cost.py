@@ -213,25 +213,25 @@ def shards_with_an_odd_one(folder: Path) -> str:
     return str(folder / "out")
 
 
-def loses_the_odd_one(reader: ShardReader, views: str, device: str) -> None:
+def loses_the_odd_one(reader: ShardReader, views: str) -> None:
     """Training replaces it by the next one, evaluation leaves it out."""
     (odd,) = (n for n in range(len(reader)) if reader.description(n)["source"] == "odd")
-    dataset = TrainDataset(reader, make_views(SETTINGS, views, device), 0)
+    dataset = TrainDataset(reader, make_views(SETTINGS, views), 0)
     assert dataset[0, odd][-2:] == ((odd + 1) % len(reader), 1)
     source = EvalSource(reader, PREPROCESS, 8, 0)
     assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
 
 
 @pytest.mark.parametrize(
-    ("error", "reason", "views", "device"),
+    ("error", "reason", "views"),
     [
-        (MemoryError(), "too large for the memory", "exact", "cpu"),
-        (OSError(5, "x"), "[Errno 5] x", "fast", "cpu"),
-        (RuntimeError("a bug"), "a bug", "exact", "gpu"),
+        (MemoryError(), "too large for the memory", "exact"),
+        (OSError(5, "x"), "[Errno 5] x", "fast"),
+        (RuntimeError("a bug"), "a bug", "exact"),
     ],
 )
 def test_whatever_a_view_raises_costs_one_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, views: str, device: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, views: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     def of_file(self: object, data: bytes, *arguments: object) -> object:
@@ -244,20 +244,20 @@ def test_whatever_a_view_raises_costs_one_image(
             raise error
         return call_before(self, image)
 
-    kind = type(make_views(SETTINGS, views, device))
+    kind = type(make_views(SETTINGS, views))
     of_file_before, call_before = kind.of_file, EvalView.__call__
     monkeypatch.setattr(kind, "of_file", of_file)
     monkeypatch.setattr(EvalView, "__call__", call)
-    loses_the_odd_one(ShardReader(shards_with_an_odd_one(tmp_path), "train"), views, device)
+    loses_the_odd_one(ShardReader(shards_with_an_odd_one(tmp_path), "train"), views)
     assert re.search(rf"\(odd\) cannot be decoded and is replaced.*{re.escape(reason)}", capfd.readouterr().err)
 
 
-@pytest.mark.parametrize(("views", "device"), [("exact", "cpu"), ("fast", "cpu"), ("exact", "gpu")])
-def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: Path, views: str, device: str) -> None:
+@pytest.mark.parametrize("views", ["exact", "fast"])
+def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: Path, views: str) -> None:
     """Shown with a lower limit: the index's is the one that counts, and images above it are expensive to test with."""
     uri, index = shards_with_an_odd_one(tmp_path), tmp_path / "out" / "index.json"
     index.write_text(index.read_text().replace('"max_pixels": 89478485', '"max_pixels": 500'))
-    loses_the_odd_one(ShardReader(uri, "train"), views, device)
+    loses_the_odd_one(ShardReader(uri, "train"), views)
 
 
 def test_an_animated_avif_is_refused_as_what_it_is() -> None:

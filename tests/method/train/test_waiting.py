@@ -11,9 +11,6 @@ from torch.optim import optimizer
 
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.augment.cpu import fill_color
-from must.data.augment.draws import ViewSettings
-from must.data.augment.gpu import OPERATION_NAMES, DeviceInputs, DeviceViews
 from must.data.augment.normalize import channels
 from must.data.image.preprocess import Preprocess
 from must.method.distributed.process_group import StopSignal, World, init_distributed
@@ -108,16 +105,15 @@ def test_processes_wait_for_nothing_and_send_little():
         assert sum(step.values()) <= most, step.most_common()
 
 
-@pytest.mark.parametrize("place", ["cpu", "gpu"])
-def test_the_loop_reads_at_its_log_lines_alone(place, fused_on_meta, digits, tmp_path, monkeypatch):
+def test_the_loop_reads_at_its_log_lines_alone(fused_on_meta, digits, tmp_path, monkeypatch):
     """Batches of the loader, views, steps and their order as `must train` has them; the reading itself is left out."""
     settings = {"preset": "digits", "epochs": 1, "batch_size": 32, "log_every": 3, "checkpoint_every": 10**6}
-    settings |= {"device": "meta", "workers": 0, "augment_device": place, "precision": "fp32"}
+    settings |= {"device": "meta", "workers": 0, "precision": "fp32"}
     data = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path)}
     trainer, read = Trainer(load(TrainConfig, settings | data), ALONE), []
     trainer.choose()
     preprocess = trainer.must_step.preprocess
-    for values in (preprocess.mean, preprocess.std, fill_color(preprocess.mean)):
+    for values in (preprocess.mean, preprocess.std):
         channels(values, DEVICE)  # once a run
     monkeypatch.setattr(trainer.monitor, "check", lambda meter, step, batch: read.append(step + 1) or {})
     with unread():
@@ -158,26 +154,6 @@ def test_blocks_are_whole_graphs_and_few(family):
             student(images, masked)
     kinds = 2 if family == "timm, class token" else 1  # its first block has no drop path
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * kinds
-
-
-def views_of(operations: list[list[int]]) -> Counter[str]:
-    settings = ViewSettings(Preprocess(size=64), patch_size=8, mask_patch_size=16, weak_padding=4)
-    count, views = len(operations), DeviceViews(settings)
-    channels(views.fill, DEVICE)
-    pixels = torch.zeros(count, views.side, views.side, 3, dtype=torch.uint8)
-    inputs = DeviceInputs.of(
-        pixels, torch.full((count, 2, 4), 0.5), torch.zeros(count, dtype=torch.bool), torch.tensor(operations),
-        torch.ones(count, len(operations[0])), torch.zeros(count, 5, dtype=torch.int64),
-    )  # fmt: skip
-    with unread() as launches:
-        weak, strong = views(inputs.to(DEVICE))
-    assert weak.shape == strong.shape == (count, 64, 64, 3) and strong.device == DEVICE
-    return launches
-
-
-def test_views_on_the_device_wait_for_nothing():
-    operations = [pair for number in range(len(OPERATION_NAMES)) for pair in ([number, -1], [-1, number])]
-    assert views_of(operations) == views_of(operations * 8)  # launches do not grow with the images
 
 
 @pytest.mark.parametrize(
