@@ -168,9 +168,7 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
 
 def upright_size(header: Any) -> tuple[int, int]:
     """Width and height of the image after applying its orientation."""
-    # On opening, Pillow applies the orientation to the size of TIFF files only
-    width, height = (header.tag_v2[256], header.tag_v2[257]) if header.format == "TIFF" else header.size
-    return (height, width) if orientation(header) in (5, 6, 7, 8) else (width, height)
+    return header.size[::-1] if orientation(header) in (5, 6, 7, 8) else header.size
 
 
 def no_pixels(height: int, width: int) -> torch.Tensor:

@@ -40,8 +40,8 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Index from the content of its file.
     Raises ValueError, KeyError, TypeError, AttributeError: a field is missing or invalid."""
     for name in ("revision", "rejected", "duplicates", "dropped", "units"):
-        count(content.get(name, 0), name)
-    require(content.get("units", 0) < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
+        count(content[name], name)
+    require(content["units"] < MOST_CHUNKS, f"units must be below {MOST_CHUNKS}")
     for name in ("uri", "fingerprint"):
         require(isinstance(content["source"][name], str), f"source.{name} is not text")
     settings = content["settings"]
@@ -50,7 +50,7 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     require(isinstance(content["created_by"], str), "created_by is not text")
     require(isinstance(content["labels"], list), "labels are no list")  # a string would be a list of letters
     require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
-    for counts in (content["reasons"], content.get("skipped", {})):
+    for counts in (content["reasons"], content["skipped"]):
         for value in counts.values():
             count(value, "a count of files")
     for split, counts in content["splits"].items():

@@ -13,9 +13,8 @@ import numpy as np
 
 from must.base.errors import TransientError
 from must.base.text import printable
-from must.data.image.cost import cost, refusal
+from must.data.image.cost import Cost, cost, refusal
 from must.data.image.decode import decode_view
-from must.data.image.headers.base import Cost
 from must.data.image.preprocess import EvalView
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request

@@ -14,7 +14,7 @@ import numpy as np
 
 from must.base.processes import cores
 from must.config.serve import ServeConfig
-from must.data.image.headers.base import Cost
+from must.data.image.cost import Cost
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel
 from must.deploy.serve.predictions import Predictions
