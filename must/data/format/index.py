@@ -58,17 +58,17 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
         require(
             count(counts["labelled"], "labelled") <= count(counts["samples"], "samples"), "more labels than samples"
         )
-    shards = tuple(shard_of(**values) for values in content["shards"])
+    shards = tuple(parse_shard(**values) for values in content["shards"])
     require(len({shard.name for shard in shards}) == len(shards), "a shard is listed twice")
     missing = {split: counts["samples"] for split, counts in content["splits"].items()}
     for shard in shards:
         missing[shard.split] -= shard.samples
     require(not any(missing.values()), "the shards' samples do not add up to the splits'")
-    tables = tuple(table_of(**values) for values in content["tables"])
+    tables = tuple(parse_table(**values) for values in content["tables"])
     return {**content, "labels": tuple(content["labels"]), "shards": shards, "tables": tables}
 
 
-def shard_of(**values: Any) -> Shard:
+def parse_shard(**values: Any) -> Shard:
     shard = Shard(**values)
     of_form(SHARD_NAME, shard.name, "valid shard name")
     require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
@@ -79,7 +79,7 @@ def shard_of(**values: Any) -> Shard:
     return shard
 
 
-def table_of(name: Any, sha256: Any) -> dict[str, str]:
+def parse_table(name: Any, sha256: Any) -> dict[str, str]:
     of_form(TABLE, name, "valid table name")
     return {"name": name, "sha256": of_form(SHA256, sha256, f"sha256 of {name}")}
 

@@ -145,13 +145,13 @@ def verify(uri: str) -> Index:
     index = load_index(uri)
     faults: list[str] = []
     for shard in bar(index.shards, desc="verify", unit="shard"):
-        if fault := fault_of_shard(uri, shard):
+        if fault := find_shard_fault(uri, shard):
             faults.append(f"{shard.name}: {fault}")
             with tqdm.external_write_mode(file=sys.stdout):
                 logger.info(printable(faults[-1]))
     broken = len(faults)
     for table in index.tables:
-        if fault := fault_of_file(storage.join(uri, table["name"]), table["sha256"]):
+        if fault := find_file_fault(storage.join(uri, table["name"]), table["sha256"]):
             faults.append(f"{table['name']}: {fault}")
             logger.info(printable(faults[-1]))
     if faults:
@@ -161,7 +161,7 @@ def verify(uri: str) -> Index:
     return index
 
 
-def fault_of_shard(uri: str, shard: Shard) -> str:
+def find_shard_fault(uri: str, shard: Shard) -> str:
     """What is wrong with a shard, its table or a sample in it; "" if nothing is."""
     location = storage.join(uri, shard.name)
     try:
@@ -182,7 +182,7 @@ def fault_of_shard(uri: str, shard: Shard) -> str:
     return ""
 
 
-def fault_of_file(uri: str, sha256: str) -> str:
+def find_file_fault(uri: str, sha256: str) -> str:
     try:
         with storage.local_copy(uri) as path:
             return "" if storage.sha256_of(path) == sha256 else "its bytes have changed (sha256)"

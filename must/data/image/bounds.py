@@ -15,6 +15,7 @@ from typing import IO
 
 from PIL import Image
 
+from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.workers import KilledWorkerError
@@ -133,6 +134,7 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
 def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:
     """The subprocess's loop: answers requests until its standard input is closed."""
     responses = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    silence_pillow()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print; that must not get into the responses
     while head := sys.stdin.buffer.read(REQUEST.size):
         size, max_pixels, shorter_side = REQUEST.unpack(head)

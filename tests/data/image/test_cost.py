@@ -40,11 +40,16 @@ def icon(inside: bytes) -> bytes:
 
 MANY_PARTS = f"its headers have more than {MAX_PARTS} parts"
 REFUSED = {
-    "an icon of a huge png": (icon(zoo.bomb()), "60000x60000 is more than 89478485 pixels"),
+    "an icon of a huge png": (icon(zoo.bomb()), r"Image size \(3600000000 pixels\) exceeds limit .*"),
     "an icon of a huge bitmap": (
         icon(struct.pack("<IiiHHI", 40, 60000, 120000, 1, 32, 0) + bytes(100)),
-        "60000x60000 is more than 89478485 pixels",
+        r"Image size \(7200000000 pixels\) exceeds limit .*",
     ),
+    "a large bitmap": (
+        struct.pack("<2sIII", b"BM", 99, 0, 54) + struct.pack("<IiiHHI", 40, 9500, 9500, 1, 24, 0) + bytes(99),
+        "9500x9500 is more than 89478485 pixels",
+    ),
+    "a thin bitmap": (zoo.encoded(Image.new("L", (1, 201)), "BMP"), "1x201 is thinner than 1 to 200"),
     "a thin image": (thin(201), "1x201 is thinner than 1 to 200"),
     "many scans": (scans(MAX_SCANS), "more than 100 scans"),
     "markers with fillers": (scans(MAX_SCANS).replace(b"\xff\xda", b"\xff\xff\xff\xda"), "more than 100 scans"),
