@@ -1,4 +1,4 @@
-"""Decoding cost of images: the estimate from the header and the measured cost, each in a new process.
+"""Decoding cost of JPEGs, PNGs and WebPs: the estimate from the header and the measured cost, each in a new process.
 
     python benchmarks/image_cost.py [NAME ...]      images whose name contains one of these; without a NAME all
 
@@ -101,45 +101,6 @@ def webp_animated(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WEBP" + parts
 
 
-def tiff(entries: dict[int, tuple[int, list[int]]], data: bytes) -> bytes:
-    """Little-endian, one directory after `data`, which begins at byte 8. Types: 3 short, 4 long."""
-    directory, extra, start = b"", b"", 8 + len(data)
-    extra_start = start + 2 + 12 * len(entries) + 4
-    for tag, (kind, values) in sorted(entries.items()):
-        packed = struct.pack(f"<{len(values)}{'HL'[kind - 3]}", *values)
-        if len(packed) > 4:
-            directory += struct.pack("<HHLL", tag, kind, len(values), extra_start + len(extra))
-            extra += packed
-        else:
-            directory += struct.pack("<HHL", tag, kind, len(values)) + packed.ljust(4, b"\0")
-    head = b"II\x2a\0" + struct.pack("<L", start)
-    return head + data + struct.pack("<H", len(entries)) + directory + b"\0" * 4 + extra
-
-
-def zeros(size: int) -> bytes:
-    """`size` zero bytes in zlib's format, from a repeated block, because compressing a gigabyte takes seconds."""
-    first, last = (zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS) for _ in range(2))
-    block = first.compress(bytes(1 << 20)) + first.flush(zlib.Z_FULL_FLUSH)
-    end = last.compress(bytes(size % (1 << 20))) + last.flush()
-    return b"\x78\xda" + block * (size >> 20) + end + struct.pack(">I", size % 65521 << 16 | 1)
-
-
-def tiff_of(side: int, part: int, planes: int = 1, rows: int = 0) -> bytes:
-    """`side` x `side` pixels in one tile of `part` x `part` (deflate), or in strips of `rows` rows."""
-    size = part * part if not rows else side * min(rows, 1 << 24)
-    packed = zeros(size)
-    entries: dict[int, tuple[int, list[int]]] = {
-        256: (4, [side]), 257: (4, [side]), 258: (3, [8] * planes), 259: (3, [8]),
-        262: (3, [2 if planes == 3 else 1]), 277: (3, [planes]), 284: (3, [2 if planes > 1 else 1]),
-    }  # fmt: skip
-    offsets, lengths = [8] * planes, [len(packed)] * planes
-    if rows:
-        entries |= {273: (4, offsets), 278: (4, [rows]), 279: (4, lengths)}
-    else:
-        entries |= {322: (4, [part]), 323: (4, [part]), 324: (4, offsets), 325: (4, lengths)}
-    return tiff(entries, packed)
-
-
 def scans(width: int, height: int, count: int) -> bytes:
     """A progressive JPEG whose first AC scan is repeated."""
     data = encode(Image.new("L", (width, height)), "JPEG", progressive=True)
@@ -152,18 +113,6 @@ def scans(width: int, height: int, count: int) -> bytes:
 
 def cmyk(width: int, height: int) -> bytes:
     return encode(texture(width, height, "CMYK"), "JPEG")
-
-
-def patched_jp2(side: int) -> bytes:
-    data = encode(Image.new("RGB", (64, 64)), "JPEG2000")
-    sizes = struct.pack(">II", side, side)
-    return data.replace(struct.pack(">II", 64, 64), sizes)
-
-
-def patched_avif(side: int) -> bytes:
-    data = encode(Image.new("RGB", (64, 64)), "AVIF")
-    offset = data.index(b"ispe") + 8
-    return data[:offset] + struct.pack(">II", side, side) + data[offset + 8 :]
 
 
 def exif_of_itself(tags: int, size: int) -> bytes:
@@ -213,29 +162,6 @@ def cmyk_profile(steps: int) -> bytes:
     return encode(Image.new("CMYK", (16, 16)), "JPEG", icc_profile=profile)
 
 
-def jp2_tiled(side: int, tile: int, more: bytes = b"") -> bytes:
-    """A 64x64 codestream whose header has `side` and `tile` as sizes, with `more` segments."""
-    data = encode(Image.new("RGB", (64, 64)), "JPEG2000", no_jp2=True)
-    data = data[:8] + struct.pack(">8I", side, side, 0, 0, tile, tile, 0, 0) + data[40:]
-    offset = data.index(b"\xff\x90")
-    return data[:offset] + more + data[offset:]
-
-
-TRANSFORM = b"\xff\x74" + struct.pack(">HHHH", 60000, 0, 0x0100, 0) + bytes(59992)
-
-
-def icon(side: int) -> bytes:
-    inner = png(side, side, 8, 6)
-    return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(inner), 22) + inner
-
-
-def bmp_rle(side: int) -> bytes:
-    head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, 0, 0, 0, 256, 0)
-    palette = b"".join(bytes([n, 255 - n, n, 0]) for n in range(256))
-    rows = (b"\x01\x07" * side + b"\0\0") * side
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + len(palette)) + head + palette + rows
-
-
 CASES: dict[str, Callable[[], bytes]] = {
     "JPEG 4:2:0": lambda: encode(texture(9400, 9400), "JPEG", quality=85),
     "JPEG 4:4:4": lambda: encode(texture(9400, 9400), "JPEG", quality=85, subsampling=0),
@@ -275,58 +201,6 @@ CASES: dict[str, Callable[[], bytes]] = {
     "WebP 88 MP": lambda: encode(Image.new("RGB", (16383, 5400)), "WEBP", method=0),
     "WebP animated 20 MP": lambda: webp_animated(5000, 4000),
     "WebP animated 88 MP": lambda: webp_animated(16383, 5400),
-    "GIF": lambda: encode(Image.new("P", (9400, 9400)), "GIF"),
-    "GIF transparent": lambda: encode(Image.new("P", (9400, 9400)), "GIF", transparency=0),
-    "BMP": lambda: encode(Image.new("RGB", (9400, 9400)), "BMP"),
-    "BMP RLE, 1 MP": lambda: bmp_rle(1000),
-    "BMP RLE, 9 MP": lambda: bmp_rle(3000),
-    "TGA": lambda: encode(Image.new("RGB", (9400, 9400)), "TGA"),
-    "TGA RLE RGBA": lambda: encode(Image.new("RGBA", (9400, 9400)), "TGA", compression="tga_rle"),
-    "PPM": lambda: encode(Image.new("RGB", (9400, 9400)), "PPM"),
-    "PPM 16 bits, 4 MP": lambda: b"P6 2000 2000 65535\n" + bytes(24_000_000),
-    "PPM maxval 100, 1 MP": lambda: b"P6 1000 1000 100\n" + bytes(3_000_000),
-    "PPM maxval 100, 9 MP": lambda: b"P6 3000 3000 100\n" + bytes(27_000_000),
-    "PGM float": lambda: b"Pf 9400 9400 -1.0\n" + bytes(4 * 9400 * 9400),
-    "PPM plain, 1 MP": lambda: b"P3 1000 1000 255\n" + b"7 " * 3_000_000,
-    "PPM plain, 9 MP": lambda: b"P3 3000 3000 255\n" + b"7 " * 27_000_000,
-    "PPM of spaces": lambda: b"P6" + b" " * 20_000_000 + b"2 2 255\n" + bytes(12),
-    "TIFF strips": lambda: encode(Image.new("RGB", (9400, 9400)), "TIFF"),
-    "TIFF deflate": lambda: encode(texture(9400, 9400), "TIFF", compression="tiff_adobe_deflate"),
-    "TIFF LZW": lambda: encode(texture(9400, 9400), "TIFF", compression="tiff_lzw"),
-    "TIFF LZW RGBA": lambda: encode(Image.new("RGBA", (9400, 9400)), "TIFF", compression="tiff_lzw"),
-    "TIFF JPEG": lambda: encode(texture(9400, 9400), "TIFF", compression="jpeg"),
-    "TIFF group 4": lambda: encode(Image.new("1", (9400, 9400)), "TIFF", compression="group4"),
-    "TIFF float": lambda: encode(Image.new("F", (9400, 9400)), "TIFF"),
-    "TIFF float deflate": lambda: encode(Image.new("F", (9400, 9400)), "TIFF", compression="tiff_adobe_deflate"),
-    "TIFF 16 bits": lambda: encode(Image.new("I;16", (9400, 9400)), "TIFF"),
-    "TIFF CMYK": lambda: encode(Image.new("CMYK", (9400, 9400)), "TIFF", compression="tiff_lzw"),
-    "TIFF LAB": lambda: encode(Image.new("LAB", (9400, 9400)), "TIFF"),
-    "TIFF one strip": lambda: tiff_of(9400, 0, rows=9400),
-    "TIFF strip of 26752 rows": lambda: tiff_of(64, 0, rows=2**24),
-    "TIFF tile of 26752": lambda: tiff_of(64, 26752),
-    "TIFF tile of 8192": lambda: tiff_of(64, 8192),
-    "TIFF three planes of 32752": lambda: tiff_of(64, 32752, planes=3),
-    "TIFF three planes of 8192": lambda: tiff_of(64, 8192, planes=3),
-    "JPEG 2000, 20 MP": lambda: encode(texture(5000, 4000), "JPEG2000", quality_mode="rates", quality_layers=[20]),
-    "JPEG 2000 tiles, 20 MP": lambda: encode(texture(5000, 4000), "JPEG2000", tile_size=(512, 512)),
-    "JPEG 2000 of 16,000 tiles": lambda: jp2_tiled(2032, 16),
-    "JPEG 2000 of 65,000 tiles": lambda: jp2_tiled(4080, 16),
-    "JPEG 2000 of 62,500 tiles, own transform": lambda: jp2_tiled(1000, 4, TRANSFORM),
-    "JPEG 2000 of 64 that says 3000": lambda: patched_jp2(3000),
-    "JPEG 2000 of 64 that says 9400": lambda: patched_jp2(9400),
-    "JPEG 2000 code-blocks of 4": lambda: encode(Image.new("RGB", (2000, 2000)), "JPEG2000", codeblock_size=(4, 4)),
-    "JPEG 2000 precincts of 1": lambda: encode(
-        Image.new("RGB", (2000, 2000)), "JPEG2000", precinct_size=(64, 64), codeblock_size=(32, 32)
-    ),
-    "AVIF, 20 MP": lambda: encode(texture(5000, 4000), "AVIF", speed=10),
-    "AVIF 4:4:4 alpha, 12 MP": lambda: encode(texture(4000, 3000, "RGBA"), "AVIF", speed=10, subsampling="4:4:4"),
-    "AVIF of 64 that says 3000": lambda: patched_avif(3000),
-    "AVIF of 64 that says 9000": lambda: patched_avif(9000),
-    "AVIF animated": lambda: encode(
-        Image.new("RGB", (640, 480)), "AVIF", save_all=True, append_images=[Image.new("RGB", (640, 480), "red")]
-    ),
-    "ICO 256": lambda: encode(Image.new("RGBA", (256, 256)), "ICO"),
-    "ICO of a large PNG": lambda: icon(9400),
 }
 
 

@@ -78,7 +78,7 @@ def decode_split(options: argparse.Namespace, preprocess: Preprocess) -> np.ndar
     index, pixels = load_index(options.shards), []
     for shard in index.shards_of(options.split):
         with local_shard(options.shards, shard) as path:
-            rows = decode_rows(path, load_offsets(options.shards, shard), None, preprocess, index.max_pixels)
+            rows = decode_rows(path, load_offsets(options.shards, shard), preprocess, index.max_pixels)
         pixels += [row.pixels for row in rows if row.pixels is not None]
     return np.stack(pixels)
 

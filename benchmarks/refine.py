@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import torch
-
 from must.method.select.propagate import NEIGHBOURS, corrected, nearest, propagate, whitened
 
 PLAIN = 10_000  # images for the plain alternative

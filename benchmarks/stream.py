@@ -36,10 +36,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from must.config import ShardConfig
-from must.data.augment.cpu import TrainViews, fill_color, posterize
 from must.data.augment.draws import AugmentParams, PatchMask, ViewSettings, seed_views
-from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.image.cost import MAX_PIXELS
+from must.data.augment.views import TrainViews, fill_color, posterize
 from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD
 from must.data.loading.loader import TrainDataset, make_views, train_batches
@@ -69,7 +67,7 @@ def main() -> None:
     print(f"{args.images} images, {args.workers} loader process(es), {os.cpu_count()} cores")
     best: dict[str, dict[str, float]] = {}
     for _ in range(args.repeat):
-        for way in ("plain", "exact", "fast", "gpu"):
+        for way in ("plain", "exact", "fast"):
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
             speed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             if way not in best or speed["a core"] > best[way]["a core"]:
@@ -78,7 +76,6 @@ def main() -> None:
     for way, speed in best.items():
         ratio, cpu = speed["a core"] / best["plain"]["a core"], 1000 / speed["a core"]
         print(f"{NAMES[way]:<28}{speed['images/s']:>10.0f}{speed['a core']:>8.0f}{cpu:>17.2f}{ratio:>14.2f}")
-    print("* what the loader processes do; the views themselves are the device's work")
     breakdown(images)
 
 
@@ -86,7 +83,6 @@ NAMES = {
     "plain": "ImageFolder + DataLoader",
     "exact": "must, --views exact",
     "fast": "must, --views fast",
-    "gpu": "must, --augment-device gpu *",
 }
 
 
@@ -145,81 +141,34 @@ def plain(images: Path, workers: int) -> Iterable[Any]:
 def must_loader(shards: Path, workers: int, way: str) -> Iterable[Any]:
     reader = ShardReader(str(shards), "train")
     order = GlobalBatches(reader.sizes, BATCH, 1, 0)
-    views = LoadersOnly(ViewSettings()) if way == "gpu" else make_views(ViewSettings(), way)
-    dataset = TrainDataset(reader, views, 0)
+    dataset = TrainDataset(reader, make_views(ViewSettings(), way), 0)
     return train_batches(dataset, order, workers, torch.device("cpu"))
 
 
-class LoadersOnly(DeviceViews):
-    """Omits the work of the device."""
-
-    def __call__(self, batch: DeviceInputs) -> tuple[torch.Tensor, torch.Tensor]:
-        return batch.pixels, batch.pixels
-
-
 def breakdown(images: Path) -> None:
-    from must.data.augment.cpu import FastViews, pixels_of
-
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]
     pictures = [decode(part) for part in data]
-    exact, fast, published = TrainViews(ViewSettings()), FastViews(ViewSettings()), TwoViews()
+    exact, published = TrainViews(ViewSettings()), TwoViews()
     to_input = transforms.Compose(published.weak.transforms[2:])
-    draws = []
-    for number, picture in enumerate(pictures):
-        seed_views(0, 0, number)
-        draws.append(exact.draws(*picture.size))
-    headers = [Image.open(path) for path in files]
-
-    def decode_fast(i: int) -> tuple[torch.Tensor, int]:
-        return pixels_of(data[i], headers[i], min(*headers[i].size, *draws[i].strong[2:]), SIZE, MAX_PIXELS)
-
-    reduced = [decode_fast(i) for i in range(len(data))]
-    print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}{'fast':>8}")
 
     def draw_exact(i: int) -> AugmentParams:
         seed_views(0, 0, i)
-        return exact.draws(500, 400)
+        return exact.draws(*pictures[i].size)
 
-    rows: list[tuple[str, list[Callable[[int], Any] | None]]] = [
-        (
-            "decode",
-            [
-                lambda i: Image.open(files[i]).convert("RGB"),
-                lambda i: decode(data[i]),
-                decode_fast,
-            ],
-        ),
-        (
-            "seeds and draws",
-            [
-                None,
-                draw_exact,
-                draw_exact,
-            ],
-        ),
-        (
-            "weak view",
-            [
-                lambda i: transforms.Compose(published.weak.transforms[:2])(pictures[i]),
-                lambda i: exact.weak(pictures[i], draws[i]),
-                lambda i: fast.fast_weak(*reduced[i], 500, 400, draws[i]),
-            ],
-        ),
-        (
-            "strong view",
-            [
-                lambda i: transforms.Compose(published.strong.transforms[:3])(pictures[i]),
-                lambda i: exact.strong(pictures[i], draws[i]),
-                lambda i: fast.fast_strong(*reduced[i], draws[i]),
-            ],
-        ),
-        (
-            "both to float and normalised",
-            [lambda i: [to_input(pictures[i].crop((0, 0, SIZE, SIZE))) for _ in range(2)], None, None],
-        ),
-    ]
-    for name, functions in rows:
+    draws = [draw_exact(i) for i in range(len(files))]
+    plain_weak, plain_strong = (transforms.Compose(t.transforms[:-2]) for t in (published.weak, published.strong))
+    rows: dict[str, list[Callable[[int], Any] | None]] = {
+        "decode": [lambda i: Image.open(files[i]).convert("RGB"), lambda i: decode(data[i])],
+        "seeds and draws": [None, draw_exact],
+        "weak view": [lambda i: plain_weak(pictures[i]), lambda i: exact.weak(pictures[i], draws[i])],
+        "strong view": [lambda i: plain_strong(pictures[i]), lambda i: exact.strong(pictures[i], draws[i])],
+        "both to float and normalised": [
+            lambda i: [to_input(pictures[i].crop((0, 0, SIZE, SIZE))) for _ in range(2)], None
+        ],
+    }  # fmt: skip
+    print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}")
+    for name, functions in rows.items():
         cells = "".join(f"{milliseconds(f, len(files)):>8.2f}" if f else f"{'':>8}" for f in functions)
         print(f"{name:<40}{cells}")
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from must.method.select.select import ALPHAS
 
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.run import ANSWERS, run_task
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS
-from must.method.select.select import ALPHAS
 
 SEEDS = (0, 1)
 HALF, ALL = ALPHAS.index(0.5), len(ALPHAS) - 1

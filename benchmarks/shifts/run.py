@@ -20,17 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
-
-from benchmarks.shifts.families import ROOT
-from benchmarks.shifts.pretrain import pretrain
-from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
-from must.config import ClassifierConfig, ShardConfig, TrainConfig
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import ShardReader, open_reader
-from must.data.shards.build import shard
-from must.method.model.bundle import load_bundle, preprocess_of
-from must.method.model.classifier import classifier
 from must.method.select.check import Predicted, check_of
 from must.method.select.features import extract_features
 from must.method.select.propagate import nearest, whitened
@@ -42,6 +31,17 @@ from must.method.select.select import (
     load_adapted_and_zero_shot,
     zero_shot_network,
 )
+from PIL import Image
+
+from benchmarks.shifts.families import ROOT
+from benchmarks.shifts.pretrain import pretrain
+from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
+from must.config import ClassifierConfig, ShardConfig, TrainConfig
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import ShardReader, open_reader
+from must.data.shards.build import shard
+from must.method.model.bundle import load_bundle, preprocess_of
+from must.method.model.classifier import classifier
 from must.method.train.trainer import train
 
 DRAWS = 5  # of simulated answers

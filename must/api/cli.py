@@ -102,11 +102,6 @@ def run_index(options: dict[str, Any]) -> None:
     from must.data.shards.build import show_index
 
     action, uri = options.pop("action"), options.pop("uri")
-    if action == "make":
-        from must.data.shards.in_place import make_index
-
-        make_index(uri, **options)
-        return
     {"show": show_index, "verify": verify}[action](uri)
 
 
@@ -154,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         general.add_argument("-h", "--help", action="help", help="show this and exit")
         text = "YAML file with these parameters (batch_size: 64); flags override it"
         general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
-    add_index(commands.add_parser("index", help="Show or verify a folder of shards, or index tars made elsewhere."))
+    add_index(commands.add_parser("index", help="Show or verify a folder of shards."))
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
     completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -168,15 +163,7 @@ def add_index(index: argparse.ArgumentParser) -> None:
         ("verify", "Read everything again and compare."),
     ):
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("uri", metavar="URI", help="folder of shards made by `must shard` or `must index make`")
-    text = "Write an index of WebDataset shards that another program has made, which stay as and where they are."
-    make = actions.add_parser("make", help=text, description=text, allow_abbrev=False)
-    make.add_argument("uri", metavar="URI", help="a folder or a bucket's prefix of tars, or x-{000..099}.tar")
-    text = "folder for index.json and its tables; that of the tars if not given"
-    make.add_argument("--output", metavar="URI", default="", help=text)
-    make.add_argument("--split", metavar="NAME", default="train", help="what the tars' split is called (train)")
-    make.add_argument("--test-source", dest="test", metavar="URI", default="", help="more tars, which become 'test'")
-    make.add_argument("--workers", metavar="N", type=int, default=0, help="processes; 0 means one a core (0)")
+        action.add_argument("uri", metavar="URI", help="folder of shards made by `must shard`")
 
 
 PACKAGES = (

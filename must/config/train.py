@@ -143,9 +143,6 @@ class TrainConfig(StageConfig):
     views: Literal["exact", "fast"] = param(
         "exact: the published views bit for bit; fast: the same crops and operations by faster arithmetic", "exact"
     )
-    augment_device: Literal["cpu", "gpu"] = param(
-        "where views are computed: by the loader processes, or on --device in batches, by fast arithmetic", "cpu"
-    )
     shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
     max_replaced: float = param(
         "largest share of undecodable images (the next image takes their place); above it training stops",

@@ -17,9 +17,6 @@ from must.api.adapt import read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.api.inputs import as_image, entries_of, to_source
-from must.config import GateConfig
-from must.evaluation.gate import labelled_gate
-from must.evaluation.result import metrics_of
 
 SETTINGS = {"preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}

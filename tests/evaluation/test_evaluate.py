@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from must.method.select.refine import refine
 from PIL import Image
 
 from must.api.demo import CLASSES
@@ -20,7 +21,6 @@ from must.evaluation.report.page import selection
 from must.evaluation.result import Model, metrics_of
 from must.evaluation.table import text_table
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
-from must.method.select.refine import refine
 from tests.evaluation.digits import evaluation, pixels_of
 from tests.evaluation.measured import MEASURED
 from tests.method.train.processes import on_ranks

@@ -24,11 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from must.base.files import LAST_FILE, WEIGHTS_FILE
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.augment.cpu import TrainViews
-from must.data.augment.draws import ViewSettings
-from must.data.augment.gpu import DeviceInputs, DeviceViews
-from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import StopSignal, init_distributed, pick_device
+from must.method.distributed.process_group import StopSignal, init_distributed
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer
 
@@ -97,27 +93,6 @@ def test_the_host_waits_for_nothing_in_a_step(settings, digits):
                 if ON_GPU:
                     torch.cuda.set_sync_debug_mode("default")
         assert np.isfinite(values["loss"].item())
-
-
-def test_views_of_the_gpu_are_near_the_exact_ones(digits):
-    """Exact ones have another resampling where crops are drawn; with RandAugment the same code on a CPU is compared."""
-    reader, device = open_reader(digits.shards, "train"), pick_device(DEVICE)
-    files = [reader.image(number) for number in range(64)]
-
-    def inputs_of(views):
-        parts = zip(*(views.of_file(data, (0, 0, number)) for number, data in enumerate(files)), strict=True)
-        return DeviceInputs.of(*(torch.from_numpy(np.stack(part)) for part in parts))
-
-    plain = ViewSettings(patch_size=8, mask_patch_size=32, randaugment="")
-    exact, ours = TrainViews(plain), DeviceViews(plain)
-    each = zip(*(exact.of_file(data, (0, 0, number)) for number, data in enumerate(files)), strict=True)
-    theirs = [np.stack(part).astype(int) for part in each][:2]
-    for a, b in zip(ours(inputs_of(ours).to(device)), theirs, strict=False):
-        assert np.abs(a.cpu().numpy().astype(int) - b).mean() < 3.0  # levels of 255
-    augmented = DeviceViews(ViewSettings(patch_size=8, mask_patch_size=32))
-    inputs = inputs_of(augmented)
-    here, there = augmented(inputs.to(device))[1].cpu().int(), augmented(inputs)[1].int()
-    assert ((here - there).abs() > 1).float().mean() < 0.02
 
 
 def test_attention_is_one_fused_kernel(digits):

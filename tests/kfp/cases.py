@@ -80,7 +80,7 @@ class Case:
 
 def long(seed: int) -> dict[str, Any]:
     """A training of its own that takes minutes: there is time to disturb it."""
-    return {"epochs": LONG, "settings": {"seed": seed, "augment_device": "cpu", "workers": 1}}
+    return {"epochs": LONG, "settings": {"seed": seed, "workers": 1}}
 
 
 CASES = (

@@ -24,7 +24,7 @@ from torchvision import transforms
 from must.base.errors import UserError
 from must.base.parameters import default_of
 from must.config import TrainConfig
-from must.data.image.decode import identify, orientation
+from must.data.image.decode import orientation
 from must.data.image.preprocess import Preprocess
 
 GENERATOR = random.Random()
@@ -83,12 +83,6 @@ class AugmentSampler:
         self.mask = PatchMask(self.size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio)
         config, names = settings.randaugment, settings.randaugment_ops
         self.augment = randaugment(config, names, self.size) if config else None
-
-    def of_file(self, data: bytes, seeds: tuple[int, int, int], max_pixels: int) -> tuple[Any, AugmentParams]:
-        """(the opened image, not decoded; parameters) for (seed, epoch, sample). Raises ValueError: no image."""
-        header = identify(data, max_pixels)
-        seed_views(*seeds)
-        return header, self(*size_of(header))
 
     def __call__(self, width: int, height: int) -> AugmentParams:
         settings = self.settings
@@ -172,11 +166,9 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
     return int(size * width / height), size
 
 
-def size_of(header: Any) -> tuple[int, int]:
+def upright_size(header: Any) -> tuple[int, int]:
     """Width and height of the image after applying its orientation."""
-    # On opening, Pillow applies the orientation to the size of TIFF files only
-    width, height = (header.tag_v2[256], header.tag_v2[257]) if header.format == "TIFF" else header.size
-    return (height, width) if orientation(header) in (5, 6, 7, 8) else (width, height)
+    return header.size[::-1] if orientation(header) in (5, 6, 7, 8) else header.size
 
 
 def no_pixels(height: int, width: int) -> torch.Tensor:

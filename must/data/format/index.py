@@ -11,7 +11,7 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
-from must.base.names import SHA256, SHARD_NAME, TABLE, of_form, safe_relative_path
+from must.base.names import SHA256, SHARD_NAME, TABLE, of_form
 from must.base.parameters import require
 from must.base.text import brief
 
@@ -21,11 +21,7 @@ MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file and its table of offsets, `<name without .tar>.npy`.
-
-    A tar of another program stays in its folder; its path is `file`, relative to the index or absolute, or a URI.
-    Then `<name without .tar>.jsonl` beside the index has a line of JSON per sample, instead of the json members.
-    """
+    """One tar file and its table of offsets, `<name without .tar>.npy`."""
 
     name: str  # of the tar, relative to the index
     split: str
@@ -34,34 +30,18 @@ class Shard:
     sha256: str  # of the tar
     offsets_sha256: str  # of the .npy
     labelled: int  # samples whose json member has a label
-    file: str = ""
-    texts_sha256: str = ""  # of the .jsonl
 
     @property
     def offsets_name(self) -> str:
         return self.name.removesuffix(".tar") + ".npy"
-
-    @property
-    def texts_name(self) -> str:
-        return self.name.removesuffix(".tar") + ".jsonl"
-
-    def location(self, uri: str) -> str:
-        """The path or URI of the tar, for an index in the folder `uri`."""
-        absolute = self.file.startswith("/") or "://" in self.file
-        return self.file if absolute else storage.join(uri, self.file or self.name)
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The shard in index.json."""
-        return {name: value for name, value in vars(self).items() if value != ""}
 
 
 def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of an Index from the content of its file.
     Raises ValueError, KeyError, TypeError, AttributeError: a field is missing or invalid."""
     for name in ("revision", "rejected", "duplicates", "dropped", "chunks"):
-        count(content.get(name, 0), name)
-    require(content.get("chunks", 0) < MOST_CHUNKS, f"chunks must be below {MOST_CHUNKS}")
+        count(content[name], name)
+    require(content["chunks"] < MOST_CHUNKS, f"chunks must be below {MOST_CHUNKS}")
     for name in ("uri", "fingerprint"):
         require(isinstance(content["source"][name], str), f"source.{name} is not text")
     settings = content["settings"]
@@ -70,7 +50,7 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
     require(isinstance(content["created_by"], str), "created_by is not text")
     require(isinstance(content["labels"], list), "labels are no list")  # a string would be a list of letters
     require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
-    for counts in (content["reasons"], content.get("skipped", {})):
+    for counts in (content["reasons"], content["skipped"]):
         for value in counts.values():
             count(value, "a count of files")
     for split, counts in content["splits"].items():
@@ -78,40 +58,28 @@ def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
         require(
             count(counts["labelled"], "labelled") <= count(counts["samples"], "samples"), "more labels than samples"
         )
-    shards = tuple(shard_of(**values) for values in content["shards"])
+    shards = tuple(parse_shard(**values) for values in content["shards"])
     require(len({shard.name for shard in shards}) == len(shards), "a shard is listed twice")
     missing = {split: counts["samples"] for split, counts in content["splits"].items()}
     for shard in shards:
         missing[shard.split] -= shard.samples
     require(not any(missing.values()), "the shards' samples do not add up to the splits'")
-    tables = tuple(table_of(**values) for values in content["tables"])
+    tables = tuple(parse_table(**values) for values in content["tables"])
     return {**content, "labels": tuple(content["labels"]), "shards": shards, "tables": tables}
 
 
-def shard_of(**values: Any) -> Shard:
+def parse_shard(**values: Any) -> Shard:
     shard = Shard(**values)
     of_form(SHARD_NAME, shard.name, "valid shard name")
     require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
     of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
     of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
-    require(isinstance(shard.file, str), f"{shard.name}: file is not text")
-    require(bool(shard.file) == bool(shard.texts_sha256), f"{shard.name}: file and texts_sha256 belong together")
-    if shard.file:
-        of_form(SHA256, shard.texts_sha256, f"sha256 of {shard.texts_name}")
-        check_file(shard.file)
     for name in ("samples", "bytes", "labelled"):
         count(getattr(shard, name), f"{shard.name}: {name}")
     return shard
 
 
-def check_file(file: Any) -> None:
-    """Checks the path of another program's tar, which is only read; a local tar only for a local index."""
-    require(isinstance(file, str) and file.endswith(".tar"), f"{brief(file)} is not the path of a tar")
-    parts = file.split("://", 1)[1] if storage.is_remote(file) else file.removeprefix("/")
-    safe_relative_path(parts, "a shard's file")
-
-
-def table_of(name: Any, sha256: Any) -> dict[str, str]:
+def parse_table(name: Any, sha256: Any) -> dict[str, str]:
     of_form(TABLE, name, "valid table name")
     return {"name": name, "sha256": of_form(SHA256, sha256, f"sha256 of {name}")}
 
@@ -150,7 +118,6 @@ class Index:
     def files(self) -> set[str]:
         """Names of all files of the index, and of the list of rejected files."""
         shards = {name for shard in self.shards for name in (shard.name, shard.offsets_name)}
-        shards |= {shard.texts_name for shard in self.shards if shard.file}
         return shards | {table["name"] for table in self.tables} | {REJECTED}
 
     @property
@@ -167,7 +134,7 @@ class Index:
 
     def to_json(self) -> bytes:
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sha256"}
-        content["shards"] = [shard.values for shard in self.shards]
+        content["shards"] = [vars(shard) for shard in self.shards]
         return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
@@ -200,12 +167,7 @@ def parse_index(data: bytes, path: str) -> Index:
             f"{path} has version {brief(version)}, this program reads {INDEX_VERSION}; update it, or shard again"
         )
     try:
-        index = Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
-        require(
-            not storage.is_remote(path) or all(storage.is_remote(shard.location(path)) for shard in index.shards),
-            "an index in a bucket names a local file",
-        )
-        return index
+        return Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
         raise UserError(f"{path} is damaged ({problem}); run `must shard` again") from None

@@ -24,7 +24,7 @@ from must.data.format.index import Index, Shard, load_index
 
 logger = logging.getLogger(__name__)
 
-MAKE_AGAIN = "run `must shard`, or `must index make`, again"
+MAKE_AGAIN = "run `must shard` again"
 
 
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
@@ -35,12 +35,6 @@ def load_offsets(uri: str, shard: Shard) -> np.ndarray:
     """
     data = read_file(uri, shard.offsets_name, shard.offsets_sha256)
     return parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
-
-
-def load_texts(uri: str, shard: Shard) -> bytes:
-    """The descriptions of a shard of another program; the table's last two columns are offsets and sizes in them.
-    Raises ValueError: the file is missing, or is not that of the index."""
-    return read_file(uri, shard.texts_name, shard.texts_sha256)
 
 
 def read_file(uri: str, name: str, sha256: str) -> bytes:
@@ -61,8 +55,7 @@ def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
         raise UserError(f"{path} is damaged: no .npy file; {MAKE_AGAIN}") from None
     if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
         raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
-    members = offsets[:, :2] if shard.file else offsets  # the texts may be in a separate file
-    starts, sizes = members[:, ::2], members[:, 1::2]
+    starts, sizes = offsets[:, ::2], offsets[:, 1::2]
     if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
         raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {MAKE_AGAIN}")
     return offsets
@@ -91,7 +84,7 @@ class Sample(NamedTuple):
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared.
     Raises ValueError: it is missing, or is not that of the index."""
-    name, hint = shard.location(uri), f"; run `must index verify {uri}` for details"
+    name, hint = storage.join(uri, shard.name), f"; run `must index verify {uri}` for details"
     try:
         with storage.local_copy(name) as path:
             require_size(path, uri, shard)
@@ -109,43 +102,27 @@ def require_size(path: Path, uri: str, shard: Shard) -> None:
     size = path.stat().st_size
     if size != shard.bytes:
         raise UserError(
-            f"{shard.location(uri)} has {size} bytes, its index says {shard.bytes}; run `must index verify {uri}` for "
-            "details"
+            f"{storage.join(uri, shard.name)} has {size} bytes, its index says {shard.bytes}; run `must index verify "
+            f"{uri}` for details"
         )
 
 
-def texts_of(uri: str, shard: Shard, offsets: np.ndarray) -> list[bytes] | None:
-    """The descriptions of the samples of a shard of another program; None for a shard that has them in the tar.
-    Raises ValueError: the file with them is missing or damaged."""
-    if not shard.file:
-        return None
-    data = load_texts(uri, shard)
-    return [data[start : start + size] for start, size in offsets[:, 2:].tolist()]
-
-
-def read_samples(path: Path, rows: np.ndarray, texts: list[bytes] | None = None) -> Iterator[Sample]:
+def read_samples(path: Path, rows: np.ndarray) -> Iterator[Sample]:
     """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order.
-    `texts`: the descriptions of these samples, if they are not in the shard.
     Raises ValueError: no sample at an offset."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for number, (image, size, text, length) in enumerate(rows.tolist()):
+        for image, size, text, length in rows.tolist():
             try:
                 name = tarfile.TarInfo.frombuf(
                     read(descriptor, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape"
                 ).name
-                description = json.loads(read(descriptor, length, text) if texts is None else texts[number])
-                source = description["source"]
+                source = json.loads(read(descriptor, length, text))["source"]
                 data = read(descriptor, size, image)
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise UserError(
-                    f"{path.name}: no sample at byte {image}, where its table of offsets has one; make "
-                    "the shards or the index again"
+                    f"{path.name}: no sample at byte {image}, where its table of offsets has one; {MAKE_AGAIN}"
                 ) from None
-            if texts is not None:
-                name = name.removeprefix("./")
-                if not str(source).endswith(name):  # the name is too long for this header
-                    name = str(description.get("name", source))
             folder, slash, file = name.rpartition("/")
             yield Sample(folder + slash + file.partition(".")[0], str(source), data)
     finally:
@@ -168,13 +145,13 @@ def verify(uri: str) -> Index:
     index = load_index(uri)
     faults: list[str] = []
     for shard in bar(index.shards, desc="verify", unit="shard"):
-        if fault := fault_of_shard(uri, shard):
+        if fault := find_shard_fault(uri, shard):
             faults.append(f"{shard.name}: {fault}")
             with tqdm.external_write_mode(file=sys.stdout):
                 logger.info(printable(faults[-1]))
     broken = len(faults)
     for table in index.tables:
-        if fault := fault_of_file(storage.join(uri, table["name"]), table["sha256"]):
+        if fault := find_file_fault(storage.join(uri, table["name"]), table["sha256"]):
             faults.append(f"{table['name']}: {fault}")
             logger.info(printable(faults[-1]))
     if faults:
@@ -184,9 +161,9 @@ def verify(uri: str) -> Index:
     return index
 
 
-def fault_of_shard(uri: str, shard: Shard) -> str:
+def find_shard_fault(uri: str, shard: Shard) -> str:
     """What is wrong with a shard, its table or a sample in it; "" if nothing is."""
-    location = shard.location(uri)
+    location = storage.join(uri, shard.name)
     try:
         size = storage.size(location)
         if size != shard.bytes:
@@ -196,7 +173,7 @@ def fault_of_shard(uri: str, shard: Shard) -> str:
                 return "its bytes have changed (sha256)"
             try:
                 offsets = load_offsets(uri, shard)
-                for _ in read_samples(path, offsets, texts_of(uri, shard, offsets)):
+                for _ in read_samples(path, offsets):
                     pass
             except UserError as error:
                 return str(error)
@@ -205,7 +182,7 @@ def fault_of_shard(uri: str, shard: Shard) -> str:
     return ""
 
 
-def fault_of_file(uri: str, sha256: str) -> str:
+def find_file_fault(uri: str, sha256: str) -> str:
     try:
         with storage.local_copy(uri) as path:
             return "" if storage.sha256_of(path) == sha256 else "its bytes have changed (sha256)"

@@ -1,6 +1,6 @@
-"""Limits on the memory and time that a worker process spends on an image, enforced by the operating system.
+"""Limits on the memory and time that a process spends on an image, enforced by the operating system.
 
-They are for files that need more than the cost estimated from their header.
+They are the only ones for images of other formats than JPEG, PNG and WebP, and for headers that understate the cost.
 """
 
 import os
@@ -15,13 +15,14 @@ from typing import IO
 
 from PIL import Image
 
+from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.workers import KilledWorkerError
 from must.data.image.cost import MAX_MEMORY, MAX_PIXELS, MAX_SECONDS
 
-MARGIN = 3
-"""The limits, as multiples of the largest cost that a header may have."""
+MARGIN, MEMORY_MARGIN = 3, 2
+"""The limits on time and memory, as multiples of the largest estimate that is accepted."""
 
 memory_limited = False
 """Whether this process is such a worker, which `limit_memory` was called in."""
@@ -52,7 +53,7 @@ def limit_memory(max_pixels: int, others: int) -> None:
 
         lines = Path("/proc/self/status").read_text().splitlines()
         used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
-        limit = used + others + int(MARGIN * MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
+        limit = used + others + int(MEMORY_MARGIN * MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
@@ -73,7 +74,7 @@ PROGRAM = "from must.data.image.decode import decode; from must.data.image.bound
 
 
 class Helper:
-    """A subprocess that decodes images whose header may understate their cost.
+    """A subprocess with limits, which decodes images.
 
     It is not forked: any thread may start it, and so may a loader process, which may have no other children.
     """
@@ -107,7 +108,7 @@ idle_helpers = per_process(list[Helper])  # there are as many in all as threads 
 
 
 def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Image.Image:
-    """As `decode`, in a subprocess, for bytes whose header was accepted.
+    """As `decode`, in a subprocess, for any bytes.
 
     Raises:
         ValueError: as `decode`; the image took too long, or its decoder crashed.
@@ -133,6 +134,7 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
 def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:
     """The subprocess's loop: answers requests until its standard input is closed."""
     responses = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    silence_pillow()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print; that must not get into the responses
     while head := sys.stdin.buffer.read(REQUEST.size):
         size, max_pixels, shorter_side = REQUEST.unpack(head)

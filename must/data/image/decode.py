@@ -13,10 +13,18 @@ from must.base.text import one_line
 from must.data.image import bounds
 from must.data.image.bounds import decode_isolated
 from must.data.image.colors import check_colors, to_rgb
-from must.data.image.cost import MAX_PIXELS, cost, refusal
-from must.data.image.headers.base import Cost
-from must.data.image.headers.heif import PLUGIN, can_read, is_heif
-from must.data.image.headers.jpeg_tiff import directory_refusal
+from must.data.image.cost import (
+    MAX_PIXELS,
+    PLUGIN,
+    Cost,
+    can_read_heic,
+    cost,
+    detect_format,
+    exif_refusal,
+    is_heic,
+    refusal,
+    size_refusal,
+)
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
@@ -25,7 +33,7 @@ except ImportError:
 
 # Only formats whose decoders are safe for untrusted bytes: no EPS or WMF, which start other programs.
 Image.init()  # registers the formats that this Pillow was built with
-if can_read():  # and HEIC: the main image only
+if can_read_heic():  # and HEIC: the main image only
     importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
@@ -49,9 +57,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     more than `max_pixels` pixels, or did so while decoding (bounds.py). The text is the reason.
     """
     estimate = accepted(data, max_pixels)
-    if not bounds.memory_limited and (estimate.format not in PLAIN_FORMATS or estimate.seconds > TRUSTED):
+    if needs_limits(estimate):
         return decode_isolated(data, max_pixels, shorter_side)
-    image = open_accepted(data, estimate)
+    image = open_image(data, estimate, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
             return upright(pixels, orientation(image))
@@ -83,34 +91,45 @@ def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels:
 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
-    """The image, opened and not decoded: size and format are known.
-    Raises ValueError: as `decode`, for what the header shows."""
-    return open_accepted(data, accepted(data, max_pixels))
+    """The image, opened and not decoded: size and format are known. One that needs limits, which this process does not
+    have, is decoded, as RGB. Raises ValueError: as `decode`, for what the header shows."""
+    estimate = accepted(data, max_pixels)
+    return decode_isolated(data, max_pixels) if needs_limits(estimate) else open_image(data, estimate, max_pixels)
 
 
-def open_accepted(data: bytes, estimate: Cost) -> Any:
-    """Raises ValueError: as `identify`."""
-    try:  # only the format whose cost was estimated; Pillow may have been built without it
-        image = Image.open(io.BytesIO(data), formats=[name for name in (estimate.format,) if name in FORMATS])
-    except Exception as error:
-        raise UserError(reason(error)) from error
-    if image.width * image.height > estimate.pixels:
-        raise UserError("its headers contradict each other")
-    if min(image.size) < 1:
-        raise UserError(f"{image.width}x{image.height} has no pixels")
-    return image
-
-
-def accepted(data: bytes, max_pixels: int) -> Cost:
-    """The cost of decoding. Raises ValueError: it is too high or unknown."""
+def accepted(data: bytes, max_pixels: int) -> Cost | None:
+    """The cost of decoding a JPEG, PNG or WebP; None: another format. Raises ValueError: the cost is too high."""
     if not data:
         raise UserError("empty file")
-    if "HEIF" not in FORMATS and is_heif(data):
+    if "HEIF" not in FORMATS and is_heic(data):
         raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
+    if not detect_format(data):
+        return None
     estimate = cost(data)
     if refused := refusal(estimate, max_pixels):
         raise UserError(refused)
     return estimate
+
+
+def needs_limits(estimate: Cost | None) -> bool:
+    """Whether only a process with limits on memory and time may open the image, and this one has none."""
+    return not bounds.memory_limited and (estimate is None or estimate.seconds > TRUSTED)
+
+
+def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
+    """Raises ValueError: as `identify`."""
+    formats = [name for name in FORMATS if (name == estimate.format if estimate else name not in PLAIN_FORMATS)]
+    try:
+        image: Any = Image.open(io.BytesIO(data), formats=formats)
+        if image.format == "ICO":  # whose list may understate the size of the picture in it
+            image.load()
+    except Exception as error:
+        raise UserError(reason(error)) from error
+    if estimate and image.width * image.height > estimate.pixels:
+        raise UserError("its headers contradict each other")
+    if refused := size_refusal(*image.size, max_pixels):
+        raise UserError(refused)
+    return image
 
 
 def check(image: Any) -> None:
@@ -144,7 +163,7 @@ def upright(pixels: Image.Image, exif: int) -> Image.Image:
 def orientation(image: Any) -> int:
     """EXIF's, 1 if there is none. To be called after loading: the TIFF decoder rotates the image, and sets it to 1."""
     exif = image.info.get("exif")
-    if isinstance(exif, bytes) and directory_refusal(exif):
+    if isinstance(exif, bytes) and exif_refusal(exif):
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))

@@ -142,7 +142,7 @@ class ShardCache:
 
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
         """Downloads into the file, which is locked exclusively. Returns False if there is no room."""
-        source = shard.location(uri)
+        source = storage.join(uri, shard.name)
         for _ in range(DOWNLOAD_TRIES):
             if not self.make_room(shard.bytes, file):
                 return False

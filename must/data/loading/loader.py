@@ -20,9 +20,8 @@ from must.base.console import silence_pillow
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
-from must.data.augment.cpu import FastViews, TrainViews
 from must.data.augment.draws import ViewSettings
-from must.data.augment.gpu import DeviceInputs, DeviceViews
+from must.data.augment.views import FastViews, TrainViews
 from must.data.format.index import Index
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 PREFETCH = 4  # batches that each loader process prepares in advance
 MAX_WARNINGS = 5  # warnings about replaced samples per loader process
 REPLACEMENTS = 16  # the number of consecutive undecodable samples that is an error
-Views = TrainViews | DeviceViews  # of an image file, by (seed, epoch, sample)
 
 
 class TrainBatch(NamedTuple):
@@ -58,9 +56,9 @@ class EvalBatch(NamedTuple):
 
 class TrainDataset(Dataset[tuple[Any, ...]]):
     """(epoch, sample number) -> the sample's views, a function of (seed, epoch, sample) alone.
-    `views`: how the views are computed, and where."""
+    `views`: how the views are computed."""
 
-    def __init__(self, reader: ShardReader, views: Views, seed: int) -> None:
+    def __init__(self, reader: ShardReader, views: TrainViews, seed: int) -> None:
         self.reader, self.views, self.seed = reader, views, seed
         self.max_pixels = reader.index.max_pixels
         self.warned = 0
@@ -91,10 +89,8 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
         self.warned += 1
 
 
-def make_views(settings: ViewSettings, kind: str = "exact", device: str = "cpu") -> Views:
-    """The views for ``--views`` (exact or fast) and ``--augment-device`` (cpu or gpu)."""
-    if device == "gpu":
-        return DeviceViews(settings)
+def make_views(settings: ViewSettings, kind: str = "exact") -> TrainViews:
+    """The views for ``--views``: exact or fast."""
     return FastViews(settings) if kind == "fast" else TrainViews(settings)
 
 
@@ -106,18 +102,14 @@ def train_batches(
         dataset,
         batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
         num_workers=workers,
-        collate_fn=partial(collate, isinstance(dataset.views, DeviceViews)),
+        collate_fn=collate,
         pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=partial(quiet_worker, dict(os.environ)),
         multiprocessing_context=start_context(__name__) if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
-    for *views, samples, replaced in iterate(loader):
-        if isinstance(dataset.views, DeviceViews):
-            inputs = DeviceInputs(*views).to(device or torch.device("cpu"))
-            yield TrainBatch(*dataset.views(inputs), inputs.masked, samples, replaced)
-        else:
-            yield TrainBatch._make([*views, samples, replaced])
+    for batch in iterate(loader):
+        yield TrainBatch._make(batch)
 
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -138,8 +130,8 @@ def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatc
         yield group
 
 
-def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
-    """Stacks the arrays of the samples, as DeviceInputs if `for_device`, and counts the replacements.
+def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """Stacks the arrays of the samples, and counts the replacements.
 
     In a loader process torch's function stacks into shared memory, without another copy.
     """
@@ -147,8 +139,6 @@ def collate(for_device: bool, samples: list[tuple[Any, ...]]) -> tuple[Tensor, .
     with warnings.catch_warnings():  # Pillow's pixels are read-only, which is no problem here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         stacked = [default_collate(list(part)) for part in arrays]
-    if for_device:
-        stacked = list(DeviceInputs.of(*stacked))
     return *stacked, torch.tensor(numbers), torch.tensor(sum(replaced))
 
 

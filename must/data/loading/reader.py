@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
-from must.data.format.samples import MAKE_AGAIN, load_offsets, load_texts, require_size
+from must.data.format.samples import load_offsets, require_size
 from must.data.loading.cache import GB, ShardCache
 
 OPEN = 32  # default number of shards whose files a reader keeps open
@@ -32,7 +32,7 @@ def open_reader(
         window: shards that are read at the same time.
     """
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
-    if storage.is_remote(uri) or any(storage.is_remote(shard.location(uri)) for shard in reader.shards):
+    if storage.is_remote(uri):
         default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
         reader.cache = ShardCache(cache or default, int(cache_gb * GB))
         reader.cache.check(reader.shards, window)
@@ -64,7 +64,6 @@ class ShardReader:
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
-        self._texts: tuple[int, bytes] = (-1, b"")  # number of a shard of another program, its descriptions
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -86,21 +85,11 @@ class ShardReader:
         file, offsets = self._shard(number)
         row = offsets[sample - self.starts[number]]
         offset, size = int(row[column]), int(row[column + 1])
-        name = self.shards[number].location(self.uri)
-        if column and self.shards[number].file:
-            data = self._text(number)[offset : offset + size]
-            if len(data) != size:
-                raise UserError(f"{self.shards[number].texts_name} in {self.uri} is damaged; {MAKE_AGAIN}")
-            return data
+        name = storage.join(self.uri, self.shards[number].name)
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
         if len(data) != size:
             raise UserError(f"{name}: is truncated; run `must index verify {self.uri}` for details")
         return data
-
-    def _text(self, number: int) -> bytes:
-        if self._texts[0] != number:
-            self._texts = number, load_texts(self.uri, self.shards[number])
-        return self._texts[1]
 
     def _shard(self, number: int) -> OpenShard:
         self._after_fork()
@@ -122,9 +111,9 @@ class ShardReader:
                 self._close(len(self._open) - 1)
                 file = self.cache.open(self.uri, shard)
             return file
-        if storage.is_remote(shard.location(self.uri)):
+        if storage.is_remote(self.uri):
             return None
-        path = storage.local(shard.location(self.uri))
+        path = storage.local(storage.join(self.uri, shard.name))
         if not path.is_file():
             raise UserError(f"{path}: is missing; run `must index verify {self.uri}` for details")
         require_size(path, self.uri, shard)

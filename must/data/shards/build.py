@@ -166,10 +166,6 @@ def existing_index(config: ShardConfig) -> Index | None:
     previous = index.load_index(config.output)
     if config.append:
         require(
-            not any(shard.file for shard in previous.shards),
-            f"--append: {config.output} is an index of another program's shards; choose another --output",
-        )
-        require(
             previous.settings["resize"] == config.resize,
             f"--append: the images in {config.output} were made with --resize {previous.settings['resize']}; "
             "give the same",

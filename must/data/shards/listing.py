@@ -26,7 +26,7 @@ from must.data.shards.history import History
 from must.data.sources.archives import ArchiveFolder, Archives, existing_files, expanded
 from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, kind_of, relative_names
 from must.data.sources.files import Folder, Manifest
-from must.data.sources.tables import TABLE_FILE, Tables, is_table, tables_of
+from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
 
 def open_source(
@@ -51,7 +51,7 @@ def open_source(
         return Archives(uri, files, labels, option, relative_names(files) if len(files) > 1 else ())
     if TABLE_FILE.search(uri) and (expanded(uri) != [uri] or not is_folder(uri)):
         files = existing_files(uri, option)
-        return Tables(uri, tables_of(zip(files, relative_names(files), strict=True)), labels, option, columns)
+        return Tables(uri, name_tables(zip(files, relative_names(files), strict=True)), labels, option, columns)
     if not storage.is_remote(uri):
         path = storage.local(uri)
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
@@ -76,7 +76,7 @@ def open_source(
     if archives:
         return ArchiveFolder(uri, sorted(archives), labels, option, inside)
     if tables:
-        named = tables_of((storage.join(uri, name), name) for name in sorted(tables))
+        named = name_tables((storage.join(uri, name), name) for name in sorted(tables))
         return Tables(uri, named, labels, option, columns)
     require(not TABLE_FILE.search(uri), f"{option} {uri}: there is no such file, and no tables are below it")
     return Folder(uri, labels, exclude)

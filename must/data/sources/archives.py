@@ -167,13 +167,13 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if utf8_size(name) > LONGEST_NAME:
                 problems.reject(name, f"a name of more than {LONGEST_NAME} bytes")
                 continue
-            base, extension = key_of(name)
+            base, extension = split_key(name)
             if base != key:
                 yield from ((*image, label) for image in images)
                 key, images, label = base, [], None
             if extension in LABEL_MEMBERS:
                 content = tar.extractfile(member)
-                label = label_in(extension, content.read(1 << 20) if content else b"") or label
+                label = read_label(extension, content.read(1 << 20) if content else b"") or label
             else:
                 images.append((name, member.size, (member.offset_data, member.size)))
         require_end(file, tar.offset)
@@ -190,7 +190,7 @@ def expand(packed: Any, out: BinaryIO, limit: int) -> None:
         out.write(data)
 
 
-def key_of(name: str) -> tuple[str, str]:
+def split_key(name: str) -> tuple[str, str]:
     """A sample's key and a member's extension as WebDataset splits them: at the first dot of the base name.
 
     The key of a name without a dot, which WebDataset skips, is the whole name: it may be an image. The function of the
@@ -201,7 +201,7 @@ def key_of(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def label_in(extension: str, data: bytes) -> str | None:
+def read_label(extension: str, data: bytes) -> str | None:
     text = data.decode("utf-8", "replace").strip()
     if extension == "cls":
         return text or None

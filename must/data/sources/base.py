@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 from must.base import storage
 from must.base.errors import UserError
 from must.base.text import one_line, printable
-from must.data.image.headers.heif import can_read
+from must.data.image.cost import can_read_heic
 
 PHONES = frozenset({"heic", "heif"})
-EXTENSIONS = (PHONES if can_read() else frozenset()) | frozenset(
+EXTENSIONS = (PHONES if can_read_heic() else frozenset()) | frozenset(
     "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
 )
 MOST_KINDS = 10  # of other files, named in a line

@@ -56,20 +56,20 @@ def choose(schema: Any, image_column: str, label_column: str, labels: str, where
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(types) == len(schema.names), f"{where}: two columns have the same name; {hint}")
-    image = column_of(types, image_column, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
+    image = find_column(types, image_column, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
     if image is None:
         binary = [name for name, kind in types.items() if has_bytes(kind)]
         require(len(binary) == 1, f"{where}: no column with a known image name; give --image-column; {hint}")
         image = binary[0]
     label = None
     if labels == "csv":
-        label = column_of(types, label_column, USUAL_LABELS, may_be_label, f"{where}: --label-column", hint)
+        label = find_column(types, label_column, USUAL_LABELS, may_be_label, f"{where}: --label-column", hint)
         require(label is not None, f"{where}: no column of labels; name it with --label-column; {hint}")
     split = "split" if "split" in types and str(types["split"]) in TEXT else None
     return Columns(image, label, split, class_names(schema.metadata, label))
 
 
-def column_of(
+def find_column(
     types: dict[str, Any], name: str, usual: str, is_usable: Callable[[Any], bool], flag: str, hint: str
 ) -> str | None:
     """The column `name`, or without a name the first one with a usual name; None if there is none.
@@ -164,7 +164,7 @@ def is_table(name: str) -> bool:
     return TABLE_FILE.search(name) is not None and not CACHE.fullmatch(name)
 
 
-def tables_of(files: Iterable[tuple[str, str]]) -> list[Table]:
+def name_tables(files: Iterable[tuple[str, str]]) -> list[Table]:
     """The tables of these files, (uri, name in the source), with splits if their names have several."""
     tables = [Table(uri, name, match[1] if (match := SPLIT.fullmatch(name)) else None) for uri, name in files]
     splits = {table.split for table in tables}
@@ -253,11 +253,11 @@ class Tables:
             where = f"{self.option} {table.uri}"
             try:
                 with storage.local_copy(table.uri) as path:
-                    yield from self.items_of(number, table, path, where, problems)
+                    yield from self.read_items(number, table, path, where, problems)
             except FileNotFoundError:
                 raise UserError(f"{where}: there is no such file") from None
 
-    def items_of(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
+    def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         damaged, remaining = partial(report_damage, where, "table"), max(EXPANDED, EXPANSION * path.stat().st_size)
         kind, offset, row = table.uri.lower().rpartition(".")[2], 0, -1
         with ExitStack() as stack:
@@ -285,11 +285,11 @@ class Tables:
                         problems.reject(f"{table.name}/{row}", why)
                     continue
                 with damaged():
-                    rows = rows_of(batch, columns)
+                    rows = read_rows(batch, columns)
                 for data, file_path, label, split in rows:
                     row += 1
                     name = f"{table.name}/{row}" + (f"/{file_path}" if file_path and data is not None else "")
-                    label = self.label_of(label, file_path, columns, f"{where} row {row}")
+                    label = self.read_label(label, file_path, columns, f"{where} row {row}")
                     if split in (None, ""):
                         split = table.split
                     elif not is_split(split):
@@ -311,7 +311,7 @@ class Tables:
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
 
-    def label_of(self, value: Any, path: str | None, columns: Columns, where: str) -> str | None:
+    def read_label(self, value: Any, path: str | None, columns: Columns, where: str) -> str | None:
         if self.labels == "folder":
             return folder_label(path) if path else None
         if columns.classes is not None and type(value) is int:
@@ -338,16 +338,16 @@ def file_name(table: Table, path: str) -> str:
     return path if is_absolute(path) else folder + slash + path
 
 
-def rows_of(batch: Any, columns: Columns) -> list[tuple[bytes | None, str | None, Any, Any]]:
+def read_rows(batch: Any, columns: Columns) -> list[tuple[bytes | None, str | None, Any, Any]]:
     """(an image's bytes, its path, label, split) of each row of a record batch; a row may have neither of the first."""
     images, labels, splits = (
         batch.column(name).to_pylist() if name is not None else [None] * batch.num_rows
         for name in (columns.image, columns.label, columns.split)
     )
-    return [(*image_of(image), label, split) for image, label, split in zip(images, labels, splits, strict=True)]
+    return [(*split_image(image), label, split) for image, label, split in zip(images, labels, splits, strict=True)]
 
 
-def image_of(value: Any) -> tuple[bytes | None, str | None]:
+def split_image(value: Any) -> tuple[bytes | None, str | None]:
     if isinstance(value, dict):
         path = value.get("path")
         return value.get("bytes"), path if isinstance(path, str) else None

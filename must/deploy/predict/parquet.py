@@ -28,12 +28,10 @@ class Decoded(NamedTuple):
     reason: str
 
 
-def decode_rows(
-    path: Path, rows: np.ndarray, texts: list[bytes] | None, preprocess: Preprocess, max_pixels: int
-) -> list[Decoded]:
+def decode_rows(path: Path, rows: np.ndarray, preprocess: Preprocess, max_pixels: int) -> list[Decoded]:
     """The samples at `rows` of the table of offsets. The same decoder and view as for single images."""
     view, decoded = EvalView(preprocess), []
-    for key, source, image in read_samples(path, rows, texts):
+    for key, source, image in read_samples(path, rows):
         try:
             decoded.append(Decoded(key, source, decode_view(image, view, max_pixels), ""))
         except UserError as error:

@@ -27,7 +27,7 @@ from must.base.workers import Workers
 from must.config import PredictConfig
 from must.config.defaults import parse_part
 from must.data.format.index import Index, Shard, load_index
-from must.data.format.samples import load_offsets, local_shard, texts_of
+from must.data.format.samples import load_offsets, local_shard
 from must.data.sources.tables import need_pyarrow
 from must.deploy.predict.parquet import Run, ShardWriter, decode_rows, file_name, read_stats
 from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
@@ -86,12 +86,9 @@ def predict_missing(
         bar(unit="img", desc="predict", total=total) as progress,
         closing(prefetched(config.shards, shards)) as shard_files,
     ):
-        for shard, path, offsets, texts in shard_files:
+        for shard, path, offsets in shard_files:
             size, preprocess = config.batch_size, classifier.preprocess
-            jobs = (
-                (path, offsets[i : i + size], texts and texts[i : i + size], preprocess, index.max_pixels)
-                for i in range(0, len(offsets), size)
-            )
+            jobs = ((path, offsets[i : i + size], preprocess, index.max_pixels) for i in range(0, len(offsets), size))
             with storage.open_write(storage.join(config.output, file_name(shard))) as file:
                 writer = ShardWriter(file, classifier.classes, run)
                 for batch in decoders.in_order(decode_rows, jobs):
@@ -103,20 +100,18 @@ def predict_missing(
 
 
 class ShardFiles(NamedTuple):
-    """A shard, the path of its tar on this machine, its table of offsets, and its texts if they are not in the tar."""
+    """A shard, the path of its tar on this machine, and its table of offsets."""
 
     shard: Shard
     path: Path
     offsets: np.ndarray
-    texts: list[bytes] | None
 
 
 def prefetched(uri: str, shards: list[Shard]) -> Generator[ShardFiles, None, None]:
     """The shards, each until the next one is taken; that one is copied from its bucket meanwhile."""
 
     def fetch(shard: Shard, stack: ExitStack) -> ShardFiles:
-        path, offsets = stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard)
-        return ShardFiles(shard, path, offsets, texts_of(uri, shard, offsets))
+        return ShardFiles(shard, stack.enter_context(local_shard(uri, shard)), load_offsets(uri, shard))
 
     with ExitStack() as copies, ThreadPoolExecutor(1) as pool:
         stacks = [copies.enter_context(ExitStack()) for _ in shards]

@@ -107,7 +107,7 @@ class Trainer:
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), world.device)
         views = part_of(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
         self.masked = views.masked_patches  # of an image
-        self.dataset = TrainDataset(self.reader, make_views(views, config.views, config.augment_device), config.seed)
+        self.dataset = TrainDataset(self.reader, make_views(views, config.views), config.seed)
         self.batches = self.batches_from(0)
         MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(

@@ -15,9 +15,9 @@ from torchvision import transforms
 
 from must.base.parameters import part_of
 from must.config import TrainConfig
-from must.data.augment.cpu import TrainViews, fill_color
 from must.data.augment.draws import PatchMask, ViewSettings, seed_generators, seed_views
 from must.data.augment.normalize import normalize
+from must.data.augment.views import TrainViews, fill_color
 from must.data.image.preprocess import EvalView, Preprocess, normalize_pixels
 from tests.golden import facts, golden
 

@@ -21,6 +21,7 @@ from must.deploy.predict.images import read_pixels
 from must.deploy.serve.protocol import Refused, pixels_of
 from tests import zoo
 from tests.data.augment.test_views import PREPROCESS, SETTINGS
+from tests.data.image import hostile
 from tests.data.shards.test_shard import run
 
 ODD = zoo.encoded(zoo.picture(0, 31, 31), "TIFF")
@@ -91,6 +92,19 @@ def test_prediction_training_and_evaluation_go_on(does: str, tmp_path: Path, cap
     for workers in (0, 1):  # a loader's process may have no children of multiprocessing
         source = EvalSource(reader, PREPROCESS, 4, workers)
         assert sum(len(batch.labels) for batch in source) == 6 and source.skipped == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", hostile.COSTLY)
+def test_what_a_decoder_may_take_has_a_limit(kind: str) -> None:
+    """Decoded or refused, within 15 s of processor time and 2 GB, by a program that this one does not wait for."""
+    size, why = None, ""
+    try:
+        size = decode(hostile.COSTLY[kind]).size
+    except ValueError as error:
+        why = str(error)
+    assert size or (why and "\n" not in why)
+    assert decode(GOOD).size == (16, 12)
 
 
 def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:

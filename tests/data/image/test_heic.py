@@ -1,4 +1,4 @@
-"""HEIC costs what its boxes and the HEVC inside say, and is read where pillow-heif is installed (`make test-heic`)."""
+"""HEIC is read where pillow-heif is installed (`make test-heic`)."""
 
 import base64
 import io
@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from must.api.cli import main
-from must.data.image.cost import MAX_PIXELS, cost, refusal
+from must.data.image.cost import can_read_heic, is_heic
 from must.data.image.decode import decode
-from must.data.image.headers.heif import can_read
+from tests import zoo
 from tests.data.image.hostile import box
+from tests.data.shards.test_shard import rejected
 
 # Red, and blue on its right, 96x64: one picture; and the same in two tiles of 64x64, lying on its side.
 PHOTO = zlib.decompress(
@@ -25,62 +26,16 @@ PHOTO = zlib.decompress(
     )
 )
 needs_heif = pytest.mark.skipif(
-    not can_read() and "REQUIRE_HEIF" not in os.environ,
+    not can_read_heic() and "REQUIRE_HEIF" not in os.environ,
     reason="pillow-heif is not installed; `make test-heic` runs this",
 )
 
 
-def with_box(more: bytes, inside: bytes) -> bytes:
-    """PHOTO with one more box at the end of meta's or of iprp's ipco; what is said of lengths around it follows."""
-    at = PHOTO.index(inside) - 4
-    end = at + int.from_bytes(PHOTO[at : at + 4], "big")
-    data = bytearray(PHOTO[:end] + more + PHOTO[end:])
-    for outer in (b"meta", b"iprp", b"ipco"):
-        start = data.index(outer) - 4
-        if start <= at and end <= start + int.from_bytes(data[start : start + 4], "big"):
-            data[start : start + 4] = (int.from_bytes(data[start : start + 4], "big") + len(more)).to_bytes(4, "big")
-    return bytes(data)
+def test_it_is_known_by_its_brands():
+    assert is_heic(PHOTO) and is_heic(PHOTO.replace(b"ftypheic", b"ftypmif1", 1)) and not is_heic(b"RIFF" + PHOTO)
 
 
-def test_its_cost_is_read_from_boxes_and_from_hevc():
-    found = cost(PHOTO)
-    assert (found.format, found.width, found.height) == ("HEIF", 96, 64) and not refusal(found, MAX_PIXELS)
-    assert cost(PHOTO.replace(b"ftypheic", b"ftypmif1", 1)) == found  # of a general brand, with heic among the others
-
-
-@pytest.mark.parametrize(
-    "data, reason",
-    [
-        (PHOTO.replace(b"\0\0\0\x60\0\0\0\x40", b"\0\0\x60\0\0\0\x40\0"), "more than"),  # ispe
-        (
-            with_box(box(b"iref", bytes(4) + box(b"dimg", b"\0\1\xff\xff" + b"\0\1" * 65535)), b"meta"),
-            "5.0 are allowed",
-        ),
-        (with_box(box(b"ispe", bytes(4) + b"\0\0\x40\0\0\0\x30\0"), b"ipco"), "more than"),
-    ],
-    ids=["a size in a box", "a tile drawn 65,535 times", "another picture's size"],
-)
-def test_what_would_cost_too_much_is_refused(data, reason):
-    assert reason in refusal(cost(data), MAX_PIXELS)
-
-
-@pytest.mark.parametrize(
-    "data, reason",
-    [
-        (PHOTO.replace(b"infe\2\0\0\0\0\1\0\0hvc1", b"infe\2\0\0\0\0\1\0\0unci"), "kind 'unci'"),
-        (PHOTO.replace(b"infe\2\0\0\0\0\1\0\0hvc1", b"infe\2\0\0\0\0\1\0\0iovl"), "kind 'iovl'"),
-        (PHOTO + box(b"meta", bytes(4)), "described twice"),
-        (PHOTO + box(b"moov", bytes(4)), "an animated HEIC"),
-        (PHOTO[: PHOTO.index(b"meta") - 4], "no size"),
-    ],
-    ids=["unpacked", "laid upon others", "two descriptions", "a film", "cut"],
-)
-def test_what_it_does_not_know_is_refused(data, reason):
-    with pytest.raises(ValueError, match=reason):
-        cost(data)
-
-
-@pytest.mark.skipif(can_read(), reason="pillow-heif is installed")
+@pytest.mark.skipif(can_read_heic(), reason="pillow-heif is installed")
 def test_without_pillow_heif_it_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(ValueError, match="pip install pillow-heif"):
         decode(PHOTO)
@@ -92,6 +47,16 @@ def test_without_pillow_heif_it_says_what_is_missing(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "other.png")
     main(["shard", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "shards")])
     assert "1 .heic" in (said := capsys.readouterr().out) and "pip install pillow-heif" in said
+
+
+def test_a_malformed_one_is_rejected_and_the_others_are_packed(tmp_path):
+    """Its table of items is empty, or cut off in the middle of a number."""
+    zoo.fill(tmp_path / "photos", 3)
+    for number, table in enumerate((box(b"iinf", b""), box(b"iinf", bytes(4) + b"\0\1" + box(b"infe", b"\2")))):
+        bad = box(b"ftyp", b"heic" + bytes(4) + b"heicmif1") + box(b"meta", bytes(4) + table)
+        (tmp_path / "photos" / f"bad{number}.png").write_bytes(bad)
+    main(["shard", str(tmp_path / "photos"), "--output", str(tmp_path / "shards"), "--max-rejected", "0.5"])
+    assert set(rejected(tmp_path / "shards")) == {"bad0.png", "bad1.png"}
 
 
 @needs_heif

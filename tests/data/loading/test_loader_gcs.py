@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from must.config import EvaluateConfig, TrainConfig
-from must.data.augment.cpu import TrainViews
+from must.data.augment.views import TrainViews
 from must.data.loading.loader import TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from must.config import TrainConfig
-from must.data.augment.cpu import TrainViews
+from must.data.augment.views import TrainViews
 from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
-from must.data.sources.archives import expanded, key_of
+from must.data.sources.archives import expanded, split_key
 from must.data.sources.base import ListingReport, no_images, relative_names
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
@@ -262,10 +262,10 @@ PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
 def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
     base, extension = base_plus_ext(name)
     if base is not None:
-        assert key_of(name) == (base, extension.lower())
+        assert split_key(name) == (base, extension.lower())
     else:  # webdataset passes it over; here it may be an image, and is a sample of its own
         own = name.rpartition("/")[2]
-        assert not own or own.startswith(".") or key_of(name) == (name, "")
+        assert not own or own.startswith(".") or split_key(name) == (name, "")
 
 
 def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
         for suffix in sample.keys() & {"png", "seg.png"}:
             theirs[sample["__key__"], suffix] = known.decode() if isinstance(known, bytes) else known
     source = open_source(str(tmp_path / "x.tar"), "csv", "--source")
-    ours = {key_of(item.name): item.label for item in source.items(ListingReport(lambda name, reason: None))}
+    ours = {split_key(item.name): item.label for item in source.items(ListingReport(lambda name, reason: None))}
     assert ours == theirs and ours["b/1", "seg.png"] == "cow" and ours["3", "png"] is None
 
 

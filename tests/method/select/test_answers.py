@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from must.method.select.select import best_alpha
 
 from must.base.records import record_of
 from must.config import ReviewConfig
@@ -13,7 +14,6 @@ from must.deploy.review.prepare import prepare
 from must.method.answers.answers_file import append
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_description
-from must.method.select.select import best_alpha
 from tests.method.select.test_refine import rows_of, run
 from tests.method.select.test_select import selected
 

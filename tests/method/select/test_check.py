@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from must.method.select.check import FEWEST, Predicted, agreement, check_of, selection_text, warnings_of
 
 from must.method.model.provenance import CheckResult, Selection
-from must.method.select.check import FEWEST, Predicted, agreement, check_of, selection_text, warnings_of
 
 GOOD = CheckResult(
     images=2000, agreement_before=0.5, agreement_after=0.6, warnings=[], error=0.01, confidence_before=0.8,

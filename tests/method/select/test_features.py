@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from must.method.select import features as module
+from must.method.select.features import PROJECTED_SIZE, BlockTokens, ImageFeatures
 
 from must.method.model.backbone import load_backbone
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.towers import tower_of
-from must.method.select import features as module
-from must.method.select.features import PROJECTED_SIZE, BlockTokens, ImageFeatures
 from tests.method.model.tiny import FAMILIES, LAYERS, PATCH, SIZE, WIDTH, model_folder
 
 PATCHES = (SIZE // PATCH) ** 2

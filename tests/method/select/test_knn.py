@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from must.method.select import propagate
 from must.method.select.propagate import nearest, whitened
 

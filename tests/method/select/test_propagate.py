@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from must.method.select import propagate as module
 from must.method.select.propagate import (
     RARE,

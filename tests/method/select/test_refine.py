@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from must.method.select.refine import refine
+from must.method.select.select import select
 from PIL import Image
 
 from must.api.demo import digit_parts
 from must.config import RefineConfig, SelectConfig, ShardConfig
 from must.data.shards.build import shard
-from must.method.select.refine import refine
-from must.method.select.select import select
 
 
 def run(digits, output, **changes):

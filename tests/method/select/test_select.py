@@ -6,6 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from must.method.select.check import agreement_gain
+from must.method.select.features import extract_features, subsample
+from must.method.select.propagate import nearest, whitened
+from must.method.select.select import ALPHAS, DEFAULT_ALPHA, select
 from safetensors.torch import load_file
 
 from must.config import EvaluateConfig, SelectConfig
@@ -13,10 +17,6 @@ from must.data.loading.loader import EvalSource
 from must.evaluation.evaluate import evaluate
 from must.method.model.bundle import load_bundle, load_description, preprocess_of, save_bundle
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.select.check import agreement_gain
-from must.method.select.features import extract_features, subsample
-from must.method.select.propagate import nearest, whitened
-from must.method.select.select import ALPHAS, DEFAULT_ALPHA, select
 from must.method.train import trainer
 from must.method.train.trainer import train
 from tests.method.train import lives

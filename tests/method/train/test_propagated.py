@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, nearest, neighbour_weights
 
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
@@ -13,7 +14,6 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, nearest, neighbour_weights
 from must.method.train import propagated
 from must.method.train.propagated import TOP, PropagatedLabels
 from must.method.train.trainer import threshold_of

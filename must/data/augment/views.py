@@ -15,9 +15,17 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 
-from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, ViewSettings, resized, seed_views, size_of
+from must.data.augment.draws import (
+    AugmentParams,
+    AugmentSampler,
+    Operation,
+    ViewSettings,
+    resized,
+    seed_views,
+    upright_size,
+)
 from must.data.image.cost import MAX_PIXELS
-from must.data.image.decode import decode, decode_reduced, orientation
+from must.data.image.decode import decode, decode_reduced, identify, orientation
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -98,37 +106,30 @@ class FastViews(TrainViews):
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`seeds`: seed, epoch, sample. Views are uint8 [H, W, 3], the numbers of the masked patches [M]."""
-        header, draw = self.draws.of_file(data, seeds, max_pixels)
-        width, height = size_of(header)
+        header = identify(data, max_pixels)
+        seed_views(*seeds)
+        width, height = upright_size(header)
+        draw = self.draws(width, height)
         if self.padding:  # for small images, which take little time
             image = decode(data, max_pixels)
             return self.weak(image, draw), self.strong(image, draw), draw.masked
-        pixels, scale = pixels_of(data, header, min(*header.size, *draw.strong[2:]), self.size, max_pixels)
-        return self.fast_weak(pixels, scale, width, height, draw), self.fast_strong(pixels, scale, draw), draw.masked
-
-    def fast_weak(self, pixels: torch.Tensor, scale: int, width: int, height: int, draw: AugmentParams) -> np.ndarray:
-        (resized_width, resized_height), (x, y) = resized(width, height, self.size), draw.weak
-        scale_x, scale_y = width / resized_width / scale, height / resized_height / scale
-        box = x * scale_x, y * scale_y, self.size * scale_x, self.size * scale_y
-        return as_array(crop(pixels, *box, self.size))
-
-    def fast_strong(self, pixels: torch.Tensor, scale: int, draw: AugmentParams) -> np.ndarray:
-        x, y, w, h = (side / scale for side in draw.strong)
-        view = crop(pixels, x, y, w, h, self.size)
-        array = as_array(view.flip(-1) if draw.flip else view)
-        if not draw.operations:
-            return array
-        return np.asarray(apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR))
-
-
-def pixels_of(data: bytes, header: Any, shortest: int, side: int, max_pixels: int) -> tuple[torch.Tensor, int]:
-    """(uint8 [1, 3, H, W], reduction): at most so that `shortest` pixels of the image are reduced to `side`."""
-    if orientation(header) == UPRIGHT:
-        factor = next((factor for factor in FACTORS if shortest >= factor * side), 1)
-        reduced = decode_reduced(data, header, factor)
-        if reduced is not None:
-            return as_tensor(reduced), factor
-    return as_tensor(np.asarray(decode(data, max_pixels))), 1
+        shortest, factor, pixels = min(*header.size, *draw.strong[2:]), 1, None
+        if orientation(header) == UPRIGHT:
+            factor = next((factor for factor in FACTORS if shortest >= factor * self.size), 1)
+            pixels = decode_reduced(data, header, factor)
+        if pixels is None:
+            factor, pixels = 1, np.asarray(decode(data, max_pixels))
+        image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+        resized_width, resized_height = resized(width, height, self.size)
+        scale_x, scale_y = width / resized_width / factor, height / resized_height / factor
+        weak_x, weak_y = draw.weak
+        weak = crop(image, weak_x * scale_x, weak_y * scale_y, self.size * scale_x, self.size * scale_y, self.size)
+        strong = crop(image, *(side / factor for side in draw.strong), self.size)
+        array = as_array(strong.flip(-1) if draw.flip else strong)
+        if draw.operations:
+            operated = apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR)
+            array = np.asarray(operated)
+        return as_array(weak), array, draw.masked
 
 
 def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int) -> torch.Tensor:
@@ -137,11 +138,6 @@ def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int
     part = pixels[:, :, start_y : max(round(y + h), start_y + 1), start_x : max(round(x + w), start_x + 1)]
     part = part.contiguous(memory_format=torch.channels_last)  # torch is slower without this copy
     return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
-
-
-def as_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """[H, W, 3] -> [1, 3, H, W] in the same memory, in the format channels_last."""
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
 
 
 def as_array(pixels: torch.Tensor) -> np.ndarray:

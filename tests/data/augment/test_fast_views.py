@@ -1,0 +1,97 @@
+"""`--views fast`: the draws of the exact views, nearly their pixels, and their statistics."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from must.config import TrainConfig
+from must.data.augment.draws import ViewSettings, upright_size
+from must.data.augment.views import FastViews, TrainViews
+from must.data.image.decode import ORIENTATION, decode, identify
+from must.data.image.preprocess import Preprocess
+from must.data.loading.loader import TrainDataset, make_views, train_batches
+from must.data.loading.order import GlobalBatches
+from must.data.loading.reader import ShardReader
+from must.method.train.trainer import train
+from tests import zoo
+from tests.data.shards.test_shard import sharded
+from tests.evaluation.digits import digits
+
+SETTINGS = ViewSettings(Preprocess(size=64), patch_size=8, mask_patch_size=16)
+PLAIN = replace(SETTINGS, randaugment="")
+
+
+def files() -> list[bytes]:
+    """Two JPEGs that can be decoded smaller, one that cannot, one that must be turned, and a PNG."""
+    sizes = [(300, 200), (200, 600), (90, 70)]
+    found = [zoo.encoded(zoo.picture(n, *size), "JPEG", quality=92) for n, size in enumerate(sizes)]
+    return [*found, zoo.turned(6), zoo.encoded(zoo.picture(5, 128, 99))]
+
+
+@pytest.mark.parametrize("change", [{}, {"weak_padding": 8}, {"flip": 1.0}, {"strong_scale": (0.3, 0.4)}])
+def test_without_randaugment_the_pixels_are_nearly_those_of_the_exact_views(change: dict[str, Any]) -> None:
+    settings = replace(PLAIN, **change)
+    exact, fast = TrainViews(settings), FastViews(settings)
+    for number, data in enumerate(files()):
+        for sample in range(5):
+            ours, theirs = (views.of_file(data, (0, 0, sample)) for views in (fast, exact))
+            np.testing.assert_array_equal(ours[2], theirs[2])
+            for a, b in zip(ours[:2], theirs[:2], strict=True):
+                assert a.shape == b.shape == (64, 64, 3) and a.dtype == np.uint8
+                assert np.abs(a.astype(int) - b).mean() < 3, (number, sample)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_that_boxes_are_drawn_for_is_that_of_the_picture(kind: str) -> None:
+    exif = Image.Exif()
+    for exif[ORIENTATION] in range(1, 9):
+        data = zoo.encoded(zoo.picture(), kind, exif=exif)
+        assert upright_size(identify(data)) == decode(data).size, exif[ORIENTATION]
+
+
+def test_statistics_are_those_of_the_exact_views() -> None:
+    """Mean, spread and brightest and darkest pixels of the strong views of one image over many draws."""
+    data = files()[0]
+    strong = [
+        np.stack([views(SETTINGS).of_file(data, (0, 0, sample))[1] for sample in range(150)]).astype(float)
+        for views in (FastViews, TrainViews)
+    ]
+    for statistic in (np.mean, np.std):
+        ours, theirs = (statistic(views, axis=(1, 2, 3)) for views in strong)
+        assert abs(ours.mean() - theirs.mean()) < 2
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.98
+
+
+def test_batches_do_not_depend_on_workers_and_are_whole(tmp_path: Path) -> None:
+    sharded(tmp_path, 24, samples_per_shard=10)
+    reader, cpu = ShardReader(str(tmp_path / "out"), "train"), torch.device("cpu")
+    runs = []
+    for workers in (0, 2):
+        dataset = TrainDataset(reader, make_views(SETTINGS, "fast"), 0)
+        runs.append(list(train_batches(dataset, GlobalBatches(reader.sizes, 8, 2, 0), workers, cpu)))
+    assert len(runs[0]) == 6
+    for ours, theirs in zip(*runs, strict=True):
+        assert ours.weak.shape == ours.strong.shape == (8, 64, 64, 3) and ours.weak.dtype == torch.uint8
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not torch.equal(runs[0][0].strong, runs[0][3].strong)
+
+
+def test_damaged_files_are_refused_as_by_the_exact_views() -> None:
+    for maker in (TrainViews, FastViews):
+        for data in (b"", b"no image", zoo.truncated("JPEG"), zoo.truncated("PNG"), zoo.bomb()):
+            with pytest.raises(ValueError, match=r"empty|known format|truncated|broken|more than"):
+                maker(SETTINGS).of_file(data, (0, 0, 0))
+
+
+def test_training_runs_and_is_another_run_than_the_exact_one(tmp_path: Path) -> None:
+    data = digits()
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 50, "workers": 0, "mask_patch_size": 8, "weak_padding": 4}
+    paths = {"shards": data.shards, "classifier": data.classifier, "output": str(tmp_path / "model")}
+    assert train(TrainConfig(**paths, **settings, views="fast")).skipped_steps == 0
+    with pytest.raises(ValueError, match="holds checkpoints of a run with other settings"):
+        train(TrainConfig(**paths, **settings))
