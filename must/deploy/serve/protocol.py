@@ -77,7 +77,8 @@ class InferRequest:
 def parse_request(data: bytes, limits: Limits) -> InferRequest:
     """Raises Refused: the body does not follow the protocol, or is not valid for this server."""
     request = parse_json(data, max(FEWEST_VALUES, VALUES_A_PIXEL * limits.size**2))
-    tensors, name = request.get("inputs"), request.get("id", "")
+    tensors: Any = request.get("inputs")
+    name = request.get("id", "")
     expect(isinstance(tensors, list) and len(tensors) == 1, f'"inputs" must be a list of one tensor, named "{INPUT}"')
     expect(isinstance(tensors[0], dict), "an input must be an object with name, datatype, shape, data")
     expect(isinstance(name, str) and len(name) <= 200, '"id" must be a short string')
@@ -166,7 +167,7 @@ def from_base64(text: object) -> bytes:
 def read_outputs(entries: Any) -> tuple[str, ...]:
     """The names of the requested outputs, or DEFAULT_OUTPUTS. Raises Refused: they are not OUTPUTS, each once."""
     valid = isinstance(entries, list | None) and all(isinstance(entry, dict) for entry in entries or [])
-    names = [entry.get("name") for entry in entries or []] if valid else [None]
+    names: list[Any] = [entry.get("name") for entry in entries or []] if valid else [None]
     expect(
         all(name in OUTPUTS and names.count(name) == 1 for name in names[: len(OUTPUTS) + 1]),
         f'"outputs" may be a list of objects with a name, each once: {", ".join(OUTPUTS)}',
