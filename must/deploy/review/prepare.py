@@ -34,11 +34,13 @@ from must.method.answers.review import (
     random_order,
 )
 from must.method.distributed.process_group import init_distributed
-from must.method.model.bundle import preprocess_of
-from must.method.select.check import Predicted
-from must.method.select.features import ImageFeatures, extract_features, subsample
-from must.method.select.propagate import answer_rows, nearest, refined_probabilities, whitened
-from must.method.select.select import load_adapted_and_zero_shot
+from must.method.memory.check import Predicted
+from must.method.memory.memory import build_memory, predict_left_out
+from must.method.memory.pool import Pool, fit_whitening, join_pools, read_pool, subsample
+from must.method.memory.propagate import answer_rows, fit_correction, refine_probabilities
+from must.method.memory.vectors import nearest
+from must.method.model.bundle import load_bundle, preprocess_of, require_classes, zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
 
 SIMILAR = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
@@ -57,8 +59,8 @@ class Images:
     """N images, D numbers each, K classes."""
 
     numbers: Tensor  # int64 [N], in the split
-    values: Tensor  # float16 [N, D], as of `whitened`
-    probabilities: Tensor  # float16 [N, K], mean of the zero-shot and the adapted model
+    values: Tensor  # float16 [N, D], unit vectors of the model's memory
+    probabilities: Tensor  # float16 [N, K], of the model without its memory
 
     def save(self, folder: str) -> None:
         storage.write_bytes(
@@ -79,10 +81,9 @@ class Images:
         return images
 
     @cached_property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first arguments of `refined_probabilities`."""
-        values = self.values.float()
-        return *nearest(values), values, self.probabilities.float()
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """As of `nearest`."""
+        return nearest(self.values.float())
 
     @cached_property
     def initial_labels(self) -> Tensor:
@@ -91,7 +92,9 @@ class Images:
 
     def refined(self, answers: dict[int, int]) -> Tensor:
         """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
-        return refined_probabilities(*self.tensors, answer_rows(answers, self.numbers))
+        rows, values, P = answer_rows(answers, self.numbers), self.values.float(), self.probabilities.float()
+        correction = fit_correction(P, values, *rows)
+        return refine_probabilities(*self.neighbours, P, correction, values, rows).labels
 
 
 class AnswerEffect:
@@ -156,15 +159,18 @@ def compute_reviews(
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
     few images or a review was `saved`. The pictures of the earlier review come first.
     `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
-    bundle, zero_shot = load_adapted_and_zero_shot(config.model, config.baseline)
+    bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes
+    require_classes(f"--baseline {config.baseline}", classes, zero_shot.description.classes)
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     with init_distributed(config.device, timeout=600) as process:
         require(process.size == 1, "must review runs in one process")
         source = EvalSource.of(config, preprocess_of(bundle.description))
         source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
-        model = bundle.model.to(process.device).eval()
-        every, features = list(source.numbers), list[ImageFeatures]()
+        model, memory = bundle.model, bundle.memory
+        fitted = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
+        whitening = fitted[0].to(process.device), fitted[1].to(process.device)
+        every, pools = list(source.numbers), list[Pool]()
         first = set[int]()
         if not saved and len(every) > 2 * FIRST_IMAGES:
             first = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
@@ -172,13 +178,9 @@ def compute_reviews(
         for part in parts:
             source.numbers = part
             progress = map(pause, count(0, source.batch_size), repeat(len(part)))
-            features.append(
-                extract_features(
-                    zero_shot.model, source, process.device, lambda images: [model(images)], partial(next, progress)
-                )
-            )
-            joined = ImageFeatures.joined(features)
-            saved, images = make_review(config, source, classes, weights, joined, saved)
+            others = (zero_shot.model,)
+            pools.append(read_pool(model, source, process.device, others, partial(next, progress), whitening))
+            saved, images = make_review(config, source, classes, weights, join_pools(pools), saved)
             if part is parts[-1]:
                 answered = {*read_answers(config.output)} | {p.sha256 for p in saved.pictures[: SCHEDULE.random_first]}
                 saved = replace(saved, coverage=coverage_order(saved, images, answered))
@@ -190,14 +192,18 @@ def make_review(
     source: EvalSource,
     classes: list[str],
     weights: str,
-    features: ImageFeatures,
+    features: Pool,
     earlier: Review | None,
 ) -> tuple[Review, Images]:
-    mean = features.probabilities.float().mean(0)
-    images = Images(features.numbers, whitened(features.features.float()).half(), mean.half())
-    refined, similar = images.refined({}), images.tensors[0]
-    zero_shot, adapted = map(Predicted.of, features.probabilities[:2])
-    predicted = torch.stack([zero_shot.labels, adapted.labels, refined.argmax(1)], 1)
+    """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
+    images = Images(features.numbers, features.vectors, features.probabilities)
+    memory, propagated = build_memory(
+        features, answer_rows({}, features.numbers), torch.device("cpu"), near=images.neighbours
+    )
+    refined, similar = propagated.labels, images.neighbours[0]
+    zero_shot, adapted = Predicted.of(features.others[0]), Predicted.of(refined)
+    with_memory = predict_left_out(memory, features, torch.arange(len(features.numbers)))
+    predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices
     labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()
     known = {picture.number: picture.sha256 for picture in earlier.pictures} if earlier else {}

@@ -29,7 +29,7 @@ from must.base.storage import parse_object
 from must.base.text import cell, counted, csv_of, printable, printable_page
 from must.config import RefineConfig
 from must.config.review import ReviewConfig
-from must.config.work import work_folder_of
+from must.config.work import find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
 from must.deploy.review.corrections import add_answers
@@ -308,7 +308,7 @@ def summary_of(config: ReviewConfig, session: Session) -> str:
 
 def commands_of(config: ReviewConfig) -> list[str]:
     """The commands to run with the answers."""
-    if work := work_folder_of(RefineConfig, {"model": config.model, "shards": config.shards}):
+    if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
         return [shlex.join(["must", "refine", work])]
     model, baseline, shards, output = map(shlex.quote, (config.model, config.baseline, config.shards, config.output))
     refine = f"must refine --model {model} --classifier {baseline} --shards {shards} --answers {output}"

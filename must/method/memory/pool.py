@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +102,22 @@ def fit_whitening(
         source.numbers = numbers
     require(bool(flats), "none of the split's images can be decoded; check them: must index verify")
     return Whitening.fit(torch.cat(flats)).to(device), Whitening.fit(torch.cat(features)).to(device)
+
+
+def join_pools(parts: Sequence[Pool]) -> Pool:
+    """The parts of a pool, which were read with one whitening, in the order of the images' numbers."""
+    numbers = torch.cat([part.numbers for part in parts])
+    order = numbers.argsort()
+    sources = [source for part in parts for source in part.sources]
+    return Pool(
+        numbers[order],
+        [sources[index] for index in order.tolist()],
+        torch.cat([part.vectors for part in parts])[order],
+        torch.cat([part.probabilities for part in parts])[order],
+        torch.cat([part.others for part in parts], 1)[:, order],
+        parts[0].tokens,
+        parts[0].embedding,
+    )
 
 
 def subsample(source: EvalSource, limit: int) -> EvalSource:
