@@ -27,7 +27,7 @@ class RefineConfig(StageConfig):
         work="bundle",
     )
     answers: str = defaults.answers(
-        "folder of `must review`: answered images keep their answer, similar ones are corrected, and the model learns both"
+        "folder of `must review`: answered images keep their answer, similar ones are corrected, and so are new ones"
     )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
     output: str = param(

@@ -111,12 +111,13 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str) -> l
         return [(False, line(False, text))]
     if check.warnings:
         return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
-    text = f"no collapse: effectively {check.effective_before:.1f} classes before, {check.effective_after:.1f} after ({images})"
+    before, after = check.effective_before, check.effective_after
+    text = f"no collapse: effectively {before:.1f} classes before, {after:.1f} after ({images})"
     return [(True, line(True, f"{text}; without labels nothing says whether it is better"))]
 
 
 def answers_gate(measured: AccuracyEstimate) -> Decision:
-    """Passes when people's answers show a gain over the zero-shot model: the lower end of its 95% interval is above 0."""
+    """Passes when people's answers show a gain over the zero-shot model: its 95% interval is above 0."""
     passed = measured.gain.low > 0
     advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
     return Decision(passed, "answers", [line(passed, measured.text() + advice)])

@@ -38,7 +38,7 @@ def compare_predictions(before: Predicted, after: Predicted, classes: list[str])
         warnings.append("the model's probabilities are not finite numbers")
     elif images >= FEWEST and effective[1] < COLLAPSED * effective[0]:
         warnings.append(
-            f"the model predicts few of the classes: effectively {effective[1]:.1f}, the zero-shot model {effective[0]:.1f}"
+            f"the model predicts few of the classes: effectively {effective[1]:.1f}, zero-shot {effective[0]:.1f}"
         )
     return CheckResult(
         images=images,

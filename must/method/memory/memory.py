@@ -195,6 +195,6 @@ def check_shapes(memory: Memory, model: MaskedViT) -> None:
     require(len(memory.classes) == N > 0 and memory.fade.shape == (2,), "shapes")
     require(len(memory.tokens.offset) + len(memory.embedding.offset) == V, "shapes")
     require(memory.correction.shape in ((0, K), (K + V, K)), "shapes")
-    require(0 <= int(memory.classes.min()) and int(memory.classes.max()) < K, "classes")
+    require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < K, "classes")
     finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())
     require(finite and bool((memory.lifts >= 0).all()), "numbers")

@@ -137,10 +137,10 @@ def fit_correction(probabilities: Tensor, values: Tensor, answered: Tensor, labe
     return change
 
 
-def apply_correction(P: Tensor, values: Tensor, correction: Tensor, share: Tensor | None = None) -> Tensor:
-    """Float32 [N, K]: P [N, K], corrected; with `share` [N], by this share of the correction."""
-    change = torch.cat([P, values.float()], 1) @ correction.float()
-    return as_probabilities(P + (change if share is None else share[:, None] * change))
+def apply_correction(probabilities: Tensor, values: Tensor, correction: Tensor, share: Tensor | None = None) -> Tensor:
+    """Float32 [N, K]: the probabilities [N, K], corrected; with `share` [N], by this share of the correction."""
+    change = torch.cat([probabilities, values.float()], 1) @ correction.float()
+    return as_probabilities(probabilities + (change if share is None else share[:, None] * change))
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -52,7 +52,7 @@ FOLDS = 5  # of the cross-validation on the answers drawn at random
 
 @dataclass(frozen=True)
 class Answers:
-    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, which measure."""
+    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random."""
 
     known: dict[int, int]
     random: dict[int, int]
