@@ -36,7 +36,7 @@ from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
 from must.method.model.bundle import load_description
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
-from must.method.train.plan import duration
+from must.method.train.estimate import duration
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)
@@ -193,8 +193,8 @@ def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any
     if seconds <= WORTH_TRAINING:
         return True
     logger.info(
-        f"not trained: training would take {duration(seconds)} on this machine; --train yes does it, and a GPU makes it "
-        "short. The model and the labels are ready without it"
+        f"not trained: training would take {duration(seconds)} on this machine; --train yes does it, and a GPU makes "
+        "it short. The model and the labels are ready without it"
     )
     return False
 

@@ -9,7 +9,6 @@ completed by the next one.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -216,7 +215,7 @@ def fingerprint_source(source: ImageSource, output: str) -> str:
     base = path if isinstance(listing, Folder) else path.parent
     for name in sorted(item.name for item in listing.items(ListingReport(lambda _name, _reason: None))):
         try:
-            status = os.stat(base / name)
+            status = (base / name).stat()
         except (OSError, ValueError):
             continue
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))

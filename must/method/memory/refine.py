@@ -16,7 +16,7 @@ from torch import Tensor
 
 from must import __version__
 from must.base import storage
-from must.base.files import CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
+from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.storage import exists, join
 from must.base.text import cell, counted, csv_of, encoded
@@ -28,7 +28,7 @@ from must.method.answers.answers_file import RANDOM, answers_file, read_answers
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
-from must.method.memory.alpha import ADAPTED, CANDIDATES, best_candidate, check_ends, interpolate, load_trained
+from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.memory import Memory, build_memory, find_neighbours, predict_left_out
 from must.method.memory.pool import Pool, read_pool, subsample
