@@ -204,14 +204,15 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
 
 @contextmanager
 def fresh_folder(output: str, root: str) -> Iterator[None]:
-    """Removes the output folder, and that of a part in it, again if this run has made it and it is empty."""
+    """Removes the output folder again if this run has made it and it is empty; and that of a part, if it is empty."""
     new = not storage.is_remote(output) and not Path(storage.local(output)).exists()
     try:
         yield
     finally:
-        if new:
+        if not storage.is_remote(output):
+            folders = [] if root == output else [storage.local(root), storage.local(root).parent]
             with suppress(OSError):  # one is not empty: a next run resumes that work
-                for folder in dict.fromkeys([storage.local(root), storage.local(root).parent, storage.local(output)]):
+                for folder in [*folders, storage.local(output)] if new else folders:
                     folder.rmdir()
 
 

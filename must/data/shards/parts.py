@@ -64,12 +64,14 @@ def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
     parts: dict[int, dict[int, Part]] = {}
     for entry in list(storage.list_existing(folder)):
         name, *inside = entry.name.split("/")
-        number, _, count = name.partition("-of-")
-        of_count = parts.setdefault(int(count), {}) if number.isdecimal() and count.isdecimal() else {}
-        if inside == [WORK_FOLDER, DONE_FILE]:
+        position, _, total = name.partition("-of-")
+        if not (position.isdecimal() and total.isdecimal() and inside[:1] == [WORK_FOLDER]):  # such as a free lock
+            continue
+        of_count = parts.setdefault(int(total), {})
+        if inside[1:] == [DONE_FILE]:
             path = storage.join(folder, entry.name)
             damage = UserError(f"{path} is damaged; delete its folder and run that part again")
-            of_count[int(number)] = storage.read_object(path, lambda content: Part(**content), damage)
+            of_count[int(position)] = storage.read_object(path, lambda content: Part(**content), damage)
     done = list(chain.from_iterable(of_count.values() for of_count in parts.values()))
     if any(part.run["previous"] != previous for part in done):
         logger.info(f"{folder}: deleted, it is the work of an earlier run")

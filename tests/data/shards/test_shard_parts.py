@@ -83,6 +83,7 @@ def test_joined_parts_hold_what_one_program_packs(images: Path, tmp_path: Path) 
     assert {path.name[0] for path in (tmp_path / "out").iterdir()} <= set("tcnri")  # nothing hidden is left
     assert run(images, tmp_path / "out", part="2/4", **more).sha256 == made.sha256  # once more: nothing to do
     assert run(images, tmp_path / "out", **more).sha256 == made.sha256
+    assert not (tmp_path / "out" / ".shard-parts").exists()
 
 
 def test_parts_at_the_same_time_and_one_killed(images: Path, joined: dict[str, bytes], tmp_path: Path) -> None:
@@ -186,4 +187,5 @@ def test_parts_in_a_bucket_that_fails(bucket_server: Server, images: Path, monke
     run_parts(source, output, 2, **OPTIONS)
     bucket_server.faults.plan = []
     assert bucket_tree(output) == bucket_tree(bucket_server.uri + "/whole")
+    assert run(source, output, part="1/2", **OPTIONS) == run(source, output, **OPTIONS)  # once more: nothing to do
     assert bucket_server.faults.done["503"] and bucket_server.faults.done["lost"]
