@@ -152,7 +152,7 @@ def count_scans(data: bytes, offset: int, steps: Steps) -> int:
     such as one with a thumbnail, may hold any bytes, so segments are skipped by their length. The count of FF DA
     anywhere is fast, and an upper limit.
     """
-    if data.rfind(b"\xff\xda") == data.find(b"\xff\xda", offset):
+    if data.count(b"\xff\xda", offset) <= 1:
         return 1
     scans = 0
     while (marker := MARKER.search(data, offset)) is not None and marker[1] != END:
