@@ -72,10 +72,10 @@ def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
             with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
                 yield owner.check
     else:
-        place = str(storage.local(folder))
+        local = str(storage.local(folder))
         with (
-            held_once(str(storage.local(path).resolve()), kind.refusal(place, owner_text())),
-            locked_file(storage.local(path), kind, place),
+            held_once(str(storage.local(path).resolve()), kind.refusal(local, owner_text())),
+            locked_file(storage.local(path), kind, local),
         ):
             yield lambda: None
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,9 @@ def test_every_kind_of_images_has_the_same_pixels(tmp_path, kind):
     before = [path.stat().st_mtime_ns for path in files]
     assert to_source(pictures(), tmp_path) == given, "the same pixels have the same key"
     assert [path.stat().st_mtime_ns for path in files] == before
+    made = must.shard(source=given.source, output=tmp_path / "shards", workers=1)
+    assert (made.splits, made.rejected) == ({"train": len(images)}, 0)
+    shutil.rmtree(tmp_path / "shards")
     with pytest.raises(ValueError, match="holds other images"):
         to_source(images[:3], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

@@ -37,7 +37,7 @@ class ShardCache:
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit
         with self.exclusive():  # fails if the folder cannot be written
-            pass
+            storage.remove_leftovers(self.folder)
 
     def check(self, shards: Sequence[Shard], window: int) -> None:
         """Raises ValueError unless the `window` largest of the shards fit, into the limit and onto the disk."""

@@ -28,14 +28,14 @@ from must.data.shards import commit
 from must.data.shards.assemble import Pool
 from must.data.shards.commit import Task
 from must.data.shards.history import History
-from must.data.shards.listing import Listing, chunks_of, fingerprint, list_sources, open_sources, settings_json
+from must.data.shards.listing import Chunk, Listing, chunks_of, fingerprint, list_sources, open_sources, settings_json
 from must.data.shards.parts import (
     find_run,
     finish_part,
     finished_parts,
     join_listings,
     part_folder,
-    work_place,
+    work_root,
 )
 from must.data.shards.workdir import RUN_FILE, SHARDS_LOCK, WORK_FOLDER, WRITTEN_NAME, Workdir
 from must.data.sources.base import Source, is_within, no_images, not_read
@@ -52,11 +52,11 @@ def shard(config: ShardConfig) -> Index | None:
     or that another run is writing, a full disk. The index is then not written; finished chunks are kept for the next
     run if they are of use."""
     refuse_source_in_output(config)
-    sources, place = open_sources(config), work_place(config)
+    sources, root = open_sources(config), work_root(config)
     with (
-        fresh_folder(config.output, place),
-        locked(place, SHARDS_LOCK) as check_lock,
-        Workdir(config.output, place) as work,
+        fresh_folder(config.output, root),
+        locked(root, SHARDS_LOCK) as check_lock,
+        Workdir(config.output, root) as work,
     ):
         task = find_work(config, sources, work)
         if isinstance(task, Index):
@@ -65,7 +65,7 @@ def shard(config: ShardConfig) -> Index | None:
         work.start(task.run)
         with Pool(max(1, min(config.workers or cores(), len(task.numbers)))) as pool:
             process(task, pool, work)
-            if place == config.output:
+            if root == config.output:
                 return finish(task, pool, work, check_lock)
             finish_part(task, work)
             return None
@@ -78,22 +78,22 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     if previous is None or config.append:
         refuse_unknown_files(config.output, previous)
     adds_to = previous.sha256 if previous else ""
-    parts = finished_parts(config, adds_to) if work.place == config.output else []
-    if previous and not config.append and not parts:
-        history = History(config.output, None)
+    parts = finished_parts(config, adds_to) if work.root == config.output else []
+    history = History(config.output, previous if config.append else None)
+    if previous and not config.append:
         return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
-    history = History(config.output, previous)
+    work.first = previous.chunks if previous else 0
+    if parts:
+        folders = [part_folder(config.output, number + 1, len(parts)) for number in range(len(parts))]
+        work.folders = [storage.join(folder, WORK_FOLDER) for folder in folders]
     listing = join_listings(parts) if parts else list_sources(config, sources, history, work.local)
-    if not listing.items and work.place == config.output:
+    if not listing.items and work.root == config.output:
         if previous is None:
             raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
-    work.first = previous.chunks if previous else 0
     if parts:
-        work.folders = [
-            storage.join(part_folder(config.output, n + 1, len(parts)), WORK_FOLDER) for n in range(len(parts))
-        ]
-        chunks, numbers = [], sorted(number for part in parts for number in part.numbers)
+        chunks: list[Chunk] = []
+        numbers = sorted(number for part in parts for number in part.numbers)
     else:
         chunks = list(chunks_of(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
@@ -175,7 +175,7 @@ def existing_index(config: ShardConfig) -> Index | None:
 
 def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> Index:
     """A finished run that is started again has nothing to do; shards of other sources are not overwritten."""
-    same = previous.source["fingerprint"] == fingerprint(listing.wholes) and previous.settings == settings_json(config)
+    same = previous.source["fingerprint"] == fingerprint(listing.totals) and previous.settings == settings_json(config)
     require(
         same,
         f"{config.output} already holds shards of other images or settings (from {previous.source['uri']}); "
@@ -199,15 +199,16 @@ def nothing_found(config: ShardConfig, listing: Listing) -> str:
 
 
 @contextmanager
-def fresh_folder(output: str, place: str) -> Iterator[None]:
-    """Removes the output folder, and that of a part in it, again if this run has made it and it is empty."""
+def fresh_folder(output: str, root: str) -> Iterator[None]:
+    """Removes the output folder again if this run has made it and it is empty; and that of a part, if it is empty."""
     new = not storage.is_remote(output) and not Path(storage.local(output)).exists()
     try:
         yield
     finally:
-        if new:
+        if not storage.is_remote(output):
+            folders = [] if root == output else [storage.local(root), storage.local(root).parent]
             with suppress(OSError):  # one is not empty: a next run resumes that work
-                for folder in dict.fromkeys([storage.local(place), storage.local(place).parent, storage.local(output)]):
+                for folder in [*folders, storage.local(output)] if new else folders:
                     folder.rmdir()
 
 

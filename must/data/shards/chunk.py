@@ -79,7 +79,7 @@ TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEM
 CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
 
 
-AT_ONCE = 16 << 20  # bytes after which a tar is sent to the disk
+WRITE_BEHIND = 16 << 20  # bytes after which a tar is sent to the disk
 
 
 class TarWriter:
@@ -101,7 +101,7 @@ class TarWriter:
         between = padding(image) + header_of(f"{key}.json", len(text))
         self.offsets.extend((start, len(image), start + len(image) + len(between), len(text)))
         self.file.write(between + text + padding(text))
-        if self.position - self.on_disk > AT_ONCE:
+        if self.position - self.on_disk > WRITE_BEHIND:
             self.on_disk = storage.start_writing(self.target, self.on_disk, self.position)
 
     def add_raw(self, block: bytes) -> None:
@@ -214,7 +214,7 @@ def process_chunk(
     labels: set[str] = set()
     names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
-    place = source_place(chunk.source.uri)
+    source = source_place(chunk.source.uri)
     with ExitStack() as stack:
         write_down = stack.enter_context(progress_file(in_progress, chunk.number))
         for position, (item, data) in enumerate(prefetched(chunk, config)):
@@ -243,7 +243,7 @@ def process_chunk(
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
             hashes[split].append(digest[:8])
-            names.append(name_hash(place, item.name))
+            names.append(name_hash(source, item.name))
             if item.label is not None:
                 labels.add(item.label)
                 record.tars[split]["labelled"] += 1

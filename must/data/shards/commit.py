@@ -148,8 +148,8 @@ def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, reco
         for record in records:
             if split in record.tars:
                 number, drop = record.number, duplicates.among(record.number, split)["sample"]
-                samples, places = len(record.hashes[split]) - len(drop), (work.tar(number, split), work.record(number))
-                yield ChunkTar(*places, number, split, samples, drop=tuple(drop.tolist()), **record.tars[split])
+                samples, files = len(record.hashes[split]) - len(drop), (work.tar(number, split), work.record(number))
+                yield ChunkTar(*files, number, split, samples, drop=tuple(drop.tolist()), **record.tars[split])
 
     jobs: list[ShardJob] = []
     for split in splits:
@@ -209,7 +209,8 @@ def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Coun
             (reason for _, reason in rejected_now(listing, records)),
         )
     )
-    refused = refusal(config, records, kinds, rejected_now(listing, records), previous)
+    examples = chain(rejected_now(listing, records), ((line.source, line.reason) for line in earlier))
+    refused = explain_refusal(config, records, kinds, examples, previous)
     replaced = names if refused else retried
     unchanged = previous and records.samples == len(duplicates.drops) and not refused
     revision = previous.revision if previous and unchanged else task.revision
@@ -279,11 +280,11 @@ def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set
         for line in earlier
     }
     hashes = np.fromiter(names, np.uint64, len(names))
-    found = (np.intersect1d(hashes, record.names) for record in records) if names else ()
-    return {names[int(value)] for values in found for value in values}
+    matches = (np.intersect1d(hashes, record.names) for record in records) if names else ()
+    return {names[int(value)] for values in matches for value in values}
 
 
-def refusal(
+def explain_refusal(
     config: ShardConfig,
     records: Records,
     kinds: Counter[str],

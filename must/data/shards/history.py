@@ -37,9 +37,9 @@ class History:
         if not len(self.names):
             yield from items
             return
-        stream, place = iter(items), source_place(uri)
+        stream, source = iter(items), source_place(uri)
         while batch := list(islice(stream, BATCH)):
-            hashes = as_numbers(b"".join(name_hash(place, item.name) for item in batch))
+            hashes = as_numbers(b"".join(name_hash(source, item.name) for item in batch))
             rows = np.minimum(np.searchsorted(self.names, hashes), len(self.names) - 1)
             known = self.names[rows] == hashes
             yield from (item for item, old in zip(batch, known, strict=True) if not old)
@@ -77,9 +77,9 @@ def source_place(uri: str) -> str:
     return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local(uri).resolve())
 
 
-def name_hash(place: str, name: str) -> bytes:
+def name_hash(source: str, name: str) -> bytes:
     """A hash of 8 bytes of a file's name and source, by which --append knows files of earlier revisions."""
-    return hashlib.blake2b(f"{place}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return hashlib.blake2b(f"{source}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def as_numbers(data: bytes) -> np.ndarray:
@@ -146,11 +146,13 @@ def find_duplicates(
     chunk_numbers = np.array([chunk for chunk, _, _ in groups])
     split_numbers = np.array([splits.index(split) for _, split, _ in groups])
     ends = np.cumsum(lengths)
-    own, kept = (np.searchsorted(ends, order[rows], side="right") for rows in (repeats, keepers))
-    new = chunk_numbers[own] != OLD
-    gone = new & (drop_all | (split_numbers[own] != split_numbers[kept]) | (chunk_numbers[kept] == OLD))
+    repeat_groups, kept_groups = (np.searchsorted(ends, order[rows], side="right") for rows in (repeats, keepers))
+    new = chunk_numbers[repeat_groups] != OLD
+    gone = new & (
+        drop_all | (split_numbers[repeat_groups] != split_numbers[kept_groups]) | (chunk_numbers[kept_groups] == OLD)
+    )
     drops = np.empty(int(gone.sum()), DROP)
-    drops["chunk"], drops["split"] = chunk_numbers[own][gone], split_numbers[own][gone]
-    drops["sample"] = (order[repeats] - (ends - lengths)[own])[gone]
-    drops["kept_in"] = split_numbers[kept][gone]
+    drops["chunk"], drops["split"] = chunk_numbers[repeat_groups][gone], split_numbers[repeat_groups][gone]
+    drops["sample"] = (order[repeats] - (ends - lengths)[repeat_groups])[gone]
+    drops["kept_in"] = split_numbers[kept_groups][gone]
     return Duplicates(splits, drops[np.lexsort((drops["sample"], drops["split"], drops["chunk"]))], int(new.sum()))

@@ -95,19 +95,19 @@ class Plan:
     starts: "array[int]"
     items: int
     share: int  # the sum of the hashes of these items: it does not depend on the order of the listing
-    whole: int  # the same for all files of the source, of which these may be one part
+    total: int  # the same for all files of the source, of which these may be one part
 
 
 def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[int, int] = (1, 1)) -> Plan:
     """Writes the plan of part I of N of the items to `folder`, on a disk with space for twice the listing."""
-    (number, parts), share, whole = part, 0, 0
+    (number, parts), share, total = part, 0, 0
     orders, ends = array("Q"), array("Q", [0])
     path, starts = folder / "plan.jsonl", array("Q", [0])
     with TemporaryFile(dir=folder) as listed, path.open("wb") as plan:
         for item in items:
             line, order = json.dumps(item).encode() + b"\n", sort_key(item.name)
             digest = int.from_bytes(hashlib.sha256(line).digest(), "big")
-            whole += digest
+            total += digest
             if order % parts == number - 1:
                 share += digest
                 listed.write(line)
@@ -128,7 +128,7 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
                 size += 1
         if size:
             starts.append(plan.tell())
-    return Plan(path, starts, size, share, whole)
+    return Plan(path, starts, size, share, total)
 
 
 def sort_key(name: str) -> int:
@@ -138,14 +138,14 @@ def sort_key(name: str) -> int:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a run, or of one part of it. `shares`, `wholes`: as in Plan, of each source."""
+    """The files of a run, or of one part of it. `shares`, `totals`: as in Plan, of each source."""
 
     uris: tuple[str, ...]  # of the sources
     items: int
     shares: tuple[int, ...]
     rejected: tuple[tuple[str, str], ...]  # (name, reason) of files that could not be listed
     skipped: dict[str, int]
-    wholes: tuple[int, ...] = ()
+    totals: tuple[int, ...] = ()
     plans: tuple[tuple[Source, str, Plan], ...] = ()  # source, the split of all its items or "", its plan
 
     @property
@@ -177,11 +177,11 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
     problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes(config))
     plans = []
     for number, (source, split) in enumerate(sources):
-        place = folder / f"plan-{number}"
-        place.mkdir(parents=True, exist_ok=True)
-        source.prepare(place)
+        part_folder = folder / f"plan-{number}"
+        part_folder.mkdir(parents=True, exist_ok=True)
+        source.prepare(part_folder)
         items = history.unseen(source.uri, source.items(problems))
-        plans.append((source, split, shuffle(items, place, config.samples_per_shard, part)))
+        plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
     first = part[0] == 1
     return Listing(
         uris=tuple(source.uri for source, _ in sources),
@@ -189,7 +189,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         shares=tuple(plan.share for _, _, plan in plans),
         rejected=tuple(sorted(rejected)) if first else (),
         skipped=dict(sorted(problems.skipped.items())) if first else {},
-        wholes=tuple(plan.whole for _, _, plan in plans),
+        totals=tuple(plan.total for _, _, plan in plans),
         plans=tuple(plans),
     )
 

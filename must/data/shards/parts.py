@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 DONE_FILE = "done.json"
 
 
-def work_place(config: ShardConfig) -> str:
+def work_root(config: ShardConfig) -> str:
     """The folder with the lock and the work of this program: the output, or that of a part."""
     number, parts = parse_part(config.part)
     return config.output if parts == 1 else part_folder(config.output, number, parts)
@@ -63,14 +63,16 @@ def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
     folder = storage.join(config.output, PARTS_FOLDER)
     parts: dict[int, dict[int, Part]] = {}
     for entry in list(storage.list_existing(folder)):
-        name, *place = entry.name.split("/")
-        number, _, count = name.partition("-of-")
-        found = parts.setdefault(int(count), {}) if number.isdecimal() and count.isdecimal() else {}
-        if place == [WORK_FOLDER, DONE_FILE]:
+        name, *inside = entry.name.split("/")
+        position, _, total = name.partition("-of-")
+        if not (position.isdecimal() and total.isdecimal() and inside[:1] == [WORK_FOLDER]):  # such as a free lock
+            continue
+        of_count = parts.setdefault(int(total), {})
+        if inside[1:] == [DONE_FILE]:
             path = storage.join(folder, entry.name)
             damage = UserError(f"{path} is damaged; delete its folder and run that part again")
-            found[int(number)] = storage.read_object(path, lambda content: Part(**content), damage)
-    done = list(chain.from_iterable(found.values() for found in parts.values()))
+            of_count[int(position)] = storage.read_object(path, lambda content: Part(**content), damage)
+    done = list(chain.from_iterable(of_count.values() for of_count in parts.values()))
     if any(part.run["previous"] != previous for part in done):
         logger.info(f"{folder}: deleted, it is the work of an earlier run")
         storage.delete_folder(folder)

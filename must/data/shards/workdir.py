@@ -53,9 +53,9 @@ class Workdir:
     its records; if the output is a bucket, both are temporary. `folders`: where chunks are, that of part I at I - 1.
     """
 
-    def __init__(self, output: str, place: str = "") -> None:
-        self.output, self.place = output, place or output
-        self.uri = storage.join(self.place, WORK_FOLDER)
+    def __init__(self, output: str, root: str = "") -> None:
+        self.output, self.root = output, root or output
+        self.uri = storage.join(self.root, WORK_FOLDER)
         self.remote = storage.is_remote(output)
         lists = storage.join(self.uri, "lists")
         self.local = Path(tempfile.mkdtemp(prefix="must-shard-")) if self.remote else storage.local(lists)
@@ -87,7 +87,7 @@ class Workdir:
 
     def tidy(self) -> None:
         """Deletes unfinished files of killed programs in a local output. The caller holds the lock."""
-        folder = storage.local(self.place)
+        folder = storage.local(self.root)
         for path in [*folder.glob(f"{storage.TEMPORARY}*"), *storage.local(self.uri).rglob(f"{storage.TEMPORARY}*")]:
             path.unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ class Workdir:
             for path in storage.local(self.uri).iterdir():
                 if path != self.local:
                     path.unlink(missing_ok=True)
-        if self.place == self.output:
+        if self.root == self.output:
             indexed = storage.exists(storage.join(self.output, INDEX_FILE))
             self.remove_strays(index.load_index(self.output).files if indexed else set())
 
@@ -147,7 +147,7 @@ class Workdir:
         if content is not None:
             if content.get("previous") == previous.sha256:
                 return
-            if self.place == self.output:
+            if self.root == self.output:
                 self.remove_strays(previous.files)
         self.clear()
 
@@ -155,6 +155,6 @@ class Workdir:
         """Deletes everything after the run has finished, run.json first."""
         storage.delete(storage.join(self.uri, RUN_FILE))
         storage.delete_folder(self.uri)
-        if self.place == self.output:
+        if len(self.folders) > 1:  # the parts are joined
             storage.delete_folder(storage.join(self.output, PARTS_FOLDER))
         shutil.rmtree(self.local, ignore_errors=True)

@@ -99,6 +99,6 @@ def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
     `batch_bytes`: bytes of the batches that one loader process prefetches to shared memory."""
     limit = min(max(1, own_cores() - 1), MOST_LOADERS)
     if batch_bytes and shared.is_dir():
-        own = shutil.disk_usage(shared).free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        limit = min(limit, own // 2 // batch_bytes)
+        free = shutil.disk_usage(shared).free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        limit = min(limit, free // 2 // batch_bytes)
     return max(1, limit)

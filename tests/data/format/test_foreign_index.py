@@ -136,13 +136,13 @@ def test_no_more_is_downloaded_than_the_index_says(made: Path, tmp_path: Path, m
 
 DAMAGED = r"names-0000\.npy is missing or damaged; without it --append"
 TABLES = {
-    "other bytes": ("names", npy(np.zeros((12, 2), np.uint64)), "0" * 64, DAMAGED),
-    "floats": ("names", npy(np.zeros((12, 2), np.float64)), "", DAMAGED),
-    "one dimension": ("names", npy(np.zeros(12, np.uint64)), "", DAMAGED),
-    "cut": ("names", npy(np.zeros((12, 2), np.uint64))[:200], "", DAMAGED),
+    "other bytes": ("names", npy(np.zeros(12, np.uint64)), "0" * 64, DAMAGED),
+    "floats": ("names", npy(np.zeros(12, np.float64)), "", DAMAGED),
+    "two dimensions": ("names", npy(np.zeros((12, 2), np.uint64)), "", DAMAGED),
+    "cut": ("names", npy(np.zeros(12, np.uint64))[:200], "", DAMAGED),
     "a header of brackets": ("names", b"\x93NUMPY\x01\x00" + b"v\x00" + b"(" * 118, "", DAMAGED),
     "zip": ("names", b"PK\x03\x04", "", DAMAGED),
-    "another length": ("contents", npy(np.zeros((3, 32), np.uint8)), "", "have another number of images"),
+    "another length": ("contents", npy(np.zeros(3, np.uint64)), "", "have another number of images"),
 }
 
 
@@ -156,7 +156,7 @@ def test_a_table_is_compared_and_read_with_suspicion(made: Path, tmp_path: Path,
     index = edited(folder, lambda c: [t.update(sha256=sha256) for t in c["tables"] if t["name"] == name])
     (folder / "index.json").write_bytes(index)
     with pytest.raises(ValueError, match=message):
-        History(str(folder), load_index(str(folder)), tmp_path)
+        History(str(folder), load_index(str(folder)))
 
 
 def with_offsets(made: Path, folder: Path, data: bytes, **values: object) -> str:

@@ -188,12 +188,15 @@ def test_too_little_room_is_said_up_front(bucket_server: Server, shards: Path, t
 
 
 def test_a_running_download_is_not_counted_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk has room for one of two; the first one's file has its size and no bytes yet."""
+    """The disk has room for one of two; the first one has its size and no bytes yet. A killed write goes."""
+    (tmp_path / ".tmp-killed").touch()
+    os.utime(tmp_path / ".tmp-killed", (0, 0))
     cache, usage, size = ShardCache(tmp_path, 10**12), shutil.disk_usage(tmp_path), 10**8
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=SPARE + size))
     with (tmp_path / "a.part").open("wb") as first, (tmp_path / "b.part").open("wb") as second:
         fcntl.flock(first, fcntl.LOCK_EX)
         assert cache.make_room(size, first) and not cache.make_room(size, second)
+    assert not (tmp_path / ".tmp-killed").exists()
 
 
 def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, shards: Path, tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ OPTIONS: dict[str, Any] = {"samples_per_shard": 8, "split": {"train": 0.75, "tes
 
 
 def tree(uri: str) -> dict[str, bytes]:
-    return {entry.name: storage.read_bytes(storage.join(uri, entry.name)) for entry in storage.list_files(uri)}
+    """The files, without locks, which stay in a bucket when they are released."""
+    names = [entry.name for entry in storage.list_files(uri) if not entry.name.endswith(".lock")]
+    return {name: storage.read_bytes(storage.join(uri, name)) for name in names}
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -21,7 +21,7 @@ def test_chunks_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None
     assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
     assert sorted(item for chunk in chunks for item in chunk) == sorted(items(1050))
     shares = [shuffle(items(1050), tmp_path, 100, (number, 3)) for number in (1, 2, 3)]
-    assert sum(share.share for share in shares) == plan.share == plan.whole == shares[0].whole
+    assert sum(share.share for share in shares) == plan.share == plan.total == shares[0].total
     assert all(300 < share.items < 400 for share in shares)
     assert all(len({item.name.split("/")[0] for item in chunk}) == 7 for chunk in chunks)
 

@@ -229,9 +229,9 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
     make_zip(tmp_path / "in" / "cat" / "images.zip", 0)
     (tmp_path / "in" / "README").write_text("Photos")
     (tmp_path / "in" / "cat" / "5f2a").write_bytes(zoo.encoded(zoo.picture(1)))
-    run(tmp_path / "in", tmp_path / "out", max_rejected=0.5, labels="folder")
+    index = run(tmp_path / "in", tmp_path / "out", labels="folder")
     assert labels_of(tmp_path / "out") == {"cat/images.zip/0.png": None, "cat/5f2a": "cat"}
-    assert rejected(tmp_path / "out") == {"README": "not an image of a known format"}
+    assert rejected(tmp_path / "out") == {} and index.skipped == {"without a suffix": 1}
     (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
     run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}
