@@ -165,7 +165,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.recipe import StepSettings
-    from must.method.train.step import MustStep
+    from must.method.train.step import MustStep, compile_blocks
 
     prepare_machine(device)
     settings = {name: value for name, value in variant.items() if name not in ("name", "plain")}
@@ -178,6 +178,8 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     if device.type == "cpu":
         share_cores(division(step.work).threads)
     size, (weak, strong, masked) = options.batch_size // options.accumulate, data
+    if config.compile:
+        compile_blocks(step, masked.shape[1], size)
     samples = torch.arange(len(weak))
     parts = [
         TrainBatch(
