@@ -15,7 +15,17 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
-from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION, keep_size
+from must.runtime import stages
+from must.runtime.places import WorkUri
+from must_components.serving.manifest import (
+    GROUP,
+    KIND,
+    PLURAL,
+    VERSION,
+    inference_service,
+    keep_size,
+    require_reachable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -113,3 +123,19 @@ class Cluster:
             f"train: the service account may not use TrainJobs in {self.namespace}; give it the role in "
             "deploy/trainjobs.yaml",
         )
+
+
+def check_inputs(work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str) -> str:
+    """The stage inputs: must.runtime.stages.inputs, and whether the cluster has what later stages need.
+
+    `runtime` is empty if training is not a TrainJob.
+    Raises ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
+    """
+    result = stages.inputs(work_uri, parameters=parameters)
+    registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
+    if parameters.get("serve") == "apply":
+        require_reachable(registry, server)
+        Cluster.to_serve().apply(inference_service(registry, parameters["model_name"], server), dry=True)
+    if runtime and (cluster := Cluster.of_this_pod()) is not None:
+        cluster.check_trainer(runtime)
+    return result

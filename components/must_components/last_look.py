@@ -20,7 +20,7 @@ RUN = "pipeline/runid"  # label of a TrainJob, as train_job/manifest.py gives it
 def last_look(work_uri: str, run_id: str) -> list[str]:
     """Completes the notes of pods that could not write them; ends the TrainJob of a run that was stopped.
 
-    Returns lines for the page.
+    Returns sentences about the TrainJob for the page.
     """
     try:
         cluster = Cluster.of_this_pod()
@@ -33,7 +33,7 @@ def last_look(work_uri: str, run_id: str) -> list[str]:
         if not is_stopped(workflow):
             return []
         jobs = [note.facts.trainjob for note in read_notes(work_uri, run_id) if note.facts.trainjob]
-        return [f"- **TrainJob**: {end_job(cluster, job, run_id)}" for job in jobs]
+        return [end_job(cluster, job, run_id) for job in jobs]
     except (ValueError, OSError, KeyError, TypeError) as error:
         logger.warning(f"must: the status of this run's pods is not known: {line_of(error)}")
         return []
@@ -58,16 +58,16 @@ def end_job(cluster: Cluster, job: str, run_id: str) -> str:
     path = f"/apis/{TRAINER}/v1alpha1/namespaces/{cluster.namespace}/trainjobs/{job}"
     status, response = cluster.request("GET", path)
     if status == 404:
-        return f"`{job}` was ended; its checkpoints stay"
+        return f"{job} was ended; its checkpoints stay"
     if status == 200:
         metadata = response["metadata"]
         if (other := (metadata.get("labels") or {}).get(RUN, run_id)) != run_id:
-            return f"`{job}` belongs to the run {other} now and was not ended"
+            return f"{job} belongs to the run {other} now and was not ended"
         if "deletionTimestamp" not in metadata:
             patch = {"metadata": {"uid": metadata["uid"]}, "spec": {"suspend": True}}
             cluster.request("PATCH", path, patch, "application/merge-patch+json")
             options = {"propagationPolicy": "Foreground", "preconditions": {"uid": metadata["uid"]}}
             status, _ = cluster.request("DELETE", path, options)
         if status < 400 or status in (404, 409):
-            return f"`{job}` was ended; its checkpoints stay"
-    return f"`{job}` still runs ({status}): `kubectl delete trainjob {job} -n {cluster.namespace}`"
+            return f"{job} was ended; its checkpoints stay"
+    return f"{job} still runs ({status}): kubectl delete trainjob {job} -n {cluster.namespace}"

@@ -62,10 +62,9 @@ class GateConfig(StageConfig):
     metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE", work="metrics")
     model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, work="bundle")
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", work="to decision.json")
-    gate: Literal["label-free", "reviewed", "labelled", "none"] = param(
-        "label-free: the check against zero-shot, which needs no labels, must have no warnings; reviewed: answers of "
-        "`must review` must show a gain; labelled: the paired interval of the gain over the baseline on a labelled "
-        "split; none: every model passes",
+    gate: Literal["label-free", "labelled", "none"] = param(
+        "label-free: the check against zero-shot, which needs no labels, must have no warnings; labelled: the "
+        "paired interval of the gain over the baseline on a labelled split; none: every model passes",
         "label-free",
     )
     min_agreement: float = param(

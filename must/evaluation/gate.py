@@ -1,7 +1,7 @@
 """Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
-The label-free gate is the default and reads no labels. The reviewed gate uses people's answers. The labelled gate runs
-only if the user names it, on labels of a split that nothing was trained on.
+The label-free gate is the default and reads no labels. The labelled gate runs only if the user names it, on labels of a
+split that nothing was trained on.
 """
 
 import json
@@ -32,7 +32,7 @@ class Decision:
     """
 
     passed: bool
-    gate: str  # "label-free", "reviewed", "labelled" or "none"
+    gate: str  # "label-free", "labelled" or "none"
     reasons: list[str] = field(default_factory=list)
     outcome: str = ""
 
@@ -109,23 +109,6 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str) -> l
     return [(True, line(True, text))]
 
 
-def reviewed_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    """Passes when people's answers show a gain over the zero-shot model (`must select --answers`): the lower end of its
-    95% interval is above 0."""
-    if not metrics.baseline_name.endswith("zero-shot"):  # a champion: people's answers do not compare with it
-        return replace(label_free_gate(metrics, config), gate="reviewed")
-    selection = metrics.model.selection
-    if not selection or not selection.measured:
-        text = "there are no answers about this model; ask with `must review`, then `must select --answers`"
-        return Decision(False, "reviewed", [line(False, text)])
-    text = measured_text(selection)
-    if not selection.alpha:
-        return Decision(True, "reviewed", [line(True, f"zero-shot is kept; {text}")], NOTHING_KEPT)
-    passed = selection.measured.gain.low > 0
-    advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
-    return Decision(passed, "reviewed", [line(passed, text + advice)])
-
-
 def measured_text(selection: Selection) -> str:
     """The gain that was measured with people's answers or with a labelled split."""
     return f"{selection.by}: {selection.measured.text().partition(': ')[2]}" if selection.measured else ""
@@ -155,7 +138,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     ]
     if picked:
         reason = "must review picked the labelled images: no gain on all images follows from them"
-        reasons.append(line(False, f"{reason}; take the reviewed gate, after `must select --answers`"))
+        reasons.append(line(False, f"{reason}; `must review` asks about random ones first"))
     return Decision(enough and low > min_gain and not picked, "labelled", reasons)
 
 
@@ -163,7 +146,7 @@ def no_gate(metrics: Metrics, config: GateConfig) -> Decision:
     return Decision(True, "none", ["ok  no gate was asked for: every model passes"], UNCHECKED)
 
 
-RULES = {"labelled": labelled_gate, "reviewed": reviewed_gate, "label-free": label_free_gate, "none": no_gate}
+RULES = {"labelled": labelled_gate, "label-free": label_free_gate, "none": no_gate}
 
 
 def rule(name: str, value: float, limit: float) -> tuple[bool, str]:

@@ -16,7 +16,6 @@ from must.base import storage
 from must.base.exits import exiting
 from must.base.files import DESCRIPTION_FILE
 from must.base.processes import end_with_parent
-from must.runtime.answers import select_by_answers
 from must.runtime.keepalive import stop_when_orphaned
 from must.runtime.places import JobUri
 from must.runtime.training import mirrored
@@ -26,7 +25,7 @@ def train_job(job: str) -> None:
     """Trains; rank 0 then copies the bundle to JOB, its description last."""
     storage.wait_for_credentials(job)  # the launcher has written there
     content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
-    storage.wait_for_credentials(content["answers"]["work_uri"], content["tensorboard"])
+    storage.wait_for_credentials(content["tensorboard"])
     if os.environ.get("RANK", "0") != "0":
         with tempfile.TemporaryDirectory() as folder:
             call("train", **content["train"], output=folder)
@@ -38,7 +37,6 @@ def train_job(job: str) -> None:
         mirrored(folder, content["tensorboard"]),
     ):
         call("train", **content["train"], output=folder)
-        select_by_answers(**content["answers"], bundle=folder, classifier=JobUri(job).classifier, separate_process=True)
         publish(Path(folder), JobUri(job).bundle)
 
 

@@ -4,7 +4,7 @@ Kubeflow Pipelines gives the exit handler a state that only some of its programs
 or FAILED there (and is never SUCCEEDED, which only the local runner uses).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
@@ -13,7 +13,6 @@ from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
 NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run
-WAITS = "waits for answers"  # the outcome of a gate that leaves the decision to people
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 
 
@@ -23,8 +22,8 @@ class Outcome(NamedTuple):
     headline: str  # one line, for readers who do not know the stages
 
 
-def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -> Outcome:
-    """Args: `state` is the backend's state of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
+def outcome_of(notes: list[Note], state: str | None) -> Outcome:
+    """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
     failure = failing(notes)
     if failure is not None:
         kind = failure_kind(failure)
@@ -38,7 +37,7 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
-            if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
+            if missing := [stage for stage in still_due(by_stage) if stage not in by_stage]:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 headline = f"{headline}. Then broken off: {missing[0]}{more} never started"
                 return Outcome("broken off", False, headline)
@@ -49,10 +48,11 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     return Outcome("broken off", False, f"Run broken off: {last}")
 
 
-def still_due(notes: dict[str, Note], then: Sequence[str]) -> Sequence[str]:
-    """The stages that must run after the decision: `export` after every gate, `then` after a promotion."""
+def still_due(notes: dict[str, Note]) -> list[str]:
+    """The stages that must run after the decision: `export` after every gate, and those that cluster.yaml and the run
+    want after a promotion, by the note of the stage inputs."""
     if "promote" in notes:
-        return then
+        return facts_of(notes, "inputs").then
     return ["export"] if "gate" in notes else []
 
 
@@ -81,14 +81,6 @@ def promoted(notes: dict[str, Note]) -> str:
     return f"Promoted {facts.version or 'the model'}{gain(notes)}" if "promote" in notes else ""
 
 
-def waiting(notes: dict[str, Note]) -> str:
-    """The gate left the decision to people, and the page with the questions exists."""
-    if "review" not in notes or facts_of(notes, "gate").outcome != WAITS:
-        return ""
-    pictures = facts_of(notes, "review").pictures
-    return f"Waiting for answers about {pictures:,} pictures: until then nothing is promoted"
-
-
 def stopped(notes: dict[str, Note]) -> str:
     facts = facts_of(notes, "gate")
     return f"Not promoted: stopped by the gate{because(facts)}" if facts.outcome == "stopped" else ""
@@ -100,7 +92,6 @@ def nothing_new(notes: dict[str, Note]) -> str:
 
 
 GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
-    ("waiting", waiting),
     ("kept zero-shot", kept_zero_shot),
     ("promoted", promoted),
     ("stopped", stopped),

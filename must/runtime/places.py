@@ -4,7 +4,6 @@ WORK_URI/shards                       of all runs, with index.json
          classifiers/KEY              zero-shot classifiers, by a hash of their inputs
          models/NAME-KEY              the models of the classifiers: later stages need no hub
          checkpoints/KEY, jobs/KEY    of training, by data, classes, start and settings: a retry finds them
-         reviews/KEY                  the questions about a model, the page with them, and people's answers
          notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
          registry                     promoted models, unless the run has another registry_uri
 """
@@ -29,7 +28,7 @@ class WorkUri:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.shards, self.models, self.reviews = (storage.join(uri, name) for name in ("shards", "models", "reviews"))
+        self.shards, self.models = storage.join(uri, "shards"), storage.join(uri, "models")
         self.every_runs_notes = storage.join(uri, "notes")
 
     def notes(self, run_id: str) -> str:
@@ -44,9 +43,6 @@ class WorkUri:
 
     def job(self, key: str) -> JobUri:
         return JobUri(storage.join(self.uri, "jobs", key))
-
-    def review(self, key: str) -> str:
-        return storage.join(self.reviews, key)
 
     def registry(self, registry_uri: str = "") -> str:
         """`registry_uri`, or the default if that is ''."""

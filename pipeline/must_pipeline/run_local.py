@@ -100,8 +100,6 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
     onnx = artifacts["onnx"] / ONNX_FILE
     metrics = read_metrics(str(artifacts["details"] / METRICS_FILE), "metrics")
     promoted = f"not promoted; {display(artifacts['reasons'])} says why"
-    if "questions" in artifacts:
-        promoted = f"waits for answers; {display(artifacts['run_summary'])} says how they are given"
     if "promoted" in artifacts:
         promoted = display(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
     return f"""

@@ -34,7 +34,6 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage("must-torch", 32, loaders=True),
     "gate": Stage("must-torch", 32, gpu=True, loaders=True),
     "promote": Stage("must-shard", 16),
-    "review": Stage("must-torch", 32, gpu=True, loaders=True),
     "predict": Stage("must-torch", 32, loaders=True, optional=True),
     "serve": Stage("must-launcher", 4),
     "close": Stage("must-shard", 1),

@@ -17,7 +17,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
-from must_pipeline.server.wait import name_successor, wait
+from must_pipeline.server.wait import wait
 
 
 def main() -> None:
@@ -74,8 +74,7 @@ def submit(options: argparse.Namespace) -> int:
         restarted = copy_of(kfp, run_id)
         restarted.display_name = f"{body.display_name} again"
         print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
-        previous, run_id = run_id, start(kfp, restarted)
-        name_successor(work_uri, previous, run_id)
+        run_id = start(kfp, restarted)
     return ending.code
 
 

@@ -7,13 +7,12 @@ from typing import Any
 import yaml
 
 from must.base import storage
-from must.base.files import ANSWERS_FILE
 from must.base.names import listed
 from must.method.model.bundle import summary_at
 from must.runtime.keepalive import SILENCE
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Trained, job_values, origin, words_of_run
+from must.runtime.training import Trained, decision_key, job_values, origin, words_of_run
 from must_components.train_job.jobs import Jobs
 from must_components.train_job.launch import Launch
 from must_components.train_job.manifest import request
@@ -22,6 +21,7 @@ from must_components.train_job.manifest import request
 def train_on_nodes(
     work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
     preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "", model_name: str = "",
+    answers: str = "",
 ) -> Trained:  # fmt: skip
     """Trains, or attaches to the running job.
 
@@ -30,15 +30,12 @@ def train_on_nodes(
     """
     key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     work = WorkUri(work_uri)
-    answers = storage.join(work.review(key), ANSWERS_FILE)
-    # New answers start a new job.
-    suffix = f"-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}" if storage.exists(answers) else ""
-    job = work.job(key + suffix)
+    job = work.job(decision_key(key, answers))  # new answers start a new job
     # Runs with the same key in two folders need two jobs.
     name = f"must-{hashlib.sha256(job.uri.encode()).hexdigest()[:8]}-{job.uri.rsplit('/', 1)[-1]}"
     with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
         curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-        prepare(job, values, classifier, curves, {"work_uri": work_uri, "key": key})
+        prepare(job, values, classifier, curves, answers)
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # hides a long warning about an unknown version
         Launch(Jobs(), request(name, nodes, job.uri), job, int(nodes["timeout"]), model_name).run()
         copy_bundle(job.bundle, output)
@@ -47,7 +44,7 @@ def train_on_nodes(
     return Trained(summary.to_dict(), origin(output))
 
 
-def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, answers: dict[str, str]) -> None:
+def prepare(job: JobUri, values: dict[str, Any], classifier: str, curves: str, answers: str) -> None:
     """Writes the nodes' input to storage: they cannot read this pod's files."""
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))
     launcher = {"sign": job.heartbeat, "silence": SILENCE}
