@@ -15,7 +15,6 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
-from must.runtime import stages
 from must.runtime.places import WorkUri
 from must_components.serving.manifest import (
     GROUP,
@@ -131,6 +130,8 @@ def check_inputs(work_uri: str, *, parameters: dict[str, Any], server: dict[str,
     `runtime` is empty if training is not a TrainJob.
     Raises ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
     """
+    from must.runtime import stages  # not in the image of the launcher
+
     result = stages.inputs(work_uri, parameters=parameters)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
     if parameters.get("serve") == "apply":

@@ -84,7 +84,8 @@ class Summary:
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             parts.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
         if self.log:
-            parts.append("\n".join([f"Last lines of {self.stage}:", "", *(f"  {line}" for line in self.log)]))
+            log = [f"  {printable(line, LONGEST_LINE)}" for line in self.log]
+            parts.append("\n".join([f"Last lines of {self.stage}:", "", *log]))
         return printable_page("\n\n".join(filter(None, parts)) + "\n")
 
 

@@ -42,7 +42,7 @@ def leave(work, **values):
 
 
 def page(work, more=()):
-    return summarize(str(work), "r1", "FAILED", "again", more=more)
+    return summarize(str(work), "r1", "FAILED", "again", more=more).to_markdown()
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def look_again(work, pod, job, deadline=0):
 def test_a_run_that_is_ended_takes_its_job_along_also_when_the_launcher_had_no_time(api, work, pod, job):
     assert look_again(work, pod, job, None) == [] and not api.deleted  # only the pod was taken: it trains on
     lines = look_again(work, pod, job)
-    assert lines == [f"- **TrainJob**: `{job}` was ended; its checkpoints stay"]
+    assert lines == [f"{job} was ended; its checkpoints stay"]
     assert api.deleted == [job] and api.jobs[job]["spec"]["suspend"] is True
     shown = page(work, lines)
-    assert shown.startswith("# Run stopped from outside, during train") and lines[0] in shown
+    assert shown.startswith("# Run stopped from outside, during train") and f"- **TrainJob**: {lines[0]}" in shown
 
 
 @pytest.mark.parametrize("job", ["r2"], indirect=True)
@@ -91,7 +91,7 @@ def test_a_job_that_may_not_be_ended_is_named_with_the_command(api, work, pod, j
     answer = api.answer
     monkeypatch.setattr(api, "answer", lambda method, *rest: (403, {}) if method == "DELETE" else answer(method, *rest))
     (line,) = look_again(work, pod, job)
-    assert line.endswith(f"still runs (403): `kubectl delete trainjob {job} -n vision`")
+    assert line.endswith(f"still runs (403): kubectl delete trainjob {job} -n vision")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ WRONG = [
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
-    ({"gate": "lable-free"}, "gate must be one of label-free, reviewed, labelled, none (got 'lable-free')"),
+    ({"gate": "lable-free"}, "gate must be one of label-free, labelled, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
     ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
@@ -46,7 +46,6 @@ RIGHT = [
     {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
     {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
     {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
-    {"gate": "reviewed", "gate_settings": {"min_agreement": 0.5}},
     {"gate": "none", "register": "mlflow", "model_name": "cats.v2"},
     {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
 ]
@@ -98,15 +97,24 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
         ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; give one of"),
         ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
         ({"gate": "lable-free"}, "(got 'lable-free')"),
+        ({"model": "ViT-B-16/openia", "pretrained": ""}, "no such file and no tag of ViT-B-16; give one of"),
+        ({"model": "ViT-B-16/openai", "pretrained": "laion400m_e31"}, "already says --pretrained openai"),
+        ({"answers": "{folder}/no.jsonl"}, "no.jsonl: no such file"),
+        ({"answers": "{folder}/none.jsonl"}, "there are no answers in it"),
+        ({"answers": "{folder}/other.jsonl"}, "other.jsonl, line 1: 'kiwi' is none of the model's classes"),
+        ({"answers": "{folder}"}, "expected answers.jsonl of `must review`"),
     ],
 )
 def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):
     (tmp_path / "one.yaml").write_text("classes: [cat]")
+    (tmp_path / "none.jsonl").touch()
+    (tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "kiwi"}) + "\n")
     places = {"{folder}": str(tmp_path), "{bucket}": bucket_server.uri}
     for name, place in places.items():
         change = {key: value.replace(name, place) for key, value in change.items()}
     values = {"classes": "imagenet", "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
     check_inputs(values)
+    check_inputs({"classes": "imagenet", "model": "ViT-B-16/openai"})
     with pytest.raises(ValueError) as error:
         check_inputs(values | change)
     assert message in str(error.value)

@@ -105,7 +105,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
         supervised("train", endings.endless, "7", str(tmp_path))
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
-    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
     assert page.startswith("# Run failed: train: its time was over") and "**Resumable**: yes, for as long again" in page
 
 
@@ -174,9 +174,9 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     (note,) = read_notes(str(tmp_path), "7")
     assert [one.code for one in note.tries] == [73]
     assert "waits for the other run to end; trying again in 0 s" in capfd.readouterr().err
-    page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().splitlines()
     assert page[0] == "# Run stopped: another run, 1f2e, is writing to this work_uri"
-    assert page[2].startswith("**Why**: ") and "(run 1f2e, process " in page[2]
+    assert page[2].startswith("- **Why**: ") and "(run 1f2e, process " in page[2]
 
 
 def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_called_wrong_input(tmp_path, retries):
@@ -191,7 +191,7 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
         supervised("promote", library, "7", str(tmp_path), stage="promote", values=second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
-    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
     assert page.startswith("# Run stopped: another run promoted a model meanwhile; run it again\n")
     assert "another run promoted meanwhile. Run again" in page and "wrong input" not in page
 
@@ -206,7 +206,7 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     supervised("train", endings.saving, "7", work)
     (note,) = read_notes(work, "7")
     assert (note.state, note.result, note.tries) == ("done", "x", [])
-    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again")
+    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again").to_markdown()
     monkeypatch.setenv("MUST_PROVEN_PLACES", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):
