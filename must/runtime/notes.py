@@ -109,7 +109,7 @@ def flush() -> None:
 class Facts:
     """The results of a stage, for programs. Each stage sets its own fields; empty fields are not written."""
 
-    action: str = ""  # champion: train, or nothing new
+    action: str = ""  # champion: train, or nothing new; promote: nothing new, or ''
     why: str = ""  # champion: the reason for the action
     index_sha256: str = ""  # shard: the index that a part made
     trainjob: str = ""  # train: the TrainJob's name

@@ -12,7 +12,7 @@ from must.base.lock import run_in
 from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
-NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run
+NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run, and of a repeated promotion
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 
 
@@ -77,7 +77,10 @@ def kept_zero_shot(notes: dict[str, Note]) -> str:
 
 
 def promoted(notes: dict[str, Note]) -> str:
+    """A repeated run makes the same model: its version is the champion already."""
     facts = facts_of(notes, "promote")
+    if facts.action == NOTHING_NEW:
+        return f"Nothing new: the model of this run, {facts.version}, is the champion already"
     return f"Promoted {facts.version or 'the model'}{gain(notes)}" if "promote" in notes else ""
 
 

@@ -302,7 +302,9 @@ def promote(
         facts = {"version": latest.version, "registry": registry.uri_of(latest.version), **model_facts(bundle, details)}
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(facts, indent=1))
-        note.result, note.facts = f"promoted as {latest.version}", Facts(version=latest.version)
+        again = latest.version == champion
+        note.result = f"{latest.version} is the champion already" if again else f"promoted as {latest.version}"
+        note.facts = Facts(action=NOTHING_NEW if again else "", version=latest.version)
     return facts
 
 

@@ -318,10 +318,11 @@ def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_
     assert not said(gpu={"count": 0}, cpu={})
 
 
-def test_compile_prints_the_warning_and_compiles(tmp_path):
+def test_compile_prints_the_warnings_and_compiles(tmp_path):
     (tmp_path / "c.yaml").write_text("gpu: {count: 1, node_selector: {cloud.google.com/gke-spot: 'true'}}")
     command = [sys.executable, CLUSTER.with_name("compile.py"), "--cluster", "c.yaml", "--output", "o"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("compile.py: warning: c.yaml: training runs in the stage's own pod on spot nodes")
+    images, spot = done.stderr.splitlines()
+    assert images.startswith("compile.py: warning: c.yaml: `registry` is empty: the images' names work only on nodes that")
+    assert spot.startswith("compile.py: warning: c.yaml: training runs in the stage's own pod on spot nodes")
     assert done.returncode == 0 and (tmp_path / "o").exists()

@@ -42,6 +42,8 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
     assert (tmp_path / "decision.json").read_text() == first
     assert promoted(tmp_path, given, version) == version
+    note = next(note for note in read_notes(str(tmp_path / "work")) if note.stage == "promote")
+    assert note.facts.action == "nothing new" and note.result == f"{version} is the champion already"
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 

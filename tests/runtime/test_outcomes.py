@@ -45,6 +45,10 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
              gate=PASSED | {"before": 0.751, "against": "the champion, r0006"}),
         "COMPLETE", "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)",
     ),
+    "promoted again, the same model": (
+        done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote=R0007 | {"action": "nothing new"}),
+        "COMPLETE", "# Nothing new: the model of this run, r0007, is the champion already",
+    ),
     "promoted without labels": (done(*TRAINED, "promote", gate=PASSED, promote=R0007), "COMPLETE", "# Promoted r0007"),
     "stopped by the gate": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
