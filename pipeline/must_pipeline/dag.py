@@ -132,45 +132,26 @@ def make_pipeline(cluster: Cluster) -> Any:
                 evaluate_split=evaluate_split, answers=answers, **run, **registry, **recipe,
             )  # fmt: skip
             configure(champion_task, "champion")
-            key, version, split_used = (champion_task.outputs[name] for name in ("key", "version", "split"))
+            shards = {**run, "index_sha256": index_sha256}
             with dsl.If(champion_task.outputs["Output"] == "train", name="something new"):
-                shards = {**run, "index_sha256": index_sha256}
-                start = {**shards, "classifier": weights, "tensorboard_uri": cluster.tensorboard, **recipe}
-                start["answers"] = answers
-                if cluster.trains_in_trainjob:
-                    train_task = train_job(nodes=nodes_of(cluster), model_name=model_name, **start)
-                else:
-                    train_task = train(processes=cluster.training.processes, **start)
-                configure(train_task, "train")
-                bundle = train_task.outputs["bundle"]
-                evaluate_task = evaluate(bundle=bundle, classifier=weights, split=split_used, **shards)
-                configure(evaluate_task, "evaluate")
-                details = evaluate_task.outputs["details"]
-                gate_task = gate_stage(
-                    bundle=bundle, details=details, key=key, gate=gate,
-                    champion=version, champion_uri=champion_task.outputs["bundle_uri"],
-                    gate_settings=gate_settings, split=split_used, **run, **registry,
-                )  # fmt: skip
-                configure(gate_task, "gate")
+                start = {**recipe, "answers": answers, "classifier": weights}
+                bundle = add_training(cluster, {**shards, **start}, model_name)
+                judged = add_decision(
+                    cluster, bundle, weights, champion_task, shards, registry, gate=gate, gate_settings=gate_settings
+                )
                 embedded = True if predicts_embeddings(cluster) else embeddings
-                export_task = export(bundle=bundle, details=details, precision=precision, embeddings=embedded, **shards)
+                export_task = export(
+                    bundle=bundle, details=judged["details"], precision=precision, embeddings=embedded, **shards
+                )
                 configure(export_task, "export")
-                with dsl.If(gate_task.outputs["Output"] == "promote", name="passed the gate"):
+                with dsl.If(judged["action"] == "promote", name="passed the gate"):
                     promote_task = promote(
-                        bundle=bundle, onnx=export_task.outputs["onnx"], details=details,
-                        decision=gate_task.outputs["decision"], key=key, champion=version,
-                        register=register, **run, **registry,
+                        bundle=bundle, onnx=export_task.outputs["onnx"], details=judged["details"],
+                        decision=judged["decision"], key=champion_task.outputs["key"],
+                        champion=champion_task.outputs["version"], register=register, **run, **registry,
                     )  # fmt: skip
                     configure(promote_task, "promote")
-                    if cluster.predict.pods:
-                        # The version is passed as an artifact: in a loop, kfp 2.17's local runner replaces every
-                        # parameter that comes from a task outside the loop by the loop's item.
-                        with dsl.ParallelFor(parts_of(cluster.predict.pods), name="predict parts") as part:
-                            predict_task = predict(
-                                part=part, onnx=export_task.outputs["onnx"], promoted=promote_task.outputs["promoted"],
-                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **shards,
-                            )  # fmt: skip
-                            configure(predict_task, "predict", title="predict part")
+                    add_predictions(cluster, export_task.outputs["onnx"], promote_task.outputs["promoted"], shards)
                     with dsl.If(serve != "none", name="served"):
                         serve_task = serve_stage(
                             version=promote_task.outputs["Output"], server=server, how=serve, **run, **registry
@@ -186,3 +167,43 @@ def make_pipeline(cluster: Cluster) -> Any:
                 configure(close(why="nothing is new: nothing is trained"), "close", title="nothing new")
 
     return must_pipeline
+
+
+def add_training(cluster: Cluster, inputs: dict[str, Any], model_name: Any) -> Any:
+    """The task train, in its own pod or as a TrainJob; returns the bundle."""
+    inputs = {**inputs, "tensorboard_uri": cluster.tensorboard}
+    if cluster.trains_in_trainjob:
+        task = train_job(nodes=nodes_of(cluster), model_name=model_name, **inputs)
+    else:
+        task = train(processes=cluster.training.processes, **inputs)
+    return configure_task(task, "train", cluster=cluster).outputs["bundle"]
+
+
+def add_decision(
+    cluster: Cluster, bundle: Any, weights: Any, champion_task: Any, shards: dict[str, Any], registry: dict[str, Any],
+    **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The tasks evaluate and gate; returns the gate's action and decision, and the evaluation's details."""
+    found = champion_task.outputs
+    evaluate_task = evaluate(bundle=bundle, classifier=weights, split=found["split"], **shards)
+    configure_task(evaluate_task, "evaluate", cluster=cluster)
+    details, run = evaluate_task.outputs["details"], {name: shards[name] for name in ("work_uri", "run_id")}
+    gate_task = gate_stage(
+        bundle=bundle, details=details, key=found["key"], champion=found["version"], champion_uri=found["bundle_uri"],
+        split=found["split"], **settings, **run, **registry,
+    )  # fmt: skip
+    configure_task(gate_task, "gate", cluster=cluster)
+    return {"action": gate_task.outputs["Output"], "decision": gate_task.outputs["decision"], "details": details}
+
+
+def add_predictions(cluster: Cluster, onnx: Any, promoted: Any, shards: dict[str, Any]) -> None:
+    """The tasks predict, if cluster.yaml has pods for them. The version is passed as an artifact: in a loop, kfp 2.17's
+    local runner replaces every parameter that comes from a task outside the loop by the loop's item."""
+    if not cluster.predict.pods:
+        return
+    with dsl.ParallelFor(parts_of(cluster.predict.pods), name="predict parts") as part:
+        task = predict(
+            part=part, onnx=onnx, promoted=promoted, predict_uri=cluster.predict.uri,
+            settings=cluster.predict.settings, **shards,
+        )  # fmt: skip
+        configure_task(task, "predict", cluster=cluster, title="predict part")
