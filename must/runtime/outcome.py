@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     headline: str  # one line, for readers who do not know the stages
 
 
-def outcome_of(notes: list[Note], state: str | None) -> Outcome:
+def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
     failure = failing(notes)
     if failure is not None:

@@ -16,7 +16,7 @@ from must.base.exits import LONGEST_LINE, line_of
 from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
 from must.runtime.notes import Facts, Note, read_notes
-from must.runtime.outcome import SUCCESS_STATES, failing, failure_kind, outcome_of
+from must.runtime.outcome import SUCCESS_STATES, determine_outcome, failing, failure_kind
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         why = f"{line_of(error)}. The log of each stage says how it ended"
         lines = [Line("Why", why), Line("Command to go on", again, command=True)]
         return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines)
-    outcome = outcome_of(notes, state)
+    outcome = determine_outcome(notes, state)
     summary = Summary(outcome.headline, table=[table_row(note) for note in notes], notes=folder)
     failed = failing(notes)
     if failed is not None:

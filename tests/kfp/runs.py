@@ -13,7 +13,7 @@ import kfp_server_api as api
 
 from must.base import storage
 from must.runtime.notes import read_notes
-from must.runtime.outcome import outcome_of
+from must.runtime.outcome import determine_outcome
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.schedule import Schedule, recurring_run
 from must_pipeline.server import wait
@@ -139,7 +139,7 @@ class Runs:
             time.sleep(wait.POLL)
         notes = read_notes(self.work, run_id)
         tries = [len(note.tries) + 1 for note in notes if note.stage == "train"]
-        return Seen(state, outcome_of(notes, state).headline, max(tries, default=0))
+        return Seen(state, determine_outcome(notes, state).headline, max(tries, default=0))
 
     def terminate(self, run_id: str) -> None:
         with api_errors(self.kfp.host):

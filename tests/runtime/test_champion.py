@@ -32,7 +32,7 @@ def place(tmp_path):
 SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
 
 
-def index_of(splits):
+def make_index(splits):
     shards = tuple(
         Shard(f"{split}-000000.tar", split, counts["samples"], 1, "0" * 64, "0" * 64, counts["labelled"])
         for split, counts in splits.items()
@@ -46,10 +46,8 @@ def ask(
 ):  # fmt: skip
     file = str(tmp_path / "classifier.safetensors")
     save_classifier(TextClassifier(torch.eye(2), tuple(classes), ("a {}",), "tiny", "", 100.0), file)
-    index = Index(
-        0, "test", {"uri": "", "fingerprint": ""}, {"resize": 0, "max_pixels": 9}, (), splits, (), 0, {}, 0, 0
-    )
-    write_bytes(str(tmp_path / "work" / "shards" / "index.json"), content := index.to_json())
+    content = make_index(splits).to_json()
+    write_bytes(str(tmp_path / "work" / "shards" / "index.json"), content)
     return champion(
         str(tmp_path / "work"), registry_uri=str(tmp_path / "registry"), name="digits",
         index_sha256=hashlib.sha256(content).hexdigest(), classifier=file, preset="", settings=settings or {"lr": 1.0},

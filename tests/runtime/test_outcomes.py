@@ -10,7 +10,7 @@ import pytest
 
 from must.base.storage import exists, join, write_bytes
 from must.runtime.notes import Facts, Note, Try, content_of
-from must.runtime.outcome import outcome_of
+from must.runtime.outcome import determine_outcome
 from must.runtime.places import WorkUri
 from must.runtime.stages import follow_ups
 from must.runtime.summary import summarize, write_page
@@ -115,15 +115,15 @@ def test_the_page_follows_from_what_the_stages_left(tmp_path, case):
     assert page.splitlines()[0] == first_line
     good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing") or "complete" in first_line
     assert ("submit.py --again 7" in page) is not good
-    assert outcome_of(notes, state).good is good
+    assert determine_outcome(notes, state).good is good
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state):
     for case in ("promoted", "stopped by the gate", "killed pod, lost node"):
         notes, recorded, _ = WAYS[case]
-        assert outcome_of(notes, state) == outcome_of(notes, recorded)
-    complete = outcome_of([], state).headline == "Run complete, but its stages could leave no notes"
+        assert determine_outcome(notes, state) == determine_outcome(notes, recorded)
+    complete = determine_outcome([], state).headline == "Run complete, but its stages could leave no notes"
     assert complete is (state in ("COMPLETE", "SUCCEEDED"))
 
 
@@ -188,7 +188,7 @@ def test_an_export_that_never_started_is_named_though_the_gate_promotes_nothing(
     without = [note for note in notes if note.stage != "export"]
     page = page_of(tmp_path, without)
     assert page.splitlines()[0] == f"{first_line}. Then broken off: export never started"
-    assert "start it again**: `again`" in page and not outcome_of(without, "RUNNING").good
+    assert "start it again**: `again`" in page and not determine_outcome(without, "RUNNING").good
 
 
 @pytest.mark.parametrize(
