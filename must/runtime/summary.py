@@ -65,6 +65,7 @@ class Summary:
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
     stage: str = ""  # the stage that failed
+    failure: str = ""  # how it failed: a result of outcome.failure_kind
     log: list[str] = field(default_factory=list)  # the last lines of that stage
 
     def to_markdown(self) -> str:
@@ -129,7 +130,8 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     failed = failing(notes)
     if failed is not None:
         summary.lines += failure_lines(failed, notes, again, more)
-        summary.stage, summary.log = failed.stage, failed.lines[-LOG_LINES:]
+        summary.stage, summary.failure = failed.stage, failure_kind(failed)
+        summary.log = failed.lines[-LOG_LINES:]
     elif not outcome.good:
         summary.lines += [Line("Why", BROKEN_OFF), *after_promotion(notes, "the run broke off")]
         summary.lines.append(Line("Command to start it again", again, command=True))

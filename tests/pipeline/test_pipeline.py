@@ -64,6 +64,11 @@ def test_a_component_can_be_loaded_for_a_pipeline_of_other_people(tmp_path):
     assert loaded.component_spec.inputs.keys() == shard.component_spec.inputs.keys() >= {"source", "work_uri"}
 
 
+def test_the_example_schedule_trains_as_the_example_run():
+    run, schedule = (yaml.safe_load(CLUSTER.with_name(f"{name}.yaml").read_text()) for name in ("run", "schedule"))
+    assert schedule["parameters"] == run | {"append": True, "only_new": True}
+
+
 def test_no_stage_is_answered_from_kubeflows_cache(spec):
     """It believes in artifacts that are gone, and none but the classifier could ever be found there."""
     assert not [name for name, task in tasks_of(spec).items() if task["cachingOptions"].get("enableCache")]

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 from must.base import storage
 from must.base.exits import line_of
 from must.base.text import printable
-from must.runtime.notes import read_notes
-from must.runtime.outcome import failing, failure_kind
 from must.runtime.summary import Summary, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
@@ -50,8 +48,10 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
         if state in OVER:
             workflow.exists()
-            code = report(run, state, summarize(work_uri, run_id, state, again), failures(workflow.latest))
-            return Ending(code, state not in GOOD and is_lost(run, work_uri, run_id))
+            summary = summarize(work_uri, run_id, state, again)
+            report(run, state, summary, failures(workflow.latest))
+            lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
+            return Ending(int(state not in GOOD), state not in GOOD and lost)
         missed = missed + 1 if workflow.is_gone() else 0
         if (stage := report_failures(run, workflow.latest, reported)) is not None:
             print(
@@ -110,8 +110,8 @@ def failed_tries(run: Any) -> Counter[str]:
     return Counter(name for name in tries if not FRAMES.fullmatch(name))
 
 
-def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]]) -> int:
-    """Prints how the run ended; without notes that can be read, what the server says. Returns the exit code."""
+def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]]) -> None:
+    """Prints how the run ended; without notes that can be read, what the server says."""
     if state not in GOOD:
         if was_terminated(run):
             print("the run was ended by a person")
@@ -121,20 +121,10 @@ def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]
                 print(f"{stage}: {printable(reasons[-1], 1000)}")
     page = summary.to_text() if summary.table else "The page about it is the artifact of the stage summary."
     print(f"\n{page}", flush=True)
-    return 0 if state in GOOD else 1
 
 
 def was_terminated(run: Any) -> bool:
     return any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
-
-
-def is_lost(run: Any, work_uri: str, run_id: str) -> bool:
-    """Whether the failing stage got SIGTERM or stopped reporting, and no person terminated the run."""
-    try:
-        note = failing(read_notes(work_uri, run_id))
-    except (ValueError, OSError):  # this machine cannot read the notes
-        return False
-    return note is not None and failure_kind(note) in ("stopped", "silent") and not was_terminated(run)
 
 
 def tasks(run: Any, state: str) -> list[str]:
