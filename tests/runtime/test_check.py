@@ -12,6 +12,8 @@ import yaml
 from must.base.storage import TransientError
 from must.runtime.check import check_run
 from must.runtime.inputs import check_inputs
+from must.runtime.notes import read_notes
+from must.runtime.stages import inputs
 from must_pipeline.cli import call
 from tests.local_server import Answer, serving
 
@@ -180,3 +182,18 @@ def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path):
     code = "import sys; from must.runtime.inputs import check_inputs; "
     code += f"check_inputs({values!r}, {str(tmp_path / 'work')!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path):
+    (tmp_path / "classes.yaml").write_text("classes: [cat, dog]\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "open_clip_config.json").write_text("{}")
+    values = {
+        "classes": f"{tmp_path}/classes.yaml",
+        "model": f"{tmp_path}/model",
+        "predict_pods": 2.0,
+        "serve": "write",
+    }
+    inputs(str(tmp_path / "work"), parameters=values)
+    (note,) = read_notes(str(tmp_path / "work"))
+    assert note.facts.then == ["predict-1-of-2", "predict-2-of-2", "serve"]
