@@ -184,13 +184,13 @@ def add_decision(
     **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The tasks evaluate and gate; returns the gate's action and decision, and the evaluation's details."""
-    found = champion_task.outputs
-    evaluate_task = evaluate(bundle=bundle, classifier=weights, split=found["split"], **shards)
+    champion_outputs = champion_task.outputs
+    evaluate_task = evaluate(bundle=bundle, classifier=weights, split=champion_outputs["split"], **shards)
     configure_task(evaluate_task, "evaluate", cluster=cluster)
     details, run = evaluate_task.outputs["details"], {name: shards[name] for name in ("work_uri", "run_id")}
     gate_task = gate_stage(
-        bundle=bundle, details=details, key=found["key"], champion=found["version"], champion_uri=found["bundle_uri"],
-        split=found["split"], **settings, **run, **registry,
+        bundle=bundle, details=details, key=champion_outputs["key"], champion=champion_outputs["version"],
+        champion_uri=champion_outputs["bundle_uri"], split=champion_outputs["split"], **settings, **run, **registry,
     )  # fmt: skip
     configure_task(gate_task, "gate", cluster=cluster)
     return {"action": gate_task.outputs["Output"], "decision": gate_task.outputs["decision"], "details": details}
