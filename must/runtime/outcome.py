@@ -52,7 +52,7 @@ def still_due(notes: dict[str, Note]) -> list[str]:
     """The stages that must run after the decision: `export` after every gate, and those that cluster.yaml and the run
     want after a promotion, by the note of the stage inputs."""
     if "promote" in notes:
-        return facts_of(notes, "inputs").then
+        return stage_facts(notes, "inputs").then
     return ["export"] if "gate" in notes else []
 
 
@@ -66,7 +66,7 @@ def failing(notes: list[Note]) -> Note | None:
 # Rules for successful ends: the first rule with a headline counts.
 def kept_zero_shot(notes: dict[str, Note]) -> str:
     """The zero-shot model was kept (alpha 0). The first model of its name is promoted nevertheless."""
-    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").version
+    facts, version = stage_facts(notes, "gate"), stage_facts(notes, "promote").version
     if facts.outcome != "kept zero-shot":
         return ""
     if version:
@@ -78,19 +78,19 @@ def kept_zero_shot(notes: dict[str, Note]) -> str:
 
 def promoted(notes: dict[str, Note]) -> str:
     """A repeated run makes the same model: its version is the champion already."""
-    facts = facts_of(notes, "promote")
+    facts = stage_facts(notes, "promote")
     if facts.action == NOTHING_NEW:
         return f"Nothing new: the model of this run, {facts.version}, is the champion already"
     return f"Promoted {facts.version or 'the model'}{gain(notes)}" if "promote" in notes else ""
 
 
 def stopped(notes: dict[str, Note]) -> str:
-    facts = facts_of(notes, "gate")
+    facts = stage_facts(notes, "gate")
     return f"Not promoted: stopped by the gate{because(facts)}" if facts.outcome == "stopped" else ""
 
 
 def nothing_new(notes: dict[str, Note]) -> str:
-    facts = facts_of(notes, "champion")
+    facts = stage_facts(notes, "champion")
     return f"Nothing new: {facts.why or 'not trained'}" if facts.action == NOTHING_NEW else ""
 
 
@@ -104,7 +104,7 @@ GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
 
 def gain(notes: dict[str, Note]) -> str:
     """The accuracies, if there are labels: of the model and of the champion, or else of the zero-shot model."""
-    measured, gate = facts_of(notes, "evaluate"), facts_of(notes, "gate")
+    measured, gate = stage_facts(notes, "evaluate"), stage_facts(notes, "gate")
     after = measured.top1
     before, who = gate.before, gate.against
     if before is None:
@@ -119,7 +119,7 @@ def because(facts: Facts) -> str:
     return f" ({why[0]})" if why else ""
 
 
-def facts_of(notes: dict[str, Note], stage: str) -> Facts:
+def stage_facts(notes: dict[str, Note], stage: str) -> Facts:
     return notes[stage].facts if stage in notes else Facts()
 
 
