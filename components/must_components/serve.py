@@ -5,7 +5,7 @@ from kfp import dsl
 from must_components import images
 
 
-@dsl.component(base_image=images.LAUNCHER, install_kfp_package=False)
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def serve(
     work_uri: str,
     run_id: str,

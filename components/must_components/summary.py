@@ -15,12 +15,12 @@ def summary(
     from must.base.console import attach
     from must.base.storage import wait_for_credentials
     from must.runtime.summary import summarize, write_page
-    from must_components.last_look import last_look
+    from must_components.job_at_end import settle_run
 
     attach()
     wait_for_credentials(work_uri)
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
-    page = summarize(work_uri, run_id, status.state, again, last_look(work_uri, run_id))
+    page = summarize(work_uri, run_id, status.state, again, settle_run(work_uri, run_id))
     print(page.to_text())
     write_page(page, run_summary.path)
 

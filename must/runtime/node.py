@@ -16,7 +16,6 @@ from must.base import storage
 from must.base.exits import exiting
 from must.base.files import DESCRIPTION_FILE
 from must.base.processes import end_with_parent
-from must.runtime.keepalive import stop_when_orphaned
 from must.runtime.places import JobUri
 from must.runtime.training import mirrored
 
@@ -30,12 +29,7 @@ def train_job(job: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             call("train", **content["train"], output=folder)
         return
-    launcher = content["launcher"]  # only rank 0 watches it; then all ranks stop after the same step
-    with (
-        stop_when_orphaned(launcher["sign"], launcher["silence"]),
-        tempfile.TemporaryDirectory() as folder,
-        mirrored(folder, content["tensorboard"]),
-    ):
+    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"]):
         call("train", **content["train"], output=folder)
         publish(Path(folder), JobUri(job).bundle)
 

@@ -3,7 +3,8 @@
 WORK_URI/shards                       of all runs, with index.json
          classifiers/KEY              zero-shot classifiers, by a hash of their inputs
          models/NAME-KEY              the models of the classifiers: later stages need no hub
-         checkpoints/KEY, jobs/KEY    of training, by data, classes, start and settings: a retry finds them
+         checkpoints/KEY              of training, by data, classes, start and settings: a retry finds them
+         jobs/RUN_ID                  what a run's TrainJob reads, and the model that it writes
          notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
          registry                     promoted models, unless the run has another registry_uri
 """
@@ -20,7 +21,6 @@ class JobUri:
         self.description = storage.join(uri, "job.yaml")  # the parameters of training
         self.classifier = storage.join(uri, CLASSIFIER_FILE)
         self.bundle = storage.join(uri, "bundle")  # the model that the nodes write
-        self.heartbeat = storage.join(uri, "launcher.json")  # of the launcher
 
 
 class WorkUri:
@@ -41,8 +41,8 @@ class WorkUri:
     def checkpoints(self, key: str) -> str:
         return storage.join(self.uri, "checkpoints", key)
 
-    def job(self, key: str) -> JobUri:
-        return JobUri(storage.join(self.uri, "jobs", key))
+    def job(self, run_id: str) -> JobUri:
+        return JobUri(storage.join(self.uri, "jobs", run_id))
 
     def registry(self, registry_uri: str = "") -> str:
         """`registry_uri`, or the default if that is ''."""

@@ -26,7 +26,7 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
     assert container["image"] == Cluster().image("must-serve") and container["env"] == []
     assert predictor["volumes"] == [{"name": "scratch", "emptyDir": {}}]
     assert found["metadata"]["annotations"].keys() == {"serving.kserve.io/deploymentMode", "must/server"}
-    assert found["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
+    assert found["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
     assert "terminationGracePeriodSeconds" in predictor, "which Knative refuses"
     assert not {"serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"} & predictor.keys()
 

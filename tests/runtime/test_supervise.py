@@ -41,12 +41,19 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert "life 1" in shown.out and f"try 1 of 4 ended with exit code {code}; trying again in 0 s" in shown.err
 
 
-def test_wrong_input_is_never_tried_again(tmp_path, retries):
+@pytest.mark.parametrize("how, code", [("input", 2), ("124", 124)])
+def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries, capfd, how, code):
     retries("3,0,2")
     with pytest.raises(SystemExit) as error:
-        run(tmp_path, "input", times=9)
+        run(tmp_path, how, times=9)
     (note,) = read_notes(str(tmp_path), "7")
-    assert error.value.code == note.code == 2 and (tmp_path / "started").read_text() == "x" and not note.tries
+    assert error.value.code == note.code == code and (tmp_path / "started").read_text() == "x" and not note.tries
+    written = (tmp_path / "notes" / "7" / "train.json").read_bytes()
+    with pytest.raises(SystemExit) as again:  # a new pod, of a backend that retries always
+        run(tmp_path, how, times=9)
+    assert again.value.code == code and (tmp_path / "started").read_text() == "x"
+    assert (tmp_path / "notes" / "7" / "train.json").read_bytes() == written
+    assert f"must train: gave up before, with exit code {code}: life 1; start a new run" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("allowed, lives", [("2,0,2", 3), ("", 1)])
