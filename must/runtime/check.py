@@ -65,8 +65,7 @@ def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     values = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in values:
         owner = "label-free" if name in LABEL_FREE else "labelled"
-        applies = gate == owner or (gate == "reviewed" and owner == "label-free")  # against a champion
-        require(applies, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
+        require(gate == owner, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
     with_name("gate_settings", GateConfig, gate=gate, **values)
 
 
