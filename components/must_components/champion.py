@@ -21,7 +21,7 @@ def champion(
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     epochs: int = 0,
     only_new: bool = False,
-    gate: str = "label-free",
+    gate: str = "auto",
     evaluate_split: str = "",
     answers: str = "",
 ) -> str:

@@ -18,7 +18,7 @@ def gate(
     registry_uri: str = "",
     champion: str = "none",
     champion_uri: str = "",
-    gate: str = "label-free",
+    gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     split: str = "test",
 ) -> str:

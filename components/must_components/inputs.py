@@ -19,7 +19,7 @@ def inputs(
     epochs: int = 0,
     settings: dict = {},  # noqa: B006
     precision: str = "fp32",
-    gate: str = "label-free",
+    gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006
     model_name: str = "model",
     serve: str = "none",

@@ -17,7 +17,7 @@ from must.base.exits import exiting
 from must.base.files import DESCRIPTION_FILE
 from must.base.processes import end_with_parent
 from must.runtime.places import JobUri
-from must.runtime.training import mirrored
+from must.runtime.training import mirrored, teach
 
 
 def train_job(job: str) -> None:
@@ -31,6 +31,8 @@ def train_job(job: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"]):
         call("train", **content["train"], output=folder)
+        if content["answers"]:
+            teach(content["train"], folder, content["answers"], storage.join(job, "labels"))
         publish(Path(folder), JobUri(job).bundle)
 
 

@@ -41,6 +41,9 @@ class WorkUri:
     def checkpoints(self, key: str) -> str:
         return storage.join(self.uri, "checkpoints", key)
 
+    def labels(self, key: str) -> str:
+        return storage.join(self.uri, "labels", key)
+
     def job(self, run_id: str) -> JobUri:
         return JobUri(storage.join(self.uri, "jobs", run_id))
 

@@ -19,6 +19,7 @@ from must.base.parameters import require
 from must.base.records import record_of
 from must.base.text import encoded
 from must.config.defaults import parts_of
+from must.data.format.index import Index, load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
@@ -212,7 +213,7 @@ def choose_split(index: Index, name: str, gate: str) -> str:
     index.shards_of(split)
     require(
         gate != "labelled" or index.splits[split]["labelled"] > 0,
-        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: label-free",
+        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
     )
     return split
 
@@ -241,9 +242,9 @@ def gate(
             before = accuracy(read_metrics(champion_metrics, "metrics")).get("before")
             facts = Facts(against=f"the champion, {champion}", before=before)
             against = facts.against
-        compared = champion_metrics if champion_metrics and gate in ("auto", "labelled") else metrics
+        compared = champion_metrics if champion_metrics and gate == "labelled" else metrics
         result: Decision = call("gate", metrics=compared, model=bundle, gate=gate, output=decision, **settings)
-        if replaces and gate == "label-free":
+        if replaces and gate in ("auto", "label-free"):
             by_champion = call("gate", metrics=champion_metrics, gate=gate, **settings) if champion_metrics else None
             result = against_champion(result, by_champion)
             storage.write_bytes(decision, result.to_json())

@@ -151,7 +151,19 @@ def train(
         job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
         note.result = words_of_run(summary)
+        if answers:
+            refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
+            note.result += f"; {refined['answers']:,} answers"
     return Trained(summary.to_dict(), origin(output))
+
+
+def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[str, Any]:
+    """Gives the trained bundle people's answers, and writes the images' labels to `labels`; returns refined.json."""
+    names = ("shards", "index_sha256", "classifier")
+    result: dict[str, Any] = call(
+        "refine", **{name: job[name] for name in names}, model=bundle, answers=answers, output=labels
+    )
+    return result
 
 
 def words_of_run(summary: RunSummary, where: str = "") -> str:

@@ -56,7 +56,7 @@ def make_pipeline(cluster: Cluster) -> Any:
         answers: str = "",
         precision: str = "fp32",
         embeddings: bool = False,
-        gate: str = "label-free",
+        gate: str = "auto",
         gate_settings: dict = {},  # noqa: B006
         append: bool = False,
         only_new: bool = False,
