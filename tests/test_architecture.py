@@ -40,11 +40,11 @@ files
 errors
 background
 console
-progress    console
 processes   errors
 storage     errors processes text
 lock        background errors storage
 exits       console errors lock text
+progress    console exits
 records     errors
 parameters  errors text
 flags       exits parameters text
@@ -63,8 +63,8 @@ loading     augment format image
 distributed
 answers
 model       answers distributed
-select      answers distributed model
-train       distributed model select
+memory      answers distributed model
+train       distributed memory model
 """,
     "deploy": """
 predict
@@ -83,9 +83,9 @@ functions   results stages
 stub        functions stages
 inputs
 model       inputs
-record
-adapted     functions model record results
-adapt       adapted functions inputs preflight record stages
+work_state  inputs
+adapted     functions model results work_state
+adapt       adapted functions inputs preflight stages work_state
 cli         stages
 """,
 }
@@ -102,7 +102,6 @@ NO_TORCH = (
     "data.shards",
     "deploy.predict",
     "deploy.serve",
-    "evaluation.gate",
     "method.answers",
 )  # not in any function either
 

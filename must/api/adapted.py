@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
 from must.api.results import Exported, iframe
-from must.api.work_state import LABELS, REPORT, SHARDS
-from must.api.work_state import MODEL as BUNDLE
+from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json

@@ -11,10 +11,12 @@ from typing import Any
 import jinja2
 import yaml
 
+from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
 from must.method.model.bundle import Description, preprocess_of
 
+README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100
 PARAMETERS_SHOWN = ("preset", "epochs", "batch_size", "lr", "seed")
 LICENCES = (
@@ -58,6 +60,11 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         licence=backbone_licence(description.pretrained),
         CLASSES_SHOWN=CLASSES_SHOWN,
     )
+
+
+def images_text(config: ExportConfig) -> str:
+    """The images that an export is compared on, in words."""
+    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
 
 def training_rows(description: Description) -> list[tuple[str, Any]]:

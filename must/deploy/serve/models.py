@@ -20,10 +20,11 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
+from must.config.work import PARTS, find_part
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
@@ -161,8 +162,16 @@ class OneModel:
         return self.version
 
     def load(self, version: str) -> OnnxClassifier:
+        """Raises ValueError: the file is in WORK, and of another model than the one there."""
         with storage.local_copy(self.uri) as path:
-            return OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
+            classifier = OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
+        folder = Path(storage.local(self.uri)).parent
+        if not storage.is_remote(self.uri) and folder.name == PARTS["onnx"].path:
+            bundle = find_part(work := str(folder.parent), "bundle")
+            facts = storage.read_json(storage.join(bundle, DESCRIPTION_FILE), "--model") if bundle else {}
+            same = not bundle or classifier.metadata.get("weights_sha256") == facts.get("weights_sha256")
+            require(same, f"{self.uri}: was exported from another model than {bundle}; run `must export {work}` again")
+        return classifier
 
 
 class Champion:
@@ -180,9 +189,9 @@ class Champion:
             for entry in storage.list_existing(self.root)
             if entry.name.count("/") == 1 and entry.name.endswith(f"/{LATEST}")
         )
-        there = f"there are {', '.join(names[:20])}" if names else "there are no others"
+        others = f"there are {', '.join(names[:20])}" if names else "there are no others"
         raise NoModelError(
-            f"no model --name {self.registry.name} in {self.root}; {there}; waiting for the first promotion"
+            f"no model --name {self.registry.name} in {self.root}; {others}; waiting for the first promotion"
         )
 
     def load(self, version: str) -> OnnxClassifier:
