@@ -188,8 +188,7 @@ SHARES = ((0.0, "The weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "Al
 
 
 def selection(metrics: Metrics) -> dict[str, Any] | None:
-    """`text`, and `checks`, one column of the table each; None if the model has neither. A model of an earlier version
-    has only the share that was kept."""
+    """`text`, and `checks`, one column of the table each; None if the model has neither."""
     chosen, compared = metrics.model.selection, metrics.label_free.compared
     split_title = f"this split, against {metrics.baseline_name}"
     columns = (("training images", chosen and chosen.check), (split_title, compared and compared.check))

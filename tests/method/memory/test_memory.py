@@ -18,9 +18,10 @@ from must.method.memory.memory import (
 )
 from must.method.memory.pool import Pool
 from must.method.memory.propagate import RARE, SMALLEST_PROBABILITY, VOTES, answer_rows
-from must.method.memory.vectors import NEIGHBOURS, SHARPNESS, Whitening, flatten_tokens, join_vectors
+from must.method.memory.vectors import NEIGHBOURS, SHARPNESS, Whitening
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.provenance import MemoryFacts
+from tests.method.memory.remembering import remember
 
 CPU = torch.device("cpu")
 CLASSES, GROUP, WIDTH = 6, 30, 12
@@ -181,19 +182,10 @@ def test_few_images_make_a_memory_too(pool, count):
 def remembering(digits, tmp_path_factory):
     """(folder, bundle) of the bundled digits' zero-shot model with a memory of random images."""
     folder, bundle = tmp_path_factory.mktemp("bundle"), load_bundle(digits.zero_shot)
-    generator = torch.Generator().manual_seed(0)
-    K = len(bundle.description.classes)
-    images = torch.randn(40, 3, 32, 32, generator=generator)
-    with torch.no_grad():
-        logits, feature, tokens = bundle.model.classify(images)
-        flat = flatten_tokens(bundle.model.tower, tokens)
-        parts = Whitening.fit(flat), Whitening.fit(feature)
-        vectors = join_vectors(parts[0](flat), parts[1](feature)).half()
-    P = logits.softmax(1).half()
-    pool = Pool(torch.arange(40), [""] * 40, vectors, P, P.new_zeros(0, *P.shape), *parts)
-    memory, _ = build_memory(pool, answers(pool, {number: number % K for number in range(20)}), CPU)
-    description = save_bundle(str(folder), bundle.model, bundle.description, memory)
-    return folder, replace(bundle, description=description, memory=memory), images
+    images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    bundle = remember(bundle, images, {number: number % 10 for number in range(20)})
+    description = save_bundle(str(folder), bundle.model, bundle.description, bundle.memory)
+    return folder, replace(bundle, description=description), images
 
 
 def test_it_is_read_as_it_was_written(remembering):
