@@ -152,7 +152,7 @@ else
 endif
 
 # -- images (docs/containers.md) ----------------------------------------------------------------------------------------
-IMAGES := must-shard must-torch must-train must-launcher must-serve
+IMAGES := must-shard must-torch must-train must-serve
 ENGINE ?= $(shell command -v docker || command -v podman)
 REGISTRY ?=
 TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' must/__init__.py)
@@ -191,7 +191,7 @@ sbom: images must-tools  ## Write a bill of materials of each image to build/sbo
 .PHONY: audit
 audit: must-tools  ## Check the locked packages for known vulnerabilities
 	@$(ENGINE) run --rm --interactive --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) \
-		python - shard kfp torch train torch-cuda launcher serve < images/audit.py
+		python - shard kfp torch train torch-cuda serve < images/audit.py
 
 .PHONY: lock
 lock: must-tools  ## Update the lock files of the images (LOCK_ARGS=... for uv)

@@ -30,6 +30,5 @@ project=../../pyproject.toml
     lock torch.txt --extra gcs --extra s3 --extra azure --extra export --extra parquet --constraint shard.txt $without_torch $project
     lock train.txt --extra gcs --extra s3 --extra azure --extra train --constraint torch.txt $without_torch $project
     lock serve.txt --extra gcs --extra s3 --extra azure --extra serve --constraint shard.txt --constraint torch.txt $project
-    lock launcher.txt --extra gcs --extra s3 --extra azure --extra launcher --constraint shard.txt $project
     lock torch-cuda.txt --constraint torch.txt torch.in
 }

@@ -314,7 +314,7 @@ def gate(
     metrics: Text,
     model: Text = "",
     output: Text = "",
-    gate: Literal["label-free", "reviewed", "labelled", "none"] = "label-free",
+    gate: Literal["label-free", "labelled", "none"] = "label-free",
     min_agreement: float = 0.0,
     min_effective_classes: float = 0.0,
     metric: Literal["top1", "top5", "mean_per_class"] = "top1",

@@ -12,13 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.machine import forget, leave_the_cluster
+from tests.machine import forget
 
 # Before torch is imported: with a process a core, more threads would wait for each other in busy loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything is: Kubernetes' client reads KUBECONFIG when it is imported.
 forget()
-leave_the_cluster()
 sys.dont_write_bytecode = False
 # A server in this process hears of its end at its next look, which is twice a second otherwise: its test would wait.
 socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)

@@ -29,7 +29,6 @@ LOGINS = (
 )  # fmt: skip
 NOWHERE = dict.fromkeys(LOGINS, "/nonexistent/of-the-tests")
 """In place of ~/.kube, ~/.aws and the like. HOME itself stays: container engines keep their images there."""
-ACCOUNT = "/var/run/secrets/kubernetes.io"
 
 
 def forget(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -38,14 +37,3 @@ def forget(environ: MutableMapping[str, str] = os.environ) -> None:
         del environ[name]
     environ.update(NOWHERE)
     environ.update(AWS_EC2_METADATA_DISABLED="true", NO_GCE_CHECK="true")  # no cloud is asked who its machine is
-
-
-def leave_the_cluster() -> None:
-    """Kubeflow's client looks for the folder of a pod's account, whatever else it is told. For this process."""
-    isdir = os.path.isdir
-    if getattr(isdir, "__name__", "") != "without_account":
-
-        def without_account(path: object) -> bool:
-            return not (isinstance(path, str) and path.startswith(ACCOUNT)) and isdir(path)
-
-        os.path.isdir = without_account  # type: ignore[assignment]

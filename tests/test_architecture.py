@@ -17,8 +17,8 @@ from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "components/must_components"
-BESIDE = ("train_job/component.py", "shard_part.py")  # other tasks of those stages
-COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES] + [HOME / name for name in BESIDE]
+BESIDE = ("train_job/component.py", "shard_part.py")  # other tasks of those stages; `close` is in summary.py
+COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES if stage != "close"] + [HOME / name for name in BESIDE]
 
 # The packages of must/, lowest first. A package imports only those named on its line, which are listed before it. Lazy
 # imports, and those for type checkers, count as well.
@@ -252,7 +252,7 @@ def test_a_name_means_one_thing():
 
 
 def test_a_name_says_what_it_holds():
-    """No variable, parameter, attribute or function has one of the names that fit anything; a file's field may."""
+    """No variable, parameter, attribute or function has one of the names that fit anything."""
     fillers = {
         "found", "place", "places", "told", "kept", "asked", "seen", "said", "ours", "theirs", "wanted", "made", "left",
         "given", "taken", "got", "what", "whole", "own", "here", "there", "some", "rest",
@@ -267,7 +267,7 @@ def test_a_name_says_what_it_holds():
                     names.add((path.name, name))
                 case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                     names.add((path.name, name))
-    assert {(file, name) for file, name in names if name in fillers} == {("notes.py", "place")}
+    assert {(file, name) for file, name in names if name in fillers} == set()
 
 
 def test_no_cycle_between_modules():
@@ -305,9 +305,11 @@ def test_a_package_has_a_docstring():
 
 def test_components_stay_thin():
     for path in COMPONENTS:
-        (function,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-        body = function.body[1:]  # without the docstring
-        assert body[-1].end_lineno - body[0].lineno < 20, path
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        assert functions, path
+        for function in functions:
+            body = function.body[1:]  # without the docstring
+            assert body[-1].end_lineno - body[0].lineno < 20, path
 
 
 def test_what_runs_without_torch_does_not_import_it():

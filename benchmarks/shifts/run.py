@@ -1,4 +1,4 @@
-"""One run of the panel: trains with `--preset auto` or changed settings, and measures every alpha.
+"""One run of the panel: trains with `--preset auto` or changed settings, and measures models and memories.
 
     python -m benchmarks.shifts.run --tasks signs kana --variants as-is few --seed 0 [--change epochs=48 --name longer]
 
@@ -13,25 +13,15 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from must.method.select.check import Predicted, check_of
-from must.method.select.features import extract_features
-from must.method.select.propagate import nearest, whitened
-from must.method.select.refine import refined_labels
-from must.method.select.select import (
-    ALPHAS,
-    WeightPath,
-    fully_adapted_bundle,
-    load_adapted_and_zero_shot,
-    zero_shot_network,
-)
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import pretrain
@@ -40,12 +30,19 @@ from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.data.shards.build import shard
-from must.method.model.bundle import load_bundle, preprocess_of
-from must.method.model.classifier import classifier
+from must.deploy.review.prepare import MANY_CLASSES
+from must.method.answers.coverage import order_by_coverage
+from must.method.answers.review import SCHEDULE
+from must.method.memory.alpha import interpolate, load_trained
+from must.method.memory.memory import build_memory, find_neighbours
+from must.method.memory.pool import Pool, read_pool
+from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.classifier import classifier, load_text_classifier
 from must.method.train.trainer import train
 
-DRAWS = 5  # of simulated answers
-ANSWERS = (50, 200)
+ALPHAS = (0.0, 0.5, 1.0)
+DRAWS = 3  # of simulated answers at random
+ANSWERS = (20, 50, 200)
 
 
 def main() -> None:
@@ -113,61 +110,63 @@ def save(picture: np.ndarray, path: Path) -> None:
 
 @torch.inference_mode()
 def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[str, Any]:
-    """Accuracy of every alpha on the test images, the check, and labels of the unlabeled images."""
-    bundle, zero_shot = load_adapted_and_zero_shot(fully_adapted_bundle(folder), classifier_file)
-    frozen, device = zero_shot_network(bundle, zero_shot), torch.device("cpu")
-    preprocess = preprocess_of(bundle.description)
-    path = WeightPath(frozen, bundle.model.state_dict(), ALPHAS[1:])
-    labels, hidden = truth(shards, "test", data.labels), truth(shards, "train", data.hidden)
+    """The accuracy of each model on the test images: "present" with the classes' frequencies in the pool, "all" plain.
+
+    Models: zero-shot, and the tower with each alpha; each without its memory, with it, and with answers in it."""
+    trained, zero_shot = load_trained(folder), zero_shot_bundle(load_text_classifier(classifier_file))
+    labels, hidden = truth(shards, "test", data.labels), torch.from_numpy(truth(shards, "train", data.hidden))
     counts = np.bincount(data.hidden[data.hidden >= 0], minlength=len(data.classes))
-    test = extract_features(frozen, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), device, path)
-    predicted = test.probabilities.argmax(-1).numpy()
-    accuracy = [top1(classes, labels, counts) for classes in predicted]
-    errors = [paired_error(predicted[0], classes, labels, counts) for classes in predicted]
-    pool = extract_features(frozen, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), device, path)
-    classes, index = [str(k) for k in range(len(data.classes))], {alpha: i for i, alpha in enumerate(ALPHAS)}
-    neighbours, _ = nearest(whitened(pool.features.float()))
-    selection = load_bundle(folder).description.provenance.selection
-    assert selection is not None
-    alpha = selection.alpha
-    by_alpha = [Predicted.of(pool.probabilities[index[share]]) for share in (0.0, 0.5, 1.0)]
-    checks = {
-        name: asdict(check_of(neighbours, by_alpha[a], by_alpha[b], classes))
-        for name, a, b in (("half", 0, 1), ("all", 0, 2), ("all against half", 1, 2))
+    rows: dict[str, Any] = {"present": {}, "all": {}, "labels": {}}
+    for alpha in ALPHAS:
+        network = interpolate(zero_shot.model, trained.model, alpha)
+        preprocess, cpu = preprocess_of(zero_shot.description), torch.device("cpu")
+        pool = read_pool(network, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), cpu)
+        whitening = (pool.tokens, pool.embedding)
+        test = read_pool(network, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), cpu, whitening=whitening)
+        near = find_neighbours(pool, cpu)
+        P, values = test.probabilities.float(), test.vectors.float()
+
+        def add(name: str, classes: Tensor, alpha: float = alpha) -> None:
+            correct = (classes.numpy() == labels).astype(float)
+            values = {"present": float((weights(labels, counts) * correct).sum()), "all": float(correct.mean())}
+            for kind, value in values.items():
+                rows[kind].setdefault(f"{alpha:g} {name}", []).append(100 * value)
+
+        add("tower", P.argmax(1))
+        for count, order, answered in [
+            (0, "", torch.zeros(0, dtype=torch.int64)),
+            *draw_answers(pool, len(data.classes)),
+        ]:
+            memory, refined = build_memory(pool, torch.stack([answered, hidden[answered]]), cpu, near=near)
+            add(f"{count} {order}".strip(), memory(P, values)[0].argmax(1))
+            if not count:
+                real = hidden >= 0
+                right = (refined.labels.argmax(1) == hidden)[real].float().mean()
+                rows["labels"][f"{alpha:g}"] = 100 * float(right)
+    averages = {
+        kind: {name: round(float(np.mean(v)), 2) for name, v in rows[kind].items()} for kind in ("present", "all")
     }
-    return {
-        "zero_shot": accuracy[0], "points": [round(value - accuracy[0], 2) for value in accuracy], "errors": errors,
-        "kept": alpha, "checks": checks, "labels": label_accuracy(pool, hidden, index[alpha]),
-    }  # fmt: skip
+    return averages | {"labels": rows["labels"], "errors": round(100 / len(labels) ** 0.5, 2)}
 
 
-def label_accuracy(pool: Any, hidden: np.ndarray, kept_index: int) -> dict[str, float]:
-    """Accuracy of the unlabeled images' labels in percent: of the zero-shot model, the full adaptation, refined, and
-    refined with answers (on the images without answers). `kept_index`: of the kept share in ALPHAS."""
-    from dataclasses import replace
-
-    both = replace(pool, probabilities=pool.probabilities[[0, kept_index]])
-    device, real = torch.device("cpu"), hidden >= 0
-    refined = refined_labels(both, device)
-
-    def accuracy(labels: torch.Tensor, mask: np.ndarray) -> float:
-        return round(100 * float((labels.numpy() == hidden)[mask].mean()), 2)
-
-    rows = {"zero_shot": accuracy(refined.zero_shot.labels, real), "refined": accuracy(refined.labels.labels, real)}
-    rows["adapted"] = accuracy(Predicted.of(pool.probabilities[-1]).labels, real)
-    rng = np.random.default_rng(0)
+def draw_answers(pool: Pool, classes: int) -> Iterator[tuple[int, str, Tensor]]:
+    """(number, order, rows) of simulated answers: at random, by coverage, and as `must review` asks."""
+    images, vectors = len(pool.numbers), pool.vectors.float().numpy()
+    doubt = 1 - pool.probabilities.float().amax(1).numpy() if classes > MANY_CLASSES else None
     for count in ANSWERS:
-        gains = []
-        for _ in range(DRAWS if count < len(hidden) / 2 else 0):
-            answered = rng.choice(len(hidden), count, replace=False)
-            answers = {int(pool.numbers[i]): int(hidden[i]) for i in answered}
-            with_answers = refined_labels(both, device, answers)
-            others = real.copy()
-            others[answered] = False
-            gains.append(accuracy(with_answers.labels.labels, others) - accuracy(with_answers.zero_shot.labels, others))
-        if gains:
-            rows[f"gain of {count} answers"] = round(float(np.mean(gains)), 2)
-    return rows
+        if count > images / 2:
+            continue
+        drawn = [np.random.default_rng(draw).permutation(images) for draw in range(DRAWS)]
+        covering = order_by_coverage(vectors, doubt, np.zeros(0, np.int64), count)
+        for order in drawn:
+            yield count, "random", torch.from_numpy(order[:count])
+        yield count, "coverage", torch.from_numpy(covering)
+        first = drawn[0][: SCHEDULE.random_first]
+        later = order_by_coverage(vectors, doubt, first, count)
+        rest = count - len(first)
+        random = drawn[0][len(first) : len(first) + (rest + 2) // 3] if rest > 0 else first[:0]
+        mixed = np.unique(np.concatenate([first[:count], random, later[: max(0, rest - len(random))]]))
+        yield count, "review", torch.from_numpy(mixed)
 
 
 def truth(shards: str, split: str, labels: np.ndarray) -> np.ndarray:
@@ -182,23 +181,13 @@ def weights(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return weight / weight.sum()
 
 
-def top1(predicted: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
-    return round(float(100 * (weights(labels, counts) * (predicted == labels)).sum()), 2)
-
-
-def paired_error(before: np.ndarray, after: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
-    """Standard error of the difference, in points."""
-    weight, change = weights(labels, counts), (after == labels).astype(float) - (before == labels)
-    return round(float(100 * np.sqrt((weight**2 * (change - (weight * change).sum()) ** 2).sum())), 2)
-
-
 def summary(row: dict[str, Any]) -> str:
-    points, half, pool = row["points"], row["points"][ALPHAS.index(0.5)], row["labels"]
+    present, every = row["present"], row["all"]
+    names = ["0 0", "0.5 tower", "0.5 0", "1 0", "0.5 50 review", "0.5 200 review"]
+    changes = " ".join(f"{name}: {present[name] - present['0 tower']:+.1f}" for name in names if name in present)
     return (
-        f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {row['zero_shot']:5.1f} "
-        f"half {half:+5.1f} all {points[-1]:+5.1f} best {max(points):+5.1f} | labels: adapted "
-        f"{pool['adapted'] - pool['zero_shot']:+.1f} refined {pool['refined'] - pool['zero_shot']:+.1f} answers "
-        f"{pool.get('gain of 50 answers', 0):+.1f} {pool.get('gain of 200 answers', 0):+.1f} | kept {row['kept']:g} | "
+        f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {present['0 tower']:.1f} | "
+        f"{changes} | all classes: 0 0: {every['0 0'] - every['0 tower']:+.1f} 0.5 0: {every['0.5 0'] - every['0 tower']:+.1f} | "
         f"{row['train_seconds']:.0f} s"
     )
 

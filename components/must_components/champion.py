@@ -15,18 +15,20 @@ def champion(
     version: dsl.OutputPath(str),  # type: ignore[valid-type]
     bundle_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
     key: dsl.OutputPath(str),  # type: ignore[valid-type]
+    split: dsl.OutputPath(str),  # type: ignore[valid-type]
     registry_uri: str = "",
     preset: str = "",
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     epochs: int = 0,
     only_new: bool = False,
+    gate: str = "auto",
+    evaluate_split: str = "",
+    answers: str = "",
 ) -> str:
-    """Reads the registry: the champion's version, or none, and its bundle. Returns train, or nothing new. Never cached.
+    """Reads the registry: the champion's version, or none, and its bundle; checks that the run can be evaluated.
 
-    Args:
-        work_uri: where the run's notes go; the registry is its folder registry if `registry_uri` is empty.
-        key: identifies the data, the classes and the settings of this run.
-        only_new: do not train if a gate has already decided on this data with these classes and settings.
+    Returns train, or nothing new. `key` identifies the data, the classes, the settings and the answers of this run;
+    `split` is the one to evaluate on. Never cached.
     """
     from pathlib import Path
 
@@ -36,8 +38,8 @@ def champion(
     best = supervised(
         "champion", stages.champion, run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
-        only_new=only_new,
+        only_new=only_new, gate=gate, evaluate_split=evaluate_split, answers=answers,
     )  # fmt: skip
-    for path, text in ((version, best.version), (bundle_uri, best.bundle), (key, best.key)):
+    for path, text in ((version, best.version), (bundle_uri, best.bundle), (key, best.key), (split, best.split)):
         Path(path).write_text(text)
     return best.action

@@ -17,17 +17,7 @@ def classifier(
 ) -> str:
     """Computes the zero-shot classifier, or reuses the one of an earlier run with the same input. Never cached.
 
-    Args:
-        work_uri: where the run's notes and the classifiers are stored.
-        run_id: the run that the stage belongs to.
-        classes: path or URI of a YAML file with classes and templates, or the included set: imagenet.
-        model: open_clip model name, or a model folder.
-        pretrained: open_clip pretrained tag, or a checkpoint file.
-        fingerprint: of these files' contents, if it is known; a classifier with the same one is reused from work_uri.
-        weights: the classifier file (.safetensors).
-
-    Returns:
-        The sha256 of the classifier file.
+    `fingerprint`: of the files' contents, by the stage inputs; '' to compute it. Returns the sha256 of the file.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised

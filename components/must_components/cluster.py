@@ -7,6 +7,7 @@ import logging
 import os
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
-from must_components.serving.manifest import GROUP, KIND, PLURAL, VERSION, keep_size
+from must.runtime.places import WorkUri
+from must_components.serving.manifest import (
+    GROUP,
+    KIND,
+    PLURAL,
+    VERSION,
+    inference_service,
+    keep_size,
+    require_reachable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +47,11 @@ class Cluster:
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", ACCOUNT)
 
     def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
-        """(HTTP status, body). Raises TransientError: no response, or an error of the server."""
+        """(HTTP status, JSON object). Raises TransientError: no response, or an error of the server."""
+        status, content = self.send(method, path, body, kind)
+        return status, object_or_none(content, dict) or {}
+
+    def send(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}", "Content-Type": kind}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
@@ -46,13 +60,13 @@ class Cluster:
         opener = urllib.request.build_opener(no_proxy, urllib.request.HTTPSHandler(context=trusted))
         try:
             with opener.open(request, timeout=TIMEOUT) as response:
-                return response.status, json.load(response)
+                return response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read(100_000)
             if is_transient(error.code):
                 raise TransientError(f"the API server of Kubernetes answers {error.code}") from None
-            return error.code, object_or_none(text, dict) or {}
+            return error.code, text
         except OSError as error:
             raise TransientError(f"the API server of Kubernetes does not answer ({type(error).__name__})") from None
 
@@ -92,24 +106,109 @@ class Cluster:
 
     def check_trainer(self, runtime: str) -> None:
         """Raises ValueError: the training runtime does not exist, or no permission to create TrainJobs."""
+        self.runtime_kind(runtime)
+        require(
+            self.may("create", TRAINER, "trainjobs"),
+            f"train: the service account may not create TrainJobs in {self.namespace}; give it the role in "
+            "deploy/trainjobs.yaml",
+        )
+
+    def runtime_kind(self, runtime: str) -> str:
+        """TrainingRuntime or ClusterTrainingRuntime: the one of this name that is there.
+        Raises ValueError: there is none, or it cannot be read."""
         path = f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainingruntimes/{runtime}"
         status, _ = self.request("GET", path)
-        if status == 404:
-            status, _ = self.request("GET", f"/apis/{TRAINER}/v1alpha1/clustertrainingruntimes/{runtime}")
+        if status == 200:
+            return "TrainingRuntime"
+        if self.request("GET", f"/apis/{TRAINER}/v1alpha1/clustertrainingruntimes/{runtime}")[0] == 200:
+            return "ClusterTrainingRuntime"
         require(
-            status in (200, 401, 403),
-            f"train: there is no training runtime {runtime} in {self.namespace}: is Kubeflow Trainer 2 installed, and "
-            "deploy/training-runtime.yaml applied?",
+            status not in (401, 403),
+            f"train: the service account may not read training runtimes in {self.namespace}; give it the role in "
+            "deploy/trainjobs.yaml",
         )
-        attributes = {"namespace": self.namespace, "group": TRAINER, "resource": "trainjobs", "verb": "create"}
+        raise UserError(
+            f"train: there is no training runtime {runtime} in {self.namespace}: is Kubeflow Trainer 2 installed, and "
+            "deploy/training-runtime.yaml applied? (for a runtime of the cluster also deploy/trainjobs-cluster.yaml)"
+        )
+
+    def may(self, verb: str, group: str, resource: str) -> bool:
+        """Whether this account has a permission in its namespace; True if the cluster does not answer the question."""
+        attributes = {"namespace": self.namespace, "group": group, "resource": resource, "verb": verb}
         review = {
             "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": attributes},
         }  # fmt: skip
-        review_status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-        allowed = review_status >= 400 or response.get("status", {}).get("allowed")  # an error decides nothing
-        require(
-            status == 200 and bool(allowed),
-            f"train: the service account may not use TrainJobs in {self.namespace}; give it the role in "
-            "deploy/trainjobs.yaml",
-        )
+        status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        return status >= 400 or bool(response.get("status", {}).get("allowed"))
+
+    def job_path(self, name: str = "") -> str:
+        """Of a TrainJob, or of all of them."""
+        return f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainjobs" + (f"/{name}" if name else "")
+
+    def delete_job(self, job: dict[str, Any], propagation: str) -> int:
+        """Deletes this TrainJob, not a newer one of the same name; returns the HTTP status.
+
+        `propagation`: Foreground: it exists until its pods have ended. Background: it is gone at once; while a running
+        job is deleted in the foreground, Trainer 2.3 creates its JobSet again.
+        """
+        options = {"propagationPolicy": propagation, "preconditions": {"uid": job["metadata"]["uid"]}}
+        status, _ = self.request("DELETE", self.job_path(job["metadata"]["name"]), options)
+        return status
+
+    def node_pods(self, job: str) -> list[dict[str, Any]]:
+        """The pods of a TrainJob's nodes, the newest first."""
+        selector = f"jobset.sigs.k8s.io/jobset-name={job},jobset.sigs.k8s.io/replicatedjob-name=node"
+        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={urllib.parse.quote(selector)}"
+        pods = self.request("GET", path)[1].get("items", [])
+        return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
+
+    def pod_log(self, pod: str, since: str | None = None) -> str:
+        """The log of a node's pod. With `since`, a timestamp or '', each line begins with its timestamp, and lines
+        before that second are left out."""
+        query = {"container": "node"} | ({} if since is None else {"timestamps": "true"})
+        query |= {"sinceTime": since} if since else {}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log?{urllib.parse.urlencode(query)}"
+        status, text = self.send("GET", path)
+        return text.decode(errors="replace") if status == 200 else ""
+
+    def events(self, name: str) -> list[str]:
+        """Kubernetes' events about the objects whose names contain `name`, the oldest first."""
+        _, response = self.request("GET", f"/api/v1/namespaces/{self.namespace}/events")
+        events = [event for event in response.get("items", []) if name in event["involvedObject"].get("name", "")]
+        times = ("lastTimestamp", "firstTimestamp", "eventTime")
+        events.sort(key=lambda event: next((event[name] for name in times if event.get(name)), ""))
+        about = [(event["involvedObject"], event) for event in events]
+        return [f"{it['kind']} {it['name']}: {event.get('reason')}: {event.get('message')}" for it, event in about]
+
+    def workflow_name(self) -> str:
+        """The Argo workflow that this pod belongs to; '' if it is not known."""
+        _, pod = self.request("GET", f"/api/v1/namespaces/{self.namespace}/pods/{os.environ.get('KFP_POD_NAME', '-')}")
+        labels = pod.get("metadata", {}).get("labels") or {}
+        return str(labels.get("workflows.argoproj.io/workflow", ""))
+
+    def workflow(self, name: str) -> dict[str, Any] | None:
+        """An Argo workflow; None if it was deleted. Raises TransientError: it cannot be read."""
+        path = f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows/{name}"
+        status, workflow = self.request("GET", path)
+        if status not in (200, 404):
+            raise TransientError(f"the workflow {name} cannot be read ({status})")
+        return workflow if status == 200 else None
+
+
+def check_inputs(work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str) -> str:
+    """The stage inputs: must.runtime.stages.inputs, and whether the cluster has what later stages need.
+
+    `runtime` is empty if training is not a TrainJob.
+    Raises ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
+    """
+    from must.runtime import stages  # not in the image of the launcher
+
+    result = stages.inputs(work_uri, parameters=parameters)
+    registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
+    if parameters.get("serve") == "apply":
+        require_reachable(registry, server)
+        Cluster.to_serve().apply(inference_service(registry, parameters["model_name"], server), dry=True)
+    if runtime and (cluster := Cluster.of_this_pod()) is not None:
+        cluster.check_trainer(runtime)
+    return result

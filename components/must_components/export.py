@@ -16,18 +16,7 @@ def export(
     precision: str = "fp32",
     embeddings: bool = False,
 ) -> None:
-    """Exports the model with its class names and preprocessing. Never cached.
-
-    Args:
-        work_uri: its folder shards has the images with which the export is checked.
-        run_id: the run that the stage belongs to.
-        index_sha256: of the shards' index; another one is refused.
-        bundle: the adapted model.
-        details: of the evaluation, for the model card.
-        onnx: folder with model.onnx, labels.txt and the model card.
-        precision: fp32 or int8.
-        embeddings: the ONNX model also outputs the images' embeddings.
-    """
+    """Exports the model with its class names and preprocessing, and checks it on images of the shards. Never cached."""
     from must.runtime import stages
     from must.runtime.supervise import supervised
 

@@ -18,20 +18,14 @@ def gate(
     registry_uri: str = "",
     champion: str = "none",
     champion_uri: str = "",
-    gate: str = "label-free",
+    gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     split: str = "test",
 ) -> str:
     """Compares with the zero-shot model, and with the champion if any (labelled: only with that). Never cached.
 
-    Returns promote, ask (people's answers may decide) or stop.
-
-    Args:
-        details: of the challenger's evaluation against the zero-shot model.
-        reasons: the decision as a page.
-        key: of the data and settings; a stopped model is recorded under it.
-        champion: the champion's version, or none.
-        split: the split on which the champion is scored.
+    `details` is the folder that `must evaluate` wrote. A stopped model is recorded under `key`.
+    Returns promote or stop.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised

@@ -21,10 +21,7 @@ def promote(
 ) -> str:
     """Copies bundle and ONNX model, sets LATEST unless another run has changed it. Returns the version. Never cached.
 
-    Args:
-        promoted: the version's URI, accuracy and provenance.
-        key: of the data and settings, for `only_new`.
-        champion: the version the challenger was compared with.
+    `champion` is the version that the model was compared with.
     """
     from must.runtime import stages
     from must.runtime.supervise import supervised

@@ -5,7 +5,7 @@ from kfp import dsl
 from must_components import images
 
 
-@dsl.component(base_image=images.LAUNCHER, install_kfp_package=False)
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def serve(
     work_uri: str,
     run_id: str,
@@ -18,10 +18,7 @@ def serve(
 ) -> str:
     """Writes the manifest beside LATEST, and may apply it. Returns its URI. Never cached.
 
-    Args:
-        version: the promoted version; the server reads it from LATEST.
-        server: settings of the server's pods, from cluster.yaml.
-        how: write, or apply (write and apply).
+    `server`: settings of the server's pods, from cluster.yaml. `how`: write, or apply (write and apply).
     """
     from must.runtime.supervise import supervised
     from must_components.serving.service import serve as service_stage

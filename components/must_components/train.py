@@ -18,24 +18,11 @@ def train(
     epochs: int = 0,
     processes: str = "auto",
     tensorboard_uri: str = "",
+    answers: str = "",
 ) -> str:
-    """Trains MUST; a retry resumes from the newest checkpoint. Never cached.
+    """Trains MUST; a retry resumes from the newest checkpoint. Returns the weights' sha256. Never cached.
 
-    Args:
-        work_uri: shards are in its folder shards; checkpoints go to checkpoints, one folder for each data and settings.
-        run_id: the run that the stage belongs to.
-        index_sha256: of the shards' index; another one is refused.
-        classifier: text classifier file.
-        bundle: the adapted model, with its log.
-        training: the run's figures.
-        preset: published settings of a data set; see `must train --help`.
-        settings: any parameters of `must train` by name; they win over the preset.
-        epochs: passes over the data; 0 leaves it to settings and preset.
-        processes: training processes: a number, or auto for one per GPU. Several run under torchrun.
-        tensorboard_uri: where the curves are copied to while it trains; empty for no copy.
-
-    Returns:
-        The sha256 of the model's weights.
+    `processes`: a number, or auto for one per GPU; several run under torchrun.
     """
     from must.runtime import stages
     from must.runtime.evaluation import plain
@@ -45,6 +32,7 @@ def train(
         "train", stages.train, run_id, work_uri, index_sha256=index_sha256,
         classifier=classifier.path, output=bundle.path,
         preset=preset, settings=settings, epochs=epochs, processes=processes, tensorboard_uri=tensorboard_uri,
+        answers=answers,
     )  # fmt: skip
     for name, value in plain(trained.summary).items():
         training.log_metric(name, float(value))

@@ -10,7 +10,6 @@ from typing import Any
 from must.base.parameters import require, settings_of, with_name
 from must.base.text import brief
 from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
-from must.config.evaluate import LABEL_FREE
 from must.deploy.promote.registry import Registry
 from must.method.train.recipe import AUTO, published
 
@@ -26,7 +25,7 @@ def check_run(values: Mapping[str, Any]) -> None:
     name = values.get("model_name", "model")
     check_sharding(values)
     check_training(values)
-    check_gate(values.get("gate", "label-free"), values.get("gate_settings") or {})
+    check_gate(values.get("gate", "auto"), values.get("gate_settings") or {})
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
     Registry("-", name)
     serve = values.get("serve", "none")
@@ -64,9 +63,8 @@ def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     with_name("gate", GateConfig, gate=gate)
     values = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in values:
-        owner = "label-free" if name in LABEL_FREE else "labelled"
-        applies = gate == owner or (gate == "reviewed" and owner == "label-free")  # against a champion
-        require(applies, f"gate_settings.{name}: belongs to the gate '{owner}'; this run has gate '{gate}'")
+        applies = gate in ("auto", "labelled")
+        require(applies, f"gate_settings.{name}: belongs to the gates auto and labelled; this run has gate '{gate}'")
     with_name("gate_settings", GateConfig, gate=gate, **values)
 
 

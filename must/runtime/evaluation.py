@@ -3,7 +3,9 @@
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from must.api.stages import call
 from must.base import storage
@@ -12,6 +14,8 @@ from must.base.lock import RUN_ID
 from must.evaluation.result import Metrics
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import WorkUri
+
+NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in a pod
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class Evaluated:
 
 def evaluate(
     work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
-    link: str = "",
+    details_uri: str = "",
 ) -> Evaluated:  # fmt: skip
-    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows (`link` is its
-    URL there), and to the run's notes, for a link in the summary."""
+    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows, and to the
+    run's notes, for a link in the summary. `details_uri`: the URI of `details` in Kubeflow's store."""
     notes = WorkUri(work_uri).notes(os.environ.get(RUN_ID, ""))
     with stage_note(work_uri, "evaluate") as note:
         metrics: Metrics = call(
@@ -41,9 +45,21 @@ def evaluate(
             storage.write_bytes(uri, page)
         note.result = headline(metrics)
         top1 = accuracy(metrics)
-        note.facts = Facts(top1=top1.get("top1"), before=top1.get("before"), report=copy, report_link=link)
+        note.facts = Facts(
+            top1=top1.get("top1"), before=top1.get("before"), report=copy, report_link=artifact_url(details_uri)
+        )
     matrix = metrics.confusion.get("adapted", {}).get("matrix")
     return Evaluated(top1.get("top1", -1.0), figures(metrics), metrics.classes, matrix or [])
+
+
+def artifact_url(folder: str) -> str:
+    """The URL of the report in a folder of Kubeflow's store, relative to Kubeflow's page; '' for a store that it does
+    not serve. A multi-user installation needs the namespace; a single-user one ignores it."""
+    store, _, path = folder.partition("://")
+    if store not in ("minio", "s3"):
+        return ""
+    namespace = f"?namespace={NAMESPACE.read_text().strip()}" if NAMESPACE.is_file() else ""
+    return f"artifacts/{store}/{quote(path)}/{REPORT_FILE}{namespace}"
 
 
 def figures(metrics: Metrics) -> dict[str, float]:

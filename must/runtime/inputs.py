@@ -9,8 +9,9 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.exits import line_of
-from must.base.files import MODEL_FOLDER_FILE
+from must.base.files import ANSWERS_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
+from must.method.answers.answers_file import read_answers
 from must.method.model.hub import is_folder
 from must.method.model.transformers_folder import CONFIG_FILE
 from must.runtime.places import WorkUri
@@ -38,9 +39,12 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
         for name in URI_PARAMETERS:
             check_writable(name, values.get(name, ""))
-    classes, model, pretrained = (values.get(name) or "" for name in ("classes", "model", "pretrained"))
-    if classes != BUNDLED_SET:
-        load_class_set(classes)
+    names = ("classes", "model", "pretrained", "answers")
+    classes, model, pretrained, answers = (values.get(name) or "" for name in names)
+    if classes != BUNDLED_SET or answers:
+        class_set = load_class_set(classes)
+        if answers:
+            check_answers(answers, list(class_set.names))
     check_model(model, pretrained)
     return inputs_fingerprint(classes, model, pretrained)
 
@@ -61,6 +65,13 @@ def check_writable(name: str, uri: str) -> None:
         storage.delete(file)
 
 
+def check_answers(uri: str, classes: list[str]) -> None:
+    """Raises ValueError: no such file, no answers in it, or answers with other classes."""
+    require(uri.endswith(".jsonl"), f"answers {uri}: expected {ANSWERS_FILE} of `must review`")
+    require(storage.exists(uri), f"answers {uri}: no such file")
+    require(bool(read_answers(uri, classes)), f"answers {uri}: there are no answers in it")
+
+
 def check_model(model: str, pretrained: str) -> None:
     """Raises ValueError: no later stage could load the model. Reads no weights; imports no torch for a folder."""
     in_folder = storage.is_remote(model) or is_folder(model)
@@ -70,8 +81,9 @@ def check_model(model: str, pretrained: str) -> None:
         require(exists, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
     named = not in_folder and not model.startswith("hf-hub:")
     if named:
-        from must.method.model.backbone import check_name, check_pretrained
+        from must.method.model.backbone import check_name, check_pretrained, parse_model_name
 
+        model, pretrained = parse_model_name(model, pretrained)
         check_name(model)
     if pretrained and storage.is_remote(pretrained):
         require(storage.exists(pretrained), f"--pretrained {pretrained}: no such file")

@@ -16,29 +16,23 @@ from must.base import storage
 from must.base.exits import exiting
 from must.base.files import DESCRIPTION_FILE
 from must.base.processes import end_with_parent
-from must.runtime.answers import select_by_answers
-from must.runtime.keepalive import stop_when_orphaned
 from must.runtime.places import JobUri
-from must.runtime.training import mirrored
+from must.runtime.training import mirrored, teach
 
 
 def train_job(job: str) -> None:
     """Trains; rank 0 then copies the bundle to JOB, its description last."""
     storage.wait_for_credentials(job)  # the launcher has written there
     content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
-    storage.wait_for_credentials(content["answers"]["work_uri"], content["tensorboard"])
+    storage.wait_for_credentials(content["tensorboard"])
     if os.environ.get("RANK", "0") != "0":
         with tempfile.TemporaryDirectory() as folder:
             call("train", **content["train"], output=folder)
         return
-    launcher = content["launcher"]  # only rank 0 watches it; then all ranks stop after the same step
-    with (
-        stop_when_orphaned(launcher["sign"], launcher["silence"]),
-        tempfile.TemporaryDirectory() as folder,
-        mirrored(folder, content["tensorboard"]),
-    ):
+    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"]):
         call("train", **content["train"], output=folder)
-        select_by_answers(**content["answers"], bundle=folder, classifier=JobUri(job).classifier, separate_process=True)
+        if content["answers"]:
+            teach(content["train"], folder, content["answers"], storage.join(job, "labels"))
         publish(Path(folder), JobUri(job).bundle)
 
 

@@ -109,7 +109,7 @@ def flush() -> None:
 class Facts:
     """The results of a stage, for programs. Each stage sets its own fields; empty fields are not written."""
 
-    action: str = ""  # champion: train, or nothing new
+    action: str = ""  # champion: train, or nothing new; promote: nothing new, or ''
     why: str = ""  # champion: the reason for the action
     trainjob: str = ""  # train: the TrainJob's name
     top1: float | None = None  # evaluate: accuracy, 0..1, if there are labels
@@ -119,12 +119,8 @@ class Facts:
     outcome: str = ""  # gate: passed, stopped, ...
     against: str = ""  # gate: the champion, in words
     reasons: list[str] = field(default_factory=list)  # gate: one line per rule
-    place: str = ""  # review: URI of the folder for answers
-    page: str = ""  # review: URI of the page with the questions
-    page_link: str = ""  # review: URL of the page on Kubeflow's own server
-    pictures: int = 0  # review: number of pictures on the page
-    text: str = ""  # review: what the answers so far measure
     version: str = ""  # promote: the new champion
+    then: list[str] = field(default_factory=list)  # inputs: the notes that must follow a promotion
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,8 +218,7 @@ def note_of(data: bytes) -> Note | None:
 def parse_note(content: dict[str, Any]) -> Note:
     facts = {name: value for name, value in (content.get("facts") or {}).items() if value is not None}
     note = record_of(Note, content | {"facts": facts})
-    numbers = [note.started, note.seconds, note.signalled, note.code, note.facts.pictures]
-    numbers += [note.facts.top1 or 0, note.facts.before or 0]
+    numbers = [note.started, note.seconds, note.signalled, note.code, note.facts.top1 or 0, note.facts.before or 0]
     numbers += [number for attempt in note.tries for number in (attempt.seconds, attempt.code or 0)]
     require(all(abs(number) < LARGEST_NUMBER for number in numbers), "a number of another kind")
     return note

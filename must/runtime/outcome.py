@@ -4,7 +4,7 @@ Kubeflow Pipelines gives the exit handler a state that only some of its programs
 or FAILED there (and is never SUCCEEDED, which only the local runner uses).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from must.base.exits import HELD, KILLED, PREEMPTED, TIME_OVER, WRONG_INPUT
@@ -12,8 +12,7 @@ from must.base.lock import run_in
 from must.runtime.notes import Facts, Note
 from must.runtime.supervise import OVERTAKEN
 
-NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run
-WAITS = "waits for answers"  # the outcome of a gate that leaves the decision to people
+NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run, and of a repeated promotion
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 
 
@@ -23,8 +22,8 @@ class Outcome(NamedTuple):
     headline: str  # one line, for readers who do not know the stages
 
 
-def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -> Outcome:
-    """Args: `state` is the backend's state of the stages, such as COMPLETE or RUNNING; `then`: see `summarize`."""
+def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
+    """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
     failure = failing(notes)
     if failure is not None:
         kind = failure_kind(failure)
@@ -38,7 +37,7 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     by_stage = {note.stage: note for note in notes}
     for name, rule in GOOD_ENDS:
         if headline := rule(by_stage):
-            if missing := [stage for stage in still_due(by_stage, then) if stage not in by_stage]:
+            if missing := [stage for stage in still_due(by_stage) if stage not in by_stage]:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 headline = f"{headline}. Then broken off: {missing[0]}{more} never started"
                 return Outcome("broken off", False, headline)
@@ -49,10 +48,11 @@ def outcome_of(notes: list[Note], state: str | None, then: Sequence[str] = ()) -
     return Outcome("broken off", False, f"Run broken off: {last}")
 
 
-def still_due(notes: dict[str, Note], then: Sequence[str]) -> Sequence[str]:
-    """The stages that must run after the decision: `export` after every gate, `then` after a promotion."""
+def still_due(notes: dict[str, Note]) -> list[str]:
+    """The stages that must run after the decision: `export` after every gate, and those that cluster.yaml and the run
+    want after a promotion, by the note of the stage inputs."""
     if "promote" in notes:
-        return then
+        return stage_facts(notes, "inputs").then
     return ["export"] if "gate" in notes else []
 
 
@@ -66,7 +66,7 @@ def failing(notes: list[Note]) -> Note | None:
 # Rules for successful ends: the first rule with a headline counts.
 def kept_zero_shot(notes: dict[str, Note]) -> str:
     """The zero-shot model was kept (alpha 0). The first model of its name is promoted nevertheless."""
-    facts, version = facts_of(notes, "gate"), facts_of(notes, "promote").version
+    facts, version = stage_facts(notes, "gate"), stage_facts(notes, "promote").version
     if facts.outcome != "kept zero-shot":
         return ""
     if version:
@@ -77,30 +77,24 @@ def kept_zero_shot(notes: dict[str, Note]) -> str:
 
 
 def promoted(notes: dict[str, Note]) -> str:
-    facts = facts_of(notes, "promote")
+    """A repeated run makes the same model: its version is the champion already."""
+    facts = stage_facts(notes, "promote")
+    if facts.action == NOTHING_NEW:
+        return f"Nothing new: the model of this run, {facts.version}, is the champion already"
     return f"Promoted {facts.version or 'the model'}{gain(notes)}" if "promote" in notes else ""
 
 
-def waiting(notes: dict[str, Note]) -> str:
-    """The gate left the decision to people, and the page with the questions exists."""
-    if "review" not in notes or facts_of(notes, "gate").outcome != WAITS:
-        return ""
-    pictures = facts_of(notes, "review").pictures
-    return f"Waiting for answers about {pictures:,} pictures: until then nothing is promoted"
-
-
 def stopped(notes: dict[str, Note]) -> str:
-    facts = facts_of(notes, "gate")
+    facts = stage_facts(notes, "gate")
     return f"Not promoted: stopped by the gate{because(facts)}" if facts.outcome == "stopped" else ""
 
 
 def nothing_new(notes: dict[str, Note]) -> str:
-    facts = facts_of(notes, "champion")
+    facts = stage_facts(notes, "champion")
     return f"Nothing new: {facts.why or 'not trained'}" if facts.action == NOTHING_NEW else ""
 
 
 GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
-    ("waiting", waiting),
     ("kept zero-shot", kept_zero_shot),
     ("promoted", promoted),
     ("stopped", stopped),
@@ -110,7 +104,7 @@ GOOD_ENDS: tuple[tuple[str, Callable[[dict[str, Note]], str]], ...] = (
 
 def gain(notes: dict[str, Note]) -> str:
     """The accuracies, if there are labels: of the model and of the champion, or else of the zero-shot model."""
-    measured, gate = facts_of(notes, "evaluate"), facts_of(notes, "gate")
+    measured, gate = stage_facts(notes, "evaluate"), stage_facts(notes, "gate")
     after = measured.top1
     before, who = gate.before, gate.against
     if before is None:
@@ -125,7 +119,7 @@ def because(facts: Facts) -> str:
     return f" ({why[0]})" if why else ""
 
 
-def facts_of(notes: dict[str, Note], stage: str) -> Facts:
+def stage_facts(notes: dict[str, Note], stage: str) -> Facts:
     return notes[stage].facts if stage in notes else Facts()
 
 

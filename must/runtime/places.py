@@ -3,8 +3,8 @@
 WORK_URI/shards                       of all runs, with index.json
          classifiers/KEY              zero-shot classifiers, by a hash of their inputs
          models/NAME-KEY              the models of the classifiers: later stages need no hub
-         checkpoints/KEY, jobs/KEY    of training, by data, classes, start and settings: a retry finds them
-         reviews/KEY                  the questions about a model, the page with them, and people's answers
+         checkpoints/KEY              of training, by data, classes, start and settings: a retry finds them
+         jobs/RUN_ID                  what a run's TrainJob reads, and the model that it writes
          notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
          registry                     promoted models, unless the run has another registry_uri
 """
@@ -21,7 +21,6 @@ class JobUri:
         self.description = storage.join(uri, "job.yaml")  # the parameters of training
         self.classifier = storage.join(uri, CLASSIFIER_FILE)
         self.bundle = storage.join(uri, "bundle")  # the model that the nodes write
-        self.heartbeat = storage.join(uri, "launcher.json")  # of the launcher
 
 
 class WorkUri:
@@ -29,7 +28,7 @@ class WorkUri:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.shards, self.models, self.reviews = (storage.join(uri, name) for name in ("shards", "models", "reviews"))
+        self.shards, self.models = storage.join(uri, "shards"), storage.join(uri, "models")
         self.every_runs_notes = storage.join(uri, "notes")
 
     def notes(self, run_id: str) -> str:
@@ -42,11 +41,11 @@ class WorkUri:
     def checkpoints(self, key: str) -> str:
         return storage.join(self.uri, "checkpoints", key)
 
-    def job(self, key: str) -> JobUri:
-        return JobUri(storage.join(self.uri, "jobs", key))
+    def labels(self, key: str) -> str:
+        return storage.join(self.uri, "labels", key)
 
-    def review(self, key: str) -> str:
-        return storage.join(self.reviews, key)
+    def job(self, run_id: str) -> JobUri:
+        return JobUri(storage.join(self.uri, "jobs", run_id))
 
     def registry(self, registry_uri: str = "") -> str:
         """`registry_uri`, or the default if that is ''."""

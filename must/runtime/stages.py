@@ -14,27 +14,27 @@ from typing import Any, Literal
 
 from must.api.stages import call
 from must.base import storage
-from must.base.exits import line_of
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
+from must.base.parameters import require
 from must.base.records import record_of
 from must.base.text import encoded
 from must.config.defaults import parts_of
+from must.data.format.index import Index, load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.bundle import load_description
+from must.method.model.classifier import read_header
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.answers import PAGE, answers_may_decide, has_new_answers, write_page
 from must.runtime.check import sharding_settings, training_settings
 from must.runtime.evaluation import accuracy, evaluate, plain
 from must.runtime.inputs import check_inputs, inputs_fingerprint
-from must.runtime.lineage import write_lineage
 from must.runtime.notes import Facts, stage_note
-from must.runtime.outcome import NOTHING_NEW, WAITS
+from must.runtime.outcome import NOTHING_NEW
 from must.runtime.places import WorkUri
-from must.runtime.training import origin, train
+from must.runtime.training import decision_key, origin, train
 
 
 def part_name(stage: str, part: str) -> str:
@@ -42,9 +42,9 @@ def part_name(stage: str, part: str) -> str:
     return f"{stage}-{part.replace('/', '-of-')}"
 
 
-def follow_ups(labelling_pods: int, serve: str) -> list[str]:
+def follow_ups(predict_pods: int, serve: str) -> list[str]:
     """The names of the notes of the stages after a promotion."""
-    parts = [part_name("predict", part) for part in parts_of(labelling_pods)]
+    parts = [part_name("predict", part) for part in parts_of(predict_pods)]
     return parts + ["serve"] * (serve != "none")
 
 
@@ -61,8 +61,8 @@ def shard_part(
 
 
 __all__ = [
-    "champion", "classifier", "evaluate", "export", "gate", "inputs", "library", "predict", "promote", "review",
-    "shard", "shard_part", "train",
+    "champion", "classifier", "evaluate", "export", "gate", "inputs", "library", "predict", "promote", "shard",
+    "shard_part", "train",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def library(work_uri: str, *, stage: str, values: dict[str, Any], part: str = ""
 def inputs(work_uri: str, *, parameters: dict[str, Any]) -> str:
     """Checks the run's `parameters`; returns a sha256 of the contents of class file and model."""
     with stage_note(work_uri, "inputs") as note:
+        pods = int(parameters.get("predict_pods", 0))
+        note.facts = Facts(then=follow_ups(pods, parameters.get("serve", "none")))
         result = check_inputs(parameters, work_uri)
         note.result = "as the stages take them"
     return result
@@ -169,78 +171,104 @@ def cached_classifier(folder: str, weights: str) -> ClassifierRecord | None:
 @dataclass(frozen=True)
 class Champion:
     version: str  # 'none' before the first promotion
-    bundle: str  # its URI, or ''
-    key: str  # of this run's data and settings
+    bundle: str  # URI of the model to compare with; '' if there is none, or it has other classes
+    key: str  # of this run's data, settings and answers
+    split: str  # on which the run evaluates
     action: str  # train, or nothing new
-
-
-LEFT_TO_PEOPLE = "left to people's answers"  # outcome of a decision that people's answers may still change
 
 
 def champion(
     work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
-    settings: dict[str, Any], epochs: int, only_new: bool,
+    settings: dict[str, Any], epochs: int, only_new: bool, gate: str, evaluate_split: str = "", answers: str = "",
 ) -> Champion:  # fmt: skip
-    """Reads the registry, which may be empty.
-    `only_new`: do not train if there is a decision on a run with the same data, classes and settings, unless it was
-    left to people, whose answers have come since."""
-    models = Registry(WorkUri(work_uri).registry(registry_uri), name)
+    """Reads the registry, which may be empty, and checks before the training that the run can be evaluated.
+
+    Args:
+        only_new: do not train if there is a decision on a run with the same data, classes, settings and answers.
+        evaluate_split: '' for test, or for train if the shards have no split test.
+    """
+    work = WorkUri(work_uri)
+    models = Registry(work.registry(registry_uri), name)
     with stage_note(work_uri, "champion") as note:
+        split = choose_split(load_index(work.shards, index_sha256), evaluate_split, gate)
         latest = models.latest().version
-        key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
+        key = decision_key(run_key(index_sha256, classifier, training_settings(settings, preset, epochs)), answers)
         decided = models.decision(key) if only_new else None
-        if decided and decided["outcome"] == LEFT_TO_PEOPLE and has_new_answers(work_uri, key):
-            decided = None
-        note.result = f"champion: {latest or 'none yet'}"
+        bundle = models.bundle(latest) if latest else ""
+        note.result = f"champion: {latest or 'none yet'}; evaluates on {split}"
+        if bundle and read_header(classifier)["classes"] != load_description(bundle).classes:
+            bundle = ""
+            note.result += "; it has other classes, so the model is compared with zero-shot only"
         if decided:
             why = f"this data with these settings was {decided['outcome']} on {decided['at'][:10]}"
             note.facts = Facts(action=NOTHING_NEW, why=why)
             note.result += f"; nothing new: {why}"
         logger.info(note.result)
-    bundle = models.bundle(latest) if latest else ""
-    return Champion(latest or "none", bundle, key, NOTHING_NEW if decided else "train")
+    return Champion(latest or "none", bundle, key, split, NOTHING_NEW if decided else "train")
+
+
+def choose_split(index: Index, name: str, gate: str) -> str:
+    """Raises ValueError: no such split, or the gate needs labels and the split has none."""
+    split = name or ("test" if "test" in index.splits else "train")
+    index.shards_of(split)
+    require(
+        gate != "labelled" or index.splits[split]["labelled"] > 0,
+        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
+    )
+    return split
 
 
 def gate(
     work_uri: str, *, bundle: str, details: str, registry_uri: str, model_name: str, key: str, champion: str,
     champion_uri: str, gate: str, settings: dict[str, Any], split: str, decision: str, page: str,
-) -> Literal["promote", "ask", "stop"]:  # fmt: skip
+) -> Literal["promote", "stop"]:  # fmt: skip
     """The stage. If there is a champion, the model is also evaluated against it, and must pass that gate too.
 
-    The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume.
+    The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
+    so is a model whose classes are not the champion's.
+    `champion_uri`: '' if there is no champion, or one with other classes.
     """
-    facts, against = Facts(), "the zero-shot model"
-    metrics = storage.join(details, METRICS_FILE)
+    metrics, facts, against = storage.join(details, METRICS_FILE), Facts(), "the zero-shot model"
     with stage_note(work_uri, "gate") as note, tempfile.TemporaryDirectory() as folder:
-        if champion_uri and is_version_of(champion, version_name(bundle, load_description(bundle))):
-            logger.info(f"this model is the champion, {champion}: it is compared with the zero-shot model")
-            champion_uri, against = "", f"the zero-shot model, because this model is the champion, {champion}"
-        if champion_uri and gate != "none":
-            index_sha256 = read_metrics(metrics, "metrics").data.index_sha256
-            call(
-                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards,
-                index_sha256=index_sha256, split=split, output=folder,
-            )  # fmt: skip
-            against = f"the champion, {champion}"
-            champion_metrics = f"{folder}/{METRICS_FILE}"
-            facts = Facts(against=against, before=accuracy(read_metrics(champion_metrics, "metrics")).get("before"))
-            if gate == "labelled":
-                metrics = champion_metrics
-        result: Decision = call("gate", metrics=metrics, model=bundle, gate=gate, output=decision, **settings)
-        if champion_uri and gate in ("label-free", "reviewed"):
-            result = against_champion(result, call("gate", metrics=champion_metrics, gate=gate, **settings))
+        replaces, champion_metrics = champion != "none", ""
+        if replaces and is_version_of(champion, version_name(bundle, load_description(bundle))):
+            replaces, champion_uri = False, ""
+            against += f", because this model is the champion, {champion}"
+        elif replaces and not champion_uri:
+            facts = Facts(against=f"the champion, {champion}")
+            against += f", because the champion, {champion}, has other classes"
+        elif champion_uri and gate != "none":
+            champion_metrics = evaluate_against(work_uri, bundle, champion_uri, metrics, split, folder)
+            before = accuracy(read_metrics(champion_metrics, "metrics")).get("before")
+            facts = Facts(against=f"the champion, {champion}", before=before)
+            against = facts.against
+        compared = champion_metrics if champion_metrics and gate == "labelled" else metrics
+        result: Decision = call("gate", metrics=compared, model=bundle, gate=gate, output=decision, **settings)
+        if replaces and gate in ("auto", "label-free"):
+            by_champion = call("gate", metrics=champion_metrics, gate=gate, **settings) if champion_metrics else None
+            result = against_champion(result, by_champion)
             storage.write_bytes(decision, result.to_json())
-        waits = not result.passed and answers_may_decide(bundle, gate)
-        hint = "\nPeople's answers may decide: see the stage *review*.\n" if waits else ""
-        storage.write_bytes(page, encoded(as_markdown(result, against) + hint))
+        storage.write_bytes(page, encoded(as_markdown(result, against)))
         if not result.passed:
             registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
-            registry.decide(key, LEFT_TO_PEOPLE if waits else "stopped", result.reasons)
+            registry.decide(key, "stopped", result.reasons)
             logger.info("the model is not promoted; it stays among this run's artifacts")
         outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
-        note.facts = replace(facts, outcome=WAITS if waits else outcome, reasons=result.reasons)
-        note.result = f"{note.facts.outcome} ({result.gate})"
-    return "promote" if result.passed else "ask" if waits else "stop"
+        note.facts = replace(facts, outcome=outcome, reasons=result.reasons)
+        note.result = f"{outcome} ({result.gate}), compared with {against}"
+        logger.info(note.result)
+    return "promote" if result.passed else "stop"
+
+
+def evaluate_against(work_uri: str, bundle: str, champion_uri: str, metrics: str, split: str, folder: str) -> str:
+    """Evaluates against the champion, on the shards of the run's evaluation `metrics`; returns the path of the new
+    metrics."""
+    index_sha256 = read_metrics(metrics, "metrics").data.index_sha256
+    call(
+        "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        split=split, output=folder,
+    )  # fmt: skip
+    return storage.join(folder, METRICS_FILE)
 
 
 def promote(
@@ -256,14 +284,12 @@ def promote(
         )  # fmt: skip
         registry = Registry(uri, model_name)
         registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
-        try:
-            write_lineage(work_uri, registry, latest.version)
-        except (ValueError, OSError) as error:  # only a warning: the model is promoted already
-            logger.warning(f"must promote: the version's lineage could not be written: {line_of(error)}")
         facts = {"version": latest.version, "registry": registry.uri_of(latest.version), **model_facts(bundle, details)}
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(facts, indent=1))
-        note.result, note.facts = f"promoted as {latest.version}", Facts(version=latest.version)
+        again = latest.version == champion
+        note.result = f"{latest.version} is the champion already" if again else f"promoted as {latest.version}"
+        note.facts = Facts(action=NOTHING_NEW if again else "", version=latest.version)
     return facts
 
 
@@ -271,15 +297,6 @@ def model_facts(bundle: str, details: str) -> dict[str, Any]:
     """Metadata of a model artifact: accuracy, if there are labels, and the revisions of data and code."""
     metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
     return plain(origin(bundle) | {"accuracy": accuracy(metrics).get("top1")})
-
-
-def review(work_uri: str, *, key: str, bundle: str, classifier: str, output: str, link: str = "") -> dict[str, Any]:
-    """Writes the page with questions; returns its folder and number of pictures. `link`: its URL at Kubeflow's page."""
-    with stage_note(work_uri, "review") as note:
-        page = write_page(work_uri, key=key, bundle=bundle, classifier=classifier, output=output)
-        note.result = f"{page['pictures']:,} pictures on the page. {page['text']}"
-        note.facts = Facts(page=storage.join(page["place"], PAGE), page_link=link, **page)
-    return page
 
 
 def export(

@@ -1,36 +1,35 @@
-"""The summary page of a run that has ended: its outcome, its stages, which one failed, why, and how to resume.
+"""The summary of a run that has ended: its outcome, why it failed, how to resume, its stages, its last lines.
 
-Markdown, for Kubeflow's narrow panel; `as_text` converts it for a terminal.
+One `Summary` is computed from the notes; it is printed as Markdown, for Kubeflow's narrow panel, or as text, for a
+terminal.
 """
 
 import logging
-import random
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from must.base import storage
 from must.base.exits import LONGEST_LINE, line_of
 from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
-from must.runtime.notes import Facts, Note, note_of, read_notes
-from must.runtime.outcome import failing, failure_kind, outcome_of
+from must.runtime.notes import Facts, Note, read_notes
+from must.runtime.outcome import SUCCESS_STATES, determine_outcome, failing, failure_kind
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.md"
-LOG = "Last lines of "  # the beginning of the page's last part
-RETENTION_S = 14 * 86_400.0  # seconds after its last note for which the notes of a run are kept
-RUNS_CHECKED = 50  # number of other runs whose notes' age a summary checks
+LOG_LINES = 20
 WHY = {
     "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     "held": "it waited for its turn, and the other run is still at work (exit code {code})",
     "overtaken": "no error: the model was compared with a champion that was then replaced (exit code {code})",
     "interrupted": "a dependency failed (exit code {code}): another process, or a store that did not answer",
     "silent": "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped",
-    "time": "its time limit, `timeouts` in cluster.yaml (exit code {code})",
+    "time": "its time limit, timeouts in cluster.yaml (exit code {code})",
     "input": "wrong input (exit code {code})",
     "killed": "killed (exit code {code}): most often the pod's memory limit",
     "error": "an error in the program or the machine (exit code {code})",
@@ -45,159 +44,149 @@ RESUMABLE = {
 }
 STATES = {"stopped": "stopped", "silent": "lost"}  # by failure kind: the state of a stage without a final note
 LINE_WIDTH = 66  # characters of the log's lines: Kubeflow's narrow panel cuts off longer lines
-BROKEN_OFF = [
-    "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image",
-    "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which.",
-    "",
-]
+BROKEN_OFF = (
+    "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image "
+    "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which."
+)
+COLUMNS = ("stage", "state", "tries", "time", "result")
 
 
-def summarize(
-    work_uri: str, run_id: str, state: str | None, again: str, then: Sequence[str] = (), answer: str = "",
-    more: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Markdown from the stages' notes.
+class Line(NamedTuple):
+    label: str
+    text: str
+    link: str = ""  # URL of the label
+    command: bool = False  # the text is a command to type
+
+
+@dataclass
+class Summary:
+    headline: str
+    lines: list[Line] = field(default_factory=list)
+    table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
+    notes: str = ""  # folder of the notes; '' if they cannot be read
+    stage: str = ""  # the stage that failed
+    failure: str = ""  # how it failed: a result of outcome.failure_kind
+    log: list[str] = field(default_factory=list)  # the last lines of that stage
+
+    def to_markdown(self) -> str:
+        parts = [f"# {self.headline}", "\n".join(map(markdown_line, self.lines))]
+        if self.table:
+            rows = [[cell.replace("|", "/") for cell in row] for row in (COLUMNS, ["---"] * len(COLUMNS), *self.table)]
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        if self.log:
+            log = [part for line in self.log for part in wrap(line)]
+            parts.append("\n".join([f"Last lines of {self.stage}:", "", "```", *log, "```"]))
+        return printable_page("\n\n".join(filter(None, parts)) + "\n")
+
+    def to_text(self) -> str:
+        parts = [self.headline, "\n".join(map(text_line, self.lines))]
+        if self.table:
+            rows = [COLUMNS, *self.table]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            parts.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
+        if self.log:
+            log = [f"  {printable(line, LONGEST_LINE)}" for line in self.log]
+            parts.append("\n".join([f"Last lines of {self.stage}:", "", *log]))
+        return printable_page("\n\n".join(filter(None, parts)) + "\n")
+
+
+def escape(text: str) -> str:
+    """Text for Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST_LINE))
+
+
+def markdown_line(line: Line) -> str:
+    label = f"[{line.label}]({line.link})" if line.link else line.label
+    return f"- **{label}**: {f'`{printable(line.text)}`' if line.command else escape(line.text)}"
+
+
+def text_line(line: Line) -> str:
+    return f"{line.label}: {printable(line.text, LONGEST_LINE)}"
+
+
+def wrap(line: str) -> list[str]:
+    text = printable(line).replace("```", "'''")[:LONGEST_LINE]
+    return [text[start : start + LINE_WIDTH] for start in range(0, len(text), LINE_WIDTH)] or [""]
+
+
+def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: Sequence[str] = ()) -> Summary:
+    """The summary from the stages' notes; one that says so if the notes cannot be read.
 
     Args:
         state: the backend's state of the stages; only a hint.
         again: the command that starts the same run again.
-        then: the names of the notes of the stages after a promotion.
-        answer: the command that adds people's answers; '': one with the run's id.
-        more: additional lines for the page of a failed run.
+        more: sentences about the TrainJob of a run that failed.
     """
-    notes = read_notes(work_uri, run_id)
-    outcome = outcome_of(notes, state, then)
-    page = [f"# {outcome.headline}", ""]
-    if outcome.name == "failed":
-        page += failure(notes, again, more)
-    elif outcome.name == "waiting":
-        page += questions(notes, answer or f"must-pipeline answer {run_id} answers.jsonl")
-    elif not outcome.good:
-        page += [*BROKEN_OFF, *after_promotion(notes, "the run broke off"), "", f"To start it again: `{again}`", ""]
-    page += [*links(notes, run_id), *stage_table(notes)]
-    return printable_page("\n".join([*page, *(log_of(notes) if outcome.name == "failed" else [])]))
-
-
-def leave_page(work_uri: str, run_id: str, page: str) -> None:
-    """Writes the page beside the notes, for `submit.py --wait`; then deletes old runs' notes."""
-    storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
-    delete_old(work_uri, time.time() - RETENTION_S, run_id)
-
-
-def delete_old(work_uri: str, before: float, current: str = "") -> None:
-    """Deletes the notes of runs that have written none since `before` (seconds since 1970), as live runs do.
-
-    A failure, such as a missing permission or an unreachable store, is only a warning.
-    `current`: id of the run whose notes are never deleted, for the case of a wrong clock.
-    """
-    root = WorkUri(work_uri).every_runs_notes
+    folder = WorkUri(work_uri).notes(run_id)
     try:
-        runs = notes_of_runs(root, current)
-        for run in random.sample(sorted(runs), min(RUNS_CHECKED, len(runs))):
-            with suppress(FileNotFoundError):  # another run that ends now may delete it at the same time
-                folder = storage.join(root, run)
-                notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in runs[run]]
-                times = [note.started + note.seconds for note in notes if note is not None]
-                if times and max(times) < before:
-                    storage.delete_folder(folder)
-    except (OSError, ValueError) as error:
-        logger.warning(f"must: old runs' notes in {printable(root)} stay there: {line_of(error)}")
+        notes = read_notes(work_uri, run_id)
+    except (ValueError, OSError) as error:
+        ended = "Run complete" if state in SUCCESS_STATES else "Run ended"
+        why = f"{line_of(error)}. The log of each stage says how it ended"
+        lines = [Line("Why", why), Line("Command to go on", again, command=True)]
+        return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines)
+    outcome = determine_outcome(notes, state)
+    summary = Summary(outcome.headline, table=[table_row(note) for note in notes], notes=folder)
+    failed = failing(notes)
+    if failed is not None:
+        summary.lines += failure_lines(failed, notes, again, more)
+        summary.stage, summary.failure = failed.stage, failure_kind(failed)
+        summary.log = failed.lines[-LOG_LINES:]
+    elif not outcome.good:
+        summary.lines += [Line("Why", BROKEN_OFF), *after_promotion(notes, "the run broke off")]
+        summary.lines.append(Line("Command to start it again", again, command=True))
+    summary.lines += [report_line(note.facts) for note in notes if note.facts.report]
+    summary.lines += [Line("Run", run_id)] if run_id else []
+    return summary
 
 
-def notes_of_runs(root: str, current: str) -> dict[str, list[str]]:
-    """The JSON files of each run, except those of the run `current`."""
-    runs = dict[str, list[str]]()
-    for entry in storage.list_files(root):
-        run, _, name = entry.name.partition("/")
-        if run and run != current and name.endswith(".json"):
-            runs.setdefault(run, []).append(name)
-    return runs
+def write_page(summary: Summary, output: str) -> None:
+    """Writes the Markdown page to `output`, and a copy beside the notes; a copy that cannot be written is a warning."""
+    page = summary.to_markdown().encode()
+    storage.write_bytes(output, page)
+    if summary.notes:
+        try:
+            storage.write_bytes(storage.join(summary.notes, SUMMARY_FILE), page)
+        except (ValueError, OSError) as error:
+            logger.warning(f"must: the summary could not be written beside the notes: {line_of(error)}")
 
 
-def links(notes: list[Note], run_id: str) -> list[str]:
-    reports = [report_at(note.facts) for note in notes if note.facts.report]
-    shown = reports + ([f"run `{run_id}`"] if run_id else [])
-    return [" · ".join(shown), ""] if shown else []
-
-
-def questions(notes: list[Note], answer: str) -> list[str]:
-    """The instructions for answering."""
-    facts = next(note.facts for note in notes if note.stage == "review")
-    uri, link = facts.page, facts.page_link
-    page = f"[the page]({link}), or copy it from `{uri}`" if link else f"the page: `{uri}`"
-    return [
-        f"1. Download {page}. It needs no server; open it in a browser, answer, and save `answers.jsonl`.",
-        f"2. `{answer}` puts the answers there, and the run goes on with them.",
-        "",
-        facts.text,
-        "",
-    ]
-
-
-def report_at(facts: Facts) -> str:
-    """A link to the report: at Cloud Storage for readers of the bucket, else at Kubeflow's own server, else its URI."""
-    uri = facts.report
-    if uri.startswith("gs://"):
-        return f"[Report](https://storage.cloud.google.com/{uri.removeprefix('gs://')})"
-    link = f"[Report]({facts.report_link})" if facts.report_link else "Report"
-    return f"{link}: stage *evaluate*, output *report*, Visualization, or `{uri}`"
-
-
-def failure(notes: list[Note], again: str, more: Sequence[str]) -> list[str]:
-    note = failing(notes)
-    assert note is not None
+def failure_lines(note: Note, notes: list[Note], again: str, more: Sequence[str]) -> list[Line]:
     kind, text = failure_kind(note), progress(note)
     resumable = RESUMABLE.get(kind, "yes{progress}")
-    resumable = resumable.format(progress=text, progress_or_hint=text or ": nothing is lost")
-    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
     why = WHY[kind].format(code=note.code)
-    reason = last_reason(note) if kind in KINDS_WITH_REASON else plain(note.facts.pod)
+    reason = last_reason(note) if kind in KINDS_WITH_REASON else note.facts.pod
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
     return [
-        f"**Why**: {reason} · {why}" if reason else f"**Why**: {why}",
-        "",
+        Line("Why", f"{reason} · {why}" if reason else why),
         *after_promotion(notes, f"{note.stage} failed"),
-        f"- **Resumable**: {resumable}",
-        f"- **Command to go on**: `{again}`; in Kubeflow's page, *Clone run* (after *Retry* this page stays as it is)",
-        *more,
-        f"- **Tried**: {tried(note)}",
-        f"- **Ran** {clock(note.seconds)} on `{note.host}`, from {started}",
-        "",
+        Line("Resumable", resumable.format(progress=text, progress_or_hint=text or ": nothing is lost")),
+        Line("Command to go on", again, command=True),
+        *(Line("TrainJob", sentence) for sentence in more),
+        Line("Tried", tried(note)),
+        Line("Ran", f"{clock(note.seconds)} on {note.host}, from {started}"),
     ]
+
+
+def report_line(facts: Facts) -> Line:
+    """The report's URL: at Cloud Storage for readers of the bucket, else at Kubeflow's own server, if there is one."""
+    uri, link = facts.report, facts.report_link
+    if uri.startswith("gs://"):
+        link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}"
+    return Line("Report", f"{uri}, or the output report of the stage evaluate", link)
 
 
 def last_reason(note: Note) -> str:
     """The last line of the stage's log, without the command at its beginning."""
     line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
-    return plain(re.sub(r"^must [\w-]+: ", "", line.strip()))
+    return re.sub(r"^must [\w-]+: ", "", line.strip())
 
 
-def plain(text: str) -> str:
-    """Escapes Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST_LINE))
-
-
-def log_of(notes: list[Note]) -> list[str]:
-    note = failing(notes)
-    if note is None or not note.lines:
-        return []
-    lines = [part for line in note.lines[-20:] for part in wrapped(line)]
-    return [f"{LOG}{note.stage}:", "", "```", *lines, "```", ""]
-
-
-def wrapped(line: str) -> list[str]:
-    text = printable(line).replace("```", "'''")[:LONGEST_LINE]
-    return [text[start : start + LINE_WIDTH] for start in range(0, len(text), LINE_WIDTH)] or [""]
-
-
-def after_promotion(notes: list[Note], event: str) -> list[str]:
+def after_promotion(notes: list[Note], event: str) -> list[Line]:
     """A hint for a run that promoted its model before `event`: when it resumes, `only_new` would find nothing new."""
-    versions = [note.facts.version or None for note in notes if note.stage == "promote" and note.state == "done"]
-    if not versions:
-        return []
-    return [
-        f"- **Promoted all the same** as {versions[0]}, before {event}: LATEST names it. Go on with "
-        "`only_new` false, which else ends the run early"
-    ]
+    versions = [note.facts.version for note in notes if note.stage == "promote" and note.state == "done"]
+    why = f"before {event}; go on with only_new false, which else ends the run early"
+    return [Line("Promoted all the same", f"{version or 'the model'}, {why}") for version in versions]
 
 
 def tried(note: Note) -> str:
@@ -217,66 +206,18 @@ def progress(note: Note) -> str:
         last = storage.read_bytes(storage.join(note.checkpoints, LAST_FILE)).decode().strip()
     except (FileNotFoundError, NotADirectoryError):
         return "; there is no checkpoint yet, training starts over"
+    except (ValueError, OSError):
+        return ""
     return f"; training goes on from {last} in {note.checkpoints}"
 
 
-def stage_table(notes: list[Note]) -> list[str]:
-    if not notes:
-        return []
-    rows = [
-        f"| {note.stage} | {state_of(note)} | {len(note.tries) + 1} | {clock(note.seconds)} "
-        f"| {printable(note.result, 300).replace('|', '/')} |"
-        for note in notes
-    ]
-    return ["| stage | state | tries | time | result |", "|---|---|---|---|---|", *rows, ""]
-
-
-def state_of(note: Note) -> str:
-    """The stage's state after the run's end, when nothing runs any more."""
-    return STATES.get(failure_kind(note), note.state) if note.state != "done" else "done"
+def table_row(note: Note) -> tuple[str, ...]:
+    """The stage's state is the one after the run's end, when nothing runs any more."""
+    state = STATES.get(failure_kind(note), note.state) if note.state != "done" else "done"
+    return printable(note.stage), state, str(len(note.tries) + 1), clock(note.seconds), printable(note.result, 300)
 
 
 def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def is_current(page: str, notes: list[Note]) -> bool:
-    """Whether the page was made from these notes: Kubeflow's own *Retry* repeats stages, but not the summary."""
-    return "\n".join(stage_table(notes)).strip() in page
-
-
-def as_text(page: str, notes: list[Note]) -> str:
-    """The page for a terminal. The log's lines come from the notes, because the page wraps them."""
-    main_part, log, _ = page.partition(LOG)
-    lines = [without_markup(line) for line in aligned(main_part.splitlines())]
-    note = failing(notes)
-    if log and note is not None:
-        lines += [f"{LOG}{note.stage}:", "", *(f"  {line}" for line in note.lines[-20:])]
-    elif log:
-        lines += (log + page.partition(LOG)[2]).splitlines()
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def aligned(lines: list[str]) -> list[str]:
-    """Aligns the columns of the page's table."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=False)]
-    aligned_lines = []
-    for line in lines:
-        if line.startswith("| "):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
-        if not line.startswith("|-"):
-            aligned_lines.append(line)
-    return aligned_lines
-
-
-def without_markup(line: str) -> str:
-    """Removes Markdown's markup. Of links only absolute addresses remain."""
-    line = re.sub(r"^#+ ", "", line)
-    line = re.sub(r"\[([^\]]+)\]\((https?://[^)]+)\)", r"\1 (\2)", line)
-    line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
-    line = re.sub(r"\*\*(.+?)\*\*|(?<!\w)\*(.+?)\*(?!\w)", lambda match: match[1] or match[2], line)
-    return re.sub(r"\\([\\`*_{}\[\]<>#|~])", r"\1", re.sub(r"(?<!\\)`", "", line))

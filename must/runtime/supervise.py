@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
+from must.base import storage
 from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting, handling
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.base.processes import child_environment, end_with_parent
 from must.base.storage import wait_for_credentials
-from must.runtime.notes import RESULT_FILE_ENV, Note, stage_note
+from must.runtime.notes import RESULT_FILE_ENV, Note, note_of, stage_note
+from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ def supervised(
     }  # fmt: skip
     with exiting(stage):
         allowed = policy()
+        end_if_given_up(work_uri, stage, run_id)
     with stage_note(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
         note.source = Path(folder) / "note.json"
         (Path(folder) / "job.json").write_text(json.dumps(job))
@@ -102,6 +105,21 @@ def supervised(
         result = json.loads((Path(folder) / "result.json").read_text())
         kind: Any = get_type_hints(function)["return"]
         return kind(**result) if hasattr(kind, "__dataclass_fields__") else result
+
+
+def end_if_given_up(work_uri: str, stage: str, run_id: str) -> None:
+    """Ends this pod if an earlier one of this stage in this run has given up: the backend may retry any pod.
+
+    Raises SystemExit: with the earlier exit code, wrong input or the time limit. The note stays as it is.
+    """
+    if not run_id:  # runs without an id share one folder of notes
+        return
+    with suppress(ValueError, OSError):
+        note = note_of(storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json")))
+        if note is not None and note.state == "failed" and note.code in (WRONG_INPUT, TIME_OVER):
+            line = note.lines[-1] if note.lines else ""
+            logger.warning(f"must {stage}: gave up before, with exit code {note.code}: {line}; start a new run")
+            raise SystemExit(note.code)
 
 
 class Supervisor:

@@ -28,7 +28,6 @@ from must.base.processes import check_processes, child_environment
 from must.method.model.bundle import load_description, summary_at
 from must.method.model.provenance import RunSummary
 from must.method.train.recipe import run_key
-from must.runtime.answers import select_by_answers
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
 from must.runtime.notes import stage_note
@@ -122,6 +121,11 @@ def job_values(
     return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
+def decision_key(key: str, answers: str) -> str:
+    """The key of a run's decision: that of its training, and the content of the file of answers if there is one."""
+    return f"{key}-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}" if answers else key
+
+
 @dataclass(frozen=True)
 class Trained:
     """The run's summary, and the origin of the bundle (see `origin`)."""
@@ -137,18 +141,29 @@ class Trained:
 
 def train(
     work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
-    settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "",
+    settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "", answers: str = "",
 ) -> Trained:  # fmt: skip
-    """Trains, or resumes training."""
+    """Trains, or resumes training. `answers`: URI of people's answers about the images, or ''."""
     key, job = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = number_of_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        select_by_answers(work_uri, key, output, classifier)
         note.result = words_of_run(summary)
+        if answers:
+            refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
+            note.result += f"; {refined['answers']:,} answers"
     return Trained(summary.to_dict(), origin(output))
+
+
+def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[str, Any]:
+    """Gives the trained bundle people's answers, and writes the images' labels to `labels`; returns refined.json."""
+    names = ("shards", "index_sha256", "classifier")
+    result: dict[str, Any] = call(
+        "refine", **{name: job[name] for name in names}, model=bundle, answers=answers, output=labels
+    )
+    return result
 
 
 def words_of_run(summary: RunSummary, where: str = "") -> str:

@@ -1,4 +1,4 @@
-"""must-pipeline compile | submit | answer | schedule | run | files: the commands of the Kubeflow pipeline."""
+"""must-pipeline compile | submit | schedule | run | files: the commands of the Kubeflow pipeline."""
 
 import importlib
 import sys
@@ -10,10 +10,8 @@ from must.base.exits import WRONG_INPUT, line_of
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
     "submit": ("submit", "start a run on Kubeflow Pipelines"),
-    "answer": ("answer", "give a run that waits for people their answers"),
     "schedule": ("schedule", "retrain on a schedule"),
     "run": ("run_local", "run the compiled pipeline on this machine"),
-    "catalogue": ("catalogue", "write the components that work alone, for other people's pipelines"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
 EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> its extra

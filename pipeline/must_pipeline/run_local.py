@@ -26,7 +26,7 @@ from must.base.parameters import read_mapping
 from must.evaluation.result import read_metrics
 from must.evaluation.table import text_table
 from must_pipeline.files import COMPILED, nearest
-from must_pipeline.local_runner import COLOR, StageOutput, docker_runner, local_spec
+from must_pipeline.local_runner import COLOR, StageOutput, docker_runner, local_spec, treat_outputs_as_data
 from must_pipeline.server.parameters import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
@@ -70,6 +70,7 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     """
     from kfp import components, local
 
+    treat_outputs_as_data()
     output.mkdir(parents=True, exist_ok=True)
     dag = components.load_component_from_text(local_spec(pipeline))
     warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
@@ -100,8 +101,6 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
     onnx = artifacts["onnx"] / ONNX_FILE
     metrics = read_metrics(str(artifacts["details"] / METRICS_FILE), "metrics")
     promoted = f"not promoted; {display(artifacts['reasons'])} says why"
-    if "questions" in artifacts:
-        promoted = f"waits for answers; {display(artifacts['run_summary'])} says how they are given"
     if "promoted" in artifacts:
         promoted = display(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
     return f"""

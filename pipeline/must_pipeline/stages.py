@@ -22,7 +22,7 @@ class Stage:
 
 
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
-LAUNCHER_IMAGE: Final = "must-launcher"  # of the stage train, if it is a TrainJob
+LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
 
 STAGES: Final[dict[str, Stage]] = {
     "inputs": Stage("must-torch", 8),
@@ -34,9 +34,8 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage("must-torch", 32, loaders=True),
     "gate": Stage("must-torch", 32, gpu=True, loaders=True),
     "promote": Stage("must-shard", 16),
-    "review": Stage("must-torch", 32, gpu=True, loaders=True),
     "predict": Stage("must-torch", 32, loaders=True, optional=True),
-    "serve": Stage("must-launcher", 4),
+    "serve": Stage("must-shard", 4),
     "close": Stage("must-shard", 1),
     "summary": Stage("must-shard", 4, retried=False),
 }

@@ -15,9 +15,10 @@ from must.base.parameters import read_mapping
 from must.base.text import without_secrets
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
+from must_pipeline.server.account import refused_account
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
-from must_pipeline.server.wait import name_successor, wait
+from must_pipeline.server.wait import wait
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def submit(options: argparse.Namespace) -> int:
             service_account=cluster.service_account or None,
         )
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
-    run_id = start(kfp, body)
+    run_id = start(kfp, body, namespace)
     if not options.wait:
         return 0
     work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
@@ -74,14 +75,13 @@ def submit(options: argparse.Namespace) -> int:
         restarted = copy_of(kfp, run_id)
         restarted.display_name = f"{body.display_name} again"
         print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
-        previous, run_id = run_id, start(kfp, restarted)
-        name_successor(work_uri, previous, run_id)
+        run_id = start(kfp, restarted, namespace)
     return ending.code
 
 
-def start(kfp: Kfp, body: Any) -> str:
+def start(kfp: Kfp, body: Any, namespace: str) -> str:
     """The new run's id."""
-    with api_errors(kfp.host):
+    with api_errors(kfp.host, lambda: refused_account(body.service_account or "", namespace)):
         run = kfp.runs.run_service_create_run(body)
     print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
     return str(run.run_id)

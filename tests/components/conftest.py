@@ -14,15 +14,27 @@ from tests.local_server import Answer, serving
 
 @pytest.fixture
 def api(monkeypatch, tmp_path):
+    """Kubernetes' API of the pod that the test is: a stage of the run r1."""
     made = Api()
     made.apply("training-runtime.yaml")
-    monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    for name, text in (("namespace", "vision"), ("token", "t")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(Cluster, "of_this_pod", lambda: Cluster(made.url, tmp_path))
+    monkeypatch.setenv("MUST_RUN_ID", "r1")
     monkeypatch.setattr(launch, "POLL_JOB", 0.05)
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(launch, "API_TIMEOUT", 20.0)
     yield made
     made.server.close()
+
+
+@pytest.fixture
+def run(api, monkeypatch):
+    """The Argo workflow of the run whose pod this is."""
+    monkeypatch.setenv("KFP_POD_NAME", "this-pod")
+    api.launchers["this-pod"] = {"metadata": {"labels": {"workflows.argoproj.io/workflow": "must-x"}}}
+    api.workflows["must-x"] = {"metadata": {"name": "must-x"}, "spec": {}}
+    return api.workflows["must-x"]
 
 
 @pytest.fixture
@@ -34,7 +46,7 @@ def work(tmp_path):
 @pytest.fixture
 def failed_job(api, work):
     """The name of a TrainJob that has failed."""
-    api.on_create = fails("no")
+    api.on_start = fails("no")
     assert exit_code(work) == 1
     (name,) = api.jobs
     return name

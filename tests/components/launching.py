@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from must.method.model.provenance import RunSummary
-from must_components.train_job.launcher import train_on_nodes
+from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.nodes import nodes_of
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
@@ -31,22 +31,23 @@ def train(work, **changes):
 
 
 def exit_code(work, **changes):
-    """Of a launcher that does not get a model."""
+    """Of a launcher whose job fails, or that is stopped."""
     with pytest.raises(SystemExit) as end:
         train(work, **changes)
     return end.value.code
 
 
-def launcher(work, stderr, **changes):
-    """The process of one."""
+def start_launcher(api, work, **changes):
+    """The process of one, whose Kubernetes API is `api`."""
     values = {name: str(work.parent / name) for name in ("classifier", "output")} | changes
     code = (
-        "import json, sys; from tests.machine import leave_the_cluster; leave_the_cluster()\n"
-        "from must_components.train_job.launcher import train_on_nodes\n"
+        "import json, sys; from pathlib import Path; from must_components.cluster import Cluster\n"
+        "from must_components.train_job.launch import train_on_nodes\n"
+        "Cluster.of_this_pod = lambda: Cluster(sys.argv[3], Path(sys.argv[4]))\n"
         "train_on_nodes(sys.argv[1], **json.loads(sys.argv[2]))"
     )
-    command = [sys.executable, "-u", "-c", code, str(work), json.dumps(values)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=stderr)
+    command = [sys.executable, "-u", "-c", code, str(work), json.dumps(values), api.url, str(work.parent)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def publish(work):
@@ -60,7 +61,7 @@ def publish(work):
 
 
 def completes(work, *lines):
-    def on_create(api, name):
+    def on_start(api, name):
         def live():
             for line in lines:
                 api.pods[name][0].say(line)
@@ -70,14 +71,14 @@ def completes(work, *lines):
 
         threading.Thread(target=live, daemon=True).start()
 
-    return on_create
+    return on_start
 
 
 def fails(*lines, code=1, node=0):
-    def on_create(api, name):
+    def on_start(api, name):
         pod = api.pods[name][node]
         pod.say(*lines)
         api.note("Pod", pod.name, "OOMKilled", "Container node was killed")
         api.exit(name, node, code)
 
-    return on_create
+    return on_start

@@ -62,7 +62,7 @@ def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])
 def test_a_trainjobs_pods_are_admitted_and_mount_no_token(api, work, name):
-    api.on_create = completes(work)
+    api.on_start = completes(work)
     train(work, nodes=nodes(name))
     (job,) = api.created
     runtime = yaml.safe_load((DEPLOY / "training-runtime.yaml").read_text())

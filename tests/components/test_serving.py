@@ -26,7 +26,7 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
     assert container["image"] == Cluster().image("must-serve") and container["env"] == []
     assert predictor["volumes"] == [{"name": "scratch", "emptyDir": {}}]
     assert found["metadata"]["annotations"].keys() == {"serving.kserve.io/deploymentMode", "must/server"}
-    assert found["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "RawDeployment"
+    assert found["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
     assert "terminationGracePeriodSeconds" in predictor, "which Knative refuses"
     assert not {"serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"} & predictor.keys()
 
@@ -131,7 +131,7 @@ def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, t
 
 @pytest.mark.parametrize("status, kind, code", [(403, ValueError, WRONG_INPUT), (503, TransientError, PREEMPTED)])
 def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, kind, code):
-    """What it says: test_first_look.py."""
+    """What it says: test_cluster_checks.py."""
     cluster.answers["PATCH", SERVICE] = status, {}
     with pytest.raises(kind) as error:
         serve(tmp_path)

@@ -42,7 +42,7 @@ def test_a_trainjob_and_its_jobset_after_admission(api):
     assert post(api, sent())[0] == 201
     ours = get(api, "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/must-rec")
     assert shape(ours) == shape(recorded("trainjob"))
-    job_set = get(api, "/apis/jobset.x-k8s.io/v1alpha2/namespaces/vision/jobsets/must-rec")
+    job_set = api.sets["must-rec"]
     theirs = recorded("jobset")
     assert shape(job_set)["spec"] == shape(theirs)["spec"]
     assert shape(job_set)["metadata"] == shape(theirs)["metadata"]

@@ -1,22 +1,27 @@
 """Training as a TrainJob: what is asked for, and a launcher that follows it to its end."""
 
+import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from must.runtime.notes import read_notes
-from must_components.train_job.jobs import Jobs
+from must_components.train_job import log
+from must_components.train_job.launch import Launch
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
-from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, train
+from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
 
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])
 def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api, work, name):
     from kubeflow_trainer_api import models  # a thousand models, which every process that collects tests would wait for
 
-    api.on_create = completes(work)
+    api.on_start = completes(work)
     cluster = load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml")
     train(work, nodes=nodes(name))
     (manifest,) = api.created
@@ -29,7 +34,7 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
     limits = manifest["spec"]["trainer"]["resourcesPerNode"]["limits"]
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
-    uri = str(next((work / "jobs").iterdir()))
+    uri = str(work / "jobs" / "r1")
     assert trainer.command == ["python", "-m", "must.method.distributed.torchrun"]
     assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.runtime.node", uri]
     (patch,) = job.spec.runtime_patches
@@ -52,70 +57,266 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
 
 
 def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):
-    api.on_create = completes(work, *(f"step {number}" for number in range(30)))
-    trained = train(work)
+    api.on_start = completes(work, *(f"step {number}" for number in range(30)))
+    trained = train(work, model_name="digits-v2.")
     shown = capfd.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("step ")] == [f"step {number}" for number in range(30)]
     assert trained.summary == SUMMARY and len(trained.origin["sha256"]) == 64
     assert (work.parent / "output" / "model.safetensors").exists()
-    job = yaml.safe_load(next((work / "jobs").glob("*/job.yaml")).read_text())
+    job = yaml.safe_load((work / "jobs" / "r1" / "job.yaml").read_text())
     assert job["train"]["lr"] == 1e-3 and job["train"]["checkpoints"].startswith(f"{work}/checkpoints/")
     assert Path(job["train"]["classifier"]).read_bytes() == b"weights"
-    (note,) = read_notes(str(work))
-    assert note.state == "done" and "10 steps on 2 nodes" in note.result
-
-
-def test_a_log_that_breaks_off_is_read_on_and_no_line_comes_twice(api, work, capfd):
-    api.drop_log_after = 5
-    api.on_create = completes(work, *(f"step {number}" for number in range(60)))
-    train(work)
-    shown = capfd.readouterr().out.splitlines()
-    assert [line for line in shown if line.startswith("step ")] == [f"step {number}" for number in range(60)]
-    assert any("broke off" in line for line in shown) and api.drop_log_after == 0
+    (note,) = read_notes(str(work), "r1")
+    (name,) = api.jobs
+    assert note.state == "done" and "10 steps on 2 nodes" in note.result and note.facts.trainjob == name
+    labels = api.jobs[name]["metadata"]["labels"]
+    assert (labels["pipeline/runid"], labels["must/model"]) == ("r1", "digits-v2")  # a label ends in a letter or digit
 
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api, work):
-    def on_create(api, name):
+    def on_start(api, name):
         api.outage = 6
         completes(work)(api, name)
 
-    api.on_create = on_create
+    api.on_start = on_start
     assert train(work).summary == SUMMARY
 
 
-@pytest.mark.parametrize("code, hint", [(403, "give the service account the role in deploy/"), (422, "422")])
-def test_a_job_that_is_refused_is_one_line(api, work, capfd, code, hint):
-    api.refuse_create = code
-    assert exit_code(work) == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("must train:")]
-    assert "could not be submitted" in line and "trainjobs is forbidden" in line and hint in line
+@pytest.mark.parametrize("code, hint", [(403, "give the service account the role in deploy/"), (422, "")])
+def test_a_job_that_is_refused_is_one_line(api, work, code, hint):
+    api.refuse["POST", "/trainjobs"] = code
+    with pytest.raises(ValueError, match=rf"could not be submitted \({code}: trainjobs is forbidden.*{hint}"):
+        train(work)
 
 
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_runtime_that_is_not_there_is_one_line(api, work, capfd, refused):
-    """The SDK looks for it in the namespace, and then in the cluster, where the account need not have rights."""
-    api.refuse_cluster = refused
-    assert exit_code(work, nodes=nodes() | {"runtime": "torch-distribute"}) == 2
-    assert "is Kubeflow Trainer 2 installed, and deploy/training-runtime.yaml applied?" in capfd.readouterr().err
+def test_gpus_of_any_maker_are_requested(api, work):
+    api.on_start = completes(work)
+    train(work, nodes=nodes() | {"accelerator": "amd.com/gpu", "cpu": ""})
+    resources = api.created[0]["spec"]["trainer"]["resourcesPerNode"]
+    assert resources["limits"]["amd.com/gpu"] == "8" and "cpu" not in resources["limits"]
 
 
-def test_the_role_in_deploy_allows_what_the_launcher_asks_for(api, work, monkeypatch):
-    monkeypatch.setenv("KFP_POD_NAME", "launcher")
-    api.launchers["launcher"] = {"metadata": {"name": "launcher"}, "spec": {"containers": [{"name": "main"}]}}
-    api.on_create = fails("no")
-    assert exit_code(work) == 1
-    api.on_create = completes(work, "step 1")
+def test_without_a_time_limit_the_job_ends_with_the_retries(api, work):
+    """When nobody watches it any more, Trainer ends it."""
+    api.on_start = completes(work)
+    train(work, nodes=nodes("eks") | {"nodes": 2})
+    cluster = load_cluster(CLUSTER.with_name("clusters") / "eks.yaml")
+    expected = cluster.timeouts.get("train", cluster.retries.window)
+    assert api.created[0]["spec"]["activeDeadlineSeconds"] == expected > 0
+
+
+# --- a launcher that finds the run's job
+
+
+def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_job, capfd):
+    """Beside an old JobSet Trainer builds none, and old pods would still write checkpoints."""
+    api.lag, api.on_start = 4, completes(work, "going on after step 5")
+    assert train(work).summary == SUMMARY
+    assert [job["metadata"]["name"] for job in api.created] == [failed_job] * 2
+    assert api.deleted == [(failed_job, "Foreground")]
+    assert "failed before; starting it again from its checkpoints" in capfd.readouterr().out
+
+
+def test_the_next_launcher_follows_the_job_of_a_lost_one_or_takes_its_result(api, work, capfd, monkeypatch):
+    def killed(self):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Launch, "follow", killed)
+        train(work)
+    (name,) = api.jobs
+    completes(work)(api, name)
+    assert train(work).summary == SUMMARY and f"following the TrainJob {name}" in capfd.readouterr().out
+    assert train(work).summary == SUMMARY and f"following the TrainJob {name} (Complete)" in capfd.readouterr().out
+    assert len(api.created) == 1 and not api.deleted
+    shutil.rmtree(work / "jobs" / "r1" / "bundle")
+    api.on_start = completes(work)
     train(work)
-    Jobs().is_over("must-x1")  # as on SIGTERM
+    assert len(api.created) == 2 and "its model is gone" in capfd.readouterr().out
+
+
+def test_each_run_has_its_own_job(api, work, monkeypatch):
+    for run in ("r1", "r2"):
+        monkeypatch.setenv("MUST_RUN_ID", run)
+        api.on_start = fails("no")
+        assert exit_code(work) == 1
+    first, second = (job["metadata"] for job in api.created)
+    assert first["name"] != second["name"] and second["labels"]["pipeline/runid"] == "r2" and not api.deleted
+    assert len(f"{first['name']}-node-0-0") <= 63
+
+
+@pytest.mark.parametrize("labels", [None, {"pipeline/runid": "r2"}])
+def test_a_job_of_another_run_is_neither_followed_nor_deleted(api, work, failed_job, labels):
+    api.jobs[failed_job]["metadata"]["labels"] = labels
+    with pytest.raises(ValueError, match=f"there is a TrainJob {failed_job} of another run .* it was not changed"):
+        train(work)
+    assert failed_job in api.jobs and not api.deleted
+
+
+def test_a_create_whose_answer_was_lost_is_no_error(api, work, monkeypatch, capfd):
+    """Nothing there when it looks, 409 when it creates."""
+    api.on_start = completes(work)
+    train(work)
+    real = Launch.get
+    monkeypatch.setattr(Launch, "get", lambda self: monkeypatch.setattr(Launch, "get", real))
+    train(work)
+    assert len(api.created) == 1
+
+
+def test_a_trainer_that_drops_our_patches_is_too_old(api, work):
+    """It would train without service account, pool, tolerations, volumes and deadline."""
+    api.version = "2.1"
+    with pytest.raises(ValueError, match=r"Kubeflow Trainer 2\.2 or newer is needed"):
+        train(work)
+    assert len(api.deleted) == 1
+
+
+# --- how a job ends
+
+
+@pytest.mark.parametrize(
+    "nodes_end, code, title",
+    [
+        ([(0, 1, "RuntimeError: CUDA out of memory")], 1, "node 0, exit code 1"),
+        ([(1, 2, "must train: --lr -1: must be above 0")], 2, "node 1, exit code 2"),
+        ([(0, 73, "another run is writing")], 73, "node 0, exit code 73"),
+        ([(0, 75, "saved")], 75, "node 0, exit code 75"),
+        ([(0, 75, "a peer is gone"), (1, 1, "RuntimeError: CUDA error")], 1, "node 1, exit code 1"),
+    ],
+    ids=["an error", "wrong input", "held", "saved", "the first one explains it"],
+)
+def test_a_failed_job_is_told_with_its_last_lines_events_and_code(api, work, capfd, nodes_end, code, title):
+    def on_start(api, name):
+        for node, ended, line in nodes_end[:-1]:
+            api.pods[name][node].say(line)
+            api.pods[name][node].code = ended
+        node, ended, line = nodes_end[-1]
+        fails("step 1", line, code=ended, node=node)(api, name)
+
+    api.on_start = on_start
+    assert exit_code(work) == code
+    error = capfd.readouterr().err
+    assert "failed (ReachedMaxRestarts: jobset failed" in error and f"Last lines of {title}:\n  step 1\n  " in error
+    assert f"  {nodes_end[-1][2]}\n" in error and "OOMKilled: Container node was killed" in error
+    (note,) = read_notes(str(work), "r1")
+    assert (note.state, note.code) == ("failed", code)
+
+
+def test_the_deadline_is_the_stages_time_limit(api, work, capfd):
+    """Exit code 124, which is not retried."""
+    api.on_start = lambda api, name: api.conclude(name, "Failed", "DeadlineExceeded", "deadline exceeded")
+    assert exit_code(work) == 124 and "failed (DeadlineExceeded: deadline exceeded)" in capfd.readouterr().err
+
+
+def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_still_shown(api, work, capfd, monkeypatch):
+    """As with Trainer's own torch-distributed: the pods are gone at the limit, and so are their logs."""
+
+    def show(line, **how):
+        print(line, **how)
+        shown.append(line)
+
+    def on_start(api, name):
+        def live():
+            for life in range(7):
+                lines = [f"life {life} line {number}" for number in range(3)]
+                api.pods[name][0].say(*lines)
+                while lines[-1] not in shown:
+                    time.sleep(0.01)
+                api.exit(name, 0, 1)
+
+        threading.Thread(target=live, daemon=True).start()
+
+    shown = []
+    monkeypatch.setattr(log, "print", show, raising=False)
+    api.on_start = on_start
+    assert exit_code(work, nodes=nodes() | {"runtime": "torch-distributed"}) == 1
+    captured = capfd.readouterr()
+    lines = [f"life {life} line {number}" for life in range(7) for number in range(3)]
+    assert [line for line in captured.out.splitlines() if line.startswith("life")] == lines
+    assert "was restarted in place]" in captured.out
+    assert "failed (FailedJobs" in captured.err and "Last lines of rank 0:" in captured.err
+    assert "  life 6 line 2" in captured.err
+
+
+def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, work, capfd):
+    api.on_start = lambda api, name: api.forget(name)
+    assert exit_code(work) == 1 and "was deleted by another program; its checkpoints stay" in capfd.readouterr().err
+
+
+def test_a_job_in_a_queue_is_waited_for(api, work, capfd):
+    def admit():
+        while sum(method == "GET" and "/trainjobs/" in path for method, path in api.calls) < 5:
+            time.sleep(0.01)
+        (name,) = api.jobs
+        api.start(name)
+
+    api.queued, api.on_start = True, completes(work)
+    threading.Thread(target=admit, daemon=True).start()
+    assert train(work).summary == SUMMARY
+    assert capfd.readouterr().out.count("waits in its queue; its time does not count yet") == 1
+
+
+@pytest.mark.parametrize(
+    "spec, run_id, deleted",
+    [
+        ({"activeDeadlineSeconds": 0}, "r1", True),
+        ({"shutdown": "Terminate"}, "r1", True),
+        (None, "r1", True),
+        ({}, "r1", False),
+        ({"activeDeadlineSeconds": 86400}, "r1", False),
+        ({"activeDeadlineSeconds": 0}, "r2", False),
+    ],
+    ids=["terminated", "shut down", "deleted", "only this pod", "only this pod, run with a limit", "another run's job"],
+)
+def test_a_launcher_that_is_stopped_takes_the_job_along_if_its_run_is_over(
+    api, work, run, monkeypatch, capfd, spec, run_id, deleted
+):
+    def stopped(self):
+        (job,) = api.jobs.values()
+        job["metadata"]["labels"]["pipeline/runid"] = run_id
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Launch, "follow", stopped)
+    run["spec"] = spec
+    if spec is None:
+        monkeypatch.setattr(Launch, "find_or_create", lambda self: (find(self), api.workflows.clear()))
+    assert exit_code(work) == 75 and (api.deleted != []) is deleted and (api.jobs == {}) is deleted
+    said = "was deleted; its checkpoints stay" if deleted else "continues; the next launcher follows it"
+    said = "belongs to the run r2 and was not deleted" if run_id == "r2" else said
+    assert said in capfd.readouterr().err
+
+
+find = Launch.find_or_create
+
+
+def test_a_real_signal_ends_a_launcher_and_leaves_the_job_to_the_next_one(api, work):
+    with start_launcher(api, work, index_sha256="sha", settings={}, nodes=nodes()) as process:
+        try:
+            assert "submitted the TrainJob" in process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert process.returncode == 75 and len(api.jobs) == 1 and not api.deleted
+    assert "continues; the next launcher follows it" in output
+
+
+def test_the_role_in_deploy_allows_what_the_launcher_asks_for(api, work, run):
+    api.on_start = fails("no")
+    assert exit_code(work) == 1
+    api.on_start = completes(work, "step 1")
+    train(work)
     rules = []
-    for document in yaml.safe_load_all((ROOT / "deploy" / "trainjobs.yaml").read_text()):
-        rules += document.get("rules", [])
+    for file in ("trainjobs.yaml", "service-account.yaml"):
+        for document in yaml.safe_load_all((ROOT / "deploy" / file).read_text()):
+            rules += document.get("rules", [])
+    used = set()
     for method, path in set(api.calls):
-        if path.endswith("/configmaps/kubeflow-trainer-public"):
-            continue  # the SDK asks for the Trainer's version, and does without an answer
         group, resource, verb = asked(method, path)
         allowed = [r for r in rules if group in r["apiGroups"] and resource in r["resources"] and verb in r["verbs"]]
         assert allowed, (method, path)
+        used.add((group, resource, verb))
+    assert {("trainer.kubeflow.org", "trainjobs", verb) for verb in ("create", "get", "delete")} <= used
 
 
 def asked(method, path):

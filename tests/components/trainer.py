@@ -51,29 +51,6 @@ def admit(body, version, queued):
     return job
 
 
-def objections(job, runtime):
-    """What the validating webhook has against a TrainJob, or ''."""
-    names = {r["name"]: [c["name"] for c in pod_of(r)["containers"]] for r in replicated(runtime)}
-    for patch in job["spec"].get("runtimePatches", []):
-        for part in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
-            if part["name"] not in names:
-                return "must not have replicated job that doesn't exist in the runtime job template"
-            for container in part["template"]["spec"]["template"].get("spec", {}).get("containers", []):
-                if container["name"] not in names[part["name"]]:
-                    return f"must not have container that doesn't exist in the runtime job {part['name']}"
-                if container.get("env"):
-                    return "must not have envs for the dataset-initializer, model-initializer, node containers"
-    return ""
-
-
-def replicated(runtime):
-    return runtime["spec"]["template"]["spec"]["replicatedJobs"]
-
-
-def pod_of(replicated_job):
-    return replicated_job["template"]["spec"]["template"]["spec"]
-
-
 def build_job_set(job, runtime):
     """The runtime's JobSet with the TrainJob's patches, its trainer, torchrun's variables, and JobSet's defaults."""
     spec = copy.deepcopy(runtime["spec"]["template"]["spec"])
@@ -85,6 +62,7 @@ def build_job_set(job, runtime):
     child |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
     for patch in job["spec"].get("runtimePatches", []):
         for patched in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
+            assert patched["name"] == part["name"]  # the webhook refuses others
             merge(child["template"], patched["template"]["spec"]["template"])
     (container,) = child["template"]["spec"]["containers"]
     for field in ("args", "command", "image"):
@@ -141,16 +119,23 @@ def merge(target, patch):
 
 
 class Pod:
-    """One node. `say` is its log, `exit` its container's end."""
+    """One node. `say` is its log, `Api.exit` its container's end."""
 
     def __init__(self, job_set, node):
         self.job_set, self.node, self.created, self.uid = job_set, node, now(), str(uuid.uuid4())
         self.job = job_set["metadata"]["name"]
         self.name = f"{self.job}-node-0-{node}-{self.uid[:5]}"
-        self.phase, self.lines, self.restarts, self.code = "Running", [], 0, None
+        self.lines, self.restarts, self.code = [], 0, None
 
     def say(self, *lines):
-        self.lines.extend(lines)
+        for line in lines:
+            stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+            self.lines.append((f"{stamp}{len(self.lines) % 1000:03d}Z", line))
+
+    def log(self, query):
+        """As Kubernetes' API gives it."""
+        lines = [(stamp, line) for stamp, line in list(self.lines) if stamp >= query.get("sinceTime", "")]
+        return "".join(f"{stamp} {line}\n" if "timestamps" in query else f"{line}\n" for stamp, line in lines)
 
     def restart(self):
         """In place, as restartPolicy OnFailure has it: the same pod, another container, an empty log."""
@@ -180,5 +165,6 @@ class Pod:
             "annotations": given.get("annotations", {}) | marks, "labels": given.get("labels", {}) | marks,
         }  # fmt: skip
         spec = {"terminationGracePeriodSeconds": 30, "hostname": f"{self.job}-node-0-{self.node}", **template["spec"]}
-        status = {"phase": self.phase, "containerStatuses": [container]}
+        phase = "Running" if self.code is None else "Failed" if self.code else "Succeeded"
+        status = {"phase": phase, "containerStatuses": [container]}
         return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}

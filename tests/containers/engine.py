@@ -13,7 +13,7 @@ import must
 ENGINE = os.environ.get("ENGINE") or shutil.which("docker") or shutil.which("podman") or ""
 VERSION = os.environ.get("TAG", must.__version__)
 PREFIX = f"{os.environ['REGISTRY']}/" if os.environ.get("REGISTRY") else ""
-IMAGES = ("must-shard", "must-torch", "must-train", "must-launcher", "must-serve")
+IMAGES = ("must-shard", "must-torch", "must-train", "must-serve")
 ROOT_LOCKS = Path(must.__file__).parent.parent / "images" / "locks"
 UID = os.getuid() or 12345  # never root, and no uid that has a name in the images
 

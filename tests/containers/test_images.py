@@ -9,12 +9,11 @@ import pytest
 from tests.containers.engine import IMAGES, ROOT_LOCKS, VERSION, engine, image, inspect, run
 
 MB = 10**6
-SIZES = {"must-shard": 270 * MB, "must-torch": 1300 * MB, "must-launcher": 350 * MB, "must-serve": 400 * MB}
+SIZES = {"must-shard": 270 * MB, "must-torch": 1300 * MB, "must-serve": 400 * MB}
 LOCKS = {
     "must-shard": ("shard", "kfp"),
     "must-torch": ("shard", "kfp", "torch"),
     "must-train": ("shard", "kfp", "train"),
-    "must-launcher": ("shard", "kfp", "launcher"),
     "must-serve": ("shard", "kfp", "serve"),
 }
 LIST_PACKAGES = """
@@ -83,10 +82,9 @@ def test_the_packages_are_those_of_the_locks(name):
 
 
 def test_only_the_images_that_need_torch_have_it():
-    for name in ("must-shard", "must-launcher", "must-serve"):
+    for name in ("must-shard", "must-serve"):
         result = run(name, "python", "-c", "import torch", check=False)
         assert result.returncode == 1 and "No module named 'torch'" in result.stderr
-    assert run("must-launcher", "python", "-c", "from kubeflow.trainer import TrainerClient").returncode == 0
 
 
 def test_a_stage_whose_packages_are_not_in_the_image_says_so(demo):

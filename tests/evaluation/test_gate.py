@@ -95,29 +95,6 @@ def test_label_free_gate(values, passes, outcome, reason):
     assert any(reason in text for text in stops) if reason else not stops
 
 
-def measured(low, alpha=0.5):
-    values = {"answers": 50, "zero_shot": [0.6, 0.5, 0.7], "model": [0.7, 0.6, 0.8], "gain": [0.1, low, 0.2]}
-    return {"alpha": alpha, "by": "50 answers", "measured": values}
-
-
-@pytest.mark.parametrize(
-    ("values", "passes", "outcome", "reason"),
-    [
-        ({"selection": measured(0.01)}, True, "gain", "50 answers: zero-shot 60.0% (50% to 70%)"),
-        ({"selection": measured(0.01), "check": BAD}, True, "gain", "gain of the model +10.0 points (+1.0 to +20.0)"),
-        ({"selection": measured(0.0)}, False, "stopped", "the lower end of the gain must be above 0"),
-        ({"selection": measured(0.0, alpha=0.0)}, True, "zero-shot", "zero-shot is kept"),
-        ({"selection": {"alpha": 0.5, "by": "--alpha"}}, False, "stopped", "there are no answers about this model"),
-        ({}, False, "stopped", "there are no answers about this model"),
-        ({"selection": measured(0.0), "name": "baseline"}, True, "gain", "no sign of harm"),
-    ],
-)
-def test_reviewed_gate(values, passes, outcome, reason):
-    decision = gate.reviewed_gate(metrics_from(checked(**values)), GateConfig(metrics="", gate="reviewed"))
-    assert (decision.passed, decision.gate, decision.outcome) == (passes, "reviewed", outcome)
-    assert reason in decision.reasons[0]
-
-
 def test_what_the_user_asks_for_besides_is_asked(capsys):
     """Both off by default: a large gain changes many images, and absent classes may go."""
     metrics = checked(after=collapsed)

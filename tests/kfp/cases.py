@@ -89,7 +89,6 @@ CASES = (
         "zero-shot kept", "Kept zero-shot: .*nothing is promoted; the champion, r0000-", UNCHANGED, after="promoted",
     ),
     Case("gate stopped", "Not promoted: stopped by the gate", {"gate": "labelled", "gate_settings": {"min_gain": 0.9}}),
-    Case("left to people", "Waiting for answers about ", {"gate": "reviewed"}),
     Case("nothing new", "Nothing new: ", {"only_new": True, "append": True}, tries=0, after="promoted"),
     Case("wrong input", "Run failed: inputs: the input is wrong", {"model": "ViT-B-17"}, tries=0, state="FAILED"),
     Case(

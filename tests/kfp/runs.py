@@ -13,6 +13,7 @@ import kfp_server_api as api
 
 from must.base import storage
 from must.runtime.notes import read_notes
+from must.runtime.outcome import determine_outcome
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.schedule import Schedule, recurring_run
 from must_pipeline.server import wait
@@ -28,7 +29,7 @@ class StuckError(ValueError):
 @dataclass(frozen=True)
 class Seen:
     state: str  # what Kubeflow says
-    line: str  # what the page says
+    line: str  # the first line of the page
     tries: int  # of the training; 0: it did not begin
     promised: str = ""  # of a pod that vanishes: what Argo's setting makes of it
 
@@ -136,9 +137,9 @@ class Runs:
             if time.monotonic() > deadline:
                 raise StuckError(f"{state}, not over after {self.longest:g} s")
             time.sleep(wait.POLL)
-        page = wait.page_of(self.work, run_id)
-        tries = [len(note.tries) + 1 for note in read_notes(self.work, run_id) if note.stage == "train"]
-        return Seen(state, page.split("\n")[0].removeprefix("# ") or "(no page)", max(tries, default=0))
+        notes = read_notes(self.work, run_id)
+        tries = [len(note.tries) + 1 for note in notes if note.stage == "train"]
+        return Seen(state, determine_outcome(notes, state).headline, max(tries, default=0))
 
     def terminate(self, run_id: str) -> None:
         with api_errors(self.kfp.host):

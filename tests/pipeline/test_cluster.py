@@ -76,7 +76,7 @@ def test_every_stage_runs_the_registrys_image(compiled):
         assert ("@sha256:" in image) is bool(cluster.digests) and (cluster.digests or image.endswith(f":{cluster.tag}"))
     kinds = {stage: compiled.container(stage)["image"].split("/must-")[1][:5] for stage in compiled.stages}
     assert kinds["shard"] == "shard" and kinds["classifier"] == "torch"
-    assert kinds["train"] == ("launc" if cluster.trains_in_trainjob else "train")
+    assert kinds["train"] == ("shard" if cluster.trains_in_trainjob else "train")
     assert kinds["evaluate"] == ("train" if "evaluate" in cluster.gpu.stages else "torch")
 
 
@@ -178,8 +178,8 @@ def test_one_node_may_be_a_trainjob(tmp_path):
     found = Compiled("one", tmp_path, load_cluster(tmp_path / "cluster.yaml"))
     assert found.train == "train-job" and "train" not in found.tasks
     nodes = found.nodes()
-    assert (nodes["nodes"], nodes["gpus"], nodes["timeout"]) == (1, 1, 3600)
-    assert found.container("train")["image"].startswith("must-launcher:")
+    assert (nodes["nodes"], nodes["gpus"], nodes["deadline"]) == (1, 1, 3600)
+    assert found.container("train")["image"].startswith("must-shard:")
     assert "accelerator" not in found.container("train").get("resources", {})
     assert found.kubernetes("train")["activeDeadlineSeconds"] == str(4 * 3900 + 60 + 120 + 240)
 
@@ -299,16 +299,18 @@ def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
         return spot_warning(load_cluster(tmp_path / "cluster.yaml"))
 
-    assert "training.as: trainjob outlives that" in said()
+    assert "Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob" in said()
+    assert not said(retries={"policy": "Always"})
     assert not said(training={"as": "trainjob"})
     assert not said(gpu={"count": 1, "node_selector": {"cloud.google.com/gke-spot": "false", "team": "spotlight"}})
     assert not said(gpu={"count": 0}, cpu={})
 
 
-def test_compile_prints_the_warning_and_compiles(tmp_path):
+def test_compile_prints_the_warnings_and_compiles(tmp_path):
     (tmp_path / "c.yaml").write_text("gpu: {count: 1, node_selector: {cloud.google.com/gke-spot: 'true'}}")
     command = [sys.executable, CLUSTER.with_name("compile.py"), "--cluster", "c.yaml", "--output", "o"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("compile.py: warning: c.yaml: training runs in the stage's own pod on spot nodes")
+    images, spot = done.stderr.splitlines()
+    assert images.startswith("compile.py: warning: c.yaml: `registry` is empty: the images' names")
+    assert spot.startswith("compile.py: warning: c.yaml: training runs in the stage's own pod on spot nodes")
     assert done.returncode == 0 and (tmp_path / "o").exists()

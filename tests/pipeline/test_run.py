@@ -16,7 +16,7 @@ from tests.pipeline.compiled import compile_apart
 from tests.pipeline.local import Run, small_demo
 
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = [stage for stage in ALWAYS if stage not in ("close", "review")]  # of a run that is promoted and served
+ALL = [stage for stage in ALWAYS if stage != "close"]  # of a run that is promoted and served
 PARTS = [f"{stage}-{number}-of-2" for stage in ("shard", "predict") for number in (1, 2)]
 
 
@@ -54,7 +54,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert sorted(run.stages) == sorted([*ALL, *["shard-part", "predict"] * 2]) and run.stages[-1] == "summary"
     version = latest(work).version
     place = work / "registry" / "digits" / version
-    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "openlineage.json", "version.json"}
+    assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "version.json"}
     facts = json.loads((place / "version.json").read_text())
     assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.75 and facts["index_revision"] == 0
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")

@@ -3,14 +3,12 @@
 import base64
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
 import yaml
 
-from must.runtime.notes import Facts, read_notes, stage_note
-from must.runtime.summary import as_text, leave_page, stage_table, summarize
+from must.runtime.notes import Facts, stage_note
 from must_components.argo import exit_code_of, failures, is_refused
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
@@ -72,58 +70,37 @@ def test_of_a_stage_in_parts_the_stage_is_named_and_not_what_kubeflow_wraps_arou
     assert "failed: shard-part\n" in capsys.readouterr().out
 
 
-def test_the_page_is_printed_where_it_can_be_read(server, waiting, capsys, monkeypatch):
+def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys, monkeypatch):
+    """After Kubeflow's own Retry too, which repeats stages, but not the stage summary."""
     play(server, "wrong input")
     move = server.move
 
-    def leave_and_move(run, state):  # as the stages and the summary in the cluster do meanwhile
+    def leave_and_move(run, state):  # as the stages in the cluster do meanwhile
         with pytest.raises(SystemExit), stage_note(waiting.work, "classifier", run_id=run["run_id"]):
             raise SystemExit(2)
-        leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
     assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
+    assert "\nCommand to go on: must-pipeline submit --again " in out
 
 
-def test_a_page_that_is_older_than_the_runs_notes_is_written_anew(server, waiting, capsys, monkeypatch):
-    """As after Kubeflow's own Retry: the stage went well the second time, and the summary does not run again."""
+def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys, monkeypatch):
+    """The notes know how many labelling pods there should be."""
     play(server, "success")
     move = server.move
 
     def leave_and_move(run, state):
-        if run["state"] not in wait.OVER:
-            with pytest.raises(SystemExit), stage_note(waiting.work, "champion", run_id=run["run_id"]):
-                raise SystemExit(2)
-            leave_page(waiting.work, run["run_id"], summarize(waiting.work, run["run_id"], "FAILED", "again"))
-            with stage_note(waiting.work, "champion", run_id=run["run_id"]) as note:
-                note.facts = Facts(action="nothing new", why="promoted as r1")
+        for stage, facts in (("inputs", Facts(then=["predict-1-of-3", "serve"])), ("promote", Facts(version="r7"))):
+            with stage_note(waiting.work, stage, run_id=run["run_id"]) as note:
+                note.facts = facts
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
-    assert waiting() == 0
-    (run,) = server.stored["runs"].values()
-    assert "\nNothing new: promoted as r1\n" in capsys.readouterr().out
-    page = (Path(waiting.work) / "notes" / run["run_id"] / "summary.md").read_text()
-    assert page.startswith("# Nothing new: promoted as r1\n")
-
-
-def test_the_page_is_printed_as_text(tmp_path):
-    """Nothing that Markdown needs, no link that leads nowhere from a terminal, and no line cut into pieces."""
-    long = "urlopen error [Errno 111] Connection refused; " + "x" * 200
-    with pytest.raises(SystemExit), stage_note(str(tmp_path), "inputs", run_id="7"):
-        os.write(2, f"a line\nmust inputs: a_registry does not answer (<{long}>)\n".encode())
-        raise SystemExit(75)
-    notes = read_notes(str(tmp_path), "7")
-    report = "[Report](artifacts/minio/x?y): stage *evaluate*, or `gs://b/r`\n\n[Report](https://a.b/c)\n\n"
-    page = summarize(str(tmp_path), "7", "FAILED", "must-pipeline submit --again 7")
-    text = as_text(page.replace("| stage", report + "| stage", 1), notes)
-    assert text.startswith("Run failed: inputs: a dependency failed\n\nWhy: a_registry does not answer (<urlopen")
-    assert f"  must inputs: a_registry does not answer (<{long}>)\n" in text
-    assert "Report: stage evaluate, or gs://b/r\n\nReport (https://a.b/c)\n" in text
-    assert "\ninputs  failed  1      " in text and not set("`*|\\") & set(text)
+    waiting()
+    assert "\nPromoted r7. Then broken off: predict-1-of-3 and 1 more never started\n" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -139,9 +116,9 @@ def evicted(server, waiting, monkeypatch):
             note.signalled = 1.0 if lost else 0.0
         file = Path(waiting.work) / "notes" / run["run_id"] / "train.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running" if lost else "done"}))
-        title = "# Run stopped from outside, during train" if lost else "# Promoted r1"
-        rows = stage_table(read_notes(waiting.work, run["run_id"]))
-        leave_page(waiting.work, run["run_id"], "\n".join([title, "", *rows]))
+        if not lost:
+            with stage_note(waiting.work, "promote", run_id=run["run_id"]) as note:
+                note.facts = Facts(version="r1")
         times[0] -= 1
         history = ["CANCELING"] if server.terminated else []
         for one in [*history, "FAILED" if lost else "SUCCEEDED"]:
@@ -152,7 +129,7 @@ def evicted(server, waiting, monkeypatch):
     return times
 
 
-def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_so(server, waiting, evicted, capsys):
+def test_a_run_that_was_stopped_from_outside_is_started_again(server, waiting, evicted, capsys):
     assert waiting() == 0
     out = capsys.readouterr().out
     first, second = server.stored["runs"].values()
@@ -160,9 +137,6 @@ def test_a_run_that_was_stopped_from_outside_is_started_again_and_the_pages_say_
     assert out.index("\nRun stopped from outside") < out.index("\nPromoted r1")
     assert second["display_name"] == f"{first['display_name']} again"
     assert second["runtime_config"] == first["runtime_config"]
-    page = (Path(waiting.work) / "notes" / first["run_id"] / "summary.md").read_text().splitlines()
-    assert page[0] == "# Run stopped from outside, during train"
-    assert page[2] == f"Started again as run `{second['run_id']}`, which goes on with its work."
 
 
 @pytest.mark.parametrize("flags, runs", [((), 3), (("--restarts", "0"), 1)])

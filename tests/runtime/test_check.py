@@ -9,6 +9,8 @@ import yaml
 
 from must.runtime.check import check_run
 from must.runtime.inputs import check_inputs
+from must.runtime.notes import read_notes
+from must.runtime.stages import inputs
 from must_pipeline.cli import call
 
 WRONG = [
@@ -18,7 +20,7 @@ WRONG = [
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
-    ({"gate": "lable-free"}, "gate must be one of label-free, reviewed, labelled, none (got 'lable-free')"),
+    ({"gate": "lable-free"}, "gate must be one of label-free, labelled, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
     ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
@@ -42,7 +44,6 @@ RIGHT = [
     {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
     {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
     {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
-    {"gate": "reviewed", "gate_settings": {"min_agreement": 0.5}},
     {"gate": "none", "register": "mlflow", "model_name": "cats.v2"},
     {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
 ]
@@ -94,15 +95,24 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
         ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; give one of"),
         ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
         ({"gate": "lable-free"}, "(got 'lable-free')"),
+        ({"model": "ViT-B-16/openia", "pretrained": ""}, "no such file and no tag of ViT-B-16; give one of"),
+        ({"model": "ViT-B-16/openai", "pretrained": "laion400m_e31"}, "already says --pretrained openai"),
+        ({"answers": "{folder}/no.jsonl"}, "no.jsonl: no such file"),
+        ({"answers": "{folder}/none.jsonl"}, "there are no answers in it"),
+        ({"answers": "{folder}/other.jsonl"}, "other.jsonl, line 1: 'kiwi' is none of the model's classes"),
+        ({"answers": "{folder}"}, "expected answers.jsonl of `must review`"),
     ],
 )
 def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):
     (tmp_path / "one.yaml").write_text("classes: [cat]")
+    (tmp_path / "none.jsonl").touch()
+    (tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "kiwi"}) + "\n")
     places = {"{folder}": str(tmp_path), "{bucket}": bucket_server.uri}
     for name, place in places.items():
         change = {key: value.replace(name, place) for key, value in change.items()}
     values = {"classes": "imagenet", "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
     check_inputs(values)
+    check_inputs({"classes": "imagenet", "model": "ViT-B-16/openai"})
     with pytest.raises(ValueError) as error:
         check_inputs(values | change)
     assert message in str(error.value)
@@ -132,3 +142,18 @@ def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path):
     code = "import sys; from must.runtime.inputs import check_inputs; "
     code += f"check_inputs({values!r}, {str(tmp_path / 'work')!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path):
+    (tmp_path / "classes.yaml").write_text("classes: [cat, dog]\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "open_clip_config.json").write_text("{}")
+    values = {
+        "classes": f"{tmp_path}/classes.yaml",
+        "model": f"{tmp_path}/model",
+        "predict_pods": 2.0,
+        "serve": "write",
+    }
+    inputs(str(tmp_path / "work"), parameters=values)
+    (note,) = read_notes(str(tmp_path / "work"))
+    assert note.facts.then == ["predict-1-of-2", "predict-2-of-2", "serve"]

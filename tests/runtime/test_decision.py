@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from must.runtime.notes import read_notes
+from must.runtime.outcome import kept_zero_shot
 from must.runtime.stages import gate, promote
 from tests.deploy.promote.bundles import make_bundle, make_onnx, weights_sha256
-from tests.evaluation.test_gate import better, metrics_of
+from tests.evaluation.test_gate import better, checked, metrics_of, unchanged
 
 
 def places(tmp_path, model):
@@ -40,6 +42,8 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
     assert (tmp_path / "decision.json").read_text() == first
     assert promoted(tmp_path, given, version) == version
+    note = next(note for note in read_notes(str(tmp_path / "work")) if note.stage == "promote")
+    assert note.facts.action == "nothing new" and note.result == f"{version} is the champion already"
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
@@ -69,3 +73,18 @@ def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has a champion, which stays"):
         promoted(tmp_path, given | other, version)
+
+
+@pytest.mark.parametrize("kept, decision", [(False, "promote"), (True, "stop")])
+def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only(tmp_path, kept, decision):
+    """As after a class was added. The zero-shot model replaces no champion."""
+    given = places(tmp_path, make_bundle(tmp_path / "model"))
+    metrics = checked(**({"after": unchanged} if kept else {}))
+    (tmp_path / "details" / "metrics.json").write_text(json.dumps(metrics))
+    asked = {"gate": "label-free", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
+    assert gate(str(tmp_path / "work"), **given, **asked, champion="r0000-0123456789ab", champion_uri="") == decision
+    page = (tmp_path / "page.md").read_text()
+    assert "zero-shot model, because the champion, r0000-0123456789ab, has other classes" in page
+    (note,) = read_notes(str(tmp_path / "work"))
+    if kept:
+        assert kept_zero_shot({"gate": note}).endswith("the champion, r0000-0123456789ab, stays")

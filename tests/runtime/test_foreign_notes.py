@@ -1,14 +1,13 @@
 """Files in the notes' folder that are no notes: the summary is written all the same."""
 
 import json
-import time
 
 import pytest
 
 from must.base import storage
 from must.runtime.notes import read_notes, stage_note
 from must.runtime.places import WorkUri
-from must.runtime.summary import delete_old, leave_page, summarize
+from must.runtime.summary import summarize
 
 NOTE = {"stage": "train", "state": "done", "started": 1.0}
 BYTES = {
@@ -30,32 +29,13 @@ def test_another_file_among_the_notes_does_not_stop_the_summary(tmp_path, kind):
         note.result = "12 images"
     storage.write_bytes(storage.join(WorkUri(work).notes("r1"), "other.json"), FOREIGN[kind])
     assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
-    page = summarize(work, "r1", "SUCCEEDED", "again")
-    assert "12 images" in page
-    delete_old(work, time.time() + 1e6)
-    assert read_notes(work, "r1") == []
+    assert "12 images" in summarize(work, "r1", "SUCCEEDED", "again").to_markdown()
 
 
 def test_what_a_stage_printed_cannot_steer_whoever_reads_the_page(tmp_path):
     raw = "\x1b[2J\u202e\ud800 | ```"
     odd = NOTE | {"state": "failed", "code": 1, "stage": raw, "result": raw, "host": raw, "lines": [raw, "x" * 10**6]}
     storage.write_bytes(storage.join(WorkUri(str(tmp_path)).notes("r1"), "odd.json"), json.dumps(odd).encode())
-    page = summarize(str(tmp_path), "r1", "FAILED", "again")
-    assert all(line.isprintable() for line in page.split("\n")) and len(page) < 5000
-    leave_page(str(tmp_path), "r1", page)
-
-
-def test_a_folder_of_other_files_is_never_deleted(tmp_path):
-    place = tmp_path / "notes" / "mine" / "thesis.json"
-    storage.write_bytes(place, b"[]")
-    delete_old(str(tmp_path), time.time() + 1e6)
-    assert place.exists()
-
-
-def test_an_object_without_a_run_does_not_take_the_others_along(bucket_server):
-    work = bucket_server.uri + "/work"
-    with stage_note(work, "shard", run_id="r1"):
-        pass
-    storage.write_bytes(f"{WorkUri(work).every_runs_notes}//x.json", json.dumps(NOTE).encode())
-    delete_old(work, 1e6)
-    assert [note.stage for note in read_notes(work, "r1")] == ["shard"]
+    summary = summarize(str(tmp_path), "r1", "FAILED", "again")
+    for page in (summary.to_markdown(), summary.to_text()):
+        assert all(line.isprintable() for line in page.split("\n")) and len(page) < 5000

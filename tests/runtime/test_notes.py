@@ -1,6 +1,5 @@
 """What stages leave for the run's summary, however they end."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from must.base import storage
 from must.data.format.index import load_index
 from must.runtime import notes, training
 from must.runtime.notes import read_notes, stage_note
-from must.runtime.summary import delete_old, leave_page, summarize
+from must.runtime.summary import summarize
 from must.runtime.training import mirrored
 
 
@@ -25,7 +24,7 @@ def stage(work, body):
 
 
 def summary(work, run_id=""):
-    return summarize(str(work), run_id, None, "submit.py --again 7")
+    return summarize(str(work), run_id, None, "submit.py --again 7").to_markdown()
 
 
 KILLED = "print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
@@ -52,12 +51,12 @@ def test_each_way_to_fail_has_its_summary(tmp_path, body, why, resumable):
     stage(tmp_path, body)
     page = summary(tmp_path)
     assert page.startswith("# Run failed: train: ")
-    assert page.splitlines()[2].startswith("**Why**: ") and why in page.splitlines()[2]
+    assert page.splitlines()[2].startswith("- **Why**: ") and why in page.splitlines()[2]
     assert f"- **Resumable**: {resumable}" in page
     assert "step-000000400" in page and "`submit.py --again 7`" in page
     if "1 / 0" in body:
         assert "ZeroDivisionError" in page.split("```")[1]
-        assert page.splitlines()[2].startswith("**Why**: ZeroDivisionError: division by zero · ")
+        assert page.splitlines()[2].startswith("- **Why**: ZeroDivisionError: division by zero · ")
 
 
 SLOW_READERS = """\
@@ -94,62 +93,6 @@ def test_runs_of_one_place_keep_their_notes_apart(tmp_path):
     assert "| shard | done | 1 | 0 s | 5 images |" in summary(tmp_path, run_id="a")
     assert "train" not in summary(tmp_path, run_id="a") and "shard" not in summary(tmp_path, run_id="b")
     assert "No stage left a note of a failure" in summary(tmp_path, run_id="c")
-
-
-def test_notes_of_long_ago_are_forgotten_but_never_those_of_a_run_that_lives(tmp_path):
-    leave_runs(tmp_path, {"old": [40, 30], "begun long ago": [40, 0], "new": [1]})
-    delete_old(str(tmp_path), time.time() - 7 * 86_400)
-    assert sorted(path.name for path in (tmp_path / "notes").iterdir()) == ["begun long ago", "new"]
-
-
-def leave_runs(work, runs):
-    """The notes of runs, with the ages of their stages in days."""
-    for run_id, ages in runs.items():
-        for number, age in enumerate(ages):
-            with stage_note(str(work), f"stage{number}", run_id=run_id) as note:
-                note.started -= age * 86_400
-            # As a stage that ended when it began would have left it: the time of writing counts, and no test can wait.
-            file = work / "notes" / run_id / f"stage{number}.json"
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 5}))
-
-
-@pytest.fixture
-def old_runs(tmp_path):
-    """A place with two runs of long ago."""
-    leave_runs(tmp_path, {"r1": [40], "r2": [40]})
-    return tmp_path
-
-
-def test_two_runs_that_end_together_forget_the_same_notes(old_runs, monkeypatch, capsys):
-    read = storage.read_bytes
-
-    def gone(uri):
-        if "/r1/" in str(uri):
-            storage.delete_folder(str(uri).rpartition("/")[0])  # by the other one, between listing and reading
-        return read(uri)
-
-    monkeypatch.setattr(storage, "read_bytes", gone)
-    leave_page(str(old_runs), "7", "# Promoted")
-    assert [path.name for path in (old_runs / "notes").iterdir()] == ["7"] and capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    "what, error",
-    [
-        ("list_files", storage.TransientError("gs://b: no answer")),
-        ("read_bytes", storage.TransientError("gs://b: no answer")),
-        ("delete_folder", PermissionError(13, "Permission denied")),
-    ],
-)
-def test_notes_that_cannot_be_deleted_are_a_warning(old_runs, monkeypatch, capsys, what, error):
-    def fails(*_):
-        raise error
-
-    monkeypatch.setattr(storage, what, fails)
-    leave_page(str(old_runs), "7", "# Promoted")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("must: old runs' notes in ") and line.endswith(("Permission denied", "no answer"))
-    assert (old_runs / "notes/7/summary.md").exists()
 
 
 def test_a_stage_that_is_started_again_says_what_became_of_the_tries_before(tmp_path):

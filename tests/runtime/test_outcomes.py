@@ -8,12 +8,12 @@ import json
 
 import pytest
 
-from must.base.storage import join, write_bytes
+from must.base.storage import exists, join, write_bytes
 from must.runtime.notes import Facts, Note, Try, content_of
-from must.runtime.outcome import outcome_of
+from must.runtime.outcome import determine_outcome
 from must.runtime.places import WorkUri
 from must.runtime.stages import follow_ups
-from must.runtime.summary import summarize
+from must.runtime.summary import summarize, write_page
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
@@ -45,18 +45,14 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
              gate=PASSED | {"before": 0.751, "against": "the champion, r0006"}),
         "COMPLETE", "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)",
     ),
+    "promoted again, the same model": (
+        done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote=R0007 | {"action": "nothing new"}),
+        "COMPLETE", "# Nothing new: the model of this run, r0007, is the champion already",
+    ),
     "promoted without labels": (done(*TRAINED, "promote", gate=PASSED, promote=R0007), "COMPLETE", "# Promoted r0007"),
     "stopped by the gate": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
         "RUNNING", "# Not promoted: stopped by the gate (too few images)",
-    ),
-    "left to people": (
-        done(*TRAINED, "review", evaluate=MEASURED, gate={"outcome": "waits for answers"},
-             review={"pictures": 1200, "page": "gs://b/reviews/k/review.html", "text": "No answers yet."}),
-        "COMPLETE", "# Waiting for answers about 1,200 pictures: until then nothing is promoted",
-    ),
-    "left to people, and the page for them never came": (
-        done(*TRAINED, gate={"outcome": "waits for answers"}), "RUNNING", "# Run broken off: nothing came after gate",
     ),
     "kept zero-shot": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
@@ -105,11 +101,11 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
 }  # fmt: skip
 
 
-def page_of(work, notes, state="RUNNING", again="again", then=()):
+def page_of(work, notes, state="RUNNING", again="again"):
     """The summary's page of a run that left these notes, and those that are there."""
     for note in notes:
         write_bytes(join(WorkUri(str(work)).notes("7"), f"{note.stage}.json"), json.dumps(content_of(note)).encode())
-    return summarize(str(work), "7", state, again, then)
+    return summarize(str(work), "7", state, again).to_markdown()
 
 
 @pytest.mark.parametrize("case", WAYS)
@@ -117,23 +113,24 @@ def test_the_page_follows_from_what_the_stages_left(tmp_path, case):
     notes, state, first_line = WAYS[case]
     page = page_of(tmp_path, notes, state, "submit.py --again 7")
     assert page.splitlines()[0] == first_line
-    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing", "Waiting") or "complete" in first_line
+    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing") or "complete" in first_line
     assert ("submit.py --again 7" in page) is not good
-    assert outcome_of(notes, state).good is good
+    assert determine_outcome(notes, state).good is good
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state):
     for case in ("promoted", "stopped by the gate", "killed pod, lost node"):
         notes, recorded, _ = WAYS[case]
-        assert outcome_of(notes, state) == outcome_of(notes, recorded)
-    complete = outcome_of([], state).headline == "Run complete, but its stages could leave no notes"
+        assert determine_outcome(notes, state) == determine_outcome(notes, recorded)
+    complete = determine_outcome([], state).headline == "Run complete, but its stages could leave no notes"
     assert complete is (state in ("COMPLETE", "SUCCEEDED"))
 
 
 def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
     page = page_of(tmp_path / "good", WAYS["promoted"][0], "COMPLETE")
-    assert "[Report](https://storage.cloud.google.com/b/work/notes/7/report.html) · run `7`" in page
+    assert "- **[Report](https://storage.cloud.google.com/b/work/notes/7/report.html)**: gs://" in page
+    assert "- **Run**: 7\n" in page
     page = page_of(tmp_path / "bad", WAYS["killed, memory ran out, every time"][0], "FAILED")
     assert "2 times; before: no exit code after 1 min 1 s" in page and "memory limit" in page
     assert "training starts over" in page
@@ -144,7 +141,7 @@ def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel
     line = f"must classifier: {uri}: no such file"
     failed = Note("classifier", "failed", started=3, code=2, lines=["x", line])
     page = page_of(tmp_path, [*done("inputs"), failed], "FAILED").splitlines()
-    said = f"**Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
+    said = f"- **Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
     assert page[2] == said
     log = page[page.index("```") + 1 : -1]
     assert max(map(len, log)) <= 66 and line in "".join(log)
@@ -160,38 +157,38 @@ def test_no_stage_runs_when_the_run_is_over(tmp_path, signalled, word):
 def test_where_a_store_has_no_page_the_report_is_named(tmp_path, uri):
     linked = {"report": uri, "report_link": "artifacts/minio/b/v2/report.html?namespace=vision"}
     page = page_of(tmp_path / "kubeflow", done(*TRAINED, evaluate=linked), "COMPLETE")
-    assert f"[Report]({linked['report_link']}): stage *evaluate*" in page
+    assert f"[Report]({linked['report_link']})**: {uri}, or the output report of the stage evaluate" in page
     notes = done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote=R0007)
     page = page_of(tmp_path, notes, "COMPLETE")
-    assert f"stage *evaluate*, output *report*, Visualization, or `{uri}`" in page and "](" not in page
+    assert f"- **Report**: {uri}, or the output report of the stage evaluate" in page and "](" not in page
 
 
 def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_and_how_to_go_on(tmp_path):
     before = done(*TRAINED, "promote", gate=PASSED, promote=R0007)
     page = page_of(tmp_path, [*before, Note("predict-1-of-2", "failed", started=9, code=2)], "FAILED")
     assert page.startswith("# Run failed: predict-1-of-2: ")
-    assert "Promoted all the same** as r0007" in page and "`only_new` false" in page
+    assert "Promoted all the same**: r0007" in page and r"only\_new false" in page
 
 
 @pytest.mark.parametrize(
     "there, said", [(["predict-1-of-2", "serve"], "predict-2-of-2"), ([], "predict-1-of-2 and 2 more")]
 )
 def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
-    notes, then = done(*TRAINED, "promote", *there, gate=PASSED, promote=R0007), follow_ups(2, "apply")
-    page = page_of(tmp_path, notes, then=then)
+    notes = done(*TRAINED, "promote", *there, gate=PASSED, promote=R0007, inputs={"then": follow_ups(2, "apply")})
+    page = page_of(tmp_path, notes)
     first = page.splitlines()[0]
     assert first.startswith("# Promoted r0007") and first.endswith(f"Then broken off: {said} never started")
-    assert "Promoted all the same** as r0007, before the run broke off" in page and "To start it again: `again`" in page
-    assert "broken off" not in page_of(tmp_path, done("predict-1-of-2", "predict-2-of-2", "serve"), then=then)
+    assert "Promoted all the same**: r0007, before the run broke off" in page and "start it again**: `again`" in page
+    assert "broken off" not in page_of(tmp_path, done("predict-1-of-2", "predict-2-of-2", "serve"))
 
 
 @pytest.mark.parametrize("case", ["stopped by the gate", "kept zero-shot"])
 def test_an_export_that_never_started_is_named_though_the_gate_promotes_nothing(tmp_path, case):
     notes, _, first_line = WAYS[case]
     without = [note for note in notes if note.stage != "export"]
-    page = page_of(tmp_path, without, then=follow_ups(2, "apply"))
+    page = page_of(tmp_path, without)
     assert page.splitlines()[0] == f"{first_line}. Then broken off: export never started"
-    assert "To start it again: `again`" in page and not outcome_of(without, "RUNNING").good
+    assert "start it again**: `again`" in page and not determine_outcome(without, "RUNNING").good
 
 
 @pytest.mark.parametrize(
@@ -207,12 +204,37 @@ def test_an_export_that_started_beside_a_gate_that_stops_is_told_as_what_it_is(t
     assert page_of(tmp_path, [*notes, export]).startswith(said)
 
 
+@pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
+def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path):
+    """A run whose first stage had no credentials for the bucket either."""
+    work = f"{bucket_server.uri}/work"
+    bucket_server.faults.plan = ["403"] * 9
+    summary = summarize(work, "7", "FAILED", "submit.py --again 7")
+    write_page(summary, str(tmp_path / "page.md"))
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")
+    assert "`submit.py --again 7`" in page and "Traceback" not in page
+    bucket_server.faults.plan = []
+    assert not exists(f"{work}/notes/7/summary.md"), "a copy would only fail again"
+
+
+def test_a_terminal_gets_the_same_without_markup(tmp_path):
+    """No link that leads nowhere from a terminal, aligned columns, and no line cut into pieces."""
+    line = "must train: a_registry does not answer (<urlopen error [Errno 111]>; " + "x" * 200 + ")"
+    notes = [*done(*BEFORE), Note("train", "failed", started=9, code=75, lines=["a line", line])]
+    page_of(tmp_path, notes)
+    text = summarize(str(tmp_path), "7", "FAILED", "must-pipeline submit --again 7").to_text()
+    assert text.startswith("Run failed: train: a dependency failed\n\nWhy: a_registry does not answer (<urlopen error")
+    assert f"  a line\n  {line}\n" in text and "Command to go on: must-pipeline submit --again 7\n" in text
+    assert "\ntrain       failed  1      " in text and not set("`*|\\") & set(text)
+
+
 @pytest.mark.parametrize("facts", [{"top1": []}, {"before": "x"}, {"reasons": [1]}, {"version": {}}])
 def test_a_note_with_foreign_facts_does_not_stop_the_summary(tmp_path, facts):
     page_of(tmp_path, done(*TRAINED, "promote"))
     for stage in ("evaluate", "gate", "promote"):
         content = {"stage": stage, "state": "done", "facts": facts}
         (tmp_path / "notes" / "7" / f"{stage}.json").write_text(json.dumps(content))
-    assert summarize(str(tmp_path), "7", "FAILED", "again").startswith("# ")
+    assert summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().startswith("# ")
     (tmp_path / "notes" / "7" / "train.json").write_text(json.dumps({"stage": "train", "state": "failed", "lines": {}}))
-    assert summarize(str(tmp_path), "7", "FAILED", "again").startswith("# ")
+    assert summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().startswith("# ")

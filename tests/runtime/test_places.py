@@ -14,6 +14,6 @@ def test_a_runs_things_lie_where_earlier_versions_left_them(root):
     assert work.models == f"{root}/models"
     assert (work.notes("7"), work.notes("")) == (f"{root}/notes/7", f"{root}/notes/run")
     assert work.registry("gs://models/registry") == "gs://models/registry"
-    assert [job.uri, job.description, job.classifier, job.bundle, job.heartbeat] == [
-        f"{root}/jobs/k{name}" for name in ("", "/job.yaml", "/classifier.safetensors", "/bundle", "/launcher.json")
+    assert [job.uri, job.description, job.classifier, job.bundle] == [
+        f"{root}/jobs/k{name}" for name in ("", "/job.yaml", "/classifier.safetensors", "/bundle")
     ]

@@ -41,12 +41,19 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert "life 1" in shown.out and f"try 1 of 4 ended with exit code {code}; trying again in 0 s" in shown.err
 
 
-def test_wrong_input_is_never_tried_again(tmp_path, retries):
+@pytest.mark.parametrize("how, code", [("input", 2), ("124", 124)])
+def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries, capfd, how, code):
     retries("3,0,2")
     with pytest.raises(SystemExit) as error:
-        run(tmp_path, "input", times=9)
+        run(tmp_path, how, times=9)
     (note,) = read_notes(str(tmp_path), "7")
-    assert error.value.code == note.code == 2 and (tmp_path / "started").read_text() == "x" and not note.tries
+    assert error.value.code == note.code == code and (tmp_path / "started").read_text() == "x" and not note.tries
+    written = (tmp_path / "notes" / "7" / "train.json").read_bytes()
+    with pytest.raises(SystemExit) as again:  # a new pod, of a backend that retries always
+        run(tmp_path, how, times=9)
+    assert again.value.code == code and (tmp_path / "started").read_text() == "x"
+    assert (tmp_path / "notes" / "7" / "train.json").read_bytes() == written
+    assert f"must train: gave up before, with exit code {code}: life 1; start a new run" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("allowed, lives", [("2,0,2", 3), ("", 1)])
@@ -105,7 +112,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
         supervised("train", endings.endless, "7", str(tmp_path))
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
-    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
     assert page.startswith("# Run failed: train: its time was over") and "**Resumable**: yes, for as long again" in page
 
 
@@ -174,9 +181,9 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     (note,) = read_notes(str(tmp_path), "7")
     assert [one.code for one in note.tries] == [73]
     assert "waits for the other run to end; trying again in 0 s" in capfd.readouterr().err
-    page = summarize(str(tmp_path), "7", "FAILED", "again").splitlines()
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().splitlines()
     assert page[0] == "# Run stopped: another run, 1f2e, is writing to this work_uri"
-    assert page[2].startswith("**Why**: ") and "(run 1f2e, process " in page[2]
+    assert page[2].startswith("- **Why**: ") and "(run 1f2e, process " in page[2]
 
 
 def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_called_wrong_input(tmp_path, retries):
@@ -191,7 +198,7 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
         supervised("promote", library, "7", str(tmp_path), stage="promote", values=second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
-    page = summarize(str(tmp_path), "7", "FAILED", "again")
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
     assert page.startswith("# Run stopped: another run promoted a model meanwhile; run it again\n")
     assert "another run promoted meanwhile. Run again" in page and "wrong input" not in page
 
@@ -206,7 +213,7 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     supervised("train", endings.saving, "7", work)
     (note,) = read_notes(work, "7")
     assert (note.state, note.result, note.tries) == ("done", "x", [])
-    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again")
+    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again").to_markdown()
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):

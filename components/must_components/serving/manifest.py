@@ -14,8 +14,9 @@ GRACE_PERIOD = 60  # seconds: `must serve` drains for 5 and then answers the req
 SIZE = "must/server"  # annotation: replicas and resources of cluster.yaml when it was applied
 OLD_SIZE = {"replicas": 1, "cpu": "1", "memory": "2Gi", "memory_limit": "4Gi"}  # of servers without SIZE
 # A Deployment and a Service. Knative, the default of KServe up to 0.15 and of Kubeflow's installation, refuses a pod's
-# grace period, and claims and node selectors unless an administrator allows them. Newer versions call it Standard.
-MODE = {"serving.kserve.io/deploymentMode": "RawDeployment"}
+# grace period, and claims and node selectors unless an administrator allows them. Up to 0.15 it was RawDeployment;
+# newer versions refuse to change a server to this word.
+MODE = {"serving.kserve.io/deploymentMode": "Standard"}
 
 
 def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from kfp import dsl
 from must_components import images
 
 
-@dsl.component(base_image=images.LAUNCHER, install_kfp_package=False)
+@dsl.component(base_image=images.SHARD, install_kfp_package=False)
 def train_job(
     work_uri: str,
     run_id: str,
@@ -19,22 +19,21 @@ def train_job(
     epochs: int = 0,
     tensorboard_uri: str = "",
     model_name: str = "",
+    answers: str = "",
 ) -> str:
-    """Trains MUST in a TrainJob; a retry attaches to the running job. Returns the weights' sha256. Never cached.
+    """Trains MUST in a TrainJob; a retry follows the running job. Returns the weights' sha256. Never cached.
 
-    Args:
-        work_uri: as in train; the job's input and model go to its folder jobs.
-        nodes: number and settings of the nodes, from cluster.yaml.
-        model_name: a label of the job.
+    `nodes`: number and settings of the nodes, from cluster.yaml. `model_name`: a label of the job.
     """
     from must.runtime.evaluation import plain
     from must.runtime.supervise import supervised
-    from must_components.train_job.launcher import train_on_nodes
+    from must_components.train_job.launch import train_on_nodes
 
     trained = supervised(
         "train", train_on_nodes, run_id, work_uri, index_sha256=index_sha256,
         classifier=classifier.path, output=bundle.path, nodes=nodes, preset=preset, settings=settings,
         epochs=epochs, tensorboard_uri=tensorboard_uri, model_name=model_name,
+        answers=answers,
     )  # fmt: skip
     for name, value in plain(trained.summary).items():
         training.log_metric(name, float(value))

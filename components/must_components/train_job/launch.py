@@ -1,95 +1,121 @@
-"""Submits one TrainJob per training and waits for its end; reports why it failed.
+"""The stage train as a TrainJob of Kubeflow Trainer: finds or creates the run's job and follows it to its end.
 
-A retried launcher finds the job that its predecessor started. A failed job is replaced by a new one, which resumes from
-the checkpoints. The exit code says whether a retry makes sense.
+The job's name is made of the run's id. So the launcher that replaces a lost one finds the run's job, follows it or
+takes its result; a failed job is replaced by a new one, which resumes from the checkpoints.
 """
 
+import hashlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn
 
 import yaml
-from kubernetes.client import ApiException
 
 from must.base import storage
-from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT
+from must.base.errors import TransientError, UserError
+from must.base.exits import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, handling
 from must.base.files import DESCRIPTION_FILE
 from must.base.lock import RUN_ID
-from must.runtime.keepalive import SILENCE, keep_alive
-from must.runtime.places import JobUri
-from must_components.train_job.follow import INDEX, LogFollower
-from must_components.train_job.jobs import NO_ANSWER, Jobs
-from must_components.train_job.manifest import JOB_URI, Request
+from must.base.names import listed
+from must.base.parameters import require
+from must.base.text import one_line
+from must.method.model.bundle import summary_at
+from must.runtime.notes import Facts, stage_note
+from must.runtime.places import JobUri, WorkUri
+from must.runtime.training import Trained, job_values, origin, words_of_run
+from must_components.argo import is_stopped
+from must_components.cluster import Cluster
+from must_components.job_at_end import end_job
+from must_components.train_job.log import JobLog, failed_nodes
+from must_components.train_job.manifest import RUN, make_manifest
 
-POLL_JOB = 5.0  # seconds between requests for the job's state
-API_TIMEOUT = 600.0  # seconds without a response of the API server after which the launcher ends; the job continues
-DRAIN = 10.0  # seconds to read the end of a finished job's log
+POLL_JOB = 5.0  # seconds between requests for the job's state and its new log lines
+API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
 LINES = 30  # of a failed job's log and of its events
 
 
-class Launch:
-    """One TrainJob, from its submission, or from an earlier launcher's, to its end."""
+def train_on_nodes(
+    work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
+    preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "", model_name: str = "",
+    answers: str = "",
+) -> Trained:  # fmt: skip
+    """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
 
-    def __init__(self, jobs: Jobs, request: Request, job: JobUri, timeout: int, model: str = "") -> None:
-        self.jobs, self.request, self.job, self.timeout, self.model = jobs, request, job, timeout, model
-        self.name: str = request.name
-        self.workflow = self.run_name = ""
-        with suppress(ApiException, *NO_ANSWER):  # read now: after SIGTERM there is no time
-            self.workflow = jobs.workflow()
-            self.run_name = jobs.run_name(self.workflow) if self.workflow else ""
+    Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT.
+    """
+    run_id = os.environ.get(RUN_ID, "")
+    key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
+    job = WorkUri(work_uri).job(run_id or key)
+    name = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
+    with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
+        curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
+        content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "answers": answers}
+        storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
+        storage.write_bytes(job.description, yaml.safe_dump(content).encode())
+        cluster = Cluster.of_this_pod()
+        require(cluster is not None, "train: a TrainJob is submitted in a pod of the cluster only")
+        assert cluster is not None
+        manifest = make_manifest(name, "", nodes, job.uri, run_id, model_name)
+        Launch(cluster, manifest, job, run_id).run()
+        copy_bundle(job.bundle, output)
+        summary = summary_at(output)
+        note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")
+    return Trained(summary.to_dict(), origin(output))
+
+
+def copy_bundle(uri: str, folder: str) -> None:
+    for name in listed(uri):
+        storage.download(storage.join(uri, name), storage.join(folder, name))
+
+
+class StoppedError(BaseException):
+    """SIGTERM. Not an Exception, so that no handler of errors keeps it."""
+
+
+class Launch:
+    """One run's TrainJob, from its creation, or from an earlier launcher's, to its end."""
+
+    def __init__(self, cluster: Cluster, manifest: dict[str, Any], job: JobUri, run_id: str) -> None:
+        self.cluster, self.manifest, self.job, self.run_id = cluster, manifest, job, run_id
+        self.name: str = manifest["metadata"]["name"]
+        self.log = JobLog(cluster, self.name)
+        self.workflow = ""
+        with suppress(TransientError):
+            self.workflow = cluster.workflow_name()  # read now: after SIGTERM there is half a second
 
     def run(self) -> None:
-        previous = signal.signal(signal.SIGTERM, stop)
-        follower = LogFollower(self.jobs, self.name, POLL_JOB / 2)
-        try:
-            with keep_alive(self.job.heartbeat):
-                self.submit_or_attach()
-                follower.start()
-                outcome, reason = self.wait()
-                follower.finish(DRAIN)
-        except StoppedError:
-            self.exit_on_sigterm()
-        except (TimeoutError, KeyboardInterrupt) as error:
-            print(
-                f"{error or 'interrupted'}; deleting the TrainJob {self.name}. Its checkpoints stay.", file=sys.stderr
-            )
-            with suppress(ApiException, *NO_ANSWER):
-                self.delete()
-            raise SystemExit(BUG if isinstance(error, TimeoutError) else PREEMPTED) from None
-        finally:
-            follower.over.set()
-            signal.signal(signal.SIGTERM, previous)
-        if outcome == "Failed":
-            report(self.jobs, self.name, reason, follower.last)
+        """Returns when the job is complete."""
 
-    def exit_on_sigterm(self) -> NoReturn:
-        """Exits within half a second. Deletes the job if the run is stopped, but not if only this pod is."""
-        with suppress(ApiException, *NO_ANSWER):
-            if self.workflow and self.jobs.is_over(self.workflow):
-                self.delete()
-                print(
-                    f"the run is being stopped: deleted the TrainJob {self.name}. Its checkpoints stay.",
-                    file=sys.stderr,
-                )
+        def stop(number: int, frame: object) -> None:
+            signal.signal(number, signal.SIG_IGN)  # SIGTERM may come twice
+            raise StoppedError
+
+        with handling(signal.SIGTERM, stop):
+            try:
+                self.find_or_create()
+                outcome, reason = self.follow()
+            except StoppedError:
+                print(f"stopped by SIGTERM; the TrainJob {self.name} {self.end_with_run()}", file=sys.stderr)
                 raise SystemExit(PREEMPTED) from None
-        print(
-            f"stopped by SIGTERM; the TrainJob {self.name} continues; it stops by itself after {SILENCE / 60:g} "
-            "minutes without a launcher",
-            file=sys.stderr,
-        )
-        raise SystemExit(PREEMPTED) from None
+        if outcome == "Failed":
+            self.report(reason)
 
-    def submit_or_attach(self) -> None:
-        job = self.current_job()
+    def end_with_run(self) -> str:
+        """Deletes the job if the whole run is being stopped. If only this pod is, the next launcher follows the job."""
+        with suppress(TransientError):
+            if self.workflow and ((workflow := self.cluster.workflow(self.workflow)) is None or is_stopped(workflow)):
+                return end_job(self.cluster, self.name, self.run_id)
+        return "continues; the next launcher follows it, or the run's end deletes it"
+
+    def find_or_create(self) -> None:
+        job = self.get()
         if job is not None:
-            outcome, _ = self.with_retry(partial(self.jobs.outcome, job))
+            outcome, _ = outcome_of(job)
             if "deletionTimestamp" in job["metadata"]:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
@@ -97,152 +123,95 @@ class Launch:
             elif outcome == "Complete" and not storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE)):
                 print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
-                self.check_patches(job)
-                self.mark(job)
-                print(f"attached to the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
+                print(f"following the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
                 return
-            self.with_retry(self.delete)
-            self.wait_until_gone()
-        try:
-            self.jobs.create(self.request)
-            print(f"submitted the TrainJob {self.name}: {self.request.trainer.num_nodes} nodes", flush=True)
-        except RuntimeError as error:
-            if status_of(error) != 409:
-                explain(error, f"the TrainJob {self.name} could not be submitted")
-            print(f"attached to the TrainJob {self.name}, which another launcher has just submitted", flush=True)
-        created = self.current_job()
-        if created is not None:
-            self.check_patches(created)
-            self.mark(created)
-
-    def mark(self, job: dict[str, Any]) -> None:
-        if run := os.environ.get(RUN_ID, ""):
-            self.with_retry(partial(self.jobs.mark, job, run, self.run_name, self.model))
-
-    def check_patches(self, job: dict[str, Any]) -> None:
-        """Trainer 2.0 and 2.1 have no runtimePatches, and Kubernetes silently drops unknown fields."""
-        if "runtimePatches" not in job["spec"]:
-            self.with_retry(self.delete)
-            print(
-                f"must train: the TrainJob {self.name} came back without runtimePatches (service account, pool, "
-                "volumes) and was deleted: Kubeflow Trainer 2.2 or newer is needed",
-                file=sys.stderr,
+            self.remove(job)
+        runtime = self.manifest["spec"]["runtimeRef"]
+        runtime["kind"] = self.ask(lambda: self.cluster.runtime_kind(runtime["name"]))
+        status, job = self.ask(lambda: self.cluster.request("POST", self.cluster.job_path(), self.manifest))
+        if status == 409:  # an earlier request of this launcher succeeded, but its answer was lost
+            print(f"following the TrainJob {self.name}", flush=True)
+            return
+        if status >= 400:
+            hint = "; give the service account the role in deploy/trainjobs.yaml" if status == 403 else ""
+            hint = "; is Kubeflow Trainer 2.2 or newer installed?" if status == 404 else hint
+            message = one_line(job.get("message") or "no reason")[:500]
+            raise UserError(f"the TrainJob {self.name} could not be submitted ({status}: {message}{hint})")
+        if "runtimePatches" not in job["spec"]:  # Kubernetes silently drops unknown fields
+            self.remove(job)
+            raise UserError(
+                f"the TrainJob {self.name} came back without runtimePatches (service account, pool, volumes) and was "
+                "deleted: Kubeflow Trainer 2.2 or newer is needed"
             )
-            raise SystemExit(WRONG_INPUT)
+        print(f"submitted the TrainJob {self.name}: {job['spec']['trainer']['numNodes']} nodes", flush=True)
 
-    def wait(self) -> tuple[str, str]:
-        """Waits until the job is over: Complete or Failed, and why. Raises TimeoutError."""
+    def remove(self, job: dict[str, Any]) -> None:
+        """Deletes the job and waits until its pods have ended: beside an old JobSet, Trainer creates no new one."""
+        self.ask(partial(self.cluster.delete_job, job, "Foreground"))
+        deadline = time.monotonic() + GONE
+        while self.get() is not None:
+            if time.monotonic() > deadline:
+                raise TransientError(f"the TrainJob {self.name} still exists: kubectl delete trainjob {self.name}")
+            time.sleep(POLL_JOB)
+
+    def follow(self) -> tuple[str, str]:
+        """Prints the log of rank 0 until the job is over. Returns Complete or Failed, and why."""
         queued = False
-        while (job := self.current_job()) is not None:
-            outcome, reason = self.with_retry(partial(self.jobs.outcome, job))
-            if outcome in ("Complete", "Failed"):
+        while (job := self.get()) is not None:
+            self.log.print_new()
+            outcome, reason = outcome_of(job)
+            if outcome:
+                self.log.print_new()  # a short job may end before its log exists
                 return outcome, reason
-            if outcome == "Suspended" and not queued:
+            suspended = bool(job["spec"].get("suspend"))
+            if suspended and not queued:
                 print(f"the TrainJob {self.name} waits in its queue; its time does not count yet", flush=True)
-            queued = outcome == "Suspended"
-            if self.timeout and not queued and seconds_of(job) > self.timeout:
-                raise TimeoutError(f"not done after {self.timeout} s")
+            queued = suspended
             time.sleep(POLL_JOB)
         print(f"the TrainJob {self.name} was deleted by another program; its checkpoints stay", file=sys.stderr)
         raise SystemExit(BUG)
 
-    def current_job(self) -> dict[str, Any] | None:
-        """The job, or None if there is none. Exits with 2 for a job of another folder, and does not change it."""
-        job = self.with_retry(partial(self.jobs.get, self.name))
-        if job is not None:
-            uri = (job["metadata"].get("annotations") or {}).get(JOB_URI)
-            if uri != self.job.uri:
-                print(
-                    f"must train: there is a TrainJob {self.name} for another place ({uri or 'no annotation'}, not "
-                    f"{self.job.uri}); it was not changed. Delete it, then retry.",
-                    file=sys.stderr,
-                )
-                raise SystemExit(WRONG_INPUT)
-        return job
+    def get(self) -> dict[str, Any] | None:
+        """The job, or None if there is none. Raises ValueError: it is not this run's; it is not changed."""
+        status, job = self.ask(lambda: self.cluster.request("GET", self.cluster.job_path(self.name)))
+        if status == 404:
+            return None
+        require(status == 200, f"the TrainJob {self.name} cannot be read ({status}); apply deploy/trainjobs.yaml")
+        owner = (job["metadata"].get("labels") or {}).get(RUN, "")
+        require(
+            owner == self.run_id,
+            f"there is a TrainJob {self.name} of another run ({owner or 'no label'}); it was not changed. Delete it, "
+            "then retry.",
+        )
+        return dict(job)
 
-    def with_retry(self, action: Callable[[], Any]) -> Any:
+    def ask(self, action: Any) -> Any:
         """`action`, repeated while the API server does not answer."""
-        try:
-            return storage.repeat(f"the TrainJob {self.name}", action, is_retried, timeout=API_TIMEOUT)
-        except storage.UnreachableError as error:
-            assert error.__cause__ is not None
-            explain(error.__cause__, f"the API server gave no answer for {API_TIMEOUT:g} s; the TrainJob runs on")
-        except (ApiException, *NO_ANSWER) as error:
-            explain(error, f"the TrainJob {self.name} cannot be read")
+        return storage.repeat(f"the TrainJob {self.name} (it runs on)", action, timeout=API_TIMEOUT)
 
-    def delete(self) -> None:
-        """Deletes this folder's job, if there is one."""
-        job = self.jobs.get(self.name)
-        if job is not None and (job["metadata"].get("annotations") or {}).get(JOB_URI) == self.job.uri:
-            self.jobs.delete(job)
-
-    def wait_until_gone(self) -> None:
-        began = time.monotonic()
-        while self.current_job() is not None:
-            if time.monotonic() - began > GONE:
-                print(
-                    f"the TrainJob {self.name} still exists; run: kubectl delete trainjob {self.name}", file=sys.stderr
-                )
-                raise SystemExit(BUG)
-            time.sleep(POLL_JOB)
+    def report(self, reason: str) -> NoReturn:
+        """Prints the last lines of the node that failed first, and Kubernetes' events. Exits with the nodes' code."""
+        failed, lines, title, events = [], list(self.log.last), "rank 0", ["(no events)"]
+        with suppress(TransientError):
+            failed = failed_nodes(self.cluster, self.name)
+            if failed:
+                node, code, pod = failed[0]
+                lines, title = self.cluster.pod_log(pod).splitlines(), f"node {node}, exit code {code}"
+            events = self.cluster.events(self.name)[-LINES:] or events
+        text = [f"the TrainJob {self.name} failed ({reason}). Last lines of {title}:"]
+        text += [f"  {line}" for line in lines[-LINES:] or ["(no log)"]]
+        text += ["Events:", *(f"  {event}" for event in events)]
+        code = TIME_OVER if reason.startswith("DeadlineExceeded") else exit_code([code for _, code, _ in failed])
+        print("\n".join(text), file=sys.stderr, flush=True)
+        raise SystemExit(code)
 
 
-class StoppedError(BaseException):  # not Exception: the SDK catches every Exception and raises its own
-    pass
-
-
-def stop(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # SIGTERM may come twice
-    raise StoppedError
-
-
-def is_retried(error: BaseException) -> bool:
-    return isinstance(error, (ApiException, *NO_ANSWER)) and status_of(error) not in (401, 403)
-
-
-def seconds_of(job: dict[str, Any]) -> float:
-    """Seconds since the job was created, or last left its queue."""
-    began = job["metadata"]["creationTimestamp"]
+def outcome_of(job: dict[str, Any]) -> tuple[str, str]:
+    """Complete, Failed, or '' while the job runs, and why."""
     for condition in job.get("status", {}).get("conditions", []):
-        if condition["type"] == "Suspended" and condition["status"] == "False":
-            began = condition["lastTransitionTime"]
-    return (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds()
-
-
-def report(jobs: Jobs, name: str, reason: str, last_lines: Sequence[str]) -> NoReturn:
-    """Prints the last lines of the node that failed first, and Kubernetes' events. Exits with the nodes' code.
-
-    `last_lines` are of rank 0's log, in case its pod was deleted.
-    """
-    failed, lines, title = [], list(last_lines), "rank 0"
-    events = ["(no events)"]
-    with suppress(ApiException, *NO_ANSWER):
-        failed = endings(jobs, name)
-        if failed:
-            pod = failed[0][2]
-            lines = jobs.log(pod.metadata.name)
-            title = f"node {pod.metadata.labels.get(INDEX, '?')}, exit code {failed[0][1]}"
-    with suppress(ApiException, *NO_ANSWER):
-        events = jobs.events(name)[-LINES:] or events
-    text = [f"the TrainJob {name} failed ({reason}). Last lines of {title}:"]
-    text += [f"  {line}" for line in lines[-LINES:] or ["(no log)"]]
-    text += ["Events:", *(f"  {event}" for event in events)]
-    code = exit_code([code for _, code, _ in failed])
-    if code != WRONG_INPUT:
-        text.append("A retry goes on from the newest checkpoint.")
-    print("\n".join(text), file=sys.stderr, flush=True)
-    raise SystemExit(code)
-
-
-def endings(jobs: Jobs, name: str) -> list[tuple[Any, int, Any]]:
-    """(time, exit code, pod) of the failed containers, by time; those that ended because a peer failed come last."""
-    failed = []
-    for pod in jobs.pods(name):
-        for status in pod.status.container_statuses or []:
-            terminated = status.state.terminated or status.last_state.terminated
-            if terminated and terminated.exit_code:
-                failed.append((terminated.finished_at or pod.metadata.creation_timestamp, terminated.exit_code, pod))
-    return sorted(failed, key=lambda item: (item[1] == PREEMPTED, item[0]))
+        if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
+            return condition["type"], f"{condition.get('reason', '')}: {condition.get('message', '')}"
+    return "", ""
 
 
 def exit_code(codes: list[int]) -> int:
@@ -251,33 +220,3 @@ def exit_code(codes: list[int]) -> int:
         if code in codes:
             return code
     return PREEMPTED if codes and set(codes) == {PREEMPTED} else BUG
-
-
-def explain(error: BaseException, message: str) -> NoReturn:
-    """Prints one line with the API server's error. Exits with 2 if a person has to correct something, else with 1."""
-    cause: Any = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    status = status_of(error)
-    reason = f"{status} {cause.reason}" if status else f"{type(cause).__name__}: {cause}"
-    detail = ""
-    if status:
-        with suppress(ValueError, AttributeError, TypeError):
-            detail = f": {yaml.safe_load(cause.body)['message']}"
-    hint = ""
-    if status == 404 or "clustertrainingruntimes" in detail:  # where the SDK looks if the namespace has no such runtime
-        hint = "; is Kubeflow Trainer 2 installed, and deploy/training-runtime.yaml applied?"
-    elif status == 403:
-        hint = "; give the service account the role in deploy/trainjobs.yaml"
-    print(f"must train: {message} ({reason}{detail}{hint})", file=sys.stderr)
-    raise SystemExit(WRONG_INPUT if status in (400, 401, 403, 404, 422) else BUG) from error
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an error's cause."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ApiException):
-            return cause.status
-        cause = cause.__cause__
-    return None

@@ -20,10 +20,11 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
+from must.config.work import PARTS
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
@@ -162,7 +163,21 @@ class OneModel:
 
     def load(self, version: str) -> OnnxClassifier:
         with storage.local_copy(self.uri) as path:
-            return OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
+            classifier = OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
+        require_model_of_work(classifier, self.uri)
+        return classifier
+
+
+def require_model_of_work(classifier: OnnxClassifier, uri: str) -> None:
+    """Raises UserError: the file is WORK/onnx/model.onnx, and WORK/model is another model by now."""
+    description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
+    if storage.is_remote(uri) or not description.is_file():
+        return
+    weights = storage.read_json(str(description), "--model").get("weights_sha256")
+    require(
+        classifier.metadata.get("weights_sha256") == weights,
+        f"{uri}: was exported from another model than {description.parent}; run `must export` again",
+    )
 
 
 class Champion:

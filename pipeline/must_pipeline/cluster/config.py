@@ -57,6 +57,7 @@ class Retries:
     backoff: int = 60
     factor: int = 2  # Argo takes no fraction
     window: int = 604_800  # a week
+    policy: Literal["", "Always", "OnFailure", "OnError", "OnTransientError"] = ""
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ def nodes_of(cluster: Cluster) -> dict[str, Any]:
         "runtime": cluster.training.runtime,
         "gpus": cluster.gpu.count,
         "accelerator": cluster.gpu.accelerator,
-        # The SDK has one number for request and limit.
+        # A node's request is its limit.
         "cpu": (resources.cpu_limit or resources.cpu) if resources else "",
         "memory": (resources.memory_limit or resources.memory) if resources else "",
         "shm": cluster.shm,
-        "timeout": cluster.timeouts.get("train", 0),
+        "deadline": cluster.timeouts.get("train", cluster.retries.window),
     }
 
 
@@ -70,10 +70,10 @@ def is_spot(pool: CpuPool | GpuPool) -> bool:
 def spot_warning(cluster: Cluster) -> str:
     """A warning if training runs in a stage's own pod on spot nodes; else ""."""
     pool = cluster.gpu if cluster.uses_gpu("train") else cluster.cpu
-    if cluster.trains_in_trainjob or not is_spot(pool):
+    if cluster.trains_in_trainjob or cluster.retries.policy in ("Always", "OnFailure") or not is_spot(pool):
         return ""
     return (
         "training runs in the stage's own pod on spot nodes: with Kubeflow's own settings the run ends when its "
-        "node is shut down or the pod is evicted. training.as: trainjob outlives that, or an administrator applies "
-        "deploy/argo-retries.yaml (docs/kubeflow.md, Pods that vanish)"
+        "node is shut down or the pod is evicted. Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob "
+        "(docs/kubeflow.md, Pods that vanish)"
     )

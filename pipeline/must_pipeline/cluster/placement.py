@@ -1,10 +1,13 @@
 """Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit."""
 
+import inspect
 import math
 from typing import Any
 
+import kfp
 from kfp import dsl, kubernetes
 
+from must.base.parameters import require
 from must_pipeline.cluster.config import Cluster, Resources, Retries, Toleration
 from must_pipeline.cluster.rules import bytes_of
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
@@ -54,7 +57,7 @@ def limit_of(stage: str, cluster: Cluster) -> int:
     """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
     against the limit."""
     row = STAGES[stage]
-    shm = bytes_of(cluster.shm, "shm") if cluster.shm and row.loaders else 0.0
+    shm = bytes_of(cluster.shm) if cluster.shm and row.loaders else 0.0
     return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
 
 
@@ -90,9 +93,10 @@ def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
     retries = cluster.retries
     if retries.count and STAGES[stage].retried:
-        # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost.
+        # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
+        # also retry a stage that has given up, which then ends at once (must/runtime/supervise.py).
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
-        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
+        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **policy_of(retries))
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
@@ -103,6 +107,17 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         seconds += EXTRA_SECONDS
     if seconds and not (launcher and QUEUE in cluster.labels):  # its TrainJob may wait for days before its time counts
         kubernetes.set_timeout(task, seconds)
+
+
+def policy_of(retries: Retries) -> dict[str, str]:
+    """The keyword argument of set_retry, new in kfp 2.18. Raises ValueError: the installed kfp has none."""
+    known = "policy" in inspect.signature(dsl.PipelineTask.set_retry).parameters
+    require(
+        known or not retries.policy,
+        f"retries.policy {retries.policy}: the installed kfp {kfp.__version__} cannot set it; install kfp 2.18, or "
+        "leave it out and apply deploy/argo-retries.yaml",
+    )
+    return {"policy": retries.policy} if retries.policy else {}
 
 
 def pauses(retries: Retries) -> list[int]:

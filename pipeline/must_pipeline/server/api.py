@@ -210,13 +210,17 @@ def identity_token(audience: str) -> str:
 
 
 @contextmanager
-def api_errors(host: str) -> Iterator[None]:
-    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError."""
+def api_errors(host: str, forbidden: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError.
+
+    `forbidden` explains a refusal (403), instead of advice to log in; '' if it cannot.
+    """
     try:
         yield
     except api.ApiException as error:
         hints = {401: f"; {LOGIN}", 403: f"; ask for access to the namespace, or {LOGIN}"}
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
+        hint = (error.status == 403 and forbidden()) or hint
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
         # the server answers 500 for a version that does not exist
         transient = error.status == 401 or (is_transient(error.status) and error.status != 500)

@@ -5,17 +5,12 @@ import re
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.exits import line_of
-from must.base.text import printable, printable_page
-from must.runtime.notes import read_notes
-from must.runtime.outcome import failing, failure_kind
-from must.runtime.places import WorkUri
-from must.runtime.stages import follow_ups
-from must.runtime.summary import SUMMARY_FILE, as_text, is_current, summarize
+from must.base.text import printable
+from must.runtime.summary import Summary, summarize
 from must_components.argo import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 
@@ -39,7 +34,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
     """How the run ended, once it is over. Raises TransientError: no answer for SERVER_TIMEOUT seconds.
 
     Args:
-        work_uri: has the run's notes and its summary, which is read if this machine can read it.
+        work_uri: has the notes of the stages, which are summarized if this machine can read them.
         again: the command that starts the run again.
     """
     workflow, printed, missed = Workflows(namespace or "kubeflow", run_id), "", 0
@@ -53,8 +48,10 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
         if state in OVER:
             workflow.exists()
-            code = report(run, state, text_of(run, work_uri, run_id, again), failures(workflow.latest))
-            return Ending(code, state not in GOOD and is_lost(run, work_uri, run_id))
+            summary = summarize(work_uri, run_id, state, again)
+            report(run, state, summary, failures(workflow.latest))
+            lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
+            return Ending(int(state not in GOOD), state not in GOOD and lost)
         missed = missed + 1 if workflow.is_gone() else 0
         if (stage := report_failures(run, workflow.latest, reported)) is not None:
             print(
@@ -113,61 +110,21 @@ def failed_tries(run: Any) -> Counter[str]:
     return Counter(name for name in tries if not FRAMES.fullmatch(name))
 
 
-def report(run: Any, state: str, page: str, messages: dict[str, list[str]]) -> int:
+def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]]) -> None:
+    """Prints how the run ended; without notes that can be read, what the server says."""
     if state not in GOOD:
         if was_terminated(run):
             print("the run was ended by a person")
-        elif not page:
+        elif not summary.table:
             print(f"failed: {', '.join(tasks(run, 'FAILED')) or 'no stage has begun'}")
             for stage, reasons in messages.items():
                 print(f"{stage}: {printable(reasons[-1], 1000)}")
-    print(
-        f"\n{printable_page(page)}" if page else "\nThe page about it is the artifact of the stage summary.", flush=True
-    )
-    return 0 if state in GOOD else 1
+    page = summary.to_text() if summary.table else "The page about it is the artifact of the stage summary."
+    print(f"\n{page}", flush=True)
 
 
 def was_terminated(run: Any) -> bool:
     return any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
-
-
-def is_lost(run: Any, work_uri: str, run_id: str) -> bool:
-    """Whether the failing stage got SIGTERM or stopped reporting, and no person terminated the run."""
-    try:
-        note = failing(read_notes(work_uri, run_id))
-    except (ValueError, OSError):  # this machine cannot read the notes
-        return False
-    return note is not None and failure_kind(note) in ("stopped", "silent") and not was_terminated(run)
-
-
-def name_successor(work_uri: str, run_id: str, successor: str) -> None:
-    """Writes into the summary of a run which run continues its work."""
-    title, _, body = page_of(work_uri, run_id).partition("\n")
-    page = f"{title}\n\nStarted again as run `{successor}`, which goes on with its work.\n{body}"
-    with suppress(ValueError, OSError):
-        storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
-
-
-def text_of(run: Any, work_uri: str, run_id: str, again: str) -> str:
-    """The summary as text, '' if there is none. A summary that is older than the run's notes is written again first."""
-    page = page_of(work_uri, run_id)
-    try:
-        notes = read_notes(work_uri, run_id) if page else []
-        if page and not is_current(page, notes):
-            serve = ((run.runtime_config and run.runtime_config.parameters) or {}).get("serve", "none")
-            page = summarize(work_uri, run_id, run.state, again, follow_ups(0, serve))
-            storage.write_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE), page.encode())
-    except (ValueError, OSError):
-        notes = []
-    return as_text(page, notes) if page else ""
-
-
-def page_of(work_uri: str, run_id: str) -> str:
-    """The summary; '' if there is none, or this machine cannot read it."""
-    try:
-        return storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), SUMMARY_FILE)).decode()
-    except (ValueError, OSError):
-        return ""
 
 
 def tasks(run: Any, state: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""The end of a run in the stage summary: completes notes from the cluster's state, and deletes the run's TrainJob.
+
+Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
+its last note. This code does both for them; if its requests fail, the page is still written.
+"""
+
+import logging
+
+from must.base.exits import line_of
+from must.runtime.notes import read_notes, settle
+from must_components.argo import exit_code_of, failures
+from must_components.cluster import Cluster
+from must_components.train_job.manifest import RUN
+
+logger = logging.getLogger(__name__)
+
+
+def settle_run(work_uri: str, run_id: str) -> list[str]:
+    """Completes the notes of pods that could not write them; deletes the run's TrainJob.
+
+    Returns sentences about the TrainJob for the page.
+    """
+    try:
+        if (cluster := Cluster.of_this_pod()) is None:
+            return []
+        workflow = cluster.workflow(cluster.workflow_name() or "-")
+        reasons = {stage: messages[-1] for stage, messages in failures(workflow or {}).items()}
+        ended = {stage for stage, reason in reasons.items() if exit_code_of(reason) is not None}
+        settle(work_uri, run_id, reasons, ended)
+        notes = [note for note in read_notes(work_uri, run_id) if note.facts.trainjob]
+        outcomes = [(note, end_job(cluster, note.facts.trainjob, run_id)) for note in notes]
+        return [f"{note.facts.trainjob} {text}" for note, text in outcomes if note.state != "done"]
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        logger.warning(f"must: the status of this run's pods is not known: {line_of(error)}")
+        return []
+
+
+def end_job(cluster: Cluster, name: str, run_id: str) -> str:
+    """Deletes the run's TrainJob. Returns a clause about the outcome."""
+    status, job = cluster.request("GET", cluster.job_path(name))
+    if status == 200:
+        if (owner := (job["metadata"].get("labels") or {}).get(RUN, "")) != run_id:
+            return f"belongs to the run {owner or '(no label)'} and was not deleted"
+        status = cluster.delete_job(job, "Background")
+    if status < 400 or status in (404, 409):
+        return "was deleted; its checkpoints stay"
+    return f"still runs ({status}): kubectl delete trainjob {name} -n {cluster.namespace}"

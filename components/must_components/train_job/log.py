@@ -1,0 +1,63 @@
+"""The log of a TrainJob's first node as it is written, and the nodes that failed."""
+
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+from must.base.errors import TransientError
+from must.base.exits import PREEMPTED
+from must_components.cluster import Cluster
+from must_components.train_job.manifest import NODE
+
+INDEX = "batch.kubernetes.io/job-completion-index"
+LINES_KEPT = 30
+
+
+class JobLog:
+    """Prints the new lines of rank 0, also of a pod or a container that replaced another one."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.pod, self.container, self.printed_until = "", "", ""  # the last is a timestamp of Kubernetes
+        self.last: deque[str] = deque(maxlen=LINES_KEPT)
+
+    def print_new(self) -> None:
+        with suppress(TransientError):  # the job's state matters, not the log
+            if (current := self.find()) is None:
+                return
+            pod, container = current
+            if container != self.container:
+                if self.container:
+                    event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                    print(f"[{self.pod} {event}]", flush=True)
+                self.pod, self.container, self.printed_until = pod, container, ""
+            for line in self.cluster.pod_log(pod, since=self.printed_until).splitlines():
+                time, _, text = line.partition(" ")
+                if time > self.printed_until:
+                    print(text, flush=True)
+                    self.printed_until = time
+                    self.last.append(text)
+
+    def find(self) -> tuple[str, str] | None:
+        """The newest pod of the first node and its current container, once it runs."""
+        for pod in self.cluster.node_pods(self.name):
+            if pod["metadata"]["labels"].get(INDEX) == "0":
+                for status in pod.get("status", {}).get("containerStatuses", []):
+                    if status["name"] == NODE and status.get("containerID"):
+                        return pod["metadata"]["name"], status["containerID"]
+                return None
+        return None
+
+
+def failed_nodes(cluster: Cluster, name: str) -> list[tuple[str, int, str]]:
+    """(node, exit code, pod) of the failed containers, by time; those that ended because a peer failed come last."""
+    failed: list[tuple[bool, str, str, int, str]] = []
+    for pod in cluster.node_pods(name):
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            states: list[dict[str, Any]] = [status.get("state") or {}, status.get("lastState") or {}]
+            ended = next((state["terminated"] for state in states if "terminated" in state), None)
+            if ended and ended["exitCode"]:
+                code, time = int(ended["exitCode"]), ended.get("finishedAt") or pod["metadata"]["creationTimestamp"]
+                node = pod["metadata"]["labels"].get(INDEX, "?")
+                failed.append((code == PREEMPTED, time, node, code, pod["metadata"]["name"]))
+    return [(node, code, pod) for _, _, node, code, pod in sorted(failed)]
