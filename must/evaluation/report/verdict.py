@@ -46,6 +46,9 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
         f"{p_value(changed.mcnemar_p)}."
     )
     now = f"{are} of 100 are right, before it was {were}.{chance}"
+    if metrics.labelled < FEWEST_LABELS:
+        text = f"{facts} Fewer than {FEWEST_LABELS} labelled images decide nothing."
+        return Verdict("open", "Too few labels to tell", text, f"{now} These are too few images to tell.")
     if low > 0:
         return Verdict("good", f"Better than {name}", facts, f"Better than before on these images: {now}")
     if high < 0:
