@@ -89,7 +89,7 @@ def without_labels(metrics: Metrics) -> Verdict:
     tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
     if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
-    return Verdict("open", "No sign of harm, accuracy unknown", text, f"No sign of harm: {changed}. {tell}")
+    return Verdict("open", "No collapse, accuracy unknown", text, f"The model did not collapse: {changed}. {tell}")
 
 
 def p_value(p: float) -> str:
