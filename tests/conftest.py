@@ -54,7 +54,7 @@ FIRST = [
         "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`
         "deploy/serve/test_serve.py deploy/serve/test_hostile.py deploy/serve/test_shares.py",
-        "method/select/test_select.py",
+        "method/memory/test_refine.py",
         "data/shards/test_shard_restart.py",
         "pipeline/test_cluster.py",
         "pipeline/test_run.py",

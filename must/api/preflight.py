@@ -74,10 +74,11 @@ def check_preset(config: Any, name: str, flag: str) -> None:
         published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
 
 
-def check_answers(config: Any, folder: str, flag: str) -> None:
-    from must.method.answers.review import Review
+def check_answers(config: Any, uri: str, flag: str) -> None:
+    from must.method.answers.answers_file import answers_file, read_answers
 
-    Review.load(folder).answers(folder)
+    require(storage.exists(answers_file(uri)), f"{flag} {uri}: no answers.jsonl there; `must review` writes it")
+    read_answers(uri)
 
 
 def require_apart(folder: Path, label: str) -> None:

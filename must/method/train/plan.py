@@ -61,8 +61,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:
             logger.info(
-                f"{duration(pass_seconds)} for one pass over the images, which gives the model its memory and the images "
-                "their labels (must refine)"
+                f"{duration(pass_seconds)} for one pass over the images, which gives the model its memory and the "
+                "images their labels (must refine)"
             )
             part = f" with {pace.images} of its images" if pace.images < size.batch_size else ""
             logger.info(
