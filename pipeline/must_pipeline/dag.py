@@ -81,8 +81,8 @@ def make_pipeline(cluster: Cluster) -> Any:
                 such as imagenet.
             epochs: passes over the images; 0 leaves it to settings and preset.
             settings: parameters of `must train` by name, such as {"lr": 2e-5}; they win over the preset.
-            answers: answers.jsonl of `must review` about these images, which correct labels and teach the model; read again
-                by each run of a schedule.
+            answers: answers.jsonl of `must review` about these images, which correct labels and teach the model;
+                read again by each run of a schedule.
             precision: of the ONNX model: fp32 or int8.
             embeddings: the ONNX model gives images' embeddings too.
             gate: what a model must pass to be promoted: auto, labels if there are enough, else answers, else that it

@@ -185,7 +185,7 @@ def test_collapse_is_named_without_labels():
 @pytest.mark.parametrize(
     "check, tone, words",
     [
-        ((400, []), "open", "No sign of harm: "),
+        ((400, []), "open", "The model did not collapse: "),
         ((400, ["the mean confidence fell"]), "bad", "Do not use it: the mean confidence fell."),
         ((49, []), "open", "too few to see any harm"),
     ],
