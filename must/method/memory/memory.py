@@ -48,7 +48,7 @@ from must.method.memory.vectors import (
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import MemoryFacts
 
-LARGEST_MEMORY = 20_000  # images, at even intervals
+LARGEST_MEMORY = 10_000  # images, at even intervals
 LABELS_KEPT = 5
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
 FADE = (

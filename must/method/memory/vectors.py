@@ -19,7 +19,7 @@ from must.method.model.towers import Tower
 
 GRID = 4  # cells per side, over which patches are averaged
 TOKENS_SHARE = 0.7  # of a cosine, from the tokens
-COMPONENTS = 64  # principal components of each of the two parts
+COMPONENTS = 128  # principal components of each of the two parts
 FITTED = 2_000  # images that the components are computed from
 ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
 NEIGHBOURS = 10
