@@ -1,8 +1,8 @@
-"""Time and memory of `must refine` after its forward passes: whitening, neighbours, answers, propagation.
+"""Time and memory of `must refine` after its forward pass: neighbours, answers, propagation, the memory.
 
     python benchmarks/refine.py [--images 100000] [--classes 10] [--device cpu]
 
-Features are random around one centre per class. The plain alternative uses numpy, a block of rows at a time, on the
+Vectors are random around one centre per class. The plain alternative uses numpy, a block of rows at a time, on the
 first 10,000 images.
 """
 
@@ -12,7 +12,10 @@ import time
 
 import numpy as np
 import torch
-from must.method.select.propagate import NEIGHBOURS, corrected, nearest, propagate, whitened
+
+from must.method.memory.memory import build_memory
+from must.method.memory.pool import Pool
+from must.method.memory.vectors import NEIGHBOURS, Whitening, nearest
 
 PLAIN = 10_000  # images for the plain alternative
 
@@ -25,16 +28,20 @@ def main() -> None:
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(options.classes, (options.images,), generator=generator)
-    features = torch.randn(options.classes, 512, generator=generator)[truth]
-    features = (features + 2 * torch.randn(features.shape, generator=generator)).half().to(options.device)
-    probabilities = torch.rand(options.images, options.classes, generator=generator).softmax(1).to(options.device)
-    answered = torch.randperm(options.images, generator=generator)[:200].to(options.device)
+    centres = torch.randn(options.classes, 256, generator=generator)
+    vectors = centres[truth] + 2 * torch.randn(options.images, 256, generator=generator)
+    vectors = torch.nn.functional.normalize(vectors, dim=1).half()
+    probabilities = torch.rand(options.images, options.classes, generator=generator).softmax(1).half()
+    parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
+    numbers = torch.arange(options.images)
+    pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], *parts)
+    answered = torch.randperm(options.images, generator=generator)[:200]
+    device = torch.device(options.device)
     began = time.perf_counter()
-    values = whitened(features)
-    neighbours, cosines = nearest(values)
+    values = vectors.to(device).float()
+    near = nearest(values)
     lap = time.perf_counter()
-    labels = truth.to(options.device)[answered]
-    propagate(neighbours, cosines, corrected(probabilities, values, answered, labels), answered, labels)
+    build_memory(pool, torch.stack([answered, truth[answered]]), device, near=near)
     if options.device != "cpu":
         torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() / 1e9

@@ -13,7 +13,6 @@ from must.api.results import Exported as Exported
 from must.api.results import Planned as Planned
 from must.api.results import Predicted as Predicted
 from must.api.results import Refined as Refined
-from must.api.results import Selected as Selected
 from must.api.results import Shards as Shards
 from must.api.results import Trained as Trained
 from must.base.errors import MustError as MustError
@@ -41,7 +40,6 @@ __all__ = [
     "promote",
     "refine",
     "review",
-    "select",
     "serve",
     "shard",
     "train",
@@ -137,7 +135,7 @@ def plan(
     keep_every: int = 0,
     resume: bool = True,
     save: Literal["teacher", "student"] = "teacher",
-    alpha: float | Literal["auto"] = 1.0,
+    alpha: float = 1.0,
     log_every: int = 10,
     tensorboard: bool = True,
     timeout: int = 600,
@@ -202,7 +200,7 @@ def train(
     keep_every: int = 0,
     resume: bool = True,
     save: Literal["teacher", "student"] = "teacher",
-    alpha: float | Literal["auto"] = 1.0,
+    alpha: float = 1.0,
     log_every: int = 10,
     tensorboard: bool = True,
     timeout: int = 600,
@@ -213,37 +211,21 @@ def refine(
     *,
     shards: Text,
     classifier: Text,
+    model: Text,
     output: Text,
-    model: Text = "",
     answers: Text = "",
     device: Text = "auto",
     index_sha256: Text = "",
     split: Text = "train",
+    alpha: float | Literal["auto"] = "auto",
     images: int = 1000000,
+    memory_images: int = 20000,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",
     cache_gb: float = 30.0,
 ) -> Refined:
-    """Correct the predicted labels of the unlabeled images by similar images (label propagation)."""
-
-def select(
-    *,
-    model: Text,
-    baseline: Text,
-    shards: Text,
-    output: Text,
-    alpha: float | Literal["auto"] = "auto",
-    answers: Text = "",
-    device: Text = "auto",
-    split: Text = "train",
-    labelled: Text = "",
-    batch_size: int = 256,
-    workers: int = 2,
-    cache: Text = "",
-    cache_gb: float = 30.0,
-) -> Selected:
-    """Change alpha (weight interpolation) without training again."""
+    """Give the model a memory of the unlabeled images and of people's answers, and the images better labels."""
 
 def review(
     *,
@@ -252,7 +234,6 @@ def review(
     shards: Text,
     output: Text,
     split: Text = "train",
-    order: Literal["random", "doubtful"] = "random",
     page: Text = "",
     pictures: int = 200,
     add: Text = "",
@@ -314,9 +295,7 @@ def gate(
     metrics: Text,
     model: Text = "",
     output: Text = "",
-    gate: Literal["label-free", "labelled", "none"] = "label-free",
-    min_agreement: float = 0.0,
-    min_effective_classes: float = 0.0,
+    gate: Literal["auto", "labelled", "label-free", "none"] = "auto",
     metric: Literal["top1", "top5", "mean_per_class"] = "top1",
     min_gain: float = 0.0,
     min_images: int = 100,

@@ -54,10 +54,12 @@ FIRST = [
         "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`
         "deploy/serve/test_serve.py deploy/serve/test_hostile.py deploy/serve/test_shares.py",
+        "method/memory/test_refine.py",
         "data/shards/test_shard_restart.py",
         "pipeline/test_cluster.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",
+        "pipeline/test_answers.py",
         "release/test_wheel.py",
         "components/test_outliving.py",
         "method/model/test_full_size.py",

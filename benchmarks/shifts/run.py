@@ -185,10 +185,10 @@ def summary(row: dict[str, Any]) -> str:
     present, every = row["present"], row["all"]
     names = ["0 0", "0.5 tower", "0.5 0", "1 0", "0.5 50 review", "0.5 200 review"]
     changes = " ".join(f"{name}: {present[name] - present['0 tower']:+.1f}" for name in names if name in present)
+    change = every["0 0"] - every["0 tower"], every["0.5 0"] - every["0 tower"]
     return (
-        f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {present['0 tower']:.1f} | {changes} | "
-        f"all classes: 0 0: {every['0 0'] - every['0 tower']:+.1f} 0.5 0: {every['0.5 0'] - every['0 tower']:+.1f} | "
-        f"{row['train_seconds']:.0f} s"
+        f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {present['0 tower']:.1f} | "
+        f"{changes} | all classes: 0 0: {change[0]:+.1f} 0.5 0: {change[1]:+.1f} | {row['train_seconds']:.0f} s"
     )
 
 

@@ -87,7 +87,8 @@ class Adapted:
     def to_open_clip(self) -> OpenClip:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
-        `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as `predict` does. The text
+        `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as the model without its
+        memory does, as open_clip has no place for one. The text
         tower is the original one: training moves the image tower and the class weights, so that the text tower's
         features of the same prompts are no longer exactly `classifier`.
         """

@@ -124,7 +124,7 @@ OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completi
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="must",
-        description=f"{must.__doc__}\nStart with `must adapt`: it runs shard, classifier, train, refine and evaluate.",
+        description=f"{must.__doc__}\nStart with `must adapt`: one pass gives a model, labels and a report.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -175,7 +175,7 @@ def entries_of(classes: Any) -> list[Any]:
 
 def folder_names(images: Any) -> list[str]:
     """The names of the folders in a folder of images, for classes="folders"."""
-    path = isinstance(images, str | os.PathLike) and not storage.is_remote(images)
+    path = isinstance(images, str | os.PathLike) and not storage.is_remote(os.fspath(images))
     require(path and Path(images).is_dir(), f"classes {FOLDER_NAMES}: the images must be a folder on this machine")
     names = sorted(entry.name for entry in Path(images).iterdir() if entry.is_dir() and not entry.name.startswith("."))
     require(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import ANSWERS_FILE, DESCRIPTION_FILE
+from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import flag, parameters_of, require
 from must.base.processes import check_processes
 
@@ -74,12 +74,11 @@ def check_preset(config: Any, name: str, flag: str) -> None:
         published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
 
 
-def check_answers(config: Any, folder: str, flag: str) -> None:
+def check_answers(config: Any, uri: str, flag: str) -> None:
     from must.method.answers.answers_file import answers_file, read_answers
 
-    file = answers_file(folder)
-    require(storage.exists(file), f"{flag} {folder}: no {ANSWERS_FILE} there; it is what `must review` writes")
-    read_answers(file)
+    require(storage.exists(answers_file(uri)), f"{flag} {uri}: no answers.jsonl there; `must review` writes it")
+    read_answers(uri)
 
 
 def require_apart(folder: Path, label: str) -> None:

@@ -30,7 +30,7 @@ class Stage(NamedTuple):
 
 STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(configs.AdaptConfig, "must.api.adapt:command",
-        "Adapt CLIP to images without labels in one go: shard, classifier, train, refine and evaluate.",
+        "Adapt CLIP to images without labels: one pass gives a model, labels and a report; then training, if worth it.",
         python="must.api.adapt:adapt"),
     "shard": Stage(configs.ShardConfig, "must.data.shards.build:shard",
         "Pack images into WebDataset shards with an index, ready to train on."),

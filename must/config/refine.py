@@ -44,7 +44,7 @@ class RefineConfig(StageConfig):
     images: int = param(
         "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
     )
-    memory_images: int = param("largest number of images that the memory holds", 20_000, at_least=1)
+    memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=1)
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")

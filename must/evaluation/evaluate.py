@@ -37,6 +37,7 @@ from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
+from must.method.answers.estimate import difference, share
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.pool import read_pool, subsample
@@ -196,12 +197,17 @@ def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None, towe
     for number, (name, results) in enumerate(models.items()):
         values = scalar_metrics(results)
         spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
+        spread |= {key: share(right)[1:] for key, right in rights(results).items()}
+        del spread["ece"]  # its replicates are biased upwards, so that the interval may not hold the value
         accuracies[name] = Accuracy(**values, intervals=spread, reliability=reliability(results))
     differences = {  # adapted - baseline
         key: interval([after[key] - before[key] for after, before, *_ in replicates])
         for key in scalar_metrics(new)
         if old
     }
+    if old:  # valid also for few images and for none that was broken, where a bootstrap's interval is too narrow
+        del differences["ece"]
+        differences |= {key: difference(rights(old)[key], right)[1:] for key, right in rights(new).items()}
     return replace(
         metrics,
         adapted=accuracies["adapted"],
@@ -212,6 +218,11 @@ def measure_labelled(metrics: Metrics, new: Labelled, old: Labelled | None, towe
         per_class=class_table(new, old, metrics.classes),
         confusion={name: confusion(results) for name, results in models.items() if name != "tower"},
     )
+
+
+def rights(results: Labelled) -> dict[str, np.ndarray]:
+    """Bool [N] by the name of an accuracy: which images are right."""
+    return {"top1": results.correct, "top5": results.in_top}
 
 
 def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:

@@ -81,12 +81,12 @@ def make_pipeline(cluster: Cluster) -> Any:
                 such as imagenet.
             epochs: passes over the images; 0 leaves it to settings and preset.
             settings: parameters of `must train` by name, such as {"lr": 2e-5}; they win over the preset.
-            answers: answers.jsonl of `must review` about these images, which correct their labels and teach the model; read
-                again by each run of a schedule.
+            answers: answers.jsonl of `must review` about these images, which correct labels and teach the model;
+                read again by each run of a schedule.
             precision: of the ONNX model: fp32 or int8.
             embeddings: the ONNX model gives images' embeddings too.
-            gate: what a model must pass to be promoted: auto, labels if there are enough, else answers, else that it did
-                not collapse; labelled, the interval of its gain over the champion on evaluate_split; label-free; or none.
+            gate: what a model must pass to be promoted: auto, labels if there are enough, else answers, else that it
+                did not collapse; labelled, its gain over the champion on evaluate_split; label-free; or none.
             gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
             append: add the source's new images to the shards that are there.
             only_new: end early when nothing is new since a model was last promoted or stopped.

@@ -17,6 +17,9 @@ from must.api.adapt import read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.api.inputs import as_image, entries_of, folder_names, to_source
+from must.data.augment.normalize import normalize
+from must.method.model.bundle import load_bundle, preprocess_of
+from tests.evaluation.digits import pixels_of
 
 SETTINGS = {"train": "yes", "preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
@@ -72,7 +75,11 @@ def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
     with torch.inference_mode():
         pixels = torch.stack([preprocess(Image.open(path)) for path in paths])
         best = (F.normalize(model.encode_image(pixels), dim=-1) @ classifier).argmax(1)
-    assert [CLASSES[i] for i in best] == [one.name for one in adapted.predict(paths)]
+    bundle = load_bundle(str(adapted.bundle))
+    views = torch.from_numpy(pixels_of(bundle, [Image.open(path) for path in paths]))
+    with torch.inference_mode():
+        tower = bundle.model(normalize(views, preprocess_of(bundle.description))).argmax(1)
+    assert torch.equal(best, tower), "as the model without its memory"
     clear = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     white = clear.copy()
     clear[4:28, 4:28, 3], white[4:28, 4:28] = 0, 255

@@ -1,10 +1,11 @@
-"""The README and then the laptop's page, walked through: their blocks are run in order in a folder empty at first.
+"""The README and then the laptop's page, walked through, and the page of day two: their blocks are run in order.
 
-The second page's lines are run as far as the first has not run the same ones: what those made is there.
+The folder holds the bundled example. The laptop's lines are run as far as the README has not run the same ones.
 What differs from the page: the photographs and class names are the bundled digits', the backbone is the bundled tiny
 CLIP, and training is short. The installation is tests/release's subject.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from tests.docs.blocks import ROOT, blocks
 
 SHORT = {"batch_size": 32, "workers": 0, "epochs": 2}
+DEMO = "must demo --output demo"
 SKIPPED = ("python3 -m venv", "pip install")
 ADDED = {
     "adapt": ["--model", "demo/model", "--settings", ",".join(f"{name}={value}" for name, value in SHORT.items())],
@@ -64,24 +66,58 @@ def shorten_the_demo(folder):
     (folder / "classes.txt").write_text("".join(f"{one if isinstance(one, str) else one['name']}\n" for one in names))
 
 
-@pytest.mark.slow
-def test_walk(tmp_path, run):
+@pytest.fixture
+def walk(tmp_path, run):
+    """Runs the blocks of pages in the folder, without the lines of earlier pages; returns all lines."""
     done = set()
-    for block in [*blocks(ROOT / "README.md"), *blocks(ROOT / "docs/laptop.md")]:
-        if block.run in ("parse", "never"):
-            continue
-        if block.language == "python":
-            code = block.text.replace("output=", 'model="demo/model", batch_size=32, workers=0, epochs=2, output=')
-            run([sys.executable, "-c", code])
-        elif block.language == "bash":
-            for line in block.text.strip().split("\n"):
-                if line.startswith(SKIPPED) or line in done:
-                    continue
-                run(shortened(line))
-                done.add(line)
-                if line.startswith("must demo"):
-                    shorten_the_demo(tmp_path)
+
+    def run_page(page):
+        for block in blocks(ROOT / page):
+            if block.run in ("parse", "never"):
+                continue
+            if block.language == "python":
+                code = block.text.replace("output=", 'model="demo/model", batch_size=32, workers=0, epochs=2, output=')
+                run([sys.executable, "-c", code])
+            elif block.language == "bash":
+                for line in block.text.strip().split("\n"):
+                    if not line.startswith(SKIPPED) and line not in done:
+                        run(shortened(line) if line.startswith("must ") else ["bash", "-c", line])
+                        yield line
+
+    def walk(*pages):
+        for page in pages:
+            done.update(list(run_page(page)))
+        return done
+
+    run(shlex.split(DEMO))
+    done.add(DEMO)
+    shorten_the_demo(tmp_path)
+    return walk
+
+
+@pytest.mark.slow
+def test_walk(tmp_path, walk):
+    done = walk("README.md", "docs/laptop.md")
     assert {"demo", "adapt", "export", "predict"} <= {line.split()[1] for line in done}
     assert (tmp_path / "work" / "report" / "report.html").is_file()
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 301
-    assert (tmp_path / "quick" / "refined" / "predictions.csv").is_file()
+
+
+@pytest.mark.slow
+def test_day_two(tmp_path, walk):
+    shutil.rmtree(tmp_path / "new-photos")
+    (tmp_path / "new-photos").mkdir()
+    images = sorted((tmp_path / "demo" / "images" / "unlabeled").rglob("*.png"))
+    for number, image in enumerate(images[300:310]):
+        shutil.copy(image, tmp_path / "new-photos" / f"new-{number}.jpg")
+    (tmp_path / "corrections.csv").write_text("image,class\n0.jpg,three\nnew-1.jpg,none of these\n")
+    shutil.copytree(tmp_path / "demo" / "images" / "test", tmp_path / "labelled")
+    walk("docs/day-two.md", "docs/labels.md")
+    assert len(json.loads((tmp_path / "tasks.json").read_text())) == 310 and (tmp_path / "sorted" / "three").is_dir()
+    work = tmp_path / "work"
+    table = (work / "labels" / "predictions.csv").read_text()
+    assert len(table.splitlines()) == 311 and "\n0.jpg,three,1.0" in table and "\nnew-1.jpg,," in table
+    classes = json.loads((work / "model" / "model.json").read_text())["classes"]
+    assert classes[-1] == "rabbit" and (work / "before" / "report").is_dir()
+    metrics = json.loads((work / "report" / "metrics.json").read_text())
+    assert metrics["labelled"] == 500 and metrics["adapted"]["top1"] > metrics["baseline"]["top1"]

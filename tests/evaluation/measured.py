@@ -10,7 +10,9 @@ def accuracy(top1):
 
 
 FIGURES = ModelFigures(confidence=0.8, confident=0.7, histogram=[100, 100], effective_classes=2.0)
-CHECK = CheckResult(images=200, agreement_before=0.5, agreement_after=0.6, warnings=[])
+CHECK = CheckResult(
+    images=200, changed=0.1, confidence_before=0.8, confidence_after=0.8, effective_before=2.0, effective_after=2.0
+)
 MEASURED = Metrics(
     images=200, labelled=200, skipped=0, classes=["cat", "dog"], adapted=accuracy(0.9), baseline=accuracy(0.7),
     intervals={"top1": (0.05, 0.2)}, paired=Paired(40, 0, 140, 20, 0.0),

@@ -3,13 +3,13 @@
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from must.method.select.refine import refine
 from PIL import Image
 
 from must.api.demo import CLASSES
@@ -17,12 +17,11 @@ from must.config import RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
-from must.evaluation.report.page import selection
-from must.evaluation.result import Model, metrics_of
+from must.evaluation.result import metrics_of
 from must.evaluation.table import text_table
+from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
 from tests.evaluation.digits import evaluation, pixels_of
-from tests.evaluation.measured import MEASURED
 from tests.method.train.processes import on_ranks
 
 
@@ -78,7 +77,7 @@ def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys)
     assert check["images"] == 120 and check["warnings"] == []
     assert check["changed"] == pytest.approx(1 - metrics["label_free"]["compared"]["agreement"], abs=1e-4)
     assert "check on 120 images" in shown and "abstention" not in shown
-    assert "What was kept" in page and f"{check['agreement_before']:.1%} → {check['agreement_after']:.1%}" in page
+    assert "What was kept" in page and f"{check['effective_before']:.1f} → {check['effective_after']:.1f}" in page
 
 
 def test_without_baseline(digits, tmp_path):
@@ -136,24 +135,31 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
         assert both[key] == metrics[key]
 
 
-def test_of_a_model_of_an_earlier_version_the_share_is_told():
-    rung = {"alpha": 0.1, "z": 1.5, "changed": 0.2, "outcome": "undecided"}
-    old = {"images": 500, "outcome": "gain", "kept_zero_shot": False, "alpha": 0.3, "reason": "why", "rungs": [rung]}
-    alone = replace(MEASURED.label_free, compared=None)
-    metrics = replace(MEASURED, label_free=alone, model=Model(provenance={"selection": old}))
-    assert selection(metrics) == {"text": "A part is kept (alpha 0.3).", "checks": []}
-
-
 @pytest.fixture(scope="module")
 def refined(digits, tmp_path_factory):
-    output = tmp_path_factory.mktemp("refined")
-    values = {"shards": digits.shards, "classifier": digits.classifier, "model": digits.adapted}
-    refine(RefineConfig(**values, output=str(output), workers=0, device="cpu"))
-    return output
+    """The folder of `must refine`; model/ beside it is the tuned model with its memory."""
+    folder = tmp_path_factory.mktemp("refined")
+    shutil.copytree(digits.adapted, folder / "model")
+    values = {"shards": digits.shards, "classifier": digits.classifier, "model": str(folder / "model")}
+    refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
+    return folder / "labels"
+
+
+def with_memory(refined, digits, output, **changes):
+    values = {"model": str(refined.parent / "model"), "refined": str(refined), **changes}
+    return evaluation(digits, output, **values)
+
+
+def test_a_model_with_a_memory_is_measured_as_it_is_used_and_without_it(digits, refined, evaluated, tmp_path):
+    metrics = evaluate(with_memory(refined, digits, tmp_path)).to_dict()
+    before, _ = evaluated
+    assert metrics["tower"] == before["adapted"] and metrics["baseline"] == before["baseline"]
+    assert metrics["adapted"] != metrics["tower"] and metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
+    assert 0 < metrics["similarity"] < 1 and before["similarity"] is None and before["tower"] is None
 
 
 def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, refined, tmp_path):
-    metrics = evaluate(evaluation(digits, tmp_path, split="train", labels="ignore", refined=str(refined))).to_dict()
+    metrics = evaluate(with_memory(refined, digits, tmp_path, split="train", labels="ignore")).to_dict()
     with (refined / "predictions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["class"] != row["zero_shot"]]
     found, page = metrics["refined"], (tmp_path / "report.html").read_text()
@@ -170,7 +176,7 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
 
 
 def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
-    evaluate(evaluation(digits, tmp_path, refined=str(refined)))
+    evaluate(with_memory(refined, digits, tmp_path))
     page = (tmp_path / "report.html").read_text()
     part = page[page.index("Labels of your images</h2>") :]
     assert "<table>" in part and "<img" not in part[: part.index("</section>")]
@@ -181,12 +187,12 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
         evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path / "none")))
     (tmp_path / "refined.json").write_bytes((refined / "refined.json").read_bytes())
     with pytest.raises(ValueError, match=r"--refined .*: no predictions.csv there"):
-        evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path)))
+        evaluate(with_memory(refined, digits, tmp_path / "out", refined=str(tmp_path)))
     with pytest.raises(ValueError, match=r"--refined .*: was made of another model .*; run `must refine` again"):
         evaluate(evaluation(digits, tmp_path / "out", refined=str(refined), model=digits.zero_shot))
     (tmp_path / "predictions.csv").write_text("image,class\na,b\n")
     with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
-        evaluate(evaluation(digits, tmp_path / "out", refined=str(tmp_path)))
+        evaluate(with_memory(refined, digits, tmp_path / "out", refined=str(tmp_path)))
     assert not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,7 @@ from must.evaluation.scores import NO_LABEL, Collector
 
 def scores_of(probability, labels):
     collector = Collector(probability.shape[1])
-    collector.add(torch.from_numpy(np.log(probability)).float(), np.asarray(labels))
+    collector.add(torch.from_numpy(np.log(probability)).float(), torch.ones(len(labels)), np.asarray(labels))
     return collector.result()
 
 
@@ -129,7 +129,7 @@ def test_the_collector_does_not_depend_on_the_batches():
     probability, labels = random_task(images=64)
     whole, parts = scores_of(probability, labels), Collector(12)
     for rows in np.array_split(np.arange(64), 5):
-        parts.add(torch.from_numpy(np.log(probability[rows])).float(), labels[rows])
+        parts.add(torch.from_numpy(np.log(probability[rows])).float(), torch.ones(len(rows)), labels[rows])
     joined = parts.result()
     assert (whole.top == joined.top).all()
     for name in ("top_probability", "label_log_probability", "entropy", "probability_sum"):

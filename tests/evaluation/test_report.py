@@ -103,7 +103,8 @@ def synthetic(classes, images=400, labelled=True, seed=0, after_quality=3.0):
         logits = generator.normal(size=(images, len(classes)))
         logits[np.arange(images), labels] += quality
         collector = Collector(len(classes))
-        collector.add(torch.from_numpy(logits).float(), labels if labelled else np.full(images, -1))
+        shown = labels if labelled else np.full(images, -1)
+        collector.add(torch.from_numpy(logits).float(), torch.ones(images), shown)
         scores.append(collector.result())
     sources = np.array([f"folder/{HOSTILE[i % len(HOSTILE)]}/{i}.png" for i in range(images)], dtype=object)
     samples = Samples(np.arange(images) % 100, labels if labelled else np.full(images, -1), sources)
@@ -112,7 +113,7 @@ def synthetic(classes, images=400, labelled=True, seed=0, after_quality=3.0):
 
 def measured(classes, **options):
     samples, after, before = synthetic(classes, **options)
-    return measure(samples, after, before, classes)
+    return measure(samples, after, before, None, classes)
 
 
 def rendered(digits, classes, model="", **options):
@@ -120,7 +121,7 @@ def rendered(digits, classes, model="", **options):
     config = evaluation(digits, "out", model=model or digits.adapted, baseline="zero.safetensors")
     origin = {"config": {"shards": HOSTILE[0]}, "note": HOSTILE[1]}
     metrics = replace(
-        measure(samples, after, before, list(classes)),
+        measure(samples, after, before, None, list(classes)),
         model=Model(HOSTILE[0], HOSTILE[1], HOSTILE[4], 100, "0", origin),
         data=Data(digits.shards, "test", "0" * 64, splits={HOSTILE[0]: {"samples": 1, "labelled": 0}}),
     )
@@ -165,7 +166,7 @@ def test_the_verdict_says_no_more_than_the_interval():
 
 def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     samples, _, before = synthetic(list("abcdefghij"))
-    found = verdict(measure(samples, before, before, list("abcdefghij")))
+    found = verdict(measure(samples, before, before, None, list("abcdefghij")))
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
     assert found.plain.startswith("Nothing has changed")
     assert "What helps: better class names" in found.plain
@@ -174,8 +175,8 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
 def test_collapse_is_named_without_labels():
     samples, _, before = synthetic(list("abcd"), labelled=False)
     collector = Collector(4)
-    collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), samples.labels)
-    metrics = measure(samples, collector.result(), before, list("abcd"))
+    collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), torch.ones(400), samples.labels)
+    metrics = measure(samples, collector.result(), before, None, list("abcd"))
     found = verdict(checked(metrics, 400, []))
     assert found.tone == "bad" and "few classes have taken over (a)" in found.text
     assert found.plain.startswith("Do not use it: ")
@@ -184,7 +185,7 @@ def test_collapse_is_named_without_labels():
 @pytest.mark.parametrize(
     "check, tone, words",
     [
-        ((400, []), "open", "No sign of harm: "),
+        ((400, []), "open", "The model did not collapse: "),
         ((400, ["the mean confidence fell"]), "bad", "Do not use it: the mean confidence fell."),
         ((49, []), "open", "too few to see any harm"),
     ],

@@ -127,7 +127,7 @@ def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
         raise UserError(reason(error)) from error
     if estimate and image.width * image.height > estimate.pixels:
         raise UserError("its headers contradict each other")
-    if refused := size_refusal(*image.size, max_pixels):
+    if refused := size_refusal(image.width, image.height, max_pixels):
         raise UserError(refused)
     return image
 

@@ -15,6 +15,7 @@ from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
 from must.method.model.bundle import Description, preprocess_of
+from must.method.model.provenance import Provenance
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100
@@ -75,6 +76,7 @@ def training_rows(description: Description) -> list[tuple[str, Any]]:
     rows = [
         ("backbone", f"{description.backbone} {description.pretrained}".strip()),
         ("weights (sha256)", description.weights_sha256),
+        ("memory", memory_text(provenance)),
         ("index of the images (sha256)", provenance.index_sha256),
         ("processes", provenance.processes),
         ("git revision", provenance.git_revision),
@@ -82,6 +84,13 @@ def training_rows(description: Description) -> list[tuple[str, Any]]:
         *provenance.versions.items(),
     ]
     return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+def memory_text(provenance: Provenance) -> str:
+    """ "" without a memory."""
+    memory = provenance.memory
+    answers = f", {memory.answers:,} answers" if memory and memory.answers else ""
+    return f"{memory.images:,} unlabeled images{answers}" if memory else ""
 
 
 def backbone_licence(pretrained: str) -> str:

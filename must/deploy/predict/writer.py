@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from must.base import storage
 from must.base.text import Rows, cell, printable
@@ -81,7 +81,7 @@ def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
     "abstained": false, "predictions": [{"class": ..., "probability": ...}, ...]}."""
 
     def write(prediction: Prediction) -> None:
-        row = {"image": prediction.image, "class": prediction.name, "abstained": prediction.abstained}
+        row: dict[str, Any] = {"image": prediction.image, "class": prediction.name, "abstained": prediction.abstained}
         row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
         top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
         text.write(json.dumps({**row, "predictions": top}) + "\n")

@@ -24,7 +24,7 @@ from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_F
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.serve import ServeConfig
-from must.config.work import PARTS, find_part
+from must.config.work import PARTS
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
@@ -162,16 +162,22 @@ class OneModel:
         return self.version
 
     def load(self, version: str) -> OnnxClassifier:
-        """Raises ValueError: the file is in WORK, and of another model than the one there."""
         with storage.local_copy(self.uri) as path:
             classifier = OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
-        folder = Path(storage.local(self.uri)).parent
-        if not storage.is_remote(self.uri) and folder.name == PARTS["onnx"].path:
-            bundle = find_part(work := str(folder.parent), "bundle")
-            facts = storage.read_json(storage.join(bundle, DESCRIPTION_FILE), "--model") if bundle else {}
-            same = not bundle or classifier.metadata.get("weights_sha256") == facts.get("weights_sha256")
-            require(same, f"{self.uri}: was exported from another model than {bundle}; run `must export {work}` again")
+        require_model_of_work(classifier, self.uri)
         return classifier
+
+
+def require_model_of_work(classifier: OnnxClassifier, uri: str) -> None:
+    """Raises UserError: the file is WORK/onnx/model.onnx, and WORK/model is another model by now."""
+    description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
+    if storage.is_remote(uri) or not description.is_file():
+        return
+    weights = storage.read_json(str(description), "--model").get("weights_sha256")
+    require(
+        classifier.metadata.get("weights_sha256") == weights,
+        f"{uri}: was exported from another model than {description.parent}; run `must export` again",
+    )
 
 
 class Champion:

@@ -112,15 +112,17 @@ def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"title": title, "hint": hint, "baseline": None, "difference": None}
         for model in ("baseline", "adapted"):
             if values := getattr(metrics, model):
-                low, high = values.intervals[key]
-                spread = f"{show(low).rstrip('%')} to {show(high)}"
+                spread = ""
+                if key in values.intervals:
+                    low, high = values.intervals[key]
+                    spread = f"{show(low).rstrip('%')} to {show(high)}"
                 row[model] = {"value": show(getattr(values, key)), "interval": spread}
-        if metrics.adapted and metrics.baseline:
+        if metrics.adapted and metrics.baseline and key in metrics.intervals:
             scale, digits = (100, 1) if is_share else (1, 3)
             change = scale * (getattr(metrics.adapted, key) - getattr(metrics.baseline, key))
             low, high = (scale * value for value in metrics.intervals[key])
-            better = (high < 0) if key in ("nll", "ece") else (low > 0)
-            worse = (low > 0) if key in ("nll", "ece") else (high < 0)
+            better = (high < 0) if key == "nll" else (low > 0)
+            worse = (low > 0) if key == "nll" else (high < 0)
             row["difference"] = {
                 "value": signed(change, digits),
                 "interval": f"{signed(low, digits)} to {signed(high, digits)}",
@@ -188,8 +190,7 @@ ALPHA_WORDS = ((0.0, "The weights are zero-shot's"), (0.5, "Half is kept"), (1.0
 
 
 def selection(metrics: Metrics) -> dict[str, Any] | None:
-    """`text`, and `checks`, one column of the table each; None if the model has neither. A model of an earlier version
-    has only the share that was kept."""
+    """`text`, and `checks`, one column of the table each; None if the model has neither."""
     chosen, compared = metrics.model.selection, metrics.label_free.compared
     split_title = f"this split, against {metrics.baseline_name}"
     columns = (("training images", chosen and chosen.check), (split_title, compared and compared.check))

@@ -146,14 +146,15 @@ def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
     model, baseline, shards = map(shlex.quote, uris.values())
     inputs = f"--model {model} --baseline {baseline} --shards {shards}"
     metrics = storage.join(config.output, METRICS_FILE)
-    arguments = {"review": f"{inputs} --output review/", "select": f"{inputs} --output selected/"}
+    refine = f"--model {model} --classifier {baseline} --shards {shards} --output labels/"
+    arguments = {"review": f"{inputs} --output review/", "refine": refine}
     arguments |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
     if work := find_work(ReviewConfig, uris):
         arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
     predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
     export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
     review = ("Measure it by about fifty answers of yours:", f"must review {arguments['review']}")
-    less = ("Keep less of the adaptation:", f"must select {arguments['select']} --alpha 0.2")
+    less = ("Keep less of the training:", f"must refine {arguments['refine']} --alpha 0.2")
     if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
         return [predict, export]
     return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])

@@ -46,6 +46,9 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
         f"{p_value(changed.mcnemar_p)}."
     )
     now = f"{are} of 100 are right, before it was {were}.{chance}"
+    if metrics.labelled < FEWEST_LABELS:
+        text = f"{facts} Fewer than {FEWEST_LABELS} labelled images decide nothing."
+        return Verdict("open", "Too few labels to tell", text, f"{now} These are too few images to tell.")
     if low > 0:
         return Verdict("good", f"Better than {name}", facts, f"Better than before on these images: {now}")
     if high < 0:
@@ -86,7 +89,7 @@ def without_labels(metrics: Metrics) -> Verdict:
     tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
     if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
-    return Verdict("open", "No sign of harm, accuracy unknown", text, f"No sign of harm: {changed}. {tell}")
+    return Verdict("open", "No collapse, accuracy unknown", text, f"The model did not collapse: {changed}. {tell}")
 
 
 def p_value(p: float) -> str:

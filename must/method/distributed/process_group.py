@@ -118,9 +118,9 @@ def join_process_group(backend: str, timeout: timedelta) -> None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)  # type: ignore[attr-defined]
     attempt = f"must/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    prefixed = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    dist.init_process_group(backend, store=prefixed, rank=rank, world_size=size, timeout=timeout)
 
 
 def is_of_collective(error: RuntimeError) -> bool:

@@ -1,6 +1,6 @@
 """What predictions alone say about an adapted model: how many classes it predicts, and whether it collapsed.
 
-No number without labels was found that tells a model that gained from one that lost (docs/measured-settings.md), so
+No number without labels was found that tells a model that gained from one that lost (docs/memory.md), so
 the check warns of collapse only. N images, K classes.
 """
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from must.base.parameters import require
@@ -47,7 +48,7 @@ from must.method.memory.vectors import (
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import MemoryFacts
 
-LARGEST_MEMORY = 20_000  # images, at even intervals
+LARGEST_MEMORY = 10_000  # images, at even intervals
 LABELS_KEPT = 5
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
 FADE = (
@@ -78,7 +79,7 @@ class Memory(nn.Module):
 
     def forward(self, probability: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities float32 [B, K], similarity float32 [B] from 0 to 1)."""
-        cosines = vectors @ self.vectors.float().T
+        cosines = vectors @ F.normalize(self.vectors.float(), dim=1).T  # half precision changes their length
         cosines = torch.where(cosines > SAME_IMAGE, -1.0, cosines)
         cosines, rows = cosines.topk(min(NEIGHBOURS, self.vectors.shape[0]), dim=1)
         weights = neighbour_weights(cosines)
@@ -126,7 +127,7 @@ def build_memory(
         limit: images that are kept; the others only take part in the propagation.
         near: as of `find_neighbours`, where several memories of one pool are made.
     """
-    values, P = pool.vectors.to(device).float(), pool.probabilities.to(device).float()
+    values, P = F.normalize(pool.vectors.to(device).float(), dim=1), pool.probabilities.to(device).float()
     answered, labels = answers.to(device)
     correction = fit_correction(P, values, answered, labels)
     neighbours, cosines = near or nearest(values)
@@ -150,13 +151,13 @@ def build_memory(
 
 def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
     """(numbers, cosines) of each image's nearest ones, as of `nearest`."""
-    return nearest(pool.vectors.to(device).float())
+    return nearest(F.normalize(pool.vectors.to(device).float(), dim=1))
 
 
 @torch.inference_mode()
 def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Tensor:
     """Int64 [R]: the model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
-    probability, vectors = pool.probabilities[rows].float(), pool.vectors[rows].float()
+    probability, vectors = pool.probabilities[rows].float(), F.normalize(pool.vectors[rows].float(), dim=1)
     return torch.cat(
         [memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)]
     )
@@ -193,7 +194,10 @@ def check_shapes(memory: Memory, model: MaskedViT) -> None:
     N, V = memory.vectors.shape
     require(memory.embedding.projection.shape[0] == D and memory.classes.shape == memory.lifts.shape, "shapes")
     require(len(memory.classes) == N > 0 and memory.fade.shape == (2,), "shapes")
-    require(len(memory.tokens.offset) + len(memory.embedding.offset) == V, "shapes")
+    require(memory.tokens.projection.shape[0] % model.tower.width == 0 and memory.facts.images == N, "shapes")
+    parts = memory.tokens, memory.embedding
+    require(all(part.projection.shape[1:] == part.offset.shape for part in parts), "shapes")
+    require(sum(len(part.offset) for part in parts) == V, "shapes")
     require(memory.correction.shape in ((0, K), (K + V, K)), "shapes")
     require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < K, "classes")
     finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())

@@ -73,7 +73,9 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
     returns the content of refined.json.
     Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
-    zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the weights that only training uses
+        zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
     bundle = load_model(config, zero_shot)
     answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
@@ -83,10 +85,11 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         others = (zero_shot.model,) if bundle.description.provenance.config else ()
         pool = read_pool(bundle.model, source, world.device, others)
         refined = refine_pool(pool, answers, world.device, config.memory_images)
-    selection = bundle.description.provenance.selection or Selection(alpha=0.0, by="not trained")
+    provenance = bundle.description.provenance
+    selection = provenance.selection or (Selection() if provenance.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
     selection = replace(selection, check=check, measured=refined.measured)
-    origin = replace(bundle.description.provenance, selection=selection)
+    origin = replace(provenance, selection=selection)
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
     description = replace(bundle.description, provenance=origin)

@@ -56,9 +56,14 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             trainer.announce()
             for line in trainer.resolved.lines():
                 logger.info(line)
+        pass_seconds = measure_pass(trainer)
         pace = measure_speed(trainer, config.seconds)
         seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:
+            logger.info(
+                f"{duration(pass_seconds)} for one pass over the images, which gives the model its memory and the "
+                "images their labels (must refine)"
+            )
             part = f" with {pace.images} of its images" if pace.images < size.batch_size else ""
             logger.info(
                 f"{duration(seconds)} for {size.steps:,} steps on this machine: {pace.mean:.3g} s a step "
@@ -66,10 +71,31 @@ def plan(config: PlanConfig) -> dict[str, Any]:
                 f"for data; memory: {pace.memory / GB:.2g} of {pace.device_memory / GB:.3g} GB; measured on "
                 f"{pace.measured} steps{part}, after one to warm up"
             )
-        content = {**asdict(size), "seconds": seconds, "images_per_s": images_per_s, "step": asdict(pace)}
+        content = {
+            **asdict(size),
+            "seconds": seconds,
+            "pass_seconds": pass_seconds,
+            "images_per_s": images_per_s,
+            "step": asdict(pace),
+        }
         if config.json and world.is_main:
             storage.write_bytes(config.json, json.dumps(content, indent=1).encode())
         return content
+
+
+@torch.inference_mode()
+def measure_pass(trainer: Trainer) -> float:
+    """Seconds of one forward pass over all images of the split, in this process; loading them is not included."""
+    size, device = trainer.must_step.preprocess.size, trainer.world.device
+    images = torch.zeros(FEW, 3, size, size, device=device)
+    times = []
+    for _ in range(3):  # the first one allocates
+        began = time.monotonic()
+        trainer.reference.classify(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.monotonic() - began)
+    return min(times) / FEW * len(trainer.reader)
 
 
 def measure_speed(trainer: Trainer, seconds: float) -> Pace:

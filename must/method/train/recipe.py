@@ -5,7 +5,7 @@ TrainConfig has the same names as the groups, with their meaning and defaults; t
 `must.data.augment.draws.ViewSettings`.
 
 `--preset auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14
-with 3,760 to 1.28 million images; tiny towers were measured (docs/selection.md). Learning rates between them are
+with 3,760 to 1.28 million images; tiny towers were measured (docs/training.md). Learning rates between them are
 interpolated linearly in the logarithms.
 """
 

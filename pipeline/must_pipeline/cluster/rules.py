@@ -46,8 +46,6 @@ def predict_config(predict: Prediction) -> PredictConfig:
     return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
 
 
-
-
 def check(cluster: Cluster) -> None:
     """Raises ValueError, naming the keys."""
     for key, known in (("resources", list(STAGES)), ("timeouts", list(STAGES)), ("digests", list(IMAGES))):

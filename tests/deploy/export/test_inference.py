@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.inference import InferenceModel
 from must.method.model.backbone import build_visual
+from must.method.model.bundle import Bundle, Description
 from must.method.model.masked_vit import MaskedViT
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
@@ -30,11 +31,12 @@ def test_the_same_probabilities_and_features(kind):
         parameter.data += 0.1 * torch.randn_like(parameter)
     model = MaskedViT(visual, F.normalize(torch.randn(24, 7), dim=0), logit_factor=10.0).eval()
     images = torch.randn(5, 3, 32, 32)
-    served = InferenceModel(model, Preprocess(size=32), uint8=False, embeddings=True).eval()
+    description = Description({}, "", "", list("abcdefg"), [], Preprocess(size=32).to_dict(), 10.0)
+    served = InferenceModel(Bundle(model, description), uint8=False, embeddings=True).eval()
     with torch.no_grad():
         probability, embedding = served(images)
         torch.testing.assert_close(probability, model(images).softmax(-1), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(embedding, F.normalize(visual(images), dim=-1), atol=1e-6, rtol=1e-5)
         served.embeddings = False
-        assert torch.equal(served(images), probability)
+        assert torch.equal(served(images)[0], probability)
     assert (served.blocks is not None) == class_token_only

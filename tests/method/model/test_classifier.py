@@ -1,5 +1,6 @@
 """Text classifiers: the recorded one, the class file and everything that can be wrong with it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from must.api.demo import asset_folder
 from must.config import ClassifierConfig

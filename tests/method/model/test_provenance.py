@@ -5,13 +5,14 @@ import pytest
 
 from must.base.errors import UserError
 from must.method.answers.estimate import AccuracyEstimate
-from must.method.model.provenance import CheckResult, Provenance, RunSummary, Selection
+from must.method.model.provenance import CheckResult, MemoryFacts, Provenance, RunSummary, Selection
 
 MEASURED = AccuracyEstimate.from_correct(np.array([True, False, False]), np.array([True, True, False]))
 NOW = Provenance(
     index_sha256="0" * 64, index_revision=3, config={"epochs": 3, "strong_scale": [0.3, 1.0]}, processes=2,
     summary=RunSummary(30, 1200, 9.5, 126.3, 0.01, None), versions={"must": "1"}, class_shares=[0.25, 0.75],
-    selection=Selection(0.5, "2 answers", CheckResult(150, 0.5, 0.6, []), MEASURED),
+    selection=Selection(0.5, "2 answers", CheckResult(150, 0.25, 0.5, 0.75, 9.5, 8.0), MEASURED),
+    memory=MemoryFacts(150, 2, 0.5),
 )  # fmt: skip
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from must.method.select.propagate import RARE, SMALLEST_PROBABILITY, nearest, neighbour_weights
 
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World, init_distributed
+from must.method.memory.propagate import RARE, SMALLEST_PROBABILITY
+from must.method.memory.vectors import nearest, neighbour_weights
 from must.method.model.bundle import preprocess_of, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.train import propagated

@@ -1,0 +1,256 @@
+"""The memory: a new image by hand, what it holds, and its way through a bundle's files."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from must.method.memory.memory import (
+    FEW_IMAGES,
+    LABELS_KEPT,
+    Memory,
+    MemoryClassifier,
+    build_memory,
+    parse_memory,
+    predict_left_out,
+)
+from must.method.memory.pool import Pool
+from must.method.memory.propagate import RARE, SMALLEST_PROBABILITY, VOTES, answer_rows
+from must.method.memory.vectors import NEIGHBOURS, SHARPNESS, Whitening
+from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.provenance import MemoryFacts
+from tests.method.memory.remembering import remember
+
+CPU = torch.device("cpu")
+CLASSES, GROUP, WIDTH = 6, 30, 12
+
+
+def whitening(size):
+    return Whitening(torch.eye(size).half(), torch.zeros(size))
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Images of each class are near a direction of its own; a fifth of the probabilities name another class."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(CLASSES).repeat_interleave(GROUP)
+    vectors = F.normalize(torch.eye(WIDTH)[truth] + 0.2 * torch.randn(len(truth), WIDTH, generator=generator), dim=1)
+    said = torch.where(torch.rand(len(truth), generator=generator) < 0.2, (truth + 1) % CLASSES, truth)
+    P = (2 * F.one_hot(said, CLASSES) + 0.3 * torch.rand(len(truth), CLASSES, generator=generator)).softmax(1)
+    names = [str(n) for n in range(len(truth))]
+    none = P.half().new_zeros(0, *P.shape)
+    halves = whitening(WIDTH // 2)
+    return Pool(torch.arange(len(truth)), names, vectors.half(), P.half(), none, halves, halves), truth
+
+
+def part_of(images, rows):
+    parts = {name: getattr(images, name)[rows] for name in ("numbers", "vectors", "probabilities")}
+    return replace(images, **parts)
+
+
+def answers(pool, known):
+    return answer_rows(known, pool.numbers)
+
+
+@pytest.fixture(scope="module")
+def built(pool):
+    return build_memory(pool[0], answers(pool[0], {}), CPU)
+
+
+def by_hand(memory, labels, shared, probability, vector):
+    """(p, f) of one image, by the formula of the memory's docstring."""
+    cosines = memory.vectors.float() @ vector
+    near = cosines.topk(NEIGHBOURS).indices
+    weights = torch.exp(SHARPNESS * cosines[near]) / torch.exp(SHARPNESS * cosines[near]).sum()
+    low, high = memory.fade
+    similarity = ((weights @ cosines[near] - low) / (high - low)).clamp(0, 1)
+    lift = 1 - shared + shared * labels / (labels.mean(0) + RARE)
+    largest = torch.zeros_like(labels).scatter(1, labels.topk(LABELS_KEPT).indices, 1.0)
+    few = labels.sum(0) / (labels.sum(0) + FEW_IMAGES)
+    gain = (lift / (1 - shared)).log().clamp(min=0) * largest * few
+    product = probability * torch.exp((VOTES * weights[:, None] * similarity * gain[near]).sum(0))
+    return product / product.sum(), similarity
+
+
+def test_a_new_image_by_hand(pool, built):
+    memory, (Z, shared) = built
+    assert 0.2 < shared < 0.9 and memory.facts == MemoryFacts(images=len(Z), shared=round(shared, 4))
+    P = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.15, 0.1])
+    for direction in ([1.0, 0.1, 0, 0, 0, 0], [0.5, 0.5, 0.3, 0, 0, 0], [0.4, 0.5, 0.5, 0.5, 0.3, 0.0]):
+        vector = F.normalize(torch.tensor(direction + [0.25] * (WIDTH - 6)), dim=0)
+        expected, similarity = by_hand(memory, Z, shared, P, vector)
+        found = memory(P[None], vector[None])
+        torch.testing.assert_close(found[0][0], expected, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found[1][0], similarity, atol=2e-3, rtol=0)
+
+
+def test_the_memory_corrects_what_the_model_says_of_new_images(pool, built):
+    """Also of its own images, which it looks up as if they were new: none has a vote for itself."""
+    (images, truth), (memory, _) = pool, built
+    said = images.probabilities.argmax(1)
+    found = predict_left_out(memory, images, torch.arange(len(truth)))
+    assert (found == truth).float().mean() > (said == truth).float().mean() + 0.1
+
+
+def test_an_image_has_no_vote_for_itself(pool, built):
+    """Whatever its own label in the memory, its answer is the same."""
+    (images, _), (memory, _) = pool, built
+    row, P = 17, images.probabilities[17:18].float()
+    changed = Memory(memory.tokens, memory.embedding, dict(memory.named_buffers(recurse=False)), memory.facts)
+    changed.lifts, changed.classes = memory.lifts.clone(), memory.classes.clone()
+    changed.lifts[row], changed.classes[row] = 9.0, 5
+    own = images.vectors[row : row + 1].float()
+    like = F.normalize(own + 0.05 * torch.ones(1, WIDTH) / WIDTH**0.5, dim=1)
+    for vector, same in ((own, True), (F.normalize(own, dim=1), True), (like, False)):
+        assert torch.equal(changed(P, vector)[0], memory(P, vector)[0]) == same
+
+
+@pytest.mark.parametrize("with_answers", [False, True])
+def test_an_image_unlike_all_keeps_the_models_own_probabilities(pool, with_answers):
+    known = dict.fromkeys(range(GROUP), 3) if with_answers else {}
+    memory, _ = build_memory(pool[0], answers(pool[0], known), CPU)
+    assert bool(len(memory.correction)) == with_answers
+    P = torch.tensor([[0.7, 0.1, 0.1, 0.05, 0.03, 0.02]])
+    found, similarity = memory(P, -torch.ones(1, WIDTH) / WIDTH**0.5)
+    assert similarity.tolist() == [0] and torch.allclose(found, P, atol=1e-6)
+    near, similarity = memory(P, pool[0].vectors[:1].float())
+    assert similarity > 0 and not torch.allclose(near, P, atol=1e-2)
+
+
+def test_a_class_of_few_images_has_smaller_votes(pool):
+    images, truth = pool
+    rows = torch.cat([torch.nonzero(truth != 4).flatten(), torch.nonzero(truth == 4).flatten()[:2]])
+    few = part_of(images, rows)
+    memory, (Z, shared) = build_memory(few, answers(few, {}), CPU)
+    rare = int(Z.sum(0).argmin())
+    count, own = Z[:, rare].sum(), Z[-1, rare]
+    place = (memory.classes[-1] == rare).nonzero().item()
+    full = VOTES * ((1 - shared + shared * own / (Z[:, rare].mean() + RARE)) / (1 - shared)).log()
+    assert count < 10 and float(memory.lifts[-1, place]) == pytest.approx(float(full * count / (count + 5)), rel=2e-3)
+
+
+def test_the_five_largest_labels_are_kept_and_answered_images_always(pool):
+    images, _ = pool
+    known = {1: 2, 91: 0, 178: 5}
+    memory, (Z, _) = build_memory(images, answers(images, known), CPU, limit=20)
+    assert Z.shape == (CLASSES * GROUP, CLASSES), "all images have labels"
+    assert memory.classes.shape == memory.lifts.shape == (23, LABELS_KEPT)
+    even = torch.linspace(0, len(Z) - 1, 20).round().long().tolist()
+    rows = sorted({*even, *known})
+    assert torch.equal(memory.vectors, images.vectors[rows])
+    assert torch.equal(memory.classes.long(), Z[rows].topk(LABELS_KEPT).indices)
+    assert memory.facts.images == 23 and memory.facts.answers == 3
+
+
+def test_an_image_of_none_of_the_classes_gives_no_votes(pool):
+    images, _ = pool
+    memory, (Z, _) = build_memory(images, answers(images, {3: -1, 4: 1}), CPU)
+    assert not Z[3].any() and not memory.lifts[3].any() and memory.lifts[4].any()
+    assert Z[4].tolist() == [0, 1, 0, 0, 0, 0]
+
+
+def test_answers_correct_new_images_that_are_like_them(pool):
+    """Somebody calls all images of the first direction class 5: so do new images of that direction, and no others."""
+    images, truth = pool
+    known = dict.fromkeys(range(0, GROUP, 2), 5)
+    memory, _ = build_memory(images, answers(images, known), CPU)
+    found = predict_left_out(memory, images, torch.arange(len(truth)))
+    unasked = torch.arange(1, GROUP, 2)
+    assert (found[unasked] == 5).float().mean() > 0.9 and (found[GROUP:] == truth[GROUP:]).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("count", [1, 2, 11])
+def test_few_images_make_a_memory_too(pool, count):
+    images, _ = pool
+    few = replace(
+        images,
+        numbers=images.numbers[:count],
+        vectors=images.vectors[:count],
+        probabilities=images.probabilities[:count],
+    )
+    for known in ({}, {0: 1}, {0: -1}):
+        memory, (Z, _) = build_memory(few, answers(few, known), CPU)
+        found, similarity = memory(few.probabilities.float(), few.vectors.float())
+        assert memory.images == len(Z) == count and bool(torch.isfinite(Z).all())
+        assert torch.allclose(found.sum(1), torch.ones(count), atol=1e-5) and found.min() > SMALLEST_PROBABILITY / 99
+        assert bool(((similarity >= 0) & (similarity <= 1)).all())
+
+
+@pytest.fixture(scope="module")
+def remembering(digits, tmp_path_factory):
+    """(folder, bundle) of the bundled digits' zero-shot model with a memory of random images."""
+    folder, bundle = tmp_path_factory.mktemp("bundle"), load_bundle(digits.zero_shot)
+    images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    bundle = remember(bundle, images, {number: number % 10 for number in range(20)})
+    description = save_bundle(str(folder), bundle.model, bundle.description, bundle.memory)
+    return folder, replace(bundle, description=description), images
+
+
+def test_it_is_read_as_it_was_written(remembering):
+    folder, bundle, images = remembering
+    found = load_bundle(str(folder))
+    assert found.memory.facts == bundle.memory.facts and found.description == bundle.description
+    ours, theirs = found.memory.state_dict(), bundle.memory.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with torch.no_grad():
+        probability, similarity = found.classifier.classify(images)
+        torch.testing.assert_close(found.classifier(images).softmax(-1), probability)
+        assert torch.equal(MemoryClassifier(bundle.model, bundle.memory)(images), found.classifier(images))
+    assert similarity.shape == (40,)
+    assert {name for name in load_file(folder / "model.safetensors") if name.startswith("memory.")} == {
+        f"memory.{name}" for name in ours
+    }
+
+
+def nan(value):
+    return torch.full_like(value, float("nan"))
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("vectors", lambda value: value[:-1]),
+        ("vectors", lambda value: value[:, :-1]),
+        ("vectors", lambda value: value[:0]),
+        ("vectors", nan),
+        ("classes", lambda value: value + 10),
+        ("classes", lambda value: value - 1),
+        ("classes", lambda value: value[:, :-1]),
+        ("lifts", lambda value: -value - 1),
+        ("lifts", nan),
+        ("fade", lambda value: value[:1]),
+        ("correction", lambda value: value[:-1]),
+        ("correction", lambda value: value[:, :-1]),
+        ("tokens.projection", lambda value: value[:-1]),
+        ("tokens.projection", lambda value: value[:, :-1]),
+        ("tokens.offset", lambda value: value[:-1]),
+        ("embedding.projection", lambda value: value[:-1]),
+        ("embedding.offset", nan),
+        ("vectors", lambda value: value.flatten()),
+        ("fade", None),
+        ("other", lambda _: torch.zeros(1)),
+    ],
+    ids=str,
+)
+def test_damaged_tensors_are_refused(remembering, name, change):
+    _, bundle, _ = remembering
+    tensors = bundle.memory.state_dict()
+    parse_memory(tensors, bundle.memory.facts, bundle.model)
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = change(tensors.get(name))
+    with pytest.raises((ValueError, KeyError)):
+        parse_memory(tensors, bundle.memory.facts, bundle.model)
+
+
+def test_a_memory_without_its_description_is_refused_in_one_line(remembering, tmp_path):
+    _, bundle, _ = remembering
+    save_bundle(str(tmp_path), bundle.model, bundle.description, bundle.memory)
+    file = tmp_path / "model.json"
+    file.write_text(file.read_text().replace('"memory"', '"memories"'))
+    with pytest.raises(ValueError) as error:
+        load_bundle(str(tmp_path))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)

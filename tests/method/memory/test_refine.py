@@ -1,0 +1,266 @@
+"""`must refine` on the bundled digits: labels, the model's memory, people's answers and alpha."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from must.api.demo import digit_parts
+from must.config import EvaluateConfig, RefineConfig, ShardConfig
+from must.data.loading.reader import ShardReader
+from must.data.shards.build import shard
+from must.evaluation.evaluate import evaluate
+from must.method.answers.answers_file import append
+from must.method.memory.alpha import best_candidate, interpolate
+from must.method.memory.refine import refine
+from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.method.model.provenance import MemoryFacts
+
+
+def run(digits, folder, **changes):
+    """(refined.json, rows of predictions.csv) of the model in the folder."""
+    places = {"shards": digits.shards, "classifier": digits.classifier}
+    places |= {"model": str(folder / "model"), "output": str(folder / "labels")}
+    summary = refine(RefineConfig(**{**places, "workers": 0, "device": "cpu", **changes}))
+    assert json.loads((folder / "labels/refined.json").read_text()) == summary
+    return summary, list(csv.DictReader(io.StringIO((folder / "labels/predictions.csv").read_text())))
+
+
+def trained(digits, folder):
+    """A folder with a copy of the tuned model."""
+    shutil.copytree(digits.adapted, folder / "model")
+    return folder
+
+
+def selection(folder):
+    return load_description(str(folder / "model")).provenance.selection
+
+
+def weights(folder):
+    tensors = load_file(f"{folder}/model.safetensors")
+    return {name: value for name, value in tensors.items() if name.startswith(("visual.", "classifier"))}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """(shards of 500 unlabeled digits, their classes by file name)."""
+    root = tmp_path_factory.mktemp("many")
+    (root / "images").mkdir()
+    classes = {}
+    for number, (image, label) in enumerate(digit_parts()["unlabeled"][:500]):
+        image.save(root / "images" / f"{number:04d}.png")
+        classes[f"{number:04d}.png"] = label
+    shard(ShardConfig(source=str(root / "images"), output=str(root / "shards"), workers=1))
+    return str(root / "shards"), classes
+
+
+@pytest.fixture(scope="module")
+def truth(digits):
+    """[(image, sha256, class)] of the digits' unlabeled split, in another order than there."""
+    reader = ShardReader(digits.shards, "train")
+    rows = [reader.description(number) for number in range(len(reader))]
+    return [(row["source"], row["sha256"], row["label"]) for row in np.random.default_rng(0).permutation(rows)]
+
+
+@pytest.fixture(scope="module")
+def zero_shot(digits, many, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero-shot")
+    return folder, *run(digits, folder, shards=many[0])
+
+
+def accuracy(rows, truth, column):
+    return np.mean([row[column] == truth[row["image"]] for row in rows])
+
+
+def test_labels_are_better_than_zero_shots(zero_shot, many):
+    _, summary, rows = zero_shot
+    assert len(rows) == summary["images"] == 500 and {row["image"] for row in rows} == set(many[1])
+    assert list(rows[0]) == ["image", "class", "confidence", "zero_shot", "zero_shot_confidence"]
+    assert accuracy(rows, many[1], "class") > accuracy(rows, many[1], "zero_shot") + 0.02
+    assert summary["changed"] == pytest.approx(np.mean([row["class"] != row["zero_shot"] for row in rows]))
+    assert all(0 < float(row[f"{name}confidence"]) <= 1 for row in rows for name in ("", "zero_shot_"))
+
+
+def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on_new_images(digits, zero_shot):
+    folder, summary, _ = zero_shot
+    description = load_description(str(folder / "model"))
+    assert description.provenance.memory.images == 500 and description.weights_sha256 == summary["weights_sha256"]
+    assert (description.provenance.selection.alpha, description.provenance.selection.by) == (0, "not trained")
+    assert same(weights(folder / "model"), weights(digits.zero_shot))
+    values = {"model": str(folder / "model"), "baseline": digits.classifier, "shards": digits.shards}
+    found = evaluate(EvaluateConfig(**values, output=str(folder / "report"), workers=0, device="cpu"))
+    assert found.labelled == 120 and found.adapted.top1 > found.baseline.top1 + 0.02
+
+
+def test_the_same_again_gives_the_same_bytes(digits, zero_shot, many, tmp_path):
+    shutil.copytree(zero_shot[0] / "model", tmp_path / "model")
+    run(digits, tmp_path, shards=many[0], workers=1)
+    for name in ("model/model.safetensors", "model/model.json", "labels/predictions.csv"):
+        assert (tmp_path / name).read_bytes() == (zero_shot[0] / name).read_bytes(), name
+
+
+def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
+    _, rows = run(digits, trained(digits, tmp_path), memory_images=100)
+    after = load_description(str(tmp_path / "model")).provenance
+    before = load_description(digits.adapted).provenance
+    assert same(weights(tmp_path / "model"), weights(digits.adapted)) and after.config == before.config
+    assert after.memory.images == 100 and len(rows) == 150
+    assert list(rows[0])[-2:] == ["model", "model_confidence"]
+    assert after.selection.alpha == 1 and after.selection.check.images == 150 and not after.selection.check.warnings
+
+
+def answered(folder, pictures, say=lambda label: label, sampled="random"):
+    folder.mkdir()
+    lines = [
+        {"image": name, "sha256": sha256, "label": say(label), "sampled": sampled} for name, sha256, label in pictures
+    ]
+    append(folder / "answers.jsonl", *lines, {"image": "gone", "sha256": "0" * 64, "label": "one", "sampled": sampled})
+    return str(folder)
+
+
+def test_answered_images_keep_their_answer_and_similar_ones_learn_from_it(digits, truth, tmp_path, capsys):
+    """Answers that name the next class, about a third of the images. One of them is about no image of the shards."""
+    classes = load_description(digits.adapted).classes
+    after = dict(zip(classes, classes[1:] + classes[:1], strict=True))
+    _, before = run(digits, trained(digits, tmp_path), alpha=1.0)
+    summary, rows = run(digits, tmp_path, alpha=1.0, answers=answered(tmp_path / "review", truth[:50], after.get))
+    assert summary["answers"] == 50 and "1 answer left out" in capsys.readouterr().out
+    asked, label = {name for name, *_ in truth[:50]}, {name: after[label] for name, _, label in truth}
+    mine = [row for row in rows if row["image"] in asked]
+    assert [row["class"] for row in mine] == [label[row["image"]] for row in mine] and len(mine) == 50
+    assert {row["confidence"] for row in mine} == {"1.000000"}
+    others = [(new, old) for new, old in zip(rows, before, strict=True) if new["image"] not in asked]
+    assert all(new["model"] == old["model"] and new["zero_shot"] == old["zero_shot"] for new, old in others)
+    taught = [new["class"] == label[new["image"]] for new, old in others if new["class"] != old["class"]]
+    assert len(taught) > 20 and np.mean(taught) > 0.7
+    bundle = load_bundle(str(tmp_path / "model"))
+    assert bundle.memory.facts.answers == 50 and len(bundle.memory.correction)
+    assert selection(tmp_path).measured.answers == 50
+
+
+def test_true_answers_improve_the_other_labels_and_what_they_measure_is_recorded(digits, truth, tmp_path):
+    label = {name: own for name, _, own in truth}
+    asked = {name for name, *_ in truth[:60]}
+    _, before = run(digits, tmp_path)
+    _, after = run(digits, tmp_path, answers=answered(tmp_path / "review", truth[:60]))
+    others = [[row for row in rows if row["image"] not in asked] for rows in (before, after)]
+    assert accuracy(others[1], label, "class") > accuracy(others[0], label, "class") + 0.02
+    measured = selection(tmp_path).measured
+    right = [row["zero_shot"] == label[row["image"]] for row in after if row["image"] in asked]
+    assert measured.answers == 60 and measured.zero_shot.value == pytest.approx(np.mean(right))
+    assert 0.5 < measured.refined.value < 1, "by cross-validation: an image's own answer is left out"
+
+
+def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_measure_nothing(digits, truth, tmp_path):
+    answers = answered(tmp_path / "review", truth[:30], lambda _: None, sampled="coverage")
+    summary, rows = run(digits, trained(digits, tmp_path), answers=answers)
+    names = {name for name, *_ in truth[:30]}
+    assert summary["answers"] == 30 and {row["image"] for row in rows if not row["class"]} == names
+    assert all(row["confidence"] == "0.000000" and row["model"] for row in rows if row["image"] in names)
+    assert selection(tmp_path).measured is None and selection(tmp_path).alpha == 1
+
+
+def test_alpha_changes_only_if_another_is_right_more_often_beyond_the_error():
+    correct = np.repeat(np.random.default_rng(0).random((1, 50)) < 0.7, 3, axis=0)
+    assert best_candidate(correct, 1) == 1
+    one_more, many_more = correct.copy(), correct.copy()
+    one_more[2, np.flatnonzero(~correct[2])[:1]] = True
+    many_more[2, np.flatnonzero(~correct[2])[:10]] = True
+    assert best_candidate(one_more, 1) == 1 and best_candidate(many_more, 1) == 2
+
+
+@pytest.mark.parametrize("count, alpha", [(60, 0.0), (19, 1.0)])
+def test_answers_against_the_model_choose_zero_shots_weights(digits, truth, tmp_path, count, alpha):
+    """Somebody agrees with zero-shot's labels on every picture; 19 answers are too few to choose."""
+    _, rows = run(digits, tmp_path)
+    says = {row["image"]: row["class"] for row in rows}
+    shutil.rmtree(tmp_path / "model")
+    pictures = [(name, sha256, says[name]) for name, sha256, _ in truth[:count]]
+    run(digits, trained(digits, tmp_path), answers=answered(tmp_path / "review", pictures))
+    chosen = selection(tmp_path)
+    assert chosen.alpha == alpha and (chosen.by == "60 answers") == (alpha == 0)
+    assert same(weights(tmp_path / "model"), weights(digits.adapted if alpha else digits.zero_shot))
+
+
+def test_another_alpha_begins_with_the_trained_weights_again(digits, tmp_path):
+    trained(digits, tmp_path)
+    for alpha in (0.5, 0.25, 1.0, 0.5):
+        run(digits, tmp_path, alpha=alpha, images=20)
+        network = interpolate(load_bundle(digits.zero_shot).model, load_bundle(digits.adapted).model, alpha)
+        assert torch.equal(weights(tmp_path / "model")["classifier"], network.classifier)
+        assert (selection(tmp_path).alpha, selection(tmp_path).by) == (alpha, "--alpha")
+        assert same(weights(tmp_path / "model/adapted"), weights(digits.adapted)), alpha
+
+
+@pytest.mark.parametrize("images", [3, 1])
+def test_few_images_have_labels_and_a_memory_too(digits, tmp_path, images):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(tmp_path / f"images/{number}.png")
+    shard(ShardConfig(source=str(tmp_path / "images"), output=str(tmp_path / "shards"), workers=1))
+    summary, rows = run(digits, tmp_path, shards=str(tmp_path / "shards"), images=images)
+    facts = load_description(str(tmp_path / "model")).provenance.memory
+    assert summary["images"] == len(rows) == images and facts == MemoryFacts(images, 0, facts.shared)
+
+
+def test_a_model_that_collapsed_is_warned_of(digits, tmp_path, capsys):
+    bundle = load_bundle(digits.adapted)
+    bundle.model.classifier.data[:, 1:] = -bundle.model.classifier.data[:, :1]  # all images are zeros
+    save_bundle(str(tmp_path / "model"), bundle.model, bundle.description)
+    run(digits, tmp_path)
+    assert "the model predicts few of the classes" in selection(tmp_path).check.warnings[0]
+    assert "warning: the model predicts few" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"split": "trian"}, "hold no split 'trian'"),
+        ({"classifier": "none"}, "--classifier none: no such file"),
+        ({"images": "0"}, "--images must be at least 1"),
+        ({"alpha": "0.5"}, "--alpha: out is not trained"),
+        ({"alpha": "2"}, "--alpha"),
+        ({"answers": "bad"}, "answers.jsonl, line 1: sha256"),
+        ({"answers": "none"}, "--answers none: no answers.jsonl there"),
+    ],
+    ids=str,
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, refusal, wrong, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad").mkdir()
+    Path("bad/answers.jsonl").write_text('{"sha256": "x", "label": "one"}\n')
+    flags = {"shards": digits.shards, "classifier": digits.classifier, "model": "out", "output": "labels", **wrong}
+    assert message in refusal("refine", flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+@pytest.mark.parametrize("place", ["checkpoints/step", "adapted/model.json"])
+def test_an_unfinished_training_is_refused(digits, tmp_path, refusal, place):
+    (tmp_path / "model" / place).parent.mkdir(parents=True)
+    (tmp_path / "model" / place).touch()
+    flags = {"shards": digits.shards, "classifier": digits.classifier, "model": str(tmp_path / "model")}
+    assert "holds a training that is not finished" in refusal("refine", {**flags, "output": str(tmp_path / "labels")})
+    assert not (tmp_path / "labels").exists()
+
+
+def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, refusal):
+    bundle = load_bundle(digits.adapted)
+    description = bundle.description
+    description.classes[0] = "cow"
+    save_bundle(str(tmp_path / "model"), bundle.model, description)
+    before = (tmp_path / "model/model.json").read_bytes()
+    flags = {"shards": digits.shards, "classifier": digits.classifier, "model": str(tmp_path / "model")}
+    assert "has other classes" in refusal("refine", {**flags, "output": str(tmp_path / "labels")})
+    assert (tmp_path / "model/model.json").read_bytes() == before and not (tmp_path / "labels").exists()

@@ -1,0 +1,81 @@
+"""Vectors of images and their neighbours: small examples whose answer is known, and blocks against brute force."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from must.method.memory import vectors as module
+from must.method.memory.vectors import TOKENS_SHARE, Whitening, grid_cells, join_vectors, nearest
+
+
+def at_degrees(*angles):
+    return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in angles])
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_neighbours_are_the_nearest_others_best_first():
+    numbers, cosines = nearest(at_degrees(0, 10, 30, 180), count=2)
+    assert numbers.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    expected = [[10, 30], [10, 20], [20, 30], [150, 170]]
+    assert torch.allclose(cosines, torch.cos(torch.deg2rad(torch.tensor(expected, dtype=torch.float32))), atol=1e-6)
+
+
+def test_blocks_make_no_difference(monkeypatch):
+    values = F.normalize(random(50, 7), dim=1)
+    whole = nearest(values)
+    similar = values @ values.T
+    similar.fill_diagonal_(-torch.inf)
+    assert torch.equal(whole[0], similar.topk(10, dim=1).indices) and whole[0].shape == (50, 10)
+    monkeypatch.setattr(module, "ROWS", 7)
+    parts = nearest(values)
+    assert torch.equal(parts[0], whole[0]) and torch.allclose(parts[1], whole[1])
+
+
+@pytest.mark.parametrize("images, count", [(1, 0), (3, 2), (11, 10), (30, 10)])
+def test_few_images_have_few_neighbours(images, count):
+    numbers, cosines = nearest(at_degrees(*range(images)))
+    assert numbers.shape == cosines.shape == (images, count)
+
+
+def test_stretching_the_values_changes_no_cosine():
+    """Where all components are kept; the projection is in half precision."""
+    values = random(40, 6, seed=1)
+    values[:, 0] *= 50
+    stretched = (values + 3) @ torch.diag(torch.tensor([1.0, 100, 0.1, 3, 1, 1]))
+    one, other = Whitening.fit(values), Whitening.fit(stretched)
+    assert one.projection.dtype == torch.float16 and one.projection.shape == (6, 6) and one.offset.shape == (6,)
+    a, b = one(values), other(stretched)
+    assert torch.allclose(a.norm(dim=1), torch.ones(40), atol=1e-5)
+    assert torch.allclose(a @ a.T, b @ b.T, atol=5e-3)
+    exact = torch.linalg.svd(values - values.mean(0), full_matrices=False)[0]
+    assert torch.allclose(a @ a.T, F.normalize(exact, dim=1) @ F.normalize(exact, dim=1).T, atol=5e-3)
+
+
+def test_a_component_for_each_four_images_and_none_where_nothing_differs():
+    assert Whitening.fit(random(20, 64))(random(3, 64)).shape == (3, 5)
+    for same in (torch.ones(20, 64), torch.ones(1, 64)):
+        assert not Whitening.fit(same)(same).any()
+    assert Whitening.fit(random(9, 4).half())(random(2, 4).half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("side", [2, 4, 7, 14])
+def test_cells_of_the_grid_are_those_of_adaptive_pooling(side):
+    patches = random(2, side * side, 5)
+    pooled = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), min(4, side))
+    assert torch.allclose(grid_cells(side * side) @ patches, pooled.flatten(2).transpose(1, 2), atol=1e-6)
+
+
+def test_patches_that_form_no_square_are_one_cell():
+    assert torch.equal(grid_cells(6), torch.full((1, 6), 1 / 6))
+
+
+def test_a_cosine_of_joined_vectors_is_the_mean_of_both_cosines():
+    tokens, embedding = at_degrees(0, 60), at_degrees(0, 90)
+    one, other = join_vectors(tokens, embedding)
+    assert float(one @ other) == pytest.approx(TOKENS_SHARE * 0.5 + (1 - TOKENS_SHARE) * 0, abs=1e-6)
+    assert float(one @ one) == pytest.approx(1)
