@@ -31,7 +31,6 @@ LEAST_AGREEMENT = {"fp32": 1.0, "int8": 0.97}
 LEAST_COSINE = {"fp32": 0.9999, "int8": 0.95}
 """Of an image's embedding with PyTorch's, by the precision."""
 RANDOM_IMAGES = 64
-README_FILE = "README.md"  # the model card for a hub, with a YAML header
 BATCH_SIZES_TRIED = (1, 3, 8)
 TIE = 1e-4  # two classes whose probabilities differ by less are a tie: both are correct
 
@@ -77,7 +76,7 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards. `pixels`: from `load_images`; `begin`: from `parts`."""
     from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph  # needs onnx and the exporter
-    from must.deploy.export.model_card import hub_card, model_card
+    from must.deploy.export.model_card import README_FILE, hub_card, images_text, model_card
 
     description, method = bundle.description, str(config.precision)
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
@@ -145,11 +144,6 @@ def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
             continue  # `must evaluate` reports such images; they are not needed here
     require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")
     return np.stack(pixels)
-
-
-def images_text(config: ExportConfig) -> str:
-    """The images that an export is compared on, in words."""
-    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
 
 def reference(bundle: Bundle, pixels: np.ndarray, embeddings: bool = True) -> tuple[np.ndarray, np.ndarray | None]:

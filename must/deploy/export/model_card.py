@@ -11,11 +11,13 @@ from typing import Any
 import jinja2
 import yaml
 
+from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
 from must.method.model.bundle import Description, preprocess_of
 from must.method.model.provenance import Provenance
 
+README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100
 PARAMETERS_SHOWN = ("preset", "epochs", "batch_size", "lr", "seed")
 LICENCES = (
@@ -154,3 +156,8 @@ def model_index(description: Description, metrics: Metrics | None) -> dict[str, 
     }  # fmt: skip
     name = f"{description.backbone}, adapted to {len(description.classes)} classes"
     return {"model-index": [{"name": name, "results": [result]}]}
+
+
+def images_text(config: ExportConfig) -> str:
+    """The images that an export is compared on, in words."""
+    return f"{config.split} of {config.shards}" if config.shards else "random pixels"

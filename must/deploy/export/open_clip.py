@@ -19,9 +19,8 @@ from must.base.parameters import require
 from must.base.text import encoded, lines_of
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
-from must.deploy.export.export import README_FILE, images_text
 from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
-from must.deploy.export.model_card import hub_card
+from must.deploy.export.model_card import README_FILE, hub_card, images_text
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import Metrics
 from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
