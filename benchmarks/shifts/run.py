@@ -30,7 +30,7 @@ from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.data.shards.build import shard
-from must.deploy.review.prepare import MANY_CLASSES
+from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.coverage import order_by_coverage
 from must.method.answers.review import SCHEDULE
 from must.method.memory.alpha import interpolate, load_trained
@@ -152,7 +152,7 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
 def draw_answers(pool: Pool, classes: int) -> Iterator[tuple[int, str, Tensor]]:
     """(number, order, rows) of simulated answers: at random, by coverage, and as `must review` asks."""
     images, vectors = len(pool.numbers), pool.vectors.float().numpy()
-    doubt = 1 - pool.probabilities.float().amax(1).numpy() if classes > MANY_CLASSES else None
+    doubt = 1 - pool.probabilities.float().amax(1).numpy() if classes > LISTED_CLASSES else None
     for count in ANSWERS:
         if count > images / 2:
             continue
@@ -163,9 +163,9 @@ def draw_answers(pool: Pool, classes: int) -> Iterator[tuple[int, str, Tensor]]:
         yield count, "coverage", torch.from_numpy(covering)
         first = drawn[0][: SCHEDULE.random_first]
         later = order_by_coverage(vectors, doubt, first, count)
-        rest = count - len(first)
-        random = drawn[0][len(first) : len(first) + (rest + 2) // 3] if rest > 0 else first[:0]
-        mixed = np.unique(np.concatenate([first[:count], random, later[: max(0, rest - len(random))]]))
+        missing = count - len(first)
+        random = drawn[0][len(first) : len(first) + (missing + 2) // 3] if missing > 0 else first[:0]
+        mixed = np.unique(np.concatenate([first[:count], random, later[: max(0, missing - len(random))]]))
         yield count, "review", torch.from_numpy(mixed)
 
 

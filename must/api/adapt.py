@@ -10,7 +10,9 @@ A call with the same words goes on where it was stopped, and does what is new si
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ import yaml
 
 from must.api.adapted import Adapted
 from must.api.functions import run_stage
-from must.api.inputs import FOLDERS, entries_of, folder_names, to_source
+from must.api.inputs import FOLDER_NAMES, ImageSource, entries_of, fingerprint_source, folder_names, to_source
 from must.api.preflight import require_apart
 from must.api.stages import call
-from must.api.work_state import WorkState, fingerprint_source
+from must.api.work_state import BEFORE, DERIVED, MADE_FROM, WorkState, remove
 from must.base import storage
 from must.base.console import quieted
-from must.base.files import INDEX_FILE, REFINED_FILE, REPORT_FILE
+from must.base.files import INDEX_FILE
+from must.base.lock import Kind, locked
 from must.base.parameters import check_names, require
 from must.base.text import counted
 from must.config import AdaptConfig, TrainConfig
@@ -36,6 +39,7 @@ from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
 from must.method.model.bundle import load_description
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.model.folder import MODELS_FOLDER
 from must.method.train.estimate import duration
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
@@ -47,6 +51,7 @@ FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
+ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 Run = Callable[[str, dict[str, Any]], Any]
 
@@ -93,7 +98,8 @@ def adapt(
         must.TransientError: the same call may work later.
     """
     return steps(
-        run_stage, images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
+        lambda stage, values: run_stage(stage, {name: value for name, value in values.items() if value is not None}),
+        images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
         pretrained=pretrained, test_images=os.fspath(test_images), train=train, device=device, again=again,
         max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
     )  # fmt: skip
@@ -117,64 +123,69 @@ def steps(
     folder = Path(output).absolute()
     require_apart(folder, "output")
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
-    file, content = read_classes(folder_names(test_images or images) if classes == FOLDERS else classes)
+    file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
     unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
     require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
-    new = not folder.exists() or not any(folder.iterdir())
-    image_source = to_source(images, folder)
-    try:
-        require_enough(image_source.source, str(folder))
+    check_places(folder, {"images": images, "test_images": test_images, "model": model})
+    with removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
+        source = to_source(images, written)
+        require_enough(source.source, str(folder))
         inputs = {
-            "images": fingerprint_source(image_source, str(folder)),
-            "test_images": fingerprint_source(to_source(test_images, folder), str(folder)) if test_images else "",
+            "images": fingerprint_source(source, "images", output),
+            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
             "classes": hashlib.sha256(content).hexdigest() if content else file,
-            "model": str(Path(model).absolute()) if Path(model).is_dir() else model,
-            "pretrained": pretrained,
+            "model": identify_model(model),
+            "pretrained": identify_model(pretrained),
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
         }
         state = WorkState.open(folder, inputs, again)
-        if not state.classifier.exists():  # first: without a model, no images are packed
-            state.write("classes.yaml", b"" if file else content)
-            options = {"classes": file or str(state.folder / "classes.yaml"), "model": model, "pretrained": pretrained}
-            run("classifier", {**options, "output": str(state.classifier), "device": device})
-        workers = {name: value for name, value in settings.items() if name == "workers"}
         pack = {"max_rejected": max_rejected, **workers_of_sharding(settings)}
-        if test_images and not (state.test / INDEX_FILE).exists():
-            labels = "csv" if is_labels(test_images) else "folder"
-            values = {"source": test_images, "labels": labels, "split": {"test": 1.0}, "output": str(state.test)}
-            run("shard", {**values, **pack})
-            check_labels(test_images, state)
-    except BaseException:
-        if new and folder.is_dir():
-            WorkState.remove_first_files(folder)
-        raise
-    if not (state.shards / INDEX_FILE).exists():
-        run("shard", {"source": image_source.source, "output": str(state.shards), **pack})
-    state.compare_images()
-    common = {"shards": str(state.shards), "device": device, **workers}
-    make_model(run, state, common)
-    if should_train(run, state, train, settings, common):
-        paths = {"classifier": str(state.classifier), "output": str(state.model)}
-        run("train", {**settings, **paths, "shards": str(state.shards), "device": device})
+        try:
+            make_classifier(run, state, {"classes": file, "model": model, "pretrained": pretrained}, content, device)
+            if test_images and not (state.test / INDEX_FILE).exists():
+                labels = "csv" if is_labels(test_images) else "folder"
+                values = {"source": test_images, "labels": labels, "split": {"test": 1.0}, "output": str(state.test)}
+                run("shard", {**values, **pack})
+                check_labels(test_images, state)
+        except BaseException:
+            state.abandon()
+            raise
+        if not (state.shards / INDEX_FILE).exists():
+            in_memory = Path(source.source).parent == written
+            uri = state.take_images(Path(source.source)) if in_memory else source.source
+            run("shard", {"source": uri, "output": str(state.shards), **pack})
+        state.compare_images()
+        state.keep_trained()
+        common = {"shards": str(state.shards), "device": device, "workers": settings.get("workers")}
+        paths = {"classifier": str(state.classifier), "output": str(state.model), "shards": str(state.shards)}
+        if state.training_is_unfinished():
+            run("train", {**settings, **paths, "device": device})
         make_model(run, state, common)
-    state.finish()
+        if should_train(run, state, train, settings, common):
+            run("train", {**settings, **paths, "device": device})
+            make_model(run, state, common)
+        state.finish()
     return Adapted(folder)
+
+
+def make_classifier(run: Run, state: WorkState, options: dict[str, Any], content: bytes, device: str) -> None:
+    """First of all: without a model, no images are packed. `content`: of a class file, if `options` names none."""
+    if state.classifier.exists() and state.part(MODELS_FOLDER).exists():
+        return
+    if not options["classes"]:
+        state.write("classes.yaml", content)
+        options = options | {"classes": str(state.part("classes.yaml"))}
+    run("classifier", {**options, "output": str(state.classifier), "device": device})
 
 
 def make_model(run: Run, state: WorkState, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
-    weights = state.weights_sha256()
-    answers = state.answers_sha256()
-    if (
-        not weights
-        or state.value(state.labels / REFINED_FILE, "weights_sha256") != weights
-        or answers != state.value(state.labels / REFINED_FILE, "answers_sha256")
-    ):
+    if not state.labels_are_up_to_date():
         paths = {"classifier": str(state.classifier), "model": str(state.model), "output": str(state.labels)}
-        run("refine", {**paths, **({"answers": str(state.answers)} if answers else {}), **common})
-    if state.measured_sha256() != state.weights_sha256() or not (state.report / REPORT_FILE).exists():
+        run("refine", {**common, **paths, "answers": str(state.answers) if state.answers_sha256() else None})
+    if not state.report_is_up_to_date():
         paths = {"model": str(state.model), "baseline": str(state.classifier), "refined": str(state.labels)}
         measured = {"shards": str(state.test), "split": "test"} if state.has_test else {"split": "train"}
         run("evaluate", {**common, **paths, **measured, "output": str(state.report)})
@@ -182,8 +193,15 @@ def make_model(run: Run, state: WorkState, common: dict[str, Any]) -> None:
 
 def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any], common: dict[str, Any]) -> bool:
     """Whether training is wanted and not done yet; says what it would take if it is not worth it here."""
-    if train == "no" or load_description(str(state.model)).provenance.config:
+    origin = load_description(str(state.model)).provenance
+    if train == "no":
         return False
+    if origin.config and "settings" not in state.changed and has_settings(origin.config, settings):
+        same = origin.index_sha256 == load_index(str(state.shards)).sha256
+        if not same and train == "auto":
+            logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
+        if same or train == "auto":
+            return False
     if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
         return True
     trial = {"classifier": str(state.classifier), "output": str(state.model), "seconds": TRIAL_SECONDS}
@@ -193,10 +211,16 @@ def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any
     if seconds <= WORTH_TRAINING:
         return True
     logger.info(
-        f"not trained: training would take {duration(seconds)} on this machine; --train yes does it, and a GPU makes "
-        "it short. The model and the labels are ready without it"
+        f"not trained{' again' if origin.config else ''}: training would take {duration(seconds)} on this machine; "
+        "--train yes does it, and a GPU makes it short. The model and the labels are ready without it"
     )
     return False
+
+
+def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a model that was trained with `config` has these settings."""
+    values = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings).to_dict()
+    return all(config.get(name) == values[name] for name in {"preset", *settings} - CHANGEABLE)
 
 
 def workers_of_sharding(settings: dict[str, Any]) -> dict[str, Any]:
@@ -217,8 +241,48 @@ def check_labels(test_images: str, state: WorkState) -> None:
         names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         problem = f"{counted(len(unknown), 'label')} not among the classes ({names}); rename them, or add the class"
     if problem:
-        state.drop(state.test)
+        remove(state.test)
     require(not problem, f"test_images {test_images}: {problem}")
+
+
+def check_places(folder: Path, inputs: dict[str, Any]) -> None:
+    """Raises UserError: an input is in a part of WORK that this call may move away."""
+    for label, value in inputs.items():
+        if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
+            path, work = Path(value).resolve(), folder.resolve()
+            part = path.relative_to(work).parts[:1] if path.is_relative_to(work) else ()
+            parts = {*MADE_FROM, *DERIVED, BEFORE} & set(part)
+            require(not parts, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
+
+
+@contextmanager
+def scratch(work: Path) -> Iterator[Path]:
+    """A folder in WORK for what is written before the inputs are known to be right."""
+    folder = work / ".given"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def identify_model(model: str) -> str:
+    """The name of a model or of weights; of a folder or a file the sha256 of its content, wherever it is."""
+    path = Path(model)
+    if not model or not path.exists():
+        return model
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    names = "".join(f"{file.relative_to(path)}\0{storage.sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
 def require_enough(source: str, output: str) -> None:

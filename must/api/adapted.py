@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from must.api.functions import run_stage
 from must.api.model import Model, Predictions, load
 from must.api.results import Exported, iframe
-from must.api.work_state import LABELS, REPORT, SHARDS
-from must.api.work_state import MODEL as BUNDLE
+from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
@@ -88,7 +87,8 @@ class Adapted:
     def to_open_clip(self) -> OpenClip:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
-        `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as `predict` does. The text
+        `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as the model without its
+        memory does, as open_clip has no place for one. The text
         tower is the original one: training moves the image tower and the class weights, so that the text tower's
         features of the same prompts are no longer exactly `classifier`.
         """

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,40 +15,63 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
+from must.data.shards.listing import open_source
+from must.data.sources.base import ListingReport
+from must.data.sources.files import Folder, Manifest
 
 ACCEPTED = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
     "images or (image, label) pairs"
 )
-MANIFEST, FOLDER = "images.jsonl", "images"
-FOLDERS = "folders"  # the value of `classes` for the names of the folders of images
+MANIFEST, FOLDER = "adapt-images.jsonl", "adapt-images"  # what is written of them to WORK
+FOLDER_NAMES = "folders"  # the value of `classes` for the names of the folders of images
 
 
 class ImageSource(NamedTuple):
-    """`source`: what `must shard` reads; `key`: identifies the images, so that a change of them is detected."""
+    """`source`: what `must shard` reads; `key`: of images that were in memory; "": they are files."""
 
     source: str
-    key: str
+    key: str = ""
 
 
-def to_source(images: Any, output: Path) -> ImageSource:
-    """The images as a source. Those that are in memory are written to OUTPUT/images as PNG files, without their labels.
-    Raises ValueError: `images` is of an unknown kind, or one of them is not an image."""
+def to_source(images: Any, folder: Path) -> ImageSource:
+    """The images as a source. Those that are in memory are written to a new folder in `folder` as PNG files, without
+    their labels, and paths to a table there. Raises ValueError: `images` is of an unknown kind, or one is no image."""
     if isinstance(images, str | os.PathLike):
-        source = os.fspath(images)
-        return ImageSource(source, source if storage.is_remote(source) else str(Path(source).absolute()))
+        return ImageSource(os.fspath(images))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
-        return manifest([Path(item).absolute() for item in images], output / MANIFEST)
-    return write_images(items_of(images), output / FOLDER)
+        return list_paths([Path(item).absolute() for item in images], folder / MANIFEST)
+    return write_images(items_of(images), folder / FOLDER)
 
 
-def manifest(paths: list[Path], file: Path) -> ImageSource:
+def list_paths(paths: list[Path], file: Path) -> ImageSource:
     for path in paths:
         require(path.is_file(), f"images: {path}: no such file")
-    content = "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode()
-    if not file.exists() or file.read_bytes() != content:
-        storage.write_bytes(str(file), content)
-    return ImageSource(str(file), hashlib.sha256(content).hexdigest())
+    storage.write_bytes(str(file), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
+    return ImageSource(str(file))
+
+
+def fingerprint_source(source: ImageSource, label: str, exclude: str) -> str:
+    """Changes when the images change: names, sizes and times of a local folder's or table's files, and the table, or
+    those of an archive; wherever the folder is. A bucket's is its URI. `exclude`: a folder that is not read.
+    Raises UserError: there is no such folder."""
+    if source.key or storage.is_remote(source.source) or "{" in source.source:
+        return source.key or source.source
+    path = Path(source.source)
+    require(path.exists(), f"{label} {source.source}: there is no such folder or file")
+    listing = open_source(source.source, "none", label, exclude)
+    if not isinstance(listing, Folder | Manifest):
+        status = path.stat()
+        return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+    digest = hashlib.sha256(b"" if isinstance(listing, Folder) else path.read_bytes())
+    base = path if isinstance(listing, Folder) else path.parent
+    for name in sorted(item.name for item in listing.items(ListingReport(lambda _name, _reason: None))):
+        try:
+            status = (base / name).stat()
+        except (OSError, ValueError):
+            continue
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def items_of(images: Any) -> Iterator[Any]:
@@ -83,20 +105,8 @@ def first_of(item: Any) -> Any:
 
 
 def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
-    """Writes the images, unless an earlier call wrote the same ones."""
-    key_file = folder / "key"
     images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        key = pixels_sha256(save_each(images, unfinished))
-        (unfinished / key_file.name).write_text(key)
-        if not (key_file.is_file() and key_file.read_text() == key):
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return ImageSource(str(folder), key)
+    return ImageSource(str(folder), pixels_sha256(save_each(images, folder)))
 
 
 def save_each(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
@@ -166,9 +176,11 @@ def entries_of(classes: Any) -> list[Any]:
 def folder_names(images: Any) -> list[str]:
     """The names of the folders in a folder of images, for classes="folders"."""
     path = isinstance(images, str | os.PathLike) and not storage.is_remote(os.fspath(images))
-    require(path and Path(images).is_dir(), f"classes {FOLDERS}: the images must be a folder on this machine")
+    require(path and Path(images).is_dir(), f"classes {FOLDER_NAMES}: the images must be a folder on this machine")
     names = sorted(entry.name for entry in Path(images).iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    require(len(names) > 1, f"classes {FOLDERS}: {images} needs two folders at least, each with the name of a class")
+    require(
+        len(names) > 1, f"classes {FOLDER_NAMES}: {images} needs two folders at least, each with the name of a class"
+    )
     return names
 
 

@@ -9,73 +9,103 @@ completed by the next one.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from must.api.inputs import ImageSource
+from must.api.inputs import FOLDER, MANIFEST
 from must.base import storage
-from must.base.errors import UserError
 from must.base.files import (
     ANSWERS_FILE,
+    CHECKPOINTS,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
     INDEX_FILE,
     METRICS_FILE,
+    PREDICTIONS_FILE,
     RECORD_FILE,
+    REFINED_FILE,
+    REPORT_FILE,
+    WEIGHTS_FILE,
 )
+from must.base.parameters import require
 from must.base.text import counted
+from must.config.work import is_work
 from must.data.format.index import load_index
 from must.data.shards.history import History
-from must.data.shards.listing import open_source
-from must.data.sources.base import ListingReport
-from must.data.sources.files import Folder, Manifest
+from must.method.model.folder import MODELS_FOLDER
 
 logger = logging.getLogger(__name__)
 
-SHARDS, TEST, MODEL, LABELS, REPORT = "shards", "test", "model", "labels", "report"
+SHARDS, TEST, BUNDLE, LABELS, REPORT = "shards", "test", "model", "labels", "report"
+OF_CLASSIFIER = ("classes", "model", "pretrained")
 MADE_FROM = {
-    CLASSIFIER_FILE: ("classes", "model", "pretrained"),
     "classes.yaml": ("classes",),
+    CLASSIFIER_FILE: OF_CLASSIFIER,
+    MODELS_FOLDER: OF_CLASSIFIER,
+    FOLDER: ("images",),
+    MANIFEST: ("images",),
     SHARDS: ("images",),
     TEST: ("test_images",),
-    MODEL: ("images", "classes", "model", "pretrained", "settings"),
-    LABELS: ("images", "classes", "model", "pretrained", "settings"),
-    REPORT: ("images", "classes", "model", "pretrained", "settings", "test_images"),
+    BUNDLE: ("images", *OF_CLASSIFIER, "settings"),
+    LABELS: ("images", *OF_CLASSIFIER, "settings"),
+    REPORT: ("images", *OF_CLASSIFIER, "settings", "test_images"),
 }
 """By part: the inputs whose change makes it outdated."""
+PATHS_IN = (
+    f"{BUNDLE}/{DESCRIPTION_FILE}",
+    f"{LABELS}/{REFINED_FILE}",
+    f"{REPORT}/{METRICS_FILE}",
+    f"{REPORT}/{REPORT_FILE}",
+)
+"""Files that name the folders that a stage was given."""
 DERIVED = ("onnx", "open_clip", "decision.json")  # of a model that is replaced; other stages made them
-BEFORE, NEXT, EXCHANGE = "before", ".next-", "exchange.json"
+BEFORE, NEXT_PREFIX, EXCHANGE, ASIDE = "before", ".next-", "exchange.json", "old"
 
 
 class WorkState:
     """The parts of WORK: those that are up to date, where they are; the others, where they are made."""
 
-    def __init__(self, work: Path, folder: Path, inputs: dict[str, Any], outdated: set[str]) -> None:
-        self.work, self.folder, self.inputs, self.outdated = work, folder, inputs, outdated
+    def __init__(self, work: Path, folder: Path, inputs: dict[str, Any], changed: set[str], new: bool) -> None:
+        self.work, self.folder, self.inputs, self.changed = work, folder, inputs, changed
+        self.new = new  # made by this call
+        self.outdated = outdated_by(changed)
         self.has_test = bool(inputs["test_images"])
 
     @classmethod
     def open(cls, work: Path, inputs: dict[str, Any], again: bool) -> "WorkState":
-        """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there."""
+        """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
+        Raises UserError: there are files of others with the names of parts."""
         inputs = json.loads(json.dumps(inputs, default=str))
-        for unfinished in work.glob(f"{NEXT}*/{EXCHANGE}"):
+        for unfinished in work.glob(f"{NEXT_PREFIX}*/{EXCHANGE}"):
             exchange(work, unfinished.parent)
         record = work / RECORD_FILE
-        before = storage.read_json(str(record), "adapt") if record.exists() else None
-        folder = work
-        outdated = set[str]()
-        if before is not None and (again or before != inputs):
+        before = storage.read_json(str(record), "adapt") if record.exists() else {}
+        others = [name for name in MADE_FROM if (work / name).exists()]
+        require(
+            bool(before) or not others or is_work(str(work)),
+            f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
+        )
+        folder, changed = work, set[str]()
+        if again or (others and before != inputs):
             changed = {name for name in inputs if again or before.get(name) != inputs[name]}
-            outdated = {part for part, sources in MADE_FROM.items() if changed & set(sources)}
-            key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]
-            folder = work / f"{NEXT}{key}"
-            logger.info(f"{work.name}: {', '.join(sorted(changed))} changed since; {work.name} is exchanged at the end")
+            folder = work / f"{NEXT_PREFIX}{hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]}"
+            logger.info(f"{', '.join(sorted(changed))} changed since; {work.name} is exchanged at the end")
+        new = not (folder / RECORD_FILE).exists()
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(str(folder / RECORD_FILE), json.dumps(inputs, indent=1).encode())
-        return cls(work, folder, inputs, outdated)
+        return cls(work, folder, inputs, changed, new)
+
+    def abandon(self) -> None:
+        """Removes what this call has made; for inputs that are refused."""
+        if self.new and self.folder != self.work:
+            shutil.rmtree(self.folder)
+        elif self.new:
+            for name in (*MADE_FROM, RECORD_FILE):
+                remove(self.work / name)
 
     def part(self, name: str) -> Path:
         return (self.folder if name in self.outdated else self.work) / name
@@ -94,7 +124,7 @@ class WorkState:
 
     @property
     def model(self) -> Path:
-        return self.part(MODEL)
+        return self.part(BUNDLE)
 
     @property
     def labels(self) -> Path:
@@ -121,23 +151,41 @@ class WorkState:
 
     def weights_sha256(self) -> str:
         """Of the model; "" if there is none."""
-        return str(self.value(self.model / DESCRIPTION_FILE, "weights_sha256") or "")
+        if not (self.model / WEIGHTS_FILE).exists():
+            (self.model / DESCRIPTION_FILE).unlink(missing_ok=True)
+        return str(value(self.model / DESCRIPTION_FILE, "weights_sha256") or "")
 
-    def measured_sha256(self) -> str:
-        """The weights that the report measured."""
-        model = self.value(self.report / METRICS_FILE, "model") or {}
-        return str(model.get("weights_sha256", ""))
+    def training_is_unfinished(self) -> bool:
+        """Whether a kill while the model was written left checkpoints without a model."""
+        return not self.weights_sha256() and (self.model / CHECKPOINTS).exists()
 
-    def value(self, file: Path, name: str) -> Any:
-        """A value in a JSON file; None if there is none."""
-        return (storage.object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
+    def labels_are_up_to_date(self) -> bool:
+        """Whether they are of this model, these images, and the answers that there are."""
+        file, weights = self.labels / REFINED_FILE, self.weights_sha256()
+        return (
+            bool(weights)
+            and value(file, "weights_sha256") == weights
+            and value(file, "answers_sha256") == self.answers_sha256()
+            and (self.labels / PREDICTIONS_FILE).exists()
+        )
+
+    def report_is_up_to_date(self) -> bool:
+        """Whether it measured this model."""
+        model = value(self.report / METRICS_FILE, "model") or {}
+        return (self.report / REPORT_FILE).exists() and model.get("weights_sha256") == self.weights_sha256()
 
     def write(self, name: str, content: bytes) -> None:
         if content:
-            storage.write_bytes(str(self.folder / name), content)
+            storage.write_bytes(str(self.part(name)), content)
 
-    def drop(self, part: Path) -> None:
-        shutil.rmtree(part, ignore_errors=True)
+    def take_images(self, written: Path) -> str:
+        """Moves images that were in memory, or the list of their paths, into WORK; returns the source."""
+        path = self.part(written.name)
+        if path.exists():  # of a call that was interrupted; their key is the same
+            remove(written)
+        else:
+            written.rename(path)
+        return str(path)
 
     def compare_images(self) -> None:
         """Says how many images are new or gone; if none is, the old shards and what was made of them stay."""
@@ -148,75 +196,86 @@ class WorkState:
         logger.info(
             f"{counted(added, 'new image')}, {gone:,} gone" if added or gone else "no image is new, and none gone"
         )
-        if added or gone:
-            return
-        before = storage.read_json(str(self.work / RECORD_FILE), "adapt")
-        changed = {name for name in self.inputs if before.get(name) != self.inputs[name]} - {"images"}
-        self.drop(self.folder / SHARDS)
-        self.outdated = {part for part, sources in MADE_FROM.items() if changed & set(sources)}
+        if not added and not gone:
+            remove(self.folder / SHARDS)
+            self.changed -= {"images"}
+            self.outdated = outdated_by(self.changed)
+
+    def keep_trained(self) -> None:
+        """A trained model of the same classes stays, as a copy: what took hours is not replaced by what takes none."""
+        stays = BUNDLE in self.outdated and CLASSIFIER_FILE not in self.outdated and is_trained(self.work)
+        if stays and not (self.model / DESCRIPTION_FILE).exists() and not (self.model / CHECKPOINTS).exists():
+            remove(self.model)
+            copy = self.folder / f"{BUNDLE}.copy"
+            remove(copy)
+            shutil.copytree(self.work / BUNDLE, copy, ignore=shutil.ignore_patterns(CHECKPOINTS))
+            copy.rename(self.model)
 
     def finish(self) -> None:
-        """Exchanges the new parts for the old ones."""
-        if self.folder != self.work:
-            parts = [name for name in MADE_FROM if name in self.outdated and (self.folder / name).exists()]
-            derived = list(DERIVED) if MODEL in parts else []
-            content = json.dumps({"parts": [*parts, RECORD_FILE], "derived": derived})
-            storage.write_bytes(str(self.folder / EXCHANGE), content.encode())
-            exchange(self.work, self.folder)
-        for unfinished in self.work.glob(f"{NEXT}*"):
+        """Exchanges the new parts for the old ones, and puts aside what was made of a model that is replaced."""
+        parts = [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
+        if self.folder == self.work:
+            parts = []
+        weights = self.weights_sha256()
+        old = [name for name in self.outdated if (self.work / name).exists()]
+        old += [name for name in DERIVED if (self.work / name).exists() and not derived_from(self.work / name, weights)]
+        old += [RECORD_FILE] if old and parts and (self.work / RECORD_FILE).exists() else []
+        for file in PATHS_IN:
+            if parts and (path := self.folder / file).exists():
+                content = path.read_bytes().replace(os.fsencode(self.folder), os.fsencode(self.work))
+                storage.write_bytes(str(path), content)
+        if old or parts:
+            folder = self.folder if self.folder != self.work else self.work / f"{NEXT_PREFIX}aside"
+            (folder / ASIDE).mkdir(parents=True, exist_ok=True)
+            storage.write_bytes(str(folder / EXCHANGE), json.dumps({"old": sorted(old), "new": parts}).encode())
+            exchange(self.work, folder)
+        for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    @staticmethod
-    def remove_first_files(folder: Path) -> None:
-        """Removes the files that a refused first call wrote."""
-        for name in (RECORD_FILE, "classes.yaml", "images.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+
+def outdated_by(changed: set[str]) -> set[str]:
+    return {part for part, sources in MADE_FROM.items() if changed & set(sources)}
 
 
 def exchange(work: Path, folder: Path) -> None:
-    """Moves the new parts from `folder` to WORK, and the old ones to WORK/before. May be repeated after a kill."""
+    """Moves old parts from WORK to WORK/before, and new ones from `folder` to WORK. May be repeated after a kill."""
     plan = storage.read_json(str(folder / EXCHANGE), "adapt")
-    old = folder / "old"
-    old.mkdir(exist_ok=True)
-    for name in plan["derived"]:
-        if (work / name).exists():
-            (work / name).rename(old / name)
-    for name in plan["parts"]:
-        if not (folder / name).exists():  # moved before the kill
-            continue
-        if (work / name).exists():
-            (work / name).rename(old / name)
-        (folder / name).rename(work / name)
-    shutil.rmtree(work / BEFORE, ignore_errors=True)
-    old.rename(work / BEFORE)
+    old, before = folder / ASIDE, work / BEFORE
+    if old.exists():  # else all but the last line was done before the kill
+        for name in plan["old"]:
+            if (work / name).exists() and not (old / name).exists():
+                (work / name).rename(old / name)
+        for name in plan["new"]:
+            if (folder / name).exists():
+                (folder / name).rename(work / name)
+        if any(old.iterdir()) and not (is_trained(before) and not is_trained(old)):
+            shutil.rmtree(before, ignore_errors=True)
+            old.rename(before)
     shutil.rmtree(folder)
+
+
+def derived_from(path: Path, weights: str) -> bool:
+    """Whether the cards of an export, or a decision, name these weights."""
+    files = [path] if path.is_file() else path.glob("*.md")
+    return any(weights.encode() in file.read_bytes() for file in files)
+
+
+def is_trained(work: Path) -> bool:
+    return bool((value(work / BUNDLE / DESCRIPTION_FILE, "provenance") or {}).get("config"))
+
+
+def value(file: Path, name: str) -> Any:
+    """A value in a JSON file; None if there is none."""
+    return (storage.object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_contents(shards: Path) -> np.ndarray:
     """uint64 [N], sorted and unique: hashes of the images' contents."""
     return np.unique(History(str(shards), load_index(str(shards))).contents)
-
-
-def fingerprint_source(source: ImageSource, output: str) -> str:
-    """Changes when the images change: names, sizes and times of a local folder's or table's files, or of the archive. A
-    bucket's is its URI."""
-    if storage.is_remote(source.source) or "{" in source.source:
-        return source.source
-    path = Path(source.source)
-    if not path.exists():
-        raise UserError(f"images {source.source}: there is no such folder or file")
-    listing = open_source(source.source, "none", "images", output)
-    digest = hashlib.sha256()
-    if not isinstance(listing, Folder | Manifest):
-        status = path.stat()
-        return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
-    base = path if isinstance(listing, Folder) else path.parent
-    for name in sorted(item.name for item in listing.items(ListingReport(lambda _name, _reason: None))):
-        try:
-            status = (base / name).stat()
-        except (OSError, ValueError):
-            continue
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()

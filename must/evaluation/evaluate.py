@@ -131,7 +131,7 @@ def score(
 ) -> tuple[Samples, Scores, Scores | None, Scores | None]:
     """One pass for all models; two if the baseline's preprocessing differs. The last scores: of the model without its
     memory, None if it has none."""
-    own = [bundle.classifier, *([bundle.model] if bundle.memory else [])]
+    models = [bundle.classifier, *([bundle.model] if bundle.memory else [])]
     preprocess = preprocess_of(bundle.description)
     other = [baseline.classifier] if baseline else []
     same_pixels = not baseline or preprocess_of(baseline.description) == preprocess
@@ -140,7 +140,7 @@ def score(
         source = EvalSource.of(config, preprocess, world.rank, world.size)
         return score_split(models, source, bundle.description.classes, world, config.labels == "auto")
 
-    samples, scores = run(own + (other if same_pixels else []), preprocess)
+    samples, scores = run(models + (other if same_pixels else []), preprocess)
     if baseline and not same_pixels:
         scores += run(other, preprocess_of(baseline.description))[1]
     return samples, scores[0], scores[-1] if baseline else None, scores[1] if bundle.memory else None

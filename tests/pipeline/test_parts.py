@@ -17,9 +17,9 @@ def part(number, source, work):
     shard_part.python_func(f"{number}/2", str(source), str(work), "7", settings=SETTINGS)
 
 
-def finish(source, work, tmp_path, **settings):
+def finish(source, work, tmp_path, run="7", **settings):
     artifact = SimpleNamespace(path=str(tmp_path / "index"), metadata={})
-    sha256 = shard.python_func(str(source), str(work), "7", artifact, settings=SETTINGS | settings)
+    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS | settings)
     return sha256, artifact.metadata["images"]
 
 
@@ -30,12 +30,13 @@ def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
         finish(tmp_path / "in", tmp_path / "work", tmp_path)
     assert "these are not done: --part 1/2" in capfd.readouterr().err
     part(1, tmp_path / "in", tmp_path / "work")
-    made = finish(tmp_path / "in", tmp_path / "work", tmp_path)
+    made = finish(tmp_path / "in", tmp_path / "work", tmp_path, "8")
     assert made == (load_index(str(tmp_path / "work" / "shards")).sha256, 20)
-    found = {note.stage: note.result for note in read_notes(str(tmp_path / "work"), "7")}
-    assert found["shard-1-of-2"] == found["shard-2-of-2"] == "done" and found["shard"] == "20 images, revision 0"
+    results = {n.stage: n.result for run in "78" for n in read_notes(str(tmp_path / "work"), run)}
+    assert results["shard-1-of-2"] == results["shard-2-of-2"] == "done"
+    assert results["shard"] == "20 images, revision 0"
     part(1, tmp_path / "in", tmp_path / "work")  # the run is submitted again: nothing is packed again
-    assert finish(tmp_path / "in", tmp_path / "work", tmp_path) == made
+    assert finish(tmp_path / "in", tmp_path / "work", tmp_path, "8") == made
 
 
 def test_a_run_may_allow_more_rejected_files(tmp_path, capfd):
@@ -45,6 +46,6 @@ def test_a_run_may_allow_more_rejected_files(tmp_path, capfd):
     with pytest.raises(SystemExit, match="2"):
         finish(tmp_path / "in", tmp_path / "work", tmp_path)
     assert "--max-rejected" in capfd.readouterr().err
-    finish(tmp_path / "in", tmp_path / "work", tmp_path, **{"max-rejected": 0.4})
+    finish(tmp_path / "in", tmp_path / "work", tmp_path, "8", **{"max-rejected": 0.4})
     index = load_index(str(tmp_path / "work" / "shards"))
     assert index.rejected == 6 and max(part.samples for part in index.shards) == 4

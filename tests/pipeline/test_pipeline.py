@@ -106,8 +106,8 @@ def test_every_group_ends_in_something_that_runs(spec):
 def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(spec):
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     choices = {name: one["literals"] for name, one in parameters.items() if "literals" in one}
-    assert choices.keys() == {"gate", "labels", "precision", "register", "serve"}
-    assert choices["gate"] == ["label-free", "labelled", "none"]
+    assert choices.keys() == {"gate", "labels", "precision", "serve"}
+    assert choices["gate"] == ["auto", "labelled", "label-free", "none"]
     assert choices["serve"] == ["none", "write", "apply"]
     assert all(parameters[name]["defaultValue"] in values for name, values in choices.items())
     components.load_component_from_text(COMPILED.read_text())  # kfp's own loader takes it

@@ -38,7 +38,7 @@ class ConflictError(OSError):
 
 Result = TypeVar("Result")
 KEY, RIGHT = "key", "right"
-AGAIN = 2.0  # seconds between two renewals of the client: many threads are refused at once
+RETRY_SECONDS = 2.0  # seconds between two renewals of the client: many threads are refused at once
 WORKED_BEFORE = ". The same credentials worked before, and were tried for minutes; run this again when they work"
 MARK = "mustwrite"  # the object's metadata field with the identifier of the write that made it
 
@@ -240,7 +240,7 @@ class Store(ABC):
         refused = self.refused(error)
         worked = bool(refused) and may_retry_auth_error(location.uri)
         worked = worked or (refused == KEY and (location.account, location.bucket) in self.worked)
-        if worked and time.monotonic() - self.logged_in > AGAIN:
+        if worked and time.monotonic() - self.logged_in > RETRY_SECONDS:
             self.logged_in = time.monotonic()
             self.log_in_again()
         return worked or self.is_transient(error)

@@ -107,8 +107,8 @@ def too_many(parts: int) -> UserError:
 
 # -- JPEG --------------------------------------------------------------------------------------------------------------
 MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # except those without a segment; more FF before it are padding
-SCAN, END, EXIF = 0xDA, 0xD9, b"Exif\0\0"
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SCAN, END_MARKER, EXIF = 0xDA, 0xD9, b"Exif\0\0"
+FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE, ARITHMETIC = frozenset({0xC2, 0xC6, 0xCA, 0xCE}), frozenset(range(0xC9, 0xD0))
 COPY_RATE = 2e9  # bytes per second when Pillow joins the segments of EXIF, one after the other
 GAP_SECONDS = 4e-7  # per byte between two segments, which Pillow reads one byte at a time
@@ -124,7 +124,7 @@ def jpeg_segments(data: bytes, parts: int) -> Iterator[tuple[int, int, int, int]
         if (marker := MARKER.search(data, offset)) is None:
             return
         kind, start = marker[1][0], marker.end()
-        length = 0 if kind == END else max(2, number(data, start, 2))
+        length = 0 if kind == END_MARKER else max(2, number(data, start, 2))
         yield kind, marker.start() - offset, start, length
         offset = start + length
     raise too_many(parts)
@@ -142,11 +142,11 @@ def jpeg_cost(data: bytes, parts: int) -> Cost:
             if scans == 1 and data.find(b"\xff\xda", start) < 0:  # a fast, upper limit on the others
                 break
         if scans:
-            if kind == END:
+            if kind == END_MARKER:
                 break
             continue
         reading += SEGMENT_SECONDS + GAP_SECONDS * gap
-        if kind in FRAMES:
+        if kind in FRAME_MARKERS:
             if frame:
                 raise UserError("two frames: decoders differ in which they decode")
             frame, components = kind, number(data, start + 7, 1)

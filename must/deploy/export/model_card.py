@@ -63,6 +63,11 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
     )
 
 
+def images_text(config: ExportConfig) -> str:
+    """The images that an export is compared on, in words."""
+    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
+
+
 def training_rows(description: Description) -> list[tuple[str, Any]]:
     """(name, value) of what is known of the training; [] for the zero-shot model."""
     provenance = description.provenance

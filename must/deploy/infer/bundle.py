@@ -40,9 +40,9 @@ class BundleClassifier:
         """Classifies uint8 [B, S, S, 3]."""
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability, *rest = (output.cpu().numpy() for output in self.network(images))
+            probability, *similarity = (output.cpu().numpy() for output in self.network(images))
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return Classified(probability, rest[0] if rest else np.full(len(pixels), np.nan, np.float32))
+        return Classified(probability, similarity[0] if similarity else np.full(len(pixels), np.nan, np.float32))
 
 
 @contextmanager

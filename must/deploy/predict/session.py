@@ -115,8 +115,8 @@ class OnnxClassifier:
 
     def run(self, inputs: np.ndarray) -> Classified:
         """Runs the graph on its input [B, ...]."""
-        probability, *rest = self.session.run(self.output_names, {self.input_name: inputs})
-        return Classified(probability, rest[0] if rest else np.full(len(inputs), np.nan, np.float32))
+        probability, *similarity = self.session.run(self.output_names, {self.input_name: inputs})
+        return Classified(probability, similarity[0] if similarity else np.full(len(inputs), np.nan, np.float32))
 
     def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
         """All outputs of the graph for uint8 [B, S, S, 3]: the probabilities first."""

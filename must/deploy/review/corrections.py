@@ -17,7 +17,7 @@ from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, add, append, read_answers
 from must.method.answers.review import Review, fingerprint
 
-COLUMNS = "image", "class"
+CORRECTION_COLUMNS = "image", "class"
 NAMED = 3  # images or classes in a message
 
 
@@ -72,7 +72,7 @@ def rows_of_table(uri: str, where: str) -> Iterator[tuple[str, str]]:
         table = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline=""))
         columns = list(table.fieldnames or ())
         require(
-            {*COLUMNS} <= {*columns},
+            {*CORRECTION_COLUMNS} <= {*columns},
             f"{where}: the first line must name the columns image and class; it is: {brief(','.join(columns))}",
         )
         for row in table:

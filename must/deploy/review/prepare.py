@@ -42,10 +42,10 @@ from must.method.memory.vectors import nearest
 from must.method.model.bundle import load_bundle, preprocess_of, require_classes, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 
-SIMILAR = 6  # similar pictures shown beside a picture
+SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
-MANY_CLASSES = 30  # with more, the order by coverage prefers images like those that the model is not sure of
+LISTED_CLASSES = 30  # with more, the order by coverage prefers images like those that the model is not sure of
 NumberedLabels = list[tuple[int, int]]  # (number in the split, class number), in the order of the review
 
 
@@ -219,7 +219,7 @@ def make_review(
         picture = Picture(
             number, features.sources[index], sha256, tuple(classes_of_image), round(float(confidence[index]), 4),
             tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
-            tuple(features.numbers[similar[index, :SIMILAR]].tolist()),
+            tuple(features.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         )  # fmt: skip
         pictures.setdefault(sha256, picture)
     review = Review(
@@ -237,6 +237,6 @@ def coverage_order(review: Review, images: Images, answered: set[str]) -> list[i
     rows = [row for row, number in enumerate(numbers) if number in pictures]
     shown = [pictures[numbers[row]] for row in rows]
     already = np.flatnonzero([picture.sha256 in answered for picture in shown])
-    doubt = np.array([1 - picture.confidence for picture in shown]) if len(review.classes) > MANY_CLASSES else None
+    doubt = np.array([1 - picture.confidence for picture in shown]) if len(review.classes) > LISTED_CLASSES else None
     order = order_by_coverage(images.values[rows].float().numpy(), doubt, already, MOST_BY_COVERAGE)
     return [shown[row].number for row in order.tolist()]

@@ -271,9 +271,9 @@ class Session:
             self.batches.remove(batch)
             for sha256 in batch.sha256s:
                 answers = self.history.get(sha256, [])
-                taken = [answer.sampled for answer in answers if answer.when == batch.when]
-                if taken and taken[-1] in (RANDOM, COVERAGE):
-                    self.offered[sha256] = taken[-1]
+                streams = [answer.sampled for answer in answers if answer.when == batch.when]
+                if streams and streams[-1] in (RANDOM, COVERAGE):
+                    self.offered[sha256] = streams[-1]
                 self.history[sha256] = without(answers, batch.when)
             self.shown[batch.sha256s[-1]] = page, self.clock()
             self.update_effect()

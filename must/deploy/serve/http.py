@@ -158,20 +158,20 @@ class Api:
 
     async def classify(self, request: Request, body: bytes) -> dict[str, Any]:
         """The body is an image file, the query has parameters: top_k, abstain."""
-        wanted = InferRequest([body], **read_query(request))
+        inference = InferRequest([body], **read_query(request))
         with self.work.models.borrow() as served:
-            predictions = await cancel_on_disconnect(self.work.predict(wanted, served), request.receive)
+            predictions = await cancel_on_disconnect(self.work.predict(inference, served), request.receive)
             return {"model": self.name, "version": served.version, **classification(predictions)}
 
     async def infer(self, request: Request, body: bytes) -> dict[str, Any]:
         binary = "inference-header-content-length" in request.headers
         expect(not binary, "this server takes no binary tensors; send JSON, with pictures as base64")
         with self.work.models.borrow() as served:
-            wanted = await self.parse(body, served)
-            predictions = await cancel_on_disconnect(self.work.predict(wanted, served), request.receive)
-            outputs = [output_tensor(predictions, output) for output in wanted.outputs]
+            inference = await self.parse(body, served)
+            predictions = await cancel_on_disconnect(self.work.predict(inference, served), request.receive)
+            outputs = [output_tensor(predictions, output) for output in inference.outputs]
             answer = {"model_name": self.name, "model_version": served.version, "outputs": outputs}
-            return answer | ({"id": wanted.id} if wanted.id else {})
+            return answer | ({"id": inference.id} if inference.id else {})
 
     async def parse(self, body: bytes, served: ServedModel) -> InferRequest:
         """Raises Refused: the body does not follow the protocol, or other large bodies took too long."""

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from must.deploy.serve.protocol import Predictions
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+IMAGE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)  # of numbers from 0 to 1
 
 
@@ -35,7 +35,7 @@ class Metrics:
             "must_similarity", "of an image to those that the model remembers; lower values show drift", buckets=SHARES
         )
         # forward passes, and the model
-        self.batch = histogram("must_batch_images", "images of a forward pass", buckets=IMAGES)
+        self.batch = histogram("must_batch_images", "images of a forward pass", buckets=IMAGE_BUCKETS)
         self.forward = histogram("must_forward_seconds", "a forward pass", buckets=SECONDS)
         self.model = gauge("must_model_info", "1 for the version that is served", ["version"])
         self.swaps = counter("must_model_swaps", "new versions loaded while serving")

@@ -195,9 +195,9 @@ class Champion:
             for entry in storage.list_existing(self.root)
             if entry.name.count("/") == 1 and entry.name.endswith(f"/{LATEST}")
         )
-        there = f"there are {', '.join(names[:20])}" if names else "there are no others"
+        others = f"there are {', '.join(names[:20])}" if names else "there are no others"
         raise NoModelError(
-            f"no model --name {self.registry.name} in {self.root}; {there}; waiting for the first promotion"
+            f"no model --name {self.registry.name} in {self.root}; {others}; waiting for the first promotion"
         )
 
     def load(self, version: str) -> OnnxClassifier:

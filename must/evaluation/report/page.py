@@ -186,7 +186,7 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     ]
 
 
-SHARES = ((0.0, "The weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
+ALPHA_WORDS = ((0.0, "The weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
 
 
 def selection(metrics: Metrics) -> dict[str, Any] | None:
@@ -201,7 +201,7 @@ def selection(metrics: Metrics) -> dict[str, Any] | None:
 
 
 def selection_text(chosen: Selection) -> str:
-    share = dict(SHARES).get(chosen.alpha, "A part is kept")
+    share = dict(ALPHA_WORDS).get(chosen.alpha, "A part is kept")
     text = f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
     return f"{text} {chosen.measured.text()}." if chosen.measured else text
 

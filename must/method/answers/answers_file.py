@@ -45,9 +45,9 @@ class Answer:
     @property
     def line(self) -> dict[str, Any]:
         """The JSON object of its line."""
-        said: dict[str, Any] = {"unsure": True} if self.unsure else {"label": self.label}
+        content: dict[str, Any] = {"unsure": True} if self.unsure else {"label": self.label}
         optional = {"sampled": self.sampled, "who": self.who, "when": self.when}
-        return {"image": self.image, "sha256": self.sha256} | said | {k: v for k, v in optional.items() if v}
+        return {"image": self.image, "sha256": self.sha256} | content | {k: v for k, v in optional.items() if v}
 
 
 def answers_file(uri: str) -> str:
@@ -106,8 +106,8 @@ def parse_answer(entry: dict[str, Any], sha256: str, classes: set[str] | None) -
 
 def without(answers: list[Answer], when: str) -> list[Answer]:
     """The answers without the last one that was given at `when`."""
-    places = [place for place, answer in enumerate(answers) if answer.when == when]
-    return [answer for place, answer in enumerate(answers) if place not in places[-1:]]
+    numbers = [number for number, answer in enumerate(answers) if answer.when == when]
+    return [answer for number, answer in enumerate(answers) if number not in numbers[-1:]]
 
 
 def is_object(line: bytes) -> bool:

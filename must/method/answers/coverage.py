@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
-CANDIDATES = 20_000  # images to choose from; of more, so many evenly spread ones
+COVERAGE_CANDIDATES = 20_000  # images to choose from; of more, so many evenly spread ones
 COVERED = 4_000  # images whose coverage is summed; of more, so many evenly spread ones
 BLOCK = 4_096  # images that are compared at a time
-BATCH = 64  # candidates whose gain is computed again at a time
+COVERAGE_BATCH = 64  # candidates whose gain is computed again at a time
 
 
 def order_by_coverage(
@@ -26,7 +26,7 @@ def order_by_coverage(
         count: number of images at most.
     """
     images = len(vectors)
-    candidates = np.setdiff1d(evenly(images, CANDIDATES), already)
+    candidates = np.setdiff1d(evenly(images, COVERAGE_CANDIDATES), already)
     targets = evenly(images, COVERED)
     values, worth = vectors[targets], np.ones(len(targets), np.float32)
     if weight is not None:
@@ -39,7 +39,7 @@ def order_by_coverage(
     bounds = np.concatenate([*gains, np.zeros(0, np.float32)])  # a gain never grows: an earlier one is an upper bound
     order: list[int] = []
     while len(order) < min(count, len(candidates)):
-        first = np.argpartition(-bounds, min(BATCH, len(bounds) - 1))[:BATCH]
+        first = np.argpartition(-bounds, min(COVERAGE_BATCH, len(bounds) - 1))[:COVERAGE_BATCH]
         similar = similarity(vectors[candidates[first]], values)
         while True:
             bounds[first] = np.where(bounds[first] < 0, -1, gain(similar, covered, worth))
@@ -57,9 +57,9 @@ def evenly(images: int, most: int) -> NDArray[np.int64]:
     return np.linspace(0, images - 1, min(images, most)).astype(np.int64)
 
 
-def similarity(some: Vectors, vectors: Vectors) -> Vectors:
+def similarity(subset: Vectors, vectors: Vectors) -> Vectors:
     """Float32 [S, N]: cosines, cubed and at least 0."""
-    cosines = np.maximum(some @ vectors.T, 0)
+    cosines = np.maximum(subset @ vectors.T, 0)
     return cosines * cosines * cosines
 
 

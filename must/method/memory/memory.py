@@ -132,20 +132,20 @@ def build_memory(
     correction = fit_correction(P, values, answered, labels)
     neighbours, cosines = near or nearest(values)
     refined = refine_probabilities(neighbours, cosines, P, correction, values, answers)
-    kept, Z = keep_rows(len(values), limit, answered), refined.labels
-    if len(kept) < len(values):
-        _, cosines = nearest(values[kept])
+    rows, Z = keep_rows(len(values), limit, answered), refined.labels
+    if len(rows) < len(values):
+        _, cosines = nearest(values[rows])
     counts, mean = Z.sum(0), Z.mean(0) + RARE
-    label, classes = Z[kept].topk(min(LABELS_KEPT, P.shape[1]), dim=1)
+    label, classes = Z[rows].topk(min(LABELS_KEPT, P.shape[1]), dim=1)
     lift = log_lift(label, refined.shared, mean[classes]) - math.log(max(1 - refined.shared, RARE))
     buffers = {
-        "vectors": values[kept].half(),
+        "vectors": values[rows].half(),
         "classes": classes.int(),
         "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
         "fade": measure_fade(cosines),
         "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
     }
-    facts = MemoryFacts(images=len(kept), answers=len(answered), shared=round(refined.shared, 4))
+    facts = MemoryFacts(images=len(rows), answers=len(answered), shared=round(refined.shared, 4))
     return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined
 
 

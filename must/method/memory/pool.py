@@ -76,8 +76,8 @@ def read_pool(
         whitening = Whitening.fit(flat), Whitening.fit(joined)
         joined = join_vectors(whitening[0](flat), whitening[1](joined)).half()
     P = torch.cat(probabilities)
-    rest = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
-    return Pool(torch.cat(numbers), sources, joined, P, rest, whitening[0].cpu(), whitening[1].cpu())
+    of_others = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
+    return Pool(torch.cat(numbers), sources, joined, P, of_others, whitening[0].cpu(), whitening[1].cpu())
 
 
 @torch.inference_mode()

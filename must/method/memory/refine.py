@@ -89,10 +89,10 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     selection = provenance.selection or (Selection() if provenance.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
     selection = replace(selection, check=check, measured=refined.measured)
-    description = replace(
-        bundle.description,
-        provenance=replace(provenance, selection=selection, index_sha256=source.index.sha256),
-    )
+    origin = replace(provenance, selection=selection)
+    if not origin.config:  # else the images that it was trained on
+        origin = replace(origin, index_sha256=source.index.sha256)
+    description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     summary = {
         "must_version": __version__,
@@ -234,8 +234,8 @@ def measure_answers(
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
         left_out = {int(pool.numbers[row]) for row in rows[fold == number]}
-        rest = {image: label for image, label in answers.known.items() if image not in left_out}
-        memory, _ = build_memory(pool, answer_rows(rest, pool.numbers), device, limit, near)
+        others = {image: label for image, label in answers.known.items() if image not in left_out}
+        memory, _ = build_memory(pool, answer_rows(others, pool.numbers), device, limit, near)
         with_answers[fold == number] = predict_left_out(memory, pool, rows[fold == number])
     right = [(labels == truth).numpy() for labels in (zero_shot.labels[rows], model, with_answers)]
     return AccuracyEstimate.from_correct(*right)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from must.method.model.towers import Tower
 
-GRID = 4  # cells per side, over which patches are averaged
+TOKEN_GRID = 4  # cells per side, over which patches are averaged
 TOKENS_SHARE = 0.7  # of a cosine, from the tokens
 COMPONENTS = 128  # principal components of each of the two parts
 FITTED = 2_000  # images that the components are computed from
@@ -66,7 +66,7 @@ def grid_cells(patches: int) -> Tensor:
     side = round(patches**0.5)
     if side * side != patches:
         return torch.full((1, patches), 1 / patches)
-    cells = min(GRID, side)
+    cells = min(TOKEN_GRID, side)
     axis = torch.zeros(cells, side)
     for cell in range(cells):  # as adaptive average pooling
         start, end = cell * side // cells, -(-(cell + 1) * side // cells)

@@ -16,7 +16,7 @@ from must.base.parameters import require
 from must.base.records import record_of
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
-from must.method.model.classifier import LARGEST_FACTOR, LARGEST_HEADER
+from must.method.model.classifier import LARGEST_HEADER, LARGEST_LOGIT_FACTOR
 from must.method.model.provenance import MemoryFacts, Provenance, RunSummary
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def checked(values: dict[str, Any]) -> Description | int | float:
         return number
     provenance = Provenance.of_dict(values.get("provenance", {}))
     description = replace(record_of(Description, values | {"provenance": {}}), provenance=provenance)
-    require(0 < description.logit_factor <= LARGEST_FACTOR, "a factor out of range")
+    require(0 < description.logit_factor <= LARGEST_LOGIT_FACTOR, "a factor out of range")
     require(re.fullmatch("[0-9a-f]{64}", description.weights_sha256) is not None, "no sha256 of the weights")
     return description
 

@@ -33,7 +33,7 @@ LONGEST_NUMBER = 320  # bits of a number that is a class name: Python does not p
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LARGEST_SET, PROMPT_OVERHEAD = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
-LARGEST_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow
+LARGEST_LOGIT_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow
 LARGEST_SHARE = 1e9  # its inverse is the smallest share: float32 can hold the ratio
 
 
@@ -331,7 +331,7 @@ def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
         texts += [header["model_folder"], header["model_sha256"]]
         scale = header["logit_scale"]
         valid = all(isinstance(text, str) for text in texts)
-        valid &= isinstance(scale, int | float) and 0 < scale <= LARGEST_FACTOR
+        valid &= isinstance(scale, int | float) and 0 < scale <= LARGEST_LOGIT_FACTOR
         valid &= header["shares"] == [] or are_shares(header["shares"], len(header["classes"]))
         require(valid, "a value of another kind")
         return header

@@ -23,7 +23,7 @@ from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.text import without_secrets
-from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHTS
+from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,8 @@ def fetch_weights(repository: str, label: str) -> None:
     """Downloads the weights of a model in transformers' format to the hub's cache.
     Raises UserError, TransientError: they cannot be downloaded; the message begins with `label`."""
     try:
-        online = fetched(repository, *WEIGHTS)
-        index = next((cached(repository, name) for name in WEIGHTS if cached(repository, name)), "")
+        online = fetched(repository, *WEIGHT_FILES)
+        index = next((cached(repository, name) for name in WEIGHT_FILES if cached(repository, name)), "")
         if online and index.endswith(".json"):
             for file in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
                 fetched(repository, file)

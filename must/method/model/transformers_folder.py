@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
 TOKENIZER_FILE = "bpe.txt.gz"  # a byte-pair vocabulary as open_clip reads it
-WEIGHTS = ("model.safetensors", WEIGHTS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", WEIGHTS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second is of transformers 5
 TOKENIZERS = ("*token*.json", "*.model", "vocab.*", "merges.txt")
 BEGIN, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"  # open_clip calls them <start_of_text> and <end_of_text>
@@ -279,9 +279,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
-        raise UserError(f"no {WEIGHTS[0]} in this folder")
+        raise UserError(f"no {WEIGHT_FILES[0]} in this folder")
     files = [name]
     if name.endswith(".index.json"):
         files = sorted(set((read(folder / name).get("weight_map") or {}).values()))

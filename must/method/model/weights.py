@@ -40,7 +40,7 @@ NAME_PAIRS = (  # patterns of open_clip's names, in this order, and transformers
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     (r"\.attn\.(out_)?proj\.", ".self_attn.out_proj."),
 )
-PARTS = re.compile(r"\.attn\.(in_proj_|qkv\.)(weight|bias)$")  # q, k and v in one tensor; three in transformers
+JOINED_PARTS = re.compile(r"\.attn\.(in_proj_|qkv\.)(weight|bias)$")  # q, k and v in one tensor; three in transformers
 TRANSPOSED = ("visual.proj", "text_projection")  # matrices that are stored transposed
 POOL = "visual.trunk.attn_pool."  # q in one tensor, k and v in another; one tensor in transformers
 BUFFERS = re.compile(r"\.position_ids$")  # buffers of older versions, not weights
@@ -51,7 +51,7 @@ ANCHOR = "logit_scale"  # every CLIP has it: the text before it is the prefix of
 
 def transformers_names(name: str) -> list[str]:
     """The transformers names of open_clip's tensor `name`: one, or three whose tensors are concatenated."""
-    parts = PARTS.search(name)
+    parts = JOINED_PARTS.search(name)
     names = [f"{name[: parts.start()]}.self_attn.{part}_proj.{parts[2]}" for part in "qkv"] if parts else [name]
     for pattern, replacement in NAME_PAIRS:
         names = [re.sub(pattern, replacement, part_name) for part_name in names]

@@ -27,7 +27,7 @@ from must.method.distributed.process_group import World
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.(json|pt)")
-CHECKPOINTS = Kind("must train", "--checkpoints", ".train.lock", timeout=10.0)
+CHECKPOINTS_LOCK = Kind("must train", "--checkpoints", ".train.lock", timeout=10.0)
 FAILURES = 2  # failed writes in a row after which training stops: a full disk or a bucket's failure may be temporary
 
 
@@ -245,7 +245,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
         problem: Exception | None = None
         if world.is_main:
             try:
-                checkpoints.check_lock = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS))
+                checkpoints.check_lock = stack.enter_context(locked(checkpoints.uri, CHECKPOINTS_LOCK))
             except CannotLockError as error:
                 logger.warning(f"warning: {error}; two runs that write there would not be noticed")
             except (ValueError, OSError) as error:

@@ -1,14 +1,11 @@
 """The size of a run, known before it begins."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from must.method.train.propagated import bytes_of
-
-if TYPE_CHECKING:
-    from must.method.train.trainer import Trainer
 
 LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
 SLOW = (
@@ -53,8 +50,8 @@ class Size:
         ]
 
 
-def size_of(trainer: "Trainer") -> Size:
-    """`trainer`: with the chosen settings."""
+def size_of(trainer: Any) -> Size:
+    """`trainer`: a Trainer with the chosen settings."""
     config, batches, reader, must_step = trainer.config, trainer.batches, trainer.reader, trainer.must_step
     progress = trainer.state.progress
     classes = must_step.student.classifier.shape[1]

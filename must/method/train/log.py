@@ -53,9 +53,9 @@ class Meter:
         """The sums of some values since the last call or `read`, which begin again from 0."""
         if self.total is None:
             return [0.0] * len(names)
-        places = [self.names.index(name) for name in names]
-        sums = self.total[places].tolist()
-        self.total[places] = 0.0
+        positions = [self.names.index(name) for name in names]
+        sums = self.total[positions].tolist()
+        self.total[positions] = 0.0
         return sums
 
     def read(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from must.base import lock, storage
 from must.method.distributed.process_group import init_distributed
 from must.method.train import checkpoint as checkpoint_module
-from must.method.train.checkpoint import CHECKPOINTS, Checkpoints, load_state
+from must.method.train.checkpoint import CHECKPOINTS_LOCK, Checkpoints, load_state
 from must.method.train.trainer import train
 from tests.base.test_lock import hold
 from tests.method.train.lives import training
@@ -28,7 +28,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS", replace(CHECKPOINTS, timeout=0))
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS_LOCK", replace(CHECKPOINTS_LOCK, timeout=0))
     train(config(digits, tmp_path))
     place = tmp_path / "checkpoints"
     (place / ".tmp-half").write_bytes(b"what the first run is writing")
@@ -46,7 +46,7 @@ def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, monkeypat
 
 def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, monkeypatch):
     uri = bucket_server.uri + "/run"
-    with lock.locked(uri, CHECKPOINTS) as check_lock:
+    with lock.locked(uri, CHECKPOINTS_LOCK) as check_lock:
         checkpoints = Checkpoints(uri)
         checkpoints.check_lock = check_lock
         checkpoints.save(1, state(1))
@@ -64,7 +64,7 @@ def read_on_a_rank(environment, uri, folder):
     """Of each rank: the newest checkpoint at a place, and the copies of it in the folder; or why it is refused."""
     os.environ.update(environment)
     tempfile.tempdir = folder
-    checkpoint_module.CHECKPOINTS = replace(CHECKPOINTS, timeout=0)
+    checkpoint_module.CHECKPOINTS_LOCK = replace(CHECKPOINTS_LOCK, timeout=0)
     with init_distributed("cpu", 60) as world:
         checkpoints, result = Checkpoints(uri), {}
         try:

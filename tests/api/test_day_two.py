@@ -1,0 +1,447 @@
+"""One week with one folder: `must.adapt` again, with more photos, other classes, answers, mistakes and kills."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import must
+from must.api import adapt as module
+from must.api import work_state
+from must.api.cli import main
+from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.work_state import MADE_FROM
+from tests.forked import CONTEXT
+
+PHOTOS, MORE = 40, 10
+FAST = {"model": asset_folder(), "train": "no", "workers": 0, "device": "cpu"}
+STAGES = ["classifier", "shard", "refine", "evaluate"]
+
+
+def write_photos(folder, numbers):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        digit_parts()["validation"][number][0].save(folder / f"IMG_{number:04d}.png")
+    return folder
+
+
+def label_of(number):
+    return digit_parts()["validation"][number][1]
+
+
+def adapt(place, classes=CLASSES, **changes):
+    values = {"images": place / "photos", "classes": list(classes), "output": place / "work"} | FAST
+    return must.adapt(**values | changes)
+
+
+def checksums(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def weights(work):
+    return json.loads((work / "model/model.json").read_text())["weights_sha256"]
+
+
+def answer(work, photos, labels, sampled="coverage"):
+    """Answers about photos, {file name: label}, as `must review` writes them."""
+    lines = [
+        {"image": name, "sha256": hashlib.sha256((photos / name).read_bytes()).hexdigest(), "label": label}
+        | {"sampled": sampled, "when": "2026-01-01T12:00"}
+        for name, label in labels.items()
+    ]
+    (work / "review").mkdir(exist_ok=True)
+    (work / "review/answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def labels(work):
+    """{file name: refined label}"""
+    rows = (work / "labels/predictions.csv").read_text().splitlines()[1:]
+    return {row.split(",")[0].rpartition("/")[2]: row.split(",")[1] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def monday(tmp_path_factory):
+    """photos/, and work/ as the first call left it."""
+    place = tmp_path_factory.mktemp("monday")
+    write_photos(place / "photos", range(PHOTOS))
+    adapt(place)
+    return place
+
+
+@pytest.fixture
+def place(monday, tmp_path):
+    shutil.copytree(monday, tmp_path / "place")  # with the files' times
+    return tmp_path / "place"
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The stages that are run."""
+    names, run = [], module.run_stage
+    monkeypatch.setattr(module, "run_stage", lambda name, values: names.append(name) or run(name, values))
+    return names
+
+
+def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_nothing(place, ran, monkeypatch):
+    before = checksums(place)
+    adapt(place)
+    monkeypatch.chdir(place)
+    for images in ("photos", "./photos", str(place / "photos") + "/"):
+        adapt(place, images=images)
+    (place / "photos").rename(place.parent / "moved")
+    adapt(place, images=place.parent / "moved")
+    model = shutil.copytree(asset_folder(), place.parent / "model")
+    adapt(place, images=place.parent / "moved", model=model)
+    (place / "work").rename(place.parent / "elsewhere")
+    adapt(place, images=place.parent / "moved", output=place.parent / "elsewhere")
+    assert ran == []
+    (place.parent / "moved").rename(place / "photos")
+    (place.parent / "elsewhere").rename(place / "work")
+    assert checksums(place) == before
+
+
+def test_a_copy_without_the_files_times_is_packed_and_found_to_be_the_same(place, ran, caplog):
+    caplog.set_level(logging.INFO)
+    before = weights(place / "work")
+    for path in (place / "photos").iterdir():
+        os.utime(path, (1, 1))
+    adapt(place)
+    assert ran == ["shard"] and "no image is new, and none gone" in caplog.text
+    assert weights(place / "work") == before and not (place / "work/before").exists()
+    adapt(place)
+    assert ran == ["shard"], "the new times are remembered"
+
+
+def test_more_photos_and_answers_that_stay(place, ran, caplog):
+    caplog.set_level(logging.INFO)
+    work, photos = place / "work", place / "photos"
+    numbers = range(20)
+    answer(work, photos, {f"IMG_{n:04d}.png": label_of(n) for n in numbers})
+    first = weights(work)
+    adapt(place)
+    assert ran == ["refine", "evaluate"] and weights(work) != first
+    assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers)
+
+    del ran[:]
+    answered = weights(work)
+    write_photos(photos, range(PHOTOS, PHOTOS + MORE))
+    (photos / "IMG_0039.png").unlink()
+    adapt(place)
+    assert ran == ["shard", "refine", "evaluate"] and f"{MORE} new images, 1 gone" in caplog.text
+    assert len(labels(work)) == PHOTOS + MORE - 1
+    for file in work_state.PATHS_IN:
+        assert work_state.NEXT_PREFIX not in (work / file).read_text(), file
+    assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers), "answers are the pictures'"
+    assert weights(work / "before") == answered
+    assert not list(work.glob(".*")), "nothing hidden is left"
+
+    del ran[:]
+    before = {path.name for path in work.iterdir()}
+    names = ["zero", "eleven", *CLASSES[2:], "letter"]  # one renamed, one new
+    adapted = adapt(place, names)
+    assert ran == ["classifier", "refine", "evaluate"] and adapted.classes == names
+    assert {path.name for path in work.iterdir()} == before
+    known = [n for n in numbers if label_of(n) != "one"]
+    assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in known)
+    assert (work / "models").is_dir() and adapted.predict(photos / "IMG_0000.png")[0].name in names
+
+
+def test_labelled_photos_that_are_among_the_photos_are_measured_where_they_are(place, ran):
+    work, before = place / "work", weights(place / "work")
+    table = place / "labels.csv"
+    rows = [f"{place}/photos/IMG_{n:04d}.png,{label_of(n)}\n" for n in range(30)]
+    table.write_text("image,class\n" + "".join(rows))
+    assert adapt(place, test_images=table).metrics["labelled"] == 30
+    assert ran == ["shard", "evaluate"] and weights(work) == before and len(labels(work)) == PHOTOS
+
+    corrected = (label_of(0) == "one" and "two") or "one"
+    table.write_text(table.read_text().replace(f"IMG_0000.png,{label_of(0)}", f"IMG_0000.png,{corrected}"))
+    first = adapt(place, test_images=table).metrics["adapted"]["top1"]
+    assert ran == ["shard", "evaluate"] * 2, "a corrected label is measured"
+    assert adapt(place, test_images=table).metrics["adapted"]["top1"] == first
+    assert ran == ["shard", "evaluate"] * 2
+
+    folder = place / "sorted"
+    for number in range(30):
+        path = folder / label_of(number) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / "photos" / f"IMG_{number:04d}.png", path)
+    assert adapt(place, test_images=folder).metrics["labelled"] == 30 and weights(work) == before
+    assert adapt(place).metrics["labelled"] == 0
+    assert not (work / "test").exists(), "nothing measures with labels that were withdrawn"
+
+
+def wrong_labels(place, names):
+    """A folder of labelled images with folders of these names."""
+    for name in names:
+        write_photos(place / "labelled" / name, range(12))
+    return place / "labelled"
+
+
+MISTAKES = {
+    "images": (lambda place: {"images": place / "fotos"}, "images .*fotos: there is no such folder or file"),
+    "few": (lambda place: {"images": write_photos(place / "few", range(3))}, "too few images .3.; at least 11"),
+    "empty": (lambda place: {"images": write_photos(place / "none", ())}, "images .*none: "),
+    "arrays": (lambda place: {"images": [np.zeros((8, 8, 3), np.uint8)] * 12 + [3]}, "images: number 12: int is no"),
+    "inside": (lambda place: {"test_images": place / "work/test"}, "is in .*work, in a folder that must adapt writes"),
+    "test_images": (lambda place: {"test_images": place / "lab"}, "test_images .*lab: there is no such"),
+    "too deep": (lambda place: {"test_images": wrong_labels(place, ["one"]) / "one"}, "none of the images has a label"),
+    "no classes": (
+        lambda place: {"test_images": wrong_labels(place, ["100APPLE", "2025-07"])},
+        r"2 labels not among the classes \(100APPLE, 2025-07\)",
+    ),
+    "classes": (lambda place: {"classes": place / "c.txt"}, "c.txt: no such file"),
+    "class": (lambda place: {"classes": ["one"]}, "at least two classes"),
+    "model": (lambda place: {"model": place / "nowhere"}, "no open_clip model"),
+    "pretrained": (lambda place: {"pretrained": "laion"}, "laion"),
+    "train": (lambda place: {"train": "maybe"}, "train maybe: expected auto, yes or no"),
+    "device": (lambda place: {"device": "tpu", "classes": ["a", "b"]}, "tpu"),
+    "setting": (lambda place: {"epoch": 3}, "unknown name 'epoch'"),
+    "value": (lambda place: {"epochs": -3}, "epochs"),
+}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_changes_nothing(place, mistake, again):
+    changes, message = MISTAKES[mistake]
+    wrong, before = changes(place), checksums(place / "work")
+    with pytest.raises(must.UserError, match=message) as error:
+        adapt(place, **wrong, again=again)
+    assert "\n" not in str(error.value)
+    assert checksums(place / "work") == before and not list((place / "work").glob(".*"))
+    with pytest.raises(must.UserError):
+        adapt(place, **wrong, output=place / "new")
+    assert not (place / "new").exists()
+
+
+def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
+    work = place / "work"
+    table = labels(work)
+    for part, expected in (
+        ("report", ["evaluate"]),
+        ("report/report.html", ["evaluate"]),
+        ("labels/predictions.csv", ["refine"]),
+        ("labels", ["refine"]),
+        ("model", ["refine"]),
+        ("model/model.safetensors", ["refine"]),
+        ("models", ["classifier"]),
+        ("classifier.safetensors", ["classifier"]),
+        ("classes.yaml", []),
+        ("shards", ["shard"]),
+        ("adapt.json", STAGES),
+    ):
+        del ran[:]
+        path = work / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        adapt(place)
+        assert ran in (expected, [*expected, "evaluate"]), part  # weights may differ in the last bits
+        assert labels(work) == table, part
+        assert path.exists() or part == "classes.yaml"
+    assert (work / "before/model").is_dir(), "what nobody knows the origin of is not thrown away"
+
+
+def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, ran, monkeypatch, capsys):
+    work = place / "work"
+    exported = must.export(model=work, images=11)
+    assert Path(exported.output) == work / "onnx"
+    adapt(place)
+    assert ran == [] and (work / "onnx").exists()
+    answer(work, place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(25)}, "random")
+    main(["refine", str(work), "--workers", "0", "--device", "cpu"])
+    refined = weights(work)
+    assert "25 answers" in capsys.readouterr().out
+    monkeypatch.setattr("must.deploy.serve.serve.run", lambda *_: pytest.fail("served"), raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(["serve", str(work)])
+    assert end.value.code == 2
+    assert "onnx: was exported from another model than" in capsys.readouterr().err
+    adapt(place)
+    assert ran == ["evaluate"] and weights(work) == refined
+    assert not (work / "onnx").exists() and (work / "before/onnx/model.onnx").exists()
+    adapt(place)
+    assert ran == ["evaluate"]
+
+
+def kill_at(place, stage, when, changes):
+    """In a process of its own: adapts, and is killed before or after the first run of a stage."""
+    run = module.run_stage
+
+    def run_and_die(name, values):
+        if (name, when) == (stage, "before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = run(name, values)
+        if name == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    module.run_stage = run_and_die
+    adapt(place, **changes)
+
+
+def kill_at_rename(place, number, changes):
+    """In a process of its own: adapts, and is killed after the n-th file operation of the exchange."""
+    count = 0
+
+    def dying(function):
+        def wrapped(*arguments, **options):
+            nonlocal count
+            result = function(*arguments, **options)
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    exchange = work_state.exchange
+
+    def dying_exchange(*arguments):
+        Path.rename, shutil.rmtree = dying(Path.rename), dying(shutil.rmtree)
+        exchange(*arguments)
+
+    work_state.exchange = dying_exchange
+    adapt(place, **changes)
+
+
+def run_killed(target, *arguments):
+    process = CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+OTHER = {"classes": ["zero", "one", "two", "other"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_a_kill_in_any_stage_the_same_call_ends_well(place, tmp_path, stage, when):
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    before = checksums(place / "work")
+    run_killed(kill_at, place, stage, when, OTHER)
+    now = checksums(place / "work")
+    assert {name: now.get(name) for name in before} == before, "WORK is as it was until the end"
+    finish(place)
+    new = tmp_path / "new"
+    write_photos(new / "photos", range(PHOTOS + MORE))
+    run_killed(kill_at, new, stage, when, OTHER)
+    finish(new)
+
+
+def finish(place):
+    adapted = adapt(place, **OTHER)
+    work = place / "work"
+    assert adapted.classes == OTHER["classes"] and len(labels(work)) == PHOTOS + MORE
+    assert adapted.metrics["model"]["weights_sha256"] == weights(work)
+    assert not list(work.glob(".*"))
+    assert set(labels(work).values()) <= set(OTHER["classes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 2 * len(MADE_FROM)))
+def test_after_a_kill_in_the_exchange_the_same_call_completes_it(place, number):
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    first = weights(place / "work")
+    process = CONTEXT.Process(target=kill_at_rename, args=(place, number, OTHER))
+    process.start()
+    process.join(120)
+    assert process.exitcode in (-signal.SIGKILL, 0)
+    finish(place)
+    assert weights(place / "work/before") == first, "the old model is kept"
+
+
+def test_a_trained_model_gets_a_memory_of_new_photos_and_is_not_replaced(place, ran, caplog):
+    caplog.set_level(logging.INFO)
+    settings = {"preset": "digits", "epochs": 1, "batch_size": 20}
+    adapt(place, train="yes", **settings)
+    work = place / "work"
+    provenance = json.loads((work / "model/model.json").read_text())["provenance"]
+    assert ran[-3:] == ["train", "refine", "evaluate"] and provenance["config"]["epochs"] == 1
+    del ran[:]
+    adapt(place, train="yes", **settings)
+    adapt(place, train="auto", **settings)
+    adapt(place, train="no", **settings)
+    assert ran == []
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    adapt(place, train="auto", **settings)
+    assert ran == ["shard", "refine", "evaluate"] and "the model was trained on other images" in caplog.text
+    kept = json.loads((work / "model/model.json").read_text())["provenance"]
+    assert kept["config"] == provenance["config"] and kept["memory"]["images"] == PHOTOS + MORE
+    del ran[:]
+    adapt(place, train="yes", **settings)
+    assert ran == ["train", "refine", "evaluate"]
+    del ran[:]
+    trained = weights(work)
+    adapt(place, ["zero", "one", "two"], train="no")
+    assert weights(work / "before") == trained
+    adapt(place, ["zero", "one", "two", "three"], train="no")
+    assert weights(work / "before") == trained, "what took hours is not dropped for what took none"
+
+
+def test_again_makes_all_anew(place, ran):
+    first = weights(place / "work")
+    adapt(place, again=True)
+    assert ran == STAGES and weights(place / "work/before") == first
+
+
+@pytest.mark.parametrize("kind", ["arrays", "images", "generator", "tensors", "paths"])
+@pytest.mark.parametrize("count", [12, 40])
+def test_small_collections_in_memory(place, tmp_path, kind, count, ran):
+    pictures = [digit_parts()["validation"][number][0] for number in range(count)]
+    files = sorted(write_photos(tmp_path / "files", range(count)).iterdir())
+
+    def images():
+        return {
+            "arrays": [np.asarray(picture) for picture in pictures],
+            "images": pictures,
+            "generator": (picture for picture in pictures),
+            "tensors": [torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures],
+            "paths": files,
+        }[kind]
+
+    work = tmp_path / "work"
+    assert len(labels(adapt(place, images=images(), output=work).output)) == count
+    del ran[:]
+    before = checksums(work)
+    adapt(place, images=images(), output=work)
+    assert ran == [] and checksums(work) == before
+    with pytest.raises(must.UserError, match=r"too few images \(10\)"):
+        adapt(place, images=list(images())[:10], output=work)
+    assert checksums(work) == before
+    if count == 12:
+        more = [*pictures, Image.new("L", (20, 20))] if kind != "paths" else [*files, place / "photos/IMG_0030.png"]
+        assert len(labels(adapt(place, images=more, output=work).output)) == 13
+        assert ran == ["shard", "refine", "evaluate"]
+
+
+def test_folders_of_others_are_not_touched(place, tmp_path):
+    """Photos and a model in folders with the names of parts."""
+    project = tmp_path / "project"
+    write_photos(project / "test", range(20))
+    shutil.copytree(asset_folder(), project / "model")
+    before = checksums(project)
+    with pytest.raises(must.UserError, match=r"is in .*project, in a folder that must adapt writes"):
+        adapt(place, model=project / "model", output=project)
+    with pytest.raises(must.UserError, match=r"holds model, test, not of `must adapt`; choose a folder of its own"):
+        adapt(place, output=project)
+    assert checksums(project) == before
+
+
+def test_one_call_at_a_time_writes_to_a_folder(place, monkeypatch):
+    def meanwhile(name, values):
+        adapt(place)
+
+    monkeypatch.setattr(module, "run_stage", meanwhile)
+    with pytest.raises(ValueError, match="is being written by another `must adapt`"):
+        adapt(place, again=True)
