@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.base import files, storage
+from must.base.errors import UserError
 from must.base.parameters import StageConfig, flag, is_required, parameters_of, require
 
 
@@ -93,5 +94,8 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
 def find_work(stage: type[StageConfig], values: dict[str, str]) -> str:
     """The folder WORK for which `with_work` gives the same `values`, `model` among them; '' if there is none."""
     folder = str(Path(values["model"]).parent)
-    completed = with_work(stage, {"model": folder}) if is_work(folder) else {}
+    try:
+        completed = with_work(stage, {"model": folder}) if is_work(folder) else {}
+    except UserError:  # something that the stage needs is elsewhere
+        return ""
     return folder if all(completed.get(name) == value for name, value in values.items()) else ""
