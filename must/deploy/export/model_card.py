@@ -161,8 +161,3 @@ def model_index(description: Description, metrics: Metrics | None) -> dict[str, 
     }  # fmt: skip
     name = f"{description.backbone}, adapted to {len(description.classes)} classes"
     return {"model-index": [{"name": name, "results": [result]}]}
-
-
-def images_text(config: ExportConfig) -> str:
-    """The images that an export is compared on, in words."""
-    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
