@@ -84,7 +84,8 @@ def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, fold
             model=path, output=output, precision=precision, shards=options.shards, images=256, min_agreement=1e-9
         )
         export(config)
-        candidates[f"onnxruntime {precision}"] = OnnxClassifier(Path(output) / "model.onnx", threads=options.threads)
+        classifier = OnnxClassifier(Path(output) / "model.onnx", threads=options.threads)
+        candidates[f"onnxruntime {precision}"] = lambda pixels, run=classifier: run(pixels).probability
     return candidates
 
 

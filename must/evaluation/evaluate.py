@@ -39,6 +39,7 @@ from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.method.answers.estimate import difference, share
 from must.method.distributed.process_group import World, init_distributed
+from must.method.memory.alpha import CLASSIFIER_PREFIXES
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.pool import read_pool, subsample
 from must.method.model.bundle import (
@@ -133,7 +134,7 @@ def score(
     memory, None if it has none."""
     models = [bundle.classifier, *([bundle.model] if bundle.memory else [])]
     preprocess = preprocess_of(bundle.description)
-    other = [baseline.classifier] if baseline else []
+    other = [bundle.model if is_same_network(baseline, bundle) else baseline.classifier] if baseline else []
     same_pixels = not baseline or preprocess_of(baseline.description) == preprocess
 
     def run(models: list[Any], preprocess: Preprocess) -> tuple[Samples, list[Scores]]:
@@ -144,6 +145,22 @@ def score(
     if baseline and not same_pixels:
         scores += run(other, preprocess_of(baseline.description))[1]
     return samples, scores[0], scores[-1] if baseline else None, scores[1] if bundle.memory else None
+
+
+def is_same_network(baseline: Bundle, bundle: Bundle) -> bool:
+    """Whether the baseline, without a memory, has the weights of the bundle, as before any training."""
+    if (
+        baseline.memory
+        or bundle.description.provenance.config
+        or preprocess_of(baseline.description) != preprocess_of(bundle.description)
+    ):
+        return False
+    first, second = (
+        {name: value for name, value in each.model.state_dict().items() if name.startswith(CLASSIFIER_PREFIXES)}
+        for each in (baseline, bundle)
+    )
+    same = first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    return same and baseline.model.logit_factor == bundle.model.logit_factor
 
 
 def predicted(scores: Scores) -> Predicted:

@@ -1,6 +1,6 @@
 """One pass over a split: every model's predictions for every image, small enough to keep for millions of images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,8 +100,8 @@ def score_split(
                 break
             samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
             images = normalize(batch.pixels.to(world.device), source.preprocess)
-            for model, collector in zip(models, collectors, strict=True):
-                collector.add(*classify(model, images), labels)
+            for outputs, collector in zip(classify(models, images), collectors, strict=True):
+                collector.add(*outputs, labels)
             progress.update(len(images))
     parts = world.gather((samples, collectors, source.skipped, problem))
     for *_, error_text in parts:
@@ -114,12 +114,18 @@ def score_split(
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
-def classify(model: MaskedViT | MemoryClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits [B, K], similarity [B], nan without a memory)."""
-    if isinstance(model, MemoryClassifier):
-        probability, similarity = model.classify(images)
-        return probability.log(), similarity
-    return model(images), torch.full((len(images),), torch.nan)
+def classify(models: Sequence[MaskedViT | MemoryClassifier], images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (logits [B, K], similarity [B], nan without a memory) of each model. A network that is there with and
+    without a memory runs once."""
+    networks = {model.model for model in models if isinstance(model, MemoryClassifier)}
+    outputs = {network: network.classify(images) for network in networks}
+    for model in models:
+        if isinstance(model, MemoryClassifier):
+            probability, similarity = model.vote(*outputs[model.model])
+            yield probability.log(), similarity
+        else:
+            logits = outputs[model][0] if model in outputs else model(images)
+            yield logits, torch.full((len(images),), torch.nan)
 
 
 class Collector:

@@ -11,7 +11,7 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.format.index import load_index
 from must.method.model.classifier import load_text_classifier
-from must.method.train import presets, trainer
+from must.method.train import recipe, trainer
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def values(digits):
 
 
 def resolved(config):
-    return presets.resolve(config, load_index(config.shards), load_text_classifier(config.classifier))
+    return recipe.resolve(config, load_index(config.shards), load_text_classifier(config.classifier))
 
 
 def on_the_command_line(monkeypatch, values):
@@ -58,7 +58,7 @@ def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
 
 
 def test_no_preset_is_auto_for_the_stage_and_the_defaults_for_the_class(values):
-    assert resolved(TrainConfig(**values)) == presets.Resolved(TrainConfig(**values), {})
+    assert resolved(TrainConfig(**values)) == recipe.Resolved(TrainConfig(**values), {})
     assert configure("train", values) == TrainConfig(**values, preset="auto")
 
 

@@ -145,9 +145,8 @@ def refined(digits, tmp_path_factory):
     return folder / "labels"
 
 
-def with_memory(refined, digits, output, **changes):
-    values = {"model": str(refined.parent / "model"), "refined": str(refined), **changes}
-    return evaluation(digits, output, **values)
+def with_memory(folder, digits, output, **changes):
+    return evaluation(digits, output, **{"model": str(folder.parent / "model"), "refined": str(folder)} | changes)
 
 
 def test_a_model_with_a_memory_is_measured_as_it_is_used_and_without_it(digits, refined, evaluated, tmp_path):

@@ -227,10 +227,9 @@ def test_metrics_of_another_model_are_refused_and_a_decision_names_its_own(digit
         gate.gate(GateConfig(metrics=file, model=digits.zero_shot))
 
 
-@pytest.mark.parametrize("classes", [0, 10**400], ids=["none", "beyond a float"])
-def test_metrics_that_make_no_share_are_one_line(tmp_path, classes):
+def test_metrics_with_a_number_beyond_a_float_are_one_line(tmp_path):
     metrics = checked()
-    metrics["label_free"]["baseline"]["effective_classes"] = classes
+    metrics["label_free"]["baseline"]["effective_classes"] = 10**400
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(ValueError, match="evaluate again") as error:
         gate.gate(GateConfig(metrics=str(tmp_path / "metrics.json")))

@@ -108,7 +108,10 @@ class MemoryClassifier(nn.Module):
 
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities float32 [B, K], similarity float32 [B])."""
-        logits, feature, tokens = self.model.classify(images)
+        return self.vote(*self.model.classify(images))
+
+    def vote(self, logits: Tensor, feature: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As `classify`, from the outputs of `self.model.classify`."""
         vectors = self.memory.join(flatten_tokens(self.model.tower, tokens), feature.float())
         return self.memory(logits.float().softmax(-1), vectors)
 

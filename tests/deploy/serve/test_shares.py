@@ -10,7 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from must.config import ServeConfig
 from must.deploy.serve import http
@@ -89,7 +89,8 @@ def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(mega
         assert work.waiting == sum(len(pending.futures) for pending in work.requests)
         assert work.megapixels == pytest.approx(sum(pending.megapixels for pending in work.requests))
         refused = [pending for pending in names if pending not in work.requests and names[pending] != "new"]
-        assert all(future.exception().status == 503 for pending in refused for future in pending.futures)
+        errors = [future.exception() for pending in refused for future in pending.futures]
+        assert all(isinstance(error, Refused) and error.status == 503 for error in errors)
 
     with_work(admit, queue=4, max_images=4)
 
@@ -127,7 +128,7 @@ def test_a_requests_memory_is_released_before_its_answer_is_sent():
         scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
         await make_app(work, "digits")(scope, receive, send)
         seen.clear()
-        response = await Api(work, "digits").answer(infer)(http.Request(scope, receive))
+        response = await Api(work, "digits").answer(infer)(Request(scope, receive))
         await response(scope, receive, send)
 
     with_work(exchange)

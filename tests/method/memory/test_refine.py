@@ -232,7 +232,7 @@ def test_a_model_that_collapsed_is_warned_of(digits, tmp_path, capsys):
         ({"images": "0"}, "--images must be at least 1"),
         ({"alpha": "0.5"}, "--alpha: out is not trained"),
         ({"alpha": "2"}, "--alpha"),
-        ({"answers": "bad"}, "answers.jsonl, line 1: sha256"),
+        ({"answers": "bad"}, "answers.jsonl, line 1: 'x' is not a sha256"),
         ({"answers": "none"}, "--answers none: no answers.jsonl there"),
     ],
     ids=str,

@@ -46,6 +46,7 @@ def test_the_recorded_classifier_from_the_recorded_text_tower():
             return torch.stack([torch.from_numpy(recorded["tokens"][tuple(map(int, t.split()))]) for t in texts])
 
     class Backbone:
+        model = "recorded"
         tokenizer = Lookup()
 
     Backbone.clip = clip.eval()  # type: ignore[attr-defined]

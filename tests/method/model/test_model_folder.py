@@ -21,7 +21,7 @@ from must.base import storage
 from must.config import ClassifierConfig
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import zero_shot_bundle
-from must.method.model.classifier import classifier, load_text_classifier, read_header, save_classifier
+from must.method.model.classifier import classifier, load_text_classifier, read_header
 from tests.method.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES = "classes: [cat, dog]\n"
@@ -160,15 +160,6 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         zero_shot_bundle(load_text_classifier(output))
 
 
-def test_a_file_of_an_earlier_version_loads_its_model_by_name(tmp_path):
-    made, output = make(tmp_path / "w")
-    expected = logits(zero_shot_bundle(made))
-    save_classifier(replace(made, model_folder="", model_sha256=""), output)
-    assert b"model_folder" not in Path(output).read_bytes()
-    shutil.rmtree(tmp_path / "w" / "models")
-    assert torch.equal(logits(zero_shot_bundle(load_text_classifier(output))), expected)
-
-
 def test_in_a_bucket(bucket_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made, _ = make(tmp_path / "w", model_store=f"{bucket_server.uri}/work/models")
@@ -191,7 +182,7 @@ def test_no_stage_begins_without_the_model(digits, tmp_path):
     for stage, values in {
         "train": {"classifier": output, "preset": "digits"},
         "evaluate": {"model": digits.zero_shot, "baseline": output},
-        "refine": {"classifier": output},
+        "refine": {"classifier": output, "model": str(tmp_path / "model")},
     }.items():
         with pytest.raises(ValueError, match="the classifier's model is not there"):
             preflight(configure(stage, {**places, **values}))
