@@ -1,5 +1,6 @@
 """One week with one folder: `must.adapt` again, with more photos, other classes, answers, mistakes and kills."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,6 @@ from must.api import adapt as module
 from must.api import work_state
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder, digit_parts
-from must.api.work_state import MADE_FROM
 from tests.forked import CONTEXT
 
 PHOTOS, MORE = 40, 10
@@ -254,8 +254,9 @@ def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, 
     work = place / "work"
     exported = must.export(model=work, images=11)
     assert Path(exported.output) == work / "onnx"
+    (work / "decision.json").write_text(json.dumps({"weights_sha256": weights(work)}))
     adapt(place)
-    assert ran == [] and (work / "onnx").exists()
+    assert ran == [] and (work / "onnx").exists() and (work / "decision.json").exists()
     answer(work, place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(25)}, "random")
     main(["refine", str(work), "--workers", "0", "--device", "cpu"])
     refined = weights(work)
@@ -268,6 +269,7 @@ def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, 
     adapt(place)
     assert ran == ["evaluate"] and weights(work) == refined
     assert not (work / "onnx").exists() and (work / "before/onnx/model.onnx").exists()
+    assert not (work / "decision.json").exists(), "it was about the old model"
     adapt(place)
     assert ran == ["evaluate"]
 
@@ -285,31 +287,6 @@ def kill_at(place, stage, when, changes):
         return result
 
     module.run_stage = run_and_die
-    adapt(place, **changes)
-
-
-def kill_at_rename(place, number, changes):
-    """In a process of its own: adapts, and is killed after the n-th file operation of the exchange."""
-    count = 0
-
-    def dying(function):
-        def wrapped(*arguments, **options):
-            nonlocal count
-            result = function(*arguments, **options)
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return wrapped
-
-    exchange = work_state.exchange
-
-    def dying_exchange(*arguments):
-        Path.rename, shutil.rmtree = dying(Path.rename), dying(shutil.rmtree)
-        exchange(*arguments)
-
-    work_state.exchange = dying_exchange
     adapt(place, **changes)
 
 
@@ -348,17 +325,63 @@ def finish(place):
     assert set(labels(work).values()) <= set(OTHER["classes"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, 2 * len(MADE_FROM)))
-def test_after_a_kill_in_the_exchange_the_same_call_completes_it(place, number):
-    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
-    first = weights(place / "work")
-    process = CONTEXT.Process(target=kill_at_rename, args=(place, number, OTHER))
-    process.start()
-    process.join(120)
-    assert process.exitcode in (-signal.SIGKILL, 0)
-    finish(place)
-    assert weights(place / "work/before") == first, "the old model is kept"
+class Killed(BaseException):
+    pass
+
+
+def dies_after(operations):
+    """A wrapper of functions that raises after so many calls of all of them."""
+
+    def wrap(function):
+        def wrapped(*arguments, **options):
+            result = function(*arguments, **options)
+            operations.append(function)
+            if len(operations) == operations.limit:
+                raise Killed
+            return result
+
+        return wrapped
+
+    return wrap
+
+
+class Operations(list):
+    def __init__(self, limit):
+        self.limit = limit
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("number", range(1, 15))
+def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch, number, trained):
+    """After every single operation on files. A trained model in before/ gives way to another trained one only."""
+    parts, new = ["classifier.safetensors", "labels", "model", "shards", "adapt.json"], tmp_path / ".next-1"
+    for folder, text in ((tmp_path, "old"), (new, "new"), (tmp_path / "before", "oldest")):
+        for part in parts[1:4]:
+            (folder / part).mkdir(parents=True)
+            (folder / part / "file").write_text(text)
+        (folder / parts[0]).write_text(text)
+        (folder / parts[4]).write_text(text)
+    (tmp_path / "onnx").write_text("old")
+    origin = {"provenance": {"config": {"epochs": 1}}}
+    (tmp_path / "before/model/model.json").write_text(json.dumps(origin if trained else {}))
+    (tmp_path / "photo.png").write_text("the user's")
+    (new / "old").mkdir()
+    (new / "exchange.json").write_text(json.dumps({"old": [*parts, "onnx"], "new": parts}))
+    with monkeypatch.context() as patch:
+        wrap = dies_after(operations := Operations(number))
+        patch.setattr(Path, "rename", wrap(Path.rename))
+        patch.setattr(shutil, "rmtree", wrap(shutil.rmtree))
+        with contextlib.suppress(Killed):
+            work_state.exchange(tmp_path, new)
+    assert len(operations) == min(number, 12 if trained else 14)
+    if new.exists():
+        work_state.exchange(tmp_path, new)
+    kept = "oldest" if trained else "old"
+    for folder, text in ((tmp_path, "new"), (tmp_path / "before", kept)):
+        assert [(folder / part / "file").read_text() for part in parts[1:4]] == [text] * 3
+        assert [(folder / parts[0]).read_text(), (folder / parts[4]).read_text()] == [text] * 2
+    assert (tmp_path / "before/onnx").exists() is not trained and not (tmp_path / "onnx").exists()
+    assert (tmp_path / "photo.png").read_text() == "the user's" and not new.exists()
 
 
 def test_a_trained_model_gets_a_memory_of_new_photos_and_is_not_replaced(place, ran, caplog):

@@ -1,0 +1,29 @@
+"""The stage train with people's answers: the model and the labels have them."""
+
+import csv
+import hashlib
+import json
+import shutil
+
+from must.runtime.training import teach
+
+
+def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
+    bundle = shutil.copytree(digits.adapted, tmp_path / "bundle")
+    pictures = sorted(digits.images.glob("train/*/*.png"))[::6]
+    answers = tmp_path / "answers.jsonl"  # the pipeline's parameter names the file
+    with answers.open("w") as file:
+        for path in pictures:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            line = {"image": path.name, "sha256": sha256, "label": path.parent.name, "sampled": "coverage"}
+            file.write(json.dumps(line) + "\n")
+    job = {"shards": digits.shards, "index_sha256": "", "classifier": digits.classifier, "epochs": 3}
+    before = json.loads((bundle / "model.json").read_text())
+    refined = teach(job, str(bundle), str(answers), str(tmp_path / "labels"))
+    after = json.loads((bundle / "model.json").read_text())
+    assert refined["answers"] == len(pictures) == after["provenance"]["memory"]["answers"]
+    assert after["weights_sha256"] == refined["weights_sha256"] != before["weights_sha256"]
+    assert after["provenance"]["index_sha256"] == before["provenance"]["index_sha256"], "of the training"
+    with (tmp_path / "labels" / "predictions.csv").open() as file:
+        labels = {row["image"].rpartition("/")[2]: row["class"] for row in csv.DictReader(file)}
+    assert all(labels[path.name] == path.parent.name for path in pictures)
