@@ -71,13 +71,14 @@ build/axe/node_modules/axe-core/axe.min.js:
 
 # Some tests need a package that is not in the main environment: transformers makes every command start seconds later
 # (pyproject.toml). They run in an environment with that package, which also uses the packages of the main one (ours.pth).
-build/transformers/installed: EXTRA = siglip
-build/heic/installed: EXTRA = heic
-build/transformers/installed build/heic/installed: $(VENV)/installed
+build/transformers/installed: PACKAGES_THERE = --editable '.[siglip]'
+build/heic/installed: PACKAGES_THERE = --editable '.[heic]'
+build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk
+build/transformers/installed build/heic/installed build/labels/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
-	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable '.[$(EXTRA)]'
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile $(PACKAGES_THERE)
 	@touch $@
 
 .PHONY: test-transformers
@@ -87,6 +88,10 @@ test-transformers: build/transformers/installed  ## Run the tests that need tran
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of HEIC images
 	@REQUIRE_HEIF=1 build/heic/bin/python -m pytest tests/data/image/test_heic.py
+
+.PHONY: test-labels
+test-labels: build/labels/installed  ## Run the recipes for labelling tools with the tools' packages
+	@PYTHONPATH=$(CURDIR) build/labels/bin/python -m pytest tests/docs/test_recipes.py
 
 SECONDS ?= 60
 TARGETS ?=

@@ -232,7 +232,6 @@ def nan(value):
         ("fade", None),
         ("other", lambda _: torch.zeros(1)),
     ],
-    ids=str,
 )
 def test_damaged_tensors_are_refused(remembering, name, change):
     _, bundle, _ = remembering
