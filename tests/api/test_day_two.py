@@ -210,7 +210,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_changes_nothing(place, mistake, again):
     changes, message = MISTAKES[mistake]
@@ -396,7 +396,7 @@ def test_again_makes_all_anew(place, ran):
 
 
 @pytest.mark.parametrize("kind", ["arrays", "images", "generator", "tensors", "paths"])
-@pytest.mark.parametrize("count", [12, 40])
+@pytest.mark.parametrize("count", [12, pytest.param(40, marks=pytest.mark.slow)])
 def test_small_collections_in_memory(place, tmp_path, kind, count, ran):
     pictures = [digit_parts()["validation"][number][0] for number in range(count)]
     files = sorted(write_photos(tmp_path / "files", range(count)).iterdir())
