@@ -128,6 +128,8 @@ def steps(
         pretrained = pretrained or DEFAULT_WEIGHTS
     unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
     require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
+    has_weights = Path(model).is_dir() and not Path(pretrained).is_file()
+    require(not (pretrained and has_weights), f"pretrained {pretrained}: {model} has its own weights")
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     with removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
         source = to_source(images, written)

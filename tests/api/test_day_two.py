@@ -37,8 +37,8 @@ def label_of(number):
     return digit_parts()["validation"][number][1]
 
 
-def adapt(place, classes=CLASSES, **changes):
-    values = {"images": place / "photos", "classes": list(classes), "output": place / "work"} | FAST
+def adapt(place, classes=list(CLASSES), **changes):  # noqa: B006
+    values = {"images": place / "photos", "classes": classes, "output": place / "work"} | FAST
     return must.adapt(**values | changes)
 
 
@@ -192,17 +192,17 @@ MISTAKES = {
     "few": (lambda place: {"images": write_photos(place / "few", range(3))}, "too few images .3.; at least 11"),
     "empty": (lambda place: {"images": write_photos(place / "none", ())}, "images .*none: "),
     "arrays": (lambda place: {"images": [np.zeros((8, 8, 3), np.uint8)] * 12 + [3]}, "images: number 12: int is no"),
-    "inside": (lambda place: {"test_images": place / "work/test"}, "is in .*work, in a folder that must adapt writes"),
+    "inside": (lambda place: {"test_images": place / "work/labels"}, "is in .*work, in a folder that must adapt"),
     "test_images": (lambda place: {"test_images": place / "lab"}, "test_images .*lab: there is no such"),
     "too deep": (lambda place: {"test_images": wrong_labels(place, ["one"]) / "one"}, "none of the images has a label"),
     "no classes": (
         lambda place: {"test_images": wrong_labels(place, ["100APPLE", "2025-07"])},
         r"2 labels not among the classes \(100APPLE, 2025-07\)",
     ),
-    "classes": (lambda place: {"classes": place / "c.txt"}, "c.txt: no such file"),
+    "classes": (lambda place: {"classes": str(place / "c.txt")}, "c.txt: no such file"),
     "class": (lambda place: {"classes": ["one"]}, "at least two classes"),
-    "model": (lambda place: {"model": place / "nowhere"}, "no open_clip model"),
-    "pretrained": (lambda place: {"pretrained": "laion"}, "laion"),
+    "model": (lambda place: {"model": place / "nowhere"}, "no open_clip_config.json in this folder"),
+    "pretrained": (lambda place: {"pretrained": "laion"}, "pretrained laion: .* has its own weights"),
     "train": (lambda place: {"train": "maybe"}, "train maybe: expected auto, yes or no"),
     "device": (lambda place: {"device": "tpu", "classes": ["a", "b"]}, "tpu"),
     "setting": (lambda place: {"epoch": 3}, "unknown name 'epoch'"),
@@ -264,7 +264,7 @@ def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, 
     with pytest.raises(SystemExit) as end:
         main(["serve", str(work)])
     assert end.value.code == 2
-    assert "onnx: was exported from another model than" in capsys.readouterr().err
+    assert "was exported from another model than" in capsys.readouterr().err
     adapt(place)
     assert ran == ["evaluate"] and weights(work) == refined
     assert not (work / "onnx").exists() and (work / "before/onnx/model.onnx").exists()

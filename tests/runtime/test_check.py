@@ -20,12 +20,11 @@ WRONG = [
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
-    ({"gate": "lable-free"}, "gate must be one of label-free, labelled, none (got 'lable-free')"),
+    ({"gate": "lable-free"}, "gate must be one of auto, labelled, label-free, none (got 'lable-free')"),
     ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown; did you mean 'min_gain'?"),
-    ({"gate_settings": {"min_gain": 0.9}}, "gate_settings.min_gain: belongs to the gate 'labelled'; this run has gate"),
     (
-        {"gate": "labelled", "gate_settings": {"min_agreement": 0.9}},
-        "gate_settings.min_agreement: belongs to the gate 'label-free'; this run has gate 'labelled'",
+        {"gate": "label-free", "gate_settings": {"min_gain": 0.9}},
+        "gate_settings.min_gain: belongs to the gates auto and labelled; this run has gate 'label-free'",
     ),
     ({"gate": "labelled", "gate_settings": {"min_gain": 2}}, "gate_settings: --min-gain must be at least -1"),
     ({"precision": "fp61"}, "precision must be one of fp32, int8 (got 'fp61')"),
@@ -36,7 +35,6 @@ WRONG = [
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be at least 1 and at most 95"),
     ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
     ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
-    ({"register": "mlfow"}, "register must be one of none, mlflow"),
     ({"model_name": "My Model"}, "--name My Model: use small letters, digits"),
 ]  # fmt: skip
 RIGHT = [

@@ -80,6 +80,7 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     """As after a class was added. The zero-shot model replaces no champion."""
     given = places(tmp_path, make_bundle(tmp_path / "model"))
     metrics = checked(**({"after": unchanged} if kept else {}))
+    metrics["model"]["weights_sha256"] = weights_sha256(0)
     (tmp_path / "details" / "metrics.json").write_text(json.dumps(metrics))
     asked = {"gate": "label-free", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
     assert gate(str(tmp_path / "work"), **given, **asked, champion="r0000-0123456789ab", champion_uri="") == decision

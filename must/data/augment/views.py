@@ -111,8 +111,8 @@ class FastViews(TrainViews):
         width, height = upright_size(header)
         draw = self.draws(width, height)
         if self.padding:  # for small images, which take little time
-            whole = decode(data, max_pixels)
-            return self.weak(whole, draw), self.strong(whole, draw), draw.masked
+            image = decode(data, max_pixels)
+            return self.weak(image, draw), self.strong(image, draw), draw.masked
         shortest, factor, pixels = min(*header.size, *draw.strong[2:]), 1, None
         if orientation(header) == UPRIGHT:
             factor = next((factor for factor in FACTORS if shortest >= factor * self.size), 1)
