@@ -25,8 +25,6 @@ from must.deploy.predict.session import EMBEDDING, SIMILARITY, load_runtime
 from must.method.model.bundle import Bundle, Description, preprocess_of
 
 INPUT, OUTPUT = "image", "probability"
-CLASSIFIER = "classifier"  # the name of its weights
-MEMORY_NODE = "memory/"  # with which the names of the memory's nodes begin
 OPSET = 18
 PROTOBUF_LIMIT = 2**31
 METADATA_KEYS = (
@@ -59,16 +57,8 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
         )
     assert program is not None
     graph = program.model_proto
-    mark_memory(graph)
     strip_tracing_notes(graph)
     return graph
-
-
-def mark_memory(graph: onnx.ModelProto) -> None:
-    """Names the nodes that the exporter made for the memory."""
-    for node in graph.graph.node:
-        if any(prop.key == "namespace" and "/memory" in prop.value for prop in node.metadata_props):
-            node.name = MEMORY_NODE + node.name
 
 
 def check_graph(graph: onnx.ModelProto) -> None:
@@ -153,7 +143,7 @@ def quantize(
     source, prepared, target = (folder / f"{name}.onnx" for name in ("float", "prepared", "int8"))
     onnx.save(graph, source)
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    nodes = products_of_tower(onnx.load(prepared))
+    nodes = products_of_blocks(graph, onnx.load(prepared))
     options = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_quantize": nodes}
     if pixels is None:
         quantize_dynamic(prepared, target, **options)
@@ -170,14 +160,21 @@ def quantize(
     return onnx.load(target), f"int8 weights and activations (static, calibrated on {len(pixels)} images)"
 
 
-def products_of_tower(graph: onnx.ModelProto) -> list[str]:
-    """Names of the matrix products of an activation with a constant weight: not the classifier's, nor the memory's."""
-    constants = {value.name for value in graph.graph.initializer} - {CLASSIFIER}
-    return [
-        node.name
-        for node in graph.graph.node
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants and not node.name.startswith(MEMORY_NODE)
-    ]
+def products_of_blocks(graph: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
+    """Names of the matrix products with a weight that the classifier's input is computed from: those of the tower's
+    blocks. Neither the classifier nor the memory is among them."""
+    weights = {value.name for value in graph.graph.initializer}
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    wanted = [name for node in graph.graph.node if "classifier" in node.input for name in node.input]
+    inner = set[str]()
+    while wanted:
+        node = makers.pop(wanted.pop(), None)
+        if node is None:  # an input or a weight, or seen before
+            continue
+        wanted += node.input
+        if node.op_type in ("MatMul", "Gemm") and weights.intersection(node.input[:2]):
+            inner.add(node.name)
+    return [node.name for node in prepared.graph.node if node.name in inner]
 
 
 class Calibration:
