@@ -219,7 +219,7 @@ def refine(
     split: Text = "train",
     alpha: float | Literal["auto"] = "auto",
     images: int = 1000000,
-    memory_images: int = 20000,
+    memory_images: int = 10000,
     batch_size: int = 256,
     workers: int = 2,
     cache: Text = "",

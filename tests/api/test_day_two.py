@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 
 import must
-from must.api import adapt as module
+from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from tests.forked import CONTEXT
+
+module: Any = adapt_module
 
 PHOTOS, MORE = 40, 10
 FAST = {"model": asset_folder(), "train": "no", "workers": 0, "device": "cpu"}
@@ -252,7 +255,7 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
 
 def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, ran, monkeypatch, capsys):
     work = place / "work"
-    exported = must.export(model=work, images=11)
+    exported = must.export(model=work, images=11)  # type: ignore[call-arg]
     assert Path(exported.output) == work / "onnx"
     (work / "decision.json").write_text(json.dumps({"weights_sha256": weights(work)}))
     adapt(place)

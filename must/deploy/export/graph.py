@@ -161,15 +161,19 @@ def quantize(
 
 
 def products_of_blocks(graph: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
-    """Names of the matrix products with a weight of the tower's blocks: not the classifier, nor the memory."""
+    """Names of the matrix products with a weight that the classifier's input is computed from: those of the tower's
+    blocks. Neither the classifier nor the memory is among them."""
     weights = {value.name for value in graph.graph.initializer}
-    outside = ("classifier", "memory.")
-    inner = {
-        node.name
-        for node in graph.graph.node
-        for name in node.input[:2]
-        if node.op_type in ("MatMul", "Gemm") and name in weights and not name.startswith(outside)
-    }
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    wanted = [name for node in graph.graph.node if "classifier" in node.input for name in node.input]
+    inner = set[str]()
+    while wanted:
+        node = makers.pop(wanted.pop(), None)
+        if node is None:  # an input or a weight, or seen before
+            continue
+        wanted += node.input
+        if node.op_type in ("MatMul", "Gemm") and weights.intersection(node.input[:2]):
+            inner.add(node.name)
     return [node.name for node in prepared.graph.node if node.name in inner]
 
 

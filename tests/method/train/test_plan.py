@@ -26,11 +26,12 @@ def test_the_command_prints_the_plan_and_writes_nothing(digits, tmp_path, monkey
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     inputs = ["--shards", digits.shards, "--classifier", digits.classifier, "--preset", "digits"]
     cli.main(["plan", *inputs, *flags, "--seconds", "0.2"])
-    model, steps, files, settings, cost = capsys.readouterr().out.splitlines()
+    model, steps, files, settings, one_pass, cost = capsys.readouterr().out.splitlines()
     assert "150 images of 'train'" in model and "10 classes" in model
     assert steps == "12 steps of 25 images (2 epochs), 1 process(es) on cpu in fp32, 1 thread(s) and 1 loader(s) each"
     assert files.startswith("checkpoints: ") and files.endswith(" for 2 of them")
     assert ", lr 0.004, " in settings and "epochs" not in settings and settings.endswith(" of must/config/presets.yaml")
+    assert " for one pass over the images, which gives the model its memory" in one_pass
     assert "for 12 steps on this machine: " in cost and "after one to warm up" in cost and "memory: " in cost
     assert not list(tmp_path.iterdir())
 
