@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,12 @@ def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, fold
         )
         export(config)
         classifier = OnnxClassifier(Path(output) / "model.onnx", threads=options.threads)
-        candidates[f"onnxruntime {precision}"] = lambda pixels, run=classifier: run(pixels).probability
+        candidates[f"onnxruntime {precision}"] = partial(probabilities, classifier)
     return candidates
+
+
+def probabilities(classifier: OnnxClassifier, pixels: np.ndarray) -> np.ndarray:
+    return classifier(pixels).probability
 
 
 def measure(candidates: dict[str, Classify], bundle: Bundle, batch: int, seconds: float) -> dict[str, np.ndarray]:

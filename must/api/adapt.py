@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from must.api.adapted import Adapted
@@ -40,7 +39,6 @@ from must.data.sources.files import Folder, Manifest
 from must.method.model.bundle import load_description
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 from must.method.model.folder import MODELS_FOLDER
-from must.method.train.estimate import duration
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)
@@ -204,6 +202,10 @@ def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
             return False
+    import torch  # takes seconds
+
+    from must.method.train.estimate import duration
+
     if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
         return True
     trial = {"classifier": str(state.classifier), "output": str(state.model), "seconds": TRIAL_SECONDS}

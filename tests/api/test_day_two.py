@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ import torch
 from PIL import Image
 
 import must
-from must.api import adapt as module
+from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.api.work_state import MADE_FROM
 from tests.forked import CONTEXT
+
+module: Any = adapt_module
 
 PHOTOS, MORE = 40, 10
 FAST = {"model": asset_folder(), "train": "no", "workers": 0, "device": "cpu"}
@@ -210,7 +213,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_changes_nothing(place, mistake, again):
     changes, message = MISTAKES[mistake]
@@ -252,7 +255,7 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
 
 def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, ran, monkeypatch, capsys):
     work = place / "work"
-    exported = must.export(model=work, images=11)
+    exported = must.export(model=work, images=11)  # type: ignore[call-arg]
     assert Path(exported.output) == work / "onnx"
     adapt(place)
     assert ran == [] and (work / "onnx").exists()
@@ -306,7 +309,7 @@ def kill_at_rename(place, number, changes):
     exchange = work_state.exchange
 
     def dying_exchange(*arguments):
-        Path.rename, shutil.rmtree = dying(Path.rename), dying(shutil.rmtree)
+        Path.rename, shutil.rmtree = dying(Path.rename), dying(shutil.rmtree)  # type: ignore[method-assign]
         exchange(*arguments)
 
     work_state.exchange = dying_exchange
@@ -396,7 +399,7 @@ def test_again_makes_all_anew(place, ran):
 
 
 @pytest.mark.parametrize("kind", ["arrays", "images", "generator", "tensors", "paths"])
-@pytest.mark.parametrize("count", [12, 40])
+@pytest.mark.parametrize("count", [12, pytest.param(40, marks=pytest.mark.slow)])
 def test_small_collections_in_memory(place, tmp_path, kind, count, ran):
     pictures = [digit_parts()["validation"][number][0] for number in range(count)]
     files = sorted(write_photos(tmp_path / "files", range(count)).iterdir())

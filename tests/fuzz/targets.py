@@ -251,7 +251,7 @@ def bundles() -> list[bytes]:
     values = {
         "architecture": {"embed_dim": 8}, "backbone": "tiny", "pretrained": "", "classes": ["a", "b"],
         "templates": ["a {}"], "preprocess": {"size": 32}, "logit_factor": 100.0, "provenance": {}, "must_version": "1",
-        "format": 1,
+        "format": 1, "weights_sha256": "0" * 64,
     }  # fmt: skip
     return [json.dumps(values).encode()]
 

@@ -119,12 +119,13 @@ class FastViews(TrainViews):
             pixels = decode_reduced(data, header, factor)
         if pixels is None:
             factor, pixels = 1, np.asarray(decode(data, max_pixels))
-        image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+        planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
         resized_width, resized_height = resized(width, height, self.size)
         scale_x, scale_y = width / resized_width / factor, height / resized_height / factor
         weak_x, weak_y = draw.weak
-        weak = crop(image, weak_x * scale_x, weak_y * scale_y, self.size * scale_x, self.size * scale_y, self.size)
-        strong = crop(image, *(side / factor for side in draw.strong), self.size)
+        weak = crop(planes, weak_x * scale_x, weak_y * scale_y, self.size * scale_x, self.size * scale_y, self.size)
+        left, top, crop_width, crop_height = (side / factor for side in draw.strong)
+        strong = crop(planes, left, top, crop_width, crop_height, self.size)
         array = as_array(strong.flip(-1) if draw.flip else strong)
         if draw.operations:
             operated = apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR)

@@ -58,5 +58,7 @@ def test_a_foreign_second_output_is_one_line(embedded):
     content = onnx.load(embedded / "model.onnx")
     content.graph.node.append(onnx.helper.make_node("Identity", ["embedding"], ["feature"]))
     content.graph.output[1].name = "feature"
-    with pytest.raises(ValueError, match=r"^model.onnx: expected one input and one output, and at most 'embedding'"):
+    with pytest.raises(
+        ValueError, match=r"^model.onnx: expected one input and one output, and at most 'similarity' and 'embedding'"
+    ):
         OnnxClassifier(content.SerializeToString(), "model.onnx")

@@ -22,6 +22,7 @@ from must.data.format.index import load_index
 from must.data.shards.build import shard
 from must.deploy.predict.images import predict_images
 from must.deploy.predict.parquet import GROUP_ROWS, Decoded, Run, ShardWriter
+from must.deploy.predict.session import Classified
 from tests.data.shards.test_shard_gcs import upload
 
 
@@ -48,6 +49,7 @@ def single(digits, exported, tmp_path_factory):
     with output.open() as file:
         rows = list(csv.DictReader(file))
     assert {row.pop("abstained") for row in rows} == {"0"}  # the Parquet files have it only where there is a threshold
+    assert {row.pop("similarity") for row in rows} == {""}  # the model has no memory
     return {row.pop("image").removeprefix(f"{digits.images}/"): row for row in rows}
 
 
@@ -64,6 +66,7 @@ def test_rows_are_those_of_single_images(digits, exported, tmp_path, single, wor
         for row in table.to_pylist():
             assert row.pop("reason") is None and row.pop("key").replace("-", "").isdigit()
             assert row.pop("margin") == pytest.approx(row["probability"] - row["probability_2"], abs=1e-7)
+            assert row.pop("similarity") is None, "the model has no memory"
             name = f"{one.split}/{row.pop('source')}"
             found[name] = {key: f"{x:.6f}" if isinstance(x, float) else x for key, x in row.items()}
     assert found == single
@@ -177,7 +180,8 @@ def test_a_shard_of_any_number_of_rows(tmp_path, rows):
         for start in range(0, rows, 31):
             batch = decoded[start : start + 31]
             images = sum(item.pixels is not None for item in batch)
-            writer.add(batch, np.tile(np.array([[0.25, 0.75]], np.float32), (images, 1)))
+            probability = np.tile(np.array([[0.25, 0.75]], np.float32), (images, 1))
+            writer.add(batch, Classified(probability, np.full(images, 0.5)))
         stats = writer.close(SimpleNamespace(name="x.tar", sha256="s"))
     assert (stats["rows"], stats["unreadable"]) == (rows, -(-rows // 7))
     found = pq.read_table(tmp_path / "x.parquet").to_pylist()
@@ -260,6 +264,7 @@ import os, signal, sys
 import pyarrow.parquet as pq
 from must.config import PredictConfig
 from must.deploy.predict.images import predict_images
+from must.deploy.predict.session import Classified
 from must.deploy.predict.parquet import GROUP_ROWS, Decoded, Run, ShardWriter
 model, shards, output = sys.argv[1:]
 whole, made = pq.write_table, []

@@ -230,7 +230,7 @@ def decided(tmp_path, metrics, *flags, seed=0):
     return tmp_path / "decision.json"
 
 
-@pytest.mark.parametrize("flags, passed", [([], True), (["--min-agreement", "0.95"], False)])
+@pytest.mark.parametrize("flags, passed", [(["--gate", "label-free"], True), (["--min-gain", "0.5"], False)])
 def test_the_gate_decides_and_promote_obeys(registry, tmp_path, capsys, flags, passed):
     decision = decided(tmp_path, MEASURED, *flags)
     assert json.loads(decision.read_text())["passed"] is passed
@@ -247,14 +247,14 @@ def test_zero_shot_goes_green_but_replaces_no_champion(registry, tmp_path, capsy
     """Nothing was kept of an adaptation: the first model may be that, a champion stays."""
     free = MEASURED.label_free
     same = replace(free, compared=replace(free.compared, agreement=1.0))
-    decision = decided(tmp_path, replace(MEASURED, label_free=same))
+    decision = decided(tmp_path, replace(MEASURED, label_free=same), "--gate", "label-free")
     assert "gate (label-free): passed, zero-shot is kept" in capsys.readouterr().out
     said = json.loads(decision.read_text())
     assert said["passed"] and said["outcome"] == "zero-shot"
     promote(registry, "--model", make_bundle(tmp_path / "model"), "--decision", decision)
     first = latest(registry).version
     assert first
-    decision = decided(tmp_path, replace(MEASURED, label_free=same), seed=1)
+    decision = decided(tmp_path, replace(MEASURED, label_free=same), "--gate", "label-free", seed=1)
     flags = ["--model", make_bundle(tmp_path / "other", seed=1), "--decision", decision]
     assert "has a champion, which stays" in refused(capsys, 2, registry, *flags)
     assert latest(registry).version == first

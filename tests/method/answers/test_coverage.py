@@ -38,7 +38,7 @@ def test_a_weight_prefers_images_that_are_worth_more():
 
 @pytest.mark.parametrize("batch", [1, 64])
 def test_the_order_is_that_of_the_plain_greedy_algorithm(monkeypatch, batch):
-    monkeypatch.setattr(coverage, "BATCH", batch)
+    monkeypatch.setattr(coverage, "COVERAGE_BATCH", batch)
     monkeypatch.setattr(coverage, "BLOCK", 17)
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(150, 5)).astype(np.float32)
@@ -55,7 +55,7 @@ def test_the_order_is_that_of_the_plain_greedy_algorithm(monkeypatch, batch):
 
 
 def test_of_very_many_images_evenly_spread_ones_are_compared(monkeypatch):
-    monkeypatch.setattr(coverage, "CANDIDATES", 100)
+    monkeypatch.setattr(coverage, "COVERAGE_CANDIDATES", 100)
     monkeypatch.setattr(coverage, "COVERED", 60)
     vectors, members = groups([500, 400, 300])
     order = order_by_coverage(vectors, None, np.array([1, 2, 3]), 50)

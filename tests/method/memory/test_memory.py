@@ -189,13 +189,13 @@ def remembering(digits, tmp_path_factory):
 
 
 def test_it_is_read_as_it_was_written(remembering):
-    folder, bundle, images = remembering
+    folder, bundle, images = tuple(remembering)
     found = load_bundle(str(folder))
     assert found.memory.facts == bundle.memory.facts and found.description == bundle.description
     ours, theirs = found.memory.state_dict(), bundle.memory.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     with torch.no_grad():
-        probability, similarity = found.classifier.classify(images)
+        probability, similarity = found.classifier.classify(images)  # type: ignore[misc]
         torch.testing.assert_close(found.classifier(images).softmax(-1), probability)
         assert torch.equal(MemoryClassifier(bundle.model, bundle.memory)(images), found.classifier(images))
     assert similarity.shape == (40,)
