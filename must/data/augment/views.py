@@ -124,8 +124,8 @@ class FastViews(TrainViews):
         scale_x, scale_y = width / resized_width / factor, height / resized_height / factor
         weak_x, weak_y = draw.weak
         weak = crop(planes, weak_x * scale_x, weak_y * scale_y, self.size * scale_x, self.size * scale_y, self.size)
-        left, top, crop_width, crop_height = (side / factor for side in draw.strong)
-        strong = crop(planes, left, top, crop_width, crop_height, self.size)
+        x, y, strong_width, strong_height = (side / factor for side in draw.strong)
+        strong = crop(planes, x, y, strong_width, strong_height, self.size)
         array = as_array(strong.flip(-1) if draw.flip else strong)
         if draw.operations:
             operated = apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR)

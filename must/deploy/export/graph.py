@@ -165,13 +165,13 @@ def products_of_blocks(graph: onnx.ModelProto, prepared: onnx.ModelProto) -> lis
     blocks. Neither the classifier nor the memory is among them."""
     weights = {value.name for value in graph.graph.initializer}
     makers = {name: node for node in graph.graph.node for name in node.output}
-    wanted = [name for node in graph.graph.node if "classifier" in node.input for name in node.input]
+    inputs = [name for node in graph.graph.node if "classifier" in node.input for name in node.input]
     inner = set[str]()
-    while wanted:
-        node = makers.pop(wanted.pop(), None)
+    while inputs:
+        node = makers.pop(inputs.pop(), None)
         if node is None:  # an input or a weight, or seen before
             continue
-        wanted += node.input
+        inputs += node.input
         if node.op_type in ("MatMul", "Gemm") and weights.intersection(node.input[:2]):
             inner.add(node.name)
     return [node.name for node in prepared.graph.node if node.name in inner]
