@@ -297,7 +297,7 @@ def kill_at(place, stage, when, changes):
 def run_killed(target, *arguments):
     process = CONTEXT.Process(target=target, args=arguments)
     process.start()
-    process.join(120)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
 
 
