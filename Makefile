@@ -32,7 +32,7 @@ $(VENV)/demo: pyproject.toml
 $(VENV)/installed: $(VENV)/demo
 	@echo "setting up $(VENV): what the tests and the site need besides (once, some minutes)"
 	@$(PIP) '.[dev]'
-	@$(BIN)/python -c 'import must.evaluation.evaluate, must.method.train.trainer, must.deploy.export.graph, kfp.compiler, kubeflow.trainer'
+	@$(BIN)/python -c 'import must.evaluation.evaluate, must.method.train.trainer, must.deploy.export.graph, kfp.compiler, kubernetes.client, kubeflow_trainer_api.models'
 	@touch $@
 
 .PHONY: setup
