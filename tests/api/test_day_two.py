@@ -253,6 +253,7 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
     assert (work / "before/model").is_dir(), "what nobody knows the origin of is not thrown away"
 
 
+@pytest.mark.slow
 def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, ran, monkeypatch, capsys):
     work = place / "work"
     exported = must.export(model=work, images=11)  # type: ignore[call-arg]
@@ -296,7 +297,7 @@ def kill_at(place, stage, when, changes):
 def run_killed(target, *arguments):
     process = CONTEXT.Process(target=target, args=arguments)
     process.start()
-    process.join(120)
+    process.join(600)
     assert process.exitcode == -signal.SIGKILL
 
 
