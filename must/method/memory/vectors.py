@@ -47,7 +47,7 @@ class Whitening(nn.Module):
         rows = torch.linspace(0, images - 1, min(images, FITTED), device=values.device).long()
         sample = values[rows].double()
         mean = sample.mean(0)
-        _, spread, axes = torch.linalg.svd(sample - mean, full_matrices=False)
+        spread, axes = find_components(sample - mean)
         count = max(1, min(COMPONENTS, len(sample) // 4))
         nonzero = spread[:count] > 1e-6 * spread[0].clamp(min=1e-30)
         scale = len(sample) ** 0.5 / spread[:count].clamp(min=1e-30) * nonzero
@@ -59,6 +59,16 @@ class Whitening(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         return F.normalize(values.float() @ self.projection.float() - self.offset, dim=-1)
+
+
+def find_components(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """(singular values, falling; principal axes in rows) of float64 [M, C], by the eigenvectors of the smaller of its two
+    products with itself: many times as fast as a singular value decomposition where C is much larger than M."""
+    wide = centred.shape[1] > centred.shape[0]
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    spread = values.flip(0).clamp(min=0).sqrt()
+    axes = vectors.flip(1).T
+    return spread, axes @ centred / spread.clamp(min=1e-30)[:, None] if wide else axes
 
 
 def grid_cells(patches: int) -> Tensor:
