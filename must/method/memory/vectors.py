@@ -62,8 +62,8 @@ class Whitening(nn.Module):
 
 
 def find_components(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """(singular values, falling; principal axes in rows) of float64 [M, C], by the eigenvectors of the smaller of its two
-    products with itself: many times as fast as a singular value decomposition where C is much larger than M."""
+    """(singular values, falling; principal axes in rows) of float64 [M, C], by the eigenvectors of the smaller of its
+    two products with itself: faster than a singular value decomposition, the more so for C much larger than M."""
     wide = centred.shape[1] > centred.shape[0]
     values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
     spread = values.flip(0).clamp(min=0).sqrt()
