@@ -98,7 +98,9 @@ def pictures_of(review):
 def visit_again(page, url):
     """A new tab of the same browser, after the first one was closed."""
     new = page.context.new_page()
-    page.close(run_before_unload=True)
+    with page.expect_event("close"):
+        page.close(run_before_unload=True)
+    new.wait_for_timeout(1_000)  # the tab's last message, that it is closed, arrives
     new.goto(url)
     return new
 
