@@ -64,7 +64,7 @@ def test_label_studio_takes_the_tasks_and_its_table_comes_back(predicted):
         task |= {"id": number, "annotations": [{"id": number, "completed_by": 1, "result": result}]}
     (predicted / "export.json").write_text(json.dumps(tasks[:2]))
     Converter(config, str(predicted)).convert_to_csv(
-        str(predicted / "export.json"), str(predicted / "out"), is_dir=False
+        str(predicted / "export.json"), str(predicted / "out"), is_dir=False, header=True, sep=","
     )
     with open(next((predicted / "out").glob("*.csv")), newline="") as file:
         rows = [(row["image"], row["class"]) for row in csv.DictReader(file)]
