@@ -35,8 +35,10 @@ from itertools import pairwise
 from pathlib import Path
 from must.data.shards.listing import shuffle
 from must.data.sources.files import Item
+small = Path(sys.argv[1]) / "small"
+small.mkdir()
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-shuffle((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), Path(sys.argv[1]) / "small", 100)
+shuffle((Item(f"{n}.jpg", n, None, None, 0) for n in range(1000)), small, 100)
 before = peak()
 shuffle((Item(f"some/folder/{n:012d}.jpg", n, None, None, 0) for n in range(200_000)), Path(sys.argv[1]), 1000)
 print(peak() - before)
