@@ -22,21 +22,26 @@ class Share(NamedTuple):
 @dataclass(frozen=True)
 class AccuracyEstimate:
     """Accuracies on the answered images. `gain`: of the model over the zero-shot model, paired; `refined`: of the
-    refined labels before any answer."""
+    refined labels before any answer; `with_answers`: of the model with the answers in it, by cross-validation."""
 
     answers: int
     zero_shot: Share
     model: Share
     gain: Share
     refined: Share | None = None
+    with_answers: Share | None = None
 
     @classmethod
-    def from_correct(cls, zero_shot: np.ndarray, model: np.ndarray, refined: np.ndarray | None = None) -> Self:
+    def from_correct(
+        cls,
+        zero_shot: np.ndarray,
+        model: np.ndarray,
+        refined: np.ndarray | None = None,
+        with_answers: np.ndarray | None = None,
+    ) -> Self:
         """From bool [A]: whether each model is right about each answered image."""
-        return cls(
-            len(model), share(zero_shot), share(model), difference(zero_shot, model),
-            share(refined) if refined is not None else None,
-        )  # fmt: skip
+        others = (None if right is None else share(right) for right in (refined, with_answers))
+        return cls(len(model), share(zero_shot), share(model), difference(zero_shot, model), *others)
 
     @property
     def verdict(self) -> str:
@@ -49,7 +54,10 @@ class AccuracyEstimate:
 
     def text(self) -> str:
         """One line for the log."""
-        parts = [("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined)]
+        parts = [
+            ("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined),
+            ("the model with answers", self.with_answers),
+        ]  # fmt: skip
         shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
         gain = f"gain of the model {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"

@@ -238,7 +238,7 @@ def measure_answers(
         memory, _ = build_memory(pool, answer_rows(others, pool.numbers), device, limit, near)
         with_answers[fold == number] = predict_left_out(memory, pool, rows[fold == number])
     right = [(labels == truth).numpy() for labels in (zero_shot.labels[rows], model, with_answers)]
-    return AccuracyEstimate.from_correct(*right)
+    return AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2])
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:

@@ -159,7 +159,7 @@ def test_true_answers_improve_the_other_labels_and_what_they_measure_is_recorded
     measured = selection(tmp_path).measured
     right = [row["zero_shot"] == label[row["image"]] for row in after if row["image"] in asked]
     assert measured.answers == 60 and measured.zero_shot.value == pytest.approx(np.mean(right))
-    assert 0.5 < measured.refined.value < 1, "by cross-validation: an image's own answer is left out"
+    assert 0.5 < measured.with_answers.value < 1, "by cross-validation: an image's own answer is left out"
 
 
 def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_measure_nothing(digits, truth, tmp_path):
