@@ -18,12 +18,12 @@ ESCAPE = (  # an output that is a program where it is put into a condition as it
 )
 
 
-@dsl.component(install_kfp_package=False)
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
 def say(text: str) -> str:
     return text
 
 
-@dsl.component(install_kfp_package=False)
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
 def mark(path: str):
     from pathlib import Path
 

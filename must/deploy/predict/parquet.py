@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def file_name(shard: Shard) -> str:
     return f"predictions-{shard.name.removesuffix('.tar')}.parquet"
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Writes the rows of one shard, in its order, to an open file.
 
     Columns: key, source, class and probability (class_2, probability_2, ... with a larger top_k), margin (the first
@@ -96,6 +97,11 @@ class ShardWriter:
         self.rows: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.written = self.unreadable = self.abstained = 0
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer.is_open:  # an error ended the shard; pyarrow would close it later, in the closed file
+            with suppress(OSError, ValueError):
+                self.writer.close()
 
     def add(self, decoded: list[Decoded], classified: Classified | None) -> None:
         """Adds a batch of samples; `classified`: those that have pixels, in their order; None: none has."""

@@ -89,8 +89,8 @@ def predict_missing(
         for shard, path, offsets in shard_files:
             size, preprocess = config.batch_size, classifier.preprocess
             jobs = ((path, offsets[i : i + size], preprocess, index.max_pixels) for i in range(0, len(offsets), size))
-            with storage.open_write(storage.join(config.output, file_name(shard))) as file:
-                writer = ShardWriter(file, classifier.classes, run)
+            uri = storage.join(config.output, file_name(shard))
+            with storage.open_write(uri) as file, ShardWriter(file, classifier.classes, run) as writer:
                 for batch in decoders.in_order(decode_rows, jobs):
                     pixels = [item.pixels for item in batch if item.pixels is not None]
                     writer.add(batch, classifier(np.stack(pixels)) if pixels else None)

@@ -231,8 +231,11 @@ class Api:
         known = f"images go to POST /classify, the model is at /v2/models/{self.name}"
         if error.status_code == 405 and request.url.path == "/classify":
             known = "POST the image file itself: curl --data-binary @photo.jpg ADDRESS/classify"
-        allowed = f"only {error.headers['Allow']} is allowed here" if error.status_code == 405 else "no such address"
-        return self.close_if_draining(Refusal(Refused(error.status_code, f"{allowed}; {known}"), error.headers))
+        headers, reason = dict(error.headers or {}), "no such address"
+        if error.status_code == 405:  # Starlette's order is that of a set: another one in each process
+            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+            reason = f"only {headers['Allow']} is allowed here"
+        return self.close_if_draining(Refusal(Refused(error.status_code, f"{reason}; {known}"), headers))
 
 
 async def refuse(request: Request, error: Any) -> Response:
