@@ -22,7 +22,7 @@ import torch
 
 from must.api.demo import CLASSES, digit_parts
 from must.data.augment.normalize import normalize
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import Bundle, get_preprocess, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 
 VARIANTS: dict[str, dict[str, float | str]] = {
@@ -84,7 +84,7 @@ def accuracy(bundle: Bundle, part: str) -> float:
     images, labels = zip(*digit_parts()[part], strict=True)
     pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     with torch.no_grad():
-        predicted = bundle.model(normalize(pixels, preprocess_of(bundle.description))).argmax(-1)
+        predicted = bundle.model(normalize(pixels, get_preprocess(bundle.description))).argmax(-1)
     return (predicted == torch.tensor([CLASSES.index(label) for label in labels])).float().mean().item() * 100
 
 

@@ -27,7 +27,7 @@ from must.data.loading.loader import EvalSource
 from must.evaluation.evaluate import load_baseline
 from must.evaluation.scores import NO_LABEL, label_numbers
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import Bundle, preprocess_of
+from must.method.model.bundle import Bundle, get_preprocess
 
 ALPHA, BETA = 1.0, 5.5
 """Tip-Adapter's weight of the cache and sharpness of the affinity, as published; tuning them would need more labels."""
@@ -96,7 +96,7 @@ def labelled_features(options: argparse.Namespace, split: str, baseline: Bundle)
     """The labelled images' features, in the order of sample numbers."""
     description, device = baseline.description, pick_device(options.device)
     config = EvaluateConfig(model="-", shards=options.shards, output="-", workers=options.workers, batch_size=50)
-    source = EvalSource.of(config, preprocess_of(description), 0, 1, split)
+    source = EvalSource.open(config, get_preprocess(description), 0, 1, split)
     lookup = {name: number for number, name in enumerate(description.classes)}
     visual = baseline.model.visual.to(device)
     numbers, features, labels = [], [], []

@@ -81,7 +81,7 @@ def measure(store: str) -> dict[str, float]:
     }
 
 
-def name_of(number: int) -> str:
+def get_name(number: int) -> str:
     return f"photos/breed-{number % 997:03d}/IMG_2026{number:010d}.jpg"
 
 
@@ -115,7 +115,7 @@ def serve(count: int) -> None:
 
 def as_xml(start: int, stop: int, count: int) -> str:
     contents = "".join(
-        f"<Contents><Key>{name_of(number)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+        f"<Contents><Key>{get_name(number)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
         f"<ETag>&quot;{number:032x}&quot;</ETag><Size>127000</Size><StorageClass>STANDARD</StorageClass></Contents>"
         for number in range(start, stop)
     )
@@ -129,7 +129,7 @@ def as_xml(start: int, stop: int, count: int) -> str:
 
 
 def as_json(start: int, stop: int, count: int) -> str:
-    items = [{"name": name_of(number), "size": "127000"} for number in range(start, stop)]
+    items = [{"name": get_name(number), "size": "127000"} for number in range(start, stop)]
     return json.dumps({"items": items} | ({"nextPageToken": str(stop)} if stop < count else {}))
 
 

@@ -76,7 +76,7 @@ def run_only(name: str) -> bool:
 def decode_split(options: argparse.Namespace, preprocess: Preprocess) -> np.ndarray:
     """uint8 [N, S, S, 3]: all images of the split that can be decoded."""
     index, pixels = load_index(options.shards), []
-    for shard in index.shards_of(options.split):
+    for shard in index.list_shards(options.split):
         with local_shard(options.shards, shard) as path:
             rows = decode_rows(path, load_offsets(options.shards, shard), preprocess, index.max_pixels)
         pixels += [row.pixels for row in rows if row.pixels is not None]

@@ -26,7 +26,7 @@ from must.data.image.preprocess import EvalView, normalize_pixels
 from must.data.loading.reader import ShardReader
 from must.deploy.export.export import export
 from must.deploy.predict.session import OnnxClassifier
-from must.method.model.bundle import Bundle, Description, load_bundle, preprocess_of, save_bundle
+from must.method.model.bundle import Bundle, Description, get_preprocess, load_bundle, save_bundle
 from must.method.model.masked_vit import MaskedViT
 
 Classify = Callable[[np.ndarray], np.ndarray]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, folder: Path) -> dict[str, Classify]:
-    preprocess = preprocess_of(bundle.description)
+    preprocess = get_preprocess(bundle.description)
 
     def torch_run(model: Callable) -> Classify:
         def run(pixels: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ def probabilities(classifier: OnnxClassifier, pixels: np.ndarray) -> np.ndarray:
 
 def measure(candidates: dict[str, Classify], bundle: Bundle, batch: int, seconds: float) -> dict[str, np.ndarray]:
     """Seconds of every call, [calls] for each candidate."""
-    size = preprocess_of(bundle.description).size
+    size = get_preprocess(bundle.description).size
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -112,7 +112,7 @@ def measure(candidates: dict[str, Classify], bundle: Bundle, batch: int, seconds
 
 
 def top1(candidates: dict[str, Classify], bundle: Bundle, options: argparse.Namespace) -> dict[str, float]:
-    reader, view = ShardReader(options.shards, options.split), EvalView(preprocess_of(bundle.description))
+    reader, view = ShardReader(options.shards, options.split), EvalView(get_preprocess(bundle.description))
     pixels = np.stack([view(decode(reader.image(i))) for i in range(len(reader))])
     labels = [bundle.description.classes.index(reader.description(i)["label"]) for i in range(len(reader))]
     accuracy = {}

@@ -36,10 +36,10 @@ import torch, uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.method.model.bundle import load_bundle, preprocess_of
+from must.method.model.bundle import load_bundle, get_preprocess
 
 bundle = load_bundle(sys.argv[1])
-preprocess = preprocess_of(bundle.description)
+preprocess = get_preprocess(bundle.description)
 view, app = EvalView(preprocess), FastAPI()
 
 

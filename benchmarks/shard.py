@@ -197,7 +197,7 @@ def measure(command: list[str]) -> Measure:
 def watch(process: int, peak: list[int], ended: threading.Event) -> None:
     """Sums the proportional set sizes, which count shared memory once."""
     while not ended.wait(0.3):
-        peak[0] = max(peak[0], sum(memory_of(number) for number in family(process)))
+        peak[0] = max(peak[0], sum(measure_memory(number) for number in family(process)))
 
 
 def family(parent: int) -> list[int]:
@@ -211,7 +211,7 @@ def family(parent: int) -> list[int]:
     return processes
 
 
-def memory_of(number: int) -> int:
+def measure_memory(number: int) -> int:
     try:
         for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

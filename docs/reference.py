@@ -20,7 +20,7 @@ from must.api import results
 from must.api.functions import ERRORS, NOT_STAGES, function_at_must
 from must.api.stages import STAGES
 from must.base.flags import preset_text
-from must.base.parameters import parameters_of
+from must.base.parameters import list_parameters
 from must_pipeline.cli import COMMANDS
 from must_pipeline.files import CLUSTER, COMPILED
 
@@ -66,7 +66,7 @@ def commands() -> str:
         kinds = get_type_hints(stage.config)
         out.append("| parameter | default | |\n|---|---|---|")
         group = ""
-        for field in parameters_of(stage.config):
+        for field in list_parameters(stage.config):
             if field.metadata.get("group") and field.metadata["group"] != group:
                 group = field.metadata["group"]
                 out.append(f"| *{cell(group)}* | | |")

@@ -107,7 +107,7 @@ NO_TORCH = (
 )  # not in any function either
 
 # What stands for the same in several modules: a stage in the library, in a pod and in the DAG; the stores; the towers.
-SAME_FUNCTIONS = {"main", "client", "client_of", *STAGES, *LIBRARY_STAGES}
+SAME_FUNCTIONS = {"main", "client", "make_client", *STAGES, *LIBRARY_STAGES}
 SAME_CONSTANTS = {"STAGES", "STORE", "NO_CREDENTIALS", "BEFORE_THE_BLOCKS"}
 
 

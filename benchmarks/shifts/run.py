@@ -36,7 +36,7 @@ from must.method.answers.review import SCHEDULE
 from must.method.memory.alpha import interpolate, load_trained
 from must.method.memory.memory import build_memory, find_neighbours
 from must.method.memory.pool import Pool, read_pool
-from must.method.model.bundle import load_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import get_preprocess, load_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.train.trainer import train
 
@@ -119,7 +119,7 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
     rows: dict[str, Any] = {"present": {}, "all": {}, "labels": {}}
     for alpha in ALPHAS:
         network = interpolate(zero_shot.model, trained.model, alpha)
-        preprocess, cpu = preprocess_of(zero_shot.description), torch.device("cpu")
+        preprocess, cpu = get_preprocess(zero_shot.description), torch.device("cpu")
         pool = read_pool(network, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), cpu)
         whitening = (pool.tokens, pool.embedding)
         test = read_pool(network, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), cpu, whitening=whitening)

@@ -15,13 +15,13 @@ def failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
     Kubeflow's own step before a stage has a name such as train-driver.
     """
     messages = dict[str, list[str]]()
-    for node in sorted(nodes_of(workflow), key=lambda node: node.get("startedAt") or ""):
+    for node in sorted(read_nodes(workflow), key=lambda node: node.get("startedAt") or ""):
         if node.get("type") == "Pod" and node.get("phase") in ENDED_BADLY:
-            messages.setdefault(stage_of(node["name"]), []).append(node.get("message") or "no reason given")
+            messages.setdefault(parse_stage(node["name"]), []).append(node.get("message") or "no reason given")
     return messages
 
 
-def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+def read_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     """The nodes, which Argo compresses in a large workflow."""
     status = workflow.get("status") or {}
     packed = status.get("compressedNodes")
@@ -29,7 +29,7 @@ def nodes_of(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return list((nodes or {}).values())
 
 
-def stage_of(node: str) -> str:
+def parse_stage(node: str) -> str:
     """The stage: train for must-x(0).root(0).exit-handler-1(0).train(0).executor(0)."""
     parts = [re.sub(r"\([\d:]+\)$", "", part) for part in node.split(".")]
     return next(part for part in reversed(parts) if part != "executor")
@@ -41,7 +41,7 @@ def is_refused(message: str) -> bool:
     return refused is not None and "exceeded quota" not in message
 
 
-def exit_code_of(message: str) -> int | None:
+def parse_exit_code(message: str) -> int | None:
     """The exit code of a pod that ended by itself; None if it was killed, or unknown."""
     match = re.search(r"^main: Error \(exit code (\d+)\)", message)
     return int(match[1]) if match and match[1] not in ("137", "143") else None

@@ -6,9 +6,9 @@ its last note. This code does both for them; if its requests fail, the page is s
 
 import logging
 
-from must.base.exits import line_of
+from must.base.exits import format_error
 from must.runtime.notes import read_notes, settle
-from must_components.argo import exit_code_of, failures
+from must_components.argo import failures, parse_exit_code
 from must_components.cluster import Cluster
 from must_components.train_job.manifest import RUN
 
@@ -25,13 +25,13 @@ def settle_run(work_uri: str, run_id: str) -> list[str]:
             return []
         workflow = cluster.workflow(cluster.workflow_name() or "-")
         reasons = {stage: messages[-1] for stage, messages in failures(workflow or {}).items()}
-        ended = {stage for stage, reason in reasons.items() if exit_code_of(reason) is not None}
+        ended = {stage for stage, reason in reasons.items() if parse_exit_code(reason) is not None}
         settle(work_uri, run_id, reasons, ended)
         notes = [note for note in read_notes(work_uri, run_id) if note.facts.trainjob]
         outcomes = [(note, end_job(cluster, note.facts.trainjob, run_id)) for note in notes]
         return [f"{note.facts.trainjob} {text}" for note, text in outcomes if note.state != "done"]
     except (ValueError, OSError, KeyError, TypeError) as error:
-        logger.warning(f"must: the status of this run's pods is not known: {line_of(error)}")
+        logger.warning(f"must: the status of this run's pods is not known: {format_error(error)}")
         return []
 
 

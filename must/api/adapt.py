@@ -21,7 +21,7 @@ import yaml
 
 from must.api.adapted import Adapted
 from must.api.functions import run_stage
-from must.api.inputs import FOLDER_NAMES, ImageSource, entries_of, fingerprint_source, folder_names, to_source
+from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
 from must.api.preflight import require_apart
 from must.api.stages import call
 from must.api.work_state import BEFORE, DERIVED, MADE_FROM, WorkState, remove
@@ -141,7 +141,7 @@ def steps(
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
         }
         state = WorkState.open(folder, inputs, again)
-        pack = {"max_rejected": max_rejected, **workers_of_sharding(settings)}
+        pack = {"max_rejected": max_rejected, **count_workers(settings)}
         try:
             make_classifier(run, state, {"classes": file, "model": model, "pretrained": pretrained}, content, device)
             if test_images and not (state.test / INDEX_FILE).exists():
@@ -227,7 +227,7 @@ def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
     return all(config.get(name) == values[name] for name in {"preset", *settings} - CHANGEABLE)
 
 
-def workers_of_sharding(settings: dict[str, Any]) -> dict[str, Any]:
+def count_workers(settings: dict[str, Any]) -> dict[str, Any]:
     """A number of --workers also bounds the processes that read images."""
     workers = settings.get("workers")
     return {"workers": max(1, int(workers))} if workers not in (None, "auto") else {}
@@ -285,7 +285,7 @@ def identify_model(model: str) -> str:
     if not model or not path.exists():
         return model
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    names = "".join(f"{file.relative_to(path)}\0{storage.sha256_of(file)}\n" for file in files)
+    names = "".join(f"{file.relative_to(path)}\0{storage.compute_sha256(file)}\n" for file in files)
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
@@ -326,7 +326,7 @@ def read_classes(classes: Any) -> tuple[str, bytes]:
         if storage.exists(file):
             return file, storage.read_bytes(file)
         classes = list(class_set.names)  # cat,dog,horse
-    entries = entries_of(classes)
+    entries = make_entries(classes)
     make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 

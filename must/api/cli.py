@@ -16,7 +16,7 @@ from must.api.stages import STAGES, configure, run
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting, is_first_rank
-from must.base.flags import OneLineParser, add_flags, add_hidden_flags, usage_of
+from must.base.flags import OneLineParser, add_flags, add_hidden_flags, format_usage
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
 from must.base.text import printable_page
@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=stage.help,
             epilog=f"example:\n  {stage.config.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage=usage_of(stage.config),
+            usage=format_usage(stage.config),
             allow_abbrev=False,  # --epoch would be --epochs today, and an error once there is an --epoch-something
             add_help=False,  # it comes last
         )

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.errors import TransientError
-from must.base.parameters import default_of, is_required, with_headings
+from must.base.parameters import get_default, is_required, with_headings
 
 ENDING = """
 Raises:
@@ -54,7 +54,11 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
         reason = getattr(stopped, "reason", "stopped")
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
     kind: Any = RESULTS.get(name)
-    return kind.of(config, (predictions, raw) if name == "predict" else raw) if hasattr(kind, "of") else raw
+    return (
+        kind.from_output(config, (predictions, raw) if name == "predict" else raw)
+        if hasattr(kind, "from_output")
+        else raw
+    )
 
 
 def signature(name: str, stage: Stage) -> inspect.Signature:
@@ -65,7 +69,7 @@ def signature(name: str, stage: Stage) -> inspect.Signature:
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if is_required(field) else default_of(field),
+            default=inspect.Parameter.empty if is_required(field) else get_default(field),
             annotation=hints[field.name],
         )
         for field in fields

@@ -41,7 +41,7 @@ def to_source(images: Any, folder: Path) -> ImageSource:
         return ImageSource(os.fspath(images))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
         return list_paths([Path(item).absolute() for item in images], folder / MANIFEST)
-    return write_images(items_of(images), folder / FOLDER)
+    return write_images(list_items(images), folder / FOLDER)
 
 
 def list_paths(paths: list[Path], file: Path) -> ImageSource:
@@ -74,18 +74,18 @@ def fingerprint_source(source: ImageSource, label: str, exclude: str) -> str:
     return digest.hexdigest()
 
 
-def items_of(images: Any) -> Iterator[Any]:
+def list_items(images: Any) -> Iterator[Any]:
     """The images of a collection."""
     require(images is not None and not isinstance(images, bytes), f"images: expected {ACCEPTED}")
     if hasattr(images, "column_names"):
-        return column_of(images)
+        return find_image_column(images)
     if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
-        return (first_of(images[number]) for number in range(len(images)))
+        return (take_image(images[number]) for number in range(len(images)))
     require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
-    return map(first_of, images)
+    return map(take_image, images)
 
 
-def column_of(dataset: Any) -> Iterator[Any]:
+def find_image_column(dataset: Any) -> Iterator[Any]:
     """The image column of a Hugging Face dataset."""
     require(
         not hasattr(dataset, "keys"),
@@ -97,7 +97,7 @@ def column_of(dataset: Any) -> Iterator[Any]:
     return (row[columns[0]] for row in dataset.select_columns([columns[0]]))
 
 
-def first_of(item: Any) -> Any:
+def take_image(item: Any) -> Any:
     """The image of an (image, label) pair, or of a mapping with an image in it."""
     if isinstance(item, tuple | list) and item:
         return item[0]
@@ -162,7 +162,7 @@ def as_image(item: Any, where: str) -> Image.Image:
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def entries_of(classes: Any) -> list[Any]:
+def make_entries(classes: Any) -> list[Any]:
     """Classes from Python as entries of a class file, which `make_class_set` checks."""
     if isinstance(classes, dict):
         prompts = {name: [entry] if isinstance(entry, str) else entry for name, entry in classes.items()}

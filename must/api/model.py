@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from must.api.inputs import as_image, entries_of
+from must.api.inputs import as_image, make_entries
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
@@ -111,7 +111,7 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
     Raises:
         ValueError: there is no such model, or it is damaged.
     """
-    class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else entries_of(classes)
+    class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else make_entries(classes)
     text = class_names if isinstance(class_names, str) else "names and prompts"
     parameters = PredictConfig(model=os.fspath(model), classes=text, device=device, threads=threads, images=["-"])
     config, opener = find_model(parameters)

@@ -11,7 +11,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE
-from must.base.parameters import flag, parameters_of, require
+from must.base.parameters import flag, list_parameters, require
 from must.base.processes import check_processes
 
 
@@ -20,7 +20,7 @@ def preflight(config: Any) -> None:
     Raises ValueError: an input is missing or damaged, an output cannot be written, or --workers is too large."""
     if isinstance(workers := getattr(config, "workers", 0), int):
         check_processes(workers, "--workers")
-    for field in parameters_of(type(config)):
+    for field in list_parameters(type(config)):
         if value := getattr(config, field.name):
             if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):
                 is_file = not storage.is_remote(value) and storage.local(value).is_file()
@@ -63,15 +63,15 @@ def check_shards(config: Any, uri: str, flag: str) -> None:
     from must.data.format.index import load_index
 
     index = load_index(uri, getattr(config, "index_sha256", ""))
-    index.shards_of(config.split)
+    index.list_shards(config.split)
 
 
 def check_preset(config: Any, name: str, flag: str) -> None:
     from must.method.model.classifier import read_header
-    from must.method.train.recipe import AUTO, published, rows_of
+    from must.method.train.recipe import AUTO, preset_rows, published
 
     if name != AUTO:
-        published(name, config.model or ("" if "*" in rows_of(name) else read_header(config.classifier)["model"]))
+        published(name, config.model or ("" if "*" in preset_rows(name) else read_header(config.classifier)["model"]))
 
 
 def check_answers(config: Any, uri: str, flag: str) -> None:

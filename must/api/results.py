@@ -31,7 +31,7 @@ class Shards:
     sha256: str
 
     @classmethod
-    def of(cls, config: configs.ShardConfig, index: Any) -> Self:
+    def from_output(cls, config: configs.ShardConfig, index: Any) -> Self:
         if index is None:
             return cls(config.output, {}, 0, 0, 0, "")
         counts = {name: split["samples"] for name, split in index.splits.items()}
@@ -48,7 +48,7 @@ class Classifier:
     model_folder: str
 
     @classmethod
-    def of(cls, config: configs.ClassifierConfig, classifier: Any) -> Self:
+    def from_output(cls, config: configs.ClassifierConfig, classifier: Any) -> Self:
         return cls(config.output, classifier.classes, classifier.weights.shape[0], classifier.model_folder)
 
 
@@ -62,7 +62,7 @@ class Planned:
     plan: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, _config: configs.PlanConfig, content: dict[str, Any]) -> Self:
+    def from_output(cls, _config: configs.PlanConfig, content: dict[str, Any]) -> Self:
         return cls(content["steps"], content["seconds"], content["images_per_s"], content)
 
 
@@ -79,7 +79,7 @@ class Trained:
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: configs.TrainConfig, summary: RunSummary) -> Self:
+    def from_output(cls, config: configs.TrainConfig, summary: RunSummary) -> Self:
         selection = load_description(config.output).provenance.selection
         alpha = selection.alpha if selection else 1.0
         return cls(config.output, summary.steps, summary.images, summary.seconds, alpha, summary.to_dict())
@@ -96,7 +96,7 @@ class Refined:
     summary: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: configs.RefineConfig, summary: dict[str, Any]) -> Self:
+    def from_output(cls, config: configs.RefineConfig, summary: dict[str, Any]) -> Self:
         predictions = storage.join(config.output, PREDICTIONS_FILE)
         return cls(config.output, predictions, summary["images"], summary["changed"], summary)
 
@@ -113,7 +113,7 @@ class Evaluated:
     metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: configs.EvaluateConfig, metrics: Metrics) -> Self:
+    def from_output(cls, config: configs.EvaluateConfig, metrics: Metrics) -> Self:
         top1, baseline_top1 = (accuracy.top1 if accuracy else None for accuracy in (metrics.adapted, metrics.baseline))
         report = storage.join(config.output, REPORT_FILE)
         return cls(config.output, report, metrics.images, top1, baseline_top1, metrics.to_dict())
@@ -134,7 +134,7 @@ class Exported:
     result: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, config: configs.ExportConfig, result: dict[str, Any]) -> Self:
+    def from_output(cls, config: configs.ExportConfig, result: dict[str, Any]) -> Self:
         onnx = config.to == "onnx"
         model = storage.join(config.output, ONNX_FILE) if onnx else config.output
         return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
@@ -149,7 +149,7 @@ class Predicted:
     unreadable: int
 
     @classmethod
-    def of(cls, _config: configs.PredictConfig, output: tuple[list[Prediction], dict[str, int]]) -> Self:
+    def from_output(cls, _config: configs.PredictConfig, output: tuple[list[Prediction], dict[str, int]]) -> Self:
         predictions, counts = output
         return cls(predictions, counts["images"], counts["unreadable"])
 
@@ -165,7 +165,7 @@ class Demo:
     model: str
 
     @classmethod
-    def of(cls, config: configs.DemoConfig, _folder: Any) -> Self:
+    def from_output(cls, config: configs.DemoConfig, _folder: Any) -> Self:
         names = ("images/unlabeled", "images/test", "classes.yaml", "model")
         return cls(config.output, *(storage.join(config.output, name) for name in names))
 

@@ -42,8 +42,8 @@ def exiting(command: str) -> Iterator[None]:
     except (MustError, OSError, MemoryError) as error:
         if not is_first_rank():
             time.sleep(RANK_DELAY_S)
-        print(f"must {command}: {line_of(error)}", file=sys.stderr)
-        raise SystemExit(code_of(error)) from error
+        print(f"must {command}: {format_error(error)}", file=sys.stderr)
+        raise SystemExit(find_exit_code(error)) from error
 
 
 def is_first_rank() -> bool:
@@ -51,7 +51,7 @@ def is_first_rank() -> bool:
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
-def code_of(error: BaseException) -> int:
+def find_exit_code(error: BaseException) -> int:
     """The exit code of a program that ends with `error`: 2 for wrong input, 73 if another run holds a lock, 75 for a
     temporary error."""
     if isinstance(error, SystemExit):
@@ -63,7 +63,7 @@ def code_of(error: BaseException) -> int:
     return WRONG_INPUT if isinstance(error, UserError | OSError | MemoryError) else BUG
 
 
-def line_of(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST_LINE)
     text = str(error).strip()

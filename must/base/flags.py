@@ -7,14 +7,14 @@ from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from must.base.exits import WRONG_INPUT
-from must.base.parameters import StageConfig, flag, is_required, parameters_of, with_headings
+from must.base.parameters import StageConfig, flag, is_required, list_parameters, with_headings
 from must.base.text import close_to
 
 
 def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
     """Adds a hidden flag for each of another stage's parameters that the parser lacks; the value is PREFIX + NAME."""
     hints, existing = get_type_hints(stage), parser._option_string_actions
-    for parameter in parameters_of(stage):
+    for parameter in list_parameters(stage):
         if flag(parameter.name) not in existing:
             kind: Any = {"action": argparse.BooleanOptionalAction} if is_switch(hints[parameter.name]) else {}
             parser.add_argument(
@@ -87,10 +87,10 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def usage_of(stage: type[StageConfig]) -> str:
+def format_usage(stage: type[StageConfig]) -> str:
     """The usage line of the help with the required flags only; argparse's own lists every flag."""
     words = []
-    for parameter in parameters_of(stage):
+    for parameter in list_parameters(stage):
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
         if is_required(parameter):
             words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")

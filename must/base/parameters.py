@@ -107,7 +107,7 @@ class StageConfig:
 
     def is_passed(self, name: str) -> bool:
         """Whether the user gave this parameter: it is in `passed`, or its value is not the default."""
-        return name in self.passed or getattr(self, name) != default_of(type(self).__dataclass_fields__[name])
+        return name in self.passed or getattr(self, name) != get_default(type(self).__dataclass_fields__[name])
 
     @classmethod
     def load(cls: type[Config], file: str | None = None, **values: Any) -> Config:
@@ -116,7 +116,7 @@ class StageConfig:
 
     def convert_values(self) -> None:
         hints = get_type_hints(type(self))
-        for parameter in parameters_of(type(self)):
+        for parameter in list_parameters(type(self)):
             name, value = parameter.name, getattr(self, parameter.name)
             if parameter.metadata["positional"] and isinstance(value, str) and value:
                 value = [value]  # one file, whose name may contain commas
@@ -132,7 +132,7 @@ class StageConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "passed"}
 
 
-def part_of(config: StageConfig, kind: type[Part], **others: Any) -> Part:
+def make_part(config: StageConfig, kind: type[Part], **others: Any) -> Part:
     """A dataclass whose fields, except `others`, have the names and values of the stage's parameters.
 
     Lists become tuples.
@@ -147,7 +147,7 @@ def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) ->
     """
     values = (read_yaml(stage, file) if file else {}) | flags
     check_names(stage, values, "parameters")
-    missing = [flag(f.name) for f in parameters_of(stage) if f.name not in values and is_required(f)]
+    missing = [flag(f.name) for f in list_parameters(stage) if f.name not in values and is_required(f)]
     require(not missing, f"missing: {', '.join(missing)}")
     return stage(**values, passed=frozenset(values))
 
@@ -196,12 +196,12 @@ def parse_yaml(data: bytes, where: str) -> Any:
         raise UserError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
-def settings_of(
+def require_settings(
     stage: type[StageConfig], settings: Mapping[str, Any], where: str, fixed: Collection[str]
 ) -> dict[str, Any]:
     """Checks the names of a stage's `settings`, which the pipeline has under the name `where`; "-" becomes "_"."""
     values = {str(name).replace("-", "_"): value for name, value in settings.items()}
-    known = [f.name for f in parameters_of(stage) if f.name not in fixed]
+    known = [f.name for f in list_parameters(stage) if f.name not in fixed]
     for name in values:
         require(name not in fixed, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
@@ -213,7 +213,7 @@ def with_name(where: str, stage: type[Config], **values: Any) -> Config:
     """Checks a stage's parameters, with the placeholder "-" for required ones that are missing.
     Raises ValueError: a value that the stage refuses. The message begins with `where`, if that is not ''; if it begins
     with the flag of that name, `where` replaces the flag."""
-    placeholders = {f.name: "-" for f in parameters_of(stage) if is_required(f)}
+    placeholders = {f.name: "-" for f in list_parameters(stage) if is_required(f)}
     try:
         return stage(**placeholders | values)
     except ValueError as error:
@@ -224,7 +224,7 @@ def with_name(where: str, stage: type[Config], **values: Any) -> Config:
 
 
 def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) -> None:
-    known = [f.name for f in parameters_of(stage)]
+    known = [f.name for f in list_parameters(stage)]
     for name in values:
         if name not in known:
             raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
@@ -309,7 +309,7 @@ def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
         raise UserError(f"{error}, which is not {' or '.join(words)} either") from None
 
 
-def parameters_of(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:
+def list_parameters(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:
     """The fields made by `param`, in the order of their declaration."""
     return [field for field in fields(stage) if "help" in field.metadata]
 
@@ -317,7 +317,7 @@ def parameters_of(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:
 def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field[Any]]]:
     """The stage's fields, each with its heading ('': no heading), those of MOST_USED first."""
     heading, pairs = "", list[tuple[str, dataclasses.Field[Any]]]()
-    for parameter in parameters_of(stage):
+    for parameter in list_parameters(stage):
         heading = parameter.metadata["group"] or heading
         pairs.append((MOST_USED if parameter.metadata["often"] else heading, parameter))
     return sorted(pairs, key=lambda pair: pair[0] != MOST_USED)
@@ -327,7 +327,7 @@ def is_required(parameter: dataclasses.Field[Any]) -> bool:
     return parameter.default is MISSING and parameter.default_factory is MISSING
 
 
-def default_of(parameter: dataclasses.Field[Any]) -> Any:
+def get_default(parameter: dataclasses.Field[Any]) -> Any:
     """The parameter's default; MISSING if it is required."""
     return parameter.default if parameter.default_factory is MISSING else parameter.default_factory()
 

@@ -32,15 +32,15 @@ def without_secrets(text: str) -> str:
     """
     if "://" in text:
         first, *parts = text.split("://")
-        scheme, shown = tail_of(first, SCHEME), [first]
+        scheme, shown = find_tail(first, SCHEME), [first]
         for number, part in enumerate(parts, 1):
             end = min((at for mark in ' \n\t<>"' if (at := part.find(mark)) >= 0), default=len(part))
             path, after = part[:end], part[end:]
-            next_scheme = tail_of(path, SCHEME) if not after and number < len(parts) else ""
+            next_scheme = find_tail(path, SCHEME) if not after and number < len(parts) else ""
             path = path.removesuffix(next_scheme)
-            closing = tail_of(path, CLOSING)
+            closing = find_tail(path, CLOSING)
             shown.append(public(scheme.lower(), path.removesuffix(closing)) + closing + next_scheme + after)
-            scheme = tail_of(part, SCHEME)
+            scheme = find_tail(part, SCHEME)
         text = "://".join(shown)
     return SETTING.sub(r"\1=***", text)
 
@@ -61,7 +61,7 @@ def public(scheme: str, text: str) -> str:
     return authority + slash + path + ("?***" if signed else mark + query)
 
 
-def tail_of(text: str, characters: str) -> str:
+def find_tail(text: str, characters: str) -> str:
     """The longest end of `text` that consists of these characters."""
     return text[len(text.rstrip(characters)) :]
 
@@ -101,7 +101,7 @@ def visible(text: str) -> str:
     return text.translate(CONTROLS)
 
 
-def lines_of(names: Sequence[str]) -> bytes:
+def join_lines(names: Sequence[str]) -> bytes:
     """A text file with one name per line."""
     return encoded("".join(visible(" ".join(name.split())) + "\n" for name in names))
 
@@ -120,7 +120,7 @@ def cell(text: str) -> str:
     return visible(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
 
 
-def csv_of(rows: Iterable[Iterable[object]]) -> bytes:
+def format_csv(rows: Iterable[Iterable[object]]) -> bytes:
     """The content of a CSV file with these rows."""
     text = io.StringIO()
     Rows(text).writer.writerows(rows)

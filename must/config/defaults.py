@@ -58,7 +58,7 @@ def device(of: str = "", **more: Any) -> Any:
     return param(f"{of}auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", **more)
 
 
-def parts_of(programs: int) -> list[str]:
+def list_parts(programs: int) -> list[str]:
     """The values of --part for this number of programs."""
     return [f"{number}/{programs}" for number in range(1, programs + 1)]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from must.base import files, storage
 from must.base.errors import UserError
-from must.base.parameters import StageConfig, flag, is_required, parameters_of, require
+from must.base.parameters import StageConfig, flag, is_required, list_parameters, require
 
 
 class Part(NamedTuple):
@@ -55,7 +55,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
 
     The metadata `work` of a field names the part that it gets; `to NAME`: the stage writes to WORK/NAME.
     Raises UserError: nothing of a kind that the stage needs is there."""
-    parameters = [field for field in parameters_of(stage) if field.metadata["work"]]
+    parameters = [field for field in list_parameters(stage) if field.metadata["work"]]
     model = values.get("model")
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):
         return values

@@ -11,7 +11,7 @@ import torch
 from must import __version__
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.base.text import cell, csv_of, encoded, printable
+from must.base.text import cell, encoded, format_csv, printable
 from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.image.preprocess import Preprocess
@@ -44,8 +44,8 @@ from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.pool import read_pool, subsample
 from must.method.model.bundle import (
     Bundle,
+    get_preprocess,
     load_bundle,
-    preprocess_of,
     require_classes,
     require_same_model,
     zero_shot_bundle,
@@ -133,17 +133,17 @@ def score(
     """One pass for all models; two if the baseline's preprocessing differs. The last scores: of the model without its
     memory, None if it has none."""
     models = [bundle.classifier, *([bundle.model] if bundle.memory else [])]
-    preprocess = preprocess_of(bundle.description)
+    preprocess = get_preprocess(bundle.description)
     other = [bundle.model if is_same_network(baseline, bundle) else baseline.classifier] if baseline else []
-    same_pixels = not baseline or preprocess_of(baseline.description) == preprocess
+    same_pixels = not baseline or get_preprocess(baseline.description) == preprocess
 
     def run(models: list[Any], preprocess: Preprocess) -> tuple[Samples, list[Scores]]:
-        source = EvalSource.of(config, preprocess, world.rank, world.size)
+        source = EvalSource.open(config, preprocess, world.rank, world.size)
         return score_split(models, source, bundle.description.classes, world, config.labels == "auto")
 
     samples, scores = run(models + (other if same_pixels else []), preprocess)
     if baseline and not same_pixels:
-        scores += run(other, preprocess_of(baseline.description))[1]
+        scores += run(other, get_preprocess(baseline.description))[1]
     return samples, scores[0], scores[-1] if baseline else None, scores[1] if bundle.memory else None
 
 
@@ -152,7 +152,7 @@ def is_same_network(baseline: Bundle, bundle: Bundle) -> bool:
     if (
         baseline.memory
         or bundle.description.provenance.config
-        or preprocess_of(baseline.description) != preprocess_of(bundle.description)
+        or get_preprocess(baseline.description) != get_preprocess(bundle.description)
     ):
         return False
     first, second = (
@@ -174,7 +174,7 @@ def mean_similarity(scores: Scores) -> float | None:
 
 def read_features(config: EvaluateConfig, bundle: Bundle, samples: Samples, device: torch.device) -> SampleFeatures:
     """Vectors of at most MAP_IMAGES of the images, for the map. Runs in this process only."""
-    source = subsample(EvalSource.of(config, preprocess_of(bundle.description)), MAP_IMAGES)
+    source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), MAP_IMAGES)
     memory = bundle.memory.to(device) if bundle.memory else None
     pool = read_pool(bundle.model, source, device, whitening=(memory.tokens, memory.embedding) if memory else None)
     return SampleFeatures(np.searchsorted(samples.numbers, pool.numbers.numpy()), pool.vectors.float().numpy())
@@ -300,4 +300,4 @@ def predictions_csv(samples: Samples, after: Scores, before: Scores | None, clas
         rows.append([str(number), cell(samples.sources[i]), label])
         for scores in models.values():
             rows[-1] += [classes[scores.prediction[i]], f"{scores.confidence[i]:.4f}"]
-    return csv_of(rows)
+    return format_csv(rows)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.records import record_of
+from must.base.records import make_record
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.estimate import AccuracyEstimate
@@ -48,7 +48,7 @@ class Decision:
 def read_decision(uri: str, flag: str = "--decision") -> Decision:
     """Reads the file of `must gate`. Raises UserError: no such file, or another kind of file."""
     try:
-        return record_of(Decision, storage.read_json(uri, flag))
+        return make_record(Decision, storage.read_json(uri, flag))
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(flag) else f"{flag} {uri}: is damaged: {error}") from None
 

@@ -14,7 +14,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
-from must.base.records import record_of
+from must.base.records import make_record
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
 from must.method.model.provenance import CheckResult, Selection
@@ -157,9 +157,9 @@ class Metrics:
         return content | {"adapted": content["adapted"] or {}}
 
 
-def metrics_of(content: dict[str, Any]) -> Metrics:
+def parse_metrics(content: dict[str, Any]) -> Metrics:
     """Raises UserError: `content` is not from `must evaluate`; the message names the value."""
-    return record_of(Metrics, content | {"adapted": content.get("adapted") or None})
+    return make_record(Metrics, content | {"adapted": content.get("adapted") or None})
 
 
 def write_metrics(uri: str, metrics: Metrics) -> None:
@@ -173,7 +173,7 @@ def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
     if content.get("format", METRICS_FORMAT) != METRICS_FORMAT:
         raise UserError(f"{flag} {uri}: is of another version of must (format {brief(content['format'])})")
     try:
-        return metrics_of(content)
+        return parse_metrics(content)
     except UserError as error:
         raise UserError(f"{flag} {uri}: is not what `must evaluate` writes ({error}); evaluate again") from None
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from must.base.parameters import require, settings_of, with_name
+from must.base.parameters import require, require_settings, with_name
 from must.base.text import brief
 from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
 from must.deploy.promote.registry import Registry
@@ -50,7 +50,7 @@ def check_sharding(values: Mapping[str, Any]) -> None:
 
 
 def check_training(values: Mapping[str, Any]) -> None:
-    settings = settings_of(TrainConfig, values.get("settings") or {}, "settings", OF_TRAINING)
+    settings = require_settings(TrainConfig, values.get("settings") or {}, "settings", OF_TRAINING)
     name, epochs = values.get("preset") or "", values.get("epochs") or 0
     require(epochs >= 0, f"epochs {epochs}: passes over the images; 0 leaves it to settings and preset")
     if name not in ("", AUTO):
@@ -61,7 +61,7 @@ def check_training(values: Mapping[str, Any]) -> None:
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     """Raises ValueError: wrong settings, or settings of another gate, which would have no effect."""
     with_name("gate", GateConfig, gate=gate)
-    values = settings_of(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
+    values = require_settings(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in values:
         applies = gate in ("auto", "labelled")
         require(applies, f"gate_settings.{name}: belongs to the gates auto and labelled; this run has gate '{gate}'")
@@ -76,4 +76,4 @@ def training_settings(settings: dict[str, Any], preset: str, epochs: int) -> dic
 def sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters of `must shard`: those of the pipeline, and the run's settings. Raises ValueError: a setting is
     unknown, or the pipeline itself sets it."""
-    return parameters | settings_of(ShardConfig, settings, "shard_settings", OF_SHARDING)
+    return parameters | require_settings(ShardConfig, settings, "shard_settings", OF_SHARDING)

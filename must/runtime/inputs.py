@@ -8,7 +8,7 @@ from typing import Any
 from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.exits import line_of
+from must.base.exits import format_error
 from must.base.files import ANSWERS_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.method.answers.answers_file import read_answers
@@ -60,7 +60,7 @@ def check_writable(name: str, uri: str) -> None:
     except storage.TransientError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(f"{name} {uri}: cannot be read and written: {line_of(error)}") from None
+        raise UserError(f"{name} {uri}: cannot be read and written: {format_error(error)}") from None
     with suppress(ValueError, OSError):  # the permission to write may not include deleting
         storage.delete(file)
 
@@ -95,11 +95,11 @@ def inputs_fingerprint(classes: str, model: str, pretrained: str) -> str:
     parts: list[Any] = [__version__, classes, model, pretrained]
     if "/" in classes or classes.endswith((".yaml", ".yml", ".json", ".txt")):
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())
-    parts += [versions_of(uri) for uri in (model, pretrained)]
+    parts += [read_versions(uri) for uri in (model, pretrained)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def versions_of(uri: str) -> list[Any]:
+def read_versions(uri: str) -> list[Any]:
     """Sizes and generations of a file, or of the files in a folder; empty for the name of a model."""
     if not uri:
         return []

@@ -23,10 +23,10 @@ from typing import Any, Self
 
 from must.base import storage
 from must.base.background import every
-from must.base.exits import BUG, code_of, line_of
+from must.base.exits import BUG, find_exit_code, format_error
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.base.records import record_of
+from must.base.records import make_record
 from must.base.text import without_secrets
 from must.runtime.places import WorkUri
 
@@ -160,7 +160,7 @@ class Note:
             with suppress(OSError, ValueError):
                 content = json.loads(self.source.read_text())
                 self.result, self.checkpoints = content["result"], content["checkpoints"]
-                self.facts = record_of(Facts, self.facts.to_dict() | content["facts"])
+                self.facts = make_record(Facts, self.facts.to_dict() | content["facts"])
 
     def failed_try(self, code: int | None, seconds: float, line: str) -> None:
         self.tries.append(Try(code, round(seconds, 1), self.host, line[:300]))
@@ -191,10 +191,10 @@ def stage_note(
         with tail, every(NOTE_S, partial(write_note, uri, note, tail), first=FIRST, at_once=note.changed):
             yield note
     except BaseException as error:
-        note.code = code_of(error)
+        note.code = find_exit_code(error)
         note.state = "failed" if note.code else "done"
         if not isinstance(error, SystemExit):
-            tail.add(traceback.format_exc() if note.code == BUG else f"must {stage}: {line_of(error)}")
+            tail.add(traceback.format_exc() if note.code == BUG else f"must {stage}: {format_error(error)}")
         raise
     else:
         note.state = "done"
@@ -206,18 +206,18 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
     """The run's notes, in the order in which the stages started."""
     folder = WorkUri(work_uri).notes(run_id)
     names = [entry.name for entry in storage.list_existing(folder) if entry.name.endswith(".json")]
-    notes = [note_of(storage.read_bytes(storage.join(folder, name))) for name in names]
+    notes = [decode_note(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted((note for note in notes if note is not None), key=lambda note: note.started)
 
 
-def note_of(data: bytes) -> Note | None:
+def decode_note(data: bytes) -> Note | None:
     """The note in a file; None if the file is no note."""
     return storage.object_or_none(data, parse_note)
 
 
 def parse_note(content: dict[str, Any]) -> Note:
     facts = {name: value for name, value in (content.get("facts") or {}).items() if value is not None}
-    note = record_of(Note, content | {"facts": facts})
+    note = make_record(Note, content | {"facts": facts})
     numbers = [note.started, note.seconds, note.signalled, note.code, note.facts.top1 or 0, note.facts.before or 0]
     numbers += [number for attempt in note.tries for number in (attempt.seconds, attempt.code or 0)]
     require(all(abs(number) < LARGEST_NUMBER for number in numbers), "a number of another kind")
@@ -227,7 +227,7 @@ def parse_note(content: dict[str, Any]) -> Note:
 def earlier_tries(uri: str) -> list[Try]:
     """The failed attempts of this stage in this run: its pod vanished, or it failed, and it was started again."""
     try:
-        note = note_of(storage.read_bytes(uri))
+        note = decode_note(storage.read_bytes(uri))
     except (OSError, ValueError):
         return []
     if note is None or note.state == "done":
@@ -259,18 +259,18 @@ def settle(work_uri: str, run_id: str, why: Mapping[str, str], by_themselves: Co
                 "the pod's log says why"
             )
         uri = storage.join(WorkUri(work_uri).notes(run_id), f"{note.stage}.json")
-        storage.write_bytes(uri, json.dumps(content_of(note), indent=1).encode())
+        storage.write_bytes(uri, json.dumps(serialize_note(note), indent=1).encode())
 
 
-def content_of(note: Note) -> dict[str, Any]:
+def serialize_note(note: Note) -> dict[str, Any]:
     content = {f.name: getattr(note, f.name) for f in fields(note) if f.name not in NOT_WRITTEN}
     return content | {"facts": note.facts.to_dict(), "tries": [asdict(attempt) for attempt in note.tries]}
 
 
 def write_note(uri: str, note: Note, tail: Tail) -> None:
     note.update()
-    content = content_of(note) | {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
+    content = serialize_note(note) | {"seconds": round(time.time() - note.started, 1), "lines": tail.lines()}
     try:
         storage.write_bytes(uri, json.dumps(content, indent=1).encode())
     except (ValueError, OSError) as error:
-        logger.warning(f"must: the stage's note could not be written: {line_of(error)}")
+        logger.warning(f"must: the stage's note could not be written: {format_error(error)}")

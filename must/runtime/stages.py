@@ -16,9 +16,9 @@ from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.base.records import record_of
+from must.base.records import make_record
 from must.base.text import encoded
-from must.config.defaults import parts_of
+from must.config.defaults import list_parts
 from must.data.format.index import Index, load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
@@ -44,7 +44,7 @@ def part_name(stage: str, part: str) -> str:
 
 def follow_ups(predict_pods: int, serve: str) -> list[str]:
     """The names of the notes of the stages after a promotion."""
-    parts = [part_name("predict", part) for part in parts_of(predict_pods)]
+    parts = [part_name("predict", part) for part in list_parts(predict_pods)]
     return parts + ["serve"] * (serve != "none")
 
 
@@ -157,7 +157,7 @@ def classifier(
 def cached_classifier(folder: str, weights: str) -> ClassifierRecord | None:
     """Copies the cached file to `weights`; None if it or its model is missing, or does not match the record."""
     try:
-        record = record_of(ClassifierRecord, json.loads(storage.read_bytes(storage.join(folder, CLASSIFIER_JSON))))
+        record = make_record(ClassifierRecord, json.loads(storage.read_bytes(storage.join(folder, CLASSIFIER_JSON))))
         data = storage.read_bytes(storage.join(folder, CLASSIFIER_FILE))
     except (FileNotFoundError, ValueError):
         return None
@@ -210,7 +210,7 @@ def champion(
 def choose_split(index: Index, name: str, gate: str) -> str:
     """Raises ValueError: no such split, or the gate needs labels and the split has none."""
     split = name or ("test" if "test" in index.splits else "train")
-    index.shards_of(split)
+    index.list_shards(split)
     require(
         gate != "labelled" or index.splits[split]["labelled"] > 0,
         f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
@@ -284,7 +284,11 @@ def promote(
         )  # fmt: skip
         registry = Registry(uri, model_name)
         registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
-        facts = {"version": latest.version, "registry": registry.uri_of(latest.version), **model_facts(bundle, details)}
+        facts = {
+            "version": latest.version,
+            "registry": registry.make_uri(latest.version),
+            **model_facts(bundle, details),
+        }
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(facts, indent=1))
         again = latest.version == champion

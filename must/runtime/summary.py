@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from must.base import storage
-from must.base.exits import LONGEST_LINE, line_of
+from must.base.exits import LONGEST_LINE, format_error
 from must.base.files import LAST_FILE
 from must.base.text import printable, printable_page
 from must.runtime.notes import Facts, Note, read_notes
@@ -122,7 +122,7 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         notes = read_notes(work_uri, run_id)
     except (ValueError, OSError) as error:
         ended = "Run complete" if state in SUCCESS_STATES else "Run ended"
-        why = f"{line_of(error)}. The log of each stage says how it ended"
+        why = f"{format_error(error)}. The log of each stage says how it ended"
         lines = [Line("Why", why), Line("Command to go on", again, command=True)]
         return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines)
     outcome = determine_outcome(notes, state)
@@ -148,7 +148,7 @@ def write_page(summary: Summary, output: str) -> None:
         try:
             storage.write_bytes(storage.join(summary.notes, SUMMARY_FILE), page)
         except (ValueError, OSError) as error:
-            logger.warning(f"must: the summary could not be written beside the notes: {line_of(error)}")
+            logger.warning(f"must: the summary could not be written beside the notes: {format_error(error)}")
 
 
 def failure_lines(note: Note, notes: list[Note], again: str, more: Sequence[str]) -> list[Line]:

@@ -29,7 +29,7 @@ from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.base.processes import child_environment, end_with_parent
 from must.base.storage import wait_for_credentials
-from must.runtime.notes import RESULT_FILE_ENV, Note, note_of, stage_note
+from must.runtime.notes import RESULT_FILE_ENV, Note, decode_note, stage_note
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def end_if_given_up(work_uri: str, stage: str, run_id: str) -> None:
     if not run_id:  # runs without an id share one folder of notes
         return
     with suppress(ValueError, OSError):
-        note = note_of(storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json")))
+        note = decode_note(storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json")))
         if note is not None and note.state == "failed" and note.code in (WRONG_INPUT, TIME_OVER):
             line = note.lines[-1] if note.lines else ""
             logger.warning(f"must {stage}: gave up before, with exit code {note.code}: {line}; start a new run")

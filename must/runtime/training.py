@@ -21,7 +21,7 @@ import yaml
 from must.api.stages import call
 from must.base import storage
 from must.base.background import every
-from must.base.exits import BUG, PREEMPTED, handling, line_of
+from must.base.exits import BUG, PREEMPTED, format_error, handling
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment
@@ -36,7 +36,7 @@ from must.runtime.places import WorkUri
 logger = logging.getLogger(__name__)
 
 
-def number_of_processes(text: str) -> int:
+def parse_processes(text: str) -> int:
     """Parses a number, or auto: one process per GPU of this machine, at least one. Raises ValueError: it is neither."""
     if text == "auto":
         import torch
@@ -100,7 +100,7 @@ def copy_changed(folder: Path, uri: str, sizes: dict[str, int]) -> None:
                 storage.write_bytes(storage.join(uri, name), path.read_bytes())
                 sizes[name] = size
             except (ValueError, OSError) as error:
-                logger.warning(f"must: {uri}: the curves could not be copied: {line_of(error)}")
+                logger.warning(f"must: {uri}: the curves could not be copied: {format_error(error)}")
                 return
 
 
@@ -146,11 +146,11 @@ def train(
     """Trains, or resumes training. `answers`: URI of people's answers about the images, or ''."""
     key, job = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-    count = number_of_processes(processes)
+    count = parse_processes(processes)
     with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        note.result = words_of_run(summary)
+        note.result = describe_run(summary)
         if answers:
             refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
             note.result += f"; {refined['answers']:,} answers"
@@ -166,7 +166,7 @@ def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[s
     return result
 
 
-def words_of_run(summary: RunSummary, where: str = "") -> str:
+def describe_run(summary: RunSummary, where: str = "") -> str:
     """A short description of the run for the note."""
     return f"{summary.steps:,} steps{where}, {summary.images_per_s} images/s"
 

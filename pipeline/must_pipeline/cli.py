@@ -5,7 +5,7 @@ import sys
 
 from must.base.console import attach
 from must.base.errors import MustError
-from must.base.exits import WRONG_INPUT, line_of
+from must.base.exits import WRONG_INPUT, format_error
 
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
@@ -54,7 +54,7 @@ def call(command: str, *arguments: str) -> None:
     except BrokenPipeError:
         raise
     except (MustError, OSError) as error:
-        message = line_of(error)
+        message = format_error(error)
     else:
         return
     print(f"{program}: {message}", file=sys.stderr)

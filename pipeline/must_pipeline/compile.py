@@ -54,15 +54,15 @@ def offer_choices(spec: dict[str, Any]) -> None:
         spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
 
 
-def choices_of(config: type[StageConfig], name: str) -> tuple[str, ...]:
+def list_choices(config: type[StageConfig], name: str) -> tuple[str, ...]:
     return get_args(get_type_hints(config)[name])
 
 
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
 CHOICES: Final = {  # of the pipeline's parameters
-    "gate": choices_of(GateConfig, "gate"),
-    "labels": choices_of(ShardConfig, "labels"),
-    "precision": choices_of(ExportConfig, "precision"),
+    "gate": list_choices(GateConfig, "gate"),
+    "labels": list_choices(ShardConfig, "labels"),
+    "precision": list_choices(ExportConfig, "precision"),
     "serve": SERVED,
 }
 

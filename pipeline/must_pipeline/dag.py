@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl
 
-from must.config.defaults import parts_of
+from must.config.defaults import list_parts
 from must_components.champion import champion
 from must_components.classifier import classifier
 from must_components.evaluate import evaluate
@@ -27,7 +27,7 @@ from must_components.train import train
 from must_components.train_job.component import train_job
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.nodes import nodes_of, server_of
+from must_pipeline.cluster.nodes import encode_nodes, encode_server
 from must_pipeline.cluster.placement import configure_task
 
 
@@ -98,7 +98,7 @@ def make_pipeline(cluster: Cluster) -> Any:
         configure(summary_task, "summary")
         with dsl.ExitHandler(summary_task, name="stages"):
             names = {**run, "classes": classes, "model": model, "pretrained": pretrained}
-            recipe, server = {"preset": preset, "settings": settings, "epochs": epochs}, server_of(cluster)
+            recipe, server = {"preset": preset, "settings": settings, "epochs": epochs}, encode_server(cluster)
             inputs_task = inputs(
                 labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, model_name=model_name, serve=serve,
@@ -114,7 +114,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 "settings": shard_settings, **run,
             }  # fmt: skip
             if cluster.shard.pods > 1:
-                with dsl.ParallelFor(parts_of(cluster.shard.pods), name="shard parts") as part:
+                with dsl.ParallelFor(list_parts(cluster.shard.pods), name="shard parts") as part:
                     last_task = shard_part(part=part, **images)
                     configure(last_task, "shard", title="shard part").after(inputs_task)
             else:
@@ -168,7 +168,7 @@ def add_training(cluster: Cluster, inputs: dict[str, Any], model_name: Any) -> A
     """The task train, in its own pod or as a TrainJob; returns the bundle."""
     inputs = {**inputs, "tensorboard_uri": cluster.tensorboard}
     if cluster.trains_in_trainjob:
-        task = train_job(nodes=nodes_of(cluster), model_name=model_name, **inputs)
+        task = train_job(nodes=encode_nodes(cluster), model_name=model_name, **inputs)
     else:
         task = train(processes=cluster.training.processes, **inputs)
     return configure_task(task, "train", cluster=cluster).outputs["bundle"]
@@ -196,7 +196,7 @@ def add_predictions(cluster: Cluster, onnx: Any, promoted: Any, shards: dict[str
     local runner replaces every parameter that comes from a task outside the loop by the loop's item."""
     if not cluster.predict.pods:
         return
-    with dsl.ParallelFor(parts_of(cluster.predict.pods), name="predict parts") as part:
+    with dsl.ParallelFor(list_parts(cluster.predict.pods), name="predict parts") as part:
         task = predict(
             part=part, onnx=onnx, promoted=promoted, predict_uri=cluster.predict.uri,
             settings=cluster.predict.settings, **shards,

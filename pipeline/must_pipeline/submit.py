@@ -50,7 +50,7 @@ def submit(options: argparse.Namespace) -> int:
     namespace = options.namespace or cluster.namespace
     kfp = Kfp(options)
     if options.again:
-        body = copy_of(kfp, options.again)
+        body = copy_run(kfp, options.again)
     else:
         parameters = read_mapping(options.parameters, f"--parameters {options.parameters}")
         parameters = check_parameters(options.pipeline, parameters)
@@ -72,7 +72,7 @@ def submit(options: argparse.Namespace) -> int:
         ending = wait(kfp, run_id, work_uri, f"must-pipeline submit --again {run_id}", namespace)
         if not (ending.lost and restarts):
             break
-        restarted = copy_of(kfp, run_id)
+        restarted = copy_run(kfp, run_id)
         restarted.display_name = f"{body.display_name} again"
         print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
         run_id = start(kfp, restarted, namespace)
@@ -87,7 +87,7 @@ def start(kfp: Kfp, body: Any, namespace: str) -> str:
     return str(run.run_id)
 
 
-def copy_of(kfp: Kfp, run_id: str) -> Any:
+def copy_run(kfp: Kfp, run_id: str) -> Any:
     with api_errors(kfp.host):
         old = kfp.runs.run_service_get_run(run_id)
     return api.V2beta1Run(

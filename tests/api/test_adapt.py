@@ -16,10 +16,10 @@ from must.api import cli
 from must.api.adapt import read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.inputs import as_image, entries_of, folder_names, to_source
+from must.api.inputs import as_image, folder_names, make_entries, to_source
 from must.data.augment.normalize import normalize
-from must.method.model.bundle import load_bundle, preprocess_of
-from tests.evaluation.digits import pixels_of
+from must.method.model.bundle import get_preprocess, load_bundle
+from tests.evaluation.digits import decode_pixels
 
 SETTINGS = {"train": "yes", "preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
@@ -76,9 +76,9 @@ def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
         pixels = torch.stack([preprocess(Image.open(path)) for path in paths])
         best = (F.normalize(model.encode_image(pixels), dim=-1) @ classifier).argmax(1)
     bundle = load_bundle(str(adapted.bundle))
-    views = torch.from_numpy(pixels_of(bundle, [Image.open(path) for path in paths]))
+    views = torch.from_numpy(decode_pixels(bundle, [Image.open(path) for path in paths]))
     with torch.inference_mode():
-        tower = bundle.model(normalize(views, preprocess_of(bundle.description))).argmax(1)
+        tower = bundle.model(normalize(views, get_preprocess(bundle.description))).argmax(1)
     assert torch.equal(best, tower), "as the model without its memory"
     clear = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     white = clear.copy()
@@ -125,7 +125,7 @@ def test_numpys_texts_are_names_and_prompts():
     plain, *others = map(read_classes, forms)
     assert all(other == plain for other in others) and plain == ("", b"classes:\n- cat\n- dog\n")
     prompts = {labels[0]: labels[1], "cat": list(labels)}
-    assert entries_of(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
+    assert make_entries(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
     assert read_classes(prompts)[1]
 
 

@@ -14,7 +14,7 @@ import pytest
 import must as must_package
 from must.api import cli
 from must.api.stages import STAGES
-from must.base.parameters import parameters_of
+from must.base.parameters import list_parameters
 from tests import zoo
 
 
@@ -106,7 +106,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main(["demo", "--output", "x"])
 
 
-HEADED = [name for name, stage in STAGES.items() if len(parameters_of(stage.config)) > 12]
+HEADED = [name for name, stage in STAGES.items() if len(list_parameters(stage.config)) > 12]
 
 
 @pytest.mark.parametrize("stage", HEADED)
@@ -114,10 +114,10 @@ def test_a_long_help_has_headings_and_begins_with_what_matters_most(stage, capsy
     _, *groups = re.split(r"^(?=\w[^\n]*:\n)", help_of(stage, capsys), flags=re.MULTILINE)
     titles = [group.partition(":")[0] for group in groups]
     assert titles[0] == "most used" and titles[-2:] == ["general", "example"] and len(titles) > 4
-    required = [field.name for field in parameters_of(STAGES[stage].config) if field.default is field.default_factory]
+    required = [field.name for field in list_parameters(STAGES[stage].config) if field.default is field.default_factory]
     assert all(f"  --{name.replace('_', '-')} " in groups[0] for name in required)
     assert len(re.findall(r"^  --", groups[0], flags=re.MULTILINE)) <= 10
-    for field in parameters_of(STAGES[stage].config):
+    for field in list_parameters(STAGES[stage].config):
         if field.metadata["positional"]:
             continue
         flag = rf"^  --{field.name.replace('_', '-')}[ ,]"

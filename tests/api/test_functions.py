@@ -14,7 +14,7 @@ import must
 from must.api.functions import ERRORS, NOT_STAGES, as_python
 from must.api.stages import STAGES
 from must.api.stub import STUB, stub
-from must.base.parameters import parameters_of
+from must.base.parameters import list_parameters
 from must.base.storage import TransientError
 from must.config import TrainConfig
 from must.method.distributed.process_group import Preempted
@@ -53,9 +53,9 @@ def test_every_stage_is_there():
 def test_signature_and_docstring_are_the_parameters(name):
     function, config = getattr(must, name), STAGES[name].config
     parameters = inspect.signature(function).parameters
-    assert set(parameters) == {field.name for field in parameters_of(config)}
+    assert set(parameters) == {field.name for field in list_parameters(config)}
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
-    for field in parameters_of(config):
+    for field in list_parameters(config):
         given = field.default if not callable(field.default_factory) else field.default_factory()
         expected = inspect.Parameter.empty if field.default is field.default_factory else given
         assert parameters[field.name].default == expected

@@ -10,7 +10,7 @@ import pytest
 
 import must
 from must.base.errors import MustError, TransientError, UserError
-from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT, code_of, exiting
+from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT, exiting, find_exit_code
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.evaluation.metrics import confusion_matrix
@@ -27,7 +27,7 @@ BUGS = {  # ValueErrors that Python and numpy raise where our own code is wrong
 def test_a_bug_is_no_users_error(bug, capsys, tmp_path):
     with pytest.raises(ValueError) as raised, exiting("train"):
         bug()
-    assert code_of(raised.value) == BUG and not isinstance(raised.value, MustError)
+    assert find_exit_code(raised.value) == BUG and not isinstance(raised.value, MustError)
     assert capsys.readouterr().err == ""
     with pytest.raises(ValueError), stage_note(str(tmp_path), "train"):
         bug()

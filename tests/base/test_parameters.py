@@ -7,7 +7,7 @@ import pytest
 
 from must.api.stages import STAGES
 from must.base.errors import UserError
-from must.base.parameters import load, parameters_of
+from must.base.parameters import list_parameters, load
 from must.config import PredictConfig, ShardConfig, TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -93,7 +93,7 @@ def test_split_shares():
 def test_every_parameter_says_what_it_is():
     for stage in STAGES.values():
         assert stage.help and stage.config.example
-        parameters = parameters_of(stage.config)
+        parameters = list_parameters(stage.config)
         assert {one.name for one in parameters} == {one.name for one in fields(stage.config)} - {"passed"}
         for parameter in parameters:
             assert len(parameter.metadata["help"]) > 10, (stage, parameter.name)

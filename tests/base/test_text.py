@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from must.base.exits import exiting
 from must.base.parameters import load
-from must.base.text import BRIEF_LENGTH, Rows, cell, encoded, lines_of, printable, without_secrets
+from must.base.text import BRIEF_LENGTH, Rows, cell, encoded, join_lines, printable, without_secrets
 from must.config import TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -32,7 +32,7 @@ def test_plain_names_of_any_language_stay_as_they_are():
 
 
 def test_a_file_of_names_cannot_steer_the_terminal_that_shows_it():
-    assert lines_of(["\x1b[31mred", "a\nb\x9b31m", "café\x7f"]).decode() == "\\x1b[31mred\na b\\x9b31m\ncafé\\x7f\n"
+    assert join_lines(["\x1b[31mred", "a\nb\x9b31m", "café\x7f"]).decode() == "\\x1b[31mred\na b\\x9b31m\ncafé\\x7f\n"
     assert cell("\x1b]0;pwned\x07") == r"\x1b]0;pwned\x07" and cell("数字\u3000x") == "数字\u3000x"
 
 

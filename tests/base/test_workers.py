@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, code_of, line_of
+from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
 from must.base.parameters import require
 from must.base.storage import UnreachableError
 from must.base.workers import Job, JobWorkers, KilledWorkerError, Workers, killed_workers
@@ -87,9 +87,9 @@ def test_a_fault_of_a_worker_keeps_its_meaning(
         assert multiprocessing.active_children() == before, "none waits for garbage to be collected"
     finally:
         gc.enable()
-    assert code_of(error.value) == code
+    assert find_exit_code(error.value) == code
     if code != BUG and not (where is of_a_loader and fault is full_disk):  # torch keeps the text alone
-        assert line_of(error.value).startswith(line)
+        assert format_error(error.value).startswith(line)
     assert isinstance(error.value, KilledWorkerError) == (fault is killed)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from must.method.model.provenance import RunSummary
 from must_components.train_job.launch import train_on_nodes
-from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.cluster.nodes import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.deploy.promote.bundles import make_bundle
@@ -21,7 +21,7 @@ SUMMARY = RunSummary(steps=10, images_per_s=100.0).to_dict()
 
 
 def nodes(name="gke"):
-    return nodes_of(load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml"))
+    return encode_nodes(load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml"))
 
 
 def train(work, **changes):

@@ -7,7 +7,7 @@ from must_components import cluster
 from must_components.cluster import Cluster
 from must_components.serving.manifest import inference_service
 from must_pipeline.cluster.config import Cluster as ClusterFile
-from must_pipeline.cluster.nodes import server_of
+from must_pipeline.cluster.nodes import encode_server
 
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/digits"
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
@@ -15,7 +15,7 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 def manifest():
-    return inference_service("gs://b/registry", "digits", server_of(ClusterFile()))
+    return inference_service("gs://b/registry", "digits", encode_server(ClusterFile()))
 
 
 def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from must.base import storage
-from must.runtime.notes import Facts, Note, content_of, read_notes
+from must.runtime.notes import Facts, Note, read_notes, serialize_note
 from must.runtime.places import WorkUri
 from must.runtime.summary import summarize
 from must_components.cluster import Cluster
@@ -22,7 +22,7 @@ def end(run, message="main: Error (exit code 143)"):
 def leave(work, **values):
     note = Note("train", lines=["step 3"], **values)
     place = storage.join(WorkUri(str(work)).notes("r1"), "train.json")
-    storage.write_bytes(place, json.dumps(content_of(note)).encode())
+    storage.write_bytes(place, json.dumps(serialize_note(note)).encode())
 
 
 def page(work, more=()):

@@ -11,7 +11,7 @@ from must.data.format.index import load_index
 from must.method.model.bundle import load_description
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
-from must_pipeline.cluster.nodes import nodes_of
+from must_pipeline.cluster.nodes import encode_nodes
 from tests.components.fleet import Fleet
 from tests.components.launching import start_launcher
 from tests.evaluation.digits import digits as make_digits
@@ -44,7 +44,7 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
     shutil.copytree(digits.shards, work / "shards")
     values = {
         "index_sha256": load_index(str(work / "shards")).sha256, "classifier": digits.classifier,
-        "nodes": nodes_of(Cluster(gpu=GpuPool(count=0), training=Training(nodes=2, processes="1"))),
+        "nodes": encode_nodes(Cluster(gpu=GpuPool(count=0), training=Training(nodes=2, processes="1"))),
         "preset": "digits", "settings": SETTINGS, "epochs": EPOCHS, "tensorboard_uri": str(work / "curves"),
     }  # fmt: skip
     first = start_launcher(api, work, **values)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from must_components.serving.manifest import inference_service
-from must_pipeline.cluster.nodes import server_of
+from must_pipeline.cluster.nodes import encode_server
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
@@ -78,7 +78,7 @@ def test_a_trainjobs_pods_are_admitted_and_mount_no_token(api, work, name):
 
 @pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.stem)
 def test_the_server_is_admitted_and_mounts_no_token(file):
-    pod = inference_service("gs://b/registry", "photos", server_of(load_cluster(file)))["spec"]["predictor"]
+    pod = inference_service("gs://b/registry", "photos", encode_server(load_cluster(file)))["spec"]["predictor"]
     assert violations(pod) == [] and pod["automountServiceAccountToken"] is False
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
 

@@ -5,20 +5,20 @@ import json
 import pytest
 import yaml
 
-from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
+from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.base.storage import TransientError
 from must_components.cluster import Cluster as Account
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_reachable
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, Toleration, Volume
-from must_pipeline.cluster.nodes import server_of
+from must_pipeline.cluster.nodes import encode_server
 
 REGISTRY = "gs://models/registry"
 SERVICE = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos"
 
 
 def test_the_manifest_is_as_small_as_a_cluster_says():
-    found = inference_service(REGISTRY, "photos", server_of(Cluster()))
+    found = inference_service(REGISTRY, "photos", encode_server(Cluster()))
     predictor = found["spec"]["predictor"]
     (container,) = predictor["containers"]
     assert (found["apiVersion"], container["name"]) == ("serving.kserve.io/v1beta1", "kserve-container")
@@ -37,7 +37,7 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
         credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
         cpu=CpuPool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
     )  # fmt: skip
-    predictor = inference_service("/data/registry", "photos", server_of(cluster))["spec"]["predictor"]
+    predictor = inference_service("/data/registry", "photos", encode_server(cluster))["spec"]["predictor"]
     assert predictor["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoSchedule"}]
     (container,) = predictor["containers"]
     assert container["image"].startswith("registry.example/team/must-serve:")
@@ -50,15 +50,15 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
 
 def test_a_server_does_not_wait_in_the_queue_of_the_stages():
     cluster = Cluster(labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"})
-    found = inference_service(REGISTRY, "photos", server_of(cluster))
+    found = inference_service(REGISTRY, "photos", encode_server(cluster))
     assert found["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "must", "team": "vision"}
 
 
 def test_names_and_places():
     for name in ("a.model", "7up", "m" * 54):  # its Service is called NAME-predictor
         with pytest.raises(ValueError, match="a name that Kubernetes takes"):
-            inference_service(REGISTRY, name, server_of(Cluster()))
-    assert inference_service(REGISTRY, "m" * 53, server_of(Cluster()))["metadata"]["name"] == "m" * 53
+            inference_service(REGISTRY, name, encode_server(Cluster()))
+    assert inference_service(REGISTRY, "m" * 53, encode_server(Cluster()))["metadata"]["name"] == "m" * 53
     assert is_reachable(REGISTRY, {}) and is_reachable("/data/registry", {"mount": "/data/"})
     assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {})
 
@@ -73,7 +73,7 @@ def cluster(kubernetes, monkeypatch):
 
 def serve(tmp_path, how="apply", **cluster):
     values = {"registry_uri": f"{tmp_path}/registry", "model_name": "photos", "output": str(tmp_path / "out/service")}
-    server = server_of(Cluster(**{"volume": Volume(claim="data", mount=str(tmp_path))} | cluster))
+    server = encode_server(Cluster(**{"volume": Volume(claim="data", mount=str(tmp_path))} | cluster))
     return service.serve(str(tmp_path / "work"), how=how, server=server, **values)
 
 
@@ -95,7 +95,7 @@ def applied(cluster, tmp_path, status, live=None, **size):
     return cluster.asked[-1][-1]
 
 
-def size_of(manifest):
+def measure_size(manifest):
     predictor = manifest["spec"]["predictor"]
     return predictor["minReplicas"], predictor["containers"][0]["resources"]
 
@@ -104,28 +104,28 @@ def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yam
     cluster, tmp_path, caplog
 ):
     live = applied(cluster, tmp_path, 404)
-    assert size_of(live) == (1, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}})
+    assert measure_size(live) == (1, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}})
     live["spec"]["predictor"] |= {"minReplicas": 3, "maxReplicas": 5}
     more = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "8Gi"}}
     live["spec"]["predictor"]["containers"][0]["resources"] = more
     for _ in range(2):  # the next promotion as well
         live = applied(cluster, tmp_path, 200, live)
-        assert size_of(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
+        assert measure_size(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
     assert "values are kept, not those of cluster.yaml: replicas 3, resources" in caplog.text
     live = applied(cluster, tmp_path, 200, live, replicas=2, memory_limit="6Gi")
-    assert size_of(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
+    assert measure_size(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
 
 
 def test_a_server_of_an_earlier_version_keeps_what_it_has(cluster, tmp_path):
     live = applied(cluster, tmp_path, 404)
     del live["metadata"]["annotations"]["must/server"]
     live["spec"]["predictor"]["minReplicas"] = 3
-    assert size_of(applied(cluster, tmp_path, 200, live))[0] == 3
-    assert size_of(applied(cluster, tmp_path, 200, live, replicas=2))[0] == 2
+    assert measure_size(applied(cluster, tmp_path, 200, live))[0] == 3
+    assert measure_size(applied(cluster, tmp_path, 200, live, replicas=2))[0] == 2
 
 
 def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, tmp_path, caplog):
-    assert size_of(applied(cluster, tmp_path, 403))[0] == 1
+    assert measure_size(applied(cluster, tmp_path, 403))[0] == 1
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
 
 
@@ -135,7 +135,7 @@ def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, t
     cluster.answers["PATCH", SERVICE] = status, {}
     with pytest.raises(kind) as error:
         serve(tmp_path)
-    assert code_of(error.value) == code
+    assert find_exit_code(error.value) == code
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists()
 
 

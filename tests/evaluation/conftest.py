@@ -3,7 +3,7 @@ import json
 import pytest
 
 from must.evaluation.evaluate import evaluate
-from must.evaluation.result import metrics_of
+from must.evaluation.result import parse_metrics
 from tests.evaluation.digits import evaluation
 
 
@@ -13,5 +13,5 @@ def evaluated(digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("report")
     metrics = evaluate(evaluation(digits, output, batch_size=50))
     written = json.loads((output / "metrics.json").read_text())
-    assert written == json.loads(json.dumps(metrics.to_dict())) and metrics_of(written) == metrics
+    assert written == json.loads(json.dumps(metrics.to_dict())) and parse_metrics(written) == metrics
     return written, output

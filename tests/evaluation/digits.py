@@ -21,7 +21,7 @@ from must.config import ClassifierConfig, EvaluateConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
-from must.method.model.bundle import Bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, get_preprocess, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.provenance import Provenance
 from tests.once import made_once
@@ -76,8 +76,11 @@ def make(root: Path) -> None:
 
 def tune(bundle: Bundle, images: list) -> None:
     torch.manual_seed(0)
-    pixels, labels = pixels_of(bundle, [image for image, _ in images]), [CLASSES.index(label) for _, label in images]
-    inputs, targets = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description)), torch.tensor(labels)
+    pixels, labels = (
+        decode_pixels(bundle, [image for image, _ in images]),
+        [CLASSES.index(label) for _, label in images],
+    )
+    inputs, targets = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description)), torch.tensor(labels)
     optimizer = torch.optim.AdamW(bundle.model.parameters(), lr=3e-4)
     for _ in range(8):
         for rows in torch.randperm(len(inputs)).split(50):
@@ -86,6 +89,6 @@ def tune(bundle: Bundle, images: list) -> None:
             optimizer.step()
 
 
-def pixels_of(bundle: Bundle, images: list) -> np.ndarray:
-    view = EvalView(preprocess_of(bundle.description))
+def decode_pixels(bundle: Bundle, images: list) -> np.ndarray:
+    view = EvalView(get_preprocess(bundle.description))
     return np.stack([view(image.convert("RGB")) for image in images])

@@ -17,11 +17,11 @@ from must.config import RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
-from must.evaluation.result import metrics_of
+from must.evaluation.result import parse_metrics
 from must.evaluation.table import text_table
 from must.method.memory.refine import refine
-from must.method.model.bundle import load_bundle, preprocess_of, save_bundle
-from tests.evaluation.digits import evaluation, pixels_of
+from must.method.model.bundle import get_preprocess, load_bundle, save_bundle
+from tests.evaluation.digits import decode_pixels, evaluation
 from tests.method.train.processes import on_ranks
 
 
@@ -31,9 +31,9 @@ def test_accuracy_is_that_of_the_model_on_the_files(digits, evaluated):
     labels = np.array([CLASSES.index(path.parent.name) for path in files])
     for name, folder in (("adapted", digits.adapted), ("baseline", digits.zero_shot)):
         bundle = load_bundle(folder)
-        pixels = torch.from_numpy(pixels_of(bundle, [Image.open(path) for path in files]))
+        pixels = torch.from_numpy(decode_pixels(bundle, [Image.open(path) for path in files]))
         with torch.no_grad():
-            logits = bundle.model(normalize(pixels, preprocess_of(bundle.description)))
+            logits = bundle.model(normalize(pixels, get_preprocess(bundle.description)))
         assert metrics[name]["top1"] == pytest.approx((logits.argmax(1).numpy() == labels).mean(), abs=1e-12)
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
         assert metrics[name]["nll"] == pytest.approx(loss, rel=1e-5)
@@ -57,7 +57,7 @@ def test_the_numbers_fit_together(evaluated):
 
 
 def test_table_is_aligned_and_has_every_class(evaluated):
-    lines = text_table(metrics_of(evaluated[0])).splitlines()
+    lines = text_table(parse_metrics(evaluated[0])).splitlines()
     assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
     table = [line for line in lines if not line.startswith(("abstention", "check"))]
     places = {line.index("%") for line in table if "%" in line}
@@ -205,6 +205,6 @@ def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits,
     assert (tmp_path / "predictions.csv").exists()
     page = (tmp_path / "report.html").read_text()
     assert "could not be drawn" in page and "NoneType.__format__" in page
-    assert text_table(metrics_of(metrics)).split("\n")[1] in page
+    assert text_table(parse_metrics(metrics)).split("\n")[1] in page
     warning = capsys.readouterr().err
     assert "warning: the report could not be drawn (TypeError: unsupported" in warning and "metrics.json" in warning

@@ -10,7 +10,7 @@ import torch
 from must.config import GateConfig
 from must.evaluation import gate
 from must.evaluation.evaluate import evaluate, measure
-from must.evaluation.result import metrics_of as metrics_from
+from must.evaluation.result import parse_metrics as metrics_from
 from must.evaluation.scores import Collector, Samples
 from must.method.model.bundle import load_bundle, load_description, save_bundle
 from tests.evaluation.digits import evaluation
@@ -26,7 +26,7 @@ def label_free_gate(metrics, **limits):
     return gate.label_free_gate(metrics_from(metrics), GateConfig(metrics="", **limits))
 
 
-def metrics_of(after, labelled=True, images=500, seed=0):
+def parse_metrics(after, labelled=True, images=500, seed=0):
     """`after`: function of (logits of the baseline, labels, generator) -> logits of the adapted model."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 10, images)
@@ -67,7 +67,7 @@ FEW = CHECK | {"images": 12}
 
 
 def checked(check=CHECK, labelled=True, selection=None, name="zero-shot", after=better):
-    metrics = metrics_of(after, labelled) | {"baseline_name": name}
+    metrics = parse_metrics(after, labelled) | {"baseline_name": name}
     metrics["model"] = {"provenance": {"selection": selection} if selection else {}}
     metrics["label_free"]["compared"]["check"] = check
     return metrics
@@ -178,31 +178,31 @@ def test_a_collapse_does_not_pass_but_exchanged_names_are_not_seen(digits, tmp_p
 
 
 def test_labelled_gate_needs_the_interval_above_the_gain():
-    good, worse = metrics_of(better), metrics_of(noisy)
+    good, worse = parse_metrics(better), parse_metrics(noisy)
     assert labelled_gate(good).passed
     low = good["intervals"]["top1"][0]
     assert labelled_gate(good, min_gain=low - 0.001).passed
     assert not labelled_gate(good, min_gain=low).passed
     assert not labelled_gate(worse).passed
-    assert not labelled_gate(metrics_of(unchanged)).passed, "no change is no gain"
+    assert not labelled_gate(parse_metrics(unchanged)).passed, "no change is no gain"
 
 
 @pytest.mark.parametrize("interval", [[math.nan, 1.0], [0.1, math.inf]])
 def test_labelled_gate_takes_no_interval_that_is_no_number(interval):
-    good = metrics_of(better)
+    good = parse_metrics(better)
     with pytest.raises(ValueError, match="is no finite number"):
         labelled_gate(good | {"intervals": good["intervals"] | {"top1": interval}})
 
 
 def test_labelled_gate_makes_no_decision_on_few_images():
-    few = metrics_of(better, images=60)
+    few = parse_metrics(better, images=60)
     decision = labelled_gate(few)
     assert not decision.passed and decision.reasons[0].startswith("STOP  labelled images 60")
     assert labelled_gate(few, min_images=50).passed
 
 
 def test_wrong_questions():
-    unlabelled, alone, unchecked = metrics_of(better, labelled=False), metrics_of(better), checked()
+    unlabelled, alone, unchecked = parse_metrics(better, labelled=False), parse_metrics(better), checked()
     alone["baseline"] = alone["label_free"]["compared"] = None
     del unchecked["label_free"]["compared"]["check"]
     for call, text in (

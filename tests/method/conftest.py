@@ -16,11 +16,11 @@ def one_thread():
 def refusal(capfd):
     """refusal(stage, flags): the one line with which `must STAGE` ends for wrong input."""
 
-    def line_of(stage, flags):
+    def format_error(stage, flags):
         with pytest.raises(SystemExit) as end:
             cli.main([stage, *(part for name, value in flags.items() for part in (f"--{name}", value))])
         (line,) = capfd.readouterr().err.splitlines()
         assert end.value.code == 2 and line.startswith(f"must {stage}: ")
         return line
 
-    return line_of
+    return format_error

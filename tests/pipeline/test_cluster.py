@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from must_pipeline.cluster.config import Cluster, Resources
-from must_pipeline.cluster.nodes import nodes_of, server_of, spot_warning
+from must_pipeline.cluster.nodes import encode_nodes, encode_server, spot_warning
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
@@ -158,7 +158,7 @@ def test_requests_limits_and_accelerators(compiled):
 def test_what_the_servers_pods_get_arrives_in_the_stage_that_applies_it(compiled):
     """What comes of it: tests/components/test_serving.py."""
     given = compiled.tasks["serve"]["inputs"]["parameters"]["server"]["runtimeValue"]["constant"]
-    assert given == server_of(compiled.cluster) and given["size"] == vars(compiled.cluster.server)
+    assert given == encode_server(compiled.cluster) and given["size"] == vars(compiled.cluster.server)
 
 
 def test_training_on_one_node_or_several(compiled):
@@ -170,7 +170,7 @@ def test_training_on_one_node_or_several(compiled):
     if not cluster.trains_in_trainjob:
         assert parameters["processes"]["runtimeValue"]["constant"] == cluster.training.processes
     else:
-        assert compiled.nodes() == nodes_of(cluster) and compiled.nodes()["cpu"]
+        assert compiled.nodes() == encode_nodes(cluster) and compiled.nodes()["cpu"]
 
 
 def test_one_node_may_be_a_trainjob(tmp_path):

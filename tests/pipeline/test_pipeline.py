@@ -40,7 +40,7 @@ def tasks_of(spec):
     return found
 
 
-def stage_of(task):
+def parse_stage(task):
     """The three ends that only say that nothing follows are tasks of one stage."""
     return re.sub(r"-\d+$", "", task)
 
@@ -52,7 +52,7 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
 
 
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(spec):
-    assert set(map(stage_of, tasks_of(spec))) == set(ALWAYS)
+    assert set(map(parse_stage, tasks_of(spec))) == set(ALWAYS)
     for name, row in STAGES.items():
         component = getattr(import_module(f"must_components.{'summary' if name == 'close' else name}"), name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
@@ -76,7 +76,7 @@ def test_no_stage_is_answered_from_kubeflows_cache(spec):
 
 def test_every_stage_gets_the_id_of_its_run(spec):
     for name, task in tasks_of(spec).items():
-        if stage_of(name) == "close":  # it leaves no note
+        if parse_stage(name) == "close":  # it leaves no note
             continue
         given = task["inputs"]["parameters"]["run_id"]
         assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
@@ -85,9 +85,9 @@ def test_every_stage_gets_the_id_of_its_run(spec):
 def test_every_stage_but_the_summary_is_tried_again_by_itself_and_by_kubeflow(spec):
     executors = spec["deploymentSpec"]["executors"]
     for name, task in tasks_of(spec).items():
-        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is STAGES[stage_of(name)].retried
+        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is STAGES[parse_stage(name)].retried
         environment = {one["name"]: one["value"] for one in executors[f"exec-{name}"]["container"].get("env", [])}
-        assert environment.get("MUST_RETRIES") == ("3,60,2" if STAGES[stage_of(name)].retried else None)
+        assert environment.get("MUST_RETRIES") == ("3,60,2" if STAGES[parse_stage(name)].retried else None)
 
 
 def test_every_group_ends_in_something_that_runs(spec):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from must.runtime.notes import Facts, stage_note
-from must_components.argo import exit_code_of, failures, is_refused
+from must_components.argo import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
 
@@ -291,5 +291,5 @@ def test_what_argo_recorded_names_the_stage_and_the_reason():
             for case in recorded["cases"]]  # fmt: skip
     assert {"train": ["pod deleted"]} in said and {"inputs": ["main: Error (exit code 1)"]} in said
     assert all(set(one) in ({"train"}, {"inputs"}) for one in said)
-    assert exit_code_of("main: Error (exit code 1)") == 1 and exit_code_of("main: Error (exit code 143)") is None
-    assert exit_code_of("pod deleted") is None and not is_refused('pods "x" is forbidden: exceeded quota: must')
+    assert parse_exit_code("main: Error (exit code 1)") == 1 and parse_exit_code("main: Error (exit code 143)") is None
+    assert parse_exit_code("pod deleted") is None and not is_refused('pods "x" is forbidden: exceeded quota: must')

@@ -8,12 +8,12 @@ from must.runtime.notes import read_notes
 from must.runtime.outcome import kept_zero_shot
 from must.runtime.stages import gate, promote
 from tests.deploy.promote.bundles import make_bundle, make_onnx, weights_sha256
-from tests.evaluation.test_gate import better, checked, metrics_of, unchanged
+from tests.evaluation.test_gate import better, checked, parse_metrics, unchanged
 
 
 def places(tmp_path, model):
     (details := tmp_path / "details").mkdir()
-    metrics = metrics_of(better) | {"baseline_name": "zero-shot", "model": {"weights_sha256": weights_sha256(0)}}
+    metrics = parse_metrics(better) | {"baseline_name": "zero-shot", "model": {"weights_sha256": weights_sha256(0)}}
     (details / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "onnx").mkdir()
     return {
@@ -68,7 +68,7 @@ def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(
     version = promoted(tmp_path, given, "none")
     assert promoted(tmp_path, given, version) == version
     other = {"bundle": str(make_bundle(tmp_path / "other", seed=1))}
-    for name, content in (("decision.json", kept), ("details/metrics.json", metrics_of(better))):
+    for name, content in (("decision.json", kept), ("details/metrics.json", parse_metrics(better))):
         content |= {"weights_sha256": weights_sha256(1), "model": {"weights_sha256": weights_sha256(1)}}
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has a champion, which stays"):

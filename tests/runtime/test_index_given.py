@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from must.api.stages import call
-from must.base.exits import code_of
+from must.base.exits import find_exit_code
 from must.data.format.index import load_index
 from must.evaluation.result import Data, write_metrics
 from must.runtime import stages
@@ -25,7 +25,7 @@ def digits():
 def refused(function, *values, **named):
     with pytest.raises(ValueError) as error:
         function(*values, **named)
-    assert code_of(error.value) == 2
+    assert find_exit_code(error.value) == 2
     return str(error.value)
 
 

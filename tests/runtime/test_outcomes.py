@@ -9,7 +9,7 @@ import json
 import pytest
 
 from must.base.storage import exists, join, write_bytes
-from must.runtime.notes import Facts, Note, Try, content_of
+from must.runtime.notes import Facts, Note, Try, serialize_note
 from must.runtime.outcome import determine_outcome
 from must.runtime.places import WorkUri
 from must.runtime.stages import follow_ups
@@ -104,7 +104,9 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
 def page_of(work, notes, state="RUNNING", again="again"):
     """The summary's page of a run that left these notes, and those that are there."""
     for note in notes:
-        write_bytes(join(WorkUri(str(work)).notes("7"), f"{note.stage}.json"), json.dumps(content_of(note)).encode())
+        write_bytes(
+            join(WorkUri(str(work)).notes("7"), f"{note.stage}.json"), json.dumps(serialize_note(note)).encode()
+        )
     return summarize(str(work), "7", state, again).to_markdown()
 
 

@@ -26,7 +26,7 @@ from must.base.text import one_line
 from must.method.model.bundle import summary_at
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Trained, job_values, origin, words_of_run
+from must.runtime.training import Trained, describe_run, job_values, origin
 from must_components.argo import is_stopped
 from must_components.cluster import Cluster
 from must_components.job_at_end import end_job
@@ -64,7 +64,7 @@ def train_on_nodes(
         Launch(cluster, manifest, job, run_id).run()
         copy_bundle(job.bundle, output)
         summary = summary_at(output)
-        note.result = words_of_run(summary, f" on {int(nodes['nodes'])} nodes")
+        note.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
     return Trained(summary.to_dict(), origin(output))
 
 
@@ -115,7 +115,7 @@ class Launch:
     def find_or_create(self) -> None:
         job = self.get()
         if job is not None:
-            outcome, _ = outcome_of(job)
+            outcome, _ = read_outcome(job)
             if "deletionTimestamp" in job["metadata"]:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
@@ -159,7 +159,7 @@ class Launch:
         queued = False
         while (job := self.get()) is not None:
             self.log.print_new()
-            outcome, reason = outcome_of(job)
+            outcome, reason = read_outcome(job)
             if outcome:
                 self.log.print_new()  # a short job may end before its log exists
                 return outcome, reason
@@ -206,7 +206,7 @@ class Launch:
         raise SystemExit(code)
 
 
-def outcome_of(job: dict[str, Any]) -> tuple[str, str]:
+def read_outcome(job: dict[str, Any]) -> tuple[str, str]:
     """Complete, Failed, or '' while the job runs, and why."""
     for condition in job.get("status", {}).get("conditions", []):
         if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":

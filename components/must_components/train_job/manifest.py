@@ -58,7 +58,7 @@ def environment(nodes: dict[str, Any]) -> dict[str, str]:
 
 def pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
     """Selector, tolerations, volumes and service account, at the depth where a TrainJob has them."""
-    volumes, mounts = volumes_of(nodes)
+    volumes, mounts = list_volumes(nodes)
     pod = {
         "serviceAccountName": nodes["service_account"],
         "nodeSelector": nodes["node_selector"],
@@ -74,7 +74,7 @@ def pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
     return {"template": {"spec": {"replicatedJobs": [job]}}}
 
 
-def volumes_of(nodes: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def list_volumes(nodes: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
 

@@ -29,7 +29,7 @@ class Azure(Store):
     form = "az://container/name or abfss://container@account.dfs.core.windows.net/name"
 
     def head(self, location: Location) -> Head:
-        properties = blob_of(location).get_blob_properties()
+        properties = get_blob(location).get_blob_properties()
         return Head(int(properties.size), str(properties.etag), (properties.metadata or {}).get(MARK))
 
     def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
@@ -42,7 +42,7 @@ class Azure(Store):
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         try:
-            return blob_of(location).download_blob(start, length, **condition_of(generation)).readall()
+            return get_blob(location).download_blob(start, length, **make_condition(generation)).readall()
         except core.HttpResponseError as error:
             if error.status_code == 416:
                 return b""
@@ -50,21 +50,21 @@ class Azure(Store):
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         options = {"overwrite": condition != 0, "metadata": {MARK: mark}, "validate_content": True}
-        return str(blob_of(location).upload_blob(data, **options, **condition_of(condition))["etag"])
+        return str(get_blob(location).upload_blob(data, **options, **make_condition(condition))["etag"])
 
     def put_parts(self, location: Location, path: Path, mark: str) -> None:
         """Azure deletes blocks that were never committed after a week."""
         count = -(-path.stat().st_size // self.RANGE)
         names = [base64.b64encode(f"{mark}-{number:06d}".encode()).decode() for number in range(count)]
-        blob = blob_of(location)
+        blob = get_blob(location)
         with path.open("rb") as file:
             for name in names:
                 self.ask(location, partial(blob.stage_block, name, file.read(self.RANGE), validate_content=True))
         self.ask(location, lambda: blob.commit_block_list([BlobBlock(name) for name in names], metadata={MARK: mark}))
 
     def copy_object(self, source: Location, target: Location) -> None:
-        destination = blob_of(target)
-        state = self.ask(source, lambda: destination.start_copy_from_url(blob_of(source).url))["copy_status"]
+        destination = get_blob(target)
+        state = self.ask(source, lambda: destination.start_copy_from_url(get_blob(source).url))["copy_status"]
         while state == "pending":
             time.sleep(0.2)
             state = self.ask(target, destination.get_blob_properties).copy.status
@@ -72,7 +72,7 @@ class Azure(Store):
             raise UserError(f"{source.uri}: the server could not copy it to {target.uri} ({state})")
 
     def remove(self, location: Location) -> None:
-        blob_of(location).delete_blob()
+        get_blob(location).delete_blob()
 
     def split(self, uri: str) -> Location:
         """Also parses abfss://container@account.host/name."""
@@ -102,7 +102,7 @@ class Azure(Store):
         return RIGHT if error.status_code == 403 else ""
 
     def log_in_again(self) -> None:
-        client_of.drop()
+        make_client.drop()
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         uri = location.uri
@@ -123,14 +123,14 @@ class Azure(Store):
 STORE = Azure()
 
 
-def condition_of(generation: Generation | None) -> dict[str, Any]:
+def make_condition(generation: Generation | None) -> dict[str, Any]:
     """Options for "only if the object has this ETag". "Only if it does not exist" (0) is the option `overwrite`."""
     if generation is None or generation == 0:
         return {}
     return {"etag": str(generation), "match_condition": MatchConditions.IfNotModified}
 
 
-def blob_of(location: Location) -> Any:
+def get_blob(location: Location) -> Any:
     return client(location.account).get_blob_client(location.bucket, location.name)
 
 
@@ -138,11 +138,11 @@ def client(account: str = "") -> Any:
     setting = os.environ.get
     name = account or setting("AZURE_STORAGE_ACCOUNT") or setting("AZURE_STORAGE_ACCOUNT_NAME") or ""
     key = setting("AZURE_STORAGE_KEY") or setting("AZURE_STORAGE_ACCOUNT_KEY") or setting("AZURE_STORAGE_SAS_TOKEN")
-    return client_of(setting("AZURE_STORAGE_CONNECTION_STRING") or "", name, key or "")
+    return make_client(setting("AZURE_STORAGE_CONNECTION_STRING") or "", name, key or "")
 
 
 @per_process
-def client_of(connection: str, account: str, key: str) -> Any:
+def make_client(connection: str, account: str, key: str) -> Any:
     options: dict[str, Any] = {
         "retry_total": 0,  # `repeat` retries for longer
         "connection_timeout": HTTP_TIMEOUTS[0],

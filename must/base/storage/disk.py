@@ -233,7 +233,7 @@ class HashingFile:
         self.file.flush()
 
 
-def sha256_of(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """The SHA-256 of a local file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,7 +31,7 @@ class Gcs(Store):
     form = "gs://bucket/name"
 
     def head(self, location: Location) -> Head:
-        blob = blob_of(location)
+        blob = get_blob(location)
         blob.reload(retry=None, timeout=HTTP_TIMEOUTS)
         return Head(int(blob.size), int(blob.generation), (blob.metadata or {}).get(MARK))
 
@@ -50,7 +50,7 @@ class Gcs(Store):
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         end = None if length is None else start + length - 1
         try:
-            blob = blob_of(location, generation=generation)
+            blob = get_blob(location, generation=generation)
             return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=HTTP_TIMEOUTS)
         except api.RequestRangeNotSatisfiable:
             return b""
@@ -65,7 +65,7 @@ class Gcs(Store):
         self.ask(location, lambda: self.marked(location, mark).upload_from_filename(str(path), **self.upload_options()))
 
     def marked(self, location: Location, mark: str) -> Any:
-        blob = blob_of(location, chunk_size=self.RANGE)  # the client uses chunks from 8 MiB on
+        blob = get_blob(location, chunk_size=self.RANGE)  # the client uses chunks from 8 MiB on
         blob.metadata = {MARK: mark}
         return blob
 
@@ -80,7 +80,7 @@ class Gcs(Store):
         }
 
     def copy_object(self, source: Location, target: Location) -> None:
-        blob, destination, token = blob_of(source), blob_of(target), None
+        blob, destination, token = get_blob(source), get_blob(target), None
         while True:
             rewrite = partial(destination.rewrite, blob, token=token, retry=None, timeout=HTTP_TIMEOUTS)
             token = self.ask(source, rewrite)[0]
@@ -88,7 +88,7 @@ class Gcs(Store):
                 return
 
     def remove(self, location: Location) -> None:
-        blob_of(location).delete(retry=None, timeout=HTTP_TIMEOUTS)
+        get_blob(location).delete(retry=None, timeout=HTTP_TIMEOUTS)
 
     def no_bucket(self, location: Location) -> str:
         return (
@@ -105,7 +105,7 @@ class Gcs(Store):
         return RIGHT if http_status(error) == 403 else ""
 
     def log_in_again(self) -> None:
-        client_of.drop()
+        make_client.drop()
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         uri = location.uri
@@ -126,16 +126,16 @@ class Gcs(Store):
 STORE = Gcs()
 
 
-def blob_of(location: Location, **options: Any) -> Any:
+def get_blob(location: Location, **options: Any) -> Any:
     return client().bucket(location.bucket).blob(location.name, **options)
 
 
 def client() -> Any:
-    return client_of(os.environ.get("STORAGE_EMULATOR_HOST", ""))
+    return make_client(os.environ.get("STORAGE_EMULATOR_HOST", ""))
 
 
 @per_process
-def client_of(emulator: str) -> Any:
+def make_client(emulator: str) -> Any:
     if emulator:
         client = google_storage.Client(project="test", credentials=AnonymousCredentials())
     else:

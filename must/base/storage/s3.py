@@ -31,10 +31,10 @@ class S3(Store):
 
     def head(self, location: Location) -> Head:
         try:
-            response = client().head_object(**key_of(location))
+            response = client().head_object(**object_key(location))
         except boto.ClientError as error:
             if http_status(error) in (400, 403):  # the reason, such as expired credentials, is in a body: not in HEAD's
-                client().get_object(**key_of(location), Range="bytes=0-0")
+                client().get_object(**object_key(location), Range="bytes=0-0")
             raise
         return Head(int(response["ContentLength"]), response["ETag"], response.get("Metadata", {}).get(MARK))
 
@@ -47,19 +47,21 @@ class S3(Store):
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         options = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
         try:
-            return client().get_object(**key_of(location), **options, **condition_of(generation))["Body"].read()
+            return client().get_object(**object_key(location), **options, **make_condition(generation))["Body"].read()
         except boto.ClientError as error:
             if error_code(error) == "InvalidRange":
                 return b""
             raise
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
-        options = key_of(location) | condition_of(condition)
+        options = object_key(location) | make_condition(condition)
         return client().put_object(**options, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
 
     def put_parts(self, location: Location, path: Path, mark: str) -> None:
-        begun = self.ask(location, lambda: client().create_multipart_upload(**key_of(location), Metadata={MARK: mark}))
-        upload, parts = key_of(location) | {"UploadId": begun["UploadId"]}, []
+        begun = self.ask(
+            location, lambda: client().create_multipart_upload(**object_key(location), Metadata={MARK: mark})
+        )
+        upload, parts = object_key(location) | {"UploadId": begun["UploadId"]}, []
         try:
             with path.open("rb") as file:
                 for number in range(1, -(-path.stat().st_size // self.RANGE) + 1):
@@ -74,10 +76,10 @@ class S3(Store):
 
     def copy_object(self, source: Location, target: Location) -> None:
         """At most 5 GB."""
-        self.ask(source, lambda: client().copy_object(**key_of(target), CopySource=key_of(source)))
+        self.ask(source, lambda: client().copy_object(**object_key(target), CopySource=object_key(source)))
 
     def remove(self, location: Location) -> None:
-        client().delete_object(**key_of(location))
+        client().delete_object(**object_key(location))
 
     def no_bucket(self, location: Location) -> str:
         return (
@@ -103,7 +105,7 @@ class S3(Store):
         return RIGHT if http_status(error) == 403 else ""
 
     def log_in_again(self) -> None:
-        client_of.drop()
+        make_client.drop()
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         uri = location.uri
@@ -144,13 +146,13 @@ def send_part(data: bytes, part: dict[str, Any]) -> dict[str, Any]:
     return client().upload_part(**part, Body=data, ContentMD5=md5(data))
 
 
-def condition_of(generation: Generation | None) -> dict[str, str]:
+def make_condition(generation: Generation | None) -> dict[str, str]:
     if generation is None:
         return {}
     return {"IfNoneMatch": "*"} if generation == 0 else {"IfMatch": str(generation)}
 
 
-def key_of(location: Location) -> dict[str, str]:
+def object_key(location: Location) -> dict[str, str]:
     return {"Bucket": location.bucket, "Key": location.name}
 
 
@@ -160,11 +162,11 @@ def md5(data: bytes) -> str:
 
 
 def client() -> Any:
-    return client_of(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", ""))
+    return make_client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", ""))
 
 
 @per_process
-def client_of(endpoint: str) -> Any:
+def make_client(endpoint: str) -> Any:
     settings = Config(
         connect_timeout=HTTP_TIMEOUTS[0],
         read_timeout=HTTP_TIMEOUTS[1],

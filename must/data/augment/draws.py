@@ -22,7 +22,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from must.base.errors import UserError
-from must.base.parameters import default_of
+from must.base.parameters import get_default
 from must.config import TrainConfig
 from must.data.image.decode import orientation
 from must.data.image.preprocess import Preprocess
@@ -40,7 +40,7 @@ class Operation(NamedTuple):
 
 def parameter(name: str) -> Any:
     """A field with the default of this parameter of `must train`, as published."""
-    value = default_of(TrainConfig.__dataclass_fields__[name])
+    value = get_default(TrainConfig.__dataclass_fields__[name])
     return field(default=tuple(value) if isinstance(value, list) else value)
 
 

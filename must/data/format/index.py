@@ -125,7 +125,7 @@ class Index:
         """The limit on the pixels of an image, as given to `must shard`."""
         return self.settings["max_pixels"]
 
-    def shards_of(self, split: str) -> tuple[Shard, ...]:
+    def list_shards(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split, in order. Raises ValueError: it is unknown; the message names the known ones."""
         if split not in self.splits:
             known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())

@@ -88,7 +88,7 @@ def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     try:
         with storage.local_copy(name) as path:
             require_size(path, uri, shard)
-            if storage.is_remote(name) and storage.sha256_of(path) != shard.sha256:
+            if storage.is_remote(name) and storage.compute_sha256(path) != shard.sha256:
                 raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
             yield path
     except FileNotFoundError as error:
@@ -169,7 +169,7 @@ def find_shard_fault(uri: str, shard: Shard) -> str:
         if size != shard.bytes:
             return f"{size} bytes instead of {shard.bytes}"
         with storage.local_copy(location) as path:
-            if storage.sha256_of(path) != shard.sha256:
+            if storage.compute_sha256(path) != shard.sha256:
                 return "its bytes have changed (sha256)"
             try:
                 offsets = load_offsets(uri, shard)
@@ -185,6 +185,6 @@ def find_shard_fault(uri: str, shard: Shard) -> str:
 def find_file_fault(uri: str, sha256: str) -> str:
     try:
         with storage.local_copy(uri) as path:
-            return "" if storage.sha256_of(path) == sha256 else "its bytes have changed (sha256)"
+            return "" if storage.compute_sha256(path) == sha256 else "its bytes have changed (sha256)"
     except FileNotFoundError:
         return "missing"

@@ -36,7 +36,7 @@ def max_seconds(max_pixels: int) -> float:
 
 @contextmanager
 def deadline(max_pixels: int) -> Iterator[None]:
-    """Ends this process if the block takes more processor time. For workers, whose parent calls `fault_of`."""
+    """Ends this process if the block takes more processor time. For workers, whose parent calls `describe_exit`."""
     signal.setitimer(signal.ITIMER_PROF, max_seconds(max_pixels))
     try:
         yield
@@ -58,7 +58,7 @@ def limit_memory(max_pixels: int, others: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def fault_of(exit_code: int | None, max_pixels: int) -> str:
+def describe_exit(exit_code: int | None, max_pixels: int) -> str:
     """Why the image at which a worker ended with this code is rejected; "" if the image was not the cause."""
     if exit_code == -signal.SIGPROF:
         return f"takes more than {max_seconds(max_pixels):g} s of one core"
@@ -122,7 +122,7 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
     try:
         image = helper.decode(data, max_pixels, shorter_side)
     except (EOFError, OSError):
-        why = fault_of(helper.process.wait(), max_pixels)
+        why = describe_exit(helper.process.wait(), max_pixels)
         raise (UserError(why) if why else KilledWorkerError()) from None
     except ValueError:
         idle.append(helper)

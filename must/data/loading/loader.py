@@ -81,7 +81,7 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
     def warn(self, sample: int, problem: str) -> None:
         """Logs the first few, in this process: it may be a loader process, which does not report to the main one."""
         if self.warned < MAX_WARNINGS:
-            name = self.reader.shards[self.reader.shard_of(sample)].name
+            name = self.reader.shards[self.reader.find_shard(sample)].name
             source = self.reader.description(sample).get("source", "")
             more = "; further ones are only counted" if self.warned + 1 == MAX_WARNINGS else ""
             line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
@@ -156,7 +156,7 @@ class EvalSource:
         self.skipped = 0
 
     @classmethod
-    def of(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
+    def open(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
         """The split in a stage's parameters, or `split`."""
         sha256 = getattr(config, "index_sha256", "")
         reader = open_reader(config.shards, split or config.split, config.cache, config.cache_gb, sha256)

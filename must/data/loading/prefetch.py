@@ -58,7 +58,7 @@ class PrefetchingSampler:
         with closing(ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)) as prefetcher:
             for position, sample in enumerate(self.numbers):
                 oldest = self.numbers[max(position - self.in_flight, 0)]
-                prefetcher.use(reader.shard_of(oldest), reader.shard_of(sample) + 1)
+                prefetcher.use(reader.find_shard(oldest), reader.find_shard(sample) + 1)
                 yield sample
 
 

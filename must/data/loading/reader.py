@@ -57,7 +57,7 @@ class ShardReader:
     ) -> None:
         self.uri, self.split, self.cache, self.keep_open = str(uri), split, cache, keep_open
         self.index: Index = load_index(self.uri, sha256)
-        self.shards = self.index.shards_of(split)
+        self.shards = self.index.list_shards(split)
         self.sizes = [shard.samples for shard in self.shards]
         if not sum(self.sizes):
             raise UserError(f"{uri}: the split '{split}' is empty")
@@ -76,12 +76,12 @@ class ShardReader:
         """{'source': name in the source, 'label': class name or None, ...}"""
         return json.loads(self._member(sample, 2))
 
-    def shard_of(self, sample: int) -> int:
+    def find_shard(self, sample: int) -> int:
         """Number of the shard with this sample."""
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
     def _member(self, sample: int, column: int) -> bytes:
-        number = self.shard_of(sample)
+        number = self.find_shard(sample)
         file, offsets = self._shard(number)
         row = offsets[sample - self.starts[number]]
         offset, size = int(row[column]), int(row[column + 1])

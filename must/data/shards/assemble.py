@@ -14,7 +14,7 @@ from must.base.console import silence_pillow
 from must.base.workers import Job, JobWorkers, KilledWorkerError
 from must.config import ShardConfig
 from must.data.format.index import Shard
-from must.data.image.bounds import fault_of
+from must.data.image.bounds import describe_exit
 from must.data.shards.chunk import (
     ChunkResult,
     TarWriter,
@@ -128,7 +128,7 @@ class Pool(JobWorkers):
 
         def retry(job: Job, exit_code: int | None) -> Job:
             chunk, *others, rejected = job
-            position, why = position_in_progress(work.local, chunk.number), fault_of(exit_code, config.max_pixels)
+            position, why = position_in_progress(work.local, chunk.number), describe_exit(exit_code, config.max_pixels)
             if position is None or position in rejected or not why:
                 raise KilledWorkerError
             return (chunk, *others, {**rejected, position: why})

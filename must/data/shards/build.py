@@ -28,7 +28,15 @@ from must.data.shards import commit
 from must.data.shards.assemble import Pool
 from must.data.shards.commit import Task
 from must.data.shards.history import History
-from must.data.shards.listing import Chunk, Listing, chunks_of, fingerprint, list_sources, open_sources, settings_json
+from must.data.shards.listing import (
+    Chunk,
+    Listing,
+    fingerprint,
+    list_sources,
+    open_sources,
+    settings_json,
+    split_chunks,
+)
 from must.data.shards.parts import (
     find_run,
     finish_part,
@@ -95,7 +103,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         chunks: list[Chunk] = []
         numbers = sorted(number for part in parts for number in part.numbers)
     else:
-        chunks = list(chunks_of(listing, config.samples_per_shard, work.first, parse_part(config.part)))
+        chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     run = find_run(config, adds_to, listing.key)
     return Task(config, listing, chunks, numbers, previous, history, before, run)
@@ -216,7 +224,7 @@ def show_index(uri: str) -> Index:
     """Prints images per split, labels, duplicates, rejected files and reasons, and where the index is from."""
     result = index.load_index(uri)
     for name, counts in result.splits.items():
-        shards = result.shards_of(name)
+        shards = result.list_shards(name)
         size = f"{len(shards)} shards of {sum(shard.bytes for shard in shards) / 1e6:.1f} MB"
         logger.info(f"  {printable(name)}: {counts['samples']} images, {counts['labelled']} labelled, in {size}")
     if result.labels:

@@ -96,9 +96,9 @@ class TarWriter:
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
         """Members `key`.`extension` and `key`.json. The key must not have a dot: WebDataset's readers end it there."""
         start = self.position + tarfile.BLOCKSIZE
-        self.file.write(header_of(f"{key}.{extension}", len(image)))
+        self.file.write(make_header(f"{key}.{extension}", len(image)))
         self.file.write(image)
-        between = padding(image) + header_of(f"{key}.json", len(text))
+        between = padding(image) + make_header(f"{key}.json", len(text))
         self.offsets.extend((start, len(image), start + len(image) + len(between), len(text)))
         self.file.write(between + text + padding(text))
         if self.position - self.on_disk > WRITE_BEHIND:
@@ -128,7 +128,7 @@ def padding(data: bytes) -> bytes:
     return bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-def header_of(name: str, size: int) -> bytes:
+def make_header(name: str, size: int) -> bytes:
     """The 512 bytes before a member, the same as those of `tarfile`, which takes five times as long."""
     assert len(name) < 100 and size < 8**11, "a key is short, and --max-file-mb is below 8 GiB"
     fields, digits = name.encode("ascii"), b"%011o" % size
@@ -233,7 +233,7 @@ def process_chunk(
                     record.rejected.append((item.name, rejection_reason(error)))
                 continue
             digest = hashlib.sha256(data).digest()
-            split = chunk.split or item.split or split_of(digest, config.split)
+            split = chunk.split or item.split or split_by_hash(digest, config.split)
             if split not in writers:
                 file = stack.enter_context(storage.open_write(storage.join(work, tar_name(chunk.number, split))))
                 writers[split] = TarWriter(file)
@@ -284,7 +284,7 @@ def resized(data: bytes, config: ShardConfig) -> bytes:
     return buffer.getvalue()
 
 
-def split_of(digest: bytes, shares: dict[str, float]) -> str:
+def split_by_hash(digest: bytes, shares: dict[str, float]) -> str:
     """A split by the hash of the content: an image gets the same split in every run, with any other files."""
     fraction, total = int.from_bytes(digest[:8], "big") / 2**64, 0.0
     for name, share in shares.items():

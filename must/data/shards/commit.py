@@ -59,7 +59,7 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     records = Records(config, work, numbers)
     splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
-    duplicates = duplicates_of(task, records, splits)
+    duplicates = list_duplicates(task, records, splits)
     rejected = write_rejected(task, records, duplicates)
     if previous and records.samples == len(duplicates.drops):
         return previous
@@ -128,7 +128,7 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
-def duplicates_of(task: Task, records: Records, splits: tuple[str, ...]) -> Duplicates:
+def list_duplicates(task: Task, records: Records, splits: tuple[str, ...]) -> Duplicates:
     def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
         for split, values in task.history.hashes():
             yield OLD, split, values
@@ -153,7 +153,7 @@ def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, reco
 
     jobs: list[ShardJob] = []
     for split in splits:
-        old = previous.shards_of(split) if previous and split in previous.splits else ()
+        old = previous.list_shards(split) if previous and split in previous.splits else ()
         first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
         jobs += plan_shards(tars(split), split, task.config.samples_per_shard, first)
     return jobs
@@ -258,11 +258,11 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
     except FileNotFoundError:
         return []
     damage = UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected")
-    lines = [storage.parse_object(text, line_of, damage) for text in texts]
+    lines = [storage.parse_object(text, parse_line, damage) for text in texts]
     return [line for line in lines if line.revision <= previous.revision]
 
 
-def line_of(content: dict[str, Any]) -> Line:
+def parse_line(content: dict[str, Any]) -> Line:
     source, reason, revision = content["source"], content["reason"], content["revision"]
     if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
         raise TypeError(content)

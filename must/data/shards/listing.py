@@ -24,7 +24,7 @@ from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
 from must.data.sources.archives import ArchiveFolder, Archives, existing_files, expanded
-from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, kind_of, relative_names
+from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, relative_names
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
@@ -65,9 +65,9 @@ def open_source(
     archives: list[str] = []
     tables: list[str] = []
     for entry in storage.list_files(uri):
-        if (inside and entry.name.startswith(inside)) or kind_of(entry.name) == "hidden":
+        if (inside and entry.name.startswith(inside)) or find_kind(entry.name) == "hidden":
             continue
-        if kind_of(entry.name) is None and "." in entry.name.rpartition("/")[2]:
+        if find_kind(entry.name) is None and "." in entry.name.rpartition("/")[2]:
             return Folder(uri, labels, exclude)
         if ARCHIVE.search(entry.name):
             archives.append(entry.name)
@@ -208,7 +208,7 @@ class Chunk:
     split: str
 
 
-def chunks_of(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
+def split_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
     """All chunks of part I of N, with every N-th number. Each has `size` files, except the last chunk of a source."""
     number, parts = part
     number += first - 1

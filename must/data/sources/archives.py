@@ -30,8 +30,8 @@ from must.data.sources.base import (
     Item,
     ListingReport,
     UnreadableError,
+    find_kind,
     folder_label,
-    kind_of,
     limit_texts,
     report_damage,
     utf8_size,
@@ -111,7 +111,7 @@ class ArchiveFolder(Archives):
     def items(self, problems: ListingReport) -> Iterator[Item]:
         yield from super().items(problems)
         for entry in storage.list_files(self.uri, problems.reject):
-            archive = ARCHIVE.search(entry.name) is not None and kind_of(entry.name) != "hidden"
+            archive = ARCHIVE.search(entry.name) is not None and find_kind(entry.name) != "hidden"
             if archive or (self.exclude and entry.name.startswith(self.exclude)):
                 continue
             if problems.accepts(entry.name):

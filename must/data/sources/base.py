@@ -70,7 +70,7 @@ class ListingReport:
 
     def accepts(self, name: str) -> bool:
         """Whether it may be an image, by its name; other files are counted."""
-        kind = kind_of(name)
+        kind = find_kind(name)
         if kind is not None:
             self.skipped[kind] += 1
         return kind is None
@@ -137,7 +137,7 @@ def report_damage(where: str, kind: str) -> Iterator[None]:
         raise UserError(f"{where}: the {kind} is damaged: {one_line(error)[:200]}") from None
 
 
-def kind_of(name: str) -> str | None:
+def find_kind(name: str) -> str | None:
     """None for a name that may be an image's: a known extension, or none. Otherwise "hidden" or the extension."""
     base = name.rpartition("/")[2]
     if base.startswith("."):

@@ -53,7 +53,7 @@ class Manifest(Source):
     def items(self, problems: ListingReport) -> Iterator[Item]:
         file = self.uri.rpartition("/")[2]
         for line, row in self.rows():
-            if problem := problem_of(row):
+            if problem := find_problem(row):
                 path = row.get("path") if isinstance(row, dict) else None
                 problems.reject(f"{file} line {line}" + (f": {brief(path)[1:-1]}" if path else ""), problem)
                 continue
@@ -68,7 +68,7 @@ class Manifest(Source):
         """(line number, columns), as a stream. The columns are None for a line that is no JSON object."""
         where, ending = f"{self.option} {self.uri}", self.uri.lower().rpartition(".")[2]
         with storage.local_copy(self.uri) as path, path.open("rb") as file:
-            lines = lines_of(file, where)
+            lines = read_lines(file, where)
             if ending not in ("csv", "tsv"):
                 yield from ((n, storage.object_or_none(line, dict)) for n, line in enumerate(lines, 1) if line.strip())
                 return
@@ -89,7 +89,7 @@ class Manifest(Source):
         return storage.read_bytes(storage.join(self.base, item.name) if relative else item.name, 0, limit)
 
 
-def lines_of(file: BinaryIO, where: str) -> Iterator[str]:
+def read_lines(file: BinaryIO, where: str) -> Iterator[str]:
     """The lines. Raises ValueError: one is not UTF-8, or too long; parsed, it would take many times its size."""
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW + 1), b""), 1):
         require(len(line) <= LONGEST_ROW, f"{where}: line {number} is longer than {LONGEST_ROW} bytes")
@@ -99,7 +99,7 @@ def lines_of(file: BinaryIO, where: str) -> Iterator[str]:
             raise UserError(f"{where}: line {number} cannot be read: {error}") from None
 
 
-def problem_of(row: Any) -> str:
+def find_problem(row: Any) -> str:
     """Why a line of a manifest is rejected, "" if it is not."""
     if not isinstance(row, dict):
         return "not a JSON object"

@@ -197,7 +197,7 @@ def open_table(path: Path, kind: str) -> Iterator[Reader]:
             largest = max((group.total_byte_size for group in groups), default=0)
             rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may be in each row
 
-            def batches_of_groups(names: list[str], limit: float) -> Iterator[Any]:
+            def split_groups(names: list[str], limit: float) -> Iterator[Any]:
                 def may_be_read(number: int) -> bool:
                     size, count = groups[number].total_byte_size, groups[number].num_rows
                     return size <= limit * max(1, count) and size <= max(limit, PACKED * path.stat().st_size)
@@ -208,7 +208,7 @@ def open_table(path: Path, kind: str) -> Iterator[Reader]:
                     else:
                         yield from (groups[number].num_rows for number in numbers)
 
-            yield Reader(file.schema_arrow, batches_of_groups, largest, file.metadata.num_rows)
+            yield Reader(file.schema_arrow, split_groups, largest, file.metadata.num_rows)
             return
         source = stack.enter_context(pyarrow.memory_map(str(path)))
         if source.read(6) == b"ARROW1":

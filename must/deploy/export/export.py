@@ -17,13 +17,13 @@ from must.base import storage
 from must.base.files import CARD_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import parts
-from must.base.text import encoded, lines_of
+from must.base.text import encoded, join_lines
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of, require_same_model
+from must.method.model.bundle import Bundle, get_preprocess, load_bundle, require_same_model
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def export_onnx(
         begin(config.precision)
         if config.precision == "int8":
             calibration = pixels if config.shards else None
-            graph, method = quantize(graph, calibration, preprocess_of(description), Path(folder))
+            graph, method = quantize(graph, calibration, get_preprocess(description), Path(folder))
         dimensions = {} if features is None else {"dimensions": features.shape[1]}
         extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
         abstention = measured_abstention(metrics)
@@ -112,7 +112,7 @@ def export_onnx(
         }
         target = storage.join(config.output, ONNX_FILE)
         storage.delete(target)  # first, and written last: a folder with it is complete and of a single export
-        storage.write_bytes(storage.join(config.output, LABELS_FILE), lines_of(description.classes))
+        storage.write_bytes(storage.join(config.output, LABELS_FILE), join_lines(description.classes))
         for name, card in (
             (CARD_FILE, model_card(description, result, metrics)),
             (README_FILE, hub_card(description, result, metrics, config.license)),
@@ -126,7 +126,7 @@ def export_onnx(
 
 def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     """uint8 [N, S, S, 3]: images spread evenly over a split of the shards, or random pixels without shards."""
-    preprocess = preprocess_of(bundle.description)
+    preprocess = get_preprocess(bundle.description)
     if not config.shards:
         shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -149,7 +149,7 @@ def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
 def reference(bundle: Bundle, pixels: np.ndarray, embeddings: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
     """PyTorch's probabilities [N, K] and, with `embeddings`, image features of length 1 [N, D], float32, of uint8
     pixels [N, S, S, 3]."""
-    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
     probability = run_in_batches(bundle.classifier, images).softmax(dim=-1).numpy()
     return probability, F.normalize(run_in_batches(bundle.model.visual, images), dim=-1).numpy() if embeddings else None
 

@@ -22,7 +22,7 @@ from must.data.image.preprocess import Preprocess, describe_preprocess, normaliz
 from must.deploy.export.inference import InferenceModel
 from must.deploy.export.model_card import PARAMETERS_SHOWN
 from must.deploy.predict.session import EMBEDDING, SIMILARITY, load_runtime
-from must.method.model.bundle import Bundle, Description, preprocess_of
+from must.method.model.bundle import Bundle, Description, get_preprocess
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
@@ -35,7 +35,7 @@ METADATA_KEYS = (
 def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
     """The ONNX model in float32; `similarity` is an output if the bundle has a memory, `embedding` if it is asked for.
     Raises ValueError: the model is too large for one ONNX file."""
-    preprocess = preprocess_of(bundle.description)
+    preprocess = get_preprocess(bundle.description)
     size = preprocess.size
     module = InferenceModel(bundle, uint8, embeddings).eval()
     outputs = [OUTPUT, *([SIMILARITY] if bundle.memory else []), *([EMBEDDING] if embeddings else [])]
@@ -75,7 +75,7 @@ def add_metadata(graph: onnx.ModelProto, description: Description, **extra: Any)
     """
     provenance = description.provenance
     values = {name: getattr(description, name) for name in METADATA_KEYS} | extra
-    values["preprocess_text"] = describe_preprocess(preprocess_of(description))
+    values["preprocess_text"] = describe_preprocess(get_preprocess(description))
     values["provenance"] = {
         "index_sha256": provenance.index_sha256,
         "index_revision": provenance.index_revision,
@@ -143,7 +143,7 @@ def quantize(
     source, prepared, target = (folder / f"{name}.onnx" for name in ("float", "prepared", "int8"))
     onnx.save(graph, source)
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    nodes = products_of_blocks(graph, onnx.load(prepared))
+    nodes = find_products(graph, onnx.load(prepared))
     options = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_quantize": nodes}
     if pixels is None:
         quantize_dynamic(prepared, target, **options)
@@ -160,7 +160,7 @@ def quantize(
     return onnx.load(target), f"int8 weights and activations (static, calibrated on {len(pixels)} images)"
 
 
-def products_of_blocks(graph: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
+def find_products(graph: onnx.ModelProto, prepared: onnx.ModelProto) -> list[str]:
     """Names of the matrix products with a weight that the classifier's input is computed from: those of the tower's
     blocks. Neither the classifier nor the memory is among them."""
     weights = {value.name for value in graph.graph.initializer}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from must.method.memory.vectors import flatten_tokens
 from must.method.model.attention import SelfAttention, is_residual
-from must.method.model.bundle import Bundle, preprocess_of
+from must.method.model.bundle import Bundle, get_preprocess
 from must.method.model.towers.clip_vit import ClipTower
 
 LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
@@ -32,7 +32,7 @@ class InferenceModel(nn.Module):
 
     def __init__(self, bundle: Bundle, uint8: bool, embeddings: bool = False) -> None:
         super().__init__()
-        model, preprocess = bundle.model, preprocess_of(bundle.description)
+        model, preprocess = bundle.model, get_preprocess(bundle.description)
         self.visual, self.tower, self.memory = model.visual, model.tower, bundle.memory
         # Other towers are used unchanged.
         plain = type(model.tower) is ClipTower and all(map(is_standard, model.tower.blocks))

@@ -14,7 +14,7 @@ import yaml
 from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
-from must.method.model.bundle import Description, preprocess_of
+from must.method.model.bundle import Description, get_preprocess
 from must.method.model.provenance import Provenance
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
@@ -56,7 +56,7 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         check=exported["check"],
         unsure=exported.get("abstention"),
         metrics=metrics,
-        preprocess=describe_preprocess(preprocess_of(description)),
+        preprocess=describe_preprocess(get_preprocess(description)),
         training=training_rows(description),
         licence=backbone_licence(description.pretrained),
         CLASSES_SHOWN=CLASSES_SHOWN,

@@ -16,7 +16,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
-from must.base.text import encoded, lines_of
+from must.base.text import encoded, join_lines
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
@@ -24,7 +24,7 @@ from must.deploy.export.model_card import README_FILE, hub_card, images_text
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import Metrics
 from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
-from must.method.model.bundle import Bundle, preprocess_of
+from must.method.model.bundle import Bundle, get_preprocess
 from must.method.model.classifier import read_header
 from must.method.model.folder import verified, write_files
 from must.method.model.hub import first_line
@@ -42,7 +42,7 @@ def export_folder(
     config: ExportConfig, bundle: Bundle, pixels: np.ndarray, metrics: Metrics | None, begin: Any
 ) -> dict[str, Any]:
     """Writes the folder OUTPUT; returns the comparison. `pixels`: uint8 [N, S, S, 3]; `begin`: from `parts`."""
-    images = normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
     remote = storage.is_remote(config.output)
     parent = None if remote else make_parent(config.output)
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=parent) as folder:
@@ -151,7 +151,7 @@ def write_classifier(bundle: Bundle, folder: Path) -> None:
     factor = torch.tensor(description.logit_factor, dtype=torch.float32)
     weights = {"classifier": bundle.model.classifier.detach().float().contiguous(), "logit_factor": factor}
     (folder / CLASSIFIER_FILE).write_bytes(save(weights, {"classes": json.dumps(description.classes)}))
-    (folder / LABELS_FILE).write_bytes(lines_of(description.classes))
+    (folder / LABELS_FILE).write_bytes(join_lines(description.classes))
 
 
 def make_parent(output: str) -> Path:

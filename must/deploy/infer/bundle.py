@@ -19,7 +19,7 @@ from must.data.augment.normalize import normalize
 from must.deploy.export.inference import InferenceModel
 from must.deploy.predict.session import Classified, Model
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import Bundle, load_bundle, named_bundle, preprocess_of, zero_shot_bundle
+from must.method.model.bundle import Bundle, get_preprocess, load_bundle, named_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 
 
@@ -32,7 +32,7 @@ class BundleClassifier:
         if threads:
             torch.set_num_threads(threads)
         self.where, self.classes = where, bundle.description.classes
-        self.preprocess = preprocess_of(bundle.description)
+        self.preprocess = get_preprocess(bundle.description)
         self.metadata: dict[str, str] = {}  # `must export --metrics` puts a threshold into an ONNX file only
         self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
 
@@ -56,7 +56,7 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
             require(storage.exists(uri), f"{uri}: is missing")
             if remote:
                 storage.download(uri, Path(copy) / name)
-            digest.update(storage.sha256_of(storage.local(storage.join(folder, name))).encode())
+            digest.update(storage.compute_sha256(storage.local(storage.join(folder, name))).encode())
 
         def open_bundle(_: bool) -> BundleClassifier:
             try:

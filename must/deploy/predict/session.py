@@ -214,4 +214,4 @@ def onnx_model(config: PredictConfig) -> Iterator[Model]:
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        yield Model(storage.sha256_of(path), lambda sleeping: OnnxClassifier(path, uri, config.threads, sleeping))
+        yield Model(storage.compute_sha256(path), lambda sleeping: OnnxClassifier(path, uri, config.threads, sleeping))

@@ -49,7 +49,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     """
     need_pyarrow(f"--output {config.output}")
     index = load_index(config.shards, config.index_sha256)
-    shards = index.shards_of(config.split) if config.split else index.shards
+    shards = index.list_shards(config.split) if config.split else index.shards
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
     number, parts = parse_part(config.part)
     part = shards[number - 1 :: parts]
@@ -60,7 +60,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
         run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain)
         claim(config.output, run)
         sizes = predictions_in(config.output, shards)
-        file_stats = stats_of_files(config.output, [shard for shard in part if file_name(shard) in sizes], sizes, run)
+        file_stats = load_stats(config.output, [shard for shard in part if file_name(shard) in sizes], sizes, run)
         missing = [shard for shard in part if file_name(shard) not in sizes]
         file_stats += predict_missing(config, index, missing, run, decoders, classifier()) if missing else []
     rows, unreadable, _ = totals(file_stats)
@@ -146,7 +146,7 @@ def predictions_in(output: str, shards: tuple[Shard, ...]) -> dict[str, int]:
     return sizes
 
 
-def stats_of_files(output: str, shards: list[Shard], sizes: dict[str, int], run: Run) -> list[dict[str, Any]]:
+def load_stats(output: str, shards: list[Shard], sizes: dict[str, int], run: Run) -> list[dict[str, Any]]:
     """The metadata of the shards' files. Raises ValueError: one is damaged or of another run."""
 
     def stats(shard: Shard) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
         logger.info(f"{missing} of {len(shards)} shards are not done; the last part to finish writes the summary")
         return
     uri = storage.join(config.output, TOTALS_FILE)
-    storage.write_bytes(uri, totals_json(run, stats_of_files(config.output, list(shards), sizes, run)))
+    storage.write_bytes(uri, totals_json(run, load_stats(config.output, list(shards), sizes, run)))
     logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
 
 

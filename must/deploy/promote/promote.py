@@ -89,7 +89,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         version = store(registry, config, description, version, facts)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
-    logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.uri_of(version)}")
+    logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.make_uri(version)}")
     return latest
 
 
@@ -145,7 +145,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
         target in latest.previous,
         f"--to {target}: was no champion before {latest.version}; earlier ones: {', '.join(latest.previous)}",
     )
-    require(registry.has(target), f"{registry.uri_of(target)}: the version was deleted; choose another with --to")
+    require(registry.has(target), f"{registry.make_uri(target)}: the version was deleted; choose another with --to")
     moved = registry.set_champion(target, f"{ROLLED_BACK} {latest.version}", latest.version, back=True)
     logger.info(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
     return moved

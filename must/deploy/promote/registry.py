@@ -77,23 +77,23 @@ class Registry:
 
     def latest(self) -> Latest:
         """Raises ValueError: LATEST is damaged."""
-        return parse_latest(storage.read_versioned(self.uri_of(LATEST))[0], self.uri_of(LATEST))
+        return parse_latest(storage.read_versioned(self.make_uri(LATEST))[0], self.make_uri(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
         """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
         names = [entry.name for entry in storage.list_existing(self.uri)]
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
-        return sorted((read_version(self.uri_of(file)) for file in files), key=lambda version: version["created"])
+        return sorted((read_version(self.make_uri(file)) for file in files), key=lambda version: version["created"])
 
     def has(self, version: str) -> bool:
-        return storage.exists(self.uri_of(version, VERSION_FILE))
+        return storage.exists(self.make_uri(version, VERSION_FILE))
 
     def bundle(self, version: str) -> str:
-        return self.uri_of(version, BUNDLE_FOLDER)
+        return self.make_uri(version, BUNDLE_FOLDER)
 
     def checksums(self, version: str) -> dict[str, Any]:
         """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
-        uri = self.uri_of(version, VERSION_FILE)
+        uri = self.make_uri(version, VERSION_FILE)
         return storage.read_object(
             uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, damaged(uri)
         )
@@ -106,7 +106,7 @@ class Registry:
             ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
             TransientError: another program is writing the version.
         """
-        uri = self.uri_of(version, VERSION_FILE)
+        uri = self.make_uri(version, VERSION_FILE)
         storage.remove_leftovers(self.uri)
         with self.exclusive(version) as check:
             generation = storage.generation(uri) or 0
@@ -118,11 +118,11 @@ class Registry:
             files = dict(description["files"])
             for folder, members in missing.items():
                 for source, name in members:
-                    files[f"{folder}/{name}"] = copy(source, self.uri_of(version, folder, name))
+                    files[f"{folder}/{name}"] = copy(source, self.make_uri(version, folder, name))
             check()
             for folder, members in missing.items():
                 if members:
-                    delete_others({name for _, name in members}, self.uri_of(version, folder))
+                    delete_others({name for _, name in members}, self.make_uri(version, folder))
             storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
 
     @contextmanager
@@ -131,19 +131,19 @@ class Registry:
         mix their files. Yields a function that raises if the lock was lost.
         Raises TransientError: another program holds the lock, or has written the version."""
         try:
-            with locked(self.uri_of(version), PROMOTION) as check:
+            with locked(self.make_uri(version), PROMOTION) as check:
                 yield check
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None
         except ConflictError:
             raise TransientError(
-                f"{self.uri_of(version)}: another program wrote it at the same time; run again"
+                f"{self.make_uri(version)}: another program wrote it at the same time; run again"
             ) from None
 
     def missing(self, version: str, folders: Folders) -> Folders:
         """Those of `folders` that a complete version does not have.
         Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
-        stored, uri = self.checksums(version), self.uri_of(version)
+        stored, uri = self.checksums(version), self.make_uri(version)
         for name, sha256 in model_checksums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(
                 stored.get(name) == sha256,
@@ -169,8 +169,8 @@ class Registry:
             expected: the version that must be the champion now; '' for none, None for any.
             back: a rollback, which removes the champions after `version` from the list.
         """
-        data, generation = storage.read_versioned(self.uri_of(LATEST))
-        old = parse_latest(data, self.uri_of(LATEST))
+        data, generation = storage.read_versioned(self.make_uri(LATEST))
+        old = parse_latest(data, self.make_uri(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
         if expected is not None and old.version != expected:
@@ -183,14 +183,14 @@ class Registry:
 
     def repair(self, version: str) -> Latest:
         """Makes `version` the champion where LATEST is damaged; the earlier champions are not known any more."""
-        _, generation = storage.read_versioned(self.uri_of(LATEST))
+        _, generation = storage.read_versioned(self.make_uri(LATEST))
         return self._move(Latest(version, (), now(), "LATEST was damaged"), generation)
 
     def _move(self, new: Latest, generation: storage.Generation) -> Latest:
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
-            storage.write_bytes(self.uri_of(LATEST), content, generation)
+            storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
             raise OvertakenError(
                 f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
@@ -200,7 +200,7 @@ class Registry:
 
     def decision(self, key: str) -> dict[str, Any] | None:
         """The decision on a run of this key, with `outcome` and `at`. None: there is none, or it is damaged."""
-        uri = self.uri_of("decisions", f"{key}.json")
+        uri = self.make_uri("decisions", f"{key}.json")
         if not storage.exists(uri):
             return None
         with suppress(ValueError):
@@ -211,9 +211,9 @@ class Registry:
 
     def decide(self, key: str, outcome: str, reasons: list[str]) -> None:
         content = {"outcome": outcome, "at": now(), "reasons": reasons}
-        storage.write_bytes(self.uri_of("decisions", f"{key}.json"), json.dumps(content, indent=1).encode())
+        storage.write_bytes(self.make_uri("decisions", f"{key}.json"), json.dumps(content, indent=1).encode())
 
-    def uri_of(self, *parts: str) -> str:
+    def make_uri(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 
 

@@ -39,7 +39,7 @@ def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> st
 def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReader) -> str:
     """As `add_answers`. An answer about a picture that was drawn at random measures also when it is corrected."""
     where = f"--add {config.add}"
-    labels = {name: label for name, label in rows_of_table(config.add, where) if label}
+    labels = {name: label for name, label in read_correction_rows(config.add, where) if label}
     require(bool(labels), f"{where}: has no row with an image and a class")
     unknown = list(dict.fromkeys(label for label in labels.values() if label not in (*classes, NONE_OF_THESE)))
     require(not unknown, f"{where}: {named(unknown)}: none of the model's classes")
@@ -66,7 +66,7 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
 
 
-def rows_of_table(uri: str, where: str) -> Iterator[tuple[str, str]]:
+def read_correction_rows(uri: str, where: str) -> Iterator[tuple[str, str]]:
     """(image, class), '' where a cell is empty. Raises ValueError: no CSV file with these columns."""
     try:
         table = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline=""))
@@ -106,7 +106,7 @@ class PicturesByName:
                 return number
             path = None if "://" in candidate else storage.local(candidate)
             if path and path.is_file():
-                return self.files.get(storage.sha256_of(path))
+                return self.files.get(storage.compute_sha256(path))
             parts = candidate.split("/")
             for start in range(1, len(parts)):
                 if (number := self.only("/".join(parts[start:]))) is not None:

@@ -39,7 +39,7 @@ from must.method.memory.memory import build_memory, predict_left_out
 from must.method.memory.pool import Pool, fit_whitening, join_pools, read_pool, subsample
 from must.method.memory.propagate import answer_rows, fit_correction, refine_probabilities
 from must.method.memory.vectors import nearest
-from must.method.model.bundle import load_bundle, preprocess_of, require_classes, zero_shot_bundle
+from must.method.model.bundle import get_preprocess, load_bundle, require_classes, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 
 SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
@@ -165,7 +165,7 @@ def compute_reviews(
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     with init_distributed(config.device, timeout=600) as process:
         require(process.size == 1, "must review runs in one process")
-        source = EvalSource.of(config, preprocess_of(bundle.description))
+        source = EvalSource.open(config, get_preprocess(bundle.description))
         source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
         model, memory = bundle.model, bundle.memory
         fitted = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
@@ -201,7 +201,7 @@ def make_review(
         features, answer_rows({}, features.numbers), torch.device("cpu"), near=images.neighbours
     )
     refined, similar = propagated.labels, images.neighbours[0]
-    zero_shot, adapted = Predicted.of(features.others[0]), Predicted.of(refined)
+    zero_shot, adapted = Predicted.from_probabilities(features.others[0]), Predicted.from_probabilities(refined)
     with_memory = predict_left_out(memory, features, torch.arange(len(features.numbers)))
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices

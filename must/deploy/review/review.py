@@ -26,7 +26,7 @@ from must.base.lock import Kind, locked
 from must.base.parameters import require
 from must.base.progress import loading
 from must.base.storage import parse_object
-from must.base.text import cell, counted, csv_of, printable, printable_page
+from must.base.text import cell, counted, format_csv, printable, printable_page
 from must.config import RefineConfig
 from must.config.review import ReviewConfig
 from must.config.work import find_work
@@ -37,7 +37,7 @@ from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, sta
 from must.deploy.review.session import Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
-from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
+from must.deploy.serve.server import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class Questions:
         if self.app.session:
             self.app.session.set_review(review, effect)
             return
-        commands = commands_of(self.config)
+        commands = list_commands(self.config)
         self.app.session = Session(review, self.config.output, self.config.signature, effect, commands=commands)
 
     def check_stopped(self, done: int, part: int) -> None:
@@ -264,7 +264,7 @@ def review_at(config: ReviewConfig) -> Review | None:
 async def serve_page(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
     """Serves until a signal. Raises the errors of `Questions.compute`."""
     app = questions.app
-    url = f"{url_of(config.host, listener)}/{app.token}/"
+    url = f"{format_url(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {url}"))
     logger.info(
         printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
@@ -282,7 +282,7 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
     questions.stopped = True
     await computing
     if app.session:
-        logger.info(printable_page(summary_of(config, app.session)))
+        logger.info(printable_page(summarize(config, app.session)))
 
 
 def open_browser(url: str) -> None:
@@ -293,7 +293,7 @@ def open_browser(url: str) -> None:
         webbrowser.open(url)
 
 
-def summary_of(config: ReviewConfig, session: Session) -> str:
+def summarize(config: ReviewConfig, session: Session) -> str:
     """What the answers measure, and the next commands. Also writes relabelled.csv."""
     rows = [["image", "model", "label", "who", "when", "sha256"]]
     for picture, answer in session.review.relabelled(session.answers):
@@ -301,12 +301,12 @@ def summary_of(config: ReviewConfig, session: Session) -> str:
         texts = picture.image, model, answer.label or "", answer.who, answer.when
         rows.append([*map(cell, texts), picture.sha256])
     file = storage.join(config.output, RELABELLED)
-    storage.write_bytes(file, csv_of(rows))
+    storage.write_bytes(file, format_csv(rows))
     other = f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
-    return "\n".join([session.text(), other, *(f"next: {command}" for command in commands_of(config))])
+    return "\n".join([session.text(), other, *(f"next: {command}" for command in list_commands(config))])
 
 
-def commands_of(config: ReviewConfig) -> list[str]:
+def list_commands(config: ReviewConfig) -> list[str]:
     """The commands to run with the answers."""
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
         return [shlex.join(["must", "refine", work])]

@@ -67,7 +67,7 @@ class Session:
         self.offered: dict[str, str] = {}  # sha256 -> the stream in which it was asked about
         self.pictures: dict[int, Picture] = {}  # of this review and of those before, which pages may still show
         self.set_review(review, effect)
-        self.batches = batches_of_earlier_runs(self.history)
+        self.batches = read_earlier_batches(self.history)
 
     def set_review(self, review: Review, effect: "AnswerEffect | None") -> None:
         """Replaces the review by one of the same model, of the same images or of others."""
@@ -97,7 +97,7 @@ class Session:
         measured = self.review.measured(answers)
         recent = [
             (sha256, answers[sha256])
-            for batch in self.batches_of(page, request)
+            for batch in self.find_batches(page, request)
             for sha256 in batch.sha256s
             if sha256 in answers and answers[sha256].when == batch.when
         ]
@@ -107,9 +107,9 @@ class Session:
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": f"{self.text()} {effect}".strip(),
-            "undo": bool(self.batches_of(page, request)),
+            "undo": bool(self.find_batches(page, request)),
             "recent": [
-                {"number": self.by_sha256[sha256].number, "answer": text_of_answer(answer)}
+                {"number": self.by_sha256[sha256].number, "answer": format_answer(answer)}
                 for sha256, answer in reversed(recent[-RECENT:])
             ],
         }
@@ -118,7 +118,7 @@ class Session:
         """What the answers measure about the labels."""
         return self.review.text(self.answers)
 
-    def batches_of(self, page: str, request: dict[str, Any] | None) -> list[AnswerBatch]:
+    def find_batches(self, page: str, request: dict[str, Any] | None) -> list[AnswerBatch]:
         browser, who = self.sender(page, request)
         return [batch for batch in self.batches if batch.belongs_to(browser, who)]
 
@@ -195,7 +195,7 @@ class Session:
             "number": picture.number,
             "likely": [classes[k] for k in sorted(picture.likely)] if len(classes) > BUTTONS else [],
             "similar": similar,
-            "answer": text_of_answer(answer) if answer else "",
+            "answer": format_answer(answer) if answer else "",
             "sampled": stream or self.offered.get(picture.sha256, answer.sampled if answer else AGAIN),
         }
 
@@ -256,7 +256,7 @@ class Session:
         """Takes back the last answers of this browser, or else those of the same person in an earlier run; what was
         answered before them counts again. Shows the last of their pictures."""
         with self.lock:
-            batches = self.batches_of(page, request)
+            batches = self.find_batches(page, request)
             require(bool(batches), "there is no answer to take back")
             batch, who = batches[-1], self.sender(page, request)[1]
             pictures = [self.by_sha256[sha256] for sha256 in batch.sha256s]
@@ -294,7 +294,7 @@ class Session:
             counts = Counter(picture.classes[MODEL] for picture in unanswered)
             label = request.get("label") or (classes[counts.most_common(1)[0][0]] if counts else classes[0])
             require(label in classes, "there is no such class")
-            members = [picture for picture in unanswered if picture.classes[MODEL] == self.review.number_of[label]]
+            members = [picture for picture in unanswered if picture.classes[MODEL] == self.review.class_numbers[label]]
             members.sort(key=lambda picture: -picture.confidence if sort == "sure" else picture.confidence)
             return {
                 "state": self.state(page, request),
@@ -331,11 +331,11 @@ def measures(answer: Answer | None) -> bool:
     return answer is not None and answer.sampled == RANDOM
 
 
-def text_of_answer(answer: Answer) -> str:
+def format_answer(answer: Answer) -> str:
     return "cannot tell" if answer.unsure else answer.label or "none of the classes"
 
 
-def batches_of_earlier_runs(history: dict[str, list[Answer]]) -> list[AnswerBatch]:
+def read_earlier_batches(history: dict[str, list[Answer]]) -> list[AnswerBatch]:
     """The answers with an author and a time, in the order of the times. Corrections made elsewhere are no batches: an
     undo must not take back all of them."""
     batches: dict[tuple[str, str], list[str]] = {}

@@ -29,7 +29,7 @@ from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.protocol import Refused, pixels_of
+from must.deploy.serve.protocol import Refused, decode_pixels
 
 Row = tuple[np.ndarray, "asyncio.Future[Any]"]
 
@@ -107,7 +107,7 @@ class ServedModel:
     def row(self, image: bytes | np.ndarray) -> np.ndarray:
         """One image as the graph's input. Raises Refused: a file that cannot be read."""
         if not isinstance(image, np.ndarray):
-            image = pixels_of(image, self.view, self.max_pixels)
+            image = decode_pixels(image, self.view, self.max_pixels)
         if image.dtype == np.uint8 and not self.classifier.takes_pixels:
             return normalize_pixels(image[None], self.classifier.preprocess)[0]
         return image
@@ -156,7 +156,7 @@ class OneModel:
         """Raises ValueError: --model names no file."""
         self.uri, self.threads = model_uri(config.model), config.threads
         with storage.local_copy(self.uri) as path:
-            self.version = storage.sha256_of(path)[:12]
+            self.version = storage.compute_sha256(path)[:12]
 
     def newest(self) -> str:
         return self.version
@@ -202,8 +202,8 @@ class Champion:
 
     def load(self, version: str) -> OnnxClassifier:
         """Raises ValueError: the version has no ONNX file, or the file is not the promoted one."""
-        uri = self.registry.uri_of(version, ONNX)
-        described = storage.read_json(self.registry.uri_of(version, VERSION_FILE), "--registry")
+        uri = self.registry.make_uri(version, ONNX)
+        described = storage.read_json(self.registry.make_uri(version, VERSION_FILE), "--registry")
         files = described.get("files")
         fact = files.get(ONNX) if isinstance(files, dict) else None
         require(isinstance(fact, dict), f"{version} was promoted without its ONNX file (`must promote --onnx`)")

@@ -207,7 +207,7 @@ def estimate_cost(data: bytes, max_pixels: int) -> DecodingCost:
     return DecodingCost(decoding.megapixels, decoding.memory)
 
 
-def pixels_of(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
+def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
     """uint8 [S, S, 3], by the decoder and view of `must predict`. Raises Refused: 422 for a picture that is damaged."""
     try:
         return decode_view(data, view, max_pixels)

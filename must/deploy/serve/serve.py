@@ -13,7 +13,7 @@ from must.config.serve import ServeConfig
 from must.deploy.serve.http import make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel
-from must.deploy.serve.server import check_no_loop, listen, serve_until_signal, url_of
+from must.deploy.serve.server import check_no_loop, format_url, listen, serve_until_signal
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
         logger.warning("must serve: not ready; answering the remaining requests")
         await asyncio.sleep(0 if ended else config.drain)
 
-    url = url_of(config.host, listener)
+    url = format_url(config.host, listener)
     logger.info(printable(f"must serve: {url} (model {config.name})"))
     logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=TO_STDERR)
     await serve_until_signal(

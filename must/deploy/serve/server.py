@@ -84,7 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host} --port {port}: {reason}") from None
 
 
-def url_of(host: str, listener: socket.socket) -> str:
+def format_url(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 

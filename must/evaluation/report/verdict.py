@@ -23,7 +23,7 @@ def verdict(metrics: Metrics) -> Verdict:
         top1 = metrics.adapted.top1
         low, high = metrics.adapted.intervals["top1"]
         text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
-        return Verdict("open", f"{top1:.1%} top-1 accuracy", text, f"Of 100 images {out_of_100(top1)} are right.")
+        return Verdict("open", f"{top1:.1%} top-1 accuracy", text, f"Of 100 images {format_percent(top1)} are right.")
     return without_labels(metrics)
 
 
@@ -32,9 +32,9 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
     low, high = metrics.intervals["top1"]
     changed, compared = metrics.paired, metrics.label_free.compared
     assert changed and compared
-    were, are = out_of_100(before, after), out_of_100(after, before)
+    were, are = format_percent(before, after), format_percent(after, before)
     guessing = 1 / len(metrics.classes)
-    chance = f" Guessing would be right about {out_of_100(guessing)} times in 100." if after < 2 * guessing else ""
+    chance = f" Guessing would be right about {format_percent(guessing)} times in 100." if after < 2 * guessing else ""
     if compared.agreement == 1:
         text = f"All {metrics.labelled:,} images keep their class, so both have the same accuracy."
         plain = f"Nothing has changed: every image keeps its class, and of 100 images {are} are right.{chance}"
@@ -57,7 +57,7 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
     return Verdict("open", f"No clear difference from {name}", facts + " The interval contains zero.", plain)
 
 
-def out_of_100(share: float, other: float = -1.0) -> str:
+def format_percent(share: float, other: float = -1.0) -> str:
     """A share as a number of 100, with a decimal if it would otherwise equal `other`."""
     same = share != other and round(100 * share) == round(100 * other)
     return f"{100 * share:.1f}" if same else f"{100 * share:.0f}"
@@ -85,7 +85,7 @@ def without_labels(metrics: Metrics) -> Verdict:
     if compared.vanished:  # not a warning: the zero-shot model may predict classes that are absent
         names = ", ".join(classes[i] for i in compared.vanished[:5])
         text += f" Mind that {len(compared.vanished)} classes are hardly predicted any more ({names})."
-    changed = f"{out_of_100(1 - compared.agreement)} of 100 images have another class than before"
+    changed = f"{format_percent(1 - compared.agreement)} of 100 images have another class than before"
     tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
     if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")

@@ -19,7 +19,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
-from must.base.records import record_of
+from must.base.records import make_record
 from must.base.text import counted
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
 from must.method.answers.estimate import AccuracyEstimate
@@ -78,7 +78,7 @@ class Review:
     format: int = FORMAT
 
     @cached_property
-    def number_of(self) -> dict[str, int]:
+    def class_numbers(self) -> dict[str, int]:
         """Class name -> number."""
         return {name: number for number, name in enumerate(self.classes)}
 
@@ -99,7 +99,7 @@ class Review:
     def parse(cls, content: dict[str, Any]) -> Self:
         """Raises any of `storage.read_object`'s errors: not a file that `save` wrote."""
         require(content.keys() == {f.name for f in fields(cls)} and content["format"] == FORMAT, "other fields")
-        review = record_of(cls, content)
+        review = make_record(cls, content)
         require({*review.coverage} <= {picture.number for picture in review.pictures}, "the order by coverage")
         for picture in review.pictures:
             check_picture(picture, len(review.classes))
@@ -133,7 +133,7 @@ class Review:
         ignored: people skip few, and "cannot tell" is not counted."""
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
         sure = [(picture, a) for picture, a in pairs if a and not a.unsure and (a.sampled == RANDOM or not drawn)]
-        labels = [NO_CLASS if answer.label is None else self.number_of[answer.label] for _, answer in sure]
+        labels = [NO_CLASS if answer.label is None else self.class_numbers[answer.label] for _, answer in sure]
         return [picture for picture, _ in sure], np.array(labels, np.int64)
 
     def measured(self, answers: dict[str, Answer]) -> AccuracyEstimate | None:

@@ -21,7 +21,7 @@ class Predicted(NamedTuple):
     confidence: Tensor  # float [N], its probability
 
     @classmethod
-    def of(cls, probabilities: Tensor) -> Self:
+    def from_probabilities(cls, probabilities: Tensor) -> Self:
         """From [N, K]."""
         confidence, labels = probabilities.float().max(-1)
         return cls(labels, confidence)

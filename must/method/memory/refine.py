@@ -19,7 +19,7 @@ from must.base import storage
 from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import cell, counted, csv_of, encoded
+from must.base.text import cell, counted, encoded, format_csv
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
@@ -35,8 +35,8 @@ from must.method.memory.pool import Pool, read_pool, subsample
 from must.method.memory.propagate import answer_rows
 from must.method.model.bundle import (
     Bundle,
+    get_preprocess,
     load_bundle,
-    preprocess_of,
     require_classes,
     save_bundle,
     zero_shot_bundle,
@@ -80,7 +80,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
-        source = subsample(EvalSource.of(config, preprocess_of(bundle.description)), config.images)
+        source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), config.images)
         bundle = change_alpha(config, bundle, zero_shot, source, world.device, answers)
         others = (zero_shot.model,) if bundle.description.provenance.config else ()
         pool = read_pool(bundle.model, source, world.device, others)
@@ -100,7 +100,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "images": len(pool.numbers),
         "undecodable": source.skipped,
         "answers": len(answers.known),
-        "answers_sha256": sha256_of_answers(config.answers),
+        "answers_sha256": hash_answers(config.answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "config": config.to_dict(),
     }
@@ -131,7 +131,7 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
     bundle = load_bundle(config.model)
     require_classes(f"--classifier {config.classifier}", bundle.description.classes, zero_shot.description.classes)
     require(
-        preprocess_of(bundle.description) == preprocess_of(zero_shot.description),
+        get_preprocess(bundle.description) == get_preprocess(zero_shot.description),
         f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
     )
     if not bundle.description.provenance.config:  # not trained: the classifier file is what counts
@@ -159,7 +159,7 @@ def change_alpha(
         for network in networks:
             pool = read_pool(network, source, device)
             _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
-            correct.append(labels.labels.argmax(1)[rows_of(pool, answers.random)].cpu().numpy())
+            correct.append(labels.labels.argmax(1)[answered_rows(pool, answers.random)].cpu().numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
         choice = best_candidate(np.stack(correct) == truth, alphas.index(now.alpha))
         alpha, by = alphas[choice], f"{len(truth):,} answers"
@@ -174,7 +174,7 @@ def change_alpha(
     return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
 
 
-def rows_of(pool: Pool, answers: dict[int, int]) -> Tensor:
+def answered_rows(pool: Pool, answers: dict[int, int]) -> Tensor:
     """Int64 [A]: the rows of the answered images, in their order in the pool."""
     return answer_rows(answers, pool.numbers)[0]
 
@@ -203,7 +203,7 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     return Answers(known, random)
 
 
-def sha256_of_answers(uri: str) -> str:
+def hash_answers(uri: str) -> str:
     """Of the file; "" if there is none."""
     file = answers_file(uri) if uri else ""
     return hashlib.sha256(storage.read_bytes(file)).hexdigest() if file and exists(file) else ""
@@ -213,9 +213,15 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) 
     near = find_neighbours(pool, device)
     memory, refined = build_memory(pool, answer_rows(answers.known, pool.numbers), device, limit, near)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
-    before = Predicted.of(zero_shot)
+    before = Predicted.from_probabilities(zero_shot)
     measured = measure_answers(pool, answers, before, device, limit, near) if answers.random else None
-    return Refined(before, Predicted.of(pool.probabilities), Predicted.of(refined.labels.cpu()), memory, measured)
+    return Refined(
+        before,
+        Predicted.from_probabilities(pool.probabilities),
+        Predicted.from_probabilities(refined.labels.cpu()),
+        memory,
+        measured,
+    )
 
 
 def measure_answers(
@@ -261,4 +267,4 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined, tr
         for labels, confidence in values:
             parts += [names[labels[row]] if confidence[row] else "", f"{confidence[row]:.6f}"]
         rows.append([cell(source), *parts])
-    return csv_of(rows)
+    return format_csv(rows)

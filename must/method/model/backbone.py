@@ -33,9 +33,9 @@ from must.method.model.hub import (
     patched_constants,
     same_kind,
 )
-from must.method.model.towers import tower_of
+from must.method.model.towers import make_tower
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.weights import AVERAGED, from_transformers, has_transformers_names, weights_of, weights_problem
+from must.method.model.weights import AVERAGED, find_weights, from_transformers, has_transformers_names, weights_problem
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
     if transformers_folder:
         loaded = read_weights(transformers_folder), ""
     elif file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not is_folder(name):
-        loaded = weights_of(file)
+        loaded = find_weights(file)
     if loaded is None:
         return open_clip.create_model(name, pretrained=pretrained or None, **options)
     with quieted(logging.ERROR, ""):  # it warns of random weights, which are replaced below
@@ -266,7 +266,7 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
     except Exception as error:
         raise UserError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
     try:
-        tower_of(visual)
+        make_tower(visual)
     except ValueError as error:
         raise UserError(f"--model {model}: {error}") from None
     return visual
@@ -282,7 +282,7 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
         with hub_files_cached(name, pretrained, label, weights=False):
             architecture = read_architecture(requested_model, name, quick_gelu_option(name, pretrained))
     visual = check_tower(requested_model, architecture)
-    tower, size = tower_of(visual), visual.image_size
+    tower, size = make_tower(visual), visual.image_size
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
 

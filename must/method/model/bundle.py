@@ -13,7 +13,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
-from must.base.records import record_of
+from must.base.records import make_record
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model.classifier import LARGEST_HEADER, LARGEST_LOGIT_FACTOR
@@ -108,7 +108,7 @@ def checked(values: dict[str, Any]) -> Description | int | float:
         require(isinstance(number, int | float), "a value of another kind")
         return number
     provenance = Provenance.of_dict(values.get("provenance", {}))
-    description = replace(record_of(Description, values | {"provenance": {}}), provenance=provenance)
+    description = replace(make_record(Description, values | {"provenance": {}}), provenance=provenance)
     require(0 < description.logit_factor <= LARGEST_LOGIT_FACTOR, "a factor out of range")
     require(re.fullmatch("[0-9a-f]{64}", description.weights_sha256) is not None, "no sha256 of the weights")
     return description
@@ -259,8 +259,8 @@ def require_classes(label: str, classes: list[str], others: list[str]) -> None:
 def have_same_shape(first: Bundle, second: Bundle) -> bool:
     """Whether two models can be interpolated: their weights have the same shapes, and their images the same pixels."""
     shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (first, second)]
-    return shapes[0] == shapes[1] and preprocess_of(first.description) == preprocess_of(second.description)
+    return shapes[0] == shapes[1] and get_preprocess(first.description) == get_preprocess(second.description)
 
 
-def preprocess_of(description: Description) -> Preprocess:
+def get_preprocess(description: Description) -> Preprocess:
     return Preprocess.from_dict(description.preprocess)

@@ -46,7 +46,7 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
         write_files(backbone, Path(scratch))
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
         files.sort(key=lambda path: path.name == MODEL_FOLDER_FILE)
-        contents = {str(path.relative_to(scratch)): storage.sha256_of(path) for path in files}
+        contents = {str(path.relative_to(scratch)): storage.compute_sha256(path) for path in files}
         key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
         target = storage.join(models, f"{name}-{key}")
         if not is_complete(target, Path(scratch) / OPEN_CLIP_WEIGHTS, contents[OPEN_CLIP_WEIGHTS]):
@@ -108,7 +108,7 @@ def is_complete(folder: str, expected: Path, sha256: str) -> bool:
         return False
     if storage.is_remote(folder):
         return storage.size(weights) == expected.stat().st_size
-    return storage.sha256_of(storage.local(weights)) == sha256
+    return storage.compute_sha256(storage.local(weights)) == sha256
 
 
 def default_models_folder(classifier: str) -> str:
@@ -146,7 +146,7 @@ def verified(folder: str, sha256: str) -> str:
     path = Path(ensure_local(folder))
     file = path / OPEN_CLIP_WEIGHTS
     require(
-        file.is_file() and storage.sha256_of(file) == sha256,
+        file.is_file() and storage.compute_sha256(file) == sha256,
         f"{storage.join(folder, OPEN_CLIP_WEIGHTS)}: is missing, damaged or of another model than when the classifier "
         "was made (sha256); delete the folder and run `must classifier` again",
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from must.base.errors import UserError
 from must.method.model.attention import use_contiguous_attention
-from must.method.model.towers import tower_of
+from must.method.model.towers import make_tower
 
 
 class StudentOutput(NamedTuple):
@@ -32,7 +32,7 @@ class MaskedViT(nn.Module):
 
     def __init__(self, visual: Any, classifier: Tensor, logit_factor: float = 100.0) -> None:
         super().__init__()
-        self.tower = tower_of(visual)
+        self.tower = make_tower(visual)
         width, embed = self.tower.width, self.tower.embed
         if classifier.ndim != 2 or classifier.shape[0] != embed:
             raise UserError(
@@ -93,12 +93,12 @@ class MaskedViT(nn.Module):
         """Blocks of the tower."""
         return len(self.tower.blocks)
 
-    def layer_of(self, name: str) -> int:
+    def find_layer(self, name: str) -> int:
         """The layer of a parameter: 0 for embeddings and mask token, N + 1 for block N, layers + 1 for the rest."""
         if name == "mask_token":
             return 0
         tower_name = name.removeprefix("visual.")
-        return self.tower.layer_of(tower_name) if tower_name != name else self.layers + 1
+        return self.tower.find_layer(tower_name) if tower_name != name else self.layers + 1
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from must.base.errors import UserError
-from must.base.records import record_of
+from must.base.records import make_record
 from must.method.answers.estimate import AccuracyEstimate
 
 
@@ -64,7 +64,7 @@ class Selection:
     def of_dict(cls, values: Any) -> Self | None:
         """None: not what `to_dict` makes."""
         try:
-            selection = record_of(cls, values)
+            selection = make_record(cls, values)
         except ValueError:
             return None
         return selection if 0 <= selection.alpha <= 1 else None
@@ -100,7 +100,7 @@ class Provenance:
         if not isinstance(values, dict):
             raise UserError("provenance has a wrong type")
         plain = {name: value for name, value in values.items() if name != "selection"}
-        return replace(record_of(cls, plain), selection=Selection.of_dict(values.get("selection")))
+        return replace(make_record(cls, plain), selection=Selection.of_dict(values.get("selection")))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without what is not known."""

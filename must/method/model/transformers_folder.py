@@ -81,8 +81,8 @@ def write_open_clip_folder(folder: Path, output: Path) -> None:
     """Writes the configuration and tokenizer files that open_clip needs, but not the weights.
     Raises ValueError: a network or image preparation that open_clip cannot reproduce."""
     config = read(folder / CONFIG_FILE)
-    model = model_of(config)
-    preprocess = preprocess_of(folder, config["model_type"], model["vision_cfg"]["image_size"])
+    model = find_model_config(config)
+    preprocess = read_preprocess(folder, config["model_type"], model["vision_cfg"]["image_size"])
     if not write_vocabulary(folder, output, model["text_cfg"]):
         for path in (path for pattern in TOKENIZERS for path in folder.glob(pattern)):
             shutil.copyfile(path, output / path.name)
@@ -97,14 +97,14 @@ def read(path: Path) -> dict[str, Any]:
     return storage.read_object(str(path), dict, UserError(f"its {path.name} is damaged"))
 
 
-def model_of(config: dict[str, Any]) -> dict[str, Any]:
+def find_model_config(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's model_cfg. Raises ValueError: open_clip has no model that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
         raise UserError(unsupported_model(config))
     try:
-        image, text = (part_of(config, part) for part in ("vision", "text"))
-        return clip_of(config, image, text) if kind == "clip" else siglip_of(image, text)
+        image, text = (read_part(config, part) for part in ("vision", "text"))
+        return convert_clip(config, image, text) if kind == "clip" else convert_siglip(image, text)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"its {CONFIG_FILE} is damaged") from error
 
@@ -123,7 +123,7 @@ def unsupported_model(config: dict[str, Any]) -> str:
     return f"its {CONFIG_FILE} names {name}{hint}; CLIPModel and SiglipModel of transformers can be read"
 
 
-def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:
+def read_part(config: dict[str, Any], part: str) -> dict[str, Any]:
     """The configuration of a tower, with transformers' defaults added."""
     defaults = CONFIG_DEFAULTS[config["model_type"]]
     values = {"num_hidden_layers": 12, "image_size": 224, "num_channels": 3, **defaults["both"], **defaults[part]}
@@ -138,7 +138,7 @@ def part_of(config: dict[str, Any], part: str) -> dict[str, Any]:
     return values
 
 
-def clip_of(config: dict[str, Any], image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+def convert_clip(config: dict[str, Any], image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     activations = [part["hidden_act"] for part in (image, text)]
     if len({act == "quick_gelu" for act in activations}) > 1:
         raise UserError(f"its towers have the activations {' and '.join(activations)}, and open_clip has one for both")
@@ -152,13 +152,13 @@ def clip_of(config: dict[str, Any], image: dict[str, Any], text: dict[str, Any])
             "image_size": image["image_size"],
             "patch_size": image["patch_size"],
             "head_width": image["hidden_size"] // image["num_attention_heads"],
-            **shape_of(image),
+            **read_shape(image),
         },
-        "text_cfg": {**text_of(text), **pool},
+        "text_cfg": {**text_shape(text), **pool},
     }
 
 
-def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+def convert_siglip(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     import timm
 
     patch = image["patch_size"]
@@ -189,11 +189,11 @@ def siglip_of(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
             "timm_proj": "none",
             "act_kwargs": {"approximate": GELUS[image["hidden_act"]]},
         },
-        "text_cfg": {**text_of(text), "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+        "text_cfg": {**text_shape(text), "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
     }
 
 
-def shape_of(part: dict[str, Any]) -> dict[str, Any]:
+def read_shape(part: dict[str, Any]) -> dict[str, Any]:
     width, inner = part["hidden_size"], part["intermediate_size"]
     ratio = inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width  # open_clip rounds down
     shape = {"width": width, "layers": part["num_hidden_layers"], "mlp_ratio": ratio}
@@ -202,12 +202,12 @@ def shape_of(part: dict[str, Any]) -> dict[str, Any]:
     return {**shape, **eps, **({} if approximate == "none" else {"act_kwargs": {"approximate": approximate}})}
 
 
-def text_of(text: dict[str, Any]) -> dict[str, Any]:
+def text_shape(text: dict[str, Any]) -> dict[str, Any]:
     sizes = {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}
-    return {**sizes, "heads": text["num_attention_heads"], **shape_of(text)}
+    return {**sizes, "heads": text["num_attention_heads"], **read_shape(text)}
 
 
-def preprocess_of(folder: Path, kind: str, size: int) -> dict[str, Any]:
+def read_preprocess(folder: Path, kind: str, size: int) -> dict[str, Any]:
     """open_clip's preprocess_cfg. Raises ValueError: open_clip cannot give the same pixels."""
     settings: dict[str, Any] = next((read(folder / name) for name in PREPROCESSORS if (folder / name).is_file()), {})
     settings = settings.get("image_processor") or settings

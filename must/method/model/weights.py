@@ -84,7 +84,7 @@ def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str
     return weights
 
 
-def weights_of(file: Path) -> tuple[dict[str, Tensor], str] | None:
+def find_weights(file: Path) -> tuple[dict[str, Tensor], str] | None:
     """(the model's weights, the name of the entry they were under); None for a file that is left to open_clip.
 
     The weights have open_clip's names or those of transformers.

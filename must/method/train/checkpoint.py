@@ -160,7 +160,7 @@ class Checkpoints:
         with storage.local_copy(uri) as path:
             if path.stat().st_size != size:
                 raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
-            if storage.sha256_of(path) != sha256:
+            if storage.compute_sha256(path) != sha256:
                 raise DamagedError(f"{uri} is damaged: its sha256 differs")
             yield path
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from must.method.train.propagated import bytes_of
+from must.method.train.propagated import count_bytes
 
 LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
 SLOW = (
@@ -50,12 +50,12 @@ class Size:
         ]
 
 
-def size_of(trainer: Any) -> Size:
+def measure_size(trainer: Any) -> Size:
     """`trainer`: a Trainer with the chosen settings."""
     config, batches, reader, must_step = trainer.config, trainer.batches, trainer.reader, trainer.must_step
     progress = trainer.state.progress
     classes = must_step.student.classifier.shape[1]
-    labels = bytes_of(len(reader), classes) if config.pseudo_labels == "propagated" else 0
+    labels = count_bytes(len(reader), classes) if config.pseudo_labels == "propagated" else 0
     keep = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
     keep += batches.steps // config.keep_every if config.keep_every else 0
     total = sum(shard.bytes for shard in reader.shards)

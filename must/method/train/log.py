@@ -145,7 +145,7 @@ def unlearned(lines: list[dict[str, Any]]) -> str:
     )
 
 
-def summary_of(progress: TrainProgress, batch_size: int) -> RunSummary:
+def summarize_run(progress: TrainProgress, batch_size: int) -> RunSummary:
     def share(seconds: float) -> float | None:
         return round(seconds / progress.seconds, 4) if progress.seconds else None
 

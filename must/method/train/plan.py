@@ -128,7 +128,7 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     times = [(after - before) * local / count + reading for before, after in itertools.pairwise(ends)]
     share = (waited[-1] - waited[0]) / (ends[-1] - ends[0])
     mean = sum(times) / len(times)
-    return Pace(mean, min(times), max(times), len(times), count * world.size, share, *memory_of(world.device))
+    return Pace(mean, min(times), max(times), len(times), count * world.size, share, *measure_memory(world.device))
 
 
 def first_images(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch]:
@@ -145,7 +145,7 @@ def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
     yield from itertools.repeat(last)
 
 
-def memory_of(device: torch.device) -> tuple[int, int]:
+def measure_memory(device: torch.device) -> tuple[int, int]:
     """(bytes, bytes of the device): the peak memory of this process on its GPU, or on a CPU without its loaders."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory

@@ -44,7 +44,7 @@ class PropagatedLabels:
     images: int  # number of decodable images
 
     @classmethod
-    def of(
+    def compute(
         cls, zero_shot: MaskedViT, source: EvalSource, world: World, pause: Callable[[], None] | None = None
     ) -> tuple[Self, Tensor]:
         """(the zero-shot model's propagated labels, the largest Z of each decodable image).
@@ -75,16 +75,16 @@ class PropagatedLabels:
         self = cls(
             scatter(numbers[near]), scatter(weights), first, first[0].clone(), first[1].clone(), total, len(near)
         )
-        self.total = self.sum_of(numbers)
+        self.total = self.sum_labels(numbers)
         for _ in range(ROUNDS):
             blocks = numbers.split(IMAGES_AT_ONCE)
-            tops = [self(self.zero_shot_of(block), block).topk(classes.shape[1]) for block in blocks]
+            tops = [self(self.gather_zero_shot(block), block).topk(classes.shape[1]) for block in blocks]
             self.values[numbers] = torch.cat([part.values for part in tops])
             self.classes[numbers] = torch.cat([part.indices for part in tops])
-            self.total = self.sum_of(numbers)
+            self.total = self.sum_labels(numbers)
         return self, self.values[numbers, 0]
 
-    def sum_of(self, numbers: Tensor) -> Tensor:
+    def sum_labels(self, numbers: Tensor) -> Tensor:
         """[K]: the sum of the stored labels of images. In blocks: [N, K] would not fit into the memory of a GPU."""
         return torch.stack([self.dense(block).sum(0) for block in numbers.split(IMAGES_AT_ONCE)]).sum(0)
 
@@ -96,7 +96,7 @@ class PropagatedLabels:
         for neighbour, weight in zip(near.T, weights.T, strict=True):
             lift.scatter_add_(1, self.classes[neighbour], weight[:, None] * self.values[neighbour])
         lift = lift / (self.total / self.images + RARE)
-        mean = (probabilities + self.zero_shot_of(samples)) / 2
+        mean = (probabilities + self.gather_zero_shot(samples)) / 2
         Z = mean.clamp(min=SMALLEST_PROBABILITY) * lift.clamp(min=RARE)
         return Z / Z.sum(1, keepdim=True)
 
@@ -115,7 +115,7 @@ class PropagatedLabels:
         self.total += ((self.spread(classes, values) - self.dense(numbers)) * once[:, None]).sum(0)
         self.classes[numbers], self.values[numbers] = classes, values
 
-    def zero_shot_of(self, numbers: Tensor) -> Tensor:
+    def gather_zero_shot(self, numbers: Tensor) -> Tensor:
         """[B, K]: the zero-shot model's probabilities of images."""
         return self.spread(*(part[numbers] for part in self.zero_shot))
 
@@ -136,7 +136,7 @@ class PropagatedLabels:
         return cls(**tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, state))
 
 
-def bytes_of(images: int, classes: int) -> int:
+def count_bytes(images: int, classes: int) -> int:
     """Bytes of the state, in a checkpoint and on each device."""
     return images * 12 * (NEIGHBOURS + 2 * min(TOP, classes))  # int64 and float32
 

@@ -26,7 +26,7 @@ import yaml
 
 import must
 from must.base import storage
-from must.base.parameters import part_of, require
+from must.base.parameters import make_part, require
 from must.base.text import did_you_mean
 from must.config import TrainConfig
 from must.data.format.index import Index
@@ -72,7 +72,7 @@ def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifie
     """Settings for the split's number of images, the classifier's classes and the trained model."""
     from must.method.model.backbone import tower_shape  # imports torch
 
-    images = sum(shard.samples for shard in index.shards_of(config.split))
+    images = sum(shard.samples for shard in index.list_shards(config.split))
     model, pretrained = config.model, config.pretrained
     if not model:
         stored = "" if pretrained else classifier.model_folder
@@ -83,7 +83,7 @@ def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifie
 
 def published(name: str, model: str) -> dict[str, Any]:
     """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14)."""
-    rows = rows_of(name)
+    rows = preset_rows(name)
     size = "*" if "*" in rows else published_size(model)
     require(
         size in rows,
@@ -93,7 +93,7 @@ def published(name: str, model: str) -> dict[str, Any]:
     return {key: value for key, value in rows[size].items() if key not in REPORTED}
 
 
-def rows_of(name: str) -> dict[str, dict[str, Any]]:
+def preset_rows(name: str) -> dict[str, dict[str, Any]]:
     """A preset's rows by the model's size, '*' for any."""
     rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
     known = [AUTO, *dict.fromkeys(row["dataset"] for row in rows)]
@@ -239,8 +239,8 @@ class StepSettings:
     execution: Execution
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Self:
-        return cls(part_of(config, Optim), part_of(config, Objective), part_of(config, Execution))
+    def from_config(cls, config: TrainConfig) -> Self:
+        return cls(make_part(config, Optim), make_part(config, Objective), make_part(config, Execution))
 
 
 # Parameters of how and where a run is executed; the result does not depend on them.

@@ -212,7 +212,7 @@ def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        number, decayed = model.layer_of(name), parameter.ndim > 1
+        number, decayed = model.find_layer(name), parameter.ndim > 1
         group = groups.setdefault(
             (number, decayed),
             {

@@ -50,7 +50,7 @@ class TrainState:
     log_lines: list[dict[str, Any]] = field(default_factory=list)  # of all the run; checkpoints contain them
 
     @classmethod
-    def of(cls, config: TrainConfig, index: Index, classifier: TextClassifier, visual: nn.Module) -> Self:
+    def start(cls, config: TrainConfig, index: Index, classifier: TextClassifier, visual: nn.Module) -> Self:
         """`visual`: the zero-shot model's image tower."""
         weights = {
             "classifier": weights_sha256([classifier.weights]),

@@ -21,7 +21,7 @@ from torch import Tensor
 from must.base import storage
 from must.base.exits import is_first_rank
 from must.base.files import ADAPTED, DESCRIPTION_FILE
-from must.base.parameters import part_of
+from must.base.parameters import make_part
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
@@ -36,13 +36,13 @@ from must.method.memory.alpha import Weights, interpolate
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.memory import LARGEST_MEMORY, build_memory
 from must.method.memory.pool import read_pool, subsample
-from must.method.model.bundle import Bundle, Description, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, Description, get_preprocess, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary, Selection
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.estimate import Size, size_of
-from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summary_of
+from must.method.train.estimate import Size, measure_size
+from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summarize_run
 from must.method.train.propagated import PropagatedLabels
 from must.method.train.recipe import StepSettings, provenance, resolve
 from must.method.train.step import MustStep, compile_blocks, make_teacher
@@ -102,19 +102,19 @@ class Trainer:
         self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(world.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
-        preprocess = preprocess_of(self.zero_shot.description)
+        preprocess = get_preprocess(self.zero_shot.description)
         if config.mask_token == "mean":
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), world.device)
-        views = part_of(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
+        views = make_part(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
         self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views), config.seed)
         self.batches = self.batches_from(0)
         MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
-            student, preprocess, StepSettings.of(config), world, self.batches.steps, self.batches.steps_per_epoch,
-            self.prior,
+            student, preprocess, StepSettings.from_config(config), world,
+            self.batches.steps, self.batches.steps_per_epoch, self.prior,
         )  # fmt: skip
-        self.state = TrainState.of(config, self.reader.index, classifier, self.reference.tower.visual)
+        self.state = TrainState.start(config, self.reader.index, classifier, self.reference.tower.visual)
         self.monitor = RunMonitor(
             config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
         )
@@ -160,11 +160,11 @@ class Trainer:
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
         pause = raise_if_stopped(stop, "predicting all images")
         if config.pseudo_labels == "propagated":
-            step.propagated, confidence = PropagatedLabels.of(self.reference, source, self.world, pause)
+            step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world, pause)
         elif config.confident_share:
             confidence = zero_shot_confidence(self.reference, source, self.world.device)
         if config.confident_share:
-            step.threshold = self.world.gather(threshold_of(config.confident_share, confidence))[0]
+            step.threshold = self.world.gather(find_threshold(config.confident_share, confidence))[0]
 
     def choose_arithmetic(self) -> None:
         """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits."""
@@ -230,7 +230,7 @@ class Trainer:
         return TrainLog(Path(self.config.output), steps, first, self.state.log_lines, tensorboard)
 
     def size(self) -> Size:
-        return size_of(self)
+        return measure_size(self)
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
@@ -243,7 +243,7 @@ class Trainer:
         progress, config = self.state.progress, self.config
         if problem := self.monitor.too_many_skipped():
             self.monitor.stop(problem)
-        summary = summary_of(progress, config.batch_size)
+        summary = summarize_run(progress, config.batch_size)
         networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
@@ -271,10 +271,10 @@ class Trainer:
         elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
             storage.delete_folder(adapted_uri)
         network = interpolate(zero_shot, trained, alpha)
-        source = EvalSource(self.reader, preprocess_of(description), CHECK_BATCH, self.loaders)
+        source = EvalSource(self.reader, get_preprocess(description), CHECK_BATCH, self.loaders)
         pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,), pause)
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
-        before, after = Predicted.of(pool.others[0]), Predicted.of(refined.labels.cpu())
+        before, after = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined.labels.cpu())
         check = compare_predictions(before, after, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")
@@ -308,7 +308,7 @@ def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device
         zero_shot.model.start_mask_token(mean.to(device))
 
 
-def threshold_of(share: float, confidence: Tensor) -> float:
+def find_threshold(share: float, confidence: Tensor) -> float:
     """The confidence that a `share` of the images reaches; `confidence` [N]. Without images it is 0."""
     if not len(confidence):
         return 0.0

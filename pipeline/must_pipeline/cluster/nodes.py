@@ -13,10 +13,10 @@ from must_pipeline.stages import GPU_IMAGE
 SERVER_IMAGE = "must-serve"
 
 
-def nodes_of(cluster: Cluster) -> dict[str, Any]:
+def encode_nodes(cluster: Cluster) -> dict[str, Any]:
     """The launcher's parameter `nodes`."""
     resources = cluster.resources.get("train")
-    return pods_of(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
+    return count_pods(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
         "image": cluster.image(GPU_IMAGE),
         "nodes": cluster.training.nodes,
         "processes": cluster.training.processes,
@@ -31,15 +31,15 @@ def nodes_of(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def server_of(cluster: Cluster) -> dict[str, Any]:
+def encode_server(cluster: Cluster) -> dict[str, Any]:
     """The parameter `server` of the stage serve."""
     # Without Kueue's label: KServe copies the labels to the server's pods, which would wait for a quota of batch jobs.
     labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
     size = {"size": vars(cluster.server)}
-    return pods_of(cluster, cluster.cpu) | {"image": cluster.image(SERVER_IMAGE), "labels": labels} | size
+    return count_pods(cluster, cluster.cpu) | {"image": cluster.image(SERVER_IMAGE), "labels": labels} | size
 
 
-def pods_of(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:
+def count_pods(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:
     return {
         "node_selector": pool.node_selector,
         "tolerations": [{"operator": "Equal", **toleration_fields(toleration)} for toleration in pool.tolerations],

@@ -9,7 +9,7 @@ from kfp import dsl, kubernetes
 
 from must.base.parameters import require
 from must_pipeline.cluster.config import Cluster, Resources, Retries, Toleration
-from must_pipeline.cluster.rules import bytes_of
+from must_pipeline.cluster.rules import parse_bytes
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -43,7 +43,7 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
     set_resources(
         task,
         Resources() if launcher else cluster.resources.get(stage, Resources()),
-        STAGES["promote"].memory if launcher else limit_of(stage, cluster),
+        STAGES["promote"].memory if launcher else estimate_limit(stage, cluster),
     )
     kubernetes.set_security_context(task, run_as_non_root=True)  # Pipelines 2.17 sets the rest of `restricted`
     if cluster.shm and row.loaders and not launcher:
@@ -53,11 +53,11 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
     return task
 
 
-def limit_of(stage: str, cluster: Cluster) -> int:
+def estimate_limit(stage: str, cluster: Cluster) -> int:
     """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
     against the limit."""
     row = STAGES[stage]
-    shm = bytes_of(cluster.shm) if cluster.shm and row.loaders else 0.0
+    shm = parse_bytes(cluster.shm) if cluster.shm and row.loaders else 0.0
     return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
 
 
@@ -96,7 +96,9 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
         # also retry a stage that has given up, which then ends at once (must/runtime/supervise.py).
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
-        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **policy_of(retries))
+        task.set_retry(
+            retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **retry_policy(retries)
+        )
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
@@ -109,7 +111,7 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         kubernetes.set_timeout(task, seconds)
 
 
-def policy_of(retries: Retries) -> dict[str, str]:
+def retry_policy(retries: Retries) -> dict[str, str]:
     """The keyword argument of set_retry, new in kfp 2.18. Raises ValueError: the installed kfp has none."""
     known = "policy" in inspect.signature(dsl.PipelineTask.set_retry).parameters
     require(

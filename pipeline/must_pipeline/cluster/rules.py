@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from must.base.parameters import convert_fields, read_mapping, require, settings_of, with_name
+from must.base.parameters import convert_fields, read_mapping, require, require_settings, with_name
 from must.base.text import did_you_mean
 from must.config import PredictConfig
 from must_components.images import IMAGES
@@ -42,7 +42,7 @@ MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which
 
 def predict_config(predict: Prediction) -> PredictConfig:
     """The stage's parameters, with "-" for paths that are not known yet. Raises ValueError, naming the key."""
-    settings = settings_of(PredictConfig, predict.settings, "predict.settings", SET_BY_PIPELINE)
+    settings = require_settings(PredictConfig, predict.settings, "predict.settings", SET_BY_PIPELINE)
     return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
 
 
@@ -51,22 +51,22 @@ def check(cluster: Cluster) -> None:
     for key, known in (("resources", list(STAGES)), ("timeouts", list(STAGES)), ("digests", list(IMAGES))):
         for name in getattr(cluster, key):
             require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
-    for kind, key, value in values_of(cluster):
+    for kind, key, value in list_values(cluster):
         pattern, rule = FORMS[kind]
         shown = value.partition("=")[2] if kind == "label" else value
         require(re.fullmatch(pattern, value, re.ASCII) is not None, f"{key} '{shown}': {rule}")
-    for ok, message in rules_of(cluster):
+    for ok, message in list_rules(cluster):
         require(ok, message)
     predict_config(cluster.predict)
 
 
-def values_of(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
+def list_values(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
     """(kind of FORMS, key, value) of the values that have a form; an empty one is no value."""
     secret, claim = cluster.credentials.secret, cluster.volume.claim
     labels = {"labels": cluster.labels}
     labels |= {f"{pool}.node_selector": getattr(cluster, pool).node_selector for pool in ("cpu", "gpu")}
     variables = (cluster.credentials.variable, *cluster.env)
-    quantities = quantities_of(cluster)
+    quantities = list_quantities(cluster)
     named = [
         ("registry", "registry", cluster.registry), ("name", "service_account", cluster.service_account),
         ("name", "credentials.secret", secret), ("volume", "credentials.secret", secret),
@@ -87,7 +87,7 @@ def values_of(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
     yield from [(kind, "env", name) for kind in ("variable", "our variable") for name in variables]
 
 
-def rules_of(cluster: Cluster) -> Iterator[tuple[bool, str]]:
+def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
     """(whether it is so, what is said if not): ranges, and values that contradict one another."""
     credentials, volume, gpu, retries = cluster.credentials, cluster.volume, cluster.gpu, cluster.retries
     training, predict, key_file = cluster.training, cluster.predict, credentials.kind == "secret"
@@ -122,17 +122,17 @@ def rules_of(cluster: Cluster) -> Iterator[tuple[bool, str]]:
             yield not (exists and toleration.value), f"{where}: operator Exists contradicts a value"
             yield exists or bool(toleration.key), f"{where}: without a key the operator must be Exists"
     yield cluster.server.replicas >= 1, f"server.replicas {cluster.server.replicas}: must be at least 1"
-    for where, it in quantities_of(cluster):
-        for request, limit, parse in (("cpu", "cpu_limit", cores_of), ("memory", "memory_limit", bytes_of)):
+    for where, it in list_quantities(cluster):
+        for request, limit, parse in (("cpu", "cpu_limit", parse_cores), ("memory", "memory_limit", parse_bytes)):
             low, high = getattr(it, request), getattr(it, limit)
             yield (
                 not (low and high) or parse(low) <= parse(high),
                 f"{where}.{request} {low} contradicts {where}.{limit} {high}: a limit is never below the request",
             )
-    shm = bytes_of(cluster.shm) if cluster.shm else 0
+    shm = parse_bytes(cluster.shm) if cluster.shm else 0
     for stage, it in cluster.resources.items():
         yield (
-            not (it.memory_limit and STAGES[stage].loaders) or shm < bytes_of(it.memory_limit),
+            not (it.memory_limit and STAGES[stage].loaders) or shm < parse_bytes(it.memory_limit),
             f"shm {cluster.shm} contradicts resources.{stage}.memory_limit {it.memory_limit}: shared memory counts "
             "against the limit, so it must be smaller",
         )
@@ -166,7 +166,7 @@ def rules_of(cluster: Cluster) -> Iterator[tuple[bool, str]]:
     yield not predict.pods or bool(predict.uri), "predict.pods needs predict.uri: where the predictions go"
 
 
-def quantities_of(cluster: Cluster) -> list[tuple[str, Resources]]:
+def list_quantities(cluster: Cluster) -> list[tuple[str, Resources]]:
     server = Resources(cluster.server.cpu, cluster.server.memory, memory_limit=cluster.server.memory_limit)
     return [*((f"resources.{stage}", it) for stage, it in cluster.resources.items()), ("server", server)]
 
@@ -178,11 +178,11 @@ def is_persistent(uri: str, cluster: Cluster) -> bool:
     return not uri or uri.partition("://")[0] in ("gs", "s3", "az", "abfs", "abfss") or bool(inside)
 
 
-def cores_of(text: str) -> float:
+def parse_cores(text: str) -> float:
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
-def bytes_of(text: str) -> float:
+def parse_bytes(text: str) -> float:
     """Of an amount in the form `memory`."""
     number = re.match(r"[\d.]+", text)
     assert number

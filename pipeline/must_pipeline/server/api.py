@@ -81,9 +81,9 @@ class Kfp:
         with api_errors(self.host):
             pipeline = self.pipeline(name, namespace)
             known = self.versions(pipeline)
-            if known and name_of(known[0]).startswith(content):
+            if known and get_name(known[0]).startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
-            number = sum(name_of(version).startswith(content) for version in known)
+            number = sum(get_name(version).startswith(content) for version in known)
             while True:
                 version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
                 uploaded = self.uploads.upload_pipeline_version(
@@ -97,7 +97,7 @@ class Kfp:
     def pipeline(self, name: str, namespace: str) -> str:
         """The id of the pipeline `name`, which is created if there is none."""
         for pipeline in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace):
-            if name_of(pipeline) == name:
+            if get_name(pipeline) == name:
                 return pipeline.pipeline_id
         body = api.V2beta1Pipeline(name=name, display_name=name, description=DESCRIPTION, namespace=namespace or None)
         return self.pipelines.pipeline_service_create_pipeline(body).pipeline_id
@@ -176,7 +176,7 @@ class Token:
         configuration.api_key["authorization"] = self.value
 
 
-def name_of(item: Any) -> str:
+def get_name(item: Any) -> str:
     return item.display_name or item.name or ""
 
 

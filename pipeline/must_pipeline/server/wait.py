@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from must.base import storage
-from must.base.exits import line_of
+from must.base.exits import format_error
 from must.base.text import printable
 from must.runtime.summary import Summary, summarize
 from must_components.argo import failures, is_refused
@@ -82,7 +82,7 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
 
 def report_retry(error: Exception) -> None:
     minutes = f"{SERVER_TIMEOUT / 60:g} min"
-    print(f"{time.strftime('%H:%M:%S')} no answer, retrying for {minutes}: {line_of(error)}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} no answer, retrying for {minutes}: {format_error(error)}", flush=True)
 
 
 def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> str | None:

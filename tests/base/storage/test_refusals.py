@@ -107,7 +107,7 @@ def test_a_key_google_no_longer_knows_is_one_line(monkeypatch: pytest.MonkeyPatc
         (tmp_path / "key.json").write_text(json.dumps(key | {"token_uri": url}))
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
         monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-        monkeypatch.setattr(gcs, "client_of", gcs.client_of.__wrapped__)  # none that another test made
+        monkeypatch.setattr(gcs, "make_client", gcs.make_client.__wrapped__)  # none that another test made
         with pytest.raises(ValueError, match="does not accept these credentials") as error:
             CALLS[call]("gs://bucket")
     assert "\n" not in str(error.value)

@@ -13,7 +13,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from must.base.parameters import part_of
+from must.base.parameters import make_part
 from must.config import TrainConfig
 from must.data.augment.draws import PatchMask, ViewSettings, seed_generators, seed_views
 from must.data.augment.normalize import normalize
@@ -36,7 +36,7 @@ def as_input(pixels):
 
 def test_the_defaults_are_those_of_must_train():
     config = TrainConfig(shards="", classifier="", output="")
-    assert part_of(config, ViewSettings, preprocess=Preprocess(), patch_size=16) == ViewSettings()
+    assert make_part(config, ViewSettings, preprocess=Preprocess(), patch_size=16) == ViewSettings()
 
 
 def test_views_are_the_published_ones_for_the_same_seeds(picture):

@@ -84,7 +84,7 @@ def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(tmp_path: Path, n
 
 def test_unknown_splits_are_refused_with_the_known_ones(shards: Path) -> None:
     with pytest.raises(ValueError, match=r"no split 'tset'; there are: train \(12 images\)"):
-        load_index(str(shards)).shards_of("tset")
+        load_index(str(shards)).list_shards("tset")
 
 
 def test_an_index_that_is_missing_or_newer_is_one_line(shards: Path) -> None:

@@ -18,7 +18,7 @@ from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from must.deploy.predict.images import read_pixels
-from must.deploy.serve.protocol import Refused, pixels_of
+from must.deploy.serve.protocol import Refused, decode_pixels
 from tests import zoo
 from tests.data.augment.test_views import PREPROCESS, SETTINGS
 from tests.data.image import hostile
@@ -83,7 +83,7 @@ def test_prediction_training_and_evaluation_go_on(does: str, tmp_path: Path, cap
     odd_file.write_bytes(ODD)
     assert read_pixels(str(odd_file), view) == (None, does.strip("^$"))
     with pytest.raises(Refused, match=does.strip("^$")):
-        pixels_of(ODD, view, 10**6)
+        decode_pixels(ODD, view, 10**6)
     run(tmp_path / "in", tmp_path / "out")
     reader = ShardReader(str(tmp_path / "out"), "train")
     (odd,) = (n for n in range(len(reader)) if "odd" in reader.description(n)["source"])

@@ -45,7 +45,7 @@ def refused(source: Path | str, output: Path, message: str, **options: Any) -> N
 def samples(output: Path | str, split: str) -> dict[str, tuple[bytes, dict[str, Any]]]:
     """source name -> (image bytes, json), by way of the offsets."""
     found = {}
-    for part in load_index(str(output)).shards_of(split):
+    for part in load_index(str(output)).list_shards(split):
         data = storage.read_bytes(storage.join(output, part.name))
         for image, size, text, length in load_offsets(str(output), part).tolist():
             content = json.loads(data[text : text + length])
@@ -66,7 +66,7 @@ def test_webdatasets_own_reader_sees_the_same_samples(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 25, labels=("cat", "a dog"))
     index = run(tmp_path / "in", tmp_path / "out", labels="folder", samples_per_shard=10)
     seen = {}
-    for part in index.shards_of("train"):
+    for part in index.list_shards("train"):
         for sample in webdataset.WebDataset(str(tmp_path / "out" / part.name), shardshuffle=False):
             content = json.loads(sample["json"])
             seen[content["source"]] = sample["png"], content["label"], content["sha256"]

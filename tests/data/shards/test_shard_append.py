@@ -25,7 +25,7 @@ def test_append_adds_new_files_and_moves_nothing(tmp_path: Path, capsys: pytest.
     assert {name for name in before if after[name] != before[name]} <= {"index.json", "rejected.jsonl"}
     assert (first.revision, second.revision) == (0, 1)
     for split in HALVES:
-        assert second.shards_of(split)[: len(first.shards_of(split))] == first.shards_of(split)
+        assert second.list_shards(split)[: len(first.list_shards(split))] == first.list_shards(split)
     names = [name for split in HALVES for name in samples(tmp_path / "out", split)]
     assert sorted(names) == [f"{number:05d}.png" for number in range(55)]
     keys = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from must.base.exits import WRONG_INPUT, code_of, line_of
+from must.base.exits import WRONG_INPUT, find_exit_code, format_error
 from must.base.names import Headers
 from must.base.parameters import load
 from must.config import PredictConfig, TrainConfig
@@ -100,7 +100,7 @@ def test_a_link_to_a_device_is_no_source(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder" / "a.png").symlink_to("/dev/zero")
     with pytest.raises((ValueError, OSError)) as error:
         run(tmp_path / name, tmp_path / "out")
-    line = line_of(error.value)
+    line = format_error(error.value)
     assert str(tmp_path) in line and "nowhere" not in line and len(line) < 500
 
 
@@ -124,7 +124,7 @@ def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -
     for read, name in readers:
         with pytest.raises((ValueError, OSError)) as error:
             read(str(tmp_path / name))
-        assert str(tmp_path / name) in line_of(error.value) and code_of(error.value) == WRONG_INPUT
+        assert str(tmp_path / name) in format_error(error.value) and find_exit_code(error.value) == WRONG_INPUT
 
 
 def samples_of(source: Path, folder: Path) -> list[str]:

@@ -160,7 +160,7 @@ def test_a_tar_that_is_read_halfway_is_damaged(tmp_path: Path) -> None:
         message = rf"{number}.tar: the archive is damaged: .* at byte \d+"
         refused(tmp_path / f"{number}.tar", tmp_path / "out", message)
     (tmp_path / "padded.tar").write_bytes(whole + bytes(100_000))
-    assert run(tmp_path / "padded.tar", tmp_path / "out").shards_of("train")[0].samples == 10
+    assert run(tmp_path / "padded.tar", tmp_path / "out").list_shards("train")[0].samples == 10
 
 
 def test_a_sparse_member_is_rejected_for_its_bytes_are_not_those_of_the_file(tmp_path: Path) -> None:

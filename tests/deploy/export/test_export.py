@@ -21,10 +21,10 @@ from must.deploy.export import graph
 from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.result import write_metrics
-from must.method.model.bundle import load_bundle, preprocess_of
+from must.method.model.bundle import get_preprocess, load_bundle
 from must.method.model.provenance import RunSummary
 from tests.deploy.export.conftest import files_up_to
-from tests.evaluation.digits import pixels_of
+from tests.evaluation.digits import decode_pixels
 from tests.evaluation.measured import MEASURED
 
 
@@ -33,8 +33,8 @@ def real(digits):
     """(uint8 pixels [24, S, S, 3], PyTorch's probabilities [24, K], preprocessing) of test images."""
     bundle = load_bundle(digits.adapted)
     files = sorted((digits.images / "test").rglob("*.png"))[::5]
-    pixels = pixels_of(bundle, [Image.open(path) for path in files])
-    preprocess = preprocess_of(bundle.description)
+    pixels = decode_pixels(bundle, [Image.open(path) for path in files])
+    preprocess = get_preprocess(bundle.description)
     with torch.no_grad():
         probability = bundle.model(normalize(torch.from_numpy(pixels), preprocess)).softmax(-1)
     return pixels, probability.numpy(), preprocess
@@ -96,7 +96,7 @@ def test_the_same_training_gives_the_same_file(digits, exported):
         graph.add_metadata(model, replace(bundle.description, provenance=replace(provenance, **run)))
         files.append(model.SerializeToString())
     assert files[0] == files[1] and b"runs/" not in files[0]
-    assert storage.sha256_of(Path(digits.adapted, "model.safetensors")).encode() in files[0]
+    assert storage.compute_sha256(Path(digits.adapted, "model.safetensors")).encode() in files[0]
 
 
 def test_metrics_of_another_model_are_refused(digits, tmp_path):
@@ -167,7 +167,7 @@ def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):
     with files_up_to(100_000), pytest.raises(ValueError, match=message):
         export(ExportConfig(model=digits.adapted, output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
-    model, preprocess = onnx.load(folder / "model.onnx"), preprocess_of(load_bundle(digits.adapted).description)
+    model, preprocess = onnx.load(folder / "model.onnx"), get_preprocess(load_bundle(digits.adapted).description)
     with pytest.raises(ValueError, match=f"^{tempfile.gettempdir()}: quantizing needs "):
         graph.quantize(model, None, preprocess, Path("/proc"))  # which has no room
 

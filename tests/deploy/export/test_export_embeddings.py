@@ -13,14 +13,14 @@ from must.config import ExportConfig
 from must.deploy.export.export import compare, reference, require_check, smallest_cosine
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.bundle import load_bundle
-from tests.evaluation.digits import pixels_of
+from tests.evaluation.digits import decode_pixels
 
 
 @pytest.fixture(scope="module")
 def real(digits):
     """(uint8 pixels [24, S, S, 3], PyTorch's unit features [24, D]) of test images, by the tower and a division."""
     bundle = load_bundle(digits.adapted)
-    pixels = pixels_of(bundle, [Image.open(path) for path in sorted((digits.images / "test").rglob("*.png"))[::5]])
+    pixels = decode_pixels(bundle, [Image.open(path) for path in sorted((digits.images / "test").rglob("*.png"))[::5]])
     preprocess = bundle.description.preprocess
     mean, std = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():

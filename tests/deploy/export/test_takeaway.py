@@ -22,7 +22,7 @@ from must.config import ClassifierConfig, ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.deploy.export.export import export
-from must.method.model.bundle import Bundle, load_bundle, preprocess_of, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, get_preprocess, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.provenance import Provenance
 from tests.deploy.export.conftest import files_up_to
@@ -69,7 +69,7 @@ def exported_folder(tiny: Tiny, output: Path, **more: Any) -> Path:
 
 def images(bundle: Bundle, count: int = 5) -> torch.Tensor:
     pixels = np.random.default_rng(5).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-    return normalize(torch.from_numpy(pixels), preprocess_of(bundle.description))
+    return normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
 
 
 def answers(folder: Path, feature: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def picture() -> Image.Image:
 
 def prepared(bundle: Bundle) -> torch.Tensor:
     """`picture()` as this library prepares it, [1, 3, S, S]."""
-    preprocess = preprocess_of(bundle.description)
+    preprocess = get_preprocess(bundle.description)
     return normalize(torch.from_numpy(EvalView(preprocess)(picture()).copy()[None]), preprocess)
 
 

@@ -14,7 +14,7 @@ from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.method.model.bundle import load_bundle, save_bundle
 from tests.data.shards.test_shard_gcs import upload
-from tests.deploy.predict.test_predict_shards import rows_of
+from tests.deploy.predict.test_predict_shards import preset_rows
 
 
 def label(model, shards, output, **options):
@@ -36,7 +36,7 @@ def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
     label(exported[1], digits.shards, tmp_path / "onnx")
     for part in ("2/2", "1/2"):
         label(digits.adapted, digits.shards, tmp_path / "torch", part=part, workers=2)
-    for ours, theirs in zip(rows_of(tmp_path / "torch"), rows_of(tmp_path / "onnx"), strict=True):
+    for ours, theirs in zip(preset_rows(tmp_path / "torch"), preset_rows(tmp_path / "onnx"), strict=True):
         assert (ours["key"], ours["source"]) == (theirs["key"], theirs["source"])
         assert abs(ours["probability"] - theirs["probability"]) < 1e-5
         assert ours["class"] == theirs["class"] or theirs["margin"] < 1e-4
@@ -52,7 +52,7 @@ def test_a_bundle_and_shards_in_a_bucket(digits, bucket_server, tmp_path):
         upload(Path(getattr(digits, name)), f"{bucket_server.uri}/{name}")
     label(f"{bucket_server.uri}/adapted", f"{bucket_server.uri}/shards", tmp_path / "theirs", split="test")
     label(digits.adapted, digits.shards, tmp_path / "here", split="test")
-    assert rows_of(tmp_path / "theirs") == rows_of(tmp_path / "here")
+    assert preset_rows(tmp_path / "theirs") == preset_rows(tmp_path / "here")
 
 
 def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, bucket_server):

@@ -36,7 +36,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def rows_of(folder):
+def preset_rows(folder):
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
@@ -75,7 +75,7 @@ def test_rows_are_those_of_single_images(digits, exported, tmp_path, single, wor
 def test_the_batch_changes_no_class_and_no_digit_that_matters(digits, exported, tmp_path):
     for size in (1, 7, 32):
         label(exported, digits.shards, tmp_path / str(size), batch_size=size, workers=1, split="test")
-    alone, *others = (rows_of(tmp_path / str(size)) for size in (1, 7, 32))
+    alone, *others = (preset_rows(tmp_path / str(size)) for size in (1, 7, 32))
     for rows in others:
         assert [row["class"] for row in rows] == [row["class"] for row in alone] and len(rows) == 120
         assert [row["probability"] for row in rows] == pytest.approx([row["probability"] for row in alone], abs=1e-5)
@@ -86,11 +86,11 @@ def test_a_split_with_a_summary_and_nothing_to_do_the_second_time(digits, export
         assert label(exported, digits.shards, tmp_path, split="test", workers=1) == {"images": 120, "unreadable": 0}
     assert "(files of 2 shards, 2 were there)" in capsys.readouterr().out
     found = json.loads((tmp_path / "predictions.json").read_text())
-    rows = rows_of(tmp_path)
+    rows = preset_rows(tmp_path)
     assert found["rows"] == len(rows) == 120 and found["unreadable"] == 0 and "coverage" not in found
     assert found["classes"] == {name: [row["class"] for row in rows].count(name) for name in found["classes"]}
     assert sum(found["classes"].values()) == 120
-    assert found["model_sha256"] == storage.sha256_of(exported[1] / "model.onnx")
+    assert found["model_sha256"] == storage.compute_sha256(exported[1] / "model.onnx")
     assert found["index_sha256"] == load_index(digits.shards).sha256
     story = json.loads(pq.read_metadata(tmp_path / "predictions-test-000000.parquet").metadata[b"must"])
     assert story["run"].items() <= found.items() and story["rows"] == 64
@@ -158,7 +158,7 @@ def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, exported
     with (shards / first["name"]).open("r+b") as file:
         file.seek(int(offsets[2, 0]))
         file.write(bytes(20))
-    first["sha256"] = storage.sha256_of(shards / first["name"])
+    first["sha256"] = storage.compute_sha256(shards / first["name"])
     (shards / "index.json").write_text(json.dumps(index))
     values = {"workers": 2, "batch_size": batch, "abstain": 0.9}
     assert label(exported, str(shards), tmp_path / "out", **values) == {"images": 269, "unreadable": 1}
@@ -195,7 +195,7 @@ def test_below_the_threshold_there_is_no_class(digits, exported, tmp_path, capsy
     label(exported, digits.shards, tmp_path / "all", workers=1, top_k=2)
     label(exported, digits.shards, tmp_path / "sure", workers=1, top_k=2, abstain=0.8)
     unsure = 0
-    for before, row in zip(rows_of(tmp_path / "all"), rows_of(tmp_path / "sure"), strict=True):
+    for before, row in zip(preset_rows(tmp_path / "all"), preset_rows(tmp_path / "sure"), strict=True):
         assert row.pop("abstained") == (before["probability"] < 0.8)
         if before["probability"] < 0.8:
             unsure += 1

@@ -31,7 +31,9 @@ def onnx_folder(folder, seed=0, **files):
 def is_whole(registry, version):
     """Whether all files of a version are those that it says."""
     place = Registry(registry, "digits")
-    found = {name: hashlib.sha256(storage.read_bytes(place.uri_of(version, name))) for name in place.checksums(version)}
+    found = {
+        name: hashlib.sha256(storage.read_bytes(place.make_uri(version, name))) for name in place.checksums(version)
+    }
     return {name: digest.hexdigest() for name, digest in found.items()} == place.checksums(version)
 
 
@@ -62,7 +64,7 @@ def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(regis
         promote(registry, *flags)
         after = latest(registry)
         assert after.previous == (before.version,) and is_whole(registry, after.version)
-        there = Registry(registry, "digits").uri_of(after.version, "onnx/model.onnx")
+        there = Registry(registry, "digits").make_uri(after.version, "onnx/model.onnx")
         assert storage.read_bytes(there) == (second / "model.onnx").read_bytes()
         assert len(Registry(registry, "digits").versions()) == 2
 

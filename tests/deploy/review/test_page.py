@@ -16,7 +16,7 @@ from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import AnswerEffect, Images
 from must.deploy.review.review import App
 from must.deploy.review.session import Session
-from must.deploy.serve.server import listen, url_of
+from must.deploy.serve.server import format_url, listen
 from must.method.answers.review import Schedule
 from tests.deploy.review.conftest import labels_of
 
@@ -56,7 +56,7 @@ def serve():
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running.append((server, thread))
-        return f"{url_of('127.0.0.1', listener)}/{app.token}/"
+        return f"{format_url('127.0.0.1', listener)}/{app.token}/"
 
     yield start
     for server, thread in running:
@@ -105,7 +105,7 @@ def visit_again(page, url):
     return new
 
 
-def lines_of(folder):
+def join_lines(folder):
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
 
@@ -148,7 +148,7 @@ def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     expect(page.locator("#full")).to_have_attribute("src", f"full/{numbers[3]}")
     page.keyboard.press("f")
     expect(page.locator("#zoom")).to_be_hidden()
-    lines = lines_of(folder)
+    lines = join_lines(folder)
     given = [line["undone"] if "undone" in line else line.get("label", "unsure") for line in lines]
     taken = [lines[3]["when"], lines[2]["when"]]
     assert given == ["two", None, "unsure", "nine", *taken, "unsure", "three"]
@@ -176,7 +176,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
         expect(page.locator("#place")).to_have_text(f"of those you marked, {2 - at} left")
         page.keyboard.press("n")
     expect(page.locator("#grid")).to_be_visible()
-    lines = lines_of(folder)
+    lines = join_lines(folder)
     assert len(lines) == rest + 2 and all(line["sampled"] == "grid" for line in lines)
     assert [line["label"] for line in lines] == [wanted["label"]] * rest + [None] * 2
     expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for correcting labels only")
@@ -205,7 +205,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#strip button[aria-pressed=true]")).to_have_count(count)
     page.keyboard.press("1")
     expect(page.locator("#progress")).to_contain_text(f"{count} answer")
-    assert [line["sampled"] for line in lines_of(folder)].count("similar") == count
+    assert [line["sampled"] for line in join_lines(folder)].count("similar") == count
     page.keyboard.press("z")
     shown(page, review.pictures[12].number)
     expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
@@ -258,7 +258,7 @@ def test_with_more_classes_those_in_use_get_a_key_that_they_keep(review, folder,
     expect(page.locator("#names bdi")).to_have_count(2)
     page.keyboard.press("1")
     shown(page, review.pictures[4].number)
-    labels = [line["label"] for line in lines_of(folder)]
+    labels = [line["label"] for line in join_lines(folder)]
     assert labels[:2] + labels[3:] == ["Émile's hat", None, "Émile's hat"]
     assert page.locator("#names bdi").all_inner_texts() == ["Émile's hat", labels[2]]
     assert "\u202e" not in page.inner_text("#found")
@@ -273,7 +273,7 @@ def test_pictures_by_coverage_are_marked_as_such(review, folder, place, visit, m
     expect(page.locator("#kind")).to_contain_text("Chosen to teach")
     page.keyboard.press("1")
     shown(page, review.pictures[1].number)
-    assert [line["sampled"] for line in lines_of(folder)] == ["random", "coverage"]
+    assert [line["sampled"] for line in join_lines(folder)] == ["random", "coverage"]
 
 
 def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(review, folder, serve, visit):

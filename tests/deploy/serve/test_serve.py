@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import must
-from must.base.exits import WRONG_INPUT, code_of
+from must.base.exits import WRONG_INPUT, find_exit_code
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier
@@ -110,7 +110,7 @@ def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):
 
     with pytest.raises(ValueError, match="run `must serve` as a program of its own") as error:
         asyncio.run(cell())
-    assert code_of(error.value) == WRONG_INPUT
+    assert find_exit_code(error.value) == WRONG_INPUT
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")

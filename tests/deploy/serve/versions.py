@@ -21,7 +21,7 @@ def add_version(registry, exported, version, folder, spoil=b""):
     place = Registry(str(registry), NAME)
     place.add(version, {"onnx": [(str(path), "model.onnx")]}, {})
     if spoil:
-        storage.write_bytes(place.uri_of(version, "onnx", "model.onnx"), spoil)
+        storage.write_bytes(place.make_uri(version, "onnx", "model.onnx"), spoil)
     return place
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from must.base.records import record_of
+from must.base.records import make_record
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer
 from must.method.answers.estimate import AccuracyEstimate, difference, share
 from must.method.answers.review import NO_CLASS, SCHEDULE, Picture, Review, random_order
@@ -70,7 +70,7 @@ def test_no_answers_say_nothing_and_few_say_little():
     all_right = np.ones(5, bool)
     assert share(all_right).low < 0.6 and difference(all_right, all_right).low < -0.2
     measured = AccuracyEstimate.from_correct(~all_right, all_right, all_right)
-    assert record_of(AccuracyEstimate, json.loads(json.dumps(asdict(measured)))) == measured
+    assert make_record(AccuracyEstimate, json.loads(json.dumps(asdict(measured)))) == measured
     assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
 
 

@@ -45,7 +45,7 @@ def pool():
     return Pool(torch.arange(len(truth)), names, vectors.half(), P.half(), none, halves, halves), truth
 
 
-def part_of(images, rows):
+def make_part(images, rows):
     parts = {name: getattr(images, name)[rows] for name in ("numbers", "vectors", "probabilities")}
     return replace(images, **parts)
 
@@ -122,7 +122,7 @@ def test_an_image_unlike_all_keeps_the_models_own_probabilities(pool, with_answe
 def test_a_class_of_few_images_has_smaller_votes(pool):
     images, truth = pool
     rows = torch.cat([torch.nonzero(truth != 4).flatten(), torch.nonzero(truth == 4).flatten()[:2]])
-    few = part_of(images, rows)
+    few = make_part(images, rows)
     memory, (Z, shared) = build_memory(few, answers(few, {}), CPU)
     rare = int(Z.sum(0).argmin())
     count, own = Z[:, rare].sum(), Z[-1, rare]

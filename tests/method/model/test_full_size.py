@@ -66,7 +66,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     backbone.clip.visual = None
     values = {"batch_size": 2, "precision": "fp32", "confidence_threshold": 0.0}
     config, world = TrainConfig(shards="-", classifier="-", output="-", **values), World(0, 1, torch.device("cpu"))
-    method = MustStep(model, backbone.preprocess, StepSettings.of(config), world, 10, 10)
+    method = MustStep(model, backbone.preprocess, StepSettings.from_config(config), world, 10, 10)
     batch = blank(2, backbone.preprocess.size, 5)
     weak, strong = (torch.randint(0, 256, batch.weak.shape, dtype=torch.uint8) for _ in range(2))
     batch = batch._replace(weak=weak, strong=strong)

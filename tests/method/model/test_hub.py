@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from must.api.demo import asset_folder
 from must.api.stages import call
 from must.base.errors import TransientError, UserError
-from must.base.exits import PREEMPTED, WRONG_INPUT, code_of
+from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import load_description
@@ -75,7 +75,7 @@ def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
         asked(server.url)
         with pytest.raises(ValueError, match=f"could not be downloaded from the hub {server.url}: {message}") as error:
             load_backbone(model, pretrained)
-    assert code_of(error.value) == (PREEMPTED if later else WRONG_INPUT)
+    assert find_exit_code(error.value) == (PREEMPTED if later else WRONG_INPUT)
     said = str(error.value)
     assert said.startswith(f"--model {model}" + (f" --pretrained {pretrained}: " if pretrained else ": "))
     assert FILES in said and f"of {OPENAI if pretrained else 'team/tiny'} could" in said and "\n" not in said

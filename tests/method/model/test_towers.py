@@ -113,7 +113,7 @@ def test_every_parameter_learns_and_has_its_layer(family):
     (output.logits.logsumexp(-1).sum() + output.reconstruction.square().sum() + output.alignment.sum()).backward()
     idle = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not idle, "DistributedDataParallel would wait for these for ever"
-    layers = {name: model.layer_of(name) for name, _ in model.named_parameters()}
+    layers = {name: model.find_layer(name) for name, _ in model.named_parameters()}
     for name, layer in layers.items():
         block = re.search(r"blocks\.(\d+)\.", name)
         if block:

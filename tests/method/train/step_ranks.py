@@ -45,7 +45,7 @@ def run_steps(processes: World, state: dict | None = None, steps: range = range(
     prior, backend = settings.pop("prior", ()), settings.pop("backend", "inductor")
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
-    method = MustStep(student, Preprocess(size=32), StepSettings.of(config), processes, STEPS, 2, prior)
+    method = MustStep(student, Preprocess(size=32), StepSettings.from_config(config), processes, STEPS, 2, prior)
     method_step.BACKEND = backend
     if config.compile:
         compile_blocks(method, 5, IMAGES // processes.size // config.accumulate)

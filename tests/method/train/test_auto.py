@@ -96,7 +96,7 @@ def test_the_teachers_memory_is_a_share_of_the_run():
     assert decay(0.1) == 0.9 and decay(1e9) == 0.9998
 
 
-def values_of(digits, **changes):
+def list_values(digits, **changes):
     return {"shards": digits.shards, "classifier": digits.classifier, "output": "o", **changes}
 
 
@@ -107,29 +107,29 @@ def resolved(values):
 
 @pytest.mark.parametrize("named", [{}, {"preset": ""}])
 def test_must_train_takes_it_if_none_is_named(digits, named):
-    config = resolved(values_of(digits, **named))
+    config = resolved(list_values(digits, **named))
     expected = auto_settings(150, 10, *TOWERS["tiny"])
     assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_a_threshold_that_is_given_is_used(digits):
-    config = resolved(values_of(digits, confidence_threshold="0.7"))
+    config = resolved(list_values(digits, confidence_threshold="0.7"))
     assert (config.confidence_threshold, config.confident_share) == (0.7, 0)
-    assert resolved(values_of(digits, confidence_threshold=0.5, confident_share=0.3)).confident_share == 0.3
+    assert resolved(list_values(digits, confidence_threshold=0.5, confident_share=0.3)).confident_share == 0.3
 
 
 def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
     file = str(tmp_path / "c.safetensors")
     save_classifier(replace(load_text_classifier(digits.classifier), shares=(0.1,) * 10), file)
-    assert resolved(values_of(digits)).class_prior == "uniform"
-    assert resolved(values_of(digits, classifier=file)).class_prior == "given"
-    assert resolved(values_of(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"
-    assert resolved(values_of(digits, classifier=file, preset="digits")).class_prior == "uniform"
+    assert resolved(list_values(digits)).class_prior == "uniform"
+    assert resolved(list_values(digits, classifier=file)).class_prior == "given"
+    assert resolved(list_values(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"
+    assert resolved(list_values(digits, classifier=file, preset="digits")).class_prior == "uniform"
 
 
 def test_published_settings_are_what_they_were(digits):
     """A preset's name gives its row and the published defaults, nothing of auto."""
-    named = values_of(digits, preset="imagenet", model="ViT-B-16", pretrained="openai")
+    named = list_values(digits, preset="imagenet", model="ViT-B-16", pretrained="openai")
     config = resolved(named)
     assert config == TrainConfig(**{**published("imagenet", "ViT-B-16"), **named})
     assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
@@ -142,12 +142,12 @@ def test_published_settings_are_what_they_were(digits):
 
 def test_a_classifier_file_elsewhere_names_the_model(digits):
     """--model and --pretrained stand in for the classifier's, as in training."""
-    model = resolved(values_of(digits, model="ViT-B-16", pretrained="openai"))
+    model = resolved(list_values(digits, model="ViT-B-16", pretrained="openai"))
     assert model.mask_patch_size == 32 and model.weak_padding == 0
-    assert resolved(values_of(digits)).mask_patch_size == 8
+    assert resolved(list_values(digits)).mask_patch_size == 8
 
 
 def test_an_unknown_model_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
-    assert "ViT-Q" in refusal("train", values_of(digits, model="ViT-Q"))
+    assert "ViT-Q" in refusal("train", list_values(digits, model="ViT-Q"))
     assert not list(tmp_path.iterdir())

@@ -143,7 +143,7 @@ def test_parameter_groups_are_the_published_ones():
             row = expected[names[id(parameter)]]
             assert group["weight_decay"] == row["weight_decay"], row["name"]
             assert group["lr_scale"] == pytest.approx(row["lr_scale"], rel=1e-12), row["name"]
-            assert model.layer_of(names[id(parameter)]) == row["layer_id"], row["name"]
+            assert model.find_layer(names[id(parameter)]) == row["layer_id"], row["name"]
     optimizer = build_optimizer(model, 0.65, 0.05)
     assert {group["name"] for group in optimizer.param_groups} == {row["group"] for row in facts()["param_table"]}
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)

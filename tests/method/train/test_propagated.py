@@ -13,11 +13,11 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.propagate import RARE, SMALLEST_PROBABILITY
 from must.method.memory.vectors import nearest, neighbour_weights
-from must.method.model.bundle import preprocess_of, zero_shot_bundle
+from must.method.model.bundle import get_preprocess, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.train import propagated
 from must.method.train.propagated import TOP, PropagatedLabels
-from must.method.train.trainer import threshold_of
+from must.method.train.trainer import find_threshold
 from tests.method.train.processes import on_ranks
 
 IMAGES, CLASSES, CPU = 40, 6, torch.device("cpu")
@@ -68,13 +68,15 @@ def test_an_image_that_is_in_a_batch_twice_counts_once(monkeypatch):
     torch.testing.assert_close(labels.dense(torch.tensor([3]))[0], P[4])
     torch.testing.assert_close(labels.total, labels.dense(everything).sum(0))
     monkeypatch.setattr(propagated, "IMAGES_AT_ONCE", 7)
-    torch.testing.assert_close(labels.sum_of(everything), labels.total)
+    torch.testing.assert_close(labels.sum_labels(everything), labels.total)
 
 
 def test_the_threshold_of_more_images_than_torch_can_sort():
     confidence = torch.zeros(2**24 + 1)
     confidence[: 2**23] = 0.5
-    assert threshold_of(0.4, confidence) == 0.5 and threshold_of(0.4, torch.tensor([0.0, 1.0])) == pytest.approx(0.6)
+    assert find_threshold(0.4, confidence) == 0.5 and find_threshold(0.4, torch.tensor([0.0, 1.0])) == pytest.approx(
+        0.6
+    )
 
 
 def updated(size: int) -> dict:
@@ -95,8 +97,8 @@ def test_every_process_stores_the_labels_of_the_whole_batch():
 def test_similar_images_correct_zero_shot(digits):
     """The bundled digits, whose true classes are in the shards: labels that training starts with are better."""
     zero_shot, reader = zero_shot_bundle(load_text_classifier(digits.classifier)), open_reader(digits.shards, "train")
-    source = EvalSource(reader, preprocess_of(zero_shot.description), 64, 0)
-    labels, confidence = PropagatedLabels.of(zero_shot.model, source, ALONE)
+    source = EvalSource(reader, get_preprocess(zero_shot.description), 64, 0)
+    labels, confidence = PropagatedLabels.compute(zero_shot.model, source, ALONE)
     everything = torch.arange(len(reader))
     names = zero_shot.description.classes
     truth = torch.tensor([names.index(Path(reader.description(n)["source"]).parts[-2]) for n in everything.tolist()])

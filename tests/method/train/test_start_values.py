@@ -5,7 +5,7 @@ import torch
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.model.bundle import preprocess_of, zero_shot_bundle
+from must.method.model.bundle import get_preprocess, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer
 from must.method.train.trainer import start_mask_token
@@ -14,7 +14,7 @@ from must.method.train.trainer import start_mask_token
 def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
     monkeypatch.setattr(trainer, "MASK_TOKEN_IMAGES", 40)
     fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
-    preprocess, patches = preprocess_of(fresh.description), []
+    preprocess, patches = get_preprocess(fresh.description), []
     reader = open_reader(digits.shards, "train")
     start_mask_token(fresh, EvalSource(reader, preprocess, 16, 0), torch.device("cpu"))
     source = EvalSource(reader, preprocess, 40, 0)

@@ -126,7 +126,7 @@ def test_without_a_compiler_compile_is_refused_in_one_line():
 def test_a_step_without_finite_gradients_leaves_the_class_balance():
     """The running balance of many classes; the epoch's first step, which has none yet, too."""
     config = TrainConfig(shards="-", classifier="-", output="-", batch_size=IMAGES, lr=0.03)
-    method = MustStep(recorded_model(600), Preprocess(size=32), StepSettings.of(config), ALONE, 9, 9)
+    method = MustStep(recorded_model(600), Preprocess(size=32), StepSettings.from_config(config), ALONE, 9, 9)
     bias, batch = method.student.classifier, made_batch(0, range(IMAGES))
     for step, broken in enumerate([True, False, True, False]):
         weights, before = bias.detach().clone(), method.class_balance

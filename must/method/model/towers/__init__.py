@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from must.base.errors import UserError
 from must.method.model.towers.base import Tower, take
 
-__all__ = ["Tower", "take", "tower_of"]
+__all__ = ["Tower", "make_tower", "take"]
 
 NEEDS_PATCHES = (
     "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
@@ -24,7 +24,7 @@ HIERARCHICAL = (
 NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
 
-def tower_of(visual: Any) -> Tower:
+def make_tower(visual: Any) -> Tower:
     """The tower of an open_clip model's `visual`."""
     if hasattr(visual, "trunk"):
         return timm_tower(visual)

@@ -74,7 +74,7 @@ class Tower(ABC):
         """
 
     @abstractmethod
-    def layer_of(self, name: str) -> int:
+    def find_layer(self, name: str) -> int:
         """The layer of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for the rest."""
 
     def checkpoint_activations(self) -> None:

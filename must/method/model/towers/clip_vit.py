@@ -93,7 +93,7 @@ class ClipTower(Tower):
         norm.reset_parameters()
         return norm
 
-    def layer_of(self, name: str) -> int:
+    def find_layer(self, name: str) -> int:
         block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
         if block:
             return int(block.group(1)) + 1

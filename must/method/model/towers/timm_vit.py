@@ -64,7 +64,7 @@ class TimmTower(Tower):
             norm.reset_parameters()
         return norm
 
-    def layer_of(self, name: str) -> int:
+    def find_layer(self, name: str) -> int:
         name = name.removeprefix("trunk.")
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
