@@ -83,7 +83,7 @@ build/transformers/installed build/heic/installed build/labels/installed: $(VENV
 
 .PHONY: test-transformers
 test-transformers: build/transformers/installed  ## Run the tests that need transformers
-	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/deploy/export tests/method/model/test_transformers_folder.py
+	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/deploy/export tests/method/model/test_beside_transformers.py
 
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of HEIC images

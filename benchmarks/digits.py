@@ -22,8 +22,9 @@ import torch
 
 from must.api.demo import CLASSES, digit_parts
 from must.data.augment.normalize import normalize
-from must.method.model.bundle import Bundle, get_preprocess, load_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.description import get_preprocess
 
 VARIANTS: dict[str, dict[str, float | str]] = {
     "self-training only": {"fairness-weight": 0, "reconstruction-weight": 0, "align-weight": 0},

@@ -27,7 +27,8 @@ from must.data.loading.loader import EvalSource
 from must.evaluation.evaluate import load_baseline
 from must.evaluation.scores import NO_LABEL, label_numbers
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import Bundle, get_preprocess
+from must.method.model.bundle import Bundle
+from must.method.model.description import get_preprocess
 
 ALPHA, BETA = 1.0, 5.5
 """Tip-Adapter's weight of the cache and sharpness of the affinity, as published; tuning them would need more labels."""

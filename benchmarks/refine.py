@@ -13,9 +13,9 @@ import time
 import numpy as np
 import torch
 
-from must.method.memory.memory import build_memory
+from must.method.memory.build import build_memory
 from must.method.memory.pool import Pool
-from must.method.memory.vectors import NEIGHBOURS, Whitening, nearest
+from must.method.model.vectors import NEIGHBOURS, Whitening, nearest
 
 PLAIN = 10_000  # images for the plain alternative
 

@@ -26,7 +26,8 @@ from must.data.image.preprocess import EvalView, normalize_pixels
 from must.data.loading.reader import ShardReader
 from must.deploy.export.export import export
 from must.deploy.predict.session import OnnxClassifier
-from must.method.model.bundle import Bundle, Description, get_preprocess, load_bundle, save_bundle
+from must.method.model.bundle import Bundle, load_bundle, save_bundle
+from must.method.model.description import Description, get_preprocess
 from must.method.model.masked_vit import MaskedViT
 
 Classify = Callable[[np.ndarray], np.ndarray]

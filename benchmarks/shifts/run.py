@@ -34,10 +34,11 @@ from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.coverage import order_by_coverage
 from must.method.answers.review import SCHEDULE
 from must.method.memory.alpha import interpolate, load_trained
-from must.method.memory.memory import build_memory, find_neighbours
+from must.method.memory.build import build_memory, find_neighbours
 from must.method.memory.pool import Pool, read_pool
-from must.method.model.bundle import get_preprocess, load_bundle, zero_shot_bundle
+from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
+from must.method.model.description import get_preprocess
 from must.method.train.trainer import train
 
 ALPHAS = (0.0, 0.5, 1.0)

@@ -36,8 +36,9 @@ from must.data.format.index import load_index
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
-from must.method.model.bundle import load_description
+from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.model.description import load_description
 from must.method.model.folder import MODELS_FOLDER
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/memory/vectors.py)
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
@@ -184,7 +185,8 @@ def make_model(run: Run, state: WorkState, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
     if not state.labels_are_up_to_date():
         paths = {"classifier": str(state.classifier), "model": str(state.model), "output": str(state.labels)}
-        run("refine", {**common, **paths, "answers": str(state.answers) if state.answers_sha256() else None})
+        answers = str(state.answers)
+        run("refine", {**common, **paths, "answers": answers if hash_answers(answers) else None})
     if not state.report_is_up_to_date():
         paths = {"model": str(state.model), "baseline": str(state.classifier), "refined": str(state.labels)}
         measured = {"shards": str(state.test), "split": "test"} if state.has_test else {"split": "train"}

@@ -36,7 +36,7 @@ def check_class_set(config: Any, classes: str, flag: str) -> None:
 
 
 def check_bundle(config: Any, uri: str, flag: str) -> None:
-    from must.method.model.bundle import load_description
+    from must.method.model.description import load_description
 
     load_description(uri)
 

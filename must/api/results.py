@@ -14,7 +14,7 @@ from must.deploy.predict.writer import Prediction
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
 from must.evaluation.result import Metrics
-from must.method.model.bundle import load_description
+from must.method.model.description import load_description
 from must.method.model.provenance import RunSummary
 
 

@@ -6,6 +6,8 @@ the old ones, which go to WORK/before. Until then WORK is unchanged. A call that
 completed by the next one.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -19,7 +21,6 @@ import numpy as np
 from must.api.inputs import FOLDER, MANIFEST
 from must.base import storage
 from must.base.files import (
-    ANSWERS_FILE,
     CHECKPOINTS,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
@@ -36,6 +37,7 @@ from must.base.text import counted
 from must.config.work import is_work
 from must.data.format.index import load_index
 from must.data.shards.history import History
+from must.method.answers.answers_file import hash_answers
 from must.method.model.folder import MODELS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,16 @@ DERIVED = ("onnx", "open_clip", "decision.json")  # of a model that is replaced;
 BEFORE, NEXT_PREFIX, EXCHANGE, ASIDE = "before", ".next-", "exchange.json", "old"
 
 
+class PartPath:
+    """The path of a part of WORK, which is in the folder of this call where the part is made anew."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, state: WorkState, _owner: object) -> Path:
+        return state.part(self.name)
+
+
 class WorkState:
     """The parts of WORK: those that are up to date, where they are; the others, where they are made."""
 
@@ -76,7 +88,7 @@ class WorkState:
         self.has_test = bool(inputs["test_images"])
 
     @classmethod
-    def open(cls, work: Path, inputs: dict[str, Any], again: bool) -> "WorkState":
+    def open(cls, work: Path, inputs: dict[str, Any], again: bool) -> WorkState:
         """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
         Raises UserError: there are files of others with the names of parts."""
         inputs = json.loads(json.dumps(inputs, default=str))
@@ -110,39 +122,17 @@ class WorkState:
     def part(self, name: str) -> Path:
         return (self.folder if name in self.outdated else self.work) / name
 
-    @property
-    def classifier(self) -> Path:
-        return self.part(CLASSIFIER_FILE)
-
-    @property
-    def shards(self) -> Path:
-        return self.part(SHARDS)
-
-    @property
-    def test(self) -> Path:
-        return self.part(TEST)
-
-    @property
-    def model(self) -> Path:
-        return self.part(BUNDLE)
-
-    @property
-    def labels(self) -> Path:
-        return self.part(LABELS)
-
-    @property
-    def report(self) -> Path:
-        return self.part(REPORT)
+    classifier = PartPath(CLASSIFIER_FILE)
+    shards = PartPath(SHARDS)
+    test = PartPath(TEST)
+    model = PartPath(BUNDLE)
+    labels = PartPath(LABELS)
+    report = PartPath(REPORT)
 
     @property
     def answers(self) -> Path:
         """People's answers stay where they are: they belong to a picture's sha256."""
         return self.work / "review"
-
-    def answers_sha256(self) -> str:
-        """ "" without answers."""
-        file = self.answers / ANSWERS_FILE
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
     def class_names(self) -> list[str]:
         from must.method.model.classifier import read_header
@@ -165,7 +155,7 @@ class WorkState:
         return (
             bool(weights)
             and value(file, "weights_sha256") == weights
-            and value(file, "answers_sha256") == self.answers_sha256()
+            and value(file, "answers_sha256") == hash_answers(str(self.answers))
             and (self.labels / PREDICTIONS_FILE).exists()
         )
 

@@ -42,15 +42,9 @@ from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.alpha import CLASSIFIER_PREFIXES
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.pool import read_pool, subsample
-from must.method.model.bundle import (
-    Bundle,
-    get_preprocess,
-    load_bundle,
-    require_classes,
-    require_same_model,
-    zero_shot_bundle,
-)
+from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
+from must.method.model.description import get_preprocess, require_classes, require_same_model
 
 logger = logging.getLogger(__name__)
 

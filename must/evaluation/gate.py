@@ -14,7 +14,7 @@ from must.base.records import make_record
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.estimate import AccuracyEstimate
-from must.method.model.bundle import load_description, require_same_model
+from must.method.model.description import load_description, require_same_model
 from must.method.model.provenance import CheckResult, Selection
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from must.base.progress import bar
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
-from must.method.memory.memory import MemoryClassifier
 from must.method.model.masked_vit import MaskedViT
+from must.method.model.memory import MemoryClassifier
 
 TOP_K = 5
 NO_LABEL = -1

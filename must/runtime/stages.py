@@ -24,8 +24,8 @@ from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import read_metrics
-from must.method.model.bundle import load_description
 from must.method.model.classifier import read_header
+from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
 from must.runtime.check import sharding_settings, training_settings

@@ -25,7 +25,7 @@ from must.base.exits import BUG, PREEMPTED, format_error, handling
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment
-from must.method.model.bundle import load_description, summary_at
+from must.method.model.description import load_description, summary_at
 from must.method.model.provenance import RunSummary
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings

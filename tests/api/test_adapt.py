@@ -18,7 +18,8 @@ from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.api.inputs import as_image, folder_names, make_entries, to_source
 from must.data.augment.normalize import normalize
-from must.method.model.bundle import get_preprocess, load_bundle
+from must.method.model.bundle import load_bundle
+from must.method.model.description import get_preprocess
 from tests.evaluation.digits import decode_pixels
 
 SETTINGS = {"train": "yes", "preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from must.data.format.index import load_index
-from must.method.model.bundle import load_description
+from must.method.model.description import load_description
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.nodes import encode_nodes

@@ -21,8 +21,9 @@ from must.config import ClassifierConfig, EvaluateConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
-from must.method.model.bundle import Bundle, get_preprocess, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
+from must.method.model.description import get_preprocess
 from must.method.model.provenance import Provenance
 from tests.once import made_once
 

@@ -20,7 +20,8 @@ from must.evaluation.evaluate import evaluate
 from must.evaluation.result import parse_metrics
 from must.evaluation.table import text_table
 from must.method.memory.refine import refine
-from must.method.model.bundle import get_preprocess, load_bundle, save_bundle
+from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.description import get_preprocess
 from tests.evaluation.digits import decode_pixels, evaluation
 from tests.method.train.processes import on_ranks
 

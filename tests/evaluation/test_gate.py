@@ -12,7 +12,8 @@ from must.evaluation import gate
 from must.evaluation.evaluate import evaluate, measure
 from must.evaluation.result import parse_metrics as metrics_from
 from must.evaluation.scores import Collector, Samples
-from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.description import load_description
 from tests.evaluation.digits import evaluation
 
 CLASSES = list("abcdefghij")

@@ -29,8 +29,8 @@ from must.data.sources.files import Manifest
 from must.data.sources.tables import Table, Tables
 from must.deploy.predict.session import parse_metadata
 from must.deploy.serve.protocol import Limits, Refused, parse_request
-from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, parse_header
+from must.method.model.description import load_description
 from tests import zoo
 
 REFUSALS = (ValueError, UnreadableError, Refused)

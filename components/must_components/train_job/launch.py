@@ -23,7 +23,7 @@ from must.base.lock import RUN_ID
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.text import one_line
-from must.method.model.bundle import summary_at
+from must.method.model.description import summary_at
 from must.runtime.notes import Facts, stage_note
 from must.runtime.places import JobUri, WorkUri
 from must.runtime.training import Trained, describe_run, job_values, origin

@@ -22,7 +22,8 @@ from must.data.image.preprocess import Preprocess, describe_preprocess, normaliz
 from must.deploy.export.inference import InferenceModel
 from must.deploy.export.model_card import PARAMETERS_SHOWN
 from must.deploy.predict.session import EMBEDDING, SIMILARITY, load_runtime
-from must.method.model.bundle import Bundle, Description, get_preprocess
+from must.method.model.bundle import Bundle
+from must.method.model.description import Description, get_preprocess
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18

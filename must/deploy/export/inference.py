@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from must.method.memory.vectors import flatten_tokens
 from must.method.model.attention import SelfAttention, is_residual
-from must.method.model.bundle import Bundle, get_preprocess
+from must.method.model.bundle import Bundle
+from must.method.model.description import get_preprocess
 from must.method.model.towers.clip_vit import ClipTower
+from must.method.model.vectors import flatten_tokens
 
 LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
 

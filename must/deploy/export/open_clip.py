@@ -24,8 +24,9 @@ from must.deploy.export.model_card import README_FILE, hub_card, images_text
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import Metrics
 from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
-from must.method.model.bundle import Bundle, get_preprocess
+from must.method.model.bundle import Bundle
 from must.method.model.classifier import read_header
+from must.method.model.description import get_preprocess
 from must.method.model.folder import verified, write_files
 from must.method.model.hub import first_line
 

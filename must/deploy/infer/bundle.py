@@ -19,8 +19,9 @@ from must.data.augment.normalize import normalize
 from must.deploy.export.inference import InferenceModel
 from must.deploy.predict.session import Classified, Model
 from must.method.distributed.process_group import pick_device
-from must.method.model.bundle import Bundle, get_preprocess, load_bundle, named_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, named_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.description import get_preprocess
 
 
 class BundleClassifier:

@@ -24,7 +24,7 @@ from must.deploy.promote.registry import (
 )
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
-from must.method.model.bundle import (
+from must.method.model.description import (
     Description,
     check_weights,
     load_description,

@@ -34,13 +34,14 @@ from must.method.answers.review import (
     random_order,
 )
 from must.method.distributed.process_group import init_distributed
+from must.method.memory.build import build_memory, predict_left_out
 from must.method.memory.check import Predicted
-from must.method.memory.memory import build_memory, predict_left_out
 from must.method.memory.pool import Pool, fit_whitening, join_pools, read_pool, subsample
 from must.method.memory.propagate import answer_rows, fit_correction, refine_probabilities
-from must.method.memory.vectors import nearest
-from must.method.model.bundle import get_preprocess, load_bundle, require_classes, zero_shot_bundle
+from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.description import get_preprocess, require_classes
+from must.method.model.vectors import nearest
 
 SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first

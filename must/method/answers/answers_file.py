@@ -12,6 +12,7 @@ another model, and may come from another program.
 correction made elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct labels.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -53,6 +54,12 @@ class Answer:
 def answers_file(uri: str) -> str:
     """The file of answers in a folder; the URI of a file is returned as it is."""
     return uri if uri.endswith(".jsonl") else storage.join(uri, ANSWERS_FILE)
+
+
+def hash_answers(uri: str) -> str:
+    """The sha256 of the file of answers; "" if there is none."""
+    file = answers_file(uri) if uri else ""
+    return hashlib.sha256(storage.read_bytes(file)).hexdigest() if file and storage.exists(file) else ""
 
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:

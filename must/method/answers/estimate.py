@@ -21,8 +21,9 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class AccuracyEstimate:
-    """Accuracies on the answered images. `gain`: of the model over the zero-shot model, paired; `refined`: of the
-    refined labels before any answer; `with_answers`: of the model with the answers in it, by cross-validation."""
+    """Accuracies on the answered images. `model`: before any answer; `refined`: of its refined labels; `with_answers`:
+    with the answers in it, by cross-validation. `gain`: over the zero-shot model, paired, of the model with answers if
+    there is one, else of the model."""
 
     answers: int
     zero_shot: Share
@@ -41,7 +42,8 @@ class AccuracyEstimate:
     ) -> Self:
         """From bool [A]: whether each model is right about each answered image."""
         others = (None if right is None else share(right) for right in (refined, with_answers))
-        return cls(len(model), share(zero_shot), share(model), difference(zero_shot, model), *others)
+        gain = difference(zero_shot, model if with_answers is None else with_answers)
+        return cls(len(model), share(zero_shot), share(model), gain, *others)
 
     @property
     def verdict(self) -> str:
@@ -59,7 +61,7 @@ class AccuracyEstimate:
             ("the model with answers", self.with_answers),
         ]  # fmt: skip
         shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
-        gain = f"gain of the model {100 * self.gain.value:+.1f} points"
+        gain = f"gain of {parts[3][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
         return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}"
 

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         for rank, failure in error.failures.items():
-            if (code := failure.exitcode) not in REPORTED_CODES:
+            code = failure.exitcode
+            stopped = code == -signal.SIGTERM != first.exitcode  # by torchrun, because the first one had failed
+            if code not in REPORTED_CODES and not stopped:
                 outcome = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
                 logger.warning(f"rank {rank} (pid {failure.pid}) {outcome}")
         if first.exitcode in KILL_CODES:

@@ -12,8 +12,8 @@ from must.base.parameters import require
 from must.base.progress import watched
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
-from must.method.memory.vectors import FITTED, Whitening, flatten_tokens, join_vectors
 from must.method.model.masked_vit import MaskedViT
+from must.method.model.vectors import FITTED, Whitening, flatten_tokens, join_vectors
 
 KEPT_FLAT = 4 * FITTED  # images whose tokens are kept until the whitening is fitted; above, a first pass fits it
 

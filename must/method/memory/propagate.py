@@ -21,12 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from must.method.memory.vectors import neighbour_weights
+from must.method.model.memory import apply_correction, as_probabilities
+from must.method.model.vectors import neighbour_weights
 
 ROUNDS = 10
 VOTES = 2.0  # number of an image's neighbours that count as independent
 RARE = 1e-3  # added to a class's mean, so that the lift of an absent class is finite; and the smallest lift
-SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
 BLOCK_NUMBERS = 1 << 25  # numbers of a block of images
 
@@ -100,12 +100,6 @@ def log_lift(labels: Tensor, shared: float, mean: Tensor) -> Tensor:
     return (1 - shared + shared * labels / mean).clamp(min=RARE).log()
 
 
-def as_probabilities(values: Tensor) -> Tensor:
-    """[N, K], at least SMALLEST_PROBABILITY each, rows of sum 1."""
-    values = values.clamp(min=SMALLEST_PROBABILITY)
-    return values / values.sum(-1, keepdim=True)
-
-
 def measure_sharing(neighbours: Tensor, weights: Tensor, labels: Tensor) -> float:
     """How often an image and its neighbours [N, C], with `weights` [N, C], have the same of the `labels` [N], beyond
     chance: 0 for as often as two random images, 1 for always."""
@@ -135,12 +129,6 @@ def fit_correction(probabilities: Tensor, values: Tensor, answered: Tensor, labe
         if left_out < smallest:
             smallest, change = left_out, known.T @ weights
     return change
-
-
-def apply_correction(probabilities: Tensor, values: Tensor, correction: Tensor, share: Tensor | None = None) -> Tensor:
-    """Float32 [N, K]: the probabilities [N, K], corrected; with `share` [N], by this share of the correction."""
-    change = torch.cat([probabilities, values.float()], 1) @ correction.float()
-    return as_probabilities(probabilities + (change if share is None else share[:, None] * change))
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -4,7 +4,6 @@ Both come from label propagation (propagate.py) of the model's own predictions, 
 are any. Nothing is trained.
 """
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -24,24 +23,19 @@ from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import History
-from must.method.answers.answers_file import RANDOM, answers_file, read_answers
+from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
+from must.method.memory.build import build_memory, find_neighbours, predict_left_out
 from must.method.memory.check import Predicted, compare_predictions
-from must.method.memory.memory import Memory, build_memory, find_neighbours, predict_left_out
 from must.method.memory.pool import Pool, read_pool, subsample
 from must.method.memory.propagate import answer_rows
-from must.method.model.bundle import (
-    Bundle,
-    get_preprocess,
-    load_bundle,
-    require_classes,
-    save_bundle,
-    zero_shot_bundle,
-)
+from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.description import get_preprocess, require_classes
+from must.method.model.memory import Memory
 from must.method.model.provenance import Selection
 
 logger = logging.getLogger(__name__)
@@ -201,12 +195,6 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     if others:
         logger.info(f"{counted(others, 'answer')} left out: of images or classes that are no longer there")
     return Answers(known, random)
-
-
-def hash_answers(uri: str) -> str:
-    """Of the file; "" if there is none."""
-    file = answers_file(uri) if uri else ""
-    return hashlib.sha256(storage.read_bytes(file)).hexdigest() if file and exists(file) else ""
 
 
 def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) -> Refined:

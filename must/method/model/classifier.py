@@ -19,6 +19,7 @@ from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
+from must.method.model.description import LARGEST_HEADER, LARGEST_LOGIT_FACTOR
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +31,8 @@ BUNDLED_SET = "imagenet"
 DEFAULT_TEMPLATE = "a photo of a {}."  # for classes without templates
 CLASS_FILE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # anything else may be a list of classes
 LONGEST_NUMBER = 320  # bits of a number that is a class name: Python does not print very long ones
-LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 LARGEST_SET, PROMPT_OVERHEAD = 300_000_000, 50  # bytes of all prompts, and of each besides its characters
-LARGEST_LOGIT_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow
 LARGEST_SHARE = 1e9  # its inverse is the smallest share: float32 can hold the ratio
 
 

@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_map
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
 from must.method.memory.pool import fit_whitening, read_pool
-from must.method.memory.propagate import RARE, ROUNDS, SMALLEST_PROBABILITY
-from must.method.memory.vectors import NEIGHBOURS, nearest, neighbour_weights
+from must.method.memory.propagate import RARE, ROUNDS
 from must.method.model.masked_vit import MaskedViT
+from must.method.model.memory import SMALLEST_PROBABILITY
+from must.method.model.vectors import NEIGHBOURS, nearest, neighbour_weights
 
 TOP = 16
 IMAGES_AT_ONCE = 4096

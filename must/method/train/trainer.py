@@ -33,11 +33,12 @@ from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
 from must.method.memory.alpha import Weights, interpolate
+from must.method.memory.build import LARGEST_MEMORY, build_memory
 from must.method.memory.check import Predicted, compare_predictions
-from must.method.memory.memory import LARGEST_MEMORY, build_memory
 from must.method.memory.pool import read_pool, subsample
-from must.method.model.bundle import Bundle, Description, get_preprocess, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
+from must.method.model.description import Description, get_preprocess
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import RunSummary, Selection
 from must.method.train.checkpoint import exclusive_checkpoints

@@ -21,8 +21,8 @@ from must.data.sources import archives
 from must.data.sources.archives import Archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
 from must.deploy.predict.images import predict_images
-from must.method.model.bundle import load_description
 from must.method.model.classifier import load_class_set, load_text_classifier
+from must.method.model.description import load_description
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.data.tars import tar_of, zip_of

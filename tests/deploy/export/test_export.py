@@ -21,7 +21,8 @@ from must.deploy.export import graph
 from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.result import write_metrics
-from must.method.model.bundle import get_preprocess, load_bundle
+from must.method.model.bundle import load_bundle
+from must.method.model.description import get_preprocess
 from must.method.model.provenance import RunSummary
 from tests.deploy.export.conftest import files_up_to
 from tests.evaluation.digits import decode_pixels

@@ -14,7 +14,8 @@ from must.data.image.preprocess import Preprocess
 from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.backbone import load_backbone
-from must.method.model.bundle import Bundle, Description
+from must.method.model.bundle import Bundle
+from must.method.model.description import Description
 from must.method.model.masked_vit import MaskedViT
 from tests.method.memory.remembering import remember
 from tests.method.model.tiny import EMBED, SIZE, WIDTH, model_folder

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.inference import InferenceModel
 from must.method.model.backbone import build_visual
-from must.method.model.bundle import Bundle, Description
+from must.method.model.bundle import Bundle
+from must.method.model.description import Description
 from must.method.model.masked_vit import MaskedViT
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}

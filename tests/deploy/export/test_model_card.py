@@ -14,7 +14,7 @@ from must.config import EvaluateConfig
 from must.deploy.export.model_card import backbone_licence, hub_card, model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
-from must.method.model.bundle import Description, load_description
+from must.method.model.description import Description, load_description
 from must.method.model.provenance import Provenance
 from tests.evaluation.measured import MEASURED
 

@@ -72,6 +72,8 @@ def test_no_answers_say_nothing_and_few_say_little():
     measured = AccuracyEstimate.from_correct(~all_right, all_right, all_right)
     assert make_record(AccuracyEstimate, json.loads(json.dumps(asdict(measured)))) == measured
     assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
+    better = AccuracyEstimate.from_correct(~all_right, ~all_right, with_answers=all_right)
+    assert better.gain.value == 1 and "gain of the model with answers +100.0 points" in better.text()
 
 
 def test_only_sure_answers_about_pictures_drawn_at_random_measure():

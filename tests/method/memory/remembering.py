@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from must.method.memory.memory import build_memory
+from must.method.memory.build import build_memory
 from must.method.memory.pool import Pool
 from must.method.memory.propagate import answer_rows
-from must.method.memory.vectors import Whitening, flatten_tokens, join_vectors
 from must.method.model.bundle import Bundle
+from must.method.model.vectors import Whitening, flatten_tokens, join_vectors
 
 
 @torch.no_grad()

@@ -7,20 +7,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from must.method.memory.memory import (
-    FEW_IMAGES,
-    LABELS_KEPT,
-    Memory,
-    MemoryClassifier,
-    build_memory,
-    parse_memory,
-    predict_left_out,
-)
+from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory, predict_left_out
 from must.method.memory.pool import Pool
-from must.method.memory.propagate import RARE, SMALLEST_PROBABILITY, VOTES, answer_rows
-from must.method.memory.vectors import NEIGHBOURS, SHARPNESS, Whitening
+from must.method.memory.propagate import RARE, VOTES, answer_rows
 from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.memory import SMALLEST_PROBABILITY, Memory, MemoryClassifier, parse_memory
 from must.method.model.provenance import MemoryFacts
+from must.method.model.vectors import NEIGHBOURS, SHARPNESS, Whitening
 from tests.method.memory.remembering import remember
 
 CPU = torch.device("cpu")

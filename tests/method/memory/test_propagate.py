@@ -4,17 +4,9 @@ import pytest
 import torch
 
 from must.method.memory import propagate as module
-from must.method.memory.propagate import (
-    RARE,
-    SMALLEST_PROBABILITY,
-    VOTES,
-    answer_rows,
-    apply_correction,
-    fit_correction,
-    measure_sharing,
-    propagate,
-)
-from must.method.memory.vectors import neighbour_weights
+from must.method.memory.propagate import RARE, VOTES, answer_rows, fit_correction, measure_sharing, propagate
+from must.method.model.memory import SMALLEST_PROBABILITY, apply_correction
+from must.method.model.vectors import neighbour_weights
 
 PAIR = torch.tensor([[1], [0]])  # each is the other's neighbour
 FOUR = torch.tensor([[1], [0], [3], [2]])  # two pairs of neighbours

@@ -20,7 +20,8 @@ from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
-from must.method.model.bundle import load_bundle, load_description, save_bundle
+from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.description import load_description
 from must.method.model.provenance import MemoryFacts
 
 

@@ -46,7 +46,8 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from must.deploy.export.export import export
     from must.method.distributed.process_group import World
     from must.method.model.backbone import load_backbone
-    from must.method.model.bundle import load_bundle, load_description, save_bundle
+    from must.method.model.bundle import load_bundle, save_bundle
+    from must.method.model.description import load_description
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.recipe import StepSettings
     from must.method.train.step import MustStep, blank

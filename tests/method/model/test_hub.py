@@ -16,10 +16,10 @@ from must.base.errors import TransientError, UserError
 from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
-from must.method.model.bundle import load_description
+from must.method.model.description import load_description
 from tests.method.model.hub import serving
-from tests.method.model.test_transformers_folder import by_hand
 from tests.method.model.tiny import model_folder
+from tests.method.model.transformers_clip import by_hand
 
 FILES = "or put open_clip_config.json and open_clip_model.safetensors of it into a folder and give that as --model"
 OPENAI = "timm/vit_base_patch16_clip_224.openai"
@@ -168,8 +168,7 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked,
     trained = load_description("model").provenance
     assert (trained.model_folder, trained.model_sha256) == (made.model_folder, made.model_sha256)
     call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
-    call("select", **shards, model="model", baseline=file, output="selected")
-    metrics = call("evaluate", **shards, model="selected", baseline=file, output="report", device="cpu")
+    metrics = call("evaluate", **shards, model="model", baseline=file, output="report", device="cpu")
     assert metrics.images == 120
-    call("export", model="selected", shards=digits.shards, output="onnx", images=40)
+    call("export", model="model", shards=digits.shards, output="onnx", images=40)
     assert not (tmp_path / "cache").exists()

@@ -16,8 +16,9 @@ from must.base.parameters import load
 from must.config import ClassifierConfig, ExportConfig, TrainConfig
 from must.deploy.export.export import export
 from must.method.model.backbone import build_visual, check_tower, load_backbone, read_architecture
-from must.method.model.bundle import load_bundle, load_description
+from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
+from must.method.model.description import load_description
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.step import parameter_groups
 from must.method.train.trainer import train

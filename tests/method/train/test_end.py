@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from must.method.model.bundle import load_description
+from must.method.model.description import load_description
 from must.method.train import trainer
 from must.method.train.trainer import train
 from tests.method.train import lives

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from must.method.model.bundle import load_description
 from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.model.description import load_description
 from must.method.train.losses import fairness_loss
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training

@@ -5,8 +5,9 @@ import torch
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.model.bundle import get_preprocess, zero_shot_bundle
+from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.description import get_preprocess
 from must.method.train import trainer
 from must.method.train.trainer import start_mask_token
 

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from must.config import ShardConfig, TrainConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
-from must.method.model.bundle import load_bundle, load_description
+from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier
+from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.checkpoint import load_state
 from must.method.train.log import unlearned

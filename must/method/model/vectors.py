@@ -20,6 +20,7 @@ from must.method.model.towers import Tower
 TOKEN_GRID = 4  # cells per side, over which patches are averaged
 TOKENS_SHARE = 0.7  # of a cosine, from the tokens
 COMPONENTS = 128  # principal components of each of the two parts
+SMALLEST_SPREAD = 1e-3  # of the largest: below it a component is mostly the rounding of float32, and is left out
 FITTED = 2_000  # images that the components are computed from
 ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
 NEIGHBOURS = 10
@@ -49,8 +50,8 @@ class Whitening(nn.Module):
         mean = sample.mean(0)
         spread, axes = find_components(sample - mean)
         count = max(1, min(COMPONENTS, len(sample) // 4))
-        nonzero = spread[:count] > 1e-6 * spread[0].clamp(min=1e-30)
-        scale = len(sample) ** 0.5 / spread[:count].clamp(min=1e-30) * nonzero
+        strong = spread[:count] > SMALLEST_SPREAD * spread[0].clamp(min=1e-30)
+        scale = len(sample) ** 0.5 / spread[:count].clamp(min=1e-30) * strong
         projection = (axes[:count] * scale[:, None]).T
         largest = projection.abs().amax(0).clamp(min=1e-30)
         # Columns are scaled to fit half precision; `normalize` in `forward` needs their ratios, which `scale` keeps.

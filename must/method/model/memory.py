@@ -19,43 +19,17 @@ Shapes: B images, N images in the memory, K classes, V numbers a vector, S label
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from must.base.parameters import require
-from must.method.memory.pool import Pool
-from must.method.memory.propagate import (
-    RARE,
-    VOTES,
-    Propagated,
-    apply_correction,
-    as_probabilities,
-    fit_correction,
-    log_lift,
-    refine_probabilities,
-)
-from must.method.memory.vectors import (
-    NEIGHBOURS,
-    Whitening,
-    flatten_tokens,
-    join_vectors,
-    nearest,
-    neighbour_weights,
-)
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.provenance import MemoryFacts
+from must.method.model.vectors import NEIGHBOURS, Whitening, flatten_tokens, join_vectors, neighbour_weights
 
-LARGEST_MEMORY = 10_000  # images, at even intervals
-LABELS_KEPT = 5
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
-FADE = (
-    0.01,
-    0.25,
-)  # quantiles of the memory's own cosines: votes count nothing below the first, fully above the second
-FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
+SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 
 
 class Memory(nn.Module):
@@ -116,67 +90,16 @@ class MemoryClassifier(nn.Module):
         return self.memory(logits.float().softmax(-1), vectors)
 
 
-def build_memory(
-    pool: Pool,
-    answers: Tensor,
-    device: torch.device,
-    limit: int = LARGEST_MEMORY,
-    near: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Memory, Propagated]:
-    """(the memory on the CPU, the refined labels of all N images on the device).
-
-    Args:
-        answers: int64 [2, A], as of `answer_rows`.
-        limit: images that are kept; the others only take part in the propagation.
-        near: as of `find_neighbours`, where several memories of one pool are made.
-    """
-    values, P = F.normalize(pool.vectors.to(device).float(), dim=1), pool.probabilities.to(device).float()
-    answered, labels = answers.to(device)
-    correction = fit_correction(P, values, answered, labels)
-    neighbours, cosines = near or nearest(values)
-    refined = refine_probabilities(neighbours, cosines, P, correction, values, answers)
-    rows, Z = keep_rows(len(values), limit, answered), refined.labels
-    if len(rows) < len(values):
-        _, cosines = nearest(values[rows])
-    counts, mean = Z.sum(0), Z.mean(0) + RARE
-    label, classes = Z[rows].topk(min(LABELS_KEPT, P.shape[1]), dim=1)
-    lift = log_lift(label, refined.shared, mean[classes]) - math.log(max(1 - refined.shared, RARE))
-    buffers = {
-        "vectors": values[rows].half(),
-        "classes": classes.int(),
-        "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
-        "fade": measure_fade(cosines),
-        "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
-    }
-    facts = MemoryFacts(images=len(rows), answers=len(answered), shared=round(refined.shared, 4))
-    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined
+def apply_correction(probabilities: Tensor, values: Tensor, correction: Tensor, share: Tensor | None = None) -> Tensor:
+    """Float32 [N, K]: the probabilities [N, K], corrected; with `share` [N], by this share of the correction."""
+    change = torch.cat([probabilities, values.float()], 1) @ correction.float()
+    return as_probabilities(probabilities + (change if share is None else share[:, None] * change))
 
 
-def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(numbers, cosines) of each image's nearest ones, as of `nearest`."""
-    return nearest(F.normalize(pool.vectors.to(device).float(), dim=1))
-
-
-@torch.inference_mode()
-def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Tensor:
-    """Int64 [R]: the model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
-    probability, vectors = pool.probabilities[rows].float(), F.normalize(pool.vectors[rows].float(), dim=1)
-    return torch.cat(
-        [memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)]
-    )
-
-
-def measure_fade(cosines: Tensor) -> Tensor:
-    """Float32 [2]: the FADE quantiles of the images' weighted mean cosine with their neighbours, `cosines` [N, C]."""
-    distances = (neighbour_weights(cosines) * cosines).sum(1)
-    low, high = (float(distances.kthvalue(max(1, round(share * len(distances)))).values) for share in FADE)
-    return torch.tensor([low, max(high, low + 1e-6)])
-
-
-def keep_rows(images: int, limit: int, answered: Tensor) -> Tensor:
-    """Int64 [M], rising: `limit` of the images at even intervals, and the answered ones."""
-    even = torch.linspace(0, images - 1, min(images, limit), device=answered.device).round().long()
-    return torch.cat([even, answered]).unique()
+def as_probabilities(values: Tensor) -> Tensor:
+    """[N, K], at least SMALLEST_PROBABILITY each, rows of sum 1."""
+    values = values.clamp(min=SMALLEST_PROBABILITY)
+    return values / values.sum(-1, keepdim=True)
 
 
 def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedViT) -> Memory:

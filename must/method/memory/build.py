@@ -1,0 +1,89 @@
+"""Makes a memory (must/method/model/memory.py) of the unlabeled images: their vectors and refined labels.
+
+Shapes: N images of which M are kept, K classes, V numbers a vector, S labels kept of an image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from must.method.memory.pool import Pool
+from must.method.memory.propagate import RARE, VOTES, Propagated, fit_correction, log_lift, refine_probabilities
+from must.method.model.memory import Memory
+from must.method.model.provenance import MemoryFacts
+from must.method.model.vectors import nearest, neighbour_weights
+
+LARGEST_MEMORY = 10_000  # images, at even intervals
+LABELS_KEPT = 5
+FADE = (
+    0.01,
+    0.25,
+)  # quantiles of the memory's own cosines: votes count nothing below the first, fully above the second
+FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
+
+
+def build_memory(
+    pool: Pool,
+    answers: Tensor,
+    device: torch.device,
+    limit: int = LARGEST_MEMORY,
+    near: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Memory, Propagated]:
+    """(the memory on the CPU, the refined labels of all N images on the device).
+
+    Args:
+        answers: int64 [2, A], as of `answer_rows`.
+        limit: images that are kept; the others only take part in the propagation.
+        near: as of `find_neighbours`, where several memories of one pool are made.
+    """
+    values, P = F.normalize(pool.vectors.to(device).float(), dim=1), pool.probabilities.to(device).float()
+    answered, labels = answers.to(device)
+    correction = fit_correction(P, values, answered, labels)
+    neighbours, cosines = near or nearest(values)
+    refined = refine_probabilities(neighbours, cosines, P, correction, values, answers)
+    rows, Z = keep_rows(len(values), limit, answered), refined.labels
+    if len(rows) < len(values):
+        _, cosines = nearest(values[rows])
+    counts, mean = Z.sum(0), Z.mean(0) + RARE
+    label, classes = Z[rows].topk(min(LABELS_KEPT, P.shape[1]), dim=1)
+    lift = log_lift(label, refined.shared, mean[classes]) - math.log(max(1 - refined.shared, RARE))
+    buffers = {
+        "vectors": values[rows].half(),
+        "classes": classes.int(),
+        "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
+        "fade": measure_fade(cosines),
+        "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
+    }
+    facts = MemoryFacts(images=len(rows), answers=len(answered), shared=round(refined.shared, 4))
+    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined
+
+
+def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(numbers, cosines) of each image's nearest ones, as of `nearest`."""
+    return nearest(F.normalize(pool.vectors.to(device).float(), dim=1))
+
+
+@torch.inference_mode()
+def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Tensor:
+    """Int64 [R]: the model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
+    probability, vectors = pool.probabilities[rows].float(), F.normalize(pool.vectors[rows].float(), dim=1)
+    return torch.cat(
+        [memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)]
+    )
+
+
+def measure_fade(cosines: Tensor) -> Tensor:
+    """Float32 [2]: the FADE quantiles of the images' weighted mean cosine with their neighbours, `cosines` [N, C]."""
+    distances = (neighbour_weights(cosines) * cosines).sum(1)
+    low, high = (float(distances.kthvalue(max(1, round(share * len(distances)))).values) for share in FADE)
+    return torch.tensor([low, max(high, low + 1e-6)])
+
+
+def keep_rows(images: int, limit: int, answered: Tensor) -> Tensor:
+    """Int64 [M], rising: `limit` of the images at even intervals, and the answered ones."""
+    even = torch.linspace(0, images - 1, min(images, limit), device=answered.device).round().long()
+    return torch.cat([even, answered]).unique()
