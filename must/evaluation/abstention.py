@@ -3,8 +3,7 @@
 Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The lowest
 threshold whose risk is at most the target is chosen: it has the largest coverage. The risk at a threshold is bounded
 from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down until one
-fails, so that the bound holds for the chosen one (Angelopoulos et al. 2021, "Learn then test", arXiv
-2110.01052: fixed sequence testing).
+fails, so that the bound holds for the chosen one (must/method/answers/accept.py).
 """
 
 import math
@@ -13,8 +12,8 @@ import numpy as np
 
 from must.evaluation.metrics import binomial_tail
 from must.evaluation.result import Abstention
+from must.method.answers.accept import CONFIDENCE, Step, first_count, last_kept
 
-CONFIDENCE = 0.95  # of the bound
 THRESHOLDS_TRIED = 100
 
 
@@ -24,27 +23,15 @@ def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Ab
     images = len(confidence)
     if not images:
         return no_threshold(target, 0, "needs labels of images at random")
-    ordered = np.argsort(-confidence, kind="stable")
-    wrong = np.cumsum(~correct[ordered])
-    best = no_threshold(target, images, "the surest images alone do not keep the target with so many labels")
-    min_images = first_count(images, target)
-    for threshold in np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]:
-        named = int((confidence >= threshold).sum())
-        if named < min_images:
-            continue
-        errors = int(wrong[named - 1])
-        bound = upper_bound(errors, named)
-        if bound > target:
-            break
-        risk = errors / named
-        best = Abstention(target, "labels", floor(threshold), named / images, risk, bound, "", images)
-    return best
-
-
-def first_count(images: int, target: float) -> int:
-    """Images that the first threshold names: enough for the target to hold with a few errors. Independent of labels."""
-    without_error = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-target))
-    return min(3 * without_error, max(without_error, images // 2))
+    wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence, kind="stable")])])
+    thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
+    named = [int((confidence >= threshold).sum()) for threshold in thresholds]
+    steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, named, strict=True)]
+    kept = last_kept(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
+    if not kept:
+        return no_threshold(target, images, "the surest images alone do not keep the target with so many labels")
+    risk, bound = kept.errors / kept.answers, upper_bound(kept.errors, kept.answers)
+    return Abstention(target, "labels", floor(kept.threshold), kept.answers / images, risk, bound, "", images)
 
 
 def no_threshold(target: float, images: int, reason: str) -> Abstention:

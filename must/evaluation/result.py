@@ -191,6 +191,8 @@ class RefinedLabels:
     answers: int
     weights_sha256: str  # of the adapted model; "" without one
     changed: dict[str, tuple[str, str]]
+    accepted: str = ""  # what can be taken unseen; "" without answers drawn at random
+    classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -205,8 +207,9 @@ class RefinedLabels:
                 if row["class"] != row["zero_shot"]:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
             return cls(
-                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed
-            )
+                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed,
+                summary["accepted"]["text"] if summary["accepted"] else "", summary["classes"],
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
@@ -221,6 +224,7 @@ class RefinedLabels:
             "split": self.split,
             "images": self.images,
             "answers": self.answers,
+            "accepted": self.accepted,
             "changed": len(self.changed),
             "changes": [{"zero_shot": old, "refined": new, "images": count} for (old, new), count in pairs],
         }
