@@ -208,7 +208,7 @@ class RefinedLabels:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
             return cls(
                 folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed,
-                summary["accepted"]["text"] if summary["accepted"] else "", summary["classes"],
+                (summary.get("accepted") or {}).get("text", ""), summary.get("classes", []),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(

@@ -157,7 +157,7 @@ class Review:
         sure, confidence = (np.array([one.confidence for one in part]) for part in (pictures, others))
         found = accept(RISK, find_places(sure, confidence), judged == truth, confidence)
         taken = None if found.threshold is None else confidence >= found.threshold
-        return found, describe_classes(self.classes, labels, taken, np.empty(0, np.int64), judged, truth)
+        return found, describe_classes(self.classes, labels, taken, judged, truth)
 
     def text(self, answers: dict[str, Answer]) -> str:
         """The measured accuracies, and the number of answers that do not measure."""
