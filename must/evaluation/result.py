@@ -17,6 +17,7 @@ from must.base.parameters import require
 from must.base.records import make_record
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
+from must.method.answers.abstention import Abstention
 from must.method.model.provenance import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; an older file without it is read as well
@@ -82,20 +83,6 @@ class LabelFree:
     baseline: ModelFigures | None = None
     compared: Compared | None = None
     training: dict[str, float] | None = None  # see report.provenance.stability
-
-
-@dataclass(frozen=True)
-class Abstention:
-    """The probability below which no class should be named; None if there is no such threshold: see abstention.py."""
-
-    target: float
-    by: str  # labels, or none
-    threshold: float | None
-    coverage: float | None
-    risk: float | None
-    bound: float | None
-    reason: str = ""
-    images: int = 0
 
 
 @dataclass(frozen=True)

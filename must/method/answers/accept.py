@@ -71,7 +71,7 @@ def fewest_answers(risk: float) -> int:
 def first_count(answers: int, risk: float) -> int:
     """Answers of the first test: enough to pass with a few errors. Independent of the answers' content."""
     fewest = fewest_answers(risk)
-    return min(3 * fewest, max(fewest, answers // 3))
+    return min(3 * fewest, max(fewest, 2 * answers // 5))
 
 
 def last_kept(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:

@@ -24,6 +24,7 @@ from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import History
+from must.method.answers.abstention import Abstention, abstention
 from must.method.answers.accept import Accepted, accept, describe_classes, find_places
 from must.method.answers.answers_file import RANDOM, answers_file, read_answers
 from must.method.answers.estimate import AccuracyEstimate
@@ -65,6 +66,7 @@ class Measured:
 
     accuracy: AccuracyEstimate
     accepted: Accepted
+    abstention: Abstention | None  # None: no threshold
     labels: np.ndarray  # int64 [A], refined labels without the image's own answer
     truth: np.ndarray  # int64 [A], the answers
 
@@ -121,6 +123,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
     measured, accepted = refined.measured, refined.measured and refined.measured.accepted
     selection = replace(selection, check=check, measured=measured and measured.accuracy)
+    selection = replace(selection, abstention=measured and measured.abstention)
     origin = replace(provenance, selection=selection)
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
@@ -274,7 +277,8 @@ def measure_answers(
     from the labels that decide which of the `refined` ones are accepted."""
     rows, truth = answer_rows(answers.random, pool.numbers)
     model = predict_left_out(build_memory(pool, answer_rows({}, pool.numbers), device, limit, near)[0], pool, rows)
-    with_answers, labels, places = torch.empty_like(model), torch.empty_like(model), np.empty(len(rows))
+    labels, places = torch.empty_like(truth), np.empty(len(rows))
+    with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
     others = torch.ones(len(pool.numbers), dtype=torch.bool)
     others[answered_rows(pool, answers.known)] = False
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
@@ -283,14 +287,16 @@ def measure_answers(
         left_out = {int(pool.numbers[row]) for row in mine}
         known = {image: label for image, label in answers.known.items() if image not in left_out}
         memory, propagated = build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
-        with_answers[fold == number] = predict_left_out(memory, pool, mine)
+        for values, found in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
+            values[fold == number] = found
         confidence, label = propagated.labels.cpu().max(1)
         labels[fold == number] = label[mine]
         places[(fold == number).numpy()] = find_places(confidence[mine].numpy(), confidence[others].numpy())
-    right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model, with_answers, labels)]
+    right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
     accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2])
     accepted = accept(risk, places, right[3], refined.confidence[others].numpy())
-    return Measured(accuracy, accepted, labels.numpy(), truth.numpy())
+    unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers")
+    return Measured(accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy())
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:

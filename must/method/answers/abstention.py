@@ -1,25 +1,39 @@
-"""The probability below which no class should be named, chosen with labels.
+"""The probability below which no class should be named, chosen with labels or with people's answers.
 
 Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The lowest
 threshold whose risk is at most the target is chosen: it has the largest coverage. The risk at a threshold is bounded
 from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down until one
-fails, so that the bound holds for the chosen one (must/method/answers/accept.py).
+fails, so that the bound holds for the chosen one (accept.py).
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from must.evaluation.metrics import binomial_tail
-from must.evaluation.result import Abstention
 from must.method.answers.accept import CONFIDENCE, Step, first_count, last_kept
+from must.method.answers.estimate import binomial_tail
 
 THRESHOLDS_TRIED = 100
 
 
-def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Abstention:
-    """`confidence`: top probabilities [N] of labelled images; `correct`: bool [N]. If no threshold keeps the target,
-    `threshold` is None and `reason` says why."""
+@dataclass(frozen=True)
+class Abstention:
+    """The probability below which no class should be named; None if there is no such threshold."""
+
+    target: float
+    by: str  # labels, answers, or none
+    threshold: float | None
+    coverage: float | None
+    risk: float | None
+    bound: float | None
+    reason: str = ""
+    images: int = 0
+
+
+def abstention(target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels") -> Abstention:
+    """`confidence`: top probabilities [N] of images with labels, or with answers drawn at random;
+    `correct`: bool [N]. If no threshold keeps the target, `threshold` is None and `reason` says why."""
     images = len(confidence)
     if not images:
         return no_threshold(target, 0, "needs labels of images at random")
@@ -31,7 +45,7 @@ def abstention(target: float, confidence: np.ndarray, correct: np.ndarray) -> Ab
     if not kept:
         return no_threshold(target, images, "the surest images alone do not keep the target with so many labels")
     risk, bound = kept.errors / kept.answers, upper_bound(kept.errors, kept.answers)
-    return Abstention(target, "labels", floor(kept.threshold), kept.answers / images, risk, bound, "", images)
+    return Abstention(target, by, floor(kept.threshold), kept.answers / images, risk, bound, "", images)
 
 
 def no_threshold(target: float, images: int, reason: str) -> Abstention:
