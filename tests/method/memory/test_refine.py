@@ -16,6 +16,7 @@ from must.api.demo import digit_parts
 from must.config import EvaluateConfig, RefineConfig, ShardConfig
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
+from must.deploy.export.export import measured_abstention
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append
 from must.method.memory.alpha import best_candidate, interpolate
@@ -182,6 +183,9 @@ def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, caps
     assert sum(row["images"] for row in classes) == 260 and sum(row["accepted"] for row in classes) == len(taken)
     assert sum(row["answers"] for row in classes) == 240
     assert [row["light"] for row in classes] == sorted((row["light"] for row in classes), key="poor unsure good".find)
+    unsure = selection(tmp_path).abstention
+    assert unsure.by == "answers" and unsure.images == 240 and 0 < unsure.threshold < 1 and unsure.bound <= 0.05
+    assert measured_abstention(None, selection(tmp_path))["threshold"] == unsure.threshold
     summary, rows = run(digits, tmp_path, shards=many[0], answers=answers, risk=0.001)
     assert summary["accepted"]["accepted"] is None and "accepted" not in rows[0]
 
