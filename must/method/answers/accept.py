@@ -76,10 +76,10 @@ def first_count(answers: int, risk: float) -> int:
 
 def last_kept(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:
     """The last of the steps, whose thresholds fall, before the first that does not keep the target. The first ones, of
-    fewer than `least` answers, are not tested."""
+    fewer than `least` answers or too few to pass without an error, are not tested."""
     kept = None
     for step in steps:
-        if step.answers < least:
+        if step.answers < least or not keeps(step._replace(errors=0)):
             continue
         if not keeps(step):
             break

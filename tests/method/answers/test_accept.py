@@ -51,6 +51,13 @@ def test_with_too_few_or_wrong_answers_nothing_is_promised():
     assert accept(0.05, np.empty(0), np.empty(0, bool), np.empty(0)).accepted is None
 
 
+def test_of_few_images_the_first_test_needs_more_answers():
+    """With 60 right answers among 310 images an error rate above 5% in the other 250 is not excluded; with more it is."""
+    places = np.linspace(0, 1, 120)
+    found = accept(0.05, places, places > 0.3, np.linspace(0, 1, 500))
+    assert error_tail(0, 60, 250, 0.05) > 0.05 and found.accepted >= 350
+
+
 def test_the_tests_are_exact():
     """12 answers with one error, 30 others: more than 10% of these wrong means at least 4 of them."""
     by_hand = sum(comb(5, k) * comb(37, 12 - k) for k in range(2)) / comb(42, 12)
