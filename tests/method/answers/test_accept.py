@@ -52,7 +52,7 @@ def test_with_too_few_or_wrong_answers_nothing_is_promised():
 
 
 def test_of_few_images_the_first_test_needs_more_answers():
-    """With 60 right answers among 310 images an error rate above 5% in the other 250 is not excluded; with more it is."""
+    """60 right answers do not show that of 250 other images at most 5% have a wrong label; some more do."""
     places = np.linspace(0, 1, 120)
     found = accept(0.05, places, places > 0.3, np.linspace(0, 1, 500))
     assert error_tail(0, 60, 250, 0.05) > 0.05 and found.accepted >= 350
