@@ -40,7 +40,10 @@ class EvaluateConfig(StageConfig):
         "folder of `must refine`, whose labels the report compares with zero-shot's", "", metavar="URI", work="labels"
     )
     risk: float = param(
-        "largest share of wrong classes among classified images, for the abstention threshold", 0.05, above=0, below=1
+        "largest share of wrong classes among classified images, for the abstention threshold",
+        defaults.RISK,
+        above=0,
+        below=1,
     )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()

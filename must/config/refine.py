@@ -41,6 +41,13 @@ class RefineConfig(StageConfig):
         metavar="X|auto",
         between=(0, 1),
     )
+    risk: float = param(
+        "largest share of wrong labels among those that can be taken unseen (`accepted` in predictions.csv); needs 59 "
+        "or more answers drawn at random",
+        defaults.RISK,
+        above=0,
+        below=1,
+    )
     images: int = param(
         "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
     )

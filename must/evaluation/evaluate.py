@@ -16,7 +16,6 @@ from must.config import EvaluateConfig
 from must.data.format.index import load_index
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
-from must.evaluation.abstention import abstention
 from must.evaluation.metrics import (
     REPLICATES,
     Labelled,
@@ -37,6 +36,7 @@ from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
+from must.method.answers.abstention import abstention
 from must.method.answers.estimate import difference, share
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.alpha import CLASSIFIER_PREFIXES

@@ -11,6 +11,7 @@ import numpy as np
 
 from must.evaluation.result import Compared, Interval, ModelFigures, Paired
 from must.evaluation.scores import Scores
+from must.method.answers.estimate import binomial_tail
 
 BINS = 15
 
@@ -171,18 +172,6 @@ def paired(before: Labelled, after: Labelled) -> Paired:
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided p of McNemar's exact test: binomial, with p = 1/2 for fixed and broken."""
     return min(1.0, 2 * binomial_tail(min(fixed, broken), fixed + broken, 0.5))
-
-
-def binomial_tail(errors: int, images: int, rate: float) -> float:
-    """P(at most `errors` of `images`), computed in logarithms: exact for a million images too."""
-    if rate <= 0 or rate >= 1:
-        return 1.0 if rate <= 0 else 0.0
-    k = np.arange(errors + 1)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1)))])
-    terms = log_factorial[images] - log_factorial[k] - log_factorial[images - k]
-    terms = terms + k * math.log(rate) + (images - k) * math.log1p(-rate)
-    largest = terms.max()
-    return float(min(1.0, math.exp(largest) * np.exp(terms - largest).sum()))
 
 
 CONFIDENT_ABOVE = 0.7

@@ -17,6 +17,7 @@ from must.base.parameters import require
 from must.base.records import make_record
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
+from must.method.answers.abstention import Abstention
 from must.method.model.provenance import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; an older file without it is read as well
@@ -82,20 +83,6 @@ class LabelFree:
     baseline: ModelFigures | None = None
     compared: Compared | None = None
     training: dict[str, float] | None = None  # see report.provenance.stability
-
-
-@dataclass(frozen=True)
-class Abstention:
-    """The probability below which no class should be named; None if there is no such threshold: see abstention.py."""
-
-    target: float
-    by: str  # labels, or none
-    threshold: float | None
-    coverage: float | None
-    risk: float | None
-    bound: float | None
-    reason: str = ""
-    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,6 +178,8 @@ class RefinedLabels:
     answers: int
     weights_sha256: str  # of the adapted model; "" without one
     changed: dict[str, tuple[str, str]]
+    accepted: str = ""  # what can be taken unseen; "" without answers drawn at random
+    classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -205,8 +194,9 @@ class RefinedLabels:
                 if row["class"] != row["zero_shot"]:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
             return cls(
-                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed
-            )
+                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed,
+                (summary.get("accepted") or {}).get("text", ""), summary.get("classes", []),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
@@ -221,6 +211,7 @@ class RefinedLabels:
             "split": self.split,
             "images": self.images,
             "answers": self.answers,
+            "accepted": self.accepted,
             "changed": len(self.changed),
             "changes": [{"zero_shot": old, "refined": new, "images": count} for (old, new), count in pairs],
         }

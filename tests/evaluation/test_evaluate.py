@@ -15,10 +15,12 @@ from PIL import Image
 from must.api.demo import CLASSES
 from must.config import RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
+from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import parse_metrics
 from must.evaluation.table import text_table
+from must.method.answers.answers_file import append
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
@@ -138,10 +140,19 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
 
 @pytest.fixture(scope="module")
 def refined(digits, tmp_path_factory):
-    """The folder of `must refine`; model/ beside it is the tuned model with its memory."""
+    """The folder of `must refine`, with 70 right answers; model/ beside it is the tuned model with its memory."""
     folder = tmp_path_factory.mktemp("refined")
     shutil.copytree(digits.adapted, folder / "model")
-    values = {"shards": digits.shards, "classifier": digits.classifier, "model": str(folder / "model")}
+    reader = ShardReader(digits.shards, "train")
+    pictures = [reader.description(number) for number in range(0, 140, 2)]
+    lines = [{"sha256": one["sha256"], "label": one["label"], "sampled": "random"} for one in pictures]
+    append(folder / "answers.jsonl", *lines)
+    values = {
+        "shards": digits.shards,
+        "classifier": digits.classifier,
+        "model": str(folder / "model"),
+        "answers": str(folder),
+    }
     refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
     return folder / "labels"
 
@@ -173,6 +184,23 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     images = {row["image"]: row for row in rows}
     for new, old, image in re.findall(r"<b>(.*?)</b><small>zero-shot: (.*?)</small><small>(.*?)</small>", part):
         assert (images[image]["class"], images[image]["zero_shot"]) == (new, old)
+
+
+def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_path):
+    summary = json.loads((refined / "refined.json").read_text())
+    evaluate(with_memory(refined, digits, tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    part = page[page.index("What can be taken unseen</h2>") : page.index("What now</h2>")]
+    assert summary["accepted"]["text"] in part and part.count('<tr><td class="name">') == len(summary["classes"]) > 5
+    assert all(
+        row["class"] in part and (not row["light"] or f" {row['light']}</td>" in part) for row in summary["classes"]
+    )
+    (refined / "refined.json").write_text(json.dumps(summary | {"accepted": None, "classes": []}))
+    try:
+        evaluate(with_memory(refined, digits, tmp_path))
+    finally:
+        (refined / "refined.json").write_text(json.dumps(summary))
+    assert "nobody has answered" in (tmp_path / "report.html").read_text()
 
 
 def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):

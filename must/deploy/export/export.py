@@ -25,6 +25,7 @@ from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, Onnx
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.description import get_preprocess, require_same_model
+from must.method.model.provenance import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def export_onnx(
             graph, method = quantize(graph, calibration, get_preprocess(description), Path(folder))
         dimensions = {} if features is None else {"dimensions": features.shape[1]}
         extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
-        abstention = measured_abstention(metrics)
+        abstention = measured_abstention(metrics, description.provenance.selection)
         if abstention:
             extra[ABSTENTION] = abstention
         add_metadata(graph, description, precision=config.precision, input=config.input, arithmetic=method, **extra)
@@ -196,9 +197,12 @@ def require_check(check: Check, config: ExportConfig) -> None:
     )
 
 
-def measured_abstention(metrics: Metrics | None) -> dict[str, Any] | None:
-    """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it; None: there is none."""
+def measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:
+    """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it by labels, or else `must
+    refine` by answers; None: there is none."""
     measured = metrics.abstention if metrics else None
+    if measured is None or measured.threshold is None:
+        measured = selection.abstention if selection else None
     if measured is None or measured.threshold is None:
         return None
     return {name: getattr(measured, name) for name in ("threshold", "coverage", "risk", "bound", "target", "by")}

@@ -1,7 +1,7 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
-`must evaluate` calibrates the threshold (must/evaluation/abstention.py), `must export --metrics` writes it to the ONNX
-file's metadata under `abstention`, and a parameter `abstain` of -1 selects it.
+`must evaluate` or `must refine` finds the threshold (must/method/answers/abstention.py), `must export` writes it to the
+ONNX file's metadata under `abstention`, and a parameter `abstain` of -1 selects it.
 """
 
 import importlib.util

@@ -203,7 +203,7 @@ def make_review(
     )
     refined, similar = propagated.labels, images.neighbours[0]
     zero_shot, adapted = Predicted.from_probabilities(features.others[0]), Predicted.from_probabilities(refined)
-    with_memory = predict_left_out(memory, features, torch.arange(len(features.numbers)))
+    with_memory = predict_left_out(memory, features, torch.arange(len(features.numbers))).labels
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices
     labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()

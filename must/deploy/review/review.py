@@ -120,7 +120,7 @@ class App:
     POST /TOKEN/answer           {"number", "also", "kind", "label", "grid"} -> as next, once the answer is on the disk
     POST /TOKEN/undo             -> the same
     POST /TOKEN/grid             {"label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
-    POST /TOKEN/end              -> {"state", "rows", "changed", "relabelled", "commands"}
+    POST /TOKEN/end              -> {"state", "rows", "accepted", "classes", "changed", "relabelled", "commands", ...}
     POST /TOKEN/leave            -> {}; the page is closed
     GET  /TOKEN/full/NUMBER, /TOKEN/large/NUMBER, /TOKEN/small/NUMBER    a picture
 

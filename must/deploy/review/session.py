@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
+from must.method.answers.accept import LIGHTS
 from must.method.answers.answers_file import (
     ADDED,
     AGAIN,
@@ -308,7 +309,8 @@ class Session:
             }
 
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands."""
+        """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands;
+        of the refined labels before any answer, which can be taken unseen, and a row for each class."""
         if self.effect is not None:
             self.effect.wait(WAIT)
         with self.lock:
@@ -319,8 +321,10 @@ class Session:
                     ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
                     ["refined labels, without answers", *measured.refined],
                 ]  # fmt: skip
+            accepted, of_classes = self.review.accepted(self.answers)
             return {
                 "state": state, "rows": rows, "measured": measured.answers if measured else 0,
+                "accepted": accepted.text() if accepted else "", "classes": of_classes, "lights": LIGHTS,
                 "changed": self.effect.changed if self.effect is not None else None,
                 "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
             }  # fmt: skip

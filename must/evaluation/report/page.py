@@ -18,6 +18,7 @@ from must.evaluation.report.provenance import commands, next_steps, provenance, 
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import SampleFeatures, Samples, Scores
+from must.method.answers.accept import LIGHTS
 from must.method.model.provenance import CheckResult, Selection
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
@@ -66,6 +67,8 @@ def render_report(
         reliability=reliability(metrics),
         histogram=histogram(metrics),
         selection=selection(metrics),
+        refined=refined,
+        lights=LIGHTS,
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),

@@ -88,3 +88,15 @@ def difference(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
     middle = (won - lost) / (count + 2)
     half = z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
     return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))
+
+
+def binomial_tail(errors: int, images: int, rate: float) -> float:
+    """P(at most `errors` of `images`), computed in logarithms: exact for a million images too."""
+    if rate <= 0 or rate >= 1:
+        return 1.0 if rate <= 0 else 0.0
+    k = np.arange(errors + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1)))])
+    terms = log_factorial[images] - log_factorial[k] - log_factorial[images - k]
+    terms = terms + k * math.log(rate) + (images - k) * math.log1p(-rate)
+    largest = terms.max()
+    return float(min(1.0, math.exp(largest) * np.exp(terms - largest).sum()))

@@ -21,6 +21,8 @@ from must.base.names import SHA256, of_form
 from must.base.parameters import require
 from must.base.records import make_record
 from must.base.text import counted
+from must.config.defaults import RISK
+from must.method.answers.accept import Accepted, accept, describe_classes, find_places
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
 from must.method.answers.estimate import AccuracyEstimate
 
@@ -143,6 +145,19 @@ class Review:
             return None
         right = np.array([picture.classes for picture in pictures]) == labels[:, None]
         return AccuracyEstimate.from_correct(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
+
+    def accepted(self, answers: dict[str, Answer]) -> tuple[Accepted | None, list[dict[str, Any]]]:
+        """(which refined labels, before any answer, can be taken unseen, by answers about pictures drawn at random;
+        None without any; the rows of `describe_classes`)."""
+        pictures, truth = self.truth(answers, drawn=True)
+        others = [picture for picture in self.pictures if picture.sha256 not in answers]
+        if not len(truth) or not others:
+            return None, []
+        judged, labels = (np.array([one.classes[REFINED] for one in part]) for part in (pictures, others))
+        sure, confidence = (np.array([one.confidence for one in part]) for part in (pictures, others))
+        found = accept(RISK, find_places(sure, confidence), judged == truth, confidence)
+        taken = None if found.threshold is None else confidence >= found.threshold
+        return found, describe_classes(self.classes, labels, taken, judged, truth)
 
     def text(self, answers: dict[str, Answer]) -> str:
         """The measured accuracies, and the number of answers that do not measure."""

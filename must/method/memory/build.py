@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from must.method.memory.check import Predicted
 from must.method.memory.pool import Pool
 from must.method.memory.propagate import RARE, VOTES, Propagated, fit_correction, log_lift, refine_probabilities
 from must.method.model.memory import Memory
@@ -68,12 +69,11 @@ def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Tensor:
-    """Int64 [R]: the model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
+def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Predicted:
+    """The model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
     probability, vectors = pool.probabilities[rows].float(), F.normalize(pool.vectors[rows].float(), dim=1)
-    return torch.cat(
-        [memory(p, v)[0].argmax(1) for p, v in zip(probability.split(1_024), vectors.split(1_024), strict=True)]
-    )
+    parts = zip(probability.split(1_024), vectors.split(1_024), strict=True)
+    return Predicted.from_probabilities(torch.cat([memory(p, v)[0] for p, v in parts]))
 
 
 def measure_fade(cosines: Tensor) -> Tensor:

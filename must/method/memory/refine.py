@@ -6,7 +6,7 @@ are any. Nothing is trained.
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import History
+from must.method.answers.abstention import Abstention, abstention
+from must.method.answers.accept import Accepted, accept, describe_classes, find_places
 from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.answers.review import NO_CLASS
@@ -53,6 +55,17 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What A answers drawn at random say."""
+
+    accuracy: AccuracyEstimate
+    accepted: Accepted
+    abstention: Abstention | None  # None: no threshold
+    labels: np.ndarray  # int64 [A], refined labels without the image's own answer
+    truth: np.ndarray  # int64 [A], the answers
+
+
+@dataclass(frozen=True)
 class Refined:
     """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured."""
 
@@ -60,7 +73,27 @@ class Refined:
     model: Predicted
     labels: Predicted
     memory: Memory
-    measured: AccuracyEstimate | None
+    measured: Measured | None
+    answered: Tensor  # int64 [R], the rows of answered images
+
+    @property
+    def accepted(self) -> np.ndarray | None:
+        """Bool [N]: labels that can be taken unseen, and those that people gave; None: nothing can be promised."""
+        if self.measured is None or self.measured.accepted.threshold is None:
+            return None
+        accepted = self.labels.confidence.numpy() >= self.measured.accepted.threshold
+        accepted[self.answered.numpy()] = True
+        return accepted
+
+    def describe_classes(self, classes: list[str]) -> list[dict[str, Any]]:
+        """As of accept.py; [] without answers."""
+        if self.measured is None:
+            return []
+        others = np.ones(len(self.labels.labels), bool)
+        others[self.answered.numpy()] = False
+        accepted = None if self.accepted is None else self.accepted[others]
+        labels = self.labels.labels.numpy()[others]
+        return describe_classes(classes, labels, accepted, self.measured.labels, self.measured.truth)
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -78,11 +111,13 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         bundle = change_alpha(config, bundle, zero_shot, source, world.device, answers)
         others = (zero_shot.model,) if bundle.description.provenance.config else ()
         pool = read_pool(bundle.model, source, world.device, others)
-        refined = refine_pool(pool, answers, world.device, config.memory_images)
+        refined = refine_pool(pool, answers, world.device, config.memory_images, config.risk)
     provenance = bundle.description.provenance
     selection = provenance.selection or (Selection() if provenance.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
-    selection = replace(selection, check=check, measured=refined.measured)
+    measured, accepted = refined.measured, refined.measured and refined.measured.accepted
+    selection = replace(selection, check=check, measured=measured and measured.accuracy)
+    selection = replace(selection, abstention=measured and measured.abstention)
     origin = replace(provenance, selection=selection)
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
@@ -96,6 +131,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers": len(answers.known),
         "answers_sha256": hash_answers(config.answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
+        "accepted": accepted and asdict(accepted) | {"text": accepted.text()},
+        "classes": refined.describe_classes(description.classes),
         "config": config.to_dict(),
     }
     table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
@@ -104,7 +141,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     logger.info(
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
         f"{f', using {len(answers.known):,} answers' if answers.known else ''} -> {config.output}\n"
-        f"{refined.measured.text() + chr(10) if refined.measured else ''}"
+        f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"a memory of {refined.memory.images:,} images -> {config.model}"
     )
     for warning in check.warnings:
@@ -197,18 +234,19 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     return Answers(known, random)
 
 
-def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) -> Refined:
+def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, risk: float) -> Refined:
     near = find_neighbours(pool, device)
-    memory, refined = build_memory(pool, answer_rows(answers.known, pool.numbers), device, limit, near)
+    rows = answer_rows(answers.known, pool.numbers)
+    memory, refined = build_memory(pool, rows, device, limit, near)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
-    before = Predicted.from_probabilities(zero_shot)
-    measured = measure_answers(pool, answers, before, device, limit, near) if answers.random else None
+    before, labels = Predicted.from_probabilities(zero_shot), Predicted.from_probabilities(refined.labels.cpu())
     return Refined(
         before,
         Predicted.from_probabilities(pool.probabilities),
-        Predicted.from_probabilities(refined.labels.cpu()),
+        labels,
         memory,
-        measured,
+        measure_answers(pool, answers, before, labels, device, limit, near, risk) if answers.random else None,
+        rows[0],
     )
 
 
@@ -216,37 +254,53 @@ def measure_answers(
     pool: Pool,
     answers: Answers,
     zero_shot: Predicted,
+    refined: Predicted,
     device: torch.device,
     limit: int,
     near: tuple[Tensor, Tensor],
-) -> AccuracyEstimate:
+    risk: float,
+) -> Measured:
     """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
-    any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image."""
+    any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image. So is it
+    from the labels that decide which of the `refined` ones are accepted."""
     rows, truth = answer_rows(answers.random, pool.numbers)
     model = predict_left_out(build_memory(pool, answer_rows({}, pool.numbers), device, limit, near)[0], pool, rows)
-    with_answers = torch.empty_like(model)
+    labels, places = torch.empty_like(truth), np.empty(len(rows))
+    with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
+    others = torch.ones(len(pool.numbers), dtype=torch.bool)
+    others[answered_rows(pool, answers.known)] = False
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
-        left_out = {int(pool.numbers[row]) for row in rows[fold == number]}
-        others = {image: label for image, label in answers.known.items() if image not in left_out}
-        memory, _ = build_memory(pool, answer_rows(others, pool.numbers), device, limit, near)
-        with_answers[fold == number] = predict_left_out(memory, pool, rows[fold == number])
-    right = [(labels == truth).numpy() for labels in (zero_shot.labels[rows], model, with_answers)]
-    return AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2])
+        mine = rows[fold == number]
+        left_out = {int(pool.numbers[row]) for row in mine}
+        known = {image: label for image, label in answers.known.items() if image not in left_out}
+        memory, propagated = build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
+        for values, found in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
+            values[fold == number] = found
+        confidence, label = propagated.labels.cpu().max(1)
+        labels[fold == number] = label[mine]
+        places[(fold == number).numpy()] = find_places(confidence[mine].numpy(), confidence[others].numpy())
+    right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
+    accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2])
+    accepted = accept(risk, places, right[3], refined.confidence[others].numpy())
+    unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers")
+    return Measured(accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy())
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:
     """Columns: image, refined class and its confidence, then class and probability of the zero-shot model and, where
-    it was trained, of the model without its memory.
+    it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
 
     The class is empty where a person answered that the image shows none of the classes.
     """
+    accepted = refined.accepted
     columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
     if trained:
         columns["model"] = refined.model
     header = ["image"]
     for name in columns:
         header += [name, "confidence" if name == "class" else f"{name}_confidence"]
+    header += [] if accepted is None else ["accepted"]
     names = [cell(name) for name in classes]
     values = [(predicted.labels.tolist(), predicted.confidence.tolist()) for predicted in columns.values()]
     rows = [header]
@@ -254,5 +308,5 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined, tr
         parts = []
         for labels, confidence in values:
             parts += [names[labels[row]] if confidence[row] else "", f"{confidence[row]:.6f}"]
-        rows.append([cell(source), *parts])
+        rows.append([cell(source), *parts, *([] if accepted is None else [str(bool(accepted[row])).lower()])])
     return format_csv(rows)

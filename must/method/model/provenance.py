@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from must.base.errors import UserError
 from must.base.records import make_record
+from must.method.answers.abstention import Abstention
 from must.method.answers.estimate import AccuracyEstimate
 
 
@@ -53,12 +54,13 @@ class MemoryFacts:
 
 @dataclass(frozen=True)
 class Selection:
-    """How much of an adaptation is kept, what decided it, a check without labels, accuracies by answers."""
+    """How much of an adaptation is kept, what decided it, a check without labels, what answers measure."""
 
     alpha: float = 1.0  # position between the zero-shot weights (0) and the adapted ones (1)
     by: str = ""
     check: CheckResult | None = None
     measured: AccuracyEstimate | None = None
+    abstention: Abstention | None = None  # by the same answers
 
     @classmethod
     def of_dict(cls, values: Any) -> Self | None:

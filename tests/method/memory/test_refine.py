@@ -16,6 +16,7 @@ from must.api.demo import digit_parts
 from must.config import EvaluateConfig, RefineConfig, ShardConfig
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
+from must.deploy.export.export import measured_abstention
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append
 from must.method.memory.alpha import best_candidate, interpolate
@@ -161,6 +162,33 @@ def test_true_answers_improve_the_other_labels_and_what_they_measure_is_recorded
     right = [row["zero_shot"] == label[row["image"]] for row in after if row["image"] in asked]
     assert measured.answers == 60 and measured.zero_shot.value == pytest.approx(np.mean(right))
     assert 0.5 < measured.with_answers.value < 1, "by cross-validation: an image's own answer is left out"
+
+
+def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, capsys):
+    """240 answers about 500 images."""
+    reader = ShardReader(many[0], "train")
+    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
+    answers = answered(tmp_path / "review", [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows])
+    summary, rows = run(digits, tmp_path, shards=many[0], answers=answers)
+    asked = {line["image"] for line in map(json.loads, (tmp_path / "review/answers.jsonl").read_text().splitlines())}
+    others = [row for row in rows if row["image"] not in asked]
+    assert all(row["accepted"] == "true" for row in rows if row["image"] in asked)
+    taken, found = [row for row in others if row["accepted"] == "true"], summary["accepted"]
+    assert 100 < len(taken) == found["accepted"] <= found["images"] == len(others) == 260
+    assert accuracy(taken, many[1], "class") >= 0.95 and min(float(row["confidence"]) for row in taken) > 0.5
+    assert {row["accepted"] for row in others} == {"true", "false"}
+    assert (
+        f"{len(taken)} of 260 labels can be taken unseen: at most 5 in 100" in found["text"] + capsys.readouterr().out
+    )
+    classes = summary["classes"]
+    assert sum(row["images"] for row in classes) == 260 and sum(row["accepted"] for row in classes) == len(taken)
+    assert sum(row["answers"] for row in classes) == 240
+    assert [row["light"] for row in classes] == sorted((row["light"] for row in classes), key="poor unsure good".find)
+    unsure = selection(tmp_path).abstention
+    assert unsure.by == "answers" and unsure.images == 240 and 0 < unsure.threshold < 1 and unsure.bound <= 0.05
+    assert measured_abstention(None, selection(tmp_path))["threshold"] == unsure.threshold
+    summary, rows = run(digits, tmp_path, shards=many[0], answers=answers, risk=0.001)
+    assert summary["accepted"]["accepted"] is None and "accepted" not in rows[0]
 
 
 def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_measure_nothing(digits, truth, tmp_path):

@@ -1,0 +1,168 @@
+"""Which labels can be taken unseen: the largest set of the surest labels of which at most a share `risk` is wrong.
+
+The images without an answer are ordered by the confidence of their labels. Their surest 5%, 10%, ... 100% are tested in
+this order, by the answers about pictures drawn at random whose labels are as sure, until a test fails (fixed sequence
+testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). Each test is exact, also where the answered
+images are a large part of all (hypergeometric). An image of none of the classes has a wrong label.
+
+At most `risk` of the accepted labels is wrong with a probability of 95%, provided that
+
+- answered images differ from the others only by chance: they were drawn at random, and few others have an answer;
+- labels with all answers are right at least as often, at the same place in the order, as those that are tested: an
+  answered image's label and place are those without its own answer, by cross-validation;
+- the number of answers does not depend on this result: who stops as soon as labels are accepted is wrong more often.
+
+Wrong answers count as wrong labels, so that they mostly make the set smaller. A answers, N images without an answer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from must.base.text import NONE_OF_THESE
+from must.method.answers.estimate import share
+
+CONFIDENCE = 0.95  # that the promise holds
+STEPS = 20  # sets that are tested
+GOOD, POOR = 0.8, 0.2  # shares of a class's labels that are accepted
+LIGHTS = (
+    f"Good: at least {100 * GOOD:g} in 100 labels of the class can be taken unseen. Poor: fewer than {100 * POOR:g} in "
+    "100. Unsure: between."
+)
+
+
+class Step(NamedTuple):
+    """The answers and labels at or above a threshold."""
+
+    threshold: float
+    answers: int
+    errors: int
+    labels: int = 0
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """`accepted` of the labels of the `images` without an answer can be taken unseen; None: nothing can be promised."""
+
+    risk: float
+    images: int
+    answers: int
+    accepted: int | None = None
+    threshold: float | None = None  # smallest confidence of an accepted label
+
+    def text(self) -> str:
+        """One line."""
+        wrong = f"at most {100 * self.risk:g} in 100 are wrong"
+        if self.accepted is not None:
+            return f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}."
+        if self.answers < (fewest := fewest_answers(self.risk)):
+            return f"No labels can be taken unseen yet: at least {fewest} random answers must show that {wrong}."
+        return f"No labels can be taken unseen: {self.answers:,} random answers do not show that {wrong}."
+
+
+def fewest_answers(risk: float) -> int:
+    """The answers that show a share of at most `risk` if none is wrong: 59 for 5%."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-risk))
+
+
+def first_count(answers: int, risk: float) -> int:
+    """Answers of the first test: enough to pass with a few errors. Independent of the answers' content."""
+    fewest = fewest_answers(risk)
+    return min(3 * fewest, max(fewest, 2 * answers // 5))
+
+
+def last_kept(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:
+    """The last of the steps, whose thresholds fall, before the first that does not keep the target. The first ones, of
+    fewer than `least` answers or too few to pass without an error, are not tested."""
+    kept = None
+    for step in steps:
+        if step.answers < least or not keeps(step._replace(errors=0)):
+            continue
+        if not keeps(step):
+            break
+        kept = step
+    return kept
+
+
+def find_places(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Float [A]: the share of the images `others` [N] whose confidence is at most the image's own, `confidence` [A]."""
+    return np.searchsorted(np.sort(others), confidence, side="right") / max(1, len(others))
+
+
+def accept(risk: float, places: np.ndarray, correct: np.ndarray, confidence: np.ndarray) -> Accepted:
+    """The largest set that passes.
+
+    Args:
+        places: float [A], as of `find_places`, by labels without the image's own answer.
+        correct: bool [A], whether these labels are right.
+        confidence: float [N], of the final labels.
+    """
+    answers, own = len(places), find_places(confidence, confidence)
+    steps = []
+    for number in range(1, STEPS + 1):
+        threshold = 1 - number / STEPS
+        above = places >= threshold
+        steps.append(Step(threshold, int(above.sum()), int((above & ~correct).sum()), int((own >= threshold).sum())))
+
+    def keeps(step: Step) -> bool:
+        return error_tail(step.errors, step.answers, step.labels, risk) <= 1 - CONFIDENCE
+
+    kept = last_kept(steps, first_count(answers, risk), keeps)
+    if not kept:
+        return Accepted(risk, len(confidence), answers)
+    threshold = float(confidence[own >= kept.threshold].min())
+    return Accepted(risk, len(confidence), answers, kept.labels, threshold)
+
+
+def error_tail(errors: int, answers: int, unseen: int, risk: float) -> float:
+    """The largest P(at most `errors` wrong ones among `answers`) if more than `risk` of the `unseen` labels are wrong,
+    and the answered images were drawn at random from both."""
+    wrong, total = errors + math.floor(risk * unseen + 1e-9) + 1, answers + unseen
+    if wrong - errors > unseen:
+        return 0.0
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    counts = range(max(0, answers - total + wrong), errors + 1)
+    every = log_choose(total, answers)
+    return sum(math.exp(log_choose(wrong, k) + log_choose(total - wrong, answers - k) - every) for k in counts)
+
+
+def describe_classes(
+    classes: list[str],
+    labels: np.ndarray,
+    accepted: np.ndarray | None,
+    judged: np.ndarray,
+    truth: np.ndarray,
+) -> list[dict[str, Any]]:
+    """A row for each class that has images, the one with the smallest accepted share first.
+
+    Args:
+        labels: int64 [N], of the images without an answer; `accepted`: bool [N]; None where nothing can be promised.
+        judged: int64 [A], labels without the image's own answer; `truth`: int64 [A], the answers, -1 for none of the
+            classes.
+    """
+    names, rows = [*classes, NONE_OF_THESE], list[dict[str, Any]]()
+    for number in np.unique(labels).tolist():
+        mine, asked = labels == number, judged == number
+        images, taken = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
+        light = (
+            ""
+            if taken is None
+            else "good"
+            if taken >= GOOD * images
+            else "unsure"
+            if taken >= POOR * images
+            else "poor"
+        )
+        wrong = np.bincount(truth[asked & (truth != number)] % len(names), minlength=1)
+        rows.append({
+            "class": names[number], "light": light, "images": images, "accepted": taken, "answers": int(asked.sum()),
+            "right": [round(end, 4) for end in share(truth[asked] == number)] if asked.any() else None,
+            "confused_with": names[int(wrong.argmax())] if wrong.any() else "",
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["accepted"] or 0) / row["images"])
