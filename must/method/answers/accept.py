@@ -113,7 +113,7 @@ def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.n
         return error_tail(step.errors, step.answers, step.labels, risk) <= 1 - CONFIDENCE
 
     last = find_last(steps, first_count(answers, risk), keeps)
-    if not last:
+    if not last or not len(confidence):
         return Accepted(risk, len(confidence), answers)
     threshold = float(confidence[label_ranks >= last.threshold].min())
     return Accepted(risk, len(confidence), answers, last.labels, threshold)

@@ -48,7 +48,8 @@ def test_with_too_few_or_wrong_answers_nothing_is_promised():
     assert wrong.accepted is None and wrong.text().startswith("No labels can be taken unseen: 300 random answers")
     found = accept(0.05, np.linspace(0, 1, 300), np.ones(300, bool), confidence)
     assert found.text() == "1,000 of 1,000 labels can be taken unseen: at most 5 in 100 are wrong, with 95% confidence."
-    assert accept(0.05, np.empty(0), np.empty(0, bool), np.empty(0)).accepted is None
+    assert accept(0.05, np.empty(0), np.empty(0, bool), confidence).accepted is None
+    assert accept(0.05, np.ones(99), np.ones(99, bool), np.empty(0)).accepted is None, "all images are answered"
 
 
 def test_of_few_images_the_first_test_needs_more_answers():
