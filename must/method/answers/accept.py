@@ -152,19 +152,18 @@ def describe_classes(
     for number in np.unique(labels).tolist():
         mine, answered = labels == number, judged == number
         images, count = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
-        light = (
-            ""
-            if count is None
-            else "good"
-            if count >= GOOD_SHARE * images
-            else "unsure"
-            if count >= POOR_SHARE * images
-            else "poor"
-        )
         wrong = np.bincount(truth[answered & (truth != number)] % len(names), minlength=1)
         rows.append({
-            "class": names[number], "light": light, "images": images, "accepted": count, "answers": int(answered.sum()),
+            "class": names[number], "light": name_light(count, images), "images": images, "accepted": count, "answers": int(answered.sum()),
             "right": [round(end, 4) for end in share(truth[answered] == number)] if answered.any() else None,
             "confused_with": names[int(wrong.argmax())] if wrong.any() else "",
         })  # fmt: skip
     return sorted(rows, key=lambda row: (row["accepted"] or 0) / row["images"])
+
+
+def name_light(accepted: int | None, images: int) -> str:
+    """Good, unsure or poor, as LIGHTS says; "" where nothing can be promised."""
+    if accepted is None:
+        return ""
+    share_accepted = accepted / images
+    return "good" if share_accepted >= GOOD_SHARE else "poor" if share_accepted < POOR_SHARE else "unsure"
