@@ -53,19 +53,19 @@ def simulate(images: int, classes: int, answers: int, junk: float, noise: float,
     is_junk = torch.rand(images) < junk
     values = centres[truth + classes * is_junk] + 2.5 * torch.randn(images, 256)
     vectors = torch.nn.functional.normalize(values, dim=1)
-    seen = torch.nn.functional.normalize(centres[:classes] + 1.4 * torch.randn(classes, 256), dim=1)
-    probabilities = (100 * (vectors + 0.06 * torch.randn(images, 256)) @ seen.T).softmax(1).half()
+    texts = torch.nn.functional.normalize(centres[:classes] + 1.4 * torch.randn(classes, 256), dim=1)
+    probabilities = (100 * (vectors + 0.06 * torch.randn(images, 256)) @ texts.T).softmax(1).half()
     truth = torch.where(is_junk, -1, truth)
     parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
     pool = Pool(torch.arange(images), [""] * images, vectors.half(), probabilities, probabilities[None][:0], *parts)
     device = torch.device("cpu")
     before = build_memory(pool, answer_rows({}, pool.numbers), device)[1].labels.argmax(1)
-    asked = torch.from_numpy(random_order(before.numpy(), seed)[:answers].copy())
-    said = torch.where(torch.rand(answers) < noise, torch.randint(classes, (answers,)), truth[asked])
-    known = dict(zip(asked.tolist(), said.tolist(), strict=True))
+    answered = torch.from_numpy(random_order(before.numpy(), seed)[:answers].copy())
+    labels = torch.where(torch.rand(answers) < noise, torch.randint(classes, (answers,)), truth[answered])
+    known = dict(zip(answered.tolist(), labels.tolist(), strict=True))
     refined = refine_pool(pool, Answers(known, known), device, images, RISK)
     others = torch.ones(images, dtype=torch.bool)
-    others[asked] = False
+    others[answered] = False
     wrong = (refined.labels.labels != truth)[others]
     accepted = torch.zeros(images) if refined.accepted is None else torch.from_numpy(refined.accepted).float()
     row = [float(1 - wrong.float().mean())]

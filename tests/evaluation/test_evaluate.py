@@ -193,7 +193,8 @@ def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_pa
     part = page[page.index("What can be taken unseen</h2>") : page.index("What now</h2>")]
     assert summary["accepted"]["text"] in part and part.count('<tr><td class="name">') == len(summary["classes"]) > 5
     assert all(
-        row["class"] in part and (not row["light"] or f" {row['light']}</td>" in part) for row in summary["classes"]
+        row["class"] in part and (not row["light"] or f"\N{NO-BREAK SPACE}{row['light']}</td>" in part)
+        for row in summary["classes"]
     )
     (refined / "refined.json").write_text(json.dumps(summary | {"accepted": None, "classes": []}))
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from must.method.answers.accept import CONFIDENCE, Step, first_count, last_kept
+from must.method.answers.accept import CONFIDENCE, Step, find_last, first_count
 from must.method.answers.estimate import binomial_tail
 
 THRESHOLDS_TRIED = 100
@@ -41,11 +41,11 @@ def abstention(target: float, confidence: np.ndarray, correct: np.ndarray, by: s
     thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
     named = [int((confidence >= threshold).sum()) for threshold in thresholds]
     steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, named, strict=True)]
-    kept = last_kept(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
-    if not kept:
+    last = find_last(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
+    if not last:
         return no_threshold(target, images, "the surest images alone do not keep the target with so many labels")
-    risk, bound = kept.errors / kept.answers, upper_bound(kept.errors, kept.answers)
-    return Abstention(target, by, floor(kept.threshold), kept.answers / images, risk, bound, "", images)
+    risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
+    return Abstention(target, by, floor(last.threshold), last.answers / images, risk, bound, "", images)
 
 
 def no_threshold(target: float, images: int, reason: str) -> Abstention:

@@ -8,8 +8,8 @@ images are a large part of all (hypergeometric). An image of none of the classes
 At most `risk` of the accepted labels is wrong with a probability of 95%, provided that
 
 - answered images differ from the others only by chance: they were drawn at random, and few others have an answer;
-- labels with all answers are right at least as often, at the same place in the order, as those that are tested: an
-  answered image's label and place are those without its own answer, by cross-validation;
+- labels with all answers are right at least as often, at the same rank, as those that are tested: an
+  answered image's label and rank are those without its own answer, by cross-validation;
 - the number of answers does not depend on this result: who stops as soon as labels are accepted is wrong more often.
 
 Wrong answers count as wrong labels, so that they mostly make the set smaller. A answers, N images without an answer.
@@ -27,10 +27,10 @@ from must.method.answers.estimate import share
 
 CONFIDENCE = 0.95  # that the promise holds
 STEPS = 20  # sets that are tested
-GOOD, POOR = 0.8, 0.2  # shares of a class's labels that are accepted
+GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
-    f"Good: at least {100 * GOOD:g} in 100 labels of the class can be taken unseen. Poor: fewer than {100 * POOR:g} in "
-    "100. Unsure: between."
+    f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be taken unseen. "
+    f"Poor: fewer than {100 * POOR_SHARE:g} in 100. Unsure: between."
 )
 
 
@@ -57,7 +57,7 @@ class Accepted:
         """One line."""
         wrong = f"at most {100 * self.risk:g} in 100 are wrong"
         if self.accepted is not None:
-            return f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}."
+            return f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}, with 95% confidence."
         if self.answers < (fewest := fewest_answers(self.risk)):
             return f"No labels can be taken unseen yet: at least {fewest} random answers must show that {wrong}."
         return f"No labels can be taken unseen: {self.answers:,} random answers do not show that {wrong}."
@@ -74,47 +74,49 @@ def first_count(answers: int, risk: float) -> int:
     return min(3 * fewest, max(fewest, 2 * answers // 5))
 
 
-def last_kept(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:
+def find_last(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:
     """The last of the steps, whose thresholds fall, before the first that does not keep the target. The first ones, of
     fewer than `least` answers or too few to pass without an error, are not tested."""
-    kept = None
+    last = None
     for step in steps:
         if step.answers < least or not keeps(step._replace(errors=0)):
             continue
         if not keeps(step):
             break
-        kept = step
-    return kept
+        last = step
+    return last
 
 
-def find_places(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
+def find_ranks(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Float [A]: the share of the images `others` [N] whose confidence is at most the image's own, `confidence` [A]."""
     return np.searchsorted(np.sort(others), confidence, side="right") / max(1, len(others))
 
 
-def accept(risk: float, places: np.ndarray, correct: np.ndarray, confidence: np.ndarray) -> Accepted:
+def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray) -> Accepted:
     """The largest set that passes.
 
     Args:
-        places: float [A], as of `find_places`, by labels without the image's own answer.
+        ranks: float [A], as of `find_ranks`, by labels without the image's own answer.
         correct: bool [A], whether these labels are right.
         confidence: float [N], of the final labels.
     """
-    answers, own = len(places), find_places(confidence, confidence)
+    answers, label_ranks = len(ranks), find_ranks(confidence, confidence)
     steps = []
     for number in range(1, STEPS + 1):
         threshold = 1 - number / STEPS
-        above = places >= threshold
-        steps.append(Step(threshold, int(above.sum()), int((above & ~correct).sum()), int((own >= threshold).sum())))
+        above = ranks >= threshold
+        steps.append(
+            Step(threshold, int(above.sum()), int((above & ~correct).sum()), int((label_ranks >= threshold).sum()))
+        )
 
     def keeps(step: Step) -> bool:
         return error_tail(step.errors, step.answers, step.labels, risk) <= 1 - CONFIDENCE
 
-    kept = last_kept(steps, first_count(answers, risk), keeps)
-    if not kept:
+    last = find_last(steps, first_count(answers, risk), keeps)
+    if not last or not len(confidence):
         return Accepted(risk, len(confidence), answers)
-    threshold = float(confidence[own >= kept.threshold].min())
-    return Accepted(risk, len(confidence), answers, kept.labels, threshold)
+    threshold = float(confidence[label_ranks >= last.threshold].min())
+    return Accepted(risk, len(confidence), answers, last.labels, threshold)
 
 
 def error_tail(errors: int, answers: int, unseen: int, risk: float) -> float:
@@ -148,21 +150,20 @@ def describe_classes(
     """
     names, rows = [*classes, NONE_OF_THESE], list[dict[str, Any]]()
     for number in np.unique(labels).tolist():
-        mine, asked = labels == number, judged == number
-        images, taken = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
-        light = (
-            ""
-            if taken is None
-            else "good"
-            if taken >= GOOD * images
-            else "unsure"
-            if taken >= POOR * images
-            else "poor"
-        )
-        wrong = np.bincount(truth[asked & (truth != number)] % len(names), minlength=1)
+        mine, answered = labels == number, judged == number
+        images, count = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
+        wrong = np.bincount(truth[answered & (truth != number)] % len(names), minlength=1)
         rows.append({
-            "class": names[number], "light": light, "images": images, "accepted": taken, "answers": int(asked.sum()),
-            "right": [round(end, 4) for end in share(truth[asked] == number)] if asked.any() else None,
+            "class": names[number], "light": name_light(count, images), "images": images, "accepted": count, "answers": int(answered.sum()),
+            "right": [round(end, 4) for end in share(truth[answered] == number)] if answered.any() else None,
             "confused_with": names[int(wrong.argmax())] if wrong.any() else "",
         })  # fmt: skip
     return sorted(rows, key=lambda row: (row["accepted"] or 0) / row["images"])
+
+
+def name_light(accepted: int | None, images: int) -> str:
+    """Good, unsure or poor, as LIGHTS says; "" where nothing can be promised."""
+    if accepted is None:
+        return ""
+    share_accepted = accepted / images
+    return "good" if share_accepted >= GOOD_SHARE else "poor" if share_accepted < POOR_SHARE else "unsure"

@@ -22,7 +22,7 @@ from must.base.parameters import require
 from must.base.records import make_record
 from must.base.text import counted
 from must.config.defaults import RISK
-from must.method.answers.accept import Accepted, accept, describe_classes, find_places
+from must.method.answers.accept import Accepted, accept, describe_classes, find_ranks
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
 from must.method.answers.estimate import AccuracyEstimate
 
@@ -155,9 +155,9 @@ class Review:
             return None, []
         judged, labels = (np.array([one.classes[REFINED] for one in part]) for part in (pictures, others))
         sure, confidence = (np.array([one.confidence for one in part]) for part in (pictures, others))
-        found = accept(RISK, find_places(sure, confidence), judged == truth, confidence)
-        taken = None if found.threshold is None else confidence >= found.threshold
-        return found, describe_classes(self.classes, labels, taken, judged, truth)
+        result = accept(RISK, find_ranks(sure, confidence), judged == truth, confidence)
+        accepted = None if result.threshold is None else confidence >= result.threshold
+        return result, describe_classes(self.classes, labels, accepted, judged, truth)
 
     def text(self, answers: dict[str, Answer]) -> str:
         """The measured accuracies, and the number of answers that do not measure."""

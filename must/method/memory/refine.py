@@ -24,7 +24,7 @@ from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import History
 from must.method.answers.abstention import Abstention, abstention
-from must.method.answers.accept import Accepted, accept, describe_classes, find_places
+from must.method.answers.accept import Accepted, accept, describe_classes, find_ranks
 from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.answers.review import NO_CLASS
@@ -265,7 +265,7 @@ def measure_answers(
     from the labels that decide which of the `refined` ones are accepted."""
     rows, truth = answer_rows(answers.random, pool.numbers)
     model = predict_left_out(build_memory(pool, answer_rows({}, pool.numbers), device, limit, near)[0], pool, rows)
-    labels, places = torch.empty_like(truth), np.empty(len(rows))
+    labels, ranks = torch.empty_like(truth), np.empty(len(rows))
     with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
     others = torch.ones(len(pool.numbers), dtype=torch.bool)
     others[answered_rows(pool, answers.known)] = False
@@ -275,14 +275,14 @@ def measure_answers(
         left_out = {int(pool.numbers[row]) for row in mine}
         known = {image: label for image, label in answers.known.items() if image not in left_out}
         memory, propagated = build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
-        for values, found in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
-            values[fold == number] = found
+        for values, predicted in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
+            values[fold == number] = predicted
         confidence, label = propagated.labels.cpu().max(1)
         labels[fold == number] = label[mine]
-        places[(fold == number).numpy()] = find_places(confidence[mine].numpy(), confidence[others].numpy())
+        ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
     right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
     accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2])
-    accepted = accept(risk, places, right[3], refined.confidence[others].numpy())
+    accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy())
     unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers")
     return Measured(accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy())
 

@@ -5,25 +5,25 @@ from math import comb
 import numpy as np
 import pytest
 
-from must.method.answers.accept import accept, describe_classes, error_tail, fewest_answers, find_places
+from must.method.answers.accept import accept, describe_classes, error_tail, fewest_answers, find_ranks
 
 
 def draw(images, answers, rate, seed):
-    """(what `accept` finds, the share of wrong labels among the accepted ones). `rate`: of errors, by place."""
+    """(what `accept` finds, the share of wrong labels among the accepted ones). `rate`: of errors, by rank."""
     generator = np.random.default_rng(seed)
     confidence = np.sort(generator.random(images).round(2))  # with ties
-    right = generator.random(images) > rate(find_places(confidence, confidence))
+    right = generator.random(images) > rate(find_ranks(confidence, confidence))
     asked = np.zeros(images, bool)
     asked[generator.choice(images, answers, replace=False)] = True
     others = confidence[~asked]
-    found = accept(0.05, find_places(confidence[asked], others), right[asked], others)
+    found = accept(0.05, find_ranks(confidence[asked], others), right[asked], others)
     wrong = 0.0 if found.threshold is None else np.mean(~right[~asked][others >= found.threshold])
     assert found.accepted in (None, int((others >= (found.threshold or 0)).sum()))
     return found, wrong
 
 
 @pytest.mark.parametrize("images, answers", [(2_000, 60), (2_000, 240), (300, 150)])
-@pytest.mark.parametrize("rate", [lambda place: 0.06, lambda place: 0.3 * (1 - place), lambda place: 0.02])
+@pytest.mark.parametrize("rate", [lambda rank: 0.06, lambda rank: 0.3 * (1 - rank), lambda rank: 0.02])
 def test_the_promise_is_kept_in_95_of_100_draws(images, answers, rate):
     """Too many errors in 5% of the draws at most; 200 draws leave room for chance."""
     draws = [draw(images, answers, rate, seed) for seed in range(200)]
@@ -33,7 +33,7 @@ def test_the_promise_is_kept_in_95_of_100_draws(images, answers, rate):
 def test_more_answers_accept_more():
     counts = (60, 120, 240, 480)
     found = [
-        [draw(5_000, n, lambda place: np.where(place > 0.3, 0.01, 0.3), seed)[0] for seed in range(60)] for n in counts
+        [draw(5_000, n, lambda rank: np.where(rank > 0.3, 0.01, 0.3), seed)[0] for seed in range(60)] for n in counts
     ]
     means = [np.mean([one.accepted or 0 for one in part]) for part in found]
     assert means == sorted(means) and means[0] < 2_000 and means[-1] > 2_500
@@ -47,14 +47,15 @@ def test_with_too_few_or_wrong_answers_nothing_is_promised():
     wrong = accept(0.05, np.linspace(0, 1, 300), np.zeros(300, bool), confidence)
     assert wrong.accepted is None and wrong.text().startswith("No labels can be taken unseen: 300 random answers")
     found = accept(0.05, np.linspace(0, 1, 300), np.ones(300, bool), confidence)
-    assert found.text() == "1,000 of 1,000 labels can be taken unseen: at most 5 in 100 are wrong."
-    assert accept(0.05, np.empty(0), np.empty(0, bool), np.empty(0)).accepted is None
+    assert found.text() == "1,000 of 1,000 labels can be taken unseen: at most 5 in 100 are wrong, with 95% confidence."
+    assert accept(0.05, np.empty(0), np.empty(0, bool), confidence).accepted is None
+    assert accept(0.05, np.ones(99), np.ones(99, bool), np.empty(0)).accepted is None, "all images are answered"
 
 
 def test_of_few_images_the_first_test_needs_more_answers():
     """60 right answers do not show that of 250 other images at most 5% have a wrong label; some more do."""
-    places = np.linspace(0, 1, 120)
-    found = accept(0.05, places, places > 0.3, np.linspace(0, 1, 500))
+    ranks = np.linspace(0, 1, 120)
+    found = accept(0.05, ranks, ranks > 0.3, np.linspace(0, 1, 500))
     assert error_tail(0, 60, 250, 0.05) > 0.05 and found.accepted >= 350
 
 
