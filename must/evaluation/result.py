@@ -191,6 +191,7 @@ class RefinedLabels:
     answers: int
     weights_sha256: str  # of the adapted model; "" without one
     changed: dict[str, tuple[str, str]]
+    misfits: list[dict[str, Any]] = field(default_factory=list)  # as of names.Finding.to_dict
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -205,8 +206,9 @@ class RefinedLabels:
                 if row["class"] != row["zero_shot"]:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
             return cls(
-                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed
-            )
+                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed,
+                summary.get("misfits", []),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "

@@ -67,6 +67,7 @@ def render_report(
         histogram=histogram(metrics),
         selection=selection(metrics),
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
+        misfits=pictures.misfits(refined.misfits) if refined else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),

@@ -31,6 +31,7 @@ from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.check import Predicted, compare_predictions
 from must.method.memory.memory import Memory, build_memory, find_neighbours, predict_left_out
+from must.method.memory.names import Finding, find_misfits
 from must.method.memory.pool import Pool, read_pool, subsample
 from must.method.memory.propagate import answer_rows
 from must.method.model.bundle import (
@@ -60,13 +61,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Refined:
-    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured."""
+    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured; names
+    that do not fit."""
 
     zero_shot: Predicted
     model: Predicted
     labels: Predicted
     memory: Memory
     measured: AccuracyEstimate | None
+    misfits: list[Finding]
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers": len(answers.known),
         "answers_sha256": hash_answers(config.answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
+        "misfits": [finding.to_dict(description.classes, pool.sources) for finding in refined.misfits],
         "config": config.to_dict(),
     }
     table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
@@ -221,6 +225,7 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) 
         Predicted.from_probabilities(refined.labels.cpu()),
         memory,
         measured,
+        find_misfits(zero_shot, pool.fit, pool.vectors.to(device), near),
     )
 
 
