@@ -5,7 +5,7 @@ Three kinds of findings, all from one pass of the zero-shot model over the unlab
 - group: similar images that are less similar to every name than images usually are. A class may be missing.
 - pair: two names that the model gives to the same images. They mean almost the same, or the model cannot tell them
   apart.
-- unwanted: a name that has a small part of an equal share of the images, counted by probability.
+- unwanted: a name that has a small part of an equal share of the images, by probability and by refined labels.
 
 The limits were set on six of the benchmark's families of images, and judged on three others (docs/memory.md).
 
@@ -24,7 +24,7 @@ from must.method.memory.vectors import neighbour_weights
 
 MISFIT = 1.0  # standard deviations of the images' best cosine, times the group's coherence
 OVERLAP = 0.65  # cosine of two names' probabilities over the images
-UNWANTED = 0.33  # of an equal share of the images
+UNWANTED, UNWANTED_LABELS = 0.33, 0.4  # of an equal share of the images: by probability, and by labels
 FEWEST_EXPECTED = 10  # images in an equal share; with fewer no name is called unwanted
 GROUPS_A_NAME = 2
 SMALLEST_GROUP, MEAN_GROUP = 8, 15  # images: that a finding is about, and of the groups at least on average
@@ -64,17 +64,20 @@ class Finding:
         return f"{names[0]} fits hardly any image (about {self.images:,}): take it out, or give it other words"
 
 
-def find_misfits(probabilities: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]) -> list[Finding]:
+def find_misfits(
+    probabilities: Tensor, labels: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]
+) -> list[Finding]:
     """The strongest finding of each kind first, then the second ones, and so on.
 
     Args:
         probabilities: [N, K], of the zero-shot model.
+        labels: int64 [N], the refined ones.
         fit: float32 [N], the largest logit of each image.
         vectors: [N, V], unit vectors.
         near: as of `nearest(vectors)`.
     """
-    P, fit = probabilities.to(vectors.device), fit.to(vectors.device)
-    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P), find_unwanted(P)
+    P, labels, fit = (values.to(vectors.device) for values in (probabilities, labels, fit))
+    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P), find_unwanted(P, labels)
     ranked = [(rank, finding) for kind in kinds for rank, finding in enumerate(kind[:MOST])]
     return [finding for _, finding in sorted(ranked, key=lambda pair: pair[0])]
 
@@ -139,13 +142,14 @@ def find_pairs(probabilities: Tensor) -> list[Finding]:
     return findings
 
 
-def find_unwanted(probabilities: Tensor) -> list[Finding]:
-    """Names with few images, the sums of probabilities [N, K]."""
+def find_unwanted(probabilities: Tensor, labels: Tensor) -> list[Finding]:
+    """Names with a small sum of probabilities [N, K] and few of the refined labels [N]."""
     N, K = probabilities.shape
     share, findings = N / K, []
     mass = torch.stack([part.float().sum(0) for part in probabilities.split(max(1, BLOCK_NUMBERS // K))]).sum(0)
+    counts = labels.bincount(minlength=K)
     for k in mass.argsort(stable=True)[:MOST].tolist() if share >= FEWEST_EXPECTED else []:
-        if mass[k] <= UNWANTED * share:
+        if mass[k] <= UNWANTED * share and counts[k] <= UNWANTED_LABELS * share:
             rows = probabilities[:, k].float().topk(min(EXAMPLES, N)).indices
             strength = UNWANTED * share / max(float(mass[k]), 1e-6)
             findings.append(Finding("unwanted", (k,), round(float(mass[k])), tuple(rows.tolist()), strength))

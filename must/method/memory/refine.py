@@ -34,6 +34,7 @@ from must.method.memory.memory import Memory, build_memory, find_neighbours, pre
 from must.method.memory.names import Finding, find_misfits
 from must.method.memory.pool import Pool, read_pool, subsample
 from must.method.memory.propagate import answer_rows
+from must.method.memory.trial import compare_lists
 from must.method.model.bundle import (
     Bundle,
     get_preprocess,
@@ -75,7 +76,10 @@ class Refined:
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
     returns the content of refined.json.
+    With --classes it only compares two lists (trial.py) and writes nothing.
     Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
+    if config.classes:
+        return compare_lists(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
@@ -225,7 +229,7 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int) 
         Predicted.from_probabilities(refined.labels.cpu()),
         memory,
         measured,
-        find_misfits(zero_shot, pool.fit, pool.vectors.to(device), near),
+        find_misfits(zero_shot, refined.labels.argmax(1), pool.fit, pool.vectors.to(device), near),
     )
 
 
