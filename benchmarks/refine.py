@@ -34,7 +34,8 @@ def main() -> None:
     probabilities = torch.rand(options.images, options.classes, generator=generator).softmax(1).half()
     parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
     numbers = torch.arange(options.images)
-    pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], *parts)
+    fit = probabilities.float().amax(1)
+    pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], fit, *parts)
     answered = torch.randperm(options.images, generator=generator)[:200]
     device = torch.device(options.device)
     began = time.perf_counter()

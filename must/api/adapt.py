@@ -27,10 +27,10 @@ from must.api.stages import call
 from must.api.work_state import BEFORE, DERIVED, MADE_FROM, WorkState, remove
 from must.base import storage
 from must.base.console import quieted
-from must.base.files import INDEX_FILE
+from must.base.files import INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, require
-from must.base.text import counted
+from must.base.text import counted, printable
 from must.config import AdaptConfig, TrainConfig
 from must.data.format.index import load_index
 from must.data.shards.listing import open_source
@@ -50,6 +50,7 @@ FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
+MISFITS_SHOWN = 3  # lines
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 Run = Callable[[str, dict[str, Any]], Any]
@@ -108,6 +109,11 @@ def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints the paths of what was written."""
     adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
     logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
+    misfits = storage.read_json(str(adapted.labels.parent / REFINED_FILE), "output").get("misfits", [])
+    for finding in misfits[:MISFITS_SHOWN]:
+        logger.info(printable(f"names: {finding['text']} ({', '.join(finding['examples'])})"))
+    if len(misfits) > MISFITS_SHOWN:
+        logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
     return adapted
 
 

@@ -97,6 +97,8 @@ class Refined:
 
     @classmethod
     def from_output(cls, config: configs.RefineConfig, summary: dict[str, Any]) -> Self:
+        if config.classes:
+            return cls("", "", summary["images"], summary["changed"] / summary["images"], summary)
         predictions = storage.join(config.output, PREDICTIONS_FILE)
         return cls(config.output, predictions, summary["images"], summary["changed"], summary)
 

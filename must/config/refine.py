@@ -48,6 +48,12 @@ class RefineConfig(StageConfig):
         above=0,
         below=1,
     )
+    classes: str = param(
+        "only compare: the neighbours' agreement, labels and findings with these class names, beside those of the "
+        "classifier's, on at most 2,000 images; nothing is written",
+        "",
+        metavar="NAMES|FILE",
+    )
     images: int = param(
         "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
     )

@@ -180,6 +180,7 @@ class RefinedLabels:
     changed: dict[str, tuple[str, str]]
     accepted: str = ""  # what can be taken unseen; "" without answers drawn at random
     classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
+    misfits: list[dict[str, Any]] = field(default_factory=list)  # as of names.Finding.to_dict
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -196,6 +197,7 @@ class RefinedLabels:
             return cls(
                 folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed,
                 (summary.get("accepted") or {}).get("text", ""), summary.get("classes", []),
+                summary.get("misfits", []),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(

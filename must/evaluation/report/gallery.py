@@ -142,6 +142,11 @@ class Pictures:
                 images.append({"data": data, "zero_shot": old, "refined": new, "source": source})
         return images
 
+    def misfits(self, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The findings about names, with `images`: the pictures of their examples, of those that are in this split."""
+        rows = {source: row for row, source in enumerate(self.samples.sources)} if findings else {}
+        return [f | {"images": [self.picture(rows[e]) for e in f["examples"] if e in rows]} for f in findings]
+
     def picture(self, row: int, side: int = SIDE) -> dict[str, Any]:
         classes, samples, after, before = self.metrics.classes, self.samples, self.after, self.before
         return {

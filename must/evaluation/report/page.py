@@ -70,6 +70,7 @@ def render_report(
         refined=refined,
         lights=LIGHTS,
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
+        misfits=pictures.misfits(refined.misfits) if refined else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),

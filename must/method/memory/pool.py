@@ -27,6 +27,7 @@ class Pool:
     vectors: Tensor  # float16 [N, V], unit vectors
     probabilities: Tensor  # float16 [N, K], of the model
     others: Tensor  # float16 [M, N, K], of the other models
+    fit: Tensor  # float32 [N], the largest logit, of the first of the other models if there are any
     tokens: Whitening
     embedding: Whitening
 
@@ -49,7 +50,7 @@ def read_pool(
     if whitening is None and len(source.numbers) > KEPT_FLAT:
         whitening = fit_whitening(model, source, device, pause)
     numbers, sources, flats, features = list[Tensor](), list[str](), list[Tensor](), list[Tensor]()
-    probabilities, other_probabilities = list[Tensor](), list[Tensor]()
+    probabilities, other_probabilities, fits = list[Tensor](), list[Tensor](), list[Tensor]()
     with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
         for batch in watched(source, "predictions"):
             if pause is not None:
@@ -65,10 +66,10 @@ def read_pool(
             numbers.append(batch.samples)
             sources += batch.sources
             probabilities.append(logits.float().softmax(-1).half().cpu())
+            of_others = [other(images).float() for other in others]
+            fits.append((of_others[0] if others else logits.float()).amax(-1).cpu())
             if others:
-                other_probabilities.append(
-                    torch.stack([other(images).float().softmax(-1) for other in others]).half().cpu()
-                )
+                other_probabilities.append(torch.stack(of_others).softmax(-1).half().cpu())
     require(bool(numbers), "none of the split's images can be decoded; check them: must index verify")
     joined = torch.cat(features)
     if whitening is None:
@@ -76,8 +77,9 @@ def read_pool(
         whitening = Whitening.fit(flat), Whitening.fit(joined)
         joined = join_vectors(whitening[0](flat), whitening[1](joined)).half()
     P = torch.cat(probabilities)
-    of_others = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
-    return Pool(torch.cat(numbers), sources, joined, P, of_others, whitening[0].cpu(), whitening[1].cpu())
+    Q = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
+    parts = whitening[0].cpu(), whitening[1].cpu()
+    return Pool(torch.cat(numbers), sources, joined, P, Q, torch.cat(fits), *parts)
 
 
 @torch.inference_mode()
@@ -115,6 +117,7 @@ def join_pools(parts: Sequence[Pool]) -> Pool:
         torch.cat([part.vectors for part in parts])[order],
         torch.cat([part.probabilities for part in parts])[order],
         torch.cat([part.others for part in parts], 1)[:, order],
+        torch.cat([part.fit for part in parts])[order],
         parts[0].tokens,
         parts[0].embedding,
     )

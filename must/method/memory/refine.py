@@ -32,8 +32,10 @@ from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.build import build_memory, find_neighbours, predict_left_out
 from must.method.memory.check import Predicted, compare_predictions
+from must.method.memory.names import Finding, find_misfits
 from must.method.memory.pool import Pool, read_pool, subsample
 from must.method.memory.propagate import answer_rows
+from must.method.memory.trial import compare_lists
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
@@ -67,7 +69,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Refined:
-    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured."""
+    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured; names
+    that do not fit."""
 
     zero_shot: Predicted
     model: Predicted
@@ -75,6 +78,7 @@ class Refined:
     memory: Memory
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
+    misfits: list[Finding]
 
     @property
     def accepted(self) -> np.ndarray | None:
@@ -99,7 +103,10 @@ class Refined:
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
     returns the content of refined.json.
+    With --classes it only compares two lists (trial.py) and writes nothing.
     Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
+    if config.classes:
+        return compare_lists(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
@@ -133,6 +140,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "accepted": accepted and asdict(accepted) | {"text": accepted.text()},
         "classes": refined.describe_classes(description.classes),
+        "misfits": [finding.to_dict(description.classes, pool.sources) for finding in refined.misfits],
         "config": config.to_dict(),
     }
     table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
@@ -247,6 +255,7 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, 
         memory,
         measure_answers(pool, answers, before, labels, device, limit, near, risk) if answers.random else None,
         rows[0],
+        find_misfits(zero_shot, refined.labels.argmax(1), pool.fit, pool.vectors.to(device), near),
     )
 
 

@@ -1,0 +1,84 @@
+"""Names that do not fit the images, on spoilt class lists of the bundled digits."""
+
+import pytest
+import torch
+import yaml
+
+from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
+from must.base.errors import UserError
+from must.config import ClassifierConfig, RefineConfig, ShardConfig
+from must.data.shards.build import shard
+from must.method.memory.names import find_groups, find_unwanted
+from must.method.memory.refine import refine
+from must.method.model.classifier import classifier
+from must.method.model.vectors import nearest
+
+CPU = {"workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory):
+    """(class names, parameters) -> what `must refine` returns, for the unlabeled digits; their classes begin the names
+    of the files."""
+    root = tmp_path_factory.mktemp("names")
+    (root / "images").mkdir()
+    for number, (image, label) in enumerate(digit_parts()["unlabeled"]):
+        image.save(root / "images" / f"{label}-{number:04d}.png")
+    shards = str(root / "shards")
+    shard(ShardConfig(source=str(root / "images"), output=shards, workers=1))
+
+    def run(names, **changes):
+        place = root / "-".join(names)
+        place.mkdir()
+        (place / "classes.yaml").write_text(yaml.safe_dump({"classes": names, "templates": list(TEMPLATES)}))
+        file = str(place / "classifier.safetensors")
+        classifier(ClassifierConfig(classes=f"{place}/classes.yaml", model=str(asset_folder()), output=file))
+        places = {"model": str(place / "model"), "output": str(place / "labels")}
+        return refine(RefineConfig(shards=shards, classifier=file, **places, **CPU, **changes))
+
+    run.root = root
+    return run
+
+
+def test_a_fitting_list_has_no_findings(find):
+    assert find(list(CLASSES))["misfits"] == []
+
+
+def test_a_missing_class_is_a_group_and_a_second_name_is_a_pair(find):
+    found = find([name for name in CLASSES if name != "three"] + ["nine two"])["misfits"]
+    group, pair = (next(f for f in found if f["kind"] == kind) for kind in ("group", "pair"))
+    assert group["images"] > 30 and all(example.startswith("three") for example in group["examples"])
+    assert group["text"] == f"{group['images']} similar images fit none of the names well: is a class missing?"
+    assert "nine two" in pair["classes"] and len(pair["examples"]) == 3
+
+
+def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
+    (tmp_path / "new.yaml").write_text(
+        yaml.safe_dump({"classes": [*CLASSES[:9], "nine two"], "templates": list(TEMPLATES)})
+    )
+    with caplog.at_level("INFO"):
+        result = find(list(CLASSES[::-1]), classes=str(tmp_path / "new.yaml"))
+    assert 80 < result["changed"] < 130 and result["misfits"][0] == []
+    assert {finding["kind"] for finding in result["misfits"][1]} == {"group", "pair"}
+    old, new, count, examples = result["changes"][0]
+    assert (old, new) == ("nine", "nine two") and count > 20 and len(examples) == 3
+    assert "  nine -> nine two: " in caplog.text and "does not fit, " in caplog.text
+    assert sorted(path.name for path in find.root.glob("nine-*/*")) == [
+        "classes.yaml",
+        "classifier.safetensors",
+        "models",
+    ]
+    with pytest.raises(UserError, match="no such file; give"):
+        find(["two", "one"], classes="new.txt")
+
+
+def test_a_name_with_few_images_is_unwanted_only_where_many_are_expected():
+    P = torch.tensor([[0.5, 0.45, 0.05], [0.05, 0.9, 0.05], [0.9, 0.05, 0.05]]).repeat(20, 1)
+    assert [(f.classes, f.images) for f in find_unwanted(P, P.argmax(1))] == [((2,), 3)]
+    assert find_unwanted(P, torch.full((60,), 2)) == find_unwanted(P[:27], P[:27].argmax(1)) == []
+
+
+def test_few_or_equal_images_are_no_group():
+    for images in (1, 12, 100):
+        vectors = torch.ones(images, 4) / 2
+        assert find_groups(torch.ones(images), vectors, nearest(vectors), 3) == []
