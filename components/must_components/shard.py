@@ -40,5 +40,6 @@ def shard(
         "shard", stages.shard, run_id, work_uri, index=index.path, settings=settings, source=source,
         test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip
-    index.metadata.update(shards=sharded.shards, revision=sharded.revision, images=sharded.images)
-    return sharded.sha256
+    sha256 = sharded.pop("sha256")
+    index.metadata.update(sharded)
+    return sha256

@@ -21,10 +21,11 @@ def shard_part(
 
     `part` is I/N, such as 1/4; for the others see shard.
     """
-    from must.runtime.stages import part_name, shard_part
+    from must.runtime import stages
+    from must.runtime.notes import part_name
     from must.runtime.supervise import supervised
 
     supervised(
-        part_name("shard", part), shard_part, run_id, work_uri, part=part, settings=settings,
+        part_name("shard", part), stages.shard, run_id, work_uri, part=part, settings=settings,
         source=source, test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip

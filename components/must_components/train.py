@@ -25,7 +25,6 @@ def train(
     `processes`: a number, or auto for one per GPU; several run under torchrun.
     """
     from must.runtime import stages
-    from must.runtime.evaluation import plain
     from must.runtime.supervise import supervised
 
     trained = supervised(
@@ -34,7 +33,7 @@ def train(
         preset=preset, settings=settings, epochs=epochs, processes=processes, tensorboard_uri=tensorboard_uri,
         answers=answers,
     )  # fmt: skip
-    for name, value in plain(trained.summary).items():
+    for name, value in trained["summary"].items():
         training.log_metric(name, float(value))
-    bundle.metadata.update(trained.metadata)
-    return trained.origin["sha256"]
+    bundle.metadata.update(trained["metadata"])
+    return trained["metadata"]["sha256"]

@@ -25,7 +25,6 @@ def train_job(
 
     `nodes`: number and settings of the nodes, from cluster.yaml. `model_name`: a label of the job.
     """
-    from must.runtime.evaluation import plain
     from must.runtime.supervise import supervised
     from must_components.train_job.launch import train_on_nodes
 
@@ -35,7 +34,7 @@ def train_job(
         epochs=epochs, tensorboard_uri=tensorboard_uri, model_name=model_name,
         answers=answers,
     )  # fmt: skip
-    for name, value in plain(trained.summary).items():
+    for name, value in trained["summary"].items():
         training.log_metric(name, float(value))
-    bundle.metadata.update(trained.metadata)
-    return trained.origin["sha256"]
+    bundle.metadata.update(trained["metadata"])
+    return trained["metadata"]["sha256"]
