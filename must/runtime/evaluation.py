@@ -38,10 +38,10 @@ def evaluate(
     for uri in (report, copy):
         storage.write_bytes(uri, page)
     facts.report, facts.report_link = copy, artifact_url(details_uri)
-    found = accuracy(metrics)
-    facts.top1, facts.before, facts.result = found.get("top1"), found.get("before"), headline(metrics)
+    scores = accuracy(metrics)
+    facts.top1, facts.before, facts.result = scores.get("top1"), scores.get("before"), headline(metrics)
     matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
-    top1 = found.get("top1", -1.0)
+    top1 = scores.get("top1", -1.0)
     return {"top1": top1, "figures": figures(metrics), "classes": metrics.classes, "confusion": matrix}
 
 

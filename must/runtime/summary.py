@@ -45,7 +45,7 @@ class Failure(NamedTuple):
     has_reason: bool = True  # the last line of the log is the reason
 
 
-FAILURES = {
+FAILURE_KINDS = {
     "stopped": Failure(
         "Run stopped from outside, during {stage}",
         "asked to end (SIGTERM): a person ended the run, or its node was taken away", "yes{progress}", "stopped", False,
@@ -90,7 +90,7 @@ BY_CODE = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED:
 
 
 def name_failure(note: Note) -> str:
-    """A key of FAILURES, for a stage that is not done."""
+    """A key of FAILURE_KINDS, for a stage that is not done."""
     if note.signalled:
         return "stopped"
     if note.state == "running":
@@ -108,7 +108,7 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     if (failed := find_failed(notes)) is not None:
         run_id = next(filter(None, map(run_in, reversed(failed.lines))), "")  # the owner of the lock it waited for
         other = f"another run, {run_id}," if run_id else "another program"
-        return Outcome(False, FAILURES[name_failure(failed)].headline.format(stage=failed.stage, other=other))
+        return Outcome(False, FAILURE_KINDS[name_failure(failed)].headline.format(stage=failed.stage, other=other))
     facts = {note.stage: note.facts for note in notes}
     if headline := describe_decision(facts):
         # After every gate comes `export`; after a promotion what the stage inputs found in cluster.yaml and the run.
@@ -169,7 +169,7 @@ class Summary:
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
     stage: str = ""  # the stage that failed
-    failure: str = ""  # how it failed: a key of FAILURES
+    failure: str = ""  # how it failed: a key of FAILURE_KINDS
     log: list[str] = field(default_factory=list)  # the last lines of that stage
 
     def to_markdown(self) -> str:
@@ -251,7 +251,7 @@ def write_page(summary: Summary, output: str) -> None:
 
 
 def explain_failure(note: Note, notes: list[Note], again: str, more: Sequence[str]) -> list[Line]:
-    failure, progress = FAILURES[name_failure(note)], describe_progress(note.facts.checkpoints)
+    failure, progress = FAILURE_KINDS[name_failure(note)], describe_progress(note.facts.checkpoints)
     why = failure.why.format(code=note.code)
     reason = find_reason(note) if failure.has_reason else note.facts.pod
     tries = [f"{'no exit code' if code is None else f'exit code {code}'} after {clock(s)}" for code, s in note.tries]
@@ -296,7 +296,7 @@ def describe_progress(checkpoints: str) -> str:
 
 def make_row(note: Note) -> tuple[str, ...]:
     """The stage's state is the one after the run's end, when nothing runs any more."""
-    state = "done" if note.state == "done" else FAILURES[name_failure(note)].state
+    state = "done" if note.state == "done" else FAILURE_KINDS[name_failure(note)].state
     result = printable(note.facts.result, 300)
     return printable(note.stage), state, str(len(note.tries) + 1), clock(note.seconds), result
 

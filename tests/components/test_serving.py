@@ -117,14 +117,6 @@ def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yam
     assert measure_size(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
 
 
-def test_a_server_of_an_earlier_version_keeps_what_it_has(cluster, tmp_path):
-    live = applied(cluster, tmp_path, 404)
-    del live["metadata"]["annotations"]["must/server"]
-    live["spec"]["predictor"]["minReplicas"] = 3
-    assert measure_size(applied(cluster, tmp_path, 200, live))[0] == 3
-    assert measure_size(applied(cluster, tmp_path, 200, live, replicas=2))[0] == 2
-
-
 def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, tmp_path, caplog):
     assert measure_size(applied(cluster, tmp_path, 403))[0] == 1
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text

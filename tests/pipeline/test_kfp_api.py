@@ -1,4 +1,4 @@
-"""submit.py and schedule.py against a server that speaks the v2beta1 API: what is sent, said and left behind."""
+"""submit and schedule against a server that speaks the v2beta1 API: what is sent, said and left behind."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`submit.py --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
+"""`submit --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
 
 import base64
 import gzip
@@ -26,7 +26,7 @@ def impatient(monkeypatch, tmp_path):
 
 @pytest.fixture
 def waiting(server, tmp_path, must_pipeline):
-    """Runs submit.py --wait."""
+    """Runs submit --wait."""
     parameters = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": str(tmp_path / "work")}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(parameters))
     (tmp_path / "cluster.yaml").write_text("namespace: vision")

@@ -62,11 +62,15 @@ def train_on_nodes(
     require(cluster is not None, "train: a TrainJob is submitted in a pod of the cluster only")
     assert cluster is not None
     Launch(cluster, make_manifest(facts.trainjob, "", nodes, job.uri, run_id, model_name), job, run_id).run()
-    for name in listed(job.bundle):
-        storage.download(storage.join(job.bundle, name), storage.join(output, name))
+    copy_bundle(job.bundle, output)
     summary = summary_at(output)
     facts.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
     return describe_bundle(output, summary)
+
+
+def copy_bundle(uri: str, folder: str) -> None:
+    for name in listed(uri):
+        storage.download(storage.join(uri, name), storage.join(folder, name))
 
 
 class StoppedError(BaseException):
