@@ -239,6 +239,15 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     return summary
 
 
+def wait_for_notes(work_uri: str, run_id: str) -> None:
+    """From now on refused credentials are waited for (see wait_for_credentials); a first refusal is printed at once."""
+    try:
+        next(iter(storage.list_existing(WorkUri(work_uri).notes(run_id))), None)
+    except (ValueError, OSError) as error:
+        logger.warning(f"must summary: {format_error(error)}; trying again for some minutes")
+    storage.wait_for_credentials(work_uri)
+
+
 def write_page(summary: Summary, output: str) -> None:
     """Writes the Markdown page to `output`, and a copy beside the notes; a copy that cannot be written is a warning."""
     page = summary.to_markdown().encode()

@@ -5,12 +5,14 @@ The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RU
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from must.base.storage import exists
 from must.runtime.notes import Facts, Note, Try, read_notes, write_note
-from must.runtime.summary import determine_outcome, summarize, write_page
+from must.runtime.summary import determine_outcome, summarize
+from must_components.summary import summary as summary_stage
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
@@ -235,15 +237,18 @@ def test_an_export_that_started_beside_a_gate_that_stops_is_told_as_what_it_is(t
 
 
 @pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
-def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path):
-    """A run whose first stage had no credentials for the bucket either."""
-    work = f"{bucket_server.uri}/work"
-    bucket_server.faults.plan = ["403"] * 9
-    summary = summarize(work, "7", "FAILED", "submit.py --again 7")
-    write_page(summary, str(tmp_path / "page.md"))
-    page = (tmp_path / "page.md").read_text()
-    assert page.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")
-    assert "`submit.py --again 7`" in page and "Traceback" not in page
+def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path, monkeypatch, capfd):
+    """A run whose first stage had no credentials for the bucket either: the log says it before the waiting."""
+    monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
+    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.5)
+    work, page = f"{bucket_server.uri}/work", SimpleNamespace(path=str(tmp_path / "page.md"))
+    bucket_server.faults.plan = ["403"] * 99
+    summary_stage.python_func(SimpleNamespace(state="FAILED"), work, "7", page)
+    text = (tmp_path / "page.md").read_text()
+    shown = capfd.readouterr()
+    assert "; trying again for some minutes" in shown.err and "Run ended, but" in shown.out
+    assert text.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")
+    assert "`must-pipeline submit --again 7`" in text
     bucket_server.faults.plan = []
     assert not exists(f"{work}/notes/7/summary.md"), "a copy would only fail again"
 
