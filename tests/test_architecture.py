@@ -17,8 +17,7 @@ from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "components/must_components"
-BESIDE = ("train_job/component.py", "shard_part.py")  # other tasks of those stages; `close` is in summary.py
-COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES if stage != "close"] + [HOME / name for name in BESIDE]
+COMPONENTS = [HOME / f"{stage}.py" for stage in STAGES if stage != "close"]  # which is in summary.py
 
 # The packages of must/, lowest first. A package imports only those named on its line, which are listed before it. Lazy
 # imports, and those for type checkers, count as well.

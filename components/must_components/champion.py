@@ -40,6 +40,6 @@ def champion(
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
         only_new=only_new, gate=gate, evaluate_split=evaluate_split, answers=answers,
     )  # fmt: skip
-    for path, text in ((version, best.version), (bundle_uri, best.bundle), (key, best.key), (split, best.split)):
-        Path(path).write_text(text)
-    return best.action
+    for path, name in ((version, "version"), (bundle_uri, "bundle"), (key, "key"), (split, "split")):
+        Path(path).write_text(best[name])
+    return best["action"]

@@ -26,6 +26,6 @@ def classifier(
         "classifier", stages.classifier, run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
-    weights.metadata["display_name"] = f"zero-shot classifier, {computed.classes} classes"
-    weights.metadata.update(model=model, pretrained=pretrained, classes=computed.classes, fingerprint=fingerprint)
-    return computed.sha256
+    weights.metadata["display_name"] = f"zero-shot classifier, {computed['classes']} classes"
+    weights.metadata.update(model=model, pretrained=pretrained, classes=computed["classes"], fingerprint=fingerprint)
+    return computed["sha256"]

@@ -16,6 +16,8 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
+from must.config.defaults import list_parts
+from must.runtime.notes import Facts, part_name
 from must.runtime.places import WorkUri
 from must_components.serving.manifest import (
     GROUP,
@@ -196,19 +198,25 @@ class Cluster:
         return workflow if status == 200 else None
 
 
-def check_inputs(work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str) -> str:
-    """The stage inputs: must.runtime.stages.inputs, and whether the cluster has what later stages need.
+def check_inputs(
+    facts: Facts, work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str
+) -> str:  # fmt: skip
+    """The stage inputs: checks the run's `parameters`, and whether the cluster has what later stages need. Returns a
+    sha256 of the contents of class file and model.
 
     `runtime` is empty if training is not a TrainJob.
     Raises ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
     """
-    from must.runtime import stages  # not in the image of the launcher
+    from must.runtime import inputs  # not in the image of the launcher
 
-    result = stages.inputs(work_uri, parameters=parameters)
+    parts, serve = list_parts(int(parameters.get("predict_pods", 0))), parameters.get("serve", "none")
+    facts.then = [part_name("predict", part) for part in parts] + ["serve"] * (serve != "none")
+    result = inputs.check_inputs(parameters, work_uri)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
-    if parameters.get("serve") == "apply":
+    if serve == "apply":
         require_reachable(registry, server)
         Cluster.to_serve().apply(inference_service(registry, parameters["model_name"], server), dry=True)
     if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
+    facts.result = "as the stages take them"
     return result

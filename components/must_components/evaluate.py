@@ -30,9 +30,9 @@ def evaluate(
         classifier=classifier.path, split=split, details=details.path, report=report.path,
         details_uri=details.uri,
     )  # fmt: skip
-    for name, value in evaluated.figures.items():
+    for name, value in evaluated["figures"].items():
         figures.log_metric(name, value)
-    if evaluated.confusion:
+    if evaluated["confusion"]:
         confusion.metadata["display_name"] = "confusion matrix of the adapted model"
-        confusion.log_confusion_matrix(evaluated.classes, evaluated.confusion)
-    return evaluated.top1
+        confusion.log_confusion_matrix(evaluated["classes"], evaluated["confusion"])
+    return evaluated["top1"]

@@ -6,8 +6,8 @@ its last note. This code does both for them; if its requests fail, the page is s
 
 import logging
 
-from must.base.exits import format_error
-from must.runtime.notes import read_notes, settle
+from must.base.exits import BUG, format_error
+from must.runtime.notes import Note, read_notes, write_note
 from must_components.argo import failures, parse_exit_code
 from must_components.cluster import Cluster
 from must_components.train_job.manifest import RUN
@@ -23,16 +23,31 @@ def settle_run(work_uri: str, run_id: str) -> list[str]:
     try:
         if (cluster := Cluster.of_this_pod()) is None:
             return []
-        workflow = cluster.workflow(cluster.workflow_name() or "-")
-        reasons = {stage: messages[-1] for stage, messages in failures(workflow or {}).items()}
-        ended = {stage for stage, reason in reasons.items() if parse_exit_code(reason) is not None}
-        settle(work_uri, run_id, reasons, ended)
-        notes = [note for note in read_notes(work_uri, run_id) if note.facts.trainjob]
-        outcomes = [(note, end_job(cluster, note.facts.trainjob, run_id)) for note in notes]
-        return [f"{note.facts.trainjob} {text}" for note, text in outcomes if note.state != "done"]
+        reasons = failures(cluster.workflow(cluster.workflow_name() or "-") or {})
+        sentences = []
+        for note in read_notes(work_uri, run_id):
+            if note.state == "running" and note.stage in reasons:
+                complete_note(note, reasons[note.stage][-1])
+                write_note(work_uri, run_id, note)
+            if note.facts.trainjob:
+                ending = end_job(cluster, note.facts.trainjob, run_id)
+                sentences += [f"{note.facts.trainjob} {ending}"] * (note.state != "done")
+        return sentences
     except (ValueError, OSError, KeyError, TypeError) as error:
         logger.warning(f"must: the status of this run's pods is not known: {format_error(error)}")
         return []
+
+
+def complete_note(note: Note, reason: str) -> None:
+    """Adds the cluster's reason for the end of the pod to a note in the state running. A pod that ended with
+    its own exit code could not write its last note."""
+    note.facts.pod = reason
+    if parse_exit_code(reason) is not None and not note.signalled:
+        note.state, note.code = "failed", BUG
+        note.lines.append(
+            f"must {note.stage}: its pod ended by itself ({reason}) and could not write its last note; the pod's log "
+            "says why"
+        )
 
 
 def end_job(cluster: Cluster, name: str, run_id: str) -> str:

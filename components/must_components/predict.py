@@ -21,7 +21,7 @@ def predict(
     `part` is I/N, such as 1/4. `promoted` has the version; the files go to its folder in `predict_uri`.
     """
     from must.runtime import stages
-    from must.runtime.stages import part_name
+    from must.runtime.notes import part_name
     from must.runtime.supervise import supervised
 
     supervised(

@@ -27,5 +27,5 @@ def serve(
         "serve", service_stage, run_id, work_uri, registry_uri=registry_uri,
         model_name=model_name, how=how, server=server, output=service.path,
     )  # fmt: skip
-    service.metadata.update(manifest=written.manifest, namespace=written.namespace, version=version)
-    return written.manifest
+    service.metadata.update(written | {"version": version})
+    return written["manifest"]

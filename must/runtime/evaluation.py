@@ -2,7 +2,6 @@
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,44 +11,38 @@ from must.base import storage
 from must.base.files import REPORT_FILE
 from must.base.lock import RUN_ID
 from must.evaluation.result import Metrics
-from must.runtime.notes import Facts, stage_note
+from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in a pod
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """The values on Kubeflow's page. `top1`: accuracy of the adapted model, 0..1; -1 without labels."""
-
-    top1: float
-    figures: dict[str, float]
-    classes: list[str]
-    confusion: list[list[int]]  # of the adapted model; empty without labels or with too many classes
-
-
 def evaluate(
-    work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str, report: str,
-    details_uri: str = "",
-) -> Evaluated:  # fmt: skip
+    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str,
+    report: str, details_uri: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows, and to the
-    run's notes, for a link in the summary. `details_uri`: the URI of `details` in Kubeflow's store."""
-    notes = WorkUri(work_uri).notes(os.environ.get(RUN_ID, ""))
-    with stage_note(work_uri, "evaluate") as note:
-        metrics: Metrics = call(
-            "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-            split=split, output=details,
-        )  # fmt: skip
-        page, copy = storage.read_bytes(storage.join(details, REPORT_FILE)), storage.join(notes, REPORT_FILE)
-        for uri in (report, copy):
-            storage.write_bytes(uri, page)
-        note.result = headline(metrics)
-        top1 = accuracy(metrics)
-        note.facts = Facts(
-            top1=top1.get("top1"), before=top1.get("before"), report=copy, report_link=artifact_url(details_uri)
-        )
-    matrix = metrics.confusion.get("adapted", {}).get("matrix")
-    return Evaluated(top1.get("top1", -1.0), figures(metrics), metrics.classes, matrix or [])
+    run's notes, for a link in the summary. `details_uri`: the URI of `details` in Kubeflow's store.
+
+    Returns:
+        top1: accuracy of the adapted model, 0..1; -1 without labels.
+        figures: the numbers on Kubeflow's page.
+        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes.
+    """
+    metrics: Metrics = call(
+        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        split=split, output=details,
+    )  # fmt: skip
+    page = storage.read_bytes(storage.join(details, REPORT_FILE))
+    copy = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
+    for uri in (report, copy):
+        storage.write_bytes(uri, page)
+    facts.report, facts.report_link = copy, artifact_url(details_uri)
+    scores = accuracy(metrics)
+    facts.top1, facts.before, facts.result = scores.get("top1"), scores.get("before"), headline(metrics)
+    matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
+    top1 = scores.get("top1", -1.0)
+    return {"top1": top1, "figures": figures(metrics), "classes": metrics.classes, "confusion": matrix}
 
 
 def artifact_url(folder: str) -> str:

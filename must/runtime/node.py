@@ -25,15 +25,13 @@ def train_job(job: str) -> None:
     storage.wait_for_credentials(job)  # the launcher has written there
     content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
     storage.wait_for_credentials(content["tensorboard"])
-    if os.environ.get("RANK", "0") != "0":
-        with tempfile.TemporaryDirectory() as folder:
-            call("train", **content["train"], output=folder)
-        return
-    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"]):
+    first = os.environ.get("RANK", "0") == "0"
+    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"] if first else ""):
         call("train", **content["train"], output=folder)
-        if content["answers"]:
+        if first and content["answers"]:
             teach(content["train"], folder, content["answers"], storage.join(job, "labels"))
-        publish(Path(folder), JobUri(job).bundle)
+        if first:
+            publish(Path(folder), JobUri(job).bundle)
 
 
 def publish(folder: Path, uri: str) -> None:

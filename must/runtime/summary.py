@@ -1,7 +1,8 @@
-"""The summary of a run that has ended: its outcome, why it failed, how to resume, its stages, its last lines.
+"""How a run ended, from its stages' notes: one line, why it failed, how to resume, a table of its stages, last lines.
 
-One `Summary` is computed from the notes; it is printed as Markdown, for Kubeflow's narrow panel, or as text, for a
-terminal.
+One `Summary` is printed as Markdown, for Kubeflow's narrow panel, or as text, for a terminal. The backend's state is
+only a hint: Kubeflow Pipelines gives the exit handler a state that only some of its programs update. A successful run
+may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local runner uses).
 """
 
 import logging
@@ -12,43 +13,146 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from must.base import storage
-from must.base.exits import LONGEST_LINE, format_error
+from must.base.exits import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
 from must.base.files import LAST_FILE
+from must.base.lock import run_in
 from must.base.text import printable, printable_page
 from must.runtime.notes import Facts, Note, read_notes
-from must.runtime.outcome import SUCCESS_STATES, determine_outcome, failing, failure_kind
 from must.runtime.places import WorkUri
+from must.runtime.supervise import OVERTAKEN
 
 logger = logging.getLogger(__name__)
 
+NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run, and of a repeated promotion
+SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 SUMMARY_FILE = "summary.md"
 LOG_LINES = 20
-WHY = {
-    "stopped": "asked to end (SIGTERM): a person ended the run, or its node was taken away",
-    "held": "it waited for its turn, and the other run is still at work (exit code {code})",
-    "overtaken": "no error: the model was compared with a champion that was then replaced (exit code {code})",
-    "interrupted": "a dependency failed (exit code {code}): another process, or a store that did not answer",
-    "silent": "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped",
-    "time": "its time limit, timeouts in cluster.yaml (exit code {code})",
-    "input": "wrong input (exit code {code})",
-    "killed": "killed (exit code {code}): most often the pod's memory limit",
-    "error": "an error in the program or the machine (exit code {code})",
-}
-KINDS_WITH_REASON = ("input", "held", "overtaken", "interrupted", "error")  # kinds whose last line is the reason
-RESUMABLE = {
-    "time": "yes, for as long again{progress}",
-    "input": "after the input is corrected{progress}",
-    "held": "when the other run is over{progress}",
-    "overtaken": "yes: finished work is reused, and the model is compared with the new champion",
-    "error": "perhaps{progress_or_hint}",
-}
-STATES = {"stopped": "stopped", "silent": "lost"}  # by failure kind: the state of a stage without a final note
 LINE_WIDTH = 66  # characters of the log's lines: Kubeflow's narrow panel cuts off longer lines
+COLUMNS = ("stage", "state", "tries", "time", "result")
 BROKEN_OFF = (
     "No stage left a note of a failure. Either a person stopped the run, or the next step could not start: an image "
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which."
 )
-COLUMNS = ("stage", "state", "tries", "time", "result")
+
+
+class Failure(NamedTuple):
+    """A kind of failure, in words."""
+
+    headline: str
+    why: str
+    resumable: str = "yes{progress}"
+    state: str = "failed"  # of the stage, in the table
+    has_reason: bool = True  # the last line of the log is the reason
+
+
+FAILURE_KINDS = {
+    "stopped": Failure(
+        "Run stopped from outside, during {stage}",
+        "asked to end (SIGTERM): a person ended the run, or its node was taken away", "yes{progress}", "stopped", False,
+    ),
+    "silent": Failure(
+        "Run failed: {stage}: its pod is gone",
+        "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped", "yes{progress}",
+        "lost", False,
+    ),
+    "overtaken": Failure(
+        "Run stopped: another run promoted a model meanwhile; run it again",
+        "no error: the model was compared with a champion that was then replaced (exit code {code})",
+        "yes: finished work is reused, and the model is compared with the new champion",
+    ),
+    "held": Failure(
+        "Run stopped: {other} is writing to this work_uri",
+        "it waited for its turn, and the other run is still at work (exit code {code})",
+        "when the other run is over{progress}",
+    ),
+    "input": Failure(
+        "Run failed: {stage}: the input is wrong", "wrong input (exit code {code})",
+        "after the input is corrected{progress}",
+    ),
+    "interrupted": Failure(
+        "Run failed: {stage}: a dependency failed",
+        "a dependency failed (exit code {code}): another process, or a store that did not answer",
+    ),
+    "time": Failure(
+        "Run failed: {stage}: its time was over", "its time limit, timeouts in cluster.yaml (exit code {code})",
+        "yes, for as long again{progress}", has_reason=False,
+    ),
+    "killed": Failure(
+        "Run failed: {stage}: killed, memory may have run out",
+        "killed (exit code {code}): most often the pod's memory limit", has_reason=False,
+    ),
+    "error": Failure(
+        "Run failed: {stage}: an error", "an error in the program or the machine (exit code {code})",
+        "perhaps{progress_or_hint}",
+    ),
+}  # fmt: skip
+BY_CODE = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
+
+
+def name_failure(note: Note) -> str:
+    """A key of FAILURE_KINDS, for a stage that is not done."""
+    if note.signalled:
+        return "stopped"
+    if note.state == "running":
+        return "silent"
+    return "overtaken" if (note.stage, note.code) == OVERTAKEN else BY_CODE.get(note.code, "error")
+
+
+class Outcome(NamedTuple):
+    good: bool
+    headline: str  # one line, for readers who do not know the stages
+
+
+def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
+    """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
+    if (failed := find_failed(notes)) is not None:
+        run_id = next(filter(None, map(run_in, reversed(failed.lines))), "")  # the owner of the lock it waited for
+        other = f"another run, {run_id}," if run_id else "another program"
+        return Outcome(False, FAILURE_KINDS[name_failure(failed)].headline.format(stage=failed.stage, other=other))
+    facts = {note.stage: note.facts for note in notes}
+    if headline := describe_decision(facts):
+        # After every gate comes `export`; after a promotion what the stage inputs found in cluster.yaml and the run.
+        due = facts.get("inputs", Facts()).then if "promote" in facts else ["export"] * ("gate" in facts)
+        if missing := [stage for stage in due if stage not in facts]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return Outcome(False, f"{headline}. Then broken off: {missing[0]}{more} never started")
+        return Outcome(True, headline)
+    if not notes and state in SUCCESS_STATES:
+        return Outcome(True, "Run complete, but its stages could leave no notes")
+    last = f"nothing came after {notes[-1].stage}" if notes else "no stage started"
+    return Outcome(False, f"Run broken off: {last}")
+
+
+def find_failed(notes: list[Note]) -> Note | None:
+    """The stage that ended the run: the first that failed, else the last one without a final note."""
+    failed = sorted((note for note in notes if note.state == "failed"), key=lambda note: note.started + note.seconds)
+    silent = [note for note in notes if note.state == "running"]
+    return next(iter(failed or silent[-1:]), None)
+
+
+def describe_decision(facts: dict[str, Facts]) -> str:
+    """The first line of a run that decided about a model; '' if it has not."""
+    gate, promote, champion = (facts.get(stage, Facts()) for stage in ("gate", "promote", "champion"))
+    if gate.outcome == "kept zero-shot" and promote.version:  # the first model of its name is promoted nevertheless
+        return f"Kept zero-shot: no adaptation was better; promoted as {promote.version}, the first of its name"
+    if gate.outcome == "kept zero-shot" and gate.against:
+        return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {gate.against}, stays"
+    if promote.action == NOTHING_NEW:  # a repeated run made the same model
+        return f"Nothing new: the model of this run, {promote.version}, is the champion already"
+    if "promote" in facts:
+        return f"Promoted {promote.version or 'the model'}{describe_gain(facts.get('evaluate', Facts()), gate)}"
+    if gate.outcome == "stopped":
+        why = [reason.removeprefix("STOP").strip() for reason in gate.reasons if reason.startswith("STOP")]
+        return f"Not promoted: stopped by the gate{f' ({why[0]})' if why else ''}"
+    return f"Nothing new: {champion.why or 'not trained'}" if champion.action == NOTHING_NEW else ""
+
+
+def describe_gain(evaluate: Facts, gate: Facts) -> str:
+    """The accuracies, if there are labels: of the model and of the champion, or else of the zero-shot model."""
+    before, who = (evaluate.before, "zero-shot") if gate.before is None else (gate.before, gate.against)
+    if evaluate.top1 is None:
+        return ""
+    return f": {evaluate.top1:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
 
 
 class Line(NamedTuple):
@@ -65,43 +169,37 @@ class Summary:
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
     stage: str = ""  # the stage that failed
-    failure: str = ""  # how it failed: a result of outcome.failure_kind
+    failure: str = ""  # how it failed: a key of FAILURE_KINDS
     log: list[str] = field(default_factory=list)  # the last lines of that stage
 
     def to_markdown(self) -> str:
-        parts = [f"# {self.headline}", "\n".join(map(markdown_line, self.lines))]
-        if self.table:
-            rows = [[cell.replace("|", "/") for cell in row] for row in (COLUMNS, ["---"] * len(COLUMNS), *self.table)]
-            parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-        if self.log:
-            log = [part for line in self.log for part in wrap(line)]
-            parts.append("\n".join([f"Last lines of {self.stage}:", "", "```", *log, "```"]))
-        return printable_page("\n\n".join(filter(None, parts)) + "\n")
+        lines = []
+        for label, text, link, command in self.lines:
+            text = f"`{printable(text)}`" if command else escape(text)
+            lines.append(f"- **{f'[{label}]({link})' if link else label}**: {text}")
+        rows = [[cell.replace("|", "/") for cell in row] for row in (COLUMNS, ["---"] * len(COLUMNS), *self.table)]
+        table = [f"| {' | '.join(row)} |" for row in rows]
+        return self.join_blocks(
+            "# ", lines, table, ["```", *(piece for line in self.log for piece in wrap(line)), "```"]
+        )
 
     def to_text(self) -> str:
-        parts = [self.headline, "\n".join(map(text_line, self.lines))]
-        if self.table:
-            rows = [COLUMNS, *self.table]
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            parts.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
-        if self.log:
-            log = [f"  {printable(line, LONGEST_LINE)}" for line in self.log]
-            parts.append("\n".join([f"Last lines of {self.stage}:", "", *log]))
-        return printable_page("\n\n".join(filter(None, parts)) + "\n")
+        lines = [f"{line.label}: {printable(line.text, LONGEST_LINE)}" for line in self.lines]
+        rows = [COLUMNS, *self.table]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return self.join_blocks("", lines, table, [f"  {printable(line, LONGEST_LINE)}" for line in self.log])
+
+    def join_blocks(self, mark: str, lines: list[str], table: list[str], log: list[str]) -> str:
+        """`mark`: before the headline."""
+        blocks = [[mark + self.headline], lines, table if self.table else []]
+        blocks += [[f"Last lines of {self.stage}:"], log] if self.log else []
+        return printable_page("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
 
 
 def escape(text: str) -> str:
     """Text for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST_LINE))
-
-
-def markdown_line(line: Line) -> str:
-    label = f"[{line.label}]({line.link})" if line.link else line.label
-    return f"- **{label}**: {f'`{printable(line.text)}`' if line.command else escape(line.text)}"
-
-
-def text_line(line: Line) -> str:
-    return f"{line.label}: {printable(line.text, LONGEST_LINE)}"
 
 
 def wrap(line: str) -> list[str]:
@@ -117,7 +215,6 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         again: the command that starts the same run again.
         more: sentences about the TrainJob of a run that failed.
     """
-    folder = WorkUri(work_uri).notes(run_id)
     try:
         notes = read_notes(work_uri, run_id)
     except (ValueError, OSError) as error:
@@ -125,19 +222,30 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         why = f"{format_error(error)}. The log of each stage says how it ended"
         lines = [Line("Why", why), Line("Command to go on", again, command=True)]
         return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines)
-    outcome = determine_outcome(notes, state)
-    summary = Summary(outcome.headline, table=[table_row(note) for note in notes], notes=folder)
-    failed = failing(notes)
-    if failed is not None:
-        summary.lines += failure_lines(failed, notes, again, more)
-        summary.stage, summary.failure = failed.stage, failure_kind(failed)
-        summary.log = failed.lines[-LOG_LINES:]
-    elif not outcome.good:
-        summary.lines += [Line("Why", BROKEN_OFF), *after_promotion(notes, "the run broke off")]
+    good, headline = determine_outcome(notes, state)
+    summary = Summary(headline, table=list(map(make_row, notes)), notes=WorkUri(work_uri).notes(run_id))
+    if (failed := find_failed(notes)) is not None:
+        summary.lines += explain_failure(failed, notes, again, more)
+        summary.stage, summary.failure, summary.log = failed.stage, name_failure(failed), failed.lines[-LOG_LINES:]
+    elif not good:
+        summary.lines += [Line("Why", BROKEN_OFF), *mention_promotion(notes, "the run broke off")]
         summary.lines.append(Line("Command to start it again", again, command=True))
-    summary.lines += [report_line(note.facts) for note in notes if note.facts.report]
+    for facts in (note.facts for note in notes if note.facts.report):
+        uri, link = facts.report, facts.report_link  # at Kubeflow's own server, if there is one
+        if uri.startswith("gs://"):  # for readers of the bucket
+            link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}"
+        summary.lines.append(Line("Report", f"{uri}, or the output report of the stage evaluate", link))
     summary.lines += [Line("Run", run_id)] if run_id else []
     return summary
+
+
+def wait_for_notes(work_uri: str, run_id: str) -> None:
+    """From now on refused credentials are waited for (see wait_for_credentials); a first refusal is printed at once."""
+    try:
+        next(iter(storage.list_existing(WorkUri(work_uri).notes(run_id))), None)
+    except (ValueError, OSError) as error:
+        logger.warning(f"must summary: {format_error(error)}; trying again for some minutes")
+    storage.wait_for_credentials(work_uri)
 
 
 def write_page(summary: Summary, output: str) -> None:
@@ -151,70 +259,55 @@ def write_page(summary: Summary, output: str) -> None:
             logger.warning(f"must: the summary could not be written beside the notes: {format_error(error)}")
 
 
-def failure_lines(note: Note, notes: list[Note], again: str, more: Sequence[str]) -> list[Line]:
-    kind, text = failure_kind(note), progress(note)
-    resumable = RESUMABLE.get(kind, "yes{progress}")
-    why = WHY[kind].format(code=note.code)
-    reason = last_reason(note) if kind in KINDS_WITH_REASON else note.facts.pod
+def explain_failure(note: Note, notes: list[Note], again: str, more: Sequence[str]) -> list[Line]:
+    failure, progress = FAILURE_KINDS[name_failure(note)], describe_progress(note.facts.checkpoints)
+    why = failure.why.format(code=note.code)
+    reason = find_reason(note) if failure.has_reason else note.facts.pod
+    tries = [f"{'no exit code' if code is None else f'exit code {code}'} after {clock(s)}" for code, s in note.tries]
+    tried = f"{len(tries) + 1} times; before: {', '.join(tries)}" if tries else "once; no retry happened"
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
+    resumable = failure.resumable.format(progress=progress, progress_or_hint=progress or ": nothing is lost")
     return [
         Line("Why", f"{reason} · {why}" if reason else why),
-        *after_promotion(notes, f"{note.stage} failed"),
-        Line("Resumable", resumable.format(progress=text, progress_or_hint=text or ": nothing is lost")),
+        *mention_promotion(notes, f"{note.stage} failed"),
+        Line("Resumable", resumable),
         Line("Command to go on", again, command=True),
         *(Line("TrainJob", sentence) for sentence in more),
-        Line("Tried", tried(note)),
+        Line("Tried", tried),
         Line("Ran", f"{clock(note.seconds)} on {note.host}, from {started}"),
     ]
 
 
-def report_line(facts: Facts) -> Line:
-    """The report's URL: at Cloud Storage for readers of the bucket, else at Kubeflow's own server, if there is one."""
-    uri, link = facts.report, facts.report_link
-    if uri.startswith("gs://"):
-        link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}"
-    return Line("Report", f"{uri}, or the output report of the stage evaluate", link)
-
-
-def last_reason(note: Note) -> str:
+def find_reason(note: Note) -> str:
     """The last line of the stage's log, without the command at its beginning."""
-    line = next((line for line in reversed(note.lines) if line.strip() and "; trying again in" not in line), "")
+    line = next((line for line in reversed(note.lines) if line.strip()), "")
     return re.sub(r"^must [\w-]+: ", "", line.strip())
 
 
-def after_promotion(notes: list[Note], event: str) -> list[Line]:
+def mention_promotion(notes: list[Note], event: str) -> list[Line]:
     """A hint for a run that promoted its model before `event`: when it resumes, `only_new` would find nothing new."""
     versions = [note.facts.version for note in notes if note.stage == "promote" and note.state == "done"]
     why = f"before {event}; go on with only_new false, which else ends the run early"
     return [Line("Promoted all the same", f"{version or 'the model'}, {why}") for version in versions]
 
 
-def tried(note: Note) -> str:
-    if not note.tries:
-        return "once; no retry happened"
-    earlier = ", ".join(
-        f"{'no exit code' if attempt.code is None else f'exit code {attempt.code}'} after {clock(attempt.seconds)}"
-        for attempt in note.tries
-    )
-    return f"{len(note.tries) + 1} times; before: {earlier}"
-
-
-def progress(note: Note) -> str:
-    if not note.checkpoints:
+def describe_progress(checkpoints: str) -> str:
+    if not checkpoints:
         return ""
     try:
-        last = storage.read_bytes(storage.join(note.checkpoints, LAST_FILE)).decode().strip()
+        last = storage.read_bytes(storage.join(checkpoints, LAST_FILE)).decode().strip()
     except (FileNotFoundError, NotADirectoryError):
         return "; there is no checkpoint yet, training starts over"
     except (ValueError, OSError):
         return ""
-    return f"; training goes on from {last} in {note.checkpoints}"
+    return f"; training goes on from {last} in {checkpoints}"
 
 
-def table_row(note: Note) -> tuple[str, ...]:
+def make_row(note: Note) -> tuple[str, ...]:
     """The stage's state is the one after the run's end, when nothing runs any more."""
-    state = STATES.get(failure_kind(note), note.state) if note.state != "done" else "done"
-    return printable(note.stage), state, str(len(note.tries) + 1), clock(note.seconds), printable(note.result, 300)
+    state = "done" if note.state == "done" else FAILURE_KINDS[name_failure(note)].state
+    result = printable(note.facts.result, 300)
+    return printable(note.stage), state, str(len(note.tries) + 1), clock(note.seconds), result
 
 
 def clock(seconds: float) -> str:

@@ -1,12 +1,11 @@
 """Runs a stage in its own process, and repeats it after errors that may be temporary: a killed worker, a lost store or
-peer, a crash; not after wrong input.
+peer, a crash; not after wrong input. Writes the stage's note meanwhile.
 
 The backend's retries are not enough: installations differ, and none distinguishes wrong input from a crash. They are
-only for pods that vanish. This process imports no torch; the stage prints through inherited file descriptors, so that
-its last lines are known even if it is killed.
+only for pods that vanish. This process imports no torch; what the stage prints passes through it, so that its last
+lines are known even if it is killed.
 """
 
-import dataclasses
 import importlib
 import json
 import logging
@@ -17,20 +16,32 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
+from typing import IO, Concatenate, ParamSpec, TypeVar
 
-from must.base import storage
-from must.base.exits import HELD, INTERRUPTED, PREEMPTED, TIME_OVER, WRONG_INPUT, exiting, handling
+from must.base.background import every
+from must.base.exits import (
+    HELD,
+    INTERRUPTED,
+    PREEMPTED,
+    TIME_OVER,
+    WRONG_INPUT,
+    exiting,
+    find_exit_code,
+    format_error,
+    handling,
+)
 from must.base.lock import RUN_ID
 from must.base.parameters import convert, require
 from must.base.processes import child_environment, end_with_parent
+from must.base.records import make_record
 from must.base.storage import wait_for_credentials
-from must.runtime.notes import RESULT_FILE_ENV, Note, decode_note, stage_note
-from must.runtime.places import WorkUri
+from must.base.text import without_secrets
+from must.runtime.notes import FACTS_FILE, Facts, Note, Try, read_note, write_note
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +56,10 @@ INPUTS = "inputs"  # the first stage, which has tested the run's URIs
 URI_VALUES = ("registry_uri", "tensorboard_uri", "output")  # names of `values` that are URIs, besides work_uri
 OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 LONGEST_WAIT = 3600.0  # seconds between two tries
+NOTE_S = 60.0  # seconds between two writes of a running stage's note
+FIRST = 4.0  # seconds before the first write; doubled up to NOTE_S
+MAX_LINES = 40  # lines of the log in a note
+DRAIN_TIMEOUT = 5.0  # seconds for the last lines: a process that outlives the stage keeps the pipe open
 
 
 @dataclass(frozen=True)
@@ -70,115 +85,153 @@ def policy() -> Policy:
 
 def supervised(
     stage: str,
-    function: Callable[Concatenate[str, Parameters], Result],
+    function: Callable[Concatenate[Facts, str, Parameters], Result],
     run_id: str,
     work_uri: str,
     /,
     *args: Parameters.args,
     **values: Parameters.kwargs,
 ) -> Result:
-    """Calls `function` with `work_uri` and `values` in another process; returns its result.
+    """Calls `function` with the stage's Facts, `work_uri` and `values` in another process; returns its result.
     Raises SystemExit: with the exit code of the last try; 137 if it was killed.
+
+    A pod whose predecessor in this run has given up ends at once with the same code: the backend may retry any pod.
 
     Args:
         stage: the note's name.
-        function: a module's function. Its parameters are JSON values; it returns a JSON value or a dataclass of these.
+        function: a module's function. Its parameters and its result are JSON values.
     """
     if stage != INPUTS:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
-    job = {
-        "stage": stage, "module": function.__module__, "function": function.__name__,
-        "values": {"work_uri": work_uri, **values},
-    }  # fmt: skip
     with exiting(stage):
         allowed = policy()
-        end_if_given_up(work_uri, stage, run_id)
-    with stage_note(work_uri, stage, run_id=run_id) as note, tempfile.TemporaryDirectory(prefix="must-") as folder:
-        note.source = Path(folder) / "note.json"
-        (Path(folder) / "job.json").write_text(json.dumps(job))
-        try:
-            code = Supervisor(note, Path(folder), allowed, run_id).run()
-        finally:
-            note.update()
-        if code:
+    note, earlier = Note(stage), read_note(work_uri, run_id, stage)
+    if earlier is not None and earlier.state != "done":
+        failed = earlier.state == "failed"
+        if run_id and failed and earlier.code in (WRONG_INPUT, TIME_OVER):  # runs without an id share their notes
+            line = earlier.lines[-1] if earlier.lines else ""
+            logger.warning(f"must {stage}: gave up before, with exit code {earlier.code}: {line}; start a new run")
+            raise SystemExit(earlier.code)
+        note.tries = [*earlier.tries, Try(earlier.code if failed else None, earlier.seconds)]
+    call = {"stage": stage, "module": function.__module__, "function": function.__name__}
+    with tempfile.TemporaryDirectory(prefix="must-") as folder:
+        (Path(folder) / "job.json").write_text(json.dumps({**call, "values": {"work_uri": work_uri, **values}}))
+        if code := Supervisor(note, Path(folder), allowed, work_uri, run_id).run():
             raise SystemExit(code)
-        result = json.loads((Path(folder) / "result.json").read_text())
-        kind: Any = get_type_hints(function)["return"]
-        return kind(**result) if hasattr(kind, "__dataclass_fields__") else result
-
-
-def end_if_given_up(work_uri: str, stage: str, run_id: str) -> None:
-    """Ends this pod if an earlier one of this stage in this run has given up: the backend may retry any pod.
-
-    Raises SystemExit: with the earlier exit code, wrong input or the time limit. The note stays as it is.
-    """
-    if not run_id:  # runs without an id share one folder of notes
-        return
-    with suppress(ValueError, OSError):
-        note = decode_note(storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json")))
-        if note is not None and note.state == "failed" and note.code in (WRONG_INPUT, TIME_OVER):
-            line = note.lines[-1] if note.lines else ""
-            logger.warning(f"must {stage}: gave up before, with exit code {note.code}: {line}; start a new run")
-            raise SystemExit(note.code)
+        result: Result = json.loads((Path(folder) / "result.json").read_text())
+        return result
 
 
 class Supervisor:
-    """The tries of one stage in this pod."""
+    """The tries of one stage in this pod, and its note."""
 
-    def __init__(self, note: Note, folder: Path, policy: Policy, run_id: str) -> None:
-        self.note, self.folder, self.policy = note, folder, policy
-        self.environment = child_environment() | {RESULT_FILE_ENV: str(folder / "note.json"), RUN_ID: run_id}
-        self.stopping = threading.Event()
+    def __init__(self, note: Note, folder: Path, policy: Policy, work_uri: str, run_id: str) -> None:
+        self.note, self.policy, self.work_uri, self.run_id = note, policy, work_uri, run_id
+        self.folder, self.facts = folder, folder / "facts.json"
+        self.environment = child_environment() | {FACTS_FILE: str(self.facts), RUN_ID: run_id}
+        self.lines = deque[str](maxlen=MAX_LINES)
+        self.stopping, self.changed = threading.Event(), threading.Event()  # the latter: write the note at once
         limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
         self.deadline = time.monotonic() + limit if limit else None
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """Runs the tries; returns the exit code of the last one."""
-        with handling(signal.SIGTERM, self.forward):
-            number = 0
-            while True:
-                started = time.monotonic()
-                code = self.attempt()
-                overtaken = (self.note.stage, code) == OVERTAKEN
-                if code in NEVER_RETRIED or overtaken or self.stopping.is_set() or number >= self.policy.count:
-                    return code
-                number += 1
-                self.note.failed_try(code, time.monotonic() - started, "")
-                pause = self.policy.pause(number)
-                how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
-                logger.warning(
-                    f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; "
-                    f"trying again in {pause:g} s"
-                )
-                self.note.changed.set()
-                if self.stopping.wait(pause):
-                    return PREEMPTED
-                if self.deadline and time.monotonic() > self.deadline:
-                    return TIME_OVER
+        self.write()
+        try:
+            with every(NOTE_S, self.write, first=FIRST, at_once=self.changed), handling(signal.SIGTERM, self.forward):
+                self.note.code = self.repeat()
+        except BaseException as error:
+            self.note.code = find_exit_code(error)
+            self.lines.append(f"must {self.note.stage}: {format_error(error)}")
+            raise
+        finally:
+            self.note.state = "failed" if self.note.code else "done"
+            self.write()
+        return self.note.code
+
+    def write(self) -> None:
+        """Writes the note. That it cannot be written is only a warning: it must not stop the stage."""
+        with suppress(OSError, ValueError):
+            self.note.facts = make_record(Facts, json.loads(self.facts.read_text()))
+        self.note.seconds, self.note.lines = round(time.time() - self.note.started, 1), list(self.lines)
+        try:
+            write_note(self.work_uri, self.run_id, self.note)
+        except (ValueError, OSError) as error:
+            logger.warning(f"must: the stage's note could not be written: {format_error(error)}")
+
+    def repeat(self) -> int:
+        number = 0
+        while True:
+            started = time.monotonic()
+            code = self.attempt()
+            overtaken = (self.note.stage, code) == OVERTAKEN
+            if code in NEVER_RETRIED or overtaken or self.stopping.is_set() or number >= self.policy.count:
+                return code
+            number += 1
+            self.note.tries.append(Try(code, round(time.monotonic() - started, 1)))
+            pause = self.policy.pause(number)
+            how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
+            logger.warning(
+                f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; trying again in {pause:g} s"
+            )
+            self.changed.set()
+            if self.stopping.wait(pause):
+                return PREEMPTED
+            if self.deadline and time.monotonic() > self.deadline:
+                return TIME_OVER
 
     def attempt(self) -> int:
         command = [sys.executable, "-m", "must.runtime.supervise", str(self.folder)]
         # In its own process group: so it gets a signal to this group only once, from `forward`.
-        self.child = subprocess.Popen(command, env=self.environment, process_group=0)
+        child = subprocess.Popen(
+            command, env=self.environment, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self.child = child
+        assert child.stdout and child.stderr
+        readers = [
+            threading.Thread(target=self.pass_on, args=pair, daemon=True)
+            for pair in ((child.stdout, 1), (child.stderr, 2))
+        ]
+        for reader in readers:
+            reader.start()
         if self.stopping.is_set():  # the signal came before the child was started
-            self.child.terminate()
+            child.terminate()
         try:
-            code = self.child.wait(self.deadline and max(0.0, self.deadline - time.monotonic()))
+            code = child.wait(self.deadline and max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            return self.stop_at_limit(self.child)
+            code = self.stop_at_limit(child)
         except KeyboardInterrupt:
-            self.child.send_signal(signal.SIGINT)
-            code = self.child.wait()
+            child.send_signal(signal.SIGINT)
+            code = child.wait()
             self.stopping.set()
+        end = time.monotonic() + DRAIN_TIMEOUT
+        for reader in readers:
+            reader.join(max(0.0, end - time.monotonic()))
         if code == -signal.SIGTERM:
             return PREEMPTED
         return 128 - code if code < 0 else code
 
+    def pass_on(self, source: IO[bytes], target: int) -> None:
+        """Copies the child's output to this process's, and keeps its last lines."""
+        pending = b""
+        with source:
+            while data := os.read(source.fileno(), 65536):
+                with suppress(OSError):
+                    os.write(target, data)
+                *complete, pending = (pending + data).split(b"\n")
+                for line in complete:  # of a progress bar only the last state
+                    self.keep(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
+        self.keep(pending)
+
+    def keep(self, line: bytes) -> None:
+        self.lines.extend(without_secrets(line.decode(errors="replace").rstrip()).splitlines())
+
     def stop_at_limit(self, child: subprocess.Popen[bytes]) -> int:
         """Ends the stage with SIGTERM, so that training saves a checkpoint."""
-        limit = os.environ[TIME_LIMIT_ENV]
-        logger.warning(f"must {self.note.stage}: reached its time limit of {limit} s")
+        line = f"must {self.note.stage}: reached its time limit of {os.environ[TIME_LIMIT_ENV]} s"
+        logger.warning(line)
+        self.lines.append(line)
         child.terminate()
         try:
             child.wait(GRACE)
@@ -194,16 +247,19 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 self.child.send_signal(number)
         self.note.signalled = time.time()
-        self.note.changed.set()  # another thread writes the note: half a second may be left
+        self.changed.set()  # another thread writes the note: half a second may be left
 
 
 def work(folder: Path) -> None:
     """The supervised process: calls the function and writes its result to a file."""
     end_with_parent()
-    job = json.loads((folder / "job.json").read_text())
+    job, facts = json.loads((folder / "job.json").read_text()), Facts()
     with exiting(job["stage"]):
-        result = getattr(importlib.import_module(job["module"]), job["function"])(**job["values"])
-    (folder / "result.json").write_text(json.dumps(result, default=dataclasses.asdict))
+        try:
+            result = getattr(importlib.import_module(job["module"]), job["function"])(facts, **job["values"])
+        finally:
+            facts.save()
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from must.method.model.provenance import RunSummary
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
-from must.runtime.notes import stage_note
+from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 
 logger = logging.getLogger(__name__)
@@ -126,35 +125,31 @@ def decision_key(key: str, answers: str) -> str:
     return f"{key}-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}" if answers else key
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The run's summary, and the origin of the bundle (see `origin`)."""
-
-    summary: dict[str, Any]
-    origin: dict[str, Any]
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The metadata of the bundle's artifact in Kubeflow."""
-        return plain(self.origin | self.summary) | {"display_name": f"adapted model {self.origin['sha256'][:12]}"}
-
-
 def train(
-    work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
+    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "", answers: str = "",
-) -> Trained:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Trains, or resumes training. `answers`: URI of people's answers about the images, or ''."""
     key, job = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = parse_processes(processes)
-    with stage_note(work_uri, "train", job["checkpoints"]) as note, mirrored(f"{output}/tensorboard", curves):
+    facts.checkpoints = job["checkpoints"]
+    facts.save()
+    with mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        note.result = describe_run(summary)
+        facts.result = describe_run(summary)
         if answers:
             refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
-            note.result += f"; {refined['answers']:,} answers"
-    return Trained(summary.to_dict(), origin(output))
+            facts.result += f"; {refined['answers']:,} answers"
+    return describe_bundle(output, summary)
+
+
+def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
+    """For Kubeflow: the numbers of the run (`summary`), and the metadata of the bundle (see `origin`)."""
+    numbers, made_from = plain(summary.to_dict()), origin(output)
+    name = {"display_name": f"adapted model {made_from['sha256'][:12]}"}
+    return {"summary": numbers, "metadata": plain(made_from) | numbers | name}
 
 
 def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[str, Any]:

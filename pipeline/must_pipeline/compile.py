@@ -67,13 +67,6 @@ CHOICES: Final = {  # of the pipeline's parameters
 }
 
 
-def registry_warning(cluster: Cluster) -> str:
-    """'' if the images have a registry."""
-    if cluster.registry:
-        return ""
-    return "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
-
-
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
@@ -82,7 +75,8 @@ def main() -> None:
     options = parser.parse_args()
     cluster = load_cluster(options.cluster)
     compile_pipeline(cluster, options.output)
-    for text in filter(None, (registry_warning(cluster), spot_warning(cluster))):
+    local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
+    for text in filter(None, ("" if cluster.registry else local, spot_warning(cluster))):
         print(f"{parser.prog}: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")

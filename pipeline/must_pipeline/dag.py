@@ -20,11 +20,9 @@ from must_components.inputs import inputs
 from must_components.predict import predict
 from must_components.promote import promote
 from must_components.serve import serve as serve_stage
-from must_components.shard import shard
-from must_components.shard_part import shard_part
+from must_components.shard import shard, shard_part
 from must_components.summary import close, summary
 from must_components.train import train
-from must_components.train_job.component import train_job
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.nodes import encode_nodes, encode_server
@@ -168,7 +166,7 @@ def add_training(cluster: Cluster, inputs: dict[str, Any], model_name: Any) -> A
     """The task train, in its own pod or as a TrainJob; returns the bundle."""
     inputs = {**inputs, "tensorboard_uri": cluster.tensorboard}
     if cluster.trains_in_trainjob:
-        task = train_job(nodes=encode_nodes(cluster), model_name=model_name, **inputs)
+        task = train(nodes=encode_nodes(cluster), model_name=model_name, **inputs)
     else:
         task = train(processes=cluster.training.processes, **inputs)
     return configure_task(task, "train", cluster=cluster).outputs["bundle"]

@@ -16,7 +16,6 @@ class Stage:
     memory: int
     gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
     loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
-    cached: bool = False  # may use Kubeflow's cache; docs/kubeflow.md says why no stage does
     optional: bool = False  # part of the DAG only if cluster.yaml asks for it
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from must.method.model.provenance import RunSummary
+from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.nodes import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
@@ -24,10 +25,10 @@ def nodes(name="gke"):
     return encode_nodes(load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml"))
 
 
-def train(work, **changes):
+def train(work, facts=None, **changes):
     arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
     places = {name: str(work.parent / name) for name in ("classifier", "output")}
-    return train_on_nodes(str(work), index_sha256="sha", **places, **arguments)
+    return train_on_nodes(facts or Facts(), str(work), index_sha256="sha", **places, **arguments)
 
 
 def exit_code(work, **changes):
@@ -42,9 +43,9 @@ def start_launcher(api, work, **changes):
     values = {name: str(work.parent / name) for name in ("classifier", "output")} | changes
     code = (
         "import json, sys; from pathlib import Path; from must_components.cluster import Cluster\n"
-        "from must_components.train_job.launch import train_on_nodes\n"
+        "from must.runtime.notes import Facts; from must_components.train_job.launch import train_on_nodes\n"
         "Cluster.of_this_pod = lambda: Cluster(sys.argv[3], Path(sys.argv[4]))\n"
-        "train_on_nodes(sys.argv[1], **json.loads(sys.argv[2]))"
+        "train_on_nodes(Facts(), sys.argv[1], **json.loads(sys.argv[2]))"
     )
     command = [sys.executable, "-u", "-c", code, str(work), json.dumps(values), api.url, str(work.parent)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,12 +1,8 @@
 """The summary of a run whose TrainJob may still train, or whose stage could not leave its last note."""
 
-import json
-
 import pytest
 
-from must.base import storage
-from must.runtime.notes import Facts, Note, read_notes, serialize_note
-from must.runtime.places import WorkUri
+from must.runtime.notes import Facts, Note, read_notes, write_note
 from must.runtime.summary import summarize
 from must_components.cluster import Cluster
 from must_components.job_at_end import settle_run
@@ -20,9 +16,7 @@ def end(run, message="main: Error (exit code 143)"):
 
 
 def leave(work, **values):
-    note = Note("train", lines=["step 3"], **values)
-    place = storage.join(WorkUri(str(work)).notes("r1"), "train.json")
-    storage.write_bytes(place, json.dumps(serialize_note(note)).encode())
+    write_note(str(work), "r1", Note("train", lines=["step 3"], **values))
 
 
 def page(work, more=()):

@@ -7,6 +7,7 @@ import yaml
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.base.storage import TransientError
+from must.runtime.notes import Facts
 from must_components.cluster import Cluster as Account
 from must_components.serving import service
 from must_components.serving.manifest import inference_service, is_reachable
@@ -74,7 +75,7 @@ def cluster(kubernetes, monkeypatch):
 def serve(tmp_path, how="apply", **cluster):
     values = {"registry_uri": f"{tmp_path}/registry", "model_name": "photos", "output": str(tmp_path / "out/service")}
     server = encode_server(Cluster(**{"volume": Volume(claim="data", mount=str(tmp_path))} | cluster))
-    return service.serve(str(tmp_path / "work"), how=how, server=server, **values)
+    return service.serve(Facts(), str(tmp_path / "work"), how=how, server=server, **values)
 
 
 def test_applying(cluster, tmp_path):
@@ -85,7 +86,7 @@ def test_applying(cluster, tmp_path):
     written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
     assert json.loads(written["metadata"]["annotations"]["must/server"]) == vars(Server())
     assert body == written == yaml.safe_load((tmp_path / "out/service").read_text())
-    assert applied.namespace == "vision" and applied.manifest.endswith("inferenceservice.yaml")
+    assert applied["namespace"] == "vision" and applied["manifest"].endswith("inferenceservice.yaml")
 
 
 def applied(cluster, tmp_path, status, live=None, **size):
@@ -116,14 +117,6 @@ def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yam
     assert measure_size(live) == (2, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "6Gi"}})
 
 
-def test_a_server_of_an_earlier_version_keeps_what_it_has(cluster, tmp_path):
-    live = applied(cluster, tmp_path, 404)
-    del live["metadata"]["annotations"]["must/server"]
-    live["spec"]["predictor"]["minReplicas"] = 3
-    assert measure_size(applied(cluster, tmp_path, 200, live))[0] == 3
-    assert measure_size(applied(cluster, tmp_path, 200, live, replicas=2))[0] == 2
-
-
 def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, tmp_path, caplog):
     assert measure_size(applied(cluster, tmp_path, 403))[0] == 1
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
@@ -142,7 +135,7 @@ def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, t
 def test_outside_of_a_cluster(tmp_path):
     with pytest.raises(ValueError, match="use `write`"):
         serve(tmp_path)
-    assert serve(tmp_path, how="write").namespace == ""
+    assert serve(tmp_path, how="write")["namespace"] == ""
 
 
 def test_a_registry_that_no_pod_sees_is_not_applied(tmp_path):

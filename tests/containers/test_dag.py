@@ -29,7 +29,7 @@ def command(folder: Path, demo: Path, **changes) -> list[str]:
         (output / "runs").mkdir(parents=True)
         own(output)
         options += ["--user", f"{UID}:0"]
-    return [sys.executable, str(ROOT / "pipeline" / "run_local.py"), *options]
+    return [sys.executable, "-m", "must_pipeline", "run", *options]
 
 
 def metrics(output: Path) -> dict:

@@ -22,7 +22,6 @@ from must_pipeline.schedule import read_schedule
 from must_pipeline.server.parameters import check_parameters
 from tests.docs.blocks import PAGES, ROOT, blocks, commands
 
-SCRIPTS = {"compile": "compile", "submit": "submit", "schedule": "schedule", "run_local": "run"}
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -36,15 +35,8 @@ def shown():
                 if words and re.fullmatch(r"(\S*/)?python3?", words[0]):
                     words = words[2:] if words[1:2] == ["-m"] else words[1:]
                 words = [words[0].removeprefix(".venv/bin/"), *words[1:]] if words else words
-                if words and script(words[0]):
-                    words = ["must-pipeline", script(words[0]), *words[1:]]
                 if words and (words[0] in ("must", "must-pipeline", "make") or words[0].startswith("must.")):
                     yield page.relative_to(ROOT).as_posix(), words
-
-
-def script(word):
-    match = re.fullmatch(r"pipeline/(\w+)\.py", word)
-    return SCRIPTS[match[1]] if match else ""
 
 
 SHOWN = list(shown())

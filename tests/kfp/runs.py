@@ -13,7 +13,7 @@ import kfp_server_api as api
 
 from must.base import storage
 from must.runtime.notes import read_notes
-from must.runtime.outcome import determine_outcome
+from must.runtime.summary import determine_outcome
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.schedule import Schedule, recurring_run
 from must_pipeline.server import wait

@@ -34,27 +34,23 @@ class Compiled:
         self.tasks = {}
         for dag in [self.spec["root"], *self.spec["components"].values()]:
             self.tasks |= dag.get("dag", {}).get("tasks", {})
-        self.train = "train-job" if self.cluster.trains_in_trainjob else "train"
 
     @property
     def stages(self):
         return [stage for stage in STAGES if self.cluster.predict.pods or not STAGES[stage].optional]
 
-    def name(self, stage):
-        return self.train if stage == "train" else stage
-
     def container(self, stage):
-        return self.spec["deploymentSpec"]["executors"][f"exec-{self.name(stage)}"]["container"]
+        return self.spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
 
     def environment(self, stage):
         return {one["name"]: one["value"] for one in self.container(stage).get("env", [])}
 
     def kubernetes(self, stage):
-        return self.platform[f"exec-{self.name(stage)}"]
+        return self.platform[f"exec-{stage}"]
 
     def nodes(self):
         """What the launcher gets for the TrainJob's nodes."""
-        return self.tasks["train-job"]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"]
+        return self.tasks["train"]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +114,7 @@ def test_shared_memory_limits_and_retries(compiled):
         if launcher and "kueue.x-k8s.io/queue-name" in cluster.labels:  # the job may wait there for as long as it takes
             seconds = 0
         assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
-        policy, retries = compiled.tasks[compiled.name(stage)].get("retryPolicy"), cluster.retries
+        policy, retries = compiled.tasks[stage].get("retryPolicy"), cluster.retries
         if stage == "summary":
             assert policy is None
             continue
@@ -164,9 +160,9 @@ def test_what_the_servers_pods_get_arrives_in_the_stage_that_applies_it(compiled
 def test_training_on_one_node_or_several(compiled):
     """What comes of the parameter `nodes`: tests/components/test_train_job.py."""
     cluster = compiled.cluster
-    assert set(compiled.tasks) & {"train", "train-job"} == {compiled.train}
-    parameters = compiled.tasks[compiled.train]["inputs"]["parameters"]
+    parameters = compiled.tasks["train"]["inputs"]["parameters"]
     assert parameters["tensorboard_uri"]["runtimeValue"]["constant"] == cluster.tensorboard
+    assert ("nodes" in parameters) is cluster.trains_in_trainjob
     if not cluster.trains_in_trainjob:
         assert parameters["processes"]["runtimeValue"]["constant"] == cluster.training.processes
     else:
@@ -176,7 +172,6 @@ def test_training_on_one_node_or_several(compiled):
 def test_one_node_may_be_a_trainjob(tmp_path):
     (tmp_path / "cluster.yaml").write_text("{gpu: {count: 1}, training: {as: trainjob}, timeouts: {train: 3600}}")
     found = Compiled("one", tmp_path, load_cluster(tmp_path / "cluster.yaml"))
-    assert found.train == "train-job" and "train" not in found.tasks
     nodes = found.nodes()
     assert (nodes["nodes"], nodes["gpus"], nodes["deadline"]) == (1, 1, 3600)
     assert found.container("train")["image"].startswith("must-shard:")
@@ -308,9 +303,9 @@ def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_
 
 def test_compile_prints_the_warnings_and_compiles(tmp_path):
     (tmp_path / "c.yaml").write_text("gpu: {count: 1, node_selector: {cloud.google.com/gke-spot: 'true'}}")
-    command = [sys.executable, CLUSTER.with_name("compile.py"), "--cluster", "c.yaml", "--output", "o"]
+    command = [sys.executable, "-m", "must_pipeline", "compile", "--cluster", "c.yaml", "--output", "o"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     images, spot = done.stderr.splitlines()
-    assert images.startswith("compile.py: warning: c.yaml: `registry` is empty: the images' names")
-    assert spot.startswith("compile.py: warning: c.yaml: training runs in the stage's own pod on spot nodes")
+    assert images.startswith("must-pipeline compile: warning: c.yaml: `registry` is empty: the images' names")
+    assert spot.startswith("must-pipeline compile: warning: c.yaml: training runs in the stage's own pod on spot nodes")
     assert done.returncode == 0 and (tmp_path / "o").exists()

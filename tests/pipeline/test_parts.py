@@ -6,8 +6,7 @@ import pytest
 
 from must.data.format.index import load_index
 from must.runtime.notes import read_notes
-from must_components.shard import shard
-from must_components.shard_part import shard_part
+from must_components.shard import shard, shard_part
 from tests import zoo
 
 SETTINGS = {"samples_per_shard": 4, "workers": 1}
@@ -32,7 +31,7 @@ def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
     part(1, tmp_path / "in", tmp_path / "work")
     made = finish(tmp_path / "in", tmp_path / "work", tmp_path, "8")
     assert made == (load_index(str(tmp_path / "work" / "shards")).sha256, 20)
-    results = {n.stage: n.result for run in "78" for n in read_notes(str(tmp_path / "work"), run)}
+    results = {n.stage: n.facts.result for run in "78" for n in read_notes(str(tmp_path / "work"), run)}
     assert results["shard-1-of-2"] == results["shard-2-of-2"] == "done"
     assert results["shard"] == "20 images, revision 0"
     part(1, tmp_path / "in", tmp_path / "work")  # the run is submitted again: nothing is packed again

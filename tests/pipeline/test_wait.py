@@ -1,4 +1,4 @@
-"""`submit.py --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
+"""`submit --wait` against a server that plays recorded ends of runs, falls silent, or forgets a run's workflow."""
 
 import base64
 import gzip
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.runtime.notes import Facts, stage_note
+from must.runtime.notes import Facts, Note, write_note
 from must_components.argo import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
@@ -26,7 +26,7 @@ def impatient(monkeypatch, tmp_path):
 
 @pytest.fixture
 def waiting(server, tmp_path, must_pipeline):
-    """Runs submit.py --wait."""
+    """Runs submit --wait."""
     parameters = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": str(tmp_path / "work")}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(parameters))
     (tmp_path / "cluster.yaml").write_text("namespace: vision")
@@ -76,8 +76,7 @@ def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, cap
     move = server.move
 
     def leave_and_move(run, state):  # as the stages in the cluster do meanwhile
-        with pytest.raises(SystemExit), stage_note(waiting.work, "classifier", run_id=run["run_id"]):
-            raise SystemExit(2)
+        write_note(waiting.work, run["run_id"], Note("classifier", "failed", code=2, lines=["no such model"]))
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
@@ -94,8 +93,7 @@ def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys
 
     def leave_and_move(run, state):
         for stage, facts in (("inputs", Facts(then=["predict-1-of-3", "serve"])), ("promote", Facts(version="r7"))):
-            with stage_note(waiting.work, stage, run_id=run["run_id"]) as note:
-                note.facts = facts
+            write_note(waiting.work, run["run_id"], Note(stage, "done", facts=facts))
         move(run, state)
 
     monkeypatch.setattr(server, "move", leave_and_move)
@@ -112,13 +110,8 @@ def evicted(server, waiting, monkeypatch):
         if run["state"] in wait.OVER:
             return
         lost = times[0] > 0
-        with stage_note(waiting.work, "train", run_id=run["run_id"]) as note:
-            note.signalled = 1.0 if lost else 0.0
-        file = Path(waiting.work) / "notes" / run["run_id"] / "train.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "running" if lost else "done"}))
-        if not lost:
-            with stage_note(waiting.work, "promote", run_id=run["run_id"]) as note:
-                note.facts = Facts(version="r1")
+        ended = Note("train", signalled=1.0) if lost else Note("promote", "done", facts=Facts(version="r1"))
+        write_note(waiting.work, run["run_id"], ended)
         times[0] -= 1
         history = ["CANCELING"] if server.terminated else []
         for one in [*history, "FAILED" if lost else "SUCCEEDED"]:
@@ -178,7 +171,6 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
     """A pod's projected token is replaced by the kubelet before it expires."""
     monkeypatch.delenv("KFP_TOKEN")
     (tmp_path / "token").write_text("first")
-    server.access.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
     server.wanted_header = ("Authorization", "Bearer first")
     move = server.move
 

@@ -10,7 +10,7 @@ from must.base.storage import write_bytes
 from must.data.format.index import Index, Shard
 from must.deploy.promote.registry import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
-from must.runtime.notes import read_notes
+from must.runtime.notes import Facts
 from must.runtime.stages import champion
 from tests.deploy.promote.bundles import make_bundle
 
@@ -42,30 +42,31 @@ def make_index(splits):
 
 
 def ask(
-    place, tmp_path, classes=("cat", "dog"), settings=None, only_new=False, splits=SPLITS, gate="label-free", **more
+    place, tmp_path, classes=("cat", "dog"), settings=None, only_new=False, splits=SPLITS, gate="label-free",
+    facts=None, **more,
 ):  # fmt: skip
     file = str(tmp_path / "classifier.safetensors")
     save_classifier(TextClassifier(torch.eye(2), tuple(classes), ("a {}",), "tiny", "", 100.0), file)
     content = make_index(splits).to_json()
     write_bytes(str(tmp_path / "work" / "shards" / "index.json"), content)
     return champion(
-        str(tmp_path / "work"), registry_uri=str(tmp_path / "registry"), name="digits",
-        index_sha256=hashlib.sha256(content).hexdigest(), classifier=file, preset="", settings=settings or {"lr": 1.0},
-        epochs=0, only_new=only_new, gate=gate, **more,
+        Facts() if facts is None else facts, str(tmp_path / "work"), name="digits",
+        registry_uri=str(tmp_path / "registry"), index_sha256=hashlib.sha256(content).hexdigest(),
+        classifier=file, preset="", settings=settings or {"lr": 1.0}, epochs=0, only_new=only_new, gate=gate, **more,
     )  # fmt: skip
 
 
 def test_an_empty_registry_has_no_champion(place, tmp_path):
     found = ask(place, tmp_path, only_new=True)
-    assert (found.version, found.bundle, found.action) == ("none", "", "train")
+    assert (found["version"], found["bundle"], found["action"]) == ("none", "", "train")
 
 
 def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_path):
     first = ask(place, tmp_path, only_new=True)
-    assert ask(place, tmp_path, only_new=True).action == "train"  # the run before failed on its way
-    place.decide(first.key, "promoted as v0", [])
-    assert ask(place, tmp_path, only_new=True).action == "nothing new"
-    assert ask(place, tmp_path).action == "train"  # a run by hand
+    assert ask(place, tmp_path, only_new=True)["action"] == "train"  # the run before failed on its way
+    place.decide(first["key"], "promoted as v0", [])
+    assert ask(place, tmp_path, only_new=True)["action"] == "nothing new"
+    assert ask(place, tmp_path)["action"] == "train"  # a run by hand
 
 
 @pytest.mark.parametrize(
@@ -73,16 +74,16 @@ def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_pat
     [{"splits": {"train": {"samples": 9, "labelled": 9}}}, {"settings": {"lr": 2.0}}, {"classes": ("cat", "fox")}],
 )
 def test_new_data_settings_or_classes_are_new(place, tmp_path, change):
-    place.decide(ask(place, tmp_path).key, "stopped", [])
-    assert ask(place, tmp_path, only_new=True, **change).action == "train"
+    place.decide(ask(place, tmp_path)["key"], "stopped", [])
+    assert ask(place, tmp_path, only_new=True, **change)["action"] == "train"
 
 
 def test_new_answers_are_new(place, tmp_path):
     (file := tmp_path / "answers.jsonl").write_text("{}")
-    place.decide(ask(place, tmp_path, answers=str(file)).key, "stopped", [])
-    assert ask(place, tmp_path, only_new=True, answers=str(file)).action == "nothing new"
+    place.decide(ask(place, tmp_path, answers=str(file))["key"], "stopped", [])
+    assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "nothing new"
     file.write_text("{}\n{}")
-    assert ask(place, tmp_path, only_new=True, answers=str(file)).action == "train"
+    assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "train"
 
 
 UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
@@ -99,11 +100,11 @@ UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
 )  # fmt: skip
 def test_the_split_to_evaluate_on_is_known_before_the_training(place, tmp_path, splits, given, split):
     with nullcontext() if split in splits else pytest.raises(ValueError, match=split):
-        assert ask(place, tmp_path, splits=splits, evaluate_split=given).split == split
+        assert ask(place, tmp_path, splits=splits, evaluate_split=given)["split"] == split
 
 
 def test_the_labelled_gate_without_labels_is_refused_before_the_training(place, tmp_path):
-    assert ask(place, tmp_path, gate="labelled").split == "test"
+    assert ask(place, tmp_path, gate="labelled")["split"] == "test"
     with pytest.raises(ValueError, match="gate labelled: the split train has no labels; give test_source and labels"):
         ask(place, tmp_path, gate="labelled", splits=UNLABELLED)
 
@@ -111,8 +112,7 @@ def test_the_labelled_gate_without_labels_is_refused_before_the_training(place, 
 def test_a_champion_with_other_classes_is_not_compared(place, tmp_path):
     place.promote(classes=["cat", "dog"])
     found = ask(place, tmp_path)
-    assert found.version == "v0" and found.bundle == place.bundle("v0")
-    found = ask(place, tmp_path, classes=("cat", "dog", "fox"))
-    assert found.version == "v0" and found.bundle == ""
-    (note,) = read_notes(str(tmp_path / "work"))
-    assert "it has other classes, so the model is compared with zero-shot only" in note.result
+    assert (found["version"], found["bundle"]) == ("v0", place.bundle("v0"))
+    found = ask(place, tmp_path, classes=("cat", "dog", "fox"), facts=(facts := Facts()))
+    assert (found["version"], found["bundle"]) == ("v0", "")
+    assert "it has other classes, so the model is compared with zero-shot only" in facts.result

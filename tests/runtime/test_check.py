@@ -9,8 +9,8 @@ import yaml
 
 from must.runtime.check import check_run
 from must.runtime.inputs import check_inputs
-from must.runtime.notes import read_notes
-from must.runtime.stages import inputs
+from must.runtime.notes import Facts
+from must_components.cluster import check_inputs as check_in_cluster
 from must_pipeline.cli import call
 
 WRONG = [
@@ -146,12 +146,7 @@ def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path):
     (tmp_path / "classes.yaml").write_text("classes: [cat, dog]\n")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "open_clip_config.json").write_text("{}")
-    values = {
-        "classes": f"{tmp_path}/classes.yaml",
-        "model": f"{tmp_path}/model",
-        "predict_pods": 2.0,
-        "serve": "write",
-    }
-    inputs(str(tmp_path / "work"), parameters=values)
-    (note,) = read_notes(str(tmp_path / "work"))
-    assert note.facts.then == ["predict-1-of-2", "predict-2-of-2", "serve"]
+    values = {"classes": f"{tmp_path}/classes.yaml", "model": f"{tmp_path}/model", "predict_pods": 2.0}
+    facts = Facts()
+    check_in_cluster(facts, str(tmp_path / "work"), parameters=values | {"serve": "write"}, server={}, runtime="")
+    assert facts.then == ["predict-1-of-2", "predict-2-of-2", "serve"] and facts.result

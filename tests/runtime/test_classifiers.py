@@ -12,7 +12,8 @@ from must.config import ClassifierConfig
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import stages
 from must.runtime.evaluation import figures, plain
-from must.runtime.stages import CLASSIFIER_JSON, ClassifierRecord
+from must.runtime.notes import Facts
+from must.runtime.stages import CLASSIFIER_JSON
 from tests.evaluation.measured import MEASURED
 
 
@@ -35,16 +36,19 @@ def made(monkeypatch, tmp_path):
 
 def ask(work, output, key="k"):
     made_of = {"classes": "classes.yaml", "model": "ViT-B-16", "pretrained": "openai"}
-    return stages.classifier(str(work), **made_of, fingerprint=key, weights=str(output))
+    facts = Facts()
+    record = stages.classifier(facts, str(work), **made_of, fingerprint=key, weights=str(output))
+    return record, facts.result == "2 classes, made by an earlier run"
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, place):
     work = tmp_path / "work" if place == "folder" else bucket_server.uri
-    first = ask(work, tmp_path / "a")
-    assert first == ClassifierRecord(hashlib.sha256(made[0]).hexdigest(), 2, f"{work}/models/ViT-B-16")
-    assert ask(work, tmp_path / "b") == replace(first, reused=True) and (tmp_path / "b").read_bytes() == made[0]
-    assert not ask(work, tmp_path / "c", key="other classes").reused and len(made) == 2
+    first, _ = ask(work, tmp_path / "a")
+    sha256 = hashlib.sha256(made[0]).hexdigest()
+    assert first == {"sha256": sha256, "classes": 2, "model_folder": f"{work}/models/ViT-B-16"}
+    assert ask(work, tmp_path / "b") == (first, True) and (tmp_path / "b").read_bytes() == made[0]
+    assert not ask(work, tmp_path / "c", key="other classes")[1] and len(made) == 2
 
 
 @pytest.mark.parametrize("file", [CLASSIFIER_FILE, CLASSIFIER_JSON])
@@ -56,15 +60,15 @@ def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
         kept.unlink()
     else:
         kept.write_bytes(kept.read_bytes()[:-3] if damage == "cut short" else b"")
-    assert not ask(tmp_path, tmp_path / "b").reused and (tmp_path / "b").read_bytes() == made[1]
-    assert ask(tmp_path, tmp_path / "c").reused and (tmp_path / "c").read_bytes() == made[1]
+    assert not ask(tmp_path, tmp_path / "b")[1] and (tmp_path / "b").read_bytes() == made[1]
+    assert ask(tmp_path, tmp_path / "c")[1] and (tmp_path / "c").read_bytes() == made[1]
 
 
 @pytest.mark.parametrize("file", [MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS])
 def test_a_classifier_whose_model_is_gone_is_made_again(made, tmp_path, file):
     ask(tmp_path, tmp_path / "a")
     (tmp_path / "models" / "ViT-B-16" / file).unlink()
-    assert not ask(tmp_path, tmp_path / "b").reused and ask(tmp_path, tmp_path / "c").reused
+    assert not ask(tmp_path, tmp_path / "b")[1] and ask(tmp_path, tmp_path / "c")[1]
 
 
 def test_metadata_has_nothing_that_kubeflow_refuses():

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from must.runtime.notes import read_notes
-from must.runtime.outcome import kept_zero_shot
+from must.runtime.notes import Facts, Note
 from must.runtime.stages import gate, promote
+from must.runtime.summary import determine_outcome
 from tests.deploy.promote.bundles import make_bundle, make_onnx, weights_sha256
 from tests.evaluation.test_gate import better, checked, parse_metrics, unchanged
 
@@ -22,15 +22,15 @@ def places(tmp_path, model):
     }  # fmt: skip
 
 
-def promoted(tmp_path, given, champion):
+def promoted(tmp_path, given, champion, facts=None):
     """The version that the stage promotes."""
     others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
-    return promote(str(tmp_path / "work"), **given, **others, champion=champion)["version"]
+    return promote(facts or Facts(), str(tmp_path / "work"), **given, **others, champion=champion)["version"]
 
 
 def ask(tmp_path, given, **champion):
     asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
-    return gate(str(tmp_path / "work"), **given, **asked, **champion)
+    return gate(Facts(), str(tmp_path / "work"), **given, **asked, **champion)
 
 
 def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
@@ -41,9 +41,8 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     uri = f"{given['registry_uri']}/digits/{version}/bundle"
     assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
     assert (tmp_path / "decision.json").read_text() == first
-    assert promoted(tmp_path, given, version) == version
-    note = next(note for note in read_notes(str(tmp_path / "work")) if note.stage == "promote")
-    assert note.facts.action == "nothing new" and note.result == f"{version} is the champion already"
+    assert promoted(tmp_path, given, version, facts := Facts()) == version
+    assert facts.action == "nothing new" and facts.result == f"{version} is the champion already"
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
@@ -83,9 +82,11 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     metrics["model"]["weights_sha256"] = weights_sha256(0)
     (tmp_path / "details" / "metrics.json").write_text(json.dumps(metrics))
     asked = {"gate": "label-free", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
-    assert gate(str(tmp_path / "work"), **given, **asked, champion="r0000-0123456789ab", champion_uri="") == decision
+    asked |= {"champion": "r0000-0123456789ab", "champion_uri": ""}
+    facts = Facts()
+    assert gate(facts, str(tmp_path / "work"), **given, **asked) == decision
     page = (tmp_path / "page.md").read_text()
     assert "zero-shot model, because the champion, r0000-0123456789ab, has other classes" in page
-    (note,) = read_notes(str(tmp_path / "work"))
     if kept:
-        assert kept_zero_shot({"gate": note}).endswith("the champion, r0000-0123456789ab, stays")
+        ended = determine_outcome([Note("gate", "done", facts=facts), Note("export", "done")], None)
+        assert ended.headline.endswith("the champion, r0000-0123456789ab, stays")

@@ -10,6 +10,7 @@ from must.base.exits import find_exit_code
 from must.data.format.index import load_index
 from must.evaluation.result import Data, write_metrics
 from must.runtime import stages
+from must.runtime.notes import Facts
 from must.runtime.training import job_values
 from tests.evaluation.digits import digits as make_digits
 from tests.evaluation.measured import MEASURED
@@ -45,7 +46,9 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     _, values = job_values(str(work), **given, preset="digits", settings={}, epochs=1)
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
-    assert EARLIER in refused(stages.evaluate, str(work), **given, bundle=digits.adapted, split="test", **places)
+    assert EARLIER in refused(
+        stages.evaluate, Facts(), str(work), **given, bundle=digits.adapted, split="test", **places
+    )
 
 
 def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(digits, tmp_path):
@@ -56,8 +59,9 @@ def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(d
     write_metrics(str(details / "metrics.json"), earlier)
     written = tmp_path / "decision.json"
     line = refused(
-        stages.gate, str(work), bundle=digits.adapted, details=str(details), registry_uri=str(tmp_path / "registry"),
-        model_name="digits", key="key", champion="r0000-0123456789ab", champion_uri=digits.zero_shot, gate="labelled",
-        settings={}, split="test", decision=str(written), page=str(tmp_path / "page.md"),
+        stages.gate, Facts(), str(work), bundle=digits.adapted, details=str(details),
+        registry_uri=str(tmp_path / "registry"), model_name="digits", key="key",
+        champion="r0000-0123456789ab", champion_uri=digits.zero_shot,
+        gate="labelled", settings={}, split="test", decision=str(written), page=str(tmp_path / "page.md"),
     )  # fmt: skip
     assert EARLIER in line and not written.exists()

@@ -67,4 +67,4 @@ def test_kills_at_random_moments_change_nothing(digits, tmp_path):
     assert difference(undisturbed(digits, 2), tmp_path / "b") == 0.0
     (note,) = read_notes(str(work), "r")
     assert note.state == "done" and len(note.tries) == 2 and not is_running(process.pid)
-    assert note.result.startswith(f"{STEPS} steps, ")
+    assert note.facts.result.startswith(f"{STEPS} steps, ")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from must.base.processes import is_running
-from must.runtime.notes import Facts, read_notes
+from must.runtime import supervise
+from must.runtime.notes import read_notes
 from must.runtime.stages import library
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
@@ -36,9 +37,12 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert run(tmp_path, how, times=1) == 2
     (note,) = read_notes(str(tmp_path), "7")
     assert note.state == "done" and [one.code for one in note.tries] == [code]
-    assert (note.result, note.facts, note.checkpoints) == ("done at last", Facts(version="r1"), "checkpoints/k")
+    assert (note.facts.result, note.facts.version, note.facts.checkpoints) == ("done at last", "r1", "checkpoints/k")
     shown = capfd.readouterr()
     assert "life 1" in shown.out and f"try 1 of 4 ended with exit code {code}; trying again in 0 s" in shown.err
+    last = {"killed": "life 1", "store": "must train: gs://b/x: the server could not be reached for 300 s",
+            "bug": "RuntimeError: NCCL error: remote process exited"}[how]  # fmt: skip
+    assert note.lines[-2:] == [last, "life 2"]
 
 
 @pytest.mark.parametrize("how, code", [("input", 2), ("124", 124)])
@@ -65,6 +69,36 @@ def test_it_is_given_up_after_as_many_tries_as_cluster_yaml_says(tmp_path, retri
     assert error.value.code == note.code == 137 and note.state == "failed" and len(note.tries) == lives - 1
     assert (tmp_path / "started").read_text() == "x" * lives
     assert f"life {lives}" in note.lines  # said before it was killed
+
+
+def test_the_output_is_passed_on_its_last_lines_are_kept_and_no_process_holds_the_stage_up(
+    tmp_path, retries, capfd, monkeypatch
+):
+    retries("")
+    monkeypatch.setattr(supervise, "DRAIN_TIMEOUT", 1.0)
+    os.mkfifo(tmp_path / "fifo")
+    supervised("train", endings.chatty, "7", str(tmp_path))
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("one\na\rb\nthree\n", "two\n")
+    (note,) = read_notes(str(tmp_path), "7")
+    assert note.state == "done" and sorted(note.lines) == ["b", "one", "three", "two"]
+    (tmp_path / "fifo").open("w").close()  # the process lives until now
+
+
+def test_a_pod_that_follows_a_killed_one_counts_its_try(tmp_path):
+    assert start(tmp_path, "unlucky", how="pod killed", times=1).wait(timeout=60) == -signal.SIGKILL
+    (note,) = read_notes(str(tmp_path), "7")
+    assert note.state == "running"
+    assert start(tmp_path, "unlucky", how="killed", times=1).wait(timeout=60) == 0
+    (note,) = read_notes(str(tmp_path), "7")
+    assert note.state == "done" and [one.code for one in note.tries] == [None]
+
+
+def test_notes_that_cannot_be_written_do_not_stop_the_stage(tmp_path, retries, capfd):
+    retries("")
+    (tmp_path / "notes").write_text("a file where the folder should be")
+    assert run(tmp_path, "killed", times=0) == 1
+    assert "the stage's note could not be written" in capfd.readouterr().err
 
 
 def test_pauses_grow_to_an_hour():
@@ -97,6 +131,7 @@ def until(condition, process=None):
 def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
     process = start(tmp_path, "patient")
     until((tmp_path / "started").exists, process)
+    until(lambda: read_notes(str(tmp_path), "7")[0].facts.checkpoints, process)  # soon after it said so
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75 and (tmp_path / "saved").exists()
     (note,) = read_notes(str(tmp_path), "7")
@@ -212,7 +247,7 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     bucket_server.faults.plan = ["403", "403", "403", ""]
     supervised("train", endings.saving, "7", work)
     (note,) = read_notes(work, "7")
-    assert (note.state, note.result, note.tries) == ("done", "x", [])
+    assert (note.state, note.facts.result, note.tries) == ("done", "x", [])
     assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again").to_markdown()
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     bucket_server.faults.plan = ["403"]

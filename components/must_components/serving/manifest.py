@@ -12,7 +12,6 @@ KIND, GROUP, VERSION, PLURAL = "InferenceService", "serving.kserve.io", "v1beta1
 CONTAINER = "kserve-container"  # the name that KServe looks for
 GRACE_PERIOD = 60  # seconds: `must serve` drains for 5 and then answers the requests it has
 SIZE = "must/server"  # annotation: replicas and resources of cluster.yaml when it was applied
-OLD_SIZE = {"replicas": 1, "cpu": "1", "memory": "2Gi", "memory_limit": "4Gi"}  # of servers without SIZE
 # A Deployment and a Service. Knative, the default of KServe up to 0.15 and of Kubeflow's installation, refuses a pod's
 # grace period, and claims and node selectors unless an administrator allows them. Up to 0.15 it was RawDeployment;
 # newer versions refuse to change a server to this word.
@@ -92,7 +91,7 @@ def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
     an InferenceService as one list with one owner.
     Returns a description of the kept values; '' if they equal cluster.yaml's.
     """
-    applied = (live["metadata"].get("annotations") or {}).get(SIZE, json.dumps(OLD_SIZE))
+    applied = (live["metadata"].get("annotations") or {}).get(SIZE)
     if manifest["metadata"]["annotations"][SIZE] != applied:
         return ""
     predictor, running = manifest["spec"]["predictor"], live["spec"]["predictor"]

@@ -1,12 +1,11 @@
 """The stage serve: writes the InferenceService beside LATEST, and applies it if requested."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from must.base import storage
-from must.runtime.notes import stage_note
+from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 from must_components.cluster import Cluster
 from must_components.serving.manifest import inference_service, is_reachable, require_reachable
@@ -14,31 +13,23 @@ from must_components.serving.manifest import inference_service, is_reachable, re
 MANIFEST_FILE = "inferenceservice.yaml"  # REGISTRY/NAME/...
 
 
-@dataclass(frozen=True)
-class Service:
-    """The manifest's URI, and the namespace to which it was applied; '' if it was not applied."""
-
-    manifest: str
-    namespace: str
-
-
 def serve(
-    work_uri: str, *, registry_uri: str, model_name: str, how: str, server: dict[str, Any], output: str
-) -> Service:
-    with stage_note(work_uri, "serve") as note:
-        registry = WorkUri(work_uri).registry(registry_uri)
-        manifest = inference_service(registry, model_name, server)
-        if how == "apply":
-            require_reachable(registry, server)
-        text = yaml.safe_dump(manifest, sort_keys=False).encode()
-        uri = storage.join(registry, model_name, MANIFEST_FILE)
-        storage.write_bytes(uri, text)
-        storage.write_bytes(output, text)
-        namespace = Cluster.to_serve().apply(manifest) if how == "apply" else ""
-        note.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(uri)
-        hint = "" if is_reachable(registry, server) else f"; first put the registry, {registry}, where a pod sees it"
-        print(note.result + hint)
-    return Service(uri, namespace)
+    facts: Facts, work_uri: str, *, registry_uri: str, model_name: str, how: str, server: dict[str, Any], output: str
+) -> dict[str, str]:  # fmt: skip
+    """Returns the manifest's URI, and the namespace to which it was applied; '' if it was not applied."""
+    registry = WorkUri(work_uri).registry(registry_uri)
+    manifest = inference_service(registry, model_name, server)
+    if how == "apply":
+        require_reachable(registry, server)
+    text = yaml.safe_dump(manifest, sort_keys=False).encode()
+    uri = storage.join(registry, model_name, MANIFEST_FILE)
+    storage.write_bytes(uri, text)
+    storage.write_bytes(output, text)
+    namespace = Cluster.to_serve().apply(manifest) if how == "apply" else ""
+    facts.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(uri)
+    hint = "" if is_reachable(registry, server) else f"; first put the registry, {registry}, where a pod sees it"
+    print(facts.result + hint)
+    return {"manifest": uri, "namespace": namespace}
 
 
 def apply_command(uri: str) -> str:

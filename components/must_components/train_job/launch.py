@@ -24,9 +24,9 @@ from must.base.names import listed
 from must.base.parameters import require
 from must.base.text import one_line
 from must.method.model.description import summary_at
-from must.runtime.notes import Facts, stage_note
+from must.runtime.notes import Facts
 from must.runtime.places import JobUri, WorkUri
-from must.runtime.training import Trained, describe_run, job_values, origin
+from must.runtime.training import describe_bundle, describe_run, job_values
 from must_components.argo import is_stopped
 from must_components.cluster import Cluster
 from must_components.job_at_end import end_job
@@ -40,10 +40,10 @@ LINES = 30  # of a failed job's log and of its events
 
 
 def train_on_nodes(
-    work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
+    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
     preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "", model_name: str = "",
     answers: str = "",
-) -> Trained:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
 
     Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT.
@@ -51,21 +51,21 @@ def train_on_nodes(
     run_id = os.environ.get(RUN_ID, "")
     key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     job = WorkUri(work_uri).job(run_id or key)
-    name = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
-    with stage_note(work_uri, "train", values["checkpoints"], facts=Facts(trainjob=name)) as note:
-        curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-        content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "answers": answers}
-        storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
-        storage.write_bytes(job.description, yaml.safe_dump(content).encode())
-        cluster = Cluster.of_this_pod()
-        require(cluster is not None, "train: a TrainJob is submitted in a pod of the cluster only")
-        assert cluster is not None
-        manifest = make_manifest(name, "", nodes, job.uri, run_id, model_name)
-        Launch(cluster, manifest, job, run_id).run()
-        copy_bundle(job.bundle, output)
-        summary = summary_at(output)
-        note.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
-    return Trained(summary.to_dict(), origin(output))
+    facts.trainjob = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
+    facts.checkpoints = values["checkpoints"]
+    facts.save()
+    curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
+    content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "answers": answers}
+    storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
+    storage.write_bytes(job.description, yaml.safe_dump(content).encode())
+    cluster = Cluster.of_this_pod()
+    require(cluster is not None, "train: a TrainJob is submitted in a pod of the cluster only")
+    assert cluster is not None
+    Launch(cluster, make_manifest(facts.trainjob, "", nodes, job.uri, run_id, model_name), job, run_id).run()
+    copy_bundle(job.bundle, output)
+    summary = summary_at(output)
+    facts.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
+    return describe_bundle(output, summary)
 
 
 def copy_bundle(uri: str, folder: str) -> None:

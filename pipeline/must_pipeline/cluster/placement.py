@@ -8,6 +8,7 @@ import kfp
 from kfp import dsl, kubernetes
 
 from must.base.parameters import require
+from must.runtime.supervise import Policy
 from must_pipeline.cluster.config import Cluster, Resources, Retries, Toleration
 from must_pipeline.cluster.rules import parse_bytes
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
@@ -22,7 +23,7 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
     """`stage` is a name of must_pipeline/stages.py, under which cluster.yaml has the task's resources and timeout;
     `title` is shown instead of its name."""
     row = STAGES[stage]
-    task.set_display_name(title or stage).set_caching_options(row.cached)
+    task.set_display_name(title or stage).set_caching_options(False)
     launcher = stage == "train" and cluster.trains_in_trainjob
     gpu = cluster.uses_gpu(stage) and not launcher
     task.set_container_image(cluster.image(LAUNCHER_IMAGE if launcher else GPU_IMAGE if gpu else row.image))
@@ -102,7 +103,9 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
-        seconds = (retries.count + 1) * (seconds + 300) + sum(pauses(retries))
+        policy = Policy(retries.count, retries.backoff, retries.factor)
+        pauses = sum(policy.pause(number + 1) for number in range(retries.count))
+        seconds = (retries.count + 1) * (seconds + 300) + int(pauses)
     elif seconds:
         # The stage ends itself at the limit with a message; Kubernetes' limit has none and includes the image pull.
         task.set_env_variable("MUST_TIME_LIMIT", str(seconds))
@@ -120,11 +123,6 @@ def retry_policy(retries: Retries) -> dict[str, str]:
         "leave it out and apply deploy/argo-retries.yaml",
     )
     return {"policy": retries.policy} if retries.policy else {}
-
-
-def pauses(retries: Retries) -> list[int]:
-    """Seconds between the tries of a stage; see must/runtime/supervise.py."""
-    return [min(3600, retries.backoff * retries.factor**number) for number in range(retries.count)]
 
 
 def toleration_fields(toleration: Toleration) -> dict[str, Any]:

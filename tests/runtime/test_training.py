@@ -1,11 +1,14 @@
-"""The stage train with people's answers: the model and the labels have them."""
+"""The stage train: people's answers reach the model and the labels, and its curves a bucket."""
 
 import csv
 import hashlib
 import json
 import shutil
+import time
 
-from must.runtime.training import teach
+from must.base import storage
+from must.runtime import training
+from must.runtime.training import mirrored, teach
 
 
 def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
@@ -27,3 +30,17 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
     with (tmp_path / "labels" / "predictions.csv").open() as file:
         labels = {row["image"].rpartition("/")[2]: row["class"] for row in csv.DictReader(file)}
     assert all(labels[path.name] == path.parent.name for path in pictures)
+
+
+def test_curves_are_copied_to_a_bucket_while_the_training_runs(bucket_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "COPY_EVERY_S", 0.05)
+    folder, copy = tmp_path / "tensorboard", f"{bucket_server.uri}/curves/events.out.tfevents.1"
+    with mirrored(str(folder), f"{bucket_server.uri}/curves"):
+        folder.mkdir()
+        (folder / "events.out.tfevents.1").write_bytes(b"a")
+        deadline = time.monotonic() + 60
+        while not storage.exists(copy):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (folder / "events.out.tfevents.1").write_bytes(b"ab")
+    assert storage.read_bytes(copy) == b"ab"

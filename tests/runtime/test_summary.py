@@ -5,15 +5,14 @@ The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RU
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from must.base.storage import exists, join, write_bytes
-from must.runtime.notes import Facts, Note, Try, serialize_note
-from must.runtime.outcome import determine_outcome
-from must.runtime.places import WorkUri
-from must.runtime.stages import follow_ups
-from must.runtime.summary import summarize, write_page
+from must.base.storage import exists
+from must.runtime.notes import Facts, Note, Try, read_notes, write_note
+from must.runtime.summary import determine_outcome, summarize
+from must_components.summary import summary as summary_stage
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
@@ -23,7 +22,7 @@ HELD = (
     "must shard: /w/shards is being written by another `must shard` (run 1f2e-77, process 9 on node-2, since today); "
     "wait for it, or stop it, or choose another --output"
 )
-LOST = [Try(None, 61.0, "node-1", "step 12")]
+LOST = [Try(None, 61.0)]
 
 
 def done(*stages, **facts):
@@ -31,7 +30,7 @@ def done(*stages, **facts):
 
 
 def with_train(state, **values):
-    return [*done(*BEFORE), Note("train", state, started=9, checkpoints="/w/checkpoints/k", **values)]
+    return [*done(*BEFORE), Note("train", state, started=9, facts=Facts(checkpoints="/w/checkpoints/k"), **values)]
 
 
 TRAINED = [*BEFORE, "train", "evaluate", "export", "gate"]
@@ -104,9 +103,7 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
 def page_of(work, notes, state="RUNNING", again="again"):
     """The summary's page of a run that left these notes, and those that are there."""
     for note in notes:
-        write_bytes(
-            join(WorkUri(str(work)).notes("7"), f"{note.stage}.json"), json.dumps(serialize_note(note)).encode()
-        )
+        write_note(str(work), "7", note)
     return summarize(str(work), "7", state, again).to_markdown()
 
 
@@ -127,6 +124,32 @@ def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state)
         assert determine_outcome(notes, state) == determine_outcome(notes, recorded)
     complete = determine_outcome([], state).headline == "Run complete, but its stages could leave no notes"
     assert complete is (state in ("COMPLETE", "SUCCEEDED"))
+
+
+@pytest.mark.parametrize(
+    "values, why, resumable",
+    [
+        (
+            {"code": 75, "lines": ["must train: x"]},
+            "x · a dependency failed (exit code 75)",
+            "yes; training goes on from",
+        ),
+        (
+            {"code": 2, "lines": ["x", ""]},
+            "x · wrong input (exit code 2)",
+            "after the input is corrected; training goes",
+        ),
+        ({"code": 1}, "an error in the program or the machine (exit code 1)", "perhaps; training goes on from"),
+        ({"code": 137}, "killed (exit code 137): most often the pod's memory limit", "yes; training goes on from"),
+        ({"state": "running"}, "its pod is lost, cause unknown: a lost node", "yes; training goes on from"),
+    ],
+)
+def test_each_way_to_fail_has_its_reason_and_says_how_to_go_on(tmp_path, values, why, resumable):
+    (tmp_path / "LAST").write_text("step-000000400")
+    note = Note(**{"stage": "train", "state": "failed", "facts": Facts(checkpoints=str(tmp_path))} | values)
+    page = page_of(tmp_path, [note]).splitlines()
+    assert page[2].startswith(f"- **Why**: {why}")
+    assert page[3].startswith(f"- **Resumable**: {resumable}") and "step-000000400" in page[3]
 
 
 def test_the_page_leads_to_the_report_and_says_what_was_tried(tmp_path):
@@ -176,7 +199,14 @@ def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_an
     "there, said", [(["predict-1-of-2", "serve"], "predict-2-of-2"), ([], "predict-1-of-2 and 2 more")]
 )
 def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
-    notes = done(*TRAINED, "promote", *there, gate=PASSED, promote=R0007, inputs={"then": follow_ups(2, "apply")})
+    notes = done(
+        *TRAINED,
+        "promote",
+        *there,
+        gate=PASSED,
+        promote=R0007,
+        inputs={"then": ["predict-1-of-2", "predict-2-of-2", "serve"]},
+    )
     page = page_of(tmp_path, notes)
     first = page.splitlines()[0]
     assert first.startswith("# Promoted r0007") and first.endswith(f"Then broken off: {said} never started")
@@ -207,15 +237,18 @@ def test_an_export_that_started_beside_a_gate_that_stops_is_told_as_what_it_is(t
 
 
 @pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
-def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path):
-    """A run whose first stage had no credentials for the bucket either."""
-    work = f"{bucket_server.uri}/work"
-    bucket_server.faults.plan = ["403"] * 9
-    summary = summarize(work, "7", "FAILED", "submit.py --again 7")
-    write_page(summary, str(tmp_path / "page.md"))
-    page = (tmp_path / "page.md").read_text()
-    assert page.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")
-    assert "`submit.py --again 7`" in page and "Traceback" not in page
+def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path, monkeypatch, capfd):
+    """A run whose first stage had no credentials for the bucket either: the log says it before the waiting."""
+    monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
+    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.5)
+    work, page = f"{bucket_server.uri}/work", SimpleNamespace(path=str(tmp_path / "page.md"))
+    bucket_server.faults.plan = ["403"] * 99
+    summary_stage.python_func(SimpleNamespace(state="FAILED"), work, "7", page)
+    text = (tmp_path / "page.md").read_text()
+    shown = capfd.readouterr()
+    assert "; trying again for some minutes" in shown.err and "Run ended, but" in shown.out
+    assert text.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")
+    assert "`must-pipeline submit --again 7`" in text
     bucket_server.faults.plan = []
     assert not exists(f"{work}/notes/7/summary.md"), "a copy would only fail again"
 
@@ -231,12 +264,30 @@ def test_a_terminal_gets_the_same_without_markup(tmp_path):
     assert "\ntrain       failed  1      " in text and not set("`*|\\") & set(text)
 
 
-@pytest.mark.parametrize("facts", [{"top1": []}, {"before": "x"}, {"reasons": [1]}, {"version": {}}])
-def test_a_note_with_foreign_facts_does_not_stop_the_summary(tmp_path, facts):
-    page_of(tmp_path, done(*TRAINED, "promote"))
-    for stage in ("evaluate", "gate", "promote"):
-        content = {"stage": stage, "state": "done", "facts": facts}
-        (tmp_path / "notes" / "7" / f"{stage}.json").write_text(json.dumps(content))
-    assert summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().startswith("# ")
-    (tmp_path / "notes" / "7" / "train.json").write_text(json.dumps({"stage": "train", "state": "failed", "lines": {}}))
-    assert summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().startswith("# ")
+NOTE = {"stage": "train", "state": "done", "started": 1.0}
+BYTES = {
+    "a list": b"[]", "no JSON": b"{", "bytes": b"\xff\xfe", "deep": b"[" * 100_000, "nothing": b"",
+    "other keys": b'{"name": "x"}', "endless": b'{"stage": "x", "seconds": Infinity}',
+    "never": b'{"stage": "x", "started": NaN}', "in a long time": b'{"stage": "x", "started": 1e300}',
+}  # fmt: skip
+ODD = {
+    "stage": ["x"], "started": "today", "lines": [1, 2], "tries": [{"code": 1}], "code": None, "facts": {"top1": []},
+}  # fmt: skip
+FOREIGN = BYTES | {f"odd {name}": json.dumps(NOTE | {name: value}).encode() for name, value in ODD.items()}
+
+
+def test_other_files_among_the_notes_do_not_stop_the_summary(tmp_path):
+    page_of(tmp_path, done("shard", shard={"result": "12 images"}))
+    for name, content in FOREIGN.items():
+        (tmp_path / "notes" / "7" / f"{name}.json").write_bytes(content)
+    assert [note.stage for note in read_notes(str(tmp_path), "7")] == ["shard"]
+    assert "12 images" in summarize(str(tmp_path), "7", "SUCCEEDED", "again").to_markdown()
+
+
+def test_what_a_stage_printed_cannot_steer_whoever_reads_the_page(tmp_path):
+    raw = "\x1b[2J\u202e | ```"
+    odd = Note(raw.replace("/", ""), "failed", code=1, facts=Facts(result=raw), host=raw, lines=[raw, "x" * 10**6])
+    page_of(tmp_path, [odd])
+    summary = summarize(str(tmp_path), "7", "FAILED", "again")
+    for page in (summary.to_markdown(), summary.to_text()):
+        assert all(line.isprintable() for line in page.split("\n")) and len(page) < 5000
