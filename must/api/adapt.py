@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 
 from must.api.adapted import Adapted
-from must.api.functions import run_stage
+from must.api.functions import naming_parameters, run_stage
 from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
-from must.api.preflight import require_apart
+from must.api.preflight import check_device, require_apart
 from must.api.stages import call
 from must.api.work_state import BEFORE, DERIVED, MADE_FROM, WorkState, remove
 from must.base import storage
@@ -30,6 +30,7 @@ from must.base.console import quieted
 from must.base.files import INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, require
+from must.base.processes import check_processes
 from must.base.text import counted, printable
 from must.config import AdaptConfig, TrainConfig
 from must.data.format.index import load_index
@@ -40,6 +41,7 @@ from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 from must.method.model.description import load_description
 from must.method.model.folder import MODELS_FOLDER
+from must.method.model.model_name import check_model_name
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 Run = Callable[[str, dict[str, Any]], Any]
 
 
+@naming_parameters()
 def adapt(
     images: Any,
     *,
@@ -125,6 +128,7 @@ def steps(
     require("://" not in output, f"output {output}: must be a folder on this machine")
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
     check_settings(settings)
+    check_device(device)
     folder = Path(output).absolute()
     require_apart(folder, "output")
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
@@ -133,9 +137,8 @@ def steps(
         pretrained = pretrained or DEFAULT_WEIGHTS
     unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
     require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
-    has_weights = Path(model).is_dir() and not Path(pretrained).is_file()
-    require(not (pretrained and has_weights), f"pretrained {pretrained}: {model} has its own weights")
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
+    check_model_name(model, pretrained)
     with removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
         source = to_source(images, written)
         require_enough(source.source, str(folder))
@@ -262,6 +265,7 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
     for label, value in inputs.items():
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
             path, work = Path(value).resolve(), folder.resolve()
+            require(path != work, f"{label} {value}: is the output, too; choose another output")
             part = path.relative_to(work).parts[:1] if path.is_relative_to(work) else ()
             parts = {*MADE_FROM, *DERIVED, BEFORE} & set(part)
             require(not parts, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
@@ -316,11 +320,13 @@ def check_settings(settings: dict[str, Any]) -> None:
     """Raises ValueError: a setting that `must train` would refuse, as far as can be checked before there are shards."""
     for name in SET_BY_ADAPT:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
-    check_names(TrainConfig, settings, "must.api")
+    check_names(TrainConfig, settings, "settings")
     preset = settings.get("preset") or AUTO
     if preset != AUTO:
         published(preset, "ViT-B-16")
-    TrainConfig(shards="-", classifier="-", output="-", **settings)
+    workers = TrainConfig(shards="-", classifier="-", output="-", **settings).workers
+    if isinstance(workers, int):
+        check_processes(workers, "--workers")
 
 
 def read_classes(classes: Any) -> tuple[str, bytes]:

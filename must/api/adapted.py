@@ -12,6 +12,7 @@ from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import require
 from must.base.storage import read_json
+from must.deploy.predict.writer import import_pandas
 from must.method.model.bundle import load_bundle
 
 
@@ -53,6 +54,10 @@ class Adapted:
     def labels(self) -> Path:
         """A table of the unlabeled images: refined labels, and those of the zero-shot and the adapted model."""
         return self.output / LABELS / PREDICTIONS_FILE
+
+    def to_frame(self) -> Any:
+        """The table `labels` as a pandas DataFrame. Raises UserError: pandas is not installed."""
+        return import_pandas().read_csv(self.labels, keep_default_na=False)
 
     @property
     def report(self) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from must.api.functions import naming_parameters
 from must.api.inputs import as_image, make_entries
 from must.base.errors import UserError
 from must.base.parameters import require
@@ -17,12 +18,14 @@ from must.deploy.infer.predict import find_model, zero_shot
 from must.deploy.predict.images import Options, Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import Classifier, threshold
-from must.deploy.predict.writer import Prediction
+from must.deploy.predict.writer import Prediction, to_frame
 
 
 class Predictions(list[Prediction]):
     """A prediction for each readable image, in order; `unreadable`: {name: reason} of the other images;
     `skipped`: {ending: number} of the files in folders that are not images."""
+
+    to_frame = to_frame
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +99,7 @@ class Model:
         return self._view(as_image(image, f"image {number}").convert("RGB")), ""
 
 
+@naming_parameters()
 def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "auto", threads: int = 0) -> Model:
     """A model to call with images: `must.load("work/onnx")("photo.jpg").name`. It is read once and kept in memory.
 

@@ -5,12 +5,13 @@ from Python can do without them: it raises the same errors, later.
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import DESCRIPTION_FILE
+from must.base.files import DESCRIPTION_FILE, RECORD_FILE, REFINED_FILE
 from must.base.parameters import flag, list_parameters, require
 from must.base.processes import check_processes
 
@@ -20,12 +21,15 @@ def preflight(config: Any) -> None:
     Raises ValueError: an input is missing or damaged, an output cannot be written, or --workers is too large."""
     if isinstance(workers := getattr(config, "workers", 0), int):
         check_processes(workers, "--workers")
+    check_device(getattr(config, "device", "auto"))
     for field in list_parameters(type(config)):
         if value := getattr(config, field.name):
-            if field.metadata["kind"] == "output" and field.metadata["metavar"] in ("URI", "DIR"):
-                is_file = not storage.is_remote(value) and storage.local(value).is_file()
-                require(not is_file, f"{flag(field.name)} {value}: is a file; give a folder")
             CHECKS[field.metadata["kind"]](config, value, flag(field.name))
+
+
+def check_device(device: str) -> None:
+    known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device)
+    require(known is not None, f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
 
 
 def check_class_set(config: Any, classes: str, flag: str) -> None:
@@ -39,6 +43,22 @@ def check_bundle(config: Any, uri: str, flag: str) -> None:
     from must.method.model.description import load_description
 
     load_description(uri)
+
+
+def check_backbone(config: Any, model: str, flag: str) -> None:
+    from must.method.model.model_name import check_model_name
+
+    check_model_name(model, config.pretrained)
+
+
+def check_metrics(config: Any, file: str, flag: str) -> None:
+    from must.evaluation.result import read_metrics
+
+    read_metrics(file)
+
+
+def check_refined(config: Any, folder: str, flag: str) -> None:
+    storage.read_json(storage.join(folder, REFINED_FILE), flag)
 
 
 def check_classifier(config: Any, file: str, flag: str) -> None:
@@ -81,6 +101,10 @@ def check_answers(config: Any, uri: str, flag: str) -> None:
     read_answers(uri)
 
 
+def check_output_file(config: Any, uri: str, flag: str) -> None:
+    check_output(config, uri, flag, is_file=True)
+
+
 def require_apart(folder: Path, label: str) -> None:
     """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
     model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
@@ -88,15 +112,29 @@ def require_apart(folder: Path, label: str) -> None:
 
 
 def check_apart(config: Any, uri: str, flag: str) -> None:
+    check_output(config, uri, flag)
     if not storage.is_remote(uri):
-        require_apart(storage.local(uri).absolute(), f"{flag} {uri}")
+        folder = storage.local(uri).absolute()
+        require_apart(folder, f"{flag} {uri}")
+        require(not (folder / RECORD_FILE).exists(), f"{flag} {uri}: is a folder of `must adapt`; choose another one")
 
 
-def check_output(config: Any, uri: str, flag: str) -> None:
+def check_bundle_output(config: Any, uri: str, flag: str) -> None:
+    """A model may be trained again in its place, but not in another one."""
+    check_output(config, uri, flag)
+    if not storage.is_remote(uri):
+        require_apart(storage.local(uri).absolute().parent, f"{flag} {uri}")
+
+
+def check_output(config: Any, uri: str, flag: str, is_file: bool = False) -> None:
     """Checks paths on this machine only: a bucket's permissions show when it is written to."""
     if storage.is_remote(uri):
         return
     path = storage.local(uri).absolute()
+    require(
+        not (path.is_dir() if is_file else path.is_file()),
+        f"{flag} {uri}: is a {'folder; give a file' if is_file else 'file; give a folder'}",
+    )
     existing = path if path.exists() else next(parent for parent in path.parents if parent.exists())
     require(existing == path or existing.is_dir(), f"{flag} {uri}: cannot be written: {existing} is no folder")
     require(os.access(existing, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {existing}")
@@ -105,12 +143,17 @@ def check_output(config: Any, uri: str, flag: str) -> None:
 CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
     "": lambda config, value, flag: None,
     "class set": check_class_set,
+    "model": check_backbone,
+    "metrics": check_metrics,
+    "refined": check_refined,
     "bundle": check_bundle,
     "classifier": check_classifier,
     "baseline": check_baseline,
     "shards": check_shards,
     "preset": check_preset,
     "output": check_output,
+    "output file": check_output_file,
+    "bundle output": check_bundle_output,
     "apart": check_apart,
     "answers": check_answers,
 }

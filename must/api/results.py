@@ -10,7 +10,7 @@ from typing import Any, Self
 from must import config as configs
 from must.base import storage
 from must.base.files import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.deploy.predict.writer import Prediction
+from must.deploy.predict.writer import Prediction, to_frame
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
 from must.evaluation.result import Metrics
@@ -154,6 +154,10 @@ class Predicted:
     def from_output(cls, _config: configs.PredictConfig, output: tuple[list[Prediction], dict[str, int]]) -> Self:
         predictions, counts = output
         return cls(predictions, counts["images"], counts["unreadable"])
+
+    def to_frame(self) -> Any:
+        """The predictions as a pandas DataFrame, with the columns of the CSV file."""
+        return to_frame(self.predictions)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ def open_closed() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the program ends
 
 
+def is_heard() -> bool:
+    """Whether a handler shows what the library logs. Without one, Python would show warnings only."""
+    handlers = [*logging.getLogger("must").handlers, *logging.getLogger().handlers]
+    return any(not isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
 def attach() -> None:
     """Adds a Console to the logger "must", unless the program has configured a handler; sets its level, if unset."""
     root = logging.getLogger("must")

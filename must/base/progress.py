@@ -1,4 +1,5 @@
-"""Progress: bars in a terminal or notebook, otherwise a log line each minute."""
+"""Progress: bars in a terminal or notebook, otherwise a line each minute: of the log, or on standard error if
+nothing shows the log."""
 
 import logging
 import sys
@@ -9,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm.std import tqdm
 
-from must.base.console import TO_STDERR, Console
+from must.base.console import TO_STDERR, Console, is_heard
 from must.base.exits import is_first_rank
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of no type at run time
         if now - max(Console.last_line_at, self.started) >= LINE_INTERVAL:
             Console.last_line_at = now  # also where a program has another handler
             line = tqdm.format_meter(self.n, self.total or 0, now - self.started, ncols=0, **self.meter)
-            logger.info(line, extra=TO_STDERR)
+            if is_heard():
+                logger.info(line, extra=TO_STDERR)
+            else:  # a script that configures no logging must not look dead for hours
+                tqdm.write(line, file=sys.stderr)
         return None
 
 

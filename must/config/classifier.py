@@ -20,11 +20,12 @@ class ClassifierConfig(StageConfig):
         "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder of open_clip or "
         "transformers (CLIP, SigLIP), here or gs://",
         metavar="NAME|URI",
+        kind="model",
     )
     pretrained: str = param(
         "an open_clip pretrained tag or a checkpoint file; not for a model folder", "", metavar="TAG|PATH"
     )
-    output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output")
+    output: str = param("the classifier file to write (.safetensors)", metavar="FILE", kind="output file")
     model_store: str = param(
         "folder for the model's files, which later stages read; models/ beside the output if empty",
         "",

@@ -37,7 +37,11 @@ class EvaluateConfig(StageConfig):
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
     refined: str = param(
-        "folder of `must refine`, whose labels the report compares with zero-shot's", "", metavar="URI", work="labels"
+        "folder of `must refine`, whose labels the report compares with zero-shot's",
+        "",
+        metavar="URI",
+        kind="refined",
+        work="labels",
     )
     risk: float = param(
         "largest share of wrong classes among classified images, for the abstention threshold",

@@ -59,6 +59,7 @@ class ExportConfig(StageConfig):
         metavar="FILE",
         group="model card",
         often=True,
+        kind="metrics",
         work="metrics",
     )
 

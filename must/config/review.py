@@ -19,7 +19,11 @@ class ReviewConfig(StageConfig):
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = param(
-        "folder on this machine for review.json and answers.jsonl", metavar="DIR", often=True, work="to review"
+        "folder on this machine for review.json and answers.jsonl",
+        metavar="DIR",
+        often=True,
+        kind="output",
+        work="to review",
     )
     page: str = param(
         "write one HTML file with the pictures, for somebody without this program; do not serve", "", metavar="FILE"

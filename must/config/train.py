@@ -38,7 +38,10 @@ class TrainConfig(StageConfig):
         "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
     )
     output: str = param(
-        "folder for the adapted model (the bundle), the logs and the curves", metavar="DIR", often=True, kind="output"
+        "folder for the adapted model (the bundle), the logs and the curves",
+        metavar="DIR",
+        often=True,
+        kind="bundle output",
     )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
@@ -221,5 +224,5 @@ class PlanConfig(TrainConfig):
     example = "must plan --shards shards/ --classifier classifier.safetensors"
 
     output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
-    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output")
+    json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output file")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)

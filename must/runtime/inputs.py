@@ -9,11 +9,11 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.exits import format_error
-from must.base.files import ANSWERS_FILE, MODEL_FOLDER_FILE
+from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.method.answers.answers_file import read_answers
 from must.method.model.hub import is_folder
-from must.method.model.transformers_folder import CONFIG_FILE
+from must.method.model.model_name import HUB, check_model_name, parse_model_name
 from must.runtime.places import WorkUri
 
 URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
@@ -74,21 +74,13 @@ def check_answers(uri: str, classes: list[str]) -> None:
 
 def check_model(model: str, pretrained: str) -> None:
     """Raises ValueError: no later stage could load the model. Reads no weights; imports no torch for a folder."""
-    in_folder = storage.is_remote(model) or is_folder(model)
-    if in_folder:
-        folder = model.removeprefix("local-dir:")
-        exists = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
-        require(exists, f"--model {model}: no {MODEL_FOLDER_FILE} there, nor {CONFIG_FILE} of transformers")
-    named = not in_folder and not model.startswith("hf-hub:")
-    if named:
-        from must.method.model.backbone import check_name, check_pretrained, parse_model_name
-
-        model, pretrained = parse_model_name(model, pretrained)
-        check_name(model)
+    check_model_name(model, pretrained)
     if pretrained and storage.is_remote(pretrained):
         require(storage.exists(pretrained), f"--pretrained {pretrained}: no such file")
-    elif named:
-        check_pretrained(model, pretrained)
+    elif not (storage.is_remote(model) or is_folder(model) or model.startswith(HUB)):
+        from must.method.model.backbone import check_pretrained
+
+        check_pretrained(*parse_model_name(model, pretrained))
 
 
 def inputs_fingerprint(classes: str, model: str, pretrained: str) -> str:

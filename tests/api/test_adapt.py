@@ -43,6 +43,7 @@ def test_it_adapts_and_measures(adapted, digits):
     assert Adapted(adapted.output) == adapted
     with adapted.labels.open() as file:
         rows = list(csv.DictReader(file))
+    assert adapted.to_frame()["class"].tolist() == [row["class"] for row in rows]
     assert len(rows) == adapted.metrics["refined"]["images"] == 150 and {row["class"] for row in rows} <= {*CLASSES}
     assert "Labels of your images" in adapted.report.read_text()
 
@@ -100,7 +101,7 @@ def test_it_exports(adapted, tmp_path):
     [
         ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
         ({"shards": "x"}, "shards: is set by must.adapt itself"),
-        ({"classes": "none.txt"}, "--classes none.txt: no such file"),
+        ({"classes": "none.txt"}, "^classes none.txt: no such file"),
         ({"classes": ["one"]}, "needs at least two classes"),
         ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
         ({"classes": ["a", object()]}, "class 2 is .*, which is no name"),

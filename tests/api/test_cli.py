@@ -87,7 +87,8 @@ def test_a_model_without_its_weights_is_one_line_and_leaves_nothing(tmp_path, mo
     with pytest.raises(SystemExit) as end:
         cli.main(["classifier", "--classes", "imagenet", "--output", "c.safetensors", "--model", "ViT-B-16"])
     (line,) = capfd.readouterr().err.splitlines()
-    assert end.value.code == 2 and line.startswith("must classifier: ") and "needs --pretrained" in line
+    assert end.value.code == 2
+    assert line.startswith("must classifier: --model ViT-B-16: names no weights; write ViT-B-16/WEIGHTS, such as ")
     assert not list(tmp_path.iterdir())
 
 

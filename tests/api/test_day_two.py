@@ -1,13 +1,10 @@
 """One week with one folder: `must.adapt` again, with more photos, other classes, answers, mistakes and kills."""
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
 import shutil
 import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,72 +15,12 @@ from PIL import Image
 import must
 from must.api import adapt as adapt_module
 from must.api import work_state
-from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder, digit_parts
+from tests.api.folders import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
 from tests.forked import CONTEXT
 
 module: Any = adapt_module
-
-PHOTOS, MORE = 40, 10
-FAST = {"model": asset_folder(), "train": "no", "workers": 0, "device": "cpu"}
 STAGES = ["classifier", "shard", "refine", "evaluate"]
-
-
-def write_photos(folder, numbers):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        digit_parts()["validation"][number][0].save(folder / f"IMG_{number:04d}.png")
-    return folder
-
-
-def label_of(number):
-    return digit_parts()["validation"][number][1]
-
-
-def adapt(place, classes=list(CLASSES), **changes):  # noqa: B006
-    values = {"images": place / "photos", "classes": classes, "output": place / "work"} | FAST
-    return must.adapt(**values | changes)
-
-
-def checksums(folder):
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def weights(work):
-    return json.loads((work / "model/model.json").read_text())["weights_sha256"]
-
-
-def answer(work, photos, labels, sampled="coverage"):
-    """Answers about photos, {file name: label}, as `must review` writes them."""
-    lines = [
-        {"image": name, "sha256": hashlib.sha256((photos / name).read_bytes()).hexdigest(), "label": label}
-        | {"sampled": sampled, "when": "2026-01-01T12:00"}
-        for name, label in labels.items()
-    ]
-    (work / "review").mkdir(exist_ok=True)
-    (work / "review/answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-
-
-def labels(work):
-    """{file name: refined label}"""
-    rows = (work / "labels/predictions.csv").read_text().splitlines()[1:]
-    return {row.split(",")[0].rpartition("/")[2]: row.split(",")[1] for row in rows}
-
-
-@pytest.fixture(scope="module")
-def monday(tmp_path_factory):
-    """photos/, and work/ as the first call left it."""
-    place = tmp_path_factory.mktemp("monday")
-    write_photos(place / "photos", range(PHOTOS))
-    adapt(place)
-    return place
-
-
-@pytest.fixture
-def place(monday, tmp_path):
-    shutil.copytree(monday, tmp_path / "place")  # with the files' times
-    return tmp_path / "place"
 
 
 @pytest.fixture
@@ -191,31 +128,21 @@ def wrong_labels(place, names):
 
 
 MISTAKES = {
-    "images": (lambda place: {"images": place / "fotos"}, "images .*fotos: there is no such folder or file"),
     "few": (lambda place: {"images": write_photos(place / "few", range(3))}, "too few images .3.; at least 11"),
     "empty": (lambda place: {"images": write_photos(place / "none", ())}, "images .*none: "),
     "arrays": (lambda place: {"images": [np.zeros((8, 8, 3), np.uint8)] * 12 + [3]}, "images: number 12: int is no"),
-    "inside": (lambda place: {"test_images": place / "work/labels"}, "is in .*work, in a folder that must adapt"),
-    "test_images": (lambda place: {"test_images": place / "lab"}, "test_images .*lab: there is no such"),
     "too deep": (lambda place: {"test_images": wrong_labels(place, ["one"]) / "one"}, "none of the images has a label"),
     "no classes": (
         lambda place: {"test_images": wrong_labels(place, ["100APPLE", "2025-07"])},
         r"2 labels not among the classes \(100APPLE, 2025-07\)",
     ),
-    "classes": (lambda place: {"classes": str(place / "c.txt")}, "c.txt: no such file"),
-    "class": (lambda place: {"classes": ["one"]}, "at least two classes"),
-    "model": (lambda place: {"model": place / "nowhere"}, "no open_clip_config.json in this folder"),
-    "pretrained": (lambda place: {"pretrained": "laion"}, "pretrained laion: .* has its own weights"),
-    "train": (lambda place: {"train": "maybe"}, "train maybe: expected auto, yes or no"),
-    "device": (lambda place: {"device": "tpu", "classes": ["a", "b"]}, "tpu"),
-    "setting": (lambda place: {"epoch": 3}, "unknown name 'epoch'"),
-    "value": (lambda place: {"epochs": -3}, "epochs"),
 }
 
 
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_changes_nothing(place, mistake, again):
+def test_a_mistake_in_python_changes_nothing(place, mistake, again):
+    """Those of the command line: test_wrong_commands.py."""
     changes, message = MISTAKES[mistake]
     wrong, before = changes(place), checksums(place / "work")
     with pytest.raises(must.UserError, match=message) as error:
@@ -251,31 +178,6 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
         assert labels(work) == table, part
         assert path.exists() or part == "classes.yaml"
     assert (work / "before/model").is_dir(), "what nobody knows the origin of is not thrown away"
-
-
-@pytest.mark.slow
-def test_refining_with_answers_lets_adapt_measure_again_and_nothing_else(place, ran, monkeypatch, capsys):
-    work = place / "work"
-    exported = must.export(model=work, images=11)  # type: ignore[call-arg]
-    assert Path(exported.output) == work / "onnx"
-    (work / "decision.json").write_text(json.dumps({"weights_sha256": weights(work)}))
-    adapt(place)
-    assert ran == [] and (work / "onnx").exists() and (work / "decision.json").exists()
-    answer(work, place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(25)}, "random")
-    main(["refine", str(work), "--workers", "0", "--device", "cpu"])
-    refined = weights(work)
-    assert "25 answers" in capsys.readouterr().out
-    monkeypatch.setattr("must.deploy.serve.serve.run", lambda *_: pytest.fail("served"), raising=False)
-    with pytest.raises(SystemExit) as end:
-        main(["serve", str(work)])
-    assert end.value.code == 2
-    assert "was exported from another model than" in capsys.readouterr().err
-    adapt(place)
-    assert ran == ["evaluate"] and weights(work) == refined
-    assert not (work / "onnx").exists() and (work / "before/onnx/model.onnx").exists()
-    assert not (work / "decision.json").exists(), "it was about the old model"
-    adapt(place)
-    assert ran == ["evaluate"]
 
 
 def kill_at(place, stage, when, changes):
@@ -327,65 +229,6 @@ def finish(place):
     assert adapted.metrics["model"]["weights_sha256"] == weights(work)
     assert not list(work.glob(".*"))
     assert set(labels(work).values()) <= set(OTHER["classes"])
-
-
-class Killed(BaseException):
-    pass
-
-
-def dies_after(operations):
-    """A wrapper of functions that raises after so many calls of all of them."""
-
-    def wrap(function):
-        def wrapped(*arguments, **options):
-            result = function(*arguments, **options)
-            operations.append(function)
-            if len(operations) == operations.limit:
-                raise Killed
-            return result
-
-        return wrapped
-
-    return wrap
-
-
-class Operations(list):
-    def __init__(self, limit):
-        self.limit = limit
-
-
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("number", range(1, 15))
-def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch, number, trained):
-    """After every single operation on files. A trained model in before/ gives way to another trained one only."""
-    parts, new = ["classifier.safetensors", "labels", "model", "shards", "adapt.json"], tmp_path / ".next-1"
-    for folder, text in ((tmp_path, "old"), (new, "new"), (tmp_path / "before", "oldest")):
-        for part in parts[1:4]:
-            (folder / part).mkdir(parents=True)
-            (folder / part / "file").write_text(text)
-        (folder / parts[0]).write_text(text)
-        (folder / parts[4]).write_text(text)
-    (tmp_path / "onnx").write_text("old")
-    origin = {"provenance": {"config": {"epochs": 1}}}
-    (tmp_path / "before/model/model.json").write_text(json.dumps(origin if trained else {}))
-    (tmp_path / "photo.png").write_text("the user's")
-    (new / "old").mkdir()
-    (new / "exchange.json").write_text(json.dumps({"old": [*parts, "onnx"], "new": parts}))
-    with monkeypatch.context() as patch:
-        wrap = dies_after(operations := Operations(number))
-        patch.setattr(Path, "rename", wrap(Path.rename))
-        patch.setattr(shutil, "rmtree", wrap(shutil.rmtree))
-        with contextlib.suppress(Killed):
-            work_state.exchange(tmp_path, new)
-    assert len(operations) == min(number, 12 if trained else 14)
-    if new.exists():
-        work_state.exchange(tmp_path, new)
-    kept = "oldest" if trained else "old"
-    for folder, text in ((tmp_path, "new"), (tmp_path / "before", kept)):
-        assert [(folder / part / "file").read_text() for part in parts[1:4]] == [text] * 3
-        assert [(folder / parts[0]).read_text(), (folder / parts[4]).read_text()] == [text] * 2
-    assert (tmp_path / "before/onnx").exists() is not trained and not (tmp_path / "onnx").exists()
-    assert (tmp_path / "photo.png").read_text() == "the user's" and not new.exists()
 
 
 def test_a_trained_model_gets_a_memory_of_new_photos_and_is_not_replaced(place, ran, caplog):

@@ -119,7 +119,7 @@ def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkey
     [
         ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
         ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
-        ({"shards": None}, "missing: --shards"),
+        ({"shards": None}, "^missing: shards$"),
     ],
 )
 def test_the_users_mistakes_are_value_errors(digits, tmp_path, values, message):

@@ -1,5 +1,7 @@
 """`must.load`: one line from a model of any kind to the class of whatever looks like an image."""
 
+import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,18 @@ def test_every_kind_of_model_says_what_must_predict_says(onnx, digits, paths, tm
     assert [one.name for one in bundle(paths)] != [one.name for one in zero_shot(paths)]
     found = must.predict(model=digits.classifier, images=paths).predictions
     assert [one.name for one in found] == [one.name for one in zero_shot(paths)]
+
+
+def test_predictions_are_a_table_of_pandas(onnx, paths, monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    found = onnx(paths[:3], top_k=2, abstain=0.0)
+    columns = ["image", "class", "probability", "class_2", "probability_2", "abstained", "similarity"]
+    rows = [[one.image, *itertools.chain(*one.top), False, None] for one in found]
+    pandas.testing.assert_frame_equal(found.to_frame(), pandas.DataFrame(rows, columns=columns))
+    assert onnx(paths[:3], abstain=1.0).to_frame()["class"].tolist() == [None] * 3
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(must.UserError, match=r"^to_frame needs the package pandas: pip install pandas$"):
+        found.to_frame()
 
 
 def test_a_broken_photo_costs_itself_alone(onnx, paths, tmp_path):

@@ -1,5 +1,8 @@
 """Where nobody sees a bar, a long command says how far it is."""
 
+import subprocess
+import sys
+
 import pytest
 
 from must.base import progress
@@ -20,6 +23,12 @@ def test_it_says_what_how_much_and_how_long_still(capsys):
     with bar(unit="img", desc="predict") as shown:
         shown.update(5)
     assert capsys.readouterr().err.splitlines()[-1].startswith("predict: 5img [00:0")
+
+
+def test_a_script_that_configures_no_logging_is_told_too():
+    code = "from must.base import progress; progress.LINE_INTERVAL = 0; list(progress.bar(range(3), desc='train'))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stderr.splitlines()[-1].startswith("train: 100% 3/3 [") and not shown.stdout
 
 
 def test_there_is_no_line_within_a_minute_nor_of_a_quiet_bar(capsys, monkeypatch):

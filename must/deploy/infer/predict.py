@@ -10,7 +10,7 @@ from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
-from must.config.work import find_part
+from must.config.work import find_part, is_work
 from must.deploy.predict.images import predict_images, require_images
 from must.deploy.predict.session import Opener, onnx_model
 from must.deploy.predict.writer import Prediction
@@ -31,7 +31,10 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     model = config.model
     files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:
-        require(not files, f"--classes: the model in {model} has classes of its own; leave --classes out")
+        require(
+            not files and not is_work(model),
+            f"--classes: the model in {model} has classes of its own; leave --classes out",
+        )
         return config, zero_shot()
     if DESCRIPTION_FILE in files:
         return config, bundle()

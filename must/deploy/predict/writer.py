@@ -1,13 +1,15 @@
 """Writers of predictions: a table on the terminal, or a CSV or JSON-lines file that is complete or absent."""
 
+import importlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.text import Rows, cell, printable
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,27 @@ def csv_writer(text: TextIO, top: int) -> Callable[[Prediction], None]:
         rows.add(*row, int(prediction.abstained), similarity)
 
     return write
+
+
+def import_pandas() -> Any:
+    """Raises UserError: it is not installed."""
+    try:
+        return importlib.import_module("pandas")
+    except ModuleNotFoundError:
+        raise UserError("to_frame needs the package pandas: pip install pandas") from None
+
+
+def to_frame(predictions: Sequence[Prediction]) -> Any:
+    """A pandas DataFrame with the columns of the CSV file; None where that has an empty cell.
+    Raises UserError: pandas is not installed."""
+    rows = []
+    for prediction in predictions:
+        row: dict[str, Any] = {"image": prediction.image}
+        for rank, (name, probability) in enumerate(prediction.top, 1):
+            suffix = f"_{rank}" if rank > 1 else ""
+            row |= {f"class{suffix}": None if prediction.abstained else name, f"probability{suffix}": probability}
+        rows.append(row | {"abstained": prediction.abstained, "similarity": prediction.similarity})
+    return import_pandas().DataFrame(rows)
 
 
 def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:

@@ -110,7 +110,8 @@ def store(
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
         files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
-        if ONNX_FILE in names and (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
+        require(ONNX_FILE in names, f"--onnx {config.onnx}: no {ONNX_FILE} there; make it with `must export`")
+        if (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
             label, remedy = f"--onnx {config.onnx}", "run `must export` again"
             require_same_model(label, metadata.get("weights_sha256", ""), description, remedy)
     try:

@@ -21,10 +21,20 @@ CORRECTION_COLUMNS = "image", "class"
 NAMED = 3  # images or classes in a message
 
 
+def check_added(file: str) -> None:
+    """Raises UserError: --add is no file of answers or corrections. For a check before the pictures are looked at."""
+    where = f"--add {file}"
+    require(storage.exists(file), f"{where}: no such file")
+    is_table = file.lower().endswith(".csv")
+    holds_any = any(label for _, label in read_correction_rows(file, where)) if is_table else bool(read_answers(file))
+    require(
+        holds_any, f"{where}: {'has no row with an image and a class' if is_table else 'there are no answers in it'}"
+    )
+
+
 def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> str:
     """Adds the answers in --add to OUTPUT/answers.jsonl; returns a line about them.
     Raises ValueError: no answers there, or about other pictures or classes; nothing was added then."""
-    require(storage.exists(config.add), f"--add {config.add}: no such file")
     if config.add.lower().endswith(".csv"):
         return add_corrections(config, review.classes, reader)
     answers = read_answers(config.add, review.classes).keys()
@@ -40,7 +50,6 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     """As `add_answers`. An answer about a picture that was drawn at random measures also when it is corrected."""
     where = f"--add {config.add}"
     labels = {name: label for name, label in read_correction_rows(config.add, where) if label}
-    require(bool(labels), f"{where}: has no row with an image and a class")
     unknown = list(dict.fromkeys(label for label in labels.values() if label not in (*classes, NONE_OF_THESE)))
     require(not unknown, f"{where}: {named(unknown)}: none of the model's classes")
     pictures = PicturesByName(reader)

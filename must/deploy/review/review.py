@@ -32,7 +32,7 @@ from must.config.review import ReviewConfig
 from must.config.work import find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
-from must.deploy.review.corrections import add_answers
+from must.deploy.review.corrections import add_answers, check_added
 from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, static
 from must.deploy.review.session import Session
 from must.deploy.serve.http import Json, Refusal
@@ -67,7 +67,9 @@ def review(config: ReviewConfig) -> None:
     """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none.
     Raises ValueError: no such model, shards of another revision, another `must review` runs in the folder, or the
     address cannot be bound."""
-    if not (config.page or config.add):
+    if config.add:
+        check_added(config.add)
+    elif not config.page:
         check_no_loop("must review")
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)

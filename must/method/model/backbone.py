@@ -19,7 +19,7 @@ from must.base import storage
 from must.base.console import quieted
 from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
-from must.base.text import brief, close_to
+from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model.hub import (
     OLD_WEIGHTS_FILE,
@@ -33,13 +33,13 @@ from must.method.model.hub import (
     patched_constants,
     same_kind,
 )
+from must.method.model.model_name import HUB, check_name, parse_model_name
 from must.method.model.towers import make_tower
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
 from must.method.model.weights import AVERAGED, find_weights, from_transformers, has_transformers_names, weights_problem
 
 logger = logging.getLogger(__name__)
 
-HUB = "hf-hub:"
 CHECKPOINT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 TEXT_CONFIG_FILE = "config.json"  # in a model folder of open_clip: the configuration of a transformers text tower
 
@@ -286,33 +286,12 @@ def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
 
-def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
-    """(model, pretrained), after splitting names like NAME/TAG and NAME/FILE."""
-    if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
-        return model, pretrained
-    known = open_clip.list_models()
-    splits = [(model[:i], model[i + 1 :]) for i, character in enumerate(model) if character == "/"]
-    name, tag = next((split for split in splits if split[0].replace("/", "-") in known), ("", ""))
-    if model.replace("/", "-") in known or not name:  # ViT-B/16, or an unknown name
-        return model, pretrained
-    if pretrained and pretrained != tag:
-        raise UserError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
-    return name, tag
-
-
-def check_name(model: str) -> None:
-    known = open_clip.list_models()
-    if model.replace("/", "-") not in known:
-        similar = close_to(model.replace("/", "-"), known, 3)
-        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        raise UserError(f"--model {model}: no open_clip model and no folder{hint} (a model on a hub is {HUB}TEAM/NAME)")
-
-
 def check_pretrained(model: str, pretrained: str) -> None:
     tags = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
     known = f"one of {', '.join(tags)}, or a checkpoint file" if tags else "a checkpoint file"
     if not pretrained:
-        raise UserError(f"--model {model}: needs --pretrained: {known}")
+        example = f", such as {model}/{tags[0]}" if tags else ""
+        raise UserError(f"--model {model}: names no weights; write {model}/WEIGHTS{example}; the weights are {known}")
     if pretrained not in tags and not Path(pretrained).is_file():
         raise UserError(f"--pretrained {pretrained}: no such file and no tag of {model}; give {known}")
 

@@ -1,0 +1,156 @@
+"""Wrong commands in a folder where everything is finished: each is one line, and not a byte is changed."""
+
+import shlex
+import shutil
+
+import pytest
+
+import must
+from must.api.cli import main
+from must.api.demo import CLASSES, asset_folder
+from tests.api.folders import answer, checksums, label_of
+from tests.once import made_once
+
+ADAPT = "adapt photos --classes classes.txt --model model --output work"
+TRAIN = "train --shards work/shards --classifier work/classifier.safetensors --output work/model"
+PLAN = "plan --shards work/shards --classifier work/classifier.safetensors"
+CLASSIFIER = "classifier --classes classes.txt --model model --output c.safetensors"
+PROMOTE = "promote work --registry reg --name digits"
+LINES = f"""
+adapt fotos --classes classes.txt --model model --output work                | images fotos: there is no such folder or file
+adapt fotos --classes classes.txt --model model --output work --again        | images fotos: there is no such folder or file
+adapt photos more --classes classes.txt --model model --output work          | more: unexpected; write a value after its flag
+adapt photos --classes clases.txt --model model --output work                | --classes clases.txt: no such file
+adapt photos --classes cat --model model --output work                       | --classes 'cat': no such file, and one name
+adapt photos --classes one,one --model model --output work                   | class 'one' appears more than once
+adapt photos --classes 'one;two' --model model --output work                 | separate names by commas: 'one,two'
+adapt photos --classes folders --model model --output work                   | classes folders: photos needs two folders at least
+adapt photos --classes classes.txt --model modle --output work               | --model modle: no open_clip model and no folder
+adapt photos --classes classes.txt --model ViT-B-61 --output work            | did you mean ViT-B-16
+adapt photos --classes classes.txt --model work --output work                | --model work: no open_clip_config.json in this folder
+adapt photos --classes classes.txt --model work/model --output work          | in a folder that must adapt writes
+adapt work/labels --classes classes.txt --model model --output work          | in a folder that must adapt writes
+adapt photos --classes classes.txt --model model --output photos             | images photos: is the output, too
+adapt photos --classes classes.txt --model model --output work/model         | is in the model
+adapt photos --classes classes.txt --model model --output classes.txt        | is a file; give a folder
+adapt photos --classes classes.txt --model model                             | missing: --output
+{ADAPT} --pretrained openai                                                  | --pretrained openai: model has weights of its own
+{ADAPT} --test-images tset                                                   | test_images tset: there is no such folder or file
+{ADAPT} --test-images classes.txt                                            | test_images classes.txt: expected a folder of images
+{ADAPT} --train maybe                                                        | --train must be one of auto, yes, no
+{ADAPT} --epoch 3                                                            | --epoch: unknown; did you mean --epochs?
+{ADAPT} --epochs three                                                       | --epochs: expected a whole number
+{ADAPT} --settings epoch=3                                                   | settings: unknown name 'epoch'; did you mean 'epochs'?
+{ADAPT} --settings shards=x                                                  | shards: is set by must.adapt itself
+{ADAPT} --max-rejected 5                                                     | --max-rejected must be at least 0 and at most 1
+{ADAPT} --device gpu                                                         | --device gpu: expected auto, cpu, cuda, cuda:N or mps
+{ADAPT} --workers 1000000                                                    | --workers 1000000: more than the
+{ADAPT} --preset imagnet                                                     | --preset imagnet: unknown; did you mean 'imagenet'?
+{ADAPT} --config no.yaml                                                     | --config no.yaml: cannot be read
+refine wrok                                                                  | --model wrok: no such folder
+refine work/labels                                                           | no model of `must adapt` there
+refine work --model work                                                     | --model: is given twice
+refine work --answers nowhere                                                | --answers nowhere: no answers.jsonl there
+refine work --alpha 2                                                        | --alpha must be at least 0 and at most 1
+refine work --split trian                                                    | hold no split 'trian'
+refine work --classifier classes.txt                                         | is damaged or no file of `must classifier`
+refine work --output classes.txt                                             | is a file; give a folder
+refine work --device gpu                                                     | --device gpu: expected auto
+review wrok                                                                  | --model wrok: no such folder
+review work --add nowhere.csv                                                | --add nowhere.csv: no such file
+review work --add classes.txt                                                | --add classes.txt: there are no answers in it
+review work --add wrong.csv                                                  | the first line must name the columns image and class
+review work --page                                                           | expected one argument
+review work --output classes.txt                                             | is a file; give a folder
+review work --host nowhere.invalid                                           | --host nowhere.invalid
+evaluate wrok                                                                | --model wrok: no such folder
+evaluate work --split tset                                                   | hold no split 'tset'
+evaluate work --baseline model                                               | --baseline model: is a folder
+evaluate work --refined photos                                               | --refined photos/refined.json: no such file
+evaluate work --shards work                                                  | work holds no index.json
+export photos                                                                | no model of `must adapt` there
+export work --to tflite                                                      | --to must be one of onnx, open_clip
+export work --metrics classes.txt                                            | --metrics classes.txt: is damaged or of another kind
+export work --split tset                                                     | hold no split 'tset'
+predict photos                                                               | missing: --model
+predict --model wrok photos                                                  | --model wrok: no such file or folder
+predict --model work fotos                                                   | fotos: no such file
+predict --model work photos --output work                                    | the name must end in .csv or .jsonl
+predict --model work photos --classes cat,dog                                | the model in work has classes of its own
+predict --model ViT-B-16 --classes cat,dog photos                            | write ViT-B-16/WEIGHTS, such as ViT-B-16/openai
+predict --model model photos                                                 | say which classes there are
+predict --model work/model/model.safetensors photos                          | give its folder, work/model
+predict --model work --shards work photos                                    | give one or the other
+serve wrok                                                                   | --model wrok/model.onnx: no such file
+serve --model work --registry reg --name digits                              | cannot both be given
+serve work --port 99999                                                      | --port must be at least 0
+serve work --host nowhere.invalid                                            | --host nowhere.invalid
+gate work --gate strict                                                      | --gate must be one of
+gate work --output photos                                                    | photos: cannot be written: is a directory
+gate --metrics classes.txt                                                   | --metrics classes.txt: is damaged or of another kind
+promote work --registry reg                                                  | missing: --name
+promote work --registry reg --name 'my digits'                               | use small letters
+{PROMOTE} --onnx photos                                                      | --onnx photos: no model.onnx there
+{PROMOTE} --metrics classes.txt                                              | is damaged or of another kind
+{PROMOTE} --version ../x                                                     | use small letters
+{PROMOTE} --to r1                                                            | --to goes with --rollback
+promote --rollback --registry reg --name digits                              | no earlier champion to go back to
+train work                                                                   | work: unexpected
+train --shards work --classifier c --output work/model                       | work holds no index.json
+{TRAIN}/x                                                                    | is in the model
+{TRAIN} --seed -1                                                            | --seed must be at least 0
+{TRAIN} --workers 1000000                                                    | --workers 1000000: more than the
+{TRAIN} --index-sha256 0000                                                  | expected 0000
+{TRAIN} --batch-size 5000                                                    | the split holds 40 images only
+{TRAIN} --randaugment-ops Foo                                                | operations such as Rotate,ShearX
+{TRAIN} --device cuda:9                                                      | no such device here
+shard photos --output work                                                   | --output work: is a folder of `must adapt`
+shard photos --output work/model                                             | is in the model
+shard photos --output classes.txt                                            | is a file; give a folder
+shard photos --output work/shards --append --resize 30                       | were made with --resize 0; give the same
+shard fotos --output new                                                     | --source fotos: there is no such folder
+shard photos --output new --split train=0.5,test=0.6                         | --split must add up to 1
+{CLASSIFIER} --pretrained openai                                             | --pretrained openai: model has weights of its own
+classifier --classes classes.txt --model modle --output c.safetensors        | --model modle: no open_clip model and no folder
+classifier --classes classes.txt --model model --output work                 | --output must end in .safetensors
+{PLAN} --json photos                                                         | --json photos: is a folder; give a file
+{PLAN} --seconds 0                                                           | --seconds must be above 0
+plan work                                                                    | work: unexpected
+index show work                                                              | work holds no index.json
+demo --output work                                                           | holds files of yours
+""".strip().splitlines()  # fmt: skip  # noqa: E501
+WRONG = [
+    pytest.param(*map(str.strip, line.split(" | ")), marks=() if line.startswith("adapt ") else pytest.mark.slow)
+    for line in LINES
+]
+
+
+@pytest.fixture(scope="module")
+def finished(monday):
+    """A folder with photos, a finished WORK that was answered, refined, exported and promoted, and the inputs."""
+
+    def make(folder):
+        shutil.copytree(monday, folder, dirs_exist_ok=True)
+        work = folder / "work"
+        shutil.copytree(asset_folder(), folder / "model")
+        (folder / "classes.txt").write_text("\n".join(CLASSES))
+        (folder / "wrong.csv").write_text("picture,label\na.png,one\n")
+        answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
+        must.export(model=work, images=11)  # type: ignore[call-arg]
+        must.gate(model=work, gate="none")  # type: ignore[call-arg]
+        must.promote(model=work, registry=folder / "reg", name="digits")
+
+    folder = made_once("finished", make)
+    return folder, checksums(folder)
+
+
+@pytest.mark.parametrize("line, message", WRONG)
+def test_a_wrong_command_is_one_line_and_changes_nothing(finished, monkeypatch, capfd, line, message):
+    folder, before = finished
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(line))
+    said = capfd.readouterr()
+    (told,) = said.err.splitlines()
+    assert end.value.code == 2 and told.startswith(f"must {line.split()[0]}: ") and message in told
+    assert not said.out and checksums(folder) == before
