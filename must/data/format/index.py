@@ -126,7 +126,7 @@ class Index:
         return self.settings["max_pixels"]
 
     def list_shards(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split, in order. Raises ValueError: it is unknown; the message names the known ones."""
+        """The shards of a split, in order."""
         if split not in self.splits:
             known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())
             raise UserError(f"the shards hold no split '{split}'; there are: {known}")
@@ -139,8 +139,7 @@ class Index:
 
 
 def load_index(uri: str, sha256: str = "") -> Index:
-    """Reads `uri`/index.json; `sha256` is the expected one, if given.
-    Raises ValueError: it is missing or damaged, of a newer version, or has another sha256."""
+    """Reads `uri`/index.json; `sha256` is the expected one, if given."""
     path = storage.join(uri, INDEX_FILE)
     try:
         data = storage.read_bytes(path)
@@ -158,8 +157,7 @@ def load_index(uri: str, sha256: str = "") -> Index:
 
 
 def parse_index(data: bytes, path: str) -> Index:
-    """The index in the bytes of an index.json, which are untrusted: every field is checked.
-    Raises ValueError: damaged, of a newer version, or with an invalid name or checksum."""
+    """The index in the bytes of an index.json, which are untrusted: every field is checked."""
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda values: (values, values["version"]), damage)
     if version != INDEX_VERSION:

@@ -262,7 +262,7 @@ def process_chunk(
 
 
 def checked_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
-    """(extension, bytes to store) of an image file. Raises ValueError with the reason if it is not a valid image."""
+    """(extension, bytes to store) of an image file."""
     if len(data) > max_bytes(config):
         raise UserError(f"more than {max_bytes(config)} bytes")
     header = images.identify(data, config.max_pixels)

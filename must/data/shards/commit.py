@@ -54,8 +54,7 @@ class Task:
 
 
 def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
-    """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file.
-    Raises ValueError: too many files were rejected, or none is left."""
+    """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     records = Records(config, work, numbers)
     splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
@@ -194,9 +193,7 @@ def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Coun
     """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
     If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
-    them; the lines of earlier revisions stay.
-    Raises ValueError: too many files were rejected, or none is left.
-    """
+    them; the lines of earlier revisions stay."""
     config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous else []
@@ -251,8 +248,7 @@ def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str
 
 
 def earlier_lines(path: str, previous: Index) -> list[Line]:
-    """The lines of the revisions up to `previous`, without those of runs that were refused or killed.
-    Raises ValueError: the file is damaged."""
+    """The lines of the revisions up to `previous`, without those of runs that were refused or killed."""
     try:
         texts = storage.read_bytes(path).splitlines()
     except FileNotFoundError:

@@ -58,8 +58,7 @@ def finish_part(task: Task, work: Workdir) -> None:
 
 
 def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
-    """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run.
-    Raises ValueError: a part is not done, or has other sources or settings than `config`."""
+    """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run."""
     folder = storage.join(config.output, PARTS_FOLDER)
     parts: dict[int, dict[int, Part]] = {}
     for entry in list(storage.list_existing(folder)):
