@@ -142,9 +142,7 @@ def make_part(config: StageConfig, kind: type[Part], **others: Any) -> Part:
 
 
 def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) -> Config:
-    """A stage's parameters: flags override the YAML `file`, which overrides the defaults.
-    Raises ValueError: an unknown name (the message suggests a similar one), a value of a wrong type, or a missing one.
-    """
+    """A stage's parameters: flags override the YAML `file`, which overrides the defaults."""
     values = (read_yaml(stage, file) if file else {}) | flags
     check_names(stage, values, "parameters")
     missing = [flag(f.name) for f in list_parameters(stage) if f.name not in values and is_required(f)]
@@ -211,8 +209,7 @@ def require_settings(
 
 def with_name(where: str, stage: type[Config], **values: Any) -> Config:
     """Checks a stage's parameters, with the placeholder "-" for required ones that are missing.
-    Raises ValueError: a value that the stage refuses. The message begins with `where`, if that is not ''; if it begins
-    with the flag of that name, `where` replaces the flag."""
+    The message of an error begins with `where`, which replaces a flag of that name; '' adds nothing."""
     placeholders = {f.name: "-" for f in list_parameters(stage) if is_required(f)}
     try:
         return stage(**placeholders | values)

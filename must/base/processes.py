@@ -30,8 +30,7 @@ PARENT = "MUST_PARENT"  # environment variable: the id of the process with which
 
 
 def start_context(preload: str) -> BaseContext:
-    """The multiprocessing context of workers. A fork server imports the module `preload` once for all of them.
-    Raises ValueError: MUST_START_METHOD names no start method of this system."""
+    """The multiprocessing context of workers. A fork server imports the module `preload` once for all of them."""
     method = os.environ.get(METHOD) or multiprocessing.get_start_method(allow_none=True)
     method = method or ("fork" if sys.platform == "linux" else "spawn")
     known = multiprocessing.get_all_start_methods()

@@ -1,15 +1,18 @@
-"""Dataclasses as JSON objects, named tuples as lists: `asdict` writes them, `make_record` reads and checks them."""
+"""Dataclasses as JSON objects, named tuples as lists: `asdict` writes them, `make_record` reads and checks them.
+
+`Annotated[int, check]` is an integer for which `check(value)` raises no UserError.
+"""
 
 import dataclasses
 import math
-from functools import cache
+from functools import cache, partial
 from types import GenericAlias, NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from must.base.errors import UserError
 
 Record = TypeVar("Record")
-hints_of = cache(get_type_hints)
+hints_of = cache(partial(get_type_hints, include_extras=True))
 
 
 def make_record(kind: type[Record], content: Any) -> Record:
@@ -21,6 +24,14 @@ def make_record(kind: type[Record], content: Any) -> Record:
 def convert_value(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or (origin is Literal and value in arguments):
+        return value
+    if origin is Annotated:
+        value = convert_value(arguments[0], value, where)
+        try:
+            for check in kind.__metadata__:
+                check(value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         return value
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:

@@ -171,19 +171,6 @@ def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkey
         assert ("watching its heartbeat for up to" in capsys.readouterr().out) == (where != "here")
 
 
-def test_where_the_system_tells_no_namespace_the_hosts_name_is_enough(left, monkeypatch, capsys):
-    monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "mac", "boot": "", "pids": ""})
-    storage.write_bytes(left[1], json.dumps({"pid": left[0]["pid"], "host": "mac"}).encode())
-    with lock.locked(left[1].rpartition("/")[0], SHARDS):
-        assert "watching" not in capsys.readouterr().out
-
-
-def test_a_lock_says_where_its_owner_runs(left):
-    assert lock.pid_scope().items() <= left[0].items()
-    if sys.platform == "linux":
-        assert left[0]["pids"].startswith("pid:[") and left[0]["boot"]
-
-
 @pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])
 def test_a_lock_of_any_content_is_taken_over_when_it_is_old(bucket_server, monkeypatch, content):
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.0)

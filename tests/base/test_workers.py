@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
 from must.base.parameters import require
 from must.base.storage import UnreachableError
-from must.base.workers import Job, JobWorkers, KilledWorkerError, Workers, killed_workers
+from must.base.workers import Job, KilledWorkerError, Workers, killed_workers, write_note
 from must.data.loading.loader import iterate
 
 
@@ -60,7 +60,7 @@ class Faulty(Dataset[int]):
 
 
 def of_a_pool(fault: Callable[[int], None]) -> Iterator[int]:
-    with JobWorkers(2, __name__) as workers:
+    with Workers(2, __name__) as workers:
         yield from workers.unordered(fault, [(1,), (2,)])
 
 
@@ -95,25 +95,25 @@ def test_a_fault_of_a_worker_keeps_its_meaning(
 
 def test_results_come_in_order_or_as_they_are_ready() -> None:
     with Workers(2, __name__) as workers:
-        assert list(workers.in_order(abs, ((-n,) for n in range(20)))) == list(range(20))
-    with JobWorkers(2, __name__) as jobs:
         for _ in range(2):
-            assert sorted(jobs.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
+            assert list(workers.in_order(abs, ((-n,) for n in range(20)))) == list(range(20))
+            assert sorted(workers.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
 
 
 def crash_at(number: int, bad: int) -> int:
+    write_note(b"at %d" % number)
     if number == bad:
         os.kill(os.getpid(), signal.SIGPROF)
     return number
 
 
 def test_a_job_whose_worker_has_died_is_exchanged_and_the_others_go_on() -> None:
-    died: list[tuple[Job, int | None]] = []
+    died: list[tuple[Job, int | None, bytes]] = []
 
-    def again(job: Job, exit_code: int | None) -> Job:
-        died.append((job, exit_code))
+    def again(job: Job, exit_code: int | None, note: bytes) -> Job:
+        died.append((job, exit_code, note))
         return (job[0] + 100, -1)
 
-    with JobWorkers(2, __name__) as workers:
+    with Workers(2, __name__) as workers:
         assert sorted(workers.unordered(crash_at, [(n, 3) for n in range(8)], again)) == [0, 1, 2, 4, 5, 6, 7, 103]
-    assert died == [((3, 3), -signal.SIGPROF)]
+    assert died == [((3, 3), -signal.SIGPROF, b"at 3")]

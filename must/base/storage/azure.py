@@ -19,14 +19,21 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Location, Store, conflict, missing
+from must.base.storage.retry import HTTP_TIMEOUTS
+from must.base.storage.store import MARK, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
 
 
 class Azure(Store):
     bucket = "container"
     form = "az://container/name or abfss://container@account.dfs.core.windows.net/name"
+    log_in = (
+        "Look at the key or the SAS token and its date, or ask for the role Storage Blob Data Contributor on the "
+        "container"
+    )
+    rights = f"{log_in[0].lower()}{log_in[1:]}"
+    lost = (core.ServiceRequestError, core.ServiceResponseError, ConnectionError)
+    refusing = (core.ClientAuthenticationError,)
 
     def head(self, location: Location) -> Head:
         properties = get_blob(location).get_blob_properties()
@@ -89,38 +96,21 @@ class Azure(Store):
         command = f"az storage container create --name {location.bucket}"
         return f"; check the name and the account, or make it with: {command}"
 
-    def is_transient(self, error: BaseException) -> bool:
-        if isinstance(error, core.HttpResponseError):  # without a status: the connection broke during the body
-            return error.status_code is None or is_transient(error.status_code)
-        return isinstance(error, (core.ServiceRequestError, core.ServiceResponseError, ConnectionError))
-
-    def refused(self, error: BaseException) -> str:
+    def read_error(self, error: BaseException) -> tuple[int | None, str]:
+        """By status: an error without a body has no class of its own."""
         if not isinstance(error, core.HttpResponseError):
-            return ""
-        if isinstance(error, core.ClientAuthenticationError) or error.status_code == 401:
-            return KEY
-        return RIGHT if error.status_code == 403 else ""
+            return None, ""
+        code = getattr(error, "error_code", None)
+        return error.status_code, str(getattr(code, "value", code) or (error.message or "").split("\n")[0])
 
-    def log_in_again(self) -> None:
-        make_client.drop()
+    def is_transient(self, error: BaseException) -> bool:
+        broken = isinstance(error, core.HttpResponseError) and error.status_code is None  # during the body
+        return broken or super().is_transient(error)
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
-        uri = location.uri
-        if isinstance(error, core.ClientAuthenticationError):
-            return UserError(f"{uri}: the server does not accept these credentials ({error_code(error)}). {LOG_IN}")
-        if isinstance(error, core.HttpResponseError):  # by status: an error without a body has no class of its own
-            match error.status_code:
-                case 404:
-                    return missing(location)
-                case 409 | 412:
-                    return conflict(location)
-                case 403:
-                    return UserError(f"{uri}: no permission ({error_code(error)}). {LOG_IN}")
-            return UserError(f"{uri}: the server refused: {error_code(error)}")
-        return UserError(f"{uri}: {one_line(error)}") if isinstance(error, core.AzureError) else None
-
-
-STORE = Azure()
+        if isinstance(error, core.AzureError) and not isinstance(error, core.HttpResponseError):
+            return UserError(f"{location.uri}: {one_line(error)}")
+        return super().translate(location, error)
 
 
 def make_condition(generation: Generation | None) -> dict[str, Any]:
@@ -177,11 +167,4 @@ NO_CREDENTIALS = (
 )
 
 
-LOG_IN = (
-    "Look at the key or the SAS token and its date, or ask for the role Storage Blob Data Contributor on the container"
-)
-
-
-def error_code(error: core.HttpResponseError) -> str:
-    code = getattr(error, "error_code", None)
-    return str(getattr(code, "value", code) or (error.message or "").split("\n")[0] or error.status_code)
+STORE = Azure(make_client)

@@ -24,11 +24,24 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Location, Store, conflict, missing
+from must.base.storage.store import MARK, Generation, Head, Location, Store
+
+NO_CREDENTIALS = (
+    "gs:// needs Google Cloud credentials and found none; log in with `gcloud auth application-default login`, "
+    "or set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run in a pod whose service account may read the bucket"
+)
 
 
 class Gcs(Store):
     form = "gs://bucket/name"
+    log_in, rights = NO_CREDENTIALS, "ask for the role Storage Object User on the bucket"
+    lost = (
+        ConnectionError, auth.TransportError, requests.exceptions.ConnectionError,
+        requests.exceptions.ChunkedEncodingError, requests.exceptions.Timeout,
+        requests.exceptions.ContentDecodingError, http.client.HTTPException, urllib3.exceptions.HTTPError,
+        DataCorruption,
+    )  # fmt: skip
+    refusing = (auth.RefreshError,)
 
     def head(self, location: Location) -> Head:
         blob = get_blob(location)
@@ -96,34 +109,15 @@ class Gcs(Store):
             f"gcloud storage buckets create gs://{location.bucket}"
         )
 
-    def is_transient(self, error: BaseException) -> bool:
-        return isinstance(error, TRANSIENT_ERRORS) or retry.is_transient(http_status(error))
-
-    def refused(self, error: BaseException) -> str:
-        if isinstance(error, auth.RefreshError) or http_status(error) == 401:
-            return KEY
-        return RIGHT if http_status(error) == 403 else ""
-
-    def log_in_again(self) -> None:
-        make_client.drop()
+    def read_error(self, error: BaseException) -> tuple[int | None, str]:
+        if isinstance(error, api.GoogleAPICallError):
+            return error.code, ""
+        return (error.response.status_code if isinstance(error, InvalidResponse) else None), ""
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
-        uri = location.uri
-        if self.refused(error) == KEY:
-            return UserError(f"{uri}: the server does not accept these credentials. {NO_CREDENTIALS}")
         if isinstance(error, api.RetryError):  # of a part
-            return retry.given_up(uri, error, retry.RETRY_TIMEOUT)
-        match http_status(error):
-            case 404:
-                return missing(location)
-            case 412:
-                return conflict(location)
-            case 403:
-                return UserError(f"{uri}: no permission; ask for the role Storage Object User on the bucket")
-        return None
-
-
-STORE = Gcs()
+            return retry.given_up(location.uri, error, retry.RETRY_TIMEOUT)
+        return super().translate(location, error)
 
 
 def get_blob(location: Location, **options: Any) -> Any:
@@ -151,22 +145,4 @@ def make_client(emulator: str) -> Any:
     return client
 
 
-NO_CREDENTIALS = (
-    "gs:// needs Google Cloud credentials and found none; log in with `gcloud auth application-default login`, "
-    "or set GOOGLE_APPLICATION_CREDENTIALS to a key file, or run in a pod whose service account may read the bucket"
-)
-
-
-TRANSIENT_ERRORS = (
-    ConnectionError, auth.TransportError, requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.Timeout, requests.exceptions.ContentDecodingError, http.client.HTTPException,
-    urllib3.exceptions.HTTPError, DataCorruption,
-)  # fmt: skip
-
-
-def http_status(error: BaseException) -> int | None:
-    if isinstance(error, api.GoogleAPICallError):
-        return error.code
-    if isinstance(error, InvalidResponse):
-        return error.response.status_code
-    return None
+STORE = Gcs(make_client)

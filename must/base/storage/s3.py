@@ -21,19 +21,43 @@ from botocore.config import Config
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage.retry import HTTP_TIMEOUTS, is_transient
-from must.base.storage.store import KEY, MARK, RIGHT, Generation, Head, Location, Store, conflict, missing
+from must.base.storage.retry import HTTP_TIMEOUTS
+from must.base.storage.store import MARK, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
+
+NO_CREDENTIALS = (
+    "s3:// needs AWS credentials; log in with `aws configure` or `aws sso login`, or set AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, or run in a pod whose service account has a role"
+)
+BUSY = ("RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "BadDigest")  # with a status 400 or 409
+WRONG_REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 
 
 class S3(Store):
     form = "s3://bucket/name"
+    log_in = NO_CREDENTIALS
+    rights = (
+        "the role needs s3:ListBucket on arn:aws:s3:::{bucket} and s3:GetObject, s3:PutObject, s3:DeleteObject on "
+        "arn:aws:s3:::{bucket}/*"
+    )
+    lost = (
+        boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError,
+        ConnectionError,
+    )  # fmt: skip
+    refusing = (
+        boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
+        boto.SSOError,
+    )  # fmt: skip
+    refusing_codes = (
+        "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException",
+        "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired",
+    )  # fmt: skip
 
     def head(self, location: Location) -> Head:
         try:
             response = client().head_object(**object_key(location))
         except boto.ClientError as error:
-            if http_status(error) in (400, 403):  # the reason, such as expired credentials, is in a body: not in HEAD's
+            if self.read_error(error)[0] in (400, 403):  # the reason is in a body, which HEAD has not
                 client().get_object(**object_key(location), Range="bytes=0-0")
             raise
         return Head(int(response["ContentLength"]), response["ETag"], response.get("Metadata", {}).get(MARK))
@@ -49,7 +73,7 @@ class S3(Store):
         try:
             return client().get_object(**object_key(location), **options, **make_condition(generation))["Body"].read()
         except boto.ClientError as error:
-            if error_code(error) == "InvalidRange":
+            if self.read_error(error)[1] == "InvalidRange":
                 return b""
             raise
 
@@ -87,59 +111,33 @@ class S3(Store):
             f"aws s3 mb s3://{location.bucket}"
         )
 
+    def read_error(self, error: BaseException) -> tuple[int | None, str]:
+        if not isinstance(error, boto.ClientError):
+            return None, ""
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return int(status), str(error.response.get("Error", {}).get("Code", ""))
+
     def is_transient(self, error: BaseException) -> bool:
-        if isinstance(error, boto.ClientError):
-            return error_code(error) in BUSY or is_transient(http_status(error))
         if isinstance(error, boto.SSLError):
             return False
-        lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, urllib3.exceptions.HTTPError)
-        return isinstance(error, (*lost, ConnectionError))
-
-    def refused(self, error: BaseException) -> str:
-        if isinstance(error, CREDENTIALS_ERRORS):
-            return KEY
-        if not isinstance(error, boto.ClientError):
-            return ""
-        if error_code(error) in REFUSED or http_status(error) == 401:
-            return KEY
-        return RIGHT if http_status(error) == 403 else ""
-
-    def log_in_again(self) -> None:
-        make_client.drop()
+        return super().is_transient(error) or self.read_error(error)[1] in BUSY
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
-        uri = location.uri
+        uri, (status, code) = location.uri, self.read_error(error)
         if isinstance(error, boto.ParamValidationError):
             return UserError(f"{uri}: S3 rejects this name: {one_line(error)}")
         if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
-            hint = f". {NO_CREDENTIALS}" if isinstance(error, CREDENTIALS_ERRORS) else ""
+            hint = f". {NO_CREDENTIALS}" if isinstance(error, self.refusing) else ""
             return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
-        if not isinstance(error, boto.ClientError):
-            return None
-        code, status = error_code(error), http_status(error)
-        if code in ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound") or status == 404:
-            return missing(location)
-        if code in ("PreconditionFailed", "412") or status == 412:
-            return conflict(location)
-        if code == "NotImplemented" or status == 501:
+        if status == 501:
             return UserError(
                 f"{uri}: this server has no conditional writes (If-Match, If-None-Match), which locks and LATEST "
                 "need; try a newer version"
             )
-        if code in REFUSED or status == 401:
-            return UserError(f"{uri}: the server does not accept these credentials ({code}). {NO_CREDENTIALS}")
-        if code in WRONG_REGION or status == 301:
+        if isinstance(error, boto.ClientError) and (code in WRONG_REGION or status == 301):
             region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
             return UserError(f"{uri}: the bucket lies in another region; set AWS_REGION={region or '...'}")
-        if status == 403:
-            return UserError(
-                f"{uri}: no permission ({code}); the role needs s3:ListBucket on arn:aws:s3:::{location.bucket} and "
-                f"s3:GetObject, s3:PutObject, s3:DeleteObject on arn:aws:s3:::{location.bucket}/*"
-            )
-        return UserError(f"{uri}: the server refused: {error.response.get('Error', {}).get('Message') or code}")
-
-
-STORE = S3()
+        return super().translate(location, error)
 
 
 def send_part(data: bytes, part: dict[str, Any]) -> dict[str, Any]:
@@ -183,28 +181,4 @@ def make_client(endpoint: str) -> Any:
         raise UserError(f"s3://: {error}. {NO_CREDENTIALS}") from error
 
 
-NO_CREDENTIALS = (
-    "s3:// needs AWS credentials; log in with `aws configure` or `aws sso login`, or set AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, or run in a pod whose service account has a role"
-)
-CREDENTIALS_ERRORS = (
-    boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
-    boto.SSOError,
-)  # fmt: skip
-REFUSED = (
-    "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "UnrecognizedClientException",
-    "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired",
-)  # fmt: skip
-BUSY = (
-    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict",
-    "OperationAborted", "BadDigest",
-)  # fmt: skip
-WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
-
-
-def error_code(error: boto.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def http_status(error: boto.ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+STORE = S3(make_client)

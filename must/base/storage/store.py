@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from must.base.errors import TransientError, UserError
-from must.base.storage.retry import UnreachableError, may_retry_auth_error, repeat
-from must.base.text import without_secrets
+from must.base.processes import per_process
+from must.base.storage.retry import UnreachableError, is_transient, may_retry_auth_error, repeat
+from must.base.text import one_line, without_secrets
 
 Generation = int | str
 """The version of an object: Cloud Storage's generation number, an ETag elsewhere. 0: there is no object."""
@@ -68,8 +69,14 @@ class Store(ABC):
     PAGE = 1000  # names of one request of a listing
     bucket: ClassVar[str] = "bucket"  # the store's own term for a bucket
     form: ClassVar[str]  # the form of a URI, for messages
+    log_in: ClassVar[str]  # what to do about refused credentials
+    rights: ClassVar[str]  # what to do about a missing permission
+    lost: ClassVar[tuple[type[BaseException], ...]]  # the client's errors of a lost connection
+    refusing: ClassVar[tuple[type[BaseException], ...]]  # the client's errors of credentials
+    refusing_codes: ClassVar[tuple[str, ...]] = ()  # the server's names for refused credentials
 
-    def __init__(self) -> None:
+    def __init__(self, clients: per_process[Any]) -> None:
+        self.clients = clients  # makes a client, which reads the credentials
         self.worked = set[tuple[str, str]]()  # (account, bucket) of the successful requests of this process
         self.logged_in = 0.0  # time of the last new login
 
@@ -101,24 +108,39 @@ class Store(ABC):
     def remove(self, location: Location) -> None: ...
 
     @abstractmethod
-    def is_transient(self, error: BaseException) -> bool:
-        """Whether the same request may succeed a moment later."""
-
-    @abstractmethod
-    def refused(self, error: BaseException) -> str:
-        """KEY: the server refused the credentials; RIGHT: the credentials lack the permission; '': another error."""
-
-    @abstractmethod
-    def log_in_again(self) -> None:
-        """Drops the clients, so that the next request reads the credentials again."""
-
-    @abstractmethod
-    def translate(self, location: Location, error: Exception) -> Exception | None:
-        """The exception to raise for a client's error; None: the error is not the client's."""
+    def read_error(self, error: BaseException) -> tuple[int | None, str]:
+        """The HTTP status of a client's error and the server's name for it. None: the server sent no error."""
 
     @abstractmethod
     def no_bucket(self, location: Location) -> str:
         """The end of the message about a missing bucket: '; check ...'."""
+
+    # How errors are understood.
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the same request may succeed a moment later."""
+        return isinstance(error, self.lost) or is_transient(self.read_error(error)[0])
+
+    def refused(self, error: BaseException) -> str:
+        """KEY: the server refused the credentials; RIGHT: the credentials lack the permission; '': another error."""
+        status, code = self.read_error(error)
+        if isinstance(error, self.refusing) or status == 401 or code in self.refusing_codes:
+            return KEY
+        return RIGHT if status == 403 else ""
+
+    def translate(self, location: Location, error: Exception) -> Exception | None:
+        """The exception to raise for a client's error; None: the error is not the client's."""
+        uri, (status, code) = location.uri, self.read_error(error)
+        reason = f" ({code})" if code else ""
+        if self.refused(error) == KEY:
+            return UserError(f"{uri}: the server does not accept these credentials{reason}. {self.log_in}")
+        if status == 404:
+            return FileNotFoundError(f"{uri} does not exist")
+        if status in (409, 412):
+            return ConflictError(f"{uri} was written by another program")
+        if status == 403:
+            return UserError(f"{uri}: no permission{reason}; {self.rights.format(bucket=location.bucket)}")
+        return UserError(f"{uri}: the server refused: {one_line(error)}") if status else None
 
     # The public operations, implemented with these requests.
 
@@ -242,13 +264,5 @@ class Store(ABC):
         worked = worked or (refused == KEY and (location.account, location.bucket) in self.worked)
         if worked and time.monotonic() - self.logged_in > RETRY_SECONDS:
             self.logged_in = time.monotonic()
-            self.log_in_again()
+            self.clients.drop()
         return worked or self.is_transient(error)
-
-
-def missing(location: Location) -> FileNotFoundError:
-    return FileNotFoundError(f"{location.uri} does not exist")
-
-
-def conflict(location: Location) -> ConflictError:
-    return ConflictError(f"{location.uri} was written by another program")

@@ -31,8 +31,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 class TrainViews:
-    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image.
-    Raises ValueError: mask cells do not fit the model's patches, or RandAugment's settings are unknown."""
+    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image."""
 
     def __init__(self, settings: ViewSettings) -> None:
         self.size, self.padding = settings.preprocess.size, settings.weak_padding
@@ -46,7 +45,7 @@ class TrainViews:
     def of_file(
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The views of an image file. `seeds`: seed, epoch, sample. Raises ValueError: it is no valid image."""
+        """The views of an image file. `seeds`: seed, epoch, sample."""
         image = decode(data, max_pixels)
         seed_views(*seeds)
         return self(image)

@@ -5,88 +5,50 @@ Its names are used as paths and its numbers as sizes of memory, and it is untrus
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
-from typing import Any
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.names import SHA256, SHARD_NAME, TABLE, of_form
 from must.base.parameters import require
+from must.base.records import make_record
 from must.base.text import brief
 
 LARGEST_OFFSET = 2**53  # also of any other number; their sums in an index are far below 2^63
 MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
 
 
+def check_count(value: int) -> None:
+    require(0 <= value < LARGEST_OFFSET, "must be a non-negative integer")
+
+
+def check_form(pattern: re.Pattern[str], noun: str) -> Callable[[str], object]:
+    return lambda value: of_form(pattern, value, noun)
+
+
+Count = Annotated[int, check_count]
+Sha256 = Annotated[str, check_form(SHA256, "sha256")]
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar file and its table of offsets, `<name without .tar>.npy`."""
 
-    name: str  # of the tar, relative to the index
+    name: Annotated[str, check_form(SHARD_NAME, "valid shard name")]  # of the tar, relative to the index
     split: str
-    samples: int
-    bytes: int
-    sha256: str  # of the tar
-    offsets_sha256: str  # of the .npy
-    labelled: int  # samples whose json member has a label
+    samples: Count
+    bytes: Count
+    sha256: Sha256  # of the tar
+    offsets_sha256: Sha256  # of the .npy
+    labelled: Count  # samples whose json member has a label
 
     @property
     def offsets_name(self) -> str:
         return self.name.removesuffix(".tar") + ".npy"
-
-
-def parse_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an Index from the content of its file.
-    Raises ValueError, KeyError, TypeError, AttributeError: a field is missing or invalid."""
-    for name in ("revision", "rejected", "duplicates", "dropped", "chunks"):
-        count(content[name], name)
-    require(content["chunks"] < MOST_CHUNKS, f"chunks must be below {MOST_CHUNKS}")
-    for name in ("uri", "fingerprint"):
-        require(isinstance(content["source"][name], str), f"source.{name} is not text")
-    settings = content["settings"]
-    count(settings["resize"], "settings.resize")
-    require(count(settings["max_pixels"], "settings.max_pixels") > 0, "settings.max_pixels is 0")
-    require(isinstance(content["created_by"], str), "created_by is not text")
-    require(isinstance(content["labels"], list), "labels are no list")  # a string would be a list of letters
-    require(all(isinstance(label, str) for label in content["labels"]), "a label is not text")
-    for counts in (content["reasons"], content["skipped"]):
-        for value in counts.values():
-            count(value, "a count of files")
-    for split, counts in content["splits"].items():
-        require(split.isidentifier(), f"{brief(split)} is not a valid split name")
-        require(
-            count(counts["labelled"], "labelled") <= count(counts["samples"], "samples"), "more labels than samples"
-        )
-    shards = tuple(parse_shard(**values) for values in content["shards"])
-    require(len({shard.name for shard in shards}) == len(shards), "a shard is listed twice")
-    missing = {split: counts["samples"] for split, counts in content["splits"].items()}
-    for shard in shards:
-        missing[shard.split] -= shard.samples
-    require(not any(missing.values()), "the shards' samples do not add up to the splits'")
-    tables = tuple(parse_table(**values) for values in content["tables"])
-    return {**content, "labels": tuple(content["labels"]), "shards": shards, "tables": tables}
-
-
-def parse_shard(**values: Any) -> Shard:
-    shard = Shard(**values)
-    of_form(SHARD_NAME, shard.name, "valid shard name")
-    require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
-    of_form(SHA256, shard.sha256, f"sha256 of {shard.name}")
-    of_form(SHA256, shard.offsets_sha256, f"sha256 of {shard.offsets_name}")
-    for name in ("samples", "bytes", "labelled"):
-        count(getattr(shard, name), f"{shard.name}: {name}")
-    return shard
-
-
-def parse_table(name: Any, sha256: Any) -> dict[str, str]:
-    of_form(TABLE, name, "valid table name")
-    return {"name": name, "sha256": of_form(SHA256, sha256, f"sha256 of {name}")}
-
-
-def count(value: Any, name: str) -> int:
-    require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"{name} must be a non-negative integer")
-    return value
 
 
 INDEX_VERSION = 1
@@ -97,20 +59,20 @@ REJECTED = "rejected.jsonl"
 class Index:
     """The content of index.json. Sample i of a split is the i-th of its shards' samples, in the order of `shards`."""
 
-    revision: int
+    revision: Count
     created_by: str
     source: dict[str, Any]
     settings: dict[str, Any]
     shards: tuple[Shard, ...]
-    splits: dict[str, dict[str, int]]  # name -> {"samples": ..., "labelled": ...}
+    splits: dict[str, dict[str, Count]]  # name -> {"samples": ..., "labelled": ...}
     labels: tuple[str, ...]
-    rejected: int  # files that are no valid images
-    reasons: dict[str, int]  # counts by reason, with numbers replaced by N, most frequent first
-    duplicates: int  # samples with the content of an earlier one
-    dropped: int  # duplicates that were left out of the shards
-    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images by their names, by extension
+    rejected: Count  # files that are no valid images
+    reasons: dict[str, Count]  # counts by reason, with numbers replaced by N, most frequent first
+    duplicates: Count  # samples with the content of an earlier one
+    dropped: Count  # duplicates that were left out of the shards
+    skipped: dict[str, Count] = field(default_factory=dict)  # files that are no images by their names, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append recognizes old images
-    chunks: int = 0  # number of chunks so far, so that appended samples get new keys
+    chunks: Count = 0  # number of chunks so far, so that appended samples get new keys
     version: int = INDEX_VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
 
@@ -126,7 +88,7 @@ class Index:
         return self.settings["max_pixels"]
 
     def list_shards(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split, in order. Raises ValueError: it is unknown; the message names the known ones."""
+        """The shards of a split, in order."""
         if split not in self.splits:
             known = ", ".join(f"{name} ({counts['samples']} images)" for name, counts in self.splits.items())
             raise UserError(f"the shards hold no split '{split}'; there are: {known}")
@@ -139,8 +101,7 @@ class Index:
 
 
 def load_index(uri: str, sha256: str = "") -> Index:
-    """Reads `uri`/index.json; `sha256` is the expected one, if given.
-    Raises ValueError: it is missing or damaged, of a newer version, or has another sha256."""
+    """Reads `uri`/index.json; `sha256` is the expected one, if given."""
     path = storage.join(uri, INDEX_FILE)
     try:
         data = storage.read_bytes(path)
@@ -158,8 +119,7 @@ def load_index(uri: str, sha256: str = "") -> Index:
 
 
 def parse_index(data: bytes, path: str) -> Index:
-    """The index in the bytes of an index.json, which are untrusted: every field is checked.
-    Raises ValueError: damaged, of a newer version, or with an invalid name or checksum."""
+    """The index in the bytes of an index.json, which are untrusted: every field is checked."""
     damage = UserError(f"{path} is damaged: no index of shards; run `must shard` again")
     content, version = storage.parse_object(data, lambda values: (values, values["version"]), damage)
     if version != INDEX_VERSION:
@@ -167,7 +127,31 @@ def parse_index(data: bytes, path: str) -> Index:
             f"{path} has version {brief(version)}, this program reads {INDEX_VERSION}; update it, or shard again"
         )
     try:
-        return Index(**parse_fields(content), sha256=hashlib.sha256(data).hexdigest())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(str(error))}"
+        index = replace(make_record(Index, content), sha256=hashlib.sha256(data).hexdigest())
+        check_index(index)
+        return index
+    except (UserError, KeyError) as error:
+        problem = error if isinstance(error, UserError) else f"{error.args[0]} is missing"
         raise UserError(f"{path} is damaged ({problem}); run `must shard` again") from None
+
+
+def check_index(index: Index) -> None:
+    """Checks what the types of the fields do not say. Raises UserError, KeyError: a field is missing."""
+    require(index.chunks < MOST_CHUNKS, f"chunks must be below {MOST_CHUNKS}")
+    for name in ("uri", "fingerprint"):
+        require(isinstance(index.source[name], str), f"source.{name} is not text")
+    for name in ("resize", "max_pixels"):
+        value = index.settings[name]
+        require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"settings.{name} must be a non-negative integer")
+    require(index.max_pixels > 0, "settings.max_pixels is 0")
+    for table in index.tables:
+        of_form(SHA256, table["sha256"], f"sha256 of {of_form(TABLE, table['name'], 'valid table name')}")
+    for split, counts in index.splits.items():
+        require(split.isidentifier(), f"{brief(split)} is not a valid split name")
+        require(counts["labelled"] <= counts["samples"], "more labels than samples")
+    require(len({shard.name for shard in index.shards}) == len(index.shards), "a shard is listed twice")
+    missing = {split: counts["samples"] for split, counts in index.splits.items()}
+    for shard in index.shards:
+        require(shard.name.rpartition("-")[0] == shard.split, f"{shard.name} is of another split")
+        missing[shard.split] -= shard.samples
+    require(not any(missing.values()), "the shards' samples do not add up to the splits'")

@@ -30,9 +30,7 @@ MAKE_AGAIN = "run `must shard` again"
 def load_offsets(uri: str, shard: Shard) -> np.ndarray:
     """The offsets of each sample's members in the tar: int64 [samples, 4], bytes.
 
-    Columns: image offset, image size, json offset, json size.
-    Raises ValueError: the table is missing, damaged or not that of the index.
-    """
+    Columns: image offset, image size, json offset, json size."""
     data = read_file(uri, shard.offsets_name, shard.offsets_sha256)
     return parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
 
@@ -82,8 +80,7 @@ class Sample(NamedTuple):
 
 @contextmanager
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
-    """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared.
-    Raises ValueError: it is missing, or is not that of the index."""
+    """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared."""
     name, hint = storage.join(uri, shard.name), f"; run `must index verify {uri}` for details"
     try:
         with storage.local_copy(name) as path:
@@ -108,8 +105,7 @@ def require_size(path: Path, uri: str, shard: Shard) -> None:
 
 
 def read_samples(path: Path, rows: np.ndarray) -> Iterator[Sample]:
-    """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order.
-    Raises ValueError: no sample at an offset."""
+    """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for image, size, text, length in rows.tolist():
@@ -140,8 +136,7 @@ def read(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def verify(uri: str) -> Index:
-    """Reads all files of an index; prints a line for each that is damaged.
-    Raises ValueError: there is one; the message has the number of broken shards and the first fault."""
+    """Reads all files of an index; prints a line for each that is damaged."""
     index = load_index(uri)
     faults: list[str] = []
     for shard in bar(index.shards, desc="verify", unit="shard"):

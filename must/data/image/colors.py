@@ -14,7 +14,7 @@ CHAIN = b"mpet"  # in a profile: any number of processing steps, each of which i
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """A loaded image as RGB, transparent ones on white. Raises ValueError: it cannot be converted."""
+    """A loaded image as RGB, transparent ones on white."""
     if is_deep(image):
         return by_strips(image, Scale(image))
     if is_transparent(image):
@@ -79,9 +79,7 @@ class Scale:
     """A strip of grey values of 16 or 32 bits, or floats -> RGB, by the range of the whole image.
 
     16-bit values are divided by 257. Files of 32 bits or floats do not define white: floats within 0..1 are scaled by
-    255, other values from the darkest to the brightest one. The value that a PNG declares transparent becomes white.
-    Raises ValueError: values that are not finite.
-    """
+    255, other values from the darkest to the brightest one. The value that a PNG declares transparent becomes white."""
 
     def __init__(self, image: Any) -> None:
         lows, highs = [], []

@@ -62,8 +62,7 @@ def detect_format(data: bytes) -> str:
 
 
 def cost(data: bytes, parts: int = MAX_PARTS) -> Cost:
-    """The cost of decoding the whole image to RGB. Nothing is decoded. `parts`: the most that are parsed.
-    Raises ValueError: another format, too many parts, or headers that decoders treat differently."""
+    """The cost of decoding the whole image to RGB. Nothing is decoded. `parts`: the most that are parsed."""
     kind = detect_format(data)
     if not kind:
         raise UserError("not an image of a known format")
@@ -220,8 +219,7 @@ def png_cost(data: bytes, parts: int) -> Cost:
 
 
 def webp_cost(data: bytes, parts: int) -> Cost:
-    """Pillow decodes by way of the animation decoder: two canvases, the image as bytes, and Pillow's own copy.
-    Raises ValueError: no header."""
+    """Pillow decodes by way of the animation decoder: two canvases, the image as bytes, and Pillow's own copy."""
     head = data[12:16]
     if head == b"VP8X":
         width, height = number(data, 24, 3, "little") + 1, number(data, 27, 3, "little") + 1

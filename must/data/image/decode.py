@@ -92,13 +92,13 @@ def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels:
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image, opened and not decoded: size and format are known. One that needs limits, which this process does not
-    have, is decoded, as RGB. Raises ValueError: as `decode`, for what the header shows."""
+    have, is decoded, as RGB."""
     estimate = accepted(data, max_pixels)
     return decode_isolated(data, max_pixels) if needs_limits(estimate) else open_image(data, estimate, max_pixels)
 
 
 def accepted(data: bytes, max_pixels: int) -> Cost | None:
-    """The cost of decoding a JPEG, PNG or WebP; None: another format. Raises ValueError: the cost is too high."""
+    """The cost of decoding a JPEG, PNG or WebP; None: another format."""
     if not data:
         raise UserError("empty file")
     if "HEIF" not in FORMATS and is_heic(data):

@@ -58,7 +58,7 @@ class Preprocess:
 
 
 def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
-    """A number for each of the three channels, from `smallest` to FARTHEST. Raises ValueError: anything else."""
+    """A number for each of the three channels, from `smallest` to FARTHEST."""
     numbers = values if isinstance(values, list | tuple) else ()
     valid = all(type(value) in (int, float) and smallest <= value <= FARTHEST for value in numbers)
     if len(numbers) != 3 or not valid:

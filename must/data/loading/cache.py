@@ -31,8 +31,7 @@ DOWNLOAD_TRIES = 2  # downloads of a shard whose bytes are wrong
 
 
 class ShardCache:
-    """At most `limit` bytes of shards below `folder`; evicts the least recently opened one not in use (LRU).
-    Raises ValueError: the folder cannot be written."""
+    """At most `limit` bytes of shards below `folder`; evicts the least recently opened one not in use (LRU)."""
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder, self.limit = Path(folder).expanduser(), limit

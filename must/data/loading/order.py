@@ -61,8 +61,7 @@ class EpochOrder:
 
 class GlobalBatches:
     """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run.
-    `first_step`: the step to resume at; skipping earlier steps takes no time.
-    Raises ValueError: the batch does not divide over the ranks, or is larger than the split."""
+    `first_step`: the step to resume at; skipping earlier steps takes no time."""
 
     def __init__(
         self,
@@ -113,8 +112,7 @@ class GlobalBatches:
 
 
 class MicroBatches:
-    """A batch sampler that yields each of another's batches in `micro_batches` equal parts, one after the other.
-    Raises ValueError: the batch of a process does not divide."""
+    """A batch sampler that yields each of another's batches in `micro_batches` equal parts, one after the other."""
 
     def __init__(self, batches: GlobalBatches, micro_batches: int) -> None:
         if batches.local_size % micro_batches:

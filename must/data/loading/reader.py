@@ -25,7 +25,6 @@ def open_reader(
     uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
 ) -> ShardReader:
     """A reader that reads remote shards through the cache in the folder `cache` ("" means the default folder).
-    Raises ValueError: as ShardReader does; or the cache has no room for the window.
 
     Args:
         sha256: the expected one of the index, if any.
@@ -48,9 +47,7 @@ class ShardReader:
     """Sample number -> image bytes and description, for one split of local or remote shards.
 
     Files are opened when first needed, so that a reader can be handed to worker processes. Without a cache, images of
-    remote shards are read one by one.
-    Raises ValueError: no index or not the one with `sha256`, an unknown split, or an empty one.
-    """
+    remote shards are read one by one."""
 
     def __init__(
         self, uri: str, split: str, cache: ShardCache | None = None, keep_open: int = OPEN, sha256: str = ""
@@ -69,7 +66,7 @@ class ShardReader:
         return int(self.starts[-1])
 
     def image(self, sample: int) -> bytes:
-        """The bytes of the image file. Raises ValueError: the shard is of another size than its index says."""
+        """The bytes of the image file."""
         return self._member(sample, 0)
 
     def description(self, sample: int) -> dict[str, Any]:

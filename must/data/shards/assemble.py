@@ -11,18 +11,15 @@ import numpy as np
 
 from must.base import storage
 from must.base.console import silence_pillow
-from must.base.workers import Job, JobWorkers, KilledWorkerError
+from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.data.format.index import Shard
 from must.data.image.bounds import describe_exit
 from must.data.shards.chunk import (
     ChunkResult,
     TarWriter,
-    files_in_progress,
     npy,
-    position_in_progress,
     process_chunk,
-    remove_progress_files,
 )
 from must.data.shards.listing import Chunk
 from must.data.shards.workdir import Workdir
@@ -114,7 +111,7 @@ def join_tars(job: ShardJob, offsets: list[np.ndarray], output: str) -> tuple[st
     return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
 
 
-class Pool(JobWorkers):
+class Pool(Workers):
     def __init__(self, workers: int) -> None:
         super().__init__(workers, __name__, silence_pillow)
 
@@ -124,23 +121,17 @@ class Pool(JobWorkers):
         If a file ends its worker, by time or a crash, its chunk is redone without it.
         Raises KilledWorkerError: something else has killed a worker; names the files that were being processed.
         """
-        remove_progress_files(work.local)
 
-        def retry(job: Job, exit_code: int | None) -> Job:
+        def retry(job: Job, exit_code: int | None, note: bytes) -> Job:
             chunk, *others, rejected = job
-            position, why = position_in_progress(work.local, chunk.number), describe_exit(exit_code, config.max_pixels)
-            if position is None or position in rejected or not why:
-                raise KilledWorkerError
-            return (chunk, *others, {**rejected, position: why})
+            why, position = describe_exit(exit_code, config.max_pixels), int(note.split(b" ")[0] or -1)
+            if why and position >= 0 and position not in rejected:
+                return (chunk, *others, {**rejected, position: why})
+            names = [text.partition(b" ")[2].decode("utf-8", "surrogateescape") for text in self.notes()]
+            raise KilledWorkerError(f"; it was at one of: {', '.join(sorted(names))}" if names else "")
 
-        jobs: list[Job] = [(chunk, config, work.uri, work.records, work.local, {}) for chunk in chunks]
-        try:
-            yield from self.unordered(process_chunk, jobs, retry)
-        except KilledWorkerError as error:
-            names = files_in_progress(work.local)
-            if not names:
-                raise
-            raise KilledWorkerError(f"{error}; it was at one of: {', '.join(names)}") from None
+        jobs: list[Job] = [(chunk, config, work.uri, work.records, {}) for chunk in chunks]
+        return self.unordered(process_chunk, jobs, retry)
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""

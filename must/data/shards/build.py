@@ -80,8 +80,7 @@ def shard(config: ShardConfig) -> Index | None:
 
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
-    """Lists the sources, or takes the listings of finished parts. Returns the existing index if there is nothing to do.
-    Raises ValueError: nothing to read, the output has shards of another source, or a part is not done."""
+    """Lists the sources, or takes finished parts' listings. Returns the existing index if there is nothing to do."""
     before, previous = generation(config), existing_index(config)
     if previous is None or config.append:
         refuse_unknown_files(config.output, previous)

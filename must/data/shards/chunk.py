@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,53 +24,13 @@ from PIL import Image
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.workers import write_note
 from must.config import ShardConfig
 from must.data.image import decode as images
 from must.data.image.bounds import deadline, limit_memory
 from must.data.shards.history import as_numbers, name_hash, source_place
 from must.data.shards.listing import Chunk, max_bytes, read_chunk
 from must.data.sources.base import Item, UnreadableError
-
-PREFIX = "at-"
-PROGRESS_BYTES = 1000  # bytes of the position and the name
-
-
-@contextmanager
-def progress_file(folder: Path, number: int) -> Iterator[Callable[[int, str], None]]:
-    """A function that writes down which file (position, name) is processed next, also for after a kill."""
-    path = folder / f"{PREFIX}{number}"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-
-    def write(position: int, name: str) -> None:
-        # One system call of fixed length: its time is negligible for a file of 100 kB.
-        text = b"%d\0" % position + name.encode("utf-8", "surrogateescape")
-        os.pwrite(file, text[:PROGRESS_BYTES].ljust(PROGRESS_BYTES, b"\0"), 0)
-
-    try:
-        yield write
-    finally:
-        os.close(file)
-        path.unlink(missing_ok=True)
-
-
-def files_in_progress(folder: Path) -> list[str]:
-    """The files that workers were processing when they were killed."""
-    texts = [path.read_bytes().rstrip(b"\0").partition(b"\0")[2] for path in folder.glob(f"{PREFIX}*")]
-    return sorted(text.decode("utf-8", "surrogateescape") for text in texts if text)
-
-
-def position_in_progress(folder: Path, number: int) -> int | None:
-    """The position of the file that the worker of chunk `number` was processing when it died; None if there is none."""
-    try:
-        return int((folder / f"{PREFIX}{number}").read_bytes().partition(b"\0")[0])
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def remove_progress_files(folder: Path) -> None:
-    for path in folder.glob(f"{PREFIX}*"):
-        path.unlink(missing_ok=True)
-
 
 # A member's header without its name, size and checksum. The constant part of the checksum is the sum of these bytes.
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
@@ -199,13 +158,13 @@ def record_name(number: int) -> str:
 
 
 def process_chunk(
-    chunk: Chunk, config: ShardConfig, work: str, records: Path, in_progress: Path, rejected: dict[int, str]
+    chunk: Chunk, config: ShardConfig, work: str, records: Path, rejected: dict[int, str]
 ) -> tuple[int, int]:
     """Writes the chunk's tars to `work` and its record to `work` and to the local folder `records`.
     Returns the numbers of its files and of the rejected ones.
 
-    The local folder `in_progress`, which only this program uses, shows which file is being processed. An image that
-    takes much more time than its header may announce ends this process; one that takes much more memory is rejected.
+    The worker's note is "POSITION NAME" of the file that is being processed. An image that takes much more time than
+    its header may announce ends this process; one that takes much more memory is rejected.
     `rejected`: position in the chunk -> reason, for files that have ended a process before.
     """
     limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
@@ -216,9 +175,8 @@ def process_chunk(
     writers: dict[str, TarWriter] = {}
     source = source_place(chunk.source.uri)
     with ExitStack() as stack:
-        write_down = stack.enter_context(progress_file(in_progress, chunk.number))
         for position, (item, data) in enumerate(prefetched(chunk, config)):
-            write_down(position, item.name)
+            write_note(b"%d " % position + item.name.encode("utf-8", "surrogateescape"))
             try:
                 if isinstance(data, Exception):
                     raise data
@@ -262,7 +220,7 @@ def process_chunk(
 
 
 def checked_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
-    """(extension, bytes to store) of an image file. Raises ValueError with the reason if it is not a valid image."""
+    """(extension, bytes to store) of an image file."""
     if len(data) > max_bytes(config):
         raise UserError(f"more than {max_bytes(config)} bytes")
     header = images.identify(data, config.max_pixels)

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.records import make_record
 from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
@@ -54,8 +55,7 @@ class Task:
 
 
 def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
-    """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file.
-    Raises ValueError: too many files were rejected, or none is left."""
+    """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     records = Records(config, work, numbers)
     splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
@@ -178,7 +178,8 @@ def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[
     return [write_table(values, storage.join(output, f"{name}-{revision:04d}.npy")) for name, values in tables.items()]
 
 
-class Line(NamedTuple):
+@dataclass(frozen=True)
+class Line:
     """A line of rejected.jsonl. `revision`: the first revision of the index with this line; it may not exist yet."""
 
     source: str
@@ -187,16 +188,14 @@ class Line(NamedTuple):
     duplicate: bool = False
 
     def to_json(self) -> bytes:
-        return json.dumps({name: value for name, value in self._asdict().items() if value is not False}).encode()
+        return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode()
 
 
 def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Counter[str]:
     """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
     If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
-    them; the lines of earlier revisions stay.
-    Raises ValueError: too many files were rejected, or none is left.
-    """
+    them; the lines of earlier revisions stay."""
     config, listing, previous = task.config, task.listing, task.previous
     path = storage.join(config.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous else []
@@ -251,22 +250,14 @@ def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str
 
 
 def earlier_lines(path: str, previous: Index) -> list[Line]:
-    """The lines of the revisions up to `previous`, without those of runs that were refused or killed.
-    Raises ValueError: the file is damaged."""
+    """The lines of the revisions up to `previous`, without those of runs that were refused or killed."""
     try:
         texts = storage.read_bytes(path).splitlines()
     except FileNotFoundError:
         return []
     damage = UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected")
-    lines = [storage.parse_object(text, parse_line, damage) for text in texts]
+    lines = [storage.parse_object(text, partial(make_record, Line), damage) for text in texts]
     return [line for line in lines if line.revision <= previous.revision]
-
-
-def parse_line(content: dict[str, Any]) -> Line:
-    source, reason, revision = content["source"], content["reason"], content["revision"]
-    if not (isinstance(source, str) and isinstance(reason, str) and isinstance(revision, int)):
-        raise TypeError(content)
-    return Line(source, reason, revision, "duplicate" in content)
 
 
 def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set[str]:

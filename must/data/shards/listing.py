@@ -33,7 +33,6 @@ def open_source(
     uri: str, labels: str, option: str, exclude: str = "", image_column: str = "", label_column: str = ""
 ) -> Source:
     """The source at `uri`.
-    Raises ValueError: there is no such file or folder, or it is of an unknown kind.
 
     Args:
         labels: "folder", "csv" or "none", as `must shard --labels`.

@@ -7,12 +7,14 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.records import make_record
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.commit import Task
@@ -58,8 +60,7 @@ def finish_part(task: Task, work: Workdir) -> None:
 
 
 def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
-    """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run.
-    Raises ValueError: a part is not done, or has other sources or settings than `config`."""
+    """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run."""
     folder = storage.join(config.output, PARTS_FOLDER)
     parts: dict[int, dict[int, Part]] = {}
     for entry in list(storage.list_existing(folder)):
@@ -71,7 +72,7 @@ def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
         if inside[1:] == [DONE_FILE]:
             path = storage.join(folder, entry.name)
             damage = UserError(f"{path} is damaged; delete its folder and run that part again")
-            of_count[int(position)] = storage.read_object(path, lambda content: Part(**content), damage)
+            of_count[int(position)] = storage.read_object(path, partial(make_record, Part), damage)
     done = list(chain.from_iterable(of_count.values() for of_count in parts.values()))
     if any(part.run["previous"] != previous for part in done):
         logger.info(f"{folder}: deleted, it is the work of an earlier run")

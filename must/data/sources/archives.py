@@ -125,7 +125,7 @@ class ArchiveFolder(Archives):
 
 
 def existing_files(uri: str, option: str) -> list[str]:
-    """The file at `uri`, or the files of a range. Raises ValueError: one does not exist, or is not a file."""
+    """The file at `uri`, or the files of a range."""
     files = expanded(uri)
     for file in files:
         require(storage.exists(file), f"{option} {uri}: there is no such file: {file}")
@@ -136,9 +136,7 @@ def existing_files(uri: str, option: str) -> list[str]:
 def expanded(uri: str) -> list[str]:
     """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as in bash and WebDataset; several braces are combined.
 
-    Unbalanced braces and backslashes are ordinary characters.
-    Raises ValueError: too many files.
-    """
+    Unbalanced braces and backslashes are ordinary characters."""
     long = any(abs(int(last) - int(first)) > MOST_FILES for first, last in RANGE.findall(uri))
     try:
         files = [] if long else list(islice(braceexpand(uri, escape=False), MOST_FILES + 1))

@@ -90,7 +90,7 @@ class Manifest(Source):
 
 
 def read_lines(file: BinaryIO, where: str) -> Iterator[str]:
-    """The lines. Raises ValueError: one is not UTF-8, or too long; parsed, it would take many times its size."""
+    """The lines as text. One that is too long is refused: parsed, it would take many times its size."""
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW + 1), b""), 1):
         require(len(line) <= LONGEST_ROW, f"{where}: line {number} is longer than {LONGEST_ROW} bytes")
         try:

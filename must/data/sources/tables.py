@@ -46,8 +46,6 @@ class Columns(NamedTuple):
 
 def choose(schema: Any, image_column: str, label_column: str, labels: str, where: str) -> Columns:
     """The columns to read of a table with this pyarrow schema.
-    Raises ValueError: no column of images or labels, or several possible ones; the message has the names of all
-    columns.
 
     Args:
         labels: "folder", "csv" or "none", as `must shard --labels`.
@@ -72,8 +70,7 @@ def choose(schema: Any, image_column: str, label_column: str, labels: str, where
 def find_column(
     types: dict[str, Any], name: str, usual: str, is_usable: Callable[[Any], bool], flag: str, hint: str
 ) -> str | None:
-    """The column `name`, or without a name the first one with a usual name; None if there is none.
-    Raises ValueError: there is no column `name`, or it is of an unusable type."""
+    """The column `name`, or without a name the first one with a usual name; None if there is none."""
     if name:
         require(name in types, f"{flag}: no column {brief(name)}; {hint}")
         require(is_usable(types[name]), f"{flag}: the column {brief(name)} is of type {printable(types[name], 80)}")

@@ -13,7 +13,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, encoded
-from must.data.format.index import Shard, count
+from must.data.format.index import Shard
 from must.data.format.samples import read_samples
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView, Preprocess
@@ -169,7 +169,7 @@ def read_stats(uri: str, size: int, shard: Shard, run: Run) -> dict[str, Any]:
         stats = json.loads(pq.read_metadata(pa.BufferReader(end[-footer:])).metadata[STATS_KEY])
         stored_run, stored_shard = stats["run"], (stats["shard"], stats["shard_sha256"], stats["rows"])
         numbers = [stats["unreadable"], stats["abstained"], *stats["classes"].values()]
-        valid = sum(count(number, "a count") for number in numbers) == count(stats["rows"], "rows")
+        valid = all(type(number) is int and number >= 0 for number in numbers) and sum(numbers) == stats["rows"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         valid = False
     require(valid, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")

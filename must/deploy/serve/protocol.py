@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.base.errors import TransientError
-from must.base.storage.api import loads
+from must.base.storage import loads
 from must.base.text import printable
 from must.data.image.cost import cost, refusal
 from must.data.image.decode import decode_view

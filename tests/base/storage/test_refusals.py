@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from must.base import storage
 from must.base.storage import gcs, retry
-from tests.base.storage.table import BEGIN, END, PAGE, table, with_table
 from tests.local_server import Answer, Request, serving
 from tests.stores import be_impatient, empty_bucket
 
@@ -195,10 +194,3 @@ def test_a_key_renewed_while_the_program_runs_is_read_again(monkeypatch: pytest.
         accepted[0] = "AKIDNEW"
         Timer(1.0, keys, ["AKIDNEW"]).start()
         assert storage.read_bytes("s3://bucket/name") == b"data"
-
-
-@pytest.mark.slow
-def test_the_page_shows_the_tests_that_there_are() -> None:
-    page = PAGE.read_text()
-    assert page.count(BEGIN) == page.count(END) == 1
-    assert with_table(page, table()) == page, "run: python -m tests.base.storage.table"

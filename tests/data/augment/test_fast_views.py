@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from must.config import TrainConfig
@@ -14,12 +13,8 @@ from must.data.augment.draws import ViewSettings, upright_size
 from must.data.augment.views import FastViews, TrainViews
 from must.data.image.decode import ORIENTATION, decode, identify
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import TrainDataset, make_views, train_batches
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import ShardReader
 from must.method.train.trainer import train
 from tests import zoo
-from tests.data.shards.test_shard import sharded
 from tests.evaluation.digits import digits
 
 SETTINGS = ViewSettings(Preprocess(size=64), patch_size=8, mask_patch_size=16)
@@ -65,27 +60,6 @@ def test_statistics_are_those_of_the_exact_views() -> None:
         ours, theirs = (statistic(views, axis=(1, 2, 3)) for views in strong)
         assert abs(ours.mean() - theirs.mean()) < 2
         assert np.corrcoef(ours, theirs)[0, 1] > 0.98
-
-
-def test_batches_do_not_depend_on_workers_and_are_whole(tmp_path: Path) -> None:
-    sharded(tmp_path, 24, samples_per_shard=10)
-    reader, cpu = ShardReader(str(tmp_path / "out"), "train"), torch.device("cpu")
-    runs = []
-    for workers in (0, 2):
-        dataset = TrainDataset(reader, make_views(SETTINGS, "fast"), 0)
-        runs.append(list(train_batches(dataset, GlobalBatches(reader.sizes, 8, 2, 0), workers, cpu)))
-    assert len(runs[0]) == 6
-    for ours, theirs in zip(*runs, strict=True):
-        assert ours.weak.shape == ours.strong.shape == (8, 64, 64, 3) and ours.weak.dtype == torch.uint8
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert not torch.equal(runs[0][0].strong, runs[0][3].strong)
-
-
-def test_damaged_files_are_refused_as_by_the_exact_views() -> None:
-    for maker in (TrainViews, FastViews):
-        for data in (b"", b"no image", zoo.truncated("JPEG"), zoo.truncated("PNG"), zoo.bomb()):
-            with pytest.raises(ValueError, match=r"empty|known format|truncated|broken|more than"):
-                maker(SETTINGS).of_file(data, (0, 0, 0))
 
 
 def test_training_runs_and_is_another_run_than_the_exact_one(tmp_path: Path) -> None:

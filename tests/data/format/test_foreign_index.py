@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tests.data.shards.test_shard import run, sharded
 from tests.data.shards.test_shard_gcs import upload
 from tests.stores import Server, plant
 
-NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy", 7]
+NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy"]
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +52,16 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
     **{f"table {name!r}": (partial(rename_table, name=name), "is not a valid table name") for name in NAMES},
     "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
-    "sha256 in capitals": (first(sha256="A" * 64), "is not a sha256"),
     "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),
-    "offsets' sha256": (first(offsets_sha256="../x"), "is not a sha256"),
     "a table's sha256": (lambda c: c["tables"][0].update(sha256=""), "is not a sha256"),
-    "negative bytes": (first(bytes=-1), "bytes must be a non-negative integer"),
-    "bytes as a float": (first(bytes=1e300), "bytes must be a non-negative integer"),
-    "too many samples": (first(samples=2**70), "samples must be a non-negative integer"),
-    "a truth value": (first(labelled=True), "labelled must be a non-negative integer"),
+    "negative bytes": (first(bytes=-1), "shards.bytes: must be a non-negative integer"),
+    "too many samples": (first(samples=2**70), "shards.samples: must be a non-negative integer"),
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
     "a shard twice": (lambda c: c["shards"].append(c["shards"][0]), "is listed twice"),
-    "an unknown field": (first(path="/etc"), "unexpected keyword"),
     "a split as a path": (lambda c: c["splits"].update({"../x": {}}), "not a valid split name"),
-    "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "do not add up"),
-    "labels as a text": (lambda c: c.update(labels="catdog"), "labels are no list"),
-    "labels as numbers": (lambda c: c.update(labels=[1]), "a label is not text"),
-    "a negative revision": (lambda c: c.update(revision=-1), "revision must be a non-negative integer"),
-    "more units than there can be": (lambda c: c.update(chunks=2**40), "chunks must be below"),
-    "a source without uri": (lambda c: c.update(source={}), "KeyError: .*uri"),
-    "settings as a list": (lambda c: c.update(settings=[]), "TypeError"),
+    "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "more labels|do not add up"),
+    "more chunks than there can be": (lambda c: c.update(chunks=2**40), "chunks must be below"),
+    "a source without uri": (lambda c: c.update(source={}), "uri is missing"),
     "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels is 0"),
 }
 
@@ -82,6 +73,43 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: st
         parse_index(edited(made, edit), "gs://b/index.json")
     text = str(error.value)
     assert text.startswith("gs://b/index.json is damaged") and text.isprintable() and len(text) < 400
+
+
+FREE = (
+    "test_uri",
+    "files",
+    "labels",
+    "samples_per_shard",
+    "split",
+    "quality",
+    "validate",
+    "max_bytes",
+    "drop_duplicates",
+)
+
+
+def test_a_value_of_another_type_is_refused_wherever_it_is(made: Path) -> None:
+    """Each number, text, list and mapping in turn, but for those of `source` and `settings` that nothing reads."""
+
+    def places(value: Any) -> Iterator[tuple[Any, Any]]:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if key not in FREE or value is content:
+                yield value, key
+                if isinstance(item, dict | list):
+                    yield from places(item)
+
+    content = json.loads((made / "index.json").read_bytes())
+    count = 0
+    for parent, key in list(places(content)):
+        value = parent[key]
+        for other in (None, 1.5, True, [[]] if not isinstance(value, list) else "text"):
+            parent[key] = other
+            with pytest.raises(ValueError, match=r"^index\.json (is damaged \(|has version)") as error:
+                parse_index(json.dumps(content).encode(), "index.json")
+            assert str(error.value).isprintable() and len(str(error.value)) < 400
+            count += 1
+        parent[key] = value
+    assert parse_index(json.dumps(content).encode(), "index.json") and count > 100
 
 
 @pytest.mark.parametrize(

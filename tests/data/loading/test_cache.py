@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,35 +225,6 @@ def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, s
     assert [process.exitcode for process in processes] == [0] * 4
     assert max(sizes.get() for _ in range(4)) <= cache.limit
     assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
-
-
-def test_a_download_gets_its_name_while_nobody_counts(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Renamed during a listing, a file is missing under both names, and the cache grows beyond its limit."""
-    cache, shard = cache_for(tmp_path, shards, 2), index_of(shards).shards[0]
-    filled, renamed = threading.Event(), threading.Event()
-    original = ShardCache.fill
-
-    def fill(*arguments: Any) -> bool:
-        complete = original(*arguments)
-        counts.__enter__()  # another process begins to count
-        filled.set()
-        return complete
-
-    def download() -> None:
-        look(cache, shards, shard)
-        renamed.set()
-
-    counts = cache.exclusive()
-    monkeypatch.setattr(ShardCache, "fill", fill)
-    thread = threading.Thread(target=download)
-    thread.start()
-    assert filled.wait(60)
-    assert not renamed.wait(0.3) and [file.path.suffix for file in cache.files()] == [".part"]
-    counts.__exit__(None, None, None)
-    thread.join()
-    assert held(cache, shards) == [0]
 
 
 def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, shards: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import must
 from must.base import lock
 from must.data.format.index import load_index
 from must.data.format.samples import verify
-from must.data.shards import assemble
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload
@@ -153,19 +152,6 @@ def test_parts_with_other_parameters_are_not_joined(images: Path, tmp_path: Path
 def test_a_part_out_of_range_is_one_line(images: Path, tmp_path: Path, part: str) -> None:
     message = r"--part .*: (expected I/N|parts are numbered from 1 to 2|there is at least)"
     refused(images, tmp_path / "out", message, part=part)
-
-
-def test_a_part_twice_at_the_same_time_is_refused(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def again(self: assemble.Pool, *more: Any) -> Any:
-        monkeypatch.undo()
-        with pytest.raises(lock.HeldError, match="being written by another `must shard`"):
-            run(images, tmp_path / "out", part="1/2", **OPTIONS)
-        return self.process_chunks(*more)
-
-    monkeypatch.setattr(assemble.Pool, "process_chunks", again)
-    assert run(images, tmp_path / "out", part="1/2", **OPTIONS) is None
 
 
 def test_the_function_tells_what_became_of_a_part(images: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, split_key
-from must.data.sources.base import ListingReport, no_images, relative_names
+from must.data.sources.base import ListingReport, no_images
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.data.tars import tar_of, zip_of
@@ -235,19 +235,6 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
     (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
     run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}
-
-
-@pytest.mark.parametrize(
-    ("files", "names"),
-    [
-        (["/a/x.zip"], ["x.zip"]),
-        (["gs://b/a1/x.zip", "gs://b/a2/x.zip", "gs://b/y.zip"], ["a1/x.zip", "a2/x.zip", "y.zip"]),
-        (["x.zip", "y/x.zip"], ["x.zip", "y/x.zip"]),
-        (["/a/x.zip", "/a/x.zip"], ["x.zip", "x.zip"]),
-    ],
-)
-def test_files_are_told_apart_by_as_little_as_it_takes(files: list[str], names: list[str]) -> None:
-    assert relative_names(files) == names
 
 
 PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
