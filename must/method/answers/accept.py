@@ -154,7 +154,8 @@ def describe_classes(
         images, count = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
         wrong = np.bincount(truth[answered & (truth != number)] % len(names), minlength=1)
         rows.append({
-            "class": names[number], "light": name_light(count, images), "images": images, "accepted": count, "answers": int(answered.sum()),
+            "class": names[number], "light": name_light(count, images), "images": images, "accepted": count,
+            "answers": int(answered.sum()),
             "right": [round(end, 4) for end in share(truth[answered] == number)] if answered.any() else None,
             "confused_with": names[int(wrong.argmax())] if wrong.any() else "",
         })  # fmt: skip
