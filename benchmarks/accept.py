@@ -1,6 +1,6 @@
 """Which labels `must refine` accepts, how many of them are wrong, and how often the promise was kept.
 
-    python benchmarks/accept.py [--draws 20] [--images 1000]
+    python benchmarks/accept.py [--draws 10] [--images 1000]
 
 People are simulated on made-up images: vectors around a centre per class, half of the classes in pairs that are hard to
 tell apart, and the probabilities of a model that is too sure. Some images are of none of the classes (junk), and some
@@ -27,7 +27,7 @@ CASES = {"": (0.0, 0.0), "junk": (0.2, 0.0), "5% wrong": (0.0, 0.05)}  # shares 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--images", type=int, default=1_000)
     options = parser.parse_args()
     print(f"{'classes':>7} {'answers':>7} {'case':>9}{'right':>8}{'accepted':>10}{'wrong':>8}{'kept':>7}", end="")
@@ -37,8 +37,8 @@ def main() -> None:
         right, *parts = rows[:, 0].mean(), rows[:, 1:3], rows[:, 3:]
         line = f"{classes:>7} {answers:>7} {name:>9}{right:>8.1%}"
         for part, width in zip(parts, (10, 11), strict=True):
-            wrong = np.nanmean(part[:, 1]) if part[:, 0].any() else np.nan
-            line += f"{part[:, 0].mean():>{width}.1%}{wrong:>8.1%}{np.mean(~(part[:, 1] > RISK)):>7.0%}"
+            wrong = f"{np.nanmean(part[:, 1]):.1%}" if part[:, 0].any() else "-"
+            line += f"{part[:, 0].mean():>{width}.1%}{wrong:>8}{np.mean(~(part[:, 1] > RISK)):>7.0%}"
         print(line, flush=True)
 
 

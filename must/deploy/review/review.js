@@ -234,7 +234,7 @@ const finish = async (title) => {
   $("unseen").hidden = !reply.accepted;
   if (reply.accepted) {
     $("accepted").textContent = `Of the refined labels before your answers correct them, ${reply.accepted.replace(/^No/, "no")} The command below counts again, with your answers.`;
-    $("lights").textContent = reply.lights;
+    $("lights").textContent = reply.classes.some(({ light }) => light) ? reply.lights : "";
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "taken", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
     $("classes").replaceChildren(titles, ...reply.classes.map(({ class: name, light, images, accepted, answers, right, confused_with: other }) => make("tr", {},
