@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from must.base.parameters import require
 from must.base.progress import watched
 from must.base.text import counted, printable
 from must.config import RefineConfig
@@ -33,7 +34,7 @@ TRIED = 2_000  # images at most
 SHOWN = 10  # names, and changes of labels, in the text
 
 
-class List(NamedTuple):
+class ClassList(NamedTuple):
     """A class list on N images."""
 
     names: list[str]
@@ -60,21 +61,22 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
         features.append(feature.float().cpu())
         flats.append(flatten_tokens(model.tower, tokens).half().cpu())
         sources += batch.sources
+    require(bool(sources), "none of the split's images can be decoded; check them: must index verify")
     feature, flat = torch.cat(features), torch.cat(flats)
     vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(feature)(feature))
     near = nearest(vectors)
     lists = [
-        judge_list(list(own), classifier.logit_scale * feature @ column, vectors, near, sources)
-        for own, column in zip((classifier.classes, class_set.names), columns, strict=True)
+        judge_list(list(each), classifier.logit_scale * feature @ column, vectors, near, sources)
+        for each, column in zip((classifier.classes, class_set.names), columns, strict=True)
     ]
-    result = summarize(*lists, sources)
+    result = count_changes(*lists, sources)
     logger.info(printable_table(result, config.classes))
     return result
 
 
 def judge_list(
     names: list[str], logits: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor], sources: list[str]
-) -> List:
+) -> ClassList:
     """`logits`: float32 [N, K]; `vectors`, `near`: as of `nearest`."""
     P, weights = logits.softmax(1), neighbour_weights(near[1])
     near_mean = torch.stack([w @ P[n] for n, w in zip(near[0], weights, strict=True)])
@@ -82,10 +84,10 @@ def judge_list(
     agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
     labels = propagate(*near, P).labels.argmax(1)
     misfits = [f.to_dict(names, sources) for f in find_misfits(P, labels, logits.amax(1), vectors, near)]
-    return List(names, labels, agreement, misfits)
+    return ClassList(names, labels, agreement, misfits)
 
 
-def summarize(now: List, new: List, sources: list[str]) -> dict[str, Any]:
+def count_changes(now: ClassList, new: ClassList, sources: list[str]) -> dict[str, Any]:
     pairs = [
         (now.names[a], new.names[b]) for a, b in zip(now.labels.tolist(), new.labels.tolist(), strict=True)
     ]  # fmt: skip
