@@ -27,6 +27,7 @@ from must.method.model.backbone import load_backbone
 from must.method.model.bundle import get_preprocess, untrained
 from must.method.model.classifier import build_classifier, load_class_set, load_text_classifier
 from must.method.model.folder import verified
+from must.method.model.masked_vit import MaskedViT
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +56,7 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     bundle = untrained(backbone, classifier, *names, classifier.logit_scale)
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
     source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
-    model, features, flats, sources = bundle.model.to(device), list[Tensor](), list[Tensor](), list[str]()
-    for batch in watched(source, "predictions"):
-        _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
-        features.append(feature.float().cpu())
-        flats.append(flatten_tokens(model.tower, tokens).half().cpu())
-        sources += batch.sources
-    require(bool(sources), "none of the split's images can be decoded; check them: must index verify")
-    feature, flat = torch.cat(features), torch.cat(flats)
-    vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(feature)(feature))
+    feature, vectors, sources = read_features(bundle.model.to(device), source, device)
     near = nearest(vectors)
     lists = [
         judge_list(list(each), classifier.logit_scale * feature @ column, vectors, near, sources)
@@ -72,6 +65,21 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     result = count_changes(*lists, sources)
     logger.info(printable_table(result, config.classes))
     return result
+
+
+@torch.inference_mode()
+def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
+    """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory.
+    Raises ValueError: none can be decoded."""
+    features, flats, sources = list[Tensor](), list[Tensor](), list[str]()
+    for batch in watched(source, "predictions"):
+        _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
+        features.append(feature.float().cpu())
+        flats.append(flatten_tokens(model.tower, tokens).half().cpu())
+        sources += batch.sources
+    require(bool(sources), "none of the split's images can be decoded; check them: must index verify")
+    joined, flat = torch.cat(features), torch.cat(flats)
+    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined)), sources
 
 
 def judge_list(
