@@ -58,11 +58,11 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
     feature, vectors, sources = read_features(bundle.model.to(device), source, device)
     near = nearest(vectors)
-    lists = [
+    now, new = (
         judge_list(list(each), classifier.logit_scale * feature @ column, vectors, near, sources)
         for each, column in zip((classifier.classes, class_set.names), columns, strict=True)
-    ]
-    result = count_changes(*lists, sources)
+    )
+    result = count_changes(now, new, sources)
     logger.info(printable_table(result, config.classes))
     return result
 
