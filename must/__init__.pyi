@@ -218,6 +218,7 @@ def refine(
     index_sha256: Text = "",
     split: Text = "train",
     alpha: float | Literal["auto"] = "auto",
+    classes: Text = "",
     images: int = 1000000,
     memory_images: int = 10000,
     batch_size: int = 256,
