@@ -218,13 +218,19 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     monkeypatch.setattr("must.api.adapt.Adapted", lambda folder: adapted)
     flags = {"classes": names, "output": tmp_path / "work", "model": asset_folder()}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    file = adapted.labels.parent / "refined.json"
+    before = file.read_text()
+    findings = [{"text": f"finding {n}", "examples": ["a\x1b.png", "b.png"]} for n in range(5)]
+    file.write_text(json.dumps(json.loads(before) | {"misfits": findings}))
     cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--device", "cpu"])
+    file.write_text(before)
     stages = ["classifier", "shard", "refine", "evaluate", "train", "refine", "evaluate"]
     assert [name for name, _ in ran] == stages
     assert (ran[0][1]["classes"], ran[1][1]["source"], ran[4][1]["epochs"]) == (str(names), str(digits.images), "3")
     assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
-    shown = capsys.readouterr().out.splitlines()[-3:]
-    assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:"]
+    shown = capsys.readouterr().out.splitlines()[-7:]
+    assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:", "names:", "names:", "names:", "and"]
+    assert shown[-2:] == ["names: finding 2 (a?.png, b.png)", "and 2 more in the report"]
     cli.main(["adapt", "--images", str(digits.images), "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
     assert (tmp_path / "o" / "classes.yaml").read_text() == "classes:\n- cat\n- dog\n"
     for arguments, message in (

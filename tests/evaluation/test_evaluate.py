@@ -140,7 +140,8 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
 
 @pytest.fixture(scope="module")
 def refined(digits, tmp_path_factory):
-    """The folder of `must refine`, with 70 right answers; model/ beside it is the tuned model with its memory."""
+    """The folder of `must refine`, with 70 right answers and a finding about its first image; model/ beside it is the
+    tuned model with its memory."""
     folder = tmp_path_factory.mktemp("refined")
     shutil.copytree(digits.adapted, folder / "model")
     reader = ShardReader(digits.shards, "train")
@@ -153,7 +154,11 @@ def refined(digits, tmp_path_factory):
         "model": str(folder / "model"),
         "answers": str(folder),
     }
-    refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
+    summary = refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
+    with (folder / "labels/predictions.csv").open() as file:
+        examples = [next(csv.DictReader(file))["image"], "gone.png"]
+    finding = {"kind": "unwanted", "classes": ["<i>"], "images": 1, "examples": examples, "text": "<i> fits no image"}
+    (folder / "labels/refined.json").write_text(json.dumps(summary | {"misfits": [finding]}))
     return folder / "labels"
 
 
@@ -184,6 +189,9 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     images = {row["image"]: row for row in rows}
     for new, old, image in re.findall(r"<b>(.*?)</b><small>zero-shot: (.*?)</small><small>(.*?)</small>", part):
         assert (images[image]["class"], images[image]["zero_shot"]) == (new, old)
+    part = page[page.index("Names that do not fit</h2>") :]
+    part = part[: part.index("</section>")]
+    assert "<h3>&lt;i&gt; fits no image</h3>" in part and part.count("<img") == 1
 
 
 def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_path):
@@ -209,6 +217,8 @@ def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
     page = (tmp_path / "report.html").read_text()
     part = page[page.index("Labels of your images</h2>") :]
     assert "<table>" in part and "<img" not in part[: part.index("</section>")]
+    part = page[page.index("Names that do not fit</h2>") :]
+    assert "gone.png</p>" in part and "<img" not in part[: part.index("</section>")]
 
 
 def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path):

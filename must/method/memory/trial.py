@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from must.base.parameters import require
 from must.base.progress import watched
 from must.base.text import counted, printable
 from must.config import RefineConfig
@@ -26,6 +27,7 @@ from must.method.model.bundle import untrained
 from must.method.model.classifier import build_classifier, load_class_set, load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.folder import verified
+from must.method.model.masked_vit import MaskedViT
 from must.method.model.vectors import Whitening, flatten_tokens, join_vectors, nearest, neighbour_weights
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ TRIED = 2_000  # images at most
 SHOWN = 10  # names, and changes of labels, in the text
 
 
-class List(NamedTuple):
+class ClassList(NamedTuple):
     """A class list on N images."""
 
     names: list[str]
@@ -55,27 +57,35 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     bundle = untrained(backbone, classifier, *names, classifier.logit_scale)
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
     source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
-    model, features, flats, sources = bundle.model.to(device), list[Tensor](), list[Tensor](), list[str]()
+    feature, vectors, sources = read_features(bundle.model.to(device), source, device)
+    near = nearest(vectors)
+    now, new = (
+        judge_list(list(each), classifier.logit_scale * feature @ column, vectors, near, sources)
+        for each, column in zip((classifier.classes, class_set.names), columns, strict=True)
+    )
+    result = count_changes(now, new, sources)
+    logger.info(printable_table(result, config.classes))
+    return result
+
+
+@torch.inference_mode()
+def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
+    """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory.
+    Raises ValueError: none can be decoded."""
+    features, flats, sources = list[Tensor](), list[Tensor](), list[str]()
     for batch in watched(source, "predictions"):
         _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
         features.append(feature.float().cpu())
         flats.append(flatten_tokens(model.tower, tokens).half().cpu())
         sources += batch.sources
-    feature, flat = torch.cat(features), torch.cat(flats)
-    vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(feature)(feature))
-    near = nearest(vectors)
-    lists = [
-        judge_list(list(listed), classifier.logit_scale * feature @ column, vectors, near, sources)
-        for listed, column in zip((classifier.classes, class_set.names), columns, strict=True)
-    ]
-    result = describe_difference(*lists, sources)
-    logger.info(printable_table(result, config.classes))
-    return result
+    require(bool(sources), "none of the split's images can be decoded; check them: must index verify")
+    joined, flat = torch.cat(features), torch.cat(flats)
+    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined)), sources
 
 
 def judge_list(
     names: list[str], logits: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor], sources: list[str]
-) -> List:
+) -> ClassList:
     """`logits`: float32 [N, K]; `vectors`, `near`: as of `nearest`."""
     P, weights = logits.softmax(1), neighbour_weights(near[1])
     near_mean = torch.stack([w @ P[n] for n, w in zip(near[0], weights, strict=True)])
@@ -83,10 +93,10 @@ def judge_list(
     agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
     labels = propagate(*near, P).labels.argmax(1)
     misfits = [f.to_dict(names, sources) for f in find_misfits(P, labels, logits.amax(1), vectors, near)]
-    return List(names, labels, agreement, misfits)
+    return ClassList(names, labels, agreement, misfits)
 
 
-def describe_difference(now: List, new: List, sources: list[str]) -> dict[str, Any]:
+def count_changes(now: ClassList, new: ClassList, sources: list[str]) -> dict[str, Any]:
     pairs = [
         (now.names[a], new.names[b]) for a, b in zip(now.labels.tolist(), new.labels.tolist(), strict=True)
     ]  # fmt: skip

@@ -35,7 +35,7 @@ def pool():
     names = [str(n) for n in range(len(truth))]
     none = P.half().new_zeros(0, *P.shape)
     halves = whitening(WIDTH // 2)
-    return Pool(torch.arange(len(truth)), names, vectors.half(), P.half(), none, halves, halves), truth
+    return Pool(torch.arange(len(truth)), names, vectors.half(), P.half(), none, P.amax(1), halves, halves), truth
 
 
 def make_part(images, rows):
