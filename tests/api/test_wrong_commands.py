@@ -117,6 +117,7 @@ classifier --classes classes.txt --model model --output work                 | -
 {PLAN} --json photos                                                         | --json photos: is a folder; give a file
 {PLAN} --seconds 0                                                           | --seconds must be above 0
 plan work                                                                    | work: unexpected
+evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
 index show work                                                              | work holds no index.json
 demo --output work                                                           | holds files of yours
 """.strip().splitlines()  # fmt: skip  # noqa: E501
