@@ -137,9 +137,9 @@ def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):
     work, small = tmp_path / "work", sorted(digits.images.glob("train/*/*.png"))[:20]
     wrong = {"images": "nowhere", "classes": ["a", "b"], "model": "ViT-Q", "test_images": "", "train": "no"}
     for right, message in [
-        ({}, "nowhere"),
-        ({"images": small}, "ViT-Q"),
-        ({"images": small[:3]}, "images .*: too few images .3.; at least 11 are needed"),
+        ({}, "ViT-Q"),
+        ({"model": asset_folder()}, "nowhere"),
+        ({"model": asset_folder(), "images": small[:3]}, "images .*: too few images .3.; at least 11 are needed"),
     ]:
         with pytest.raises(ValueError, match=message):
             must.adapt(**inputs(digits, work, **wrong | right))
