@@ -81,7 +81,7 @@ results
 functions   results stages
 stub        functions stages
 inputs
-model       functions inputs
+model       inputs
 work_state  inputs
 adapted     functions model results work_state
 adapt       adapted functions inputs preflight stages work_state

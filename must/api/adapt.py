@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from must.api.adapted import Adapted
-from must.api.functions import naming_parameters, run_stage
+from must.api.functions import run_stage
 from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
@@ -29,7 +29,7 @@ from must.base import storage
 from must.base.console import quieted
 from must.base.files import INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
-from must.base.parameters import check_names, require
+from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
 from must.base.text import counted, printable
 from must.config import AdaptConfig, TrainConfig

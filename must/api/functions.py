@@ -4,14 +4,13 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 from must.api.results import RESULTS
 from must.api.stages import STAGES, Stage, configure, run
-from must.base.errors import MustError, TransientError
-from must.base.parameters import get_default, is_required, with_headings
+from must.base.errors import TransientError
+from must.base.parameters import get_default, is_required, naming_parameters, with_headings
 
 ENDING = """
 Raises:
@@ -40,16 +39,6 @@ def function_at_must(name: str) -> Callable[..., Any]:
     function.__doc__ = docstring(stage)
     function.__signature__ = signature(name, stage)  # type: ignore[attr-defined]
     return function
-
-
-@contextmanager
-def naming_parameters() -> Iterator[None]:
-    """An error that begins with a flag, `--top-k 0: ...`, begins with the parameter instead: `top_k 0: ...`."""
-    try:
-        yield
-    except MustError as error:
-        error.args = (re.sub(r"^(?:missing: )?--[a-z][a-z-]*", lambda flag: as_python(flag[0]), str(error)),)
-        raise
 
 
 @naming_parameters()

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from must.api.functions import naming_parameters
 from must.api.inputs import as_image, make_entries
 from must.base.errors import UserError
-from must.base.parameters import require
+from must.base.parameters import naming_parameters, require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport

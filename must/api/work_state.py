@@ -105,7 +105,8 @@ class WorkState:
         if again or (others and before != inputs):
             changed = {name for name in inputs if again or before.get(name) != inputs[name]}
             folder = work / f"{NEXT_PREFIX}{hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]}"
-            logger.info(f"{', '.join(sorted(changed))} changed since; {work.name} is exchanged at the end")
+            why = "all is made anew" if again else f"{', '.join(sorted(changed))} changed since"
+            logger.info(f"{why}; {work.name} is exchanged at the end")
         new = not (folder / RECORD_FILE).exists()
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(str(folder / RECORD_FILE), json.dumps(inputs, indent=1).encode())

@@ -4,7 +4,9 @@ import dataclasses
 import math
 import operator
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -22,7 +24,7 @@ from typing import (
 
 import yaml
 
-from must.base.errors import UserError
+from must.base.errors import MustError, UserError
 from must.base.text import brief, did_you_mean, one_line, printable
 
 if TYPE_CHECKING:
@@ -331,6 +333,18 @@ def get_default(parameter: dataclasses.Field[Any]) -> Any:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def naming_parameters() -> Iterator[None]:
+    """For callers from Python: an error that begins with a flag, `--top-k 0: ...`, begins with `top_k 0: ...`."""
+    try:
+        yield
+    except MustError as error:
+        begin = re.match(r"(?:missing: )?--[a-z-]+", message := str(error))
+        if begin:
+            error.args = (message.replace(begin[0], begin[0].replace("--", "").replace("-", "_"), 1),)
+        raise
 
 
 def require(condition: bool, message: str) -> None:

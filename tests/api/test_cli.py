@@ -60,27 +60,6 @@ def test_shard_needs_no_torch(tmp_path):
     assert result.returncode == 2 and "no images" in result.stderr and "was imported" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["train", "--classifier", "c", "--output", "m"], "missing: --shards"),
-        (["evaluate", "--modle=x", "--shards", "s"], "--modle: unknown; did you mean --model? (must evaluate --help"),
-        (["train", "--config", "none.yaml"], "none.yaml: cannot be read"),
-        (["adapt", "photos", "--epoch", "4"], "--epoch: unknown; did you mean --epochs?"),
-        (["index", "show", "nowhere"], "nowhere holds no index.json"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
-def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd, arguments, message):
-    """What is wrong with the paths of a stage, in processes of their own: test_preflight.py."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(arguments)
-    (line,) = capfd.readouterr().err.splitlines()
-    assert message in line and line.startswith(f"must {arguments[0]}: ")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_model_without_its_weights_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd):
     """Names that there are not: tests/runtime/test_check.py."""
     monkeypatch.chdir(tmp_path)

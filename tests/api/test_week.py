@@ -40,12 +40,12 @@ class Week:
         """Exports, predicts and serves. `known`: {photo: label that a person gave}; `is_new`: the model is another."""
         model = weights(self.work)
         assert (model not in self.models) is is_new
-        if is_new and self.models:
-            with pytest.raises(SystemExit):  # an ONNX file of yesterday, or none
-                main(["serve", "work", "--port", "0"])
-            self.capsys.readouterr()
+        if is_new and self.models:  # what was made of yesterday's model is out of the way
+            assert not (self.work / "onnx").exists() and not (self.work / "decision.json").exists()
+            assert (self.work / "before/onnx/model.onnx").exists()
         self.models.append(model)
         self.must("export work --images 11")
+        self.must("gate work --gate none")
         self.must("predict --model work --output predictions.csv photos")
         table, photos = labels(self.work), sorted(self.photos.iterdir())
         assert table.keys() == {photo.name for photo in photos}
@@ -100,8 +100,12 @@ def test_a_week_with_one_folder(tmp_path, capsys, monkeypatch):
         known = {name: label for name, label in told(range(count)).items() if label in names}
         answer(week.work, week.photos, known, "random")
         assert f"{len(known)} answers" in week.must("refine work --workers 0 --device cpu")
-        week.must(ADAPT)  # measures, and makes nothing else
-        assert weights(week.work) not in week.models
+        refined = weights(week.work)
+        with pytest.raises(SystemExit, match="2"):
+            main(["serve", "work", "--port", "0"])
+        assert "was exported from another model than" in capsys.readouterr().err
+        week.must(ADAPT)
+        assert weights(week.work) == refined, "it is measured, and nothing else is made"
         week.end_day(day, known)
 
     week.place.rename(tmp_path / "elsewhere")

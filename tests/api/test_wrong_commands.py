@@ -27,7 +27,7 @@ adapt photos --classes 'one;two' --model model --output work                 | s
 adapt photos --classes folders --model model --output work                   | classes folders: photos needs two folders at least
 adapt photos --classes classes.txt --model modle --output work               | --model modle: no open_clip model and no folder
 adapt photos --classes classes.txt --model ViT-B-61 --output work            | did you mean ViT-B-16
-adapt photos --classes classes.txt --model work --output work                | --model work: no open_clip_config.json in this folder
+adapt photos --classes classes.txt --model work --output work                | model work: is the output, too
 adapt photos --classes classes.txt --model work/model --output work          | in a folder that must adapt writes
 adapt work/labels --classes classes.txt --model model --output work          | in a folder that must adapt writes
 adapt photos --classes classes.txt --model model --output photos             | images photos: is the output, too
@@ -60,6 +60,7 @@ review wrok                                                                  | -
 review work --add nowhere.csv                                                | --add nowhere.csv: no such file
 review work --add classes.txt                                                | --add classes.txt: there are no answers in it
 review work --add wrong.csv                                                  | the first line must name the columns image and class
+review work --add typo.csv                                                   | 'trhee': none of the model's classes
 review work --page                                                           | expected one argument
 review work --output classes.txt                                             | is a file; give a folder
 review work --host nowhere.invalid                                           | --host nowhere.invalid
@@ -116,6 +117,7 @@ classifier --classes classes.txt --model model --output work                 | -
 {PLAN} --json photos                                                         | --json photos: is a folder; give a file
 {PLAN} --seconds 0                                                           | --seconds must be above 0
 plan work                                                                    | work: unexpected
+evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
 index show work                                                              | work holds no index.json
 demo --output work                                                           | holds files of yours
 """.strip().splitlines()  # fmt: skip  # noqa: E501
@@ -134,6 +136,7 @@ def finished(monday):
         work = folder / "work"
         shutil.copytree(asset_folder(), folder / "model")
         (folder / "classes.txt").write_text("\n".join(CLASSES))
+        (folder / "typo.csv").write_text("image,class\nIMG_0000.png,trhee\n")
         (folder / "wrong.csv").write_text("picture,label\na.png,one\n")
         answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
         must.export(model=work, images=11)  # type: ignore[call-arg]

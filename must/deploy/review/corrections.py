@@ -21,15 +21,18 @@ CORRECTION_COLUMNS = "image", "class"
 NAMED = 3  # images or classes in a message
 
 
-def check_added(file: str) -> None:
-    """Raises UserError: --add is no file of answers or corrections. For a check before the pictures are looked at."""
+def check_added(file: str, classes: list[str]) -> None:
+    """Raises UserError: --add is no file of answers or corrections, or one has another class. Checked before the
+    pictures are looked at, which takes longer."""
     where = f"--add {file}"
     require(storage.exists(file), f"{where}: no such file")
-    is_table = file.lower().endswith(".csv")
-    holds_any = any(label for _, label in read_correction_rows(file, where)) if is_table else bool(read_answers(file))
-    require(
-        holds_any, f"{where}: {'has no row with an image and a class' if is_table else 'there are no answers in it'}"
-    )
+    if not file.lower().endswith(".csv"):
+        require(bool(read_answers(file, classes)), f"{where}: there are no answers in it")
+        return
+    labels = dict.fromkeys(label for _, label in read_correction_rows(file, where) if label)
+    require(bool(labels), f"{where}: has no row with an image and a class")
+    unknown = [label for label in labels if label not in (*classes, NONE_OF_THESE)]
+    require(not unknown, f"{where}: {named(unknown)}: none of the model's classes")
 
 
 def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> str:
@@ -50,8 +53,6 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     """As `add_answers`. An answer about a picture that was drawn at random measures also when it is corrected."""
     where = f"--add {config.add}"
     labels = {name: label for name, label in read_correction_rows(config.add, where) if label}
-    unknown = list(dict.fromkeys(label for label in labels.values() if label not in (*classes, NONE_OF_THESE)))
-    require(not unknown, f"{where}: {named(unknown)}: none of the model's classes")
     pictures = PicturesByName(reader)
     numbers = {name: pictures.find(name) for name in labels}
     missing = [name for name, number in numbers.items() if number is None]

@@ -39,6 +39,7 @@ from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 from must.deploy.serve.server import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
+from must.method.model.bundle import load_description
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def review(config: ReviewConfig) -> None:
     Raises ValueError: no such model, shards of another revision, another `must review` runs in the folder, or the
     address cannot be bound."""
     if config.add:
-        check_added(config.add)
+        check_added(config.add, list(load_description(config.model).classes))
     elif not config.page:
         check_no_loop("must review")
     folder = storage.local(config.output)

@@ -1,5 +1,6 @@
 """What --model may name: a folder, a model on a hub, or an open_clip model. Imports no torch, which takes seconds."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,9 @@ HUB = "hf-hub:"
 
 
 def list_models() -> list[str]:
-    """The names of open_clip's models, as open_clip.list_models; [] without open_clip."""
+    """The names of open_clip's models, from its files if it is not imported; [] without open_clip."""
+    if "open_clip" in sys.modules:  # a program may have added models
+        return list(sys.modules["open_clip"].list_models())
     spec = find_spec("open_clip")
     folder = Path(spec.origin).with_name("model_configs") if spec and spec.origin else Path()
     return sorted(path.stem for path in folder.glob("*.json"))
