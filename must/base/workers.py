@@ -89,7 +89,7 @@ class Workers:
             if first == stop:
                 return
             if first in results:
-                yield results.pop(first)
+                yield take_result(*results.pop(first))
                 first += 1
 
     def unordered(self, function: Callable[..., Any], jobs: list[Job], again: Again = no_more) -> Iterator[Any]:
@@ -101,8 +101,8 @@ class Workers:
             while pending and (self.free or len(self.all) < self.workers):
                 number, job = pending.popleft()
                 self.send(number, function, job)
-            for _, result in self.receive(again):
-                yield result
+            for _, response in self.receive(again):
+                yield take_result(*response)
 
     def send(self, number: int, function: Callable[..., Any], job: Job) -> None:
         worker = self.free.pop() if self.free else self.start()
@@ -111,11 +111,11 @@ class Workers:
             worker.connection.send((function, job))
 
     def receive(self, again: Again, timeout: float | None = None) -> Iterator[tuple[int, Any]]:
-        """(number, result) of jobs that are done; waits for one."""
+        """(number, (result, error)) of jobs that are done; waits for one."""
         for connection in cast(list[Connection], wait(list(self.busy), timeout)):
             worker, number, function, job = self.busy.pop(connection)
             try:
-                result, error = connection.recv()
+                response = connection.recv()
             except (EOFError, OSError):
                 worker.process.join()
                 job = again(job, worker.process.exitcode, worker.note.value)
@@ -123,9 +123,7 @@ class Workers:
                 self.send(number, function, job)
                 continue
             self.free.append(worker)
-            if error is not None:
-                raise error
-            yield number, result
+            yield number, response
 
     def notes(self) -> list[bytes]:
         """The last notes of the jobs that are not done."""
@@ -148,6 +146,12 @@ class Workers:
         worker.process.join()
         worker.connection.close()
         worker.process.close()
+
+
+def take_result(result: Any, error: Exception | None) -> Any:
+    if error is not None:
+        raise error
+    return result
 
 
 _note: Any = None  # of this worker

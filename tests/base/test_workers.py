@@ -6,11 +6,13 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from must.base.errors import UserError
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
 from must.base.parameters import require
 from must.base.storage import UnreachableError
@@ -98,6 +100,16 @@ def test_results_come_in_order_or_as_they_are_ready() -> None:
         for _ in range(2):
             assert list(workers.in_order(abs, ((-n,) for n in range(20)))) == list(range(20))
             assert sorted(workers.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
+
+
+def fails_late_at_0(number: int) -> None:
+    time.sleep(0.0 if number else 0.3)
+    raise UserError(f"job {number}")
+
+
+def test_of_several_errors_that_of_the_first_job_is_raised() -> None:
+    with Workers(2, __name__) as workers, pytest.raises(UserError, match="job 0"):
+        next(workers.in_order(fails_late_at_0, [(0,), (1,)]))
 
 
 def crash_at(number: int, bad: int) -> int:

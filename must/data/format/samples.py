@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,20 +139,18 @@ def read(descriptor: int, size: int, offset: int) -> bytes:
 def verify(uri: str) -> Index:
     """Reads all files of an index; prints a line for each that is damaged."""
     index = load_index(uri)
-    faults: list[str] = []
-    for shard in bar(index.shards, desc="verify", unit="shard"):
-        if fault := find_shard_fault(uri, shard):
-            faults.append(f"{shard.name}: {fault}")
+    faults: dict[str, str] = {}
+    checks = [(shard.name, partial(find_shard_fault, uri, shard)) for shard in index.shards]
+    checks += [(table["name"], partial(find_table_fault, uri, **table)) for table in index.tables]
+    for name, find_fault in bar(checks, desc="verify", unit="file"):
+        if fault := find_fault():
+            faults[name] = f"{name}: {fault}"
             with tqdm.external_write_mode(file=sys.stdout):
-                logger.info(printable(faults[-1]))
-    broken = len(faults)
-    for table in index.tables:
-        if fault := find_file_fault(storage.join(uri, table["name"]), table["sha256"]):
-            faults.append(f"{table['name']}: {fault}")
-            logger.info(printable(faults[-1]))
+                logger.info(printable(faults[name]))
     if faults:
+        broken = len([name for name in faults if name.endswith(".tar")])
         problem = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
-        raise UserError(f"{uri}: {problem}; the first fault: {faults[0]}")
+        raise UserError(f"{uri}: {problem}; the first fault: {next(iter(faults.values()))}")
     logger.info(f"{uri}: {len(index.shards)} shards, {sum(s.samples for s in index.shards)} images, all whole")
     return index
 
@@ -177,9 +176,9 @@ def find_shard_fault(uri: str, shard: Shard) -> str:
     return ""
 
 
-def find_file_fault(uri: str, sha256: str) -> str:
+def find_table_fault(uri: str, name: str, sha256: str) -> str:
     try:
-        with storage.local_copy(uri) as path:
-            return "" if storage.compute_sha256(path) == sha256 else "its bytes have changed (sha256)"
-    except FileNotFoundError:
-        return "missing"
+        read_file(uri, name, sha256)
+    except UserError as error:
+        return str(error)
+    return ""

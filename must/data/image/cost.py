@@ -138,6 +138,8 @@ def jpeg_cost(data: bytes, parts: int) -> Cost:
             scans += 1
             if scans > MAX_SCANS:
                 raise UserError(f"more than {MAX_SCANS} scans")
+            if frame not in PROGRESSIVE and number(data, start + 2, 1) == components:
+                break  # all components are in it: decoders read no other scan
             if scans == 1 and data.find(b"\xff\xda", start) < 0:  # a fast, upper limit on the others
                 break
         if scans:

@@ -6,7 +6,7 @@ chunks of all parts, as if they were its own.
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -39,24 +39,19 @@ def part_folder(output: str, number: int, parts: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: its run, and what it has listed."""
+    """A finished part: its run, the numbers of its chunks, and what it has listed."""
 
     run: dict[str, Any]
     numbers: list[int]
-    uris: list[str]
-    items: int
-    shares: list[int]
-    rejected: list[list[str]]
-    skipped: dict[str, int]
+    listing: Listing
 
 
 def finish_part(task: Task, work: Workdir) -> None:
     """Notes that all chunks of this part are done."""
-    listing = task.listing
-    content = {name: getattr(listing, name) for name in ("uris", "items", "shares", "rejected", "skipped")}
-    content |= {"run": asdict(task.run), "numbers": task.numbers}
-    storage.write_bytes(storage.join(work.uri, DONE_FILE), json.dumps(content).encode())
-    logger.info(f"part {task.config.part} is done: {listing.items} files; `must shard` without --part makes the shards")
+    part = Part(asdict(task.run), task.numbers, replace(task.listing, plans=()))
+    storage.write_bytes(storage.join(work.uri, DONE_FILE), json.dumps(asdict(part)).encode())
+    files = f"{task.listing.items} files"
+    logger.info(f"part {task.config.part} is done: {files}; `must shard` without --part makes the shards")
 
 
 def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
@@ -104,11 +99,10 @@ def find_run(config: ShardConfig, previous: str, listing: str) -> Run:
 
 def join_listings(parts: Iterable[Part]) -> Listing:
     """The listing of all files of the parts."""
-    parts = list(parts)
-    return Listing(
-        uris=tuple(parts[0].uris),
-        items=sum(part.items for part in parts),
-        shares=tuple(map(sum, zip(*(part.shares for part in parts), strict=True))),
-        rejected=tuple((name, reason) for part in parts for name, reason in part.rejected),
-        skipped=parts[0].skipped,
+    first, *others = [part.listing for part in parts]
+    return replace(
+        first,
+        items=first.items + sum(listing.items for listing in others),
+        shares=tuple(map(sum, zip(first.shares, *(listing.shares for listing in others), strict=True))),
+        rejected=tuple(chain(first.rejected, *(listing.rejected for listing in others))),
     )

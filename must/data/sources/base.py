@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
-from must.base.errors import UserError
+from must.base.errors import MustError, UserError
 from must.base.text import one_line, printable
 from must.data.image.cost import can_read_heic
 
@@ -126,14 +126,14 @@ class Source(Protocol):
 
 @contextmanager
 def report_damage(where: str, kind: str) -> Iterator[None]:
-    """Converts any error of a reader to "WHERE: the KIND is damaged"; `where` is an option and a file."""
+    """Converts any error of a reader's package to "WHERE: the KIND is damaged"; `where` is an option and a file."""
     try:
         yield
+    except MustError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # an error of the disk; for damage there is no errno, or EINVAL for an impossible offset
-        if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
-            raise  # a full disk
         raise UserError(f"{where}: the {kind} is damaged: {one_line(error)[:200]}") from None
 
 

@@ -7,7 +7,6 @@ batches, copies its images one after the other to a plain file, which exists for
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,7 +213,7 @@ def open_table(path: Path, kind: str) -> Iterator[Reader]:
         else:
             source.seek(max(0, source.size() - len(END)))
             if source.read() != END:
-                raise UserError("its end is missing")
+                raise ValueError("its end is missing")
             source.seek(0)
             table = batches = ipc.open_stream(source)
         yield Reader(table.schema, lambda names, limit: small_batches(batches, names))
@@ -249,30 +248,20 @@ class Tables:
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
             try:
-                with storage.local_copy(table.uri) as path:
+                with storage.local_copy(table.uri) as path, report_damage(where, "table"):
                     yield from self.read_items(number, table, path, where, problems)
             except FileNotFoundError:
                 raise UserError(f"{where}: there is no such file") from None
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
-        damaged, remaining = partial(report_damage, where, "table"), max(EXPANDED, EXPANSION * path.stat().st_size)
+        remaining = max(EXPANDED, EXPANSION * path.stat().st_size)
         kind, offset, row = table.uri.lower().rpartition(".")[2], 0, -1
-        with ExitStack() as stack:
-            with damaged():
-                reader = stack.enter_context(open_table(path, kind))
+        with open_table(path, kind) as reader, storage.open_write(self.packed(number)) as file:
             columns = choose(reader.schema, *self.columns, self.labels, where)
             too_large = f"{where}: its rows are more than {EXPANSION} times as large as itself"
             require(max(reader.largest, ROW * reader.rows) <= remaining, too_large)
-            file = stack.enter_context(storage.open_write(self.packed(number)))
-            with damaged():
-                batches = reader.batches(
-                    [name for name in dict.fromkeys(columns[:3]) if name is not None], problems.max_bytes
-                )
-            while True:
-                with damaged():
-                    batch = next(batches, None)
-                    if batch is None:
-                        return
+            names = [name for name in dict.fromkeys(columns[:3]) if name is not None]
+            for batch in reader.batches(names, problems.max_bytes):
                 if isinstance(batch, int):
                     remaining -= ROW * batch
                     require(remaining >= 0, too_large)
@@ -281,9 +270,7 @@ class Tables:
                         row += 1
                         problems.reject(f"{table.name}/{row}", why)
                     continue
-                with damaged():
-                    rows = read_rows(batch, columns)
-                for data, file_path, label, split in rows:
+                for data, file_path, label, split in read_rows(batch, columns):
                     row += 1
                     name = f"{table.name}/{row}" + (f"/{file_path}" if file_path and data is not None else "")
                     label = self.read_label(label, file_path, columns, f"{where} row {row}")

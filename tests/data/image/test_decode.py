@@ -107,13 +107,6 @@ def test_what_is_no_whole_image_is_refused_with_a_reason(data: bytes, reason: st
     assert "\n" not in str(error.value) and "0x7" not in str(error.value)
 
 
-def test_the_limit_of_pixels_can_be_set() -> None:
-    data = zoo.encoded(zoo.picture())
-    assert decode(data, max_pixels=64 * 48).size == (64, 48)
-    with pytest.raises(ValueError, match="64x48 is more than 3071 pixels"):
-        decode(data, max_pixels=64 * 48 - 1)
-
-
 def is_whole(function: Callable[[bytes], object], data: bytes) -> bool:
     try:
         function(data)

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from hypothesis import example, given
-from hypothesis import strategies as st
-from webdataset.tariterators import base_plus_ext
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, split_key
@@ -235,24 +232,6 @@ def test_files_without_an_extension_beside_archives_are_as_those_beside_images(t
     (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
     run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}
-
-
-PARTS = st.text(st.sampled_from("ab.é _-/"), max_size=12)
-
-
-@given(PARTS)
-@example("a.jpg")
-@example("d.e/a.seg.PNG")
-@example("d/no-extension")
-@example("d/.hidden")
-@example("d.e/no-extension")
-def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
-    base, extension = base_plus_ext(name)
-    if base is not None:
-        assert split_key(name) == (base, extension.lower())
-    else:  # webdataset passes it over; here it may be an image, and is a sample of its own
-        own = name.rpartition("/")[2]
-        assert not own or own.startswith(".") or split_key(name) == (name, "")
 
 
 def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
