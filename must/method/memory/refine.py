@@ -122,9 +122,11 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     provenance = bundle.description.provenance
     selection = provenance.selection or (Selection() if provenance.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
-    measured, accepted = refined.measured, refined.measured and refined.measured.accepted
-    selection = replace(selection, check=check, measured=measured and measured.accuracy)
-    selection = replace(selection, abstention=measured and measured.abstention)
+    measured = refined.measured
+    accepted = measured.accepted if measured else None
+    selection = replace(selection, check=check, measured=None, abstention=None)
+    if measured:
+        selection = replace(selection, measured=measured.accuracy, abstention=measured.abstention)
     origin = replace(provenance, selection=selection)
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
