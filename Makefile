@@ -41,7 +41,7 @@ setup: $(VENV)/installed  ## Create the virtual environment (other commands do i
 .PHONY: demo
 demo: $(VENV)/demo  ## Run the whole pipeline on the bundled digits
 	@$(BIN)/must demo --output $(DEMO)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/must-pipeline run --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipeline/run_local.py --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
 
 .PHONY: test
 test: setup  ## Run the tests (the slow ones: make test-slow)
@@ -125,7 +125,7 @@ format: setup  ## Format the code, and fix style errors that can be fixed automa
 
 .PHONY: compile
 compile: setup  ## Compile the Kubeflow pipeline
-	@$(BIN)/must-pipeline compile --output pipeline/must_pipeline.yaml
+	@$(BIN)/python pipeline/compile.py
 
 .PHONY: docs
 docs: setup  ## Build the documentation site in build/site; fails on dead links

@@ -150,7 +150,9 @@ def pipeline() -> str:
     out = [MADE, "# The pipeline's commands and parameters\n"]
     out += ["| command | does |\n|---|---|"]
     out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text) in COMMANDS.items()]
-    out.append("\nEach has `--help`.\n")
+    out.append(
+        "\nEach has `--help`. In a checkout `python pipeline/compile.py` and its neighbours are the same commands.\n"
+    )
     out.append("## A run's parameters\n")
     out.append("The lines of `run.yaml`, and of `parameters:` in a schedule.\n")
     out.append("| parameter | type | default | |\n|---|---|---|---|")

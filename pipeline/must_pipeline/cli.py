@@ -39,9 +39,11 @@ def run() -> None:
     call(command)
 
 
-def call(command: str) -> None:
-    """Runs a command. On wrong input it prints one line and exits."""
+def call(command: str, *arguments: str) -> None:
+    """Runs a command with `arguments` and the program's own. On wrong input it prints one line and exits."""
     attach()
+    program = sys.argv[0].rpartition("/")[2]
+    sys.argv[1:1] = arguments
     try:
         importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
     except ModuleNotFoundError as error:
@@ -55,5 +57,5 @@ def call(command: str) -> None:
         message = format_error(error)
     else:
         return
-    print(f"{sys.argv[0]}: {message}", file=sys.stderr)
+    print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(WRONG_INPUT)

@@ -59,7 +59,8 @@ def main() -> None:
 
 def restart_command() -> str:
     """The command that started this run, which also resumes it after a failure."""
-    return shlex.join(["must-pipeline", "run", *sys.argv[1:]])
+    script = sys.argv[0].endswith(".py")
+    return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])
 
 
 def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool, runner: Any) -> dict[str, Path]:

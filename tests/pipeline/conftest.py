@@ -12,7 +12,7 @@ from tests.pipeline.kfp_server import KfpServer
 def server(monkeypatch):
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     monkeypatch.setenv("KFP_TOKEN", "me")
-    made = KfpServer()
+    made = KfpServer(users={"Bearer me": {"vision"}})
     yield made
     made.close()
 

@@ -1,6 +1,7 @@
-"""A server that speaks Kubeflow Pipelines' v2beta1 REST, written after what version 2.17 was recorded to answer.
+"""A server that speaks Kubeflow Pipelines' v2beta1 REST as version 2.17 answers it: test_kfp_server.py compares them.
 
-It keeps time in whole seconds, gives pages of two, and lets a run go through the states it is told.
+It refuses what the real one refuses (kfp_rules.py), keeps time in whole seconds, gives pages of two, and lets a run go
+through the states it is told.
 """
 
 import itertools
@@ -10,10 +11,11 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
 from email.policy import HTTP
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from must_pipeline.files import documents
 from tests.local_server import Answer, LocalServer
+from tests.pipeline.kfp_rules import Access, RefusedError, absent, check_length, check_parameters, check_schedule
 
 PAGE = 2
 HTML = {"Content-Type": "text/html"}
@@ -29,13 +31,12 @@ COLLECTIONS = {  # path -> (field of a listing, the id's field)
 
 
 class KfpServer:
-    """`single_user`: such an installation drops namespaces without a word. `states`: what a run goes through, a state a
-    look at it; `tasks`: the (name, state) of its tasks; `faults`: what happens to the next requests, "lost" or a
-    status."""
+    """`users`: for a multi-user installation, see Access. `states`: what a run goes through, a state a look at it;
+    `tasks`: the (name, state) of its tasks; `faults`: what happens to the next requests, "lost" or a status."""
 
-    def __init__(self):
+    def __init__(self, users=None):
         self.stored = {name: {} for name in COLLECTIONS}
-        self.single_user = False
+        self.access = Access(users)
         self.seconds = itertools.count(1)  # the clock, looked at whenever something is made
         self.calls, self.uploads, self.faults = [], [], []
         self.wanted_header = None
@@ -81,35 +82,54 @@ class KfpServer:
             name, value = self.wanted_header
             if request.headers.get(name) != value:
                 return Answer(401, {"message": "who are you?"})
-        return Answer(*self.answer(request.method, url.path, query, parse(request)))
+        try:
+            who = request.headers.get("Authorization")
+            return Answer(*self.answer(request.method, url.path, query, parse(request), who))
+        except RefusedError as error:
+            return Answer(*error.answer())
 
-    def answer(self, method, path, query, body):
+    def answer(self, method, path, query, body, who):
         for (refused, end), (status, message) in self.refuse.items():
             if method == refused and path.endswith(end):
                 return status, {"error": message, "code": 3, "message": message}
         parts = path.removeprefix("/apis/v2beta1/").split("/")
         if path.endswith("/pipelines/upload_version"):
             return self.upload(query, body)
-        if len(parts) == 1 and method == "POST":
-            return self.create(parts[0], body)
-        if len(parts) == 1 or parts[-1] == "versions":
-            return self.listing(parts, query)
+        if parts[:2] == ["pipelines", "names"]:
+            return 200, self.by_name(unquote(parts[2]))
+        if len(parts) == 1:
+            return self.create(parts[0], body, who) if method == "POST" else self.listing(parts, query, who)
+        if parts[-1] == "versions":
+            return self.listing(parts, query, who)
         if len(parts) == 4:
             parts = parts[2:]
         kind, (name, _, action) = parts[0], parts[1].partition(":")
+        if name not in self.stored[kind]:
+            raise absent(kind, name)
         return self.one(method, kind, name, action)
 
     def upload(self, query, data):
+        if query["pipelineid"] not in self.stored["pipelines"]:
+            return 400, {"error_message": "Failed to create a pipeline version", "error_details": "not found"}
         if any(v["name"] == query["name"] for v in self.stored["versions"].values()):
             return 409, {"error_message": "Failed to create a pipeline version. Already exists", "error_details": ""}
         self.uploads.append(data)
         names = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
         return 200, self.add("versions", {**names, "pipeline_spec": documents(data)[0]})
 
-    def listing(self, parts, query):
+    def by_name(self, name):
+        for pipeline in self.stored["pipelines"].values():
+            if pipeline["name"] == name:
+                return pipeline
+        inner = f"Namespace/Pipeline /{name} not found"
+        raise RefusedError(5, f"Failed to get a pipeline with name {name}: ResourceNotFoundError: {inner}", inner)
+
+    def listing(self, parts, query, who):
         kind, space = parts[-1], query.get("namespace", "")
+        if kind != "versions":
+            self.access.check(kind, space, who)
         items = [item for item in self.stored[kind].values() if kind != "versions" or item["pipeline_id"] == parts[1]]
-        if not self.single_user and kind != "versions":
+        if self.access.users is not None and kind != "versions":
             items = [item for item in items if item.get("namespace", space) == space]
         if query.get("sort_by") == "created_at desc":  # versions of one second tie: the id decides
             items = sorted(items, key=lambda i: (i["created_at"], i[COLLECTIONS[kind][1]]), reverse=True)
@@ -118,20 +138,57 @@ class KfpServer:
         more = {"next_page_token": str(start + size)} if start + size < len(items) else {}
         return 200, {COLLECTIONS[kind][0]: items[start : start + size], "total_size": len(items), **more}
 
-    def create(self, kind, body):
-        if self.single_user:
-            body = {key: value for key, value in body.items() if key != "namespace"}
+    def create(self, kind, body, who):
+        if kind in ("experiments", "pipelines"):
+            self.access.check(kind, body.get("namespace", ""), who, listing=False)
+            name = body.get("display_name") or body["name"]
+            check_length(kind[:-1].capitalize(), name, 128)
+            if any(item["display_name"] == name for item in self.stored[kind].values()):
+                inner = f"Failed to create a new {kind[:-1]}. The name {name} already exists. Please specify a new name"
+                raise RefusedError(6, f"Failed to create a {kind[:-1]}: Already exist error: {inner}", inner)
+            if self.access.users is None:  # dropped without a word
+                body = {key: value for key, value in body.items() if key != "namespace"}
+            return 200, self.add(kind, body)
+        body = self.with_experiment(kind, body, who)
+        if kind == "recurringruns":
+            check_schedule(body)
+        else:
+            check_parameters(self.spec(body), body.get("runtime_config", {}).get("parameters", {}))
         return 200, self.add(kind, body)
 
+    def with_experiment(self, kind, body, who):
+        """A run belongs to its experiment's namespace, and to the default experiment without one."""
+        given, space = body.get("experiment_id"), body.get("namespace", "")
+        if self.access.users is not None and not given:
+            raise RefusedError(3, "Experiment id can not be empty in multi-user mode")
+        experiment = self.stored["experiments"][given or next(iter(self.stored["experiments"]))]
+        owner = experiment.get("namespace", "")
+        if given and space and space != owner:
+            inner = f"Experiment {given} belongs to namespace '{owner}' instead of '{space}'"
+            raise RefusedError(3, f"Failed to create a recurring run: Invalid input error: {inner}", inner)
+        self.access.check(kind, owner, who, listing=False)
+        made = {**body, "experiment_id": experiment["experiment_id"]}
+        if kind == "recurringruns":
+            made["namespace"] = owner or space or "kubeflow"
+        return made
+
+    def spec(self, body):
+        version = body["pipeline_version_reference"]["pipeline_version_id"]
+        if version not in self.stored["versions"]:
+            text = f"Failed to create a new run: ResourceNotFoundError: PipelineVersion {version} not found"
+            raise RefusedError(13, text, "Internal Server Error")
+        return self.stored["versions"][version]["pipeline_spec"]
+
     def one(self, method, kind, name, action):
-        item = self.stored[kind].get(name)
-        if item is None:
-            return 404, {"code": 5, "message": f"{name} not found"}
+        item = self.stored[kind][name]
         if method == "DELETE":
             del self.stored[kind][name]
             return 200, {}
         if action in ("enable", "disable"):
             item.update(mode=action.upper(), status=f"{action.upper()}D")
+            return 200, {}
+        if action == "terminate":
+            self.states = ["FAILED"]
             return 200, {}
         if kind == "runs" and method == "GET":
             self.move(item, self.states.pop(0) if len(self.states) > 1 else self.states[0])

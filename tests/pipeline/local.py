@@ -5,10 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import yaml
 
 from must_pipeline.local_runner import COLOR, StageOutput
+
+ROOT = Path(__file__).parents[2]
 
 
 def small_demo(folder):
@@ -38,7 +41,7 @@ class Run:
         file = output.with_name(f"{output.name}.parameters.yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(parameters))
-        command = [sys.executable, "-m", "must_pipeline", "run", "--parameters", file, "--output", output, *flags]
+        command = [sys.executable, ROOT / "pipeline" / "run_local.py", "--parameters", file, "--output", output, *flags]
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=output.parent)
         self.code, self.log, self.error = result.returncode, COLOR.sub("", result.stdout), result.stderr
         newest = max((output / "runs").glob("*"), default=None)

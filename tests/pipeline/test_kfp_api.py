@@ -151,7 +151,7 @@ def test_a_run_is_submitted_and_waited_for(server, submitter, files, capsys, mon
 
 def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, submitter, scheduler, files, capsys):
     """Installed for a single user, who has no namespaces to choose from."""
-    server.single_user = True
+    server.access.users = None
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words in ((submitter, submit), (scheduler, apply)):
         assert command(*words) == 2
@@ -196,7 +196,7 @@ def test_a_run_is_started_again_with_its_own_version_and_parameters(server, subm
 def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
     monkeypatch.chdir(files)
     monkeypatch.delenv("KFP_TOKEN")
-    server.single_user = True
+    server.access.users = None
     (files / "token").write_text("secret\n")
     server.wanted_header = header
     assert scheduler("list") == 2

@@ -158,4 +158,4 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     page = run.artifacts["run_summary"].read_text()
     assert page.startswith("# Run failed: inputs: the input is wrong\n") and "wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
-    assert "must-pipeline run --parameters" in page and "must inputs: " in page.split("```")[1]
+    assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]
