@@ -39,7 +39,7 @@ from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 from must.deploy.serve.server import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
-from must.method.model.bundle import load_description
+from must.method.model.description import load_description
 
 logger = logging.getLogger(__name__)
 
