@@ -5,7 +5,7 @@
 Per task: the right list; and SPOILT times each a synonym (a column at 5% or 15% of the usual distance between names), a
 class left out, a name without images, and a name replaced by one without images. *Found*: a finding is about what was
 spoilt. *False*: a group of classes in the list, a quarter of its labels right; a pair that the refined labels part
-in 80% of its images; a name with more than a third of an equal share of the images, a quarter of them found.
+in 80% of its images.
 """
 
 from __future__ import annotations
@@ -93,17 +93,14 @@ def judge(logits: Tensor, vectors: Tensor, hidden: Tensor, numbers: list[int], t
             missing = ~torch.isin(hidden[inside], torch.tensor(numbers))
             right = (refined == hidden)[inside].float().mean()
             return ("found" if target else "other") if missing.float().mean() >= 0.5 else rate(right, 0.25)
-        if target & set(about) and (finding.kind == "unwanted" or NEW not in target or target == set(about)):
+        if target & set(about) and (NEW not in target or target == set(about)):
             return "found"
         recalls = [
             (refined == k)[(hidden == k) & torch.isin(refined, torch.tensor(about))].float().mean() for k in about
         ]
-        if finding.kind == "pair":
-            return rate(torch.stack(recalls).nanmean(), 0.8)
-        few = (hidden == about[0]).sum() <= len(hidden) / len(numbers) / 3
-        return "other" if few else rate((refined == about[0])[hidden == about[0]].float().mean(), 0.25)
+        return rate(torch.stack(recalls).nanmean(), 0.8)
 
-    return {judge_one(finding) for finding in find_misfits(P, labels, logits.amax(1), vectors, near)}
+    return {judge_one(finding) for finding in find_misfits(P, logits.amax(1), vectors, near)}
 
 
 def rate(share: Tensor, limit: float) -> str:

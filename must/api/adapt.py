@@ -10,6 +10,7 @@ A call with the same words goes on where it was stopped, and does what is new si
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,9 +25,9 @@ from must.api.functions import run_stage
 from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import BEFORE, DERIVED, MADE_FROM, WorkState, remove
+from must.api.work_state import BEFORE, DERIVED, MADE_FROM, NEXT_PREFIX, WorkState, remove
 from must.base import storage
-from must.base.console import quieted
+from must.base.console import quieted, replaced
 from must.base.files import INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
@@ -139,7 +140,9 @@ def steps(
     require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     check_model_name(model, pretrained)
-    with removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
+    next_folder = rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+"
+    shown = replaced(next_folder, str(folder))  # where the parts are at the end
+    with shown, removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
         source = to_source(images, written)
         require_enough(source.source, str(folder))
         inputs = {

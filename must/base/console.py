@@ -6,6 +6,7 @@ of `logging` (docs/python.md).
 
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -55,6 +56,24 @@ def attach() -> None:
     if all(isinstance(handler, logging.NullHandler) for handler in root.handlers):
         root.addHandler(Console())
         root.propagate = False  # a root handler would print each line a second time
+
+
+@contextmanager
+def replaced(pattern: str, new: str) -> Iterator[None]:
+    """Shows `new` in the place of a regular expression in the lines of the logger "must" while the block runs."""
+
+    def replace(record: logging.LogRecord) -> bool:
+        record.msg, record.args = re.sub(pattern, lambda _: new, record.getMessage()), ()
+        return True
+
+    handlers = logging.getLogger("must").handlers[:]
+    for handler in handlers:
+        handler.addFilter(replace)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(replace)
 
 
 @contextmanager

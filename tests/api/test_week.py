@@ -34,6 +34,7 @@ class Week:
         """What a command prints."""
         main(shlex.split(line.format(model=asset_folder())))
         said = self.capsys.readouterr()
+        assert ".next-" not in said.out + said.err
         return said.out + said.err
 
     def end_day(self, day, known, is_new=True):

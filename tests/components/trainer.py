@@ -1,7 +1,7 @@
 """What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet, its pods.
 
-`recorded/` holds the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0); test_stub.py compares
-them with these. Where the recording is silent it is written from the controllers' code.
+It was written from the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0).
+Where the recording is silent it is written from the controllers' code.
 """
 
 import copy

@@ -157,7 +157,7 @@ def refined(digits, tmp_path_factory):
     summary = refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
     with (folder / "labels/predictions.csv").open() as file:
         examples = [next(csv.DictReader(file))["image"], "gone.png"]
-    finding = {"kind": "unwanted", "classes": ["<i>"], "images": 1, "examples": examples, "text": "<i> fits no image"}
+    finding = {"kind": "pair", "classes": ["<i>"], "images": 1, "examples": examples, "text": "<i> fits no image"}
     (folder / "labels/refined.json").write_text(json.dumps(summary | {"misfits": [finding]}))
     return folder / "labels"
 

@@ -1,13 +1,12 @@
 """Names that do not fit the images, found without labels: what of a class list to look at again.
 
-Three kinds of findings, all from one pass of the zero-shot model over the unlabeled images:
+Two kinds of findings, both from one pass of the zero-shot model over the unlabeled images:
 
 - group: similar images that are less similar to every name than images usually are. A class may be missing.
 - pair: two names that the model gives to the same images. They mean almost the same, or the model cannot tell them
   apart.
-- unwanted: a name that has a small part of an equal share of the images, by probability and by refined labels.
 
-The limits were set on six of the benchmark's families of images, and judged on three others (docs/memory.md).
+How often they are right was measured on spoilt lists (docs/memory.md).
 
 Shapes: N images, K classes, C neighbours of an image, V numbers a vector, G groups.
 """
@@ -22,10 +21,8 @@ from torch import Tensor
 from must.method.memory.propagate import BLOCK_NUMBERS
 from must.method.model.vectors import neighbour_weights
 
-MISFIT = 1.0  # standard deviations of the images' best cosine, times the group's coherence
-OVERLAP = 0.65  # cosine of two names' probabilities over the images
-UNWANTED, UNWANTED_LABELS = 0.33, 0.4  # of an equal share of the images: by probability, and by labels
-FEWEST_EXPECTED = 10  # images in an equal share; with fewer no name is called unwanted
+MISFIT = 1.25  # standard deviations of the images' best cosine, times the group's coherence
+OVERLAP = 0.8  # cosine of two names' probabilities over the images
 GROUPS_A_NAME = 2
 SMALLEST_GROUP, MEAN_GROUP = 8, 15  # images: that a finding is about, and of the groups at least on average
 GROUPED, GROUP_ROUNDS = 10_000, 15  # images that the groups are made from; rounds of k-means
@@ -34,7 +31,7 @@ EXAMPLES, MOST = 3, 10  # images of a finding; findings of a kind
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: group, pair or unwanted; `images`: how many it is about; `rows`: of EXAMPLES of them, the clearest first;
+    """`kind`: group or pair; `images`: how many it is about; `rows`: of EXAMPLES of them, the clearest first;
     `strength`: the measure divided by its limit, 1 or more."""
 
     kind: str
@@ -59,25 +56,20 @@ class Finding:
         names = [f"“{classes[k]}”" for k in self.classes]
         if self.kind == "group":
             return f"{self.images:,} similar images fit none of the names well: is a class missing?"
-        if self.kind == "pair":
-            return f"{names[0]} and {names[1]} get the same images: give them other words, or join them"
-        return f"{names[0]} fits hardly any image (about {self.images:,}): take it out, or give it other words"
+        return f"{names[0]} and {names[1]} get the same images: give them other words, or join them"
 
 
-def find_misfits(
-    probabilities: Tensor, labels: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]
-) -> list[Finding]:
+def find_misfits(probabilities: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]) -> list[Finding]:
     """The strongest finding of each kind first, then the second ones, and so on.
 
     Args:
         probabilities: [N, K], of the zero-shot model.
-        labels: int64 [N], the refined ones.
         fit: float32 [N], the largest logit of each image.
         vectors: [N, V], unit vectors.
         near: as of `nearest(vectors)`.
     """
-    P, labels, fit = (values.to(vectors.device) for values in (probabilities, labels, fit))
-    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P), find_unwanted(P, labels)
+    P, fit = probabilities.to(vectors.device), fit.to(vectors.device)
+    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P)
     ranked = [(rank, finding) for kind in kinds for rank, finding in enumerate(kind[:MOST])]
     return [finding for _, finding in sorted(ranked, key=lambda pair: pair[0])]
 
@@ -139,18 +131,4 @@ def find_pairs(probabilities: Tensor) -> list[Finding]:
             either = probabilities[:, [a, b]].float()
             rows = either.amin(1).topk(min(EXAMPLES, N)).indices
             findings.append(Finding("pair", (a, b), round(float(either.sum())), tuple(rows.tolist()), value))
-    return findings
-
-
-def find_unwanted(probabilities: Tensor, labels: Tensor) -> list[Finding]:
-    """Names with a small sum of probabilities [N, K] and few of the refined labels [N]."""
-    N, K = probabilities.shape
-    share, findings = N / K, []
-    mass = torch.stack([part.float().sum(0) for part in probabilities.split(max(1, BLOCK_NUMBERS // K))]).sum(0)
-    counts = labels.bincount(minlength=K)
-    for k in mass.argsort(stable=True)[:MOST].tolist() if share >= FEWEST_EXPECTED else []:
-        if mass[k] <= UNWANTED * share and counts[k] <= UNWANTED_LABELS * share:
-            rows = probabilities[:, k].float().topk(min(EXAMPLES, N)).indices
-            strength = UNWANTED * share / max(float(mass[k]), 1e-6)
-            findings.append(Finding("unwanted", (k,), round(float(mass[k])), tuple(rows.tolist()), strength))
     return findings

@@ -257,7 +257,7 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, 
         memory,
         measure_answers(pool, answers, before, labels, device, limit, near, risk) if answers.random else None,
         rows[0],
-        find_misfits(zero_shot, refined.labels.argmax(1), pool.fit, pool.vectors.to(device), near),
+        find_misfits(zero_shot, pool.fit, pool.vectors.to(device), near),
     )
 
 

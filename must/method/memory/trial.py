@@ -92,7 +92,7 @@ def judge_list(
     mean, both = P.mean(0), P * near_mean
     agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
     labels = propagate(*near, P).labels.argmax(1)
-    misfits = [f.to_dict(names, sources) for f in find_misfits(P, labels, logits.amax(1), vectors, near)]
+    misfits = [f.to_dict(names, sources) for f in find_misfits(P, logits.amax(1), vectors, near)]
     return ClassList(names, labels, agreement, misfits)
 
 

@@ -10,7 +10,7 @@ from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 from must.base.errors import UserError
 from must.config import ClassifierConfig, RefineConfig, ShardConfig
 from must.data.shards.build import shard
-from must.method.memory.names import find_groups, find_unwanted
+from must.method.memory.names import find_groups
 from must.method.memory.refine import refine
 from must.method.model.classifier import classifier
 from must.method.model.vectors import nearest
@@ -60,7 +60,7 @@ def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     with caplog.at_level("INFO"):
         result = find(list(CLASSES), tmp_path / "work", classes=str(tmp_path / "new.yaml"))
     assert 80 < result["changed"] < 130 and result["misfits"][0] == []
-    assert {finding["kind"] for finding in result["misfits"][1]} == {"group", "pair"}
+    assert {finding["kind"] for finding in result["misfits"][1]} == {"group"}
     old, new, count, examples = result["changes"][0]
     assert (old, new) == ("nine", "nine two") and count > 20 and len(examples) == 3
     assert "  nine -> nine two: " in caplog.text and "does not fit, " in caplog.text
@@ -71,12 +71,6 @@ def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     ]
     with pytest.raises(UserError, match="no such file; give"):
         find(["two", "one"], classes="new.txt")
-
-
-def test_a_name_with_few_images_is_unwanted_only_where_many_are_expected():
-    P = torch.tensor([[0.5, 0.45, 0.05], [0.05, 0.9, 0.05], [0.9, 0.05, 0.05]]).repeat(20, 1)
-    assert [(f.classes, f.images) for f in find_unwanted(P, P.argmax(1))] == [((2,), 3)]
-    assert find_unwanted(P, torch.full((60,), 2)) == find_unwanted(P[:27], P[:27].argmax(1)) == []
 
 
 def test_few_or_equal_images_are_no_group():
