@@ -16,6 +16,7 @@ def places(tmp_path, model):
     metrics = parse_metrics(better) | {"baseline_name": "zero-shot", "model": {"weights_sha256": weights_sha256(0)}}
     (details / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "onnx").mkdir()
+    make_onnx(tmp_path / "onnx" / "model.onnx")
     return {
         "bundle": str(model), "details": str(details), "registry_uri": str(tmp_path / "registry"), "key": "k",
         "model_name": "digits", "decision": str(tmp_path / "decision.json"),

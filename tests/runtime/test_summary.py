@@ -240,6 +240,7 @@ def test_an_export_that_started_beside_a_gate_that_stops_is_told_as_what_it_is(t
 def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path, monkeypatch, capfd):
     """A run whose first stage had no credentials for the bucket either: the log says it before the waiting."""
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
+    monkeypatch.delenv("MUST_RUN_AGAIN", raising=False)
     monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.5)
     work, page = f"{bucket_server.uri}/work", SimpleNamespace(path=str(tmp_path / "page.md"))
     bucket_server.faults.plan = ["403"] * 99
