@@ -57,19 +57,20 @@ def simulate(images: int, classes: int, answers: int, junk: float, noise: float,
     probabilities = (100 * (vectors + 0.06 * torch.randn(images, 256)) @ texts.T).softmax(1).half()
     truth = torch.where(is_junk, -1, truth)
     parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
-    pool = Pool(torch.arange(images), [""] * images, vectors.half(), probabilities, probabilities[None][:0], *parts)
+    fit, others = probabilities.amax(1).float(), probabilities[None][:0]
+    pool = Pool(torch.arange(images), [""] * images, vectors.half(), probabilities, others, fit, *parts)
     device = torch.device("cpu")
     before = build_memory(pool, answer_rows({}, pool.numbers), device)[1].labels.argmax(1)
     answered = torch.from_numpy(random_order(before.numpy(), seed)[:answers].copy())
     labels = torch.where(torch.rand(answers) < noise, torch.randint(classes, (answers,)), truth[answered])
     known = dict(zip(answered.tolist(), labels.tolist(), strict=True))
     refined = refine_pool(pool, Answers(known, known), device, images, RISK)
-    others = torch.ones(images, dtype=torch.bool)
-    others[answered] = False
-    wrong = (refined.labels.labels != truth)[others]
+    unanswered = torch.ones(images, dtype=torch.bool)
+    unanswered[answered] = False
+    wrong = (refined.labels.labels != truth)[unanswered]
     accepted = torch.zeros(images) if refined.accepted is None else torch.from_numpy(refined.accepted).float()
     row = [float(1 - wrong.float().mean())]
-    for chosen in (accepted[others] > 0, refined.labels.confidence[others] > 0.9):
+    for chosen in (accepted[unanswered] > 0, refined.labels.confidence[unanswered] > 0.9):
         row += [float(chosen.float().mean()), float(wrong[chosen].float().mean())]
     return row
 
