@@ -1,7 +1,7 @@
 """What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet, its pods.
 
-It was written from the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0).
-Where the recording is silent it is written from the controllers' code.
+`recorded/` holds the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0); test_stub.py compares
+them with these. Where the recording is silent it is written from the controllers' code.
 """
 
 import copy
@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 
 GROUP = "trainer.kubeflow.org"
 # The fields of a TrainJob's spec by version of the custom resource; the API server drops any other without a word.
-ALWAYS = {"runtimeRef", "trainer", "suspend"}
-FIELDS = {"2.1": ALWAYS, "2.3": ALWAYS | {"runtimePatches", "activeDeadlineSeconds"}}
+ALWAYS = {"runtimeRef", "initializer", "trainer", "managedBy", "suspend"}
+FIELDS = {
+    "2.1": ALWAYS | {"labels", "annotations", "podTemplateOverrides"},
+    "2.3": ALWAYS | {"runtimePatches", "activeDeadlineSeconds"},
+}
 RUNTIME = {
     "apiVersion": f"{GROUP}/v1alpha1",
     "kind": "ClusterTrainingRuntime",
@@ -34,19 +37,29 @@ def admit(body, version, queued):
     """The TrainJob as the API server keeps it."""
     job = copy.deepcopy(body)
     spec = {name: value for name, value in job["spec"].items() if name in FIELDS[version]}
-    job["spec"] = {"suspend": queued} | spec  # as Kueue's webhook sets it
-    job["metadata"] |= {"creationTimestamp": now(), "uid": str(uuid.uuid4())}
+    spec = {"managedBy": f"{GROUP}/trainjob-controller", "suspend": False} | spec
+    spec["runtimeRef"] = {"apiGroup": GROUP, "kind": "ClusterTrainingRuntime"} | spec["runtimeRef"]
+    for patch in spec.get("runtimePatches", []):
+        patch.setdefault("time", now())
+    job["spec"] = spec
+    job["metadata"] |= {
+        "namespace": "vision", "creationTimestamp": now(), "generation": 1, "resourceVersion": "1",
+        "uid": str(uuid.uuid4()),
+    }  # fmt: skip
+    if queued:  # as Kueue's webhook does
+        spec["suspend"] = True
     return job
 
 
 def build_job_set(job, runtime):
-    """The runtime's JobSet with the TrainJob's patches, its trainer and torchrun's variables."""
+    """The runtime's JobSet with the TrainJob's patches, its trainer, torchrun's variables, and JobSet's defaults."""
     spec = copy.deepcopy(runtime["spec"]["template"]["spec"])
     trainer, name = job["spec"].get("trainer", {}), job["metadata"]["name"]
     nodes = trainer.get("numNodes") or runtime["spec"]["mlPolicy"]["numNodes"]
     (part,) = spec["replicatedJobs"]
+    part |= {"groupName": "default", "replicas": 1}
     child = part["template"]["spec"]
-    child["completions"] = nodes
+    child |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
     for patch in job["spec"].get("runtimePatches", []):
         for patched in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
             assert patched["name"] == part["name"]  # the webhook refuses others
@@ -59,8 +72,24 @@ def build_job_set(job, runtime):
     limits = container["resources"].get("limits", {})
     processes = "auto" if any("gpu" in resource for resource in limits) else str(limits.get("cpu", "1"))
     container["env"] = [*container.get("env", []), *trainer.get("env", []), *torchrun(name, nodes, processes)]
+    container["ports"] = [{"containerPort": 29500, "protocol": "TCP"}]
     child["template"]["spec"].setdefault("restartPolicy", "OnFailure")
-    return {"metadata": {"name": name, "uid": str(uuid.uuid4())}, "spec": spec}
+    spec |= {
+        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+        "startupPolicy": {"startupPolicyOrder": "AnyOrder"},
+        "successPolicy": {"operator": "All"},
+        "suspend": job["spec"]["suspend"],
+    }
+    owner = {
+        "apiVersion": job["apiVersion"], "blockOwnerDeletion": True, "controller": True, "kind": "TrainJob",
+        "name": name, "uid": job["metadata"]["uid"],
+    }  # fmt: skip
+    metadata = {
+        "creationTimestamp": now(), "generation": 1, "name": name, "namespace": job["metadata"]["namespace"],
+        "ownerReferences": [owner], "resourceVersion": "1", "uid": str(uuid.uuid4()),
+    }  # fmt: skip
+    kind = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet"}
+    return {**kind, "metadata": metadata, "spec": spec, "status": {"restarts": 0}}
 
 
 def torchrun(name, nodes, processes):
@@ -115,15 +144,27 @@ class Pod:
     def to_dict(self):
         (part,) = self.job_set["spec"]["replicatedJobs"]
         template = copy.deepcopy(part["template"]["spec"]["template"])
+        index = {"batch.kubernetes.io/job-completion-index": str(self.node)}
         marks = {
             "jobset.sigs.k8s.io/jobset-name": self.job,
+            "jobset.sigs.k8s.io/jobset-uid": self.job_set["metadata"]["uid"],
             "jobset.sigs.k8s.io/replicatedjob-name": "node",
-            "batch.kubernetes.io/job-completion-index": str(self.node),
+            "jobset.sigs.k8s.io/restart-attempt": "0",
+            **index,
         }
         ended = {"terminated": {"exitCode": self.code, "reason": "Error" if self.code else "Completed"}}
         state = ended if self.code is not None else {"running": {"startedAt": self.created}}
-        container = {"containerID": f"containerd://{self.uid}-{self.restarts}", "lastState": {}, "name": "node"}
-        labels = template.get("metadata", {}).get("labels", {}) | marks
-        metadata = {"name": self.name, "creationTimestamp": self.created, "labels": labels}
-        status = {"containerStatuses": [container | {"state": state}]}
-        return {"metadata": metadata, "spec": template["spec"], "status": status}
+        container = {
+            "containerID": f"containerd://{self.uid}-{self.restarts}", "image": "x", "imageID": "x", "lastState": {},
+            "name": "node", "ready": self.code is None, "restartCount": self.restarts, "started": self.code is None,
+            "state": state,
+        }  # fmt: skip
+        given = template.get("metadata", {})
+        metadata = {
+            "name": self.name, "namespace": "vision", "creationTimestamp": self.created, "uid": self.uid,
+            "annotations": given.get("annotations", {}) | marks, "labels": given.get("labels", {}) | marks,
+        }  # fmt: skip
+        spec = {"terminationGracePeriodSeconds": 30, "hostname": f"{self.job}-node-0-{self.node}", **template["spec"]}
+        phase = "Running" if self.code is None else "Failed" if self.code else "Succeeded"
+        status = {"phase": phase, "containerStatuses": [container]}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}

@@ -200,7 +200,7 @@ def change_alpha(
         for network in networks:
             pool = read_pool(network, source, device)
             _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
-            correct.append(labels.labels.argmax(1)[answered_rows(pool, answers.random)].cpu().numpy())
+            correct.append(labels.labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].cpu().numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
         choice = best_candidate(np.stack(correct) == truth, alphas.index(now.alpha))
         alpha, by = alphas[choice], f"{len(truth):,} answers"
@@ -213,11 +213,6 @@ def change_alpha(
     logger.info(f"alpha {alpha:g} ({by})")
     description = replace(bundle.description, provenance=replace(provenance, selection=Selection(alpha=alpha, by=by)))
     return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
-
-
-def answered_rows(pool: Pool, answers: dict[int, int]) -> Tensor:
-    """Int64 [A]: the rows of the answered images, in their order in the pool."""
-    return answer_rows(answers, pool.numbers)[0]
 
 
 def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
@@ -279,7 +274,7 @@ def measure_answers(
     labels, ranks = torch.empty_like(truth), np.empty(len(rows))
     with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
     others = torch.ones(len(pool.numbers), dtype=torch.bool)
-    others[answered_rows(pool, answers.known)] = False
+    others[answer_rows(answers.known, pool.numbers)[0]] = False
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]

@@ -20,7 +20,7 @@ from must.method.model.towers import Tower
 TOKEN_GRID = 4  # cells per side, over which patches are averaged
 TOKENS_SHARE = 0.7  # of a cosine, from the tokens
 COMPONENTS = 128  # principal components of each of the two parts
-SMALLEST_SPREAD = 1e-3  # of the largest: below it a component is mostly the rounding of float32, and is left out
+SMALLEST_SPREAD = 3e-4  # of the largest: below it a component is mostly the rounding of float32, and is left out
 FITTED = 2_000  # images that the components are computed from
 ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
 NEIGHBOURS = 10

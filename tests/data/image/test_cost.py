@@ -1,5 +1,6 @@
 """What one image file may cost: refused by its header, or decoded in memory that follows its pixels alone."""
 
+import os
 import re
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from tests import zoo
 from tests.data.augment.test_views import PREPROCESS, SETTINGS
-from tests.data.shards.test_shard import run
+from tests.data.shards.test_shard import rejected, run
 
 
 def thin(length: int) -> bytes:
@@ -212,3 +213,11 @@ def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: P
     uri, index = shards_with_an_odd_one(tmp_path), tmp_path / "out" / "index.json"
     index.write_text(index.read_text().replace('"max_pixels": 89478485', '"max_pixels": 500'))
     loses_the_odd_one(ShardReader(uri, "train"), views)
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    zoo.fill(tmp_path / "in", 3)
+    (tmp_path / "list.csv").write_text(f"path\n{tmp_path}/in/00000.png\n{tmp_path}/pipe.png\n")
+    run(tmp_path / "list.csv", tmp_path / "out", max_rejected=0.5)
+    assert rejected(tmp_path / "out") == {f"{tmp_path}/pipe.png": "a pipe, socket or device, no file"}

@@ -13,6 +13,7 @@ import must
 from must.base import lock
 from must.data.format.index import load_index
 from must.data.format.samples import verify
+from must.data.shards import assemble
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload
@@ -176,3 +177,16 @@ def test_parts_in_a_bucket_that_fails(bucket_server: Server, images: Path, monke
     assert bucket_tree(output) == bucket_tree(bucket_server.uri + "/whole")
     assert run(source, output, part="1/2", **OPTIONS) == run(source, output, **OPTIONS)  # once more: nothing to do
     assert bucket_server.faults.done["503"] and bucket_server.faults.done["lost"]
+
+
+def test_a_part_twice_at_the_same_time_is_refused(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(self: assemble.Pool, *more: Any) -> Any:
+        monkeypatch.undo()
+        with pytest.raises(lock.HeldError, match="being written by another `must shard`"):
+            run(images, tmp_path / "out", part="1/2", **OPTIONS)
+        return self.process_chunks(*more)
+
+    monkeypatch.setattr(assemble.Pool, "process_chunks", again)
+    assert run(images, tmp_path / "out", part="1/2", **OPTIONS) is None
