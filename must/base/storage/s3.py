@@ -16,6 +16,7 @@ from typing import Any
 
 import boto3.session
 import urllib3.exceptions
+from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from botocore.config import Config
 
@@ -34,6 +35,7 @@ WRONG_REGION = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintExcept
 
 
 class S3(Store):
+    LARGEST_COPY = 5_000_000_000  # bytes
     form = "s3://bucket/name"
     log_in = NO_CREDENTIALS
     rights = (
@@ -99,8 +101,9 @@ class S3(Store):
             raise
 
     def copy_object(self, source: Location, target: Location) -> None:
-        """At most 5 GB."""
-        self.ask(source, lambda: client().copy_object(**object_key(target), CopySource=object_key(source)))
+        """In the bucket; in parts above 5 GB, which one request cannot copy."""
+        parts = TransferConfig(multipart_threshold=self.LARGEST_COPY, multipart_chunksize=self.LARGEST_COPY // 10)
+        self.ask(source, lambda: client().copy(object_key(source), **object_key(target), Config=parts))
 
     def remove(self, location: Location) -> None:
         client().delete_object(**object_key(location))

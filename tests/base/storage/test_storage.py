@@ -109,6 +109,17 @@ def test_a_large_download_is_complete(remote: Server, tmp_path: Path, monkeypatc
     assert remote.faults.done["cut"] > 1
 
 
+def test_an_object_above_what_one_request_copies_is_moved_whole(
+    remote: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.remote(remote.uri), "LARGEST_COPY", 6 << 20, raising=False)  # S3 alone has a limit
+    content = os.urandom((12 << 20) + 17)
+    storage.write_bytes(remote.uri + "/chunk.tar", content)
+    storage.move(remote.uri + "/chunk.tar", remote.uri + "/shard.tar")
+    assert storage.read_bytes(remote.uri + "/shard.tar") == content
+    assert not storage.exists(remote.uri + "/chunk.tar")
+
+
 @pytest.mark.parametrize("fault", ["503", *(pytest.param(one, marks=pytest.mark.slow) for one in ("unsent", "lost"))])
 def test_an_upload_longer_than_our_patience_goes_on_where_it_was(
     remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
