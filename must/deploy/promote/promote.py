@@ -153,11 +153,13 @@ def roll_back(registry: Registry, to: str) -> Latest:
 
 
 def print_champion(registry: Registry) -> Latest:
+    """Raises ValueError: the registry has no model of this name."""
     versions, latest = registry.versions(), registry.latest()
     for version in versions:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
         columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
         logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
+    require(bool(versions or latest.version), f"{registry.uri}: holds no model of this name; check --registry and --name")
     if not latest.version:
         logger.info(f"{registry.uri}: no champion yet")
     return latest
