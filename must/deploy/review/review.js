@@ -238,7 +238,7 @@ const finish = async (title) => {
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "taken", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
     $("classes").replaceChildren(titles, ...reply.classes.map(({ class: name, light, images, accepted, answers, right, confused_with: other }) => make("tr", {},
-      make("th", { scope: "row" }, named(name)), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
+      make("th", { scope: "row" }, carried || !classes.includes(name) ? named(name) : make("button", { title: "its pictures", onclick: () => open(name) }, named(name))), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
       cell(answers), cell(right ? `${percent(right[0])} (${percent(right[1])} to ${percent(right[2])})` : ""), make("td", {}, named(other)))));
   }
   $("changed").textContent = carried || !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;

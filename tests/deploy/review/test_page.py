@@ -225,6 +225,8 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#classes tr").nth(1)).to_contain_text(classes[0]["class"])
     expect(page.locator("#commands pre")).to_have_text("must refine 'a b'")
     expect(page.locator("#changed")).to_contain_text("of other pictures changed.")
+    page.locator("#classes button").first.click()
+    expect(page.locator("#grid-title")).to_have_text(f"The model calls these “{classes[0]['class']}”")
     page.keyboard.press("o")
     shown(page, review.pictures[12].number)
     effect.close()
