@@ -39,7 +39,14 @@ $(VENV)/installed: $(VENV)/demo
 setup: $(VENV)/installed  ## Create the virtual environment (other commands do it when needed)
 
 .PHONY: demo
-demo: $(VENV)/demo  ## Run the whole pipeline on the bundled digits
+demo: $(VENV)/demo  ## Adapt the bundled model to the bundled digits
+	@$(BIN)/must demo --output $(DEMO)
+	@$(BIN)/must adapt $(DEMO)/images/unlabeled --classes $(DEMO)/classes.yaml --model $(DEMO)/model \
+		--test-images $(DEMO)/images/test --output $(DEMO)/work
+	@echo "the command must is in this environment: . $(VENV)/bin/activate"
+
+.PHONY: pipeline
+pipeline: $(VENV)/demo  ## Run the whole Kubeflow pipeline on the bundled digits, on this machine
 	@$(BIN)/must demo --output $(DEMO)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipeline/run_local.py --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
 
