@@ -159,7 +159,9 @@ def print_champion(registry: Registry) -> Latest:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
         columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
         logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
-    require(bool(versions or latest.version), f"{registry.uri}: holds no model of this name; check --registry and --name")
+    require(
+        bool(versions or latest.version), f"{registry.uri}: holds no model of this name; check --registry and --name"
+    )
     if not latest.version:
         logger.info(f"{registry.uri}: no champion yet")
     return latest
