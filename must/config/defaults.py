@@ -6,6 +6,7 @@ from typing import Any
 from must.base.parameters import param, require
 
 CACHE_GB = 30.0
+ALPHA = 0.35  # under --preset auto: docs/memory.md
 RISK = 0.05  # share of wrong labels
 WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
 

@@ -35,8 +35,8 @@ class RefineConfig(StageConfig):
     )
     alpha: float | Literal["auto"] = param(
         "weight interpolation between the zero-shot (0) and the trained model (1); auto: as trained, or the one of "
-        "0, 0.5 and 1 whose refined labels are right most often on the answers drawn at random, if it is better by "
-        "more than one standard error",
+        f"0, {defaults.ALPHA} and 1 whose refined labels are right most often on the answers drawn at random, if it is "
+        "better by more than one standard error",
         "auto",
         metavar="X|auto",
         between=(0, 1),

@@ -23,7 +23,7 @@ class TrainConfig(StageConfig):
         "class_prior": "", "confidence_threshold": "", "mask_ratio": "0.1", "pseudo_labels": "propagated",
         "confident_share": "0.4",
         "fairness_weight": "2.0", "align_weight": "0.2", "logit_factor": "model", "flip": "0.0",
-        "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": "0.5",
+        "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": str(defaults.ALPHA),
     }  # fmt: skip
     example = (
         "must train --shards shards/ --classifier classifier.safetensors --output model/\n"

@@ -31,7 +31,7 @@ def on_the_command_line(monkeypatch, values):
     return seen[0]
 
 
-@pytest.mark.parametrize("name, epochs, alpha", [("digits", 40, 1), ("auto", 24, 0.5)])
+@pytest.mark.parametrize("name, epochs, alpha", [("digits", 40, 1), ("auto", 24, 0.35)])
 def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp_path, name, epochs, alpha):
     values["preset"] = name
     file = tmp_path / "train.yaml"

@@ -1,7 +1,7 @@
 """Weight interpolation between the zero-shot weights and the trained ones (WiSE-FT, arXiv 2109.01903).
 
 Training writes the model at `--alpha` between them, and the fully trained one beside it, in OUTPUT/adapted, from which
-`must refine --alpha` makes another. There are three candidates: 0, DEFAULT_ALPHA and 1.
+`must refine --alpha` makes another. There are three candidates: 0, ALPHA and 1.
 """
 
 import copy
@@ -14,12 +14,12 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
+from must.config.defaults import ALPHA
 from must.method.answers.estimate import difference
 from must.method.model.bundle import Bundle, have_same_shape, load_bundle
 from must.method.model.masked_vit import MaskedViT
 
-DEFAULT_ALPHA = 0.5
-CANDIDATES = (0.0, DEFAULT_ALPHA, 1.0)
+CANDIDATES = (0.0, ALPHA, 1.0)
 CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for training only
 
 Weights = dict[str, Tensor]

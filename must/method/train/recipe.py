@@ -29,6 +29,7 @@ from must.base import storage
 from must.base.parameters import make_part, require
 from must.base.text import did_you_mean
 from must.config import TrainConfig
+from must.config.defaults import ALPHA
 from must.data.format.index import Index
 from must.method.model.classifier import TextClassifier
 from must.method.model.provenance import Provenance, RunSummary
@@ -141,7 +142,7 @@ REASONS = {
     "strong_scale": "a smaller crop may lose the object",
     "randaugment": "weaker than published",
     "randaugment_ops": "operations that change no class",
-    "alpha": "half of the way: more gains more on some data, and harms more on others",
+    "alpha": "a third of the way: more gains more on some data, and harms more on others",
     "class_prior": "the class file has the classes' shares",
 }
 
@@ -189,7 +190,7 @@ def auto_settings(images: int, classes: int, width: int, size: int, patch: int) 
         "randaugment_ops": [
             "Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
         ],
-        "alpha": 0.5,
+        "alpha": ALPHA,
     }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def test_settings_can_be_trained_with(images, tower, classes):
     assert steps >= config.epochs and config.ema_warmup_steps <= max(1, 0.15 * steps + 1)
     _, size, patch = TOWERS[tower]
     assert size % config.mask_patch_size == 0 and config.mask_patch_size % patch == 0
-    assert config.alpha == 0.5 and config.flip == 0 and REASONS.keys() == result.keys() | {"class_prior"}
+    assert config.alpha == 0.35 and config.flip == 0 and REASONS.keys() == result.keys() | {"class_prior"}
     assert result == auto_settings(images, classes, *TOWERS[tower]), "a pure function"
 
 
