@@ -150,7 +150,7 @@ reference: setup  ## Generate docs/reference from parameters and docstrings
 
 .PHONY: pictures
 pictures: setup  ## Generate docs/pictures from the demo (needs Chromium)
-	@test -d $(DEMO)/run/latest || $(MAKE) --no-print-directory demo
+	@test -d $(DEMO)/work/report || $(MAKE) --no-print-directory demo
 	@$(BIN)/python docs/pictures.py --demo $(DEMO) --output docs/pictures
 
 # -- releases (CONTRIBUTING.md) -----------------------------------------------------------------------------------------

@@ -32,15 +32,15 @@ LIMIT = 150_000  # bytes of a picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, required=True, help="folder of `must demo`, with the run in run/")
+    parser.add_argument("--demo", type=Path, required=True, help="folder of `make demo`")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome") or "")
     options = parser.parse_args()
-    latest = options.demo / "run" / "latest"
-    details = latest / "evaluate" / "details"
+    work = options.demo / "work"
+    details = work / "report"
     metrics = json.loads((details / "metrics.json").read_text())
     rows = list(csv.DictReader((details / "predictions.csv").open()))
-    log = [json.loads(line) for line in (latest / "train" / "bundle" / "train_log.jsonl").open()]
+    log = [json.loads(line) for line in (work / "model" / "train_log.jsonl").open()]
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
     digits(rows, metrics, options.demo / "images" / "test").save(output / "digits.png", optimize=True)
