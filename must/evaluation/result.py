@@ -173,6 +173,8 @@ class RefinedLabels:
     """`changed`: image -> (zero-shot class, refined class), of the images for which they differ."""
 
     folder: str
+    shards: str
+    index_sha256: str
     split: str
     images: int
     answers: int
@@ -194,10 +196,11 @@ class RefinedLabels:
                 images += 1
                 if row["class"] != row["zero_shot"]:
                     changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
+            config = summary["config"]
             return cls(
-                folder, summary["config"]["split"], images, summary["answers"], summary["weights_sha256"], changed,
-                (summary.get("accepted") or {}).get("text", ""), summary.get("classes", []),
-                summary.get("misfits", []),
+                folder, config["shards"], summary["index_sha256"], config["split"], images, summary["answers"],
+                summary["weights_sha256"], changed, (summary.get("accepted") or {}).get("text", ""),
+                summary.get("classes", []), summary.get("misfits", []),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(

@@ -155,9 +155,8 @@ def refined(digits, tmp_path_factory):
         "answers": str(folder),
     }
     summary = refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
-    with (folder / "labels/predictions.csv").open() as file:
-        examples = [next(csv.DictReader(file))["image"], "gone.png"]
-    finding = {"kind": "pair", "classes": ["<i>"], "images": 1, "examples": examples, "text": "<i> fits no image"}
+    finding = {"kind": "pair", "classes": ["<i>"], "images": 1, "examples": ["a.png"], "text": "<i> fits no image"}
+    finding["samples"] = [0]
     (folder / "labels/refined.json").write_text(json.dumps(summary | {"misfits": [finding]}))
     return folder / "labels"
 
@@ -212,13 +211,22 @@ def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_pa
     assert "nobody has answered" in (tmp_path / "report.html").read_text()
 
 
-def test_of_another_split_only_the_numbers_are_shown(digits, refined, tmp_path):
-    evaluate(with_memory(refined, digits, tmp_path))
-    page = (tmp_path / "report.html").read_text()
-    part = page[page.index("Labels of your images</h2>") :]
-    assert "<table>" in part and "<img" not in part[: part.index("</section>")]
-    part = page[page.index("Names that do not fit</h2>") :]
-    assert "gone.png</p>" in part and "<img" not in part[: part.index("</section>")]
+def test_of_images_that_are_no_longer_in_the_shards_only_the_numbers_are_shown(digits, refined, tmp_path):
+    def section(page, title):
+        part = page[page.index(f"{title}</h2>") :]
+        return part[: part.index("</section>")]
+
+    summary = json.loads((refined / "refined.json").read_text())
+    for sha256, pictures in ((summary["index_sha256"], True), ("0" * 64, False)):
+        (refined / "refined.json").write_text(json.dumps(summary | {"index_sha256": sha256}))
+        evaluate(with_memory(refined, digits, tmp_path))
+        page = (tmp_path / "report.html").read_text()
+        assert "<table>" in (changes := section(page, "Labels of your images")) and "<img" not in changes
+        assert "a.png</p>" in (names := section(page, "Names that do not fit")) and ("<img" in names) is pictures
+        assert section(page, "What can be taken unseen").count("<img") == pictures * sum(
+            len(row["samples"]) for row in summary["classes"]
+        )
+    (refined / "refined.json").write_text(json.dumps(summary))
 
 
 def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path):

@@ -3,16 +3,19 @@
 import base64
 import io
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
+from must.base.errors import MustError
+from must.config import EvaluateConfig
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
 from must.evaluation.report.charts import percent
-from must.evaluation.result import Metrics
+from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import SampleFeatures, Samples, Scores
 
 IMAGES_SHOWN, OF_KIND = 18, 3
@@ -20,9 +23,10 @@ RELABELLED_SHOWN = 24
 CHANGES_SHOWN = 9
 COLOURS, MAP_SIDE = 10, 96  # classes with a colour of their own; pixels of a picture on the map
 PAIRS_SHOWN, OF_PAIR = 8, 4
+ROWS_SHOWN = 40  # classes or findings with pictures of unlabeled images
 
 
-SIDE = 192  # pixels; shown a little smaller
+SIDE, SMALL_SIDE = 192, 96  # pixels; shown a little smaller
 QUALITY = 78
 
 
@@ -35,10 +39,23 @@ class Pictures:
     samples: Samples
     after: Scores
     before: Scores | None
+    unlabeled: ShardReader | None = None  # of the images that `must refine` labelled; None: not there any more
 
-    def thumbnail(self, sample: int, max_side: int = SIDE) -> str:
+    @classmethod
+    def open(
+        cls, config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
+        refined: RefinedLabels | None,
+    ) -> Self:  # fmt: skip
+        reader, unlabeled = ShardReader(config.shards, config.split, sha256=config.index_sha256), None
+        if refined:
+            with suppress(MustError, OSError):
+                unlabeled = ShardReader(refined.shards, refined.split, sha256=refined.index_sha256)
+        return cls(reader, metrics, samples, after, before, unlabeled)
+
+    def thumbnail(self, sample: int, max_side: int = SIDE, reader: ShardReader | None = None) -> str:
         """The middle square, at most `max_side` pixels wide, as a data URI."""
-        image = decode(self.reader.image(sample), self.reader.index.max_pixels, shorter_side=max_side)
+        reader = reader or self.reader
+        image = decode(reader.image(sample), reader.index.max_pixels, shorter_side=max_side)
         side = min(image.size)
         x, y = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((x, y, x + side, y + side))
@@ -142,10 +159,13 @@ class Pictures:
                 images.append({"data": data, "zero_shot": old, "refined": new, "source": source})
         return images
 
-    def misfits(self, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The findings about names, with `images`: the pictures of their examples, of those that are in this split."""
-        rows = {source: row for row, source in enumerate(self.samples.sources)} if findings else {}
-        return [f | {"images": [self.picture(rows[e]) for e in f["examples"] if e in rows]} for f in findings]
+    def with_samples(self, rows: list[dict[str, Any]], side: int = SIDE) -> list[dict[str, Any]]:
+        """Rows about unlabeled images, the first ones with `pictures`: those of their `samples`."""
+        shown = ROWS_SHOWN if self.unlabeled else 0
+        return [
+            row | {"pictures": [self.thumbnail(n, side, self.unlabeled) for n in row["samples"]] if i < shown else []}
+            for i, row in enumerate(rows)
+        ]
 
     def picture(self, row: int, side: int = SIDE) -> dict[str, Any]:
         classes, samples, after, before = self.metrics.classes, self.samples, self.after, self.before

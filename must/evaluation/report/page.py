@@ -10,10 +10,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from must.config import EvaluateConfig
-from must.data.loading.reader import ShardReader
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
-from must.evaluation.report.gallery import Pictures
+from must.evaluation.report.gallery import SMALL_SIDE, Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
@@ -49,8 +48,7 @@ def render_report(
     refined: RefinedLabels | None = None, features: SampleFeatures | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
-    reader = ShardReader(config.shards, config.split, sha256=config.index_sha256)
-    pictures = Pictures(reader, metrics, samples, after, before)
+    pictures = Pictures.open(config, metrics, samples, after, before, refined)
     headline = verdict(metrics)
     page = template().render(
         m=metrics,
@@ -70,7 +68,8 @@ def render_report(
         refined=refined,
         lights=LIGHTS,
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
-        misfits=pictures.misfits(refined.misfits) if refined else [],
+        of_classes=pictures.with_samples(refined.classes, SMALL_SIDE) if refined else [],
+        misfits=pictures.with_samples(refined.misfits) if refined else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),
@@ -190,7 +189,7 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     ]
 
 
-ALPHA_WORDS = ((0.0, "The weights are zero-shot's"), (0.5, "Half is kept"), (1.0, "All of it is kept"))
+ALPHA_WORDS = ((0.0, "The weights are zero-shot's"), (1.0, "All of it is kept"))
 
 
 def selection(metrics: Metrics) -> dict[str, Any] | None:

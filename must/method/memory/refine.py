@@ -89,15 +89,20 @@ class Refined:
         accepted[self.answered.numpy()] = True
         return accepted
 
-    def describe_classes(self, classes: list[str]) -> list[dict[str, Any]]:
-        """As of accept.py; [] without answers."""
+    def describe_classes(self, classes: list[str], numbers: Tensor) -> list[dict[str, Any]]:
+        """As of accept.py, and `samples`: the numbers in the split of the class's surest, middle and least sure image
+        without an answer; `numbers`: int64 [N], those of all images. [] without answers."""
         if self.measured is None:
             return []
         others = np.ones(len(self.labels.labels), bool)
         others[self.answered.numpy()] = False
         accepted = None if self.accepted is None else self.accepted[others]
-        labels = self.labels.labels.numpy()[others]
-        return describe_classes(classes, labels, accepted, self.measured.labels, self.measured.truth)
+        labels, surest = self.labels.labels.numpy(), np.argsort(-self.labels.confidence.numpy(), kind="stable")
+        rows = describe_classes(classes, labels[others], accepted, self.measured.labels, self.measured.truth)
+        for row in rows:
+            mine = surest[others[surest] & (labels[surest] == classes.index(row["class"]))]
+            row["samples"] = numbers[mine[np.unique([0, len(mine) // 2, len(mine) - 1])]].tolist()
+        return rows
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -141,8 +146,12 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers_sha256": hash_answers(config.answers),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "accepted": accepted and asdict(accepted) | {"text": accepted.text()},
-        "classes": refined.describe_classes(description.classes),
-        "misfits": [finding.to_dict(description.classes, pool.sources) for finding in refined.misfits],
+        "classes": refined.describe_classes(description.classes, pool.numbers),
+        "misfits": [
+            finding.to_dict(description.classes, pool.sources) | {"samples": pool.numbers[list(finding.rows)].tolist()}
+            for finding in refined.misfits
+        ],
+        "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
     }
     table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
