@@ -25,10 +25,10 @@ from must.api.functions import run_stage
 from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import BEFORE, DERIVED, MADE_FROM, NEXT_PREFIX, WorkState, remove
+from must.api.work_state import BEFORE, DERIVED, MADE_FROM, NEXT_PREFIX, REPORT, WorkState, remove
 from must.base import storage
 from must.base.console import quieted, replaced
-from must.base.files import INDEX_FILE, REFINED_FILE
+from must.base.files import INDEX_FILE, METRICS_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
@@ -161,6 +161,7 @@ def steps(
                 labels = "csv" if is_labels(test_images) else "folder"
                 values = {"source": test_images, "labels": labels, "split": {"test": 1.0}, "output": str(state.test)}
                 run("shard", {**values, **pack})
+            if test_images:
                 check_labels(test_images, state)
         except BaseException:
             state.abandon()
@@ -248,7 +249,8 @@ def count_workers(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_labels(test_images: str, state: WorkState) -> None:
-    """Raises UserError: no labelled image has a label that is a class. The shards are removed then."""
+    """Raises UserError: no labelled image has a label that is a class. Shards that nothing was measured on are removed
+    then."""
     index = load_index(str(state.test))
     classes = set(state.class_names())
     unknown = [label for label in index.labels if label not in classes]
@@ -258,7 +260,7 @@ def check_labels(test_images: str, state: WorkState) -> None:
     elif unknown:
         names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         problem = f"{counted(len(unknown), 'label')} not among the classes ({names}); rename them, or add the class"
-    if problem:
+    if problem and not (state.test.parent / REPORT / METRICS_FILE).exists():
         remove(state.test)
     require(not problem, f"test_images {test_images}: {problem}")
 

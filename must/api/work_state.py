@@ -38,6 +38,7 @@ from must.config.work import is_work
 from must.data.format.index import load_index
 from must.data.shards.history import History
 from must.method.answers.answers_file import hash_answers
+from must.method.model.description import complete_save
 from must.method.model.folder import MODELS_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class WorkState:
             changed = {name for name in inputs if again or before.get(name) != inputs[name]}
             folder = work / f"{NEXT_PREFIX}{hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]}"
             why = "all is made anew" if again else f"{', '.join(sorted(changed))} changed since"
+            why = why if again or before else f"there is no {RECORD_FILE}, so that all is looked at again"
             logger.info(f"{why}; {work.name} is exchanged at the end")
         new = not (folder / RECORD_FILE).exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +144,7 @@ class WorkState:
 
     def weights_sha256(self) -> str:
         """Of the model; "" if there is none."""
+        complete_save(str(self.model))
         if not (self.model / WEIGHTS_FILE).exists():
             (self.model / DESCRIPTION_FILE).unlink(missing_ok=True)
         return str(value(self.model / DESCRIPTION_FILE, "weights_sha256") or "")
@@ -184,10 +187,12 @@ class WorkState:
             return
         old, new = (read_contents(folder / SHARDS) for folder in (self.work, self.folder))
         added, gone = len(np.setdiff1d(new, old)), len(np.setdiff1d(old, new))
-        logger.info(
-            f"{counted(added, 'new image')}, {gone:,} gone" if added or gone else "no image is new, and none gone"
-        )
-        if not added and not gone:
+        same = not added and not gone and list_checksums(self.work / SHARDS) == list_checksums(self.folder / SHARDS)
+        if added or gone:
+            logger.info(f"{counted(added, 'new image')}, {gone:,} gone")
+        else:
+            logger.info(f"no image is new, and none gone{'' if same else '; names or copies of images changed'}")
+        if same:
             remove(self.folder / SHARDS)
             self.changed -= {"images"}
             self.outdated = outdated_by(self.changed)
@@ -229,19 +234,29 @@ def outdated_by(changed: set[str]) -> set[str]:
 
 
 def exchange(work: Path, folder: Path) -> None:
-    """Moves old parts from WORK to WORK/before, and new ones from `folder` to WORK. May be repeated after a kill."""
+    """Moves old parts from WORK to WORK/before, and new ones from `folder` to WORK. May be repeated after a kill.
+
+    What is in before/ stays, with old parts that are missing there, if it is worth more than the old parts: they are no
+    model, or one without training, and before/ has a trained one."""
     plan = storage.read_json(str(folder / EXCHANGE), "adapt")
-    old, before = folder / ASIDE, work / BEFORE
-    if old.exists():  # else all but the last line was done before the kill
+    old, remaining, before = folder / ASIDE, folder / "remaining", work / BEFORE
+    if old.exists():  # else all of this was done before the kill
         for name in plan["old"]:
             if (work / name).exists() and not (old / name).exists():
                 (work / name).rename(old / name)
         for name in plan["new"]:
             if (folder / name).exists():
                 (folder / name).rename(work / name)
-        if any(old.iterdir()) and not (is_trained(before) and not is_trained(old)):
+        if is_trained(old) or ((old / BUNDLE).exists() and not is_trained(before)):
             shutil.rmtree(before, ignore_errors=True)
             old.rename(before)
+        else:
+            old.rename(remaining)
+    for part in remaining.iterdir() if remaining.exists() else ():
+        before.mkdir(exist_ok=True)
+        if not (before / part.name).exists():
+            part.rename(before / part.name)
+    (folder / EXCHANGE).unlink()  # first: a call after a kill in the next line must not repeat the above
     shutil.rmtree(folder)
 
 
@@ -265,6 +280,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def list_checksums(shards: Path) -> list[str]:
+    """Of the shards, which hold the images and their names."""
+    index = load_index(str(shards))
+    return [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
 
 
 def read_contents(shards: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 INDEX_FILE = "index.json"  # of a folder of shards
 CLASSIFIER_FILE = "classifier.safetensors"  # in a folder that a stage writes
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"  # a bundle's
+NEXT_DESCRIPTION_FILE = "model.next.json"  # there while a bundle is written
 ADAPTED = "adapted"  # folder with the fully adapted bundle (alpha 1), inside a bundle with another alpha
 CHECKPOINTS = "checkpoints"  # folder of a training, in its output
 LAST_FILE = "LAST"  # names the newest checkpoint

@@ -60,7 +60,7 @@ class ExportConfig(StageConfig):
         group="model card",
         often=True,
         kind="metrics",
-        work="metrics",
+        work="own metrics",
     )
 
     def check_values(self) -> None:

@@ -3,13 +3,17 @@
 A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS.
 """
 
+import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from must.base import files, storage
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, flag, is_required, list_parameters, require
+
+logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -31,6 +35,9 @@ PARTS = {
 }
 
 
+MADE_BY_ADAPT = ("bundle", "classifier", "shards", "labels", "metrics")
+
+
 def find_part(work: str, kind: str) -> str:
     """The path of that kind in a folder of this machine; '' if it is not there."""
     part = PARTS[kind]
@@ -45,6 +52,16 @@ def find_split(work: str) -> str:
     return "test" if not index or "test" in index.get("splits", ()) else "train"
 
 
+def is_measured(work: str) -> bool:
+    """Whether the report, if there is one, is of the model that is there: answers and other images change the model."""
+    metrics, bundle = (find_part(work, kind) for kind in ("metrics", "bundle"))
+    if not metrics or not bundle:
+        return True
+    model = storage.read_json(metrics, "--metrics").get("model") or {}
+    description = storage.read_json(storage.join(bundle, files.DESCRIPTION_FILE), "--model")
+    return bool(model.get("weights_sha256") == description.get("weights_sha256"))
+
+
 def is_work(folder: str) -> bool:
     """Whether anything of PARTS is there."""
     return any(find_part(folder, kind) for kind in PARTS)
@@ -53,7 +70,8 @@ def is_work(folder: str) -> bool:
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
     """A stage's values, completed with paths in WORK if `model` is WORK or WORK/model.
 
-    The metadata `work` of a field names the part that it gets; `to NAME`: the stage writes to WORK/NAME.
+    The metadata `work` of a field names the part that it gets; `own NAME`: only if it is of the model that is there;
+    `to NAME`: the stage writes to WORK/NAME.
     Raises UserError: nothing of a kind that the stage needs is there."""
     parameters = [field for field in list_parameters(stage) if field.metadata["work"]]
     model = values.get("model")
@@ -81,12 +99,20 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
             paths[name] = find_split(folder)
         elif kind == "measured":
             paths[name] = find_part(folder, "test") or find_part(folder, "shards")
-        elif path := find_part(folder, kind):
-            paths[name] = path
+        elif path := find_part(folder, kind.removeprefix("own ")):
+            old = kind.endswith("metrics") and not is_measured(folder)
+            if not old:
+                paths[name] = path
+                continue
+            measure = f"its report is of the model before; must evaluate {shlex.quote(folder)} measures this one"
+            require(kind.startswith("own "), f"--model {model}: {measure}")
+            logger.info(f"{model}: {measure}")
         elif name == "model" and field.metadata["kind"] == "output":
             paths[name] = storage.join(folder, PARTS[kind].path)
         else:
-            message = f"--model {model}: no {PARTS[kind].words} is in it; make it, or name it with {flag(name)}"
+            again = Path(folder, files.RECORD_FILE).exists() and kind in MADE_BY_ADAPT
+            make = "the same `must adapt` again makes it" if again else "make it"
+            message = f"--model {model}: no {PARTS[kind].words} is in it; {make}, or name it with {flag(name)}"
             require(name != "model" and not is_required(field), message)
     return values | paths
 

@@ -95,6 +95,25 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
     assert (work / "models").is_dir() and adapted.predict(photos / "IMG_0000.png")[0].name in names
 
 
+def test_photos_with_new_names_have_them_in_the_labels(place, ran, caplog):
+    caplog.set_level(logging.INFO)
+    work, table = place / "work", labels(place / "work")
+    for path in (place / "photos").iterdir():
+        path.rename(path.with_name(f"new-{path.name}"))
+    adapt(place)
+    assert ran[:2] == ["shard", "refine"] and "none gone; names or copies of images changed" in caplog.text
+    assert labels(work) == {f"new-{name}": label for name, label in table.items()}
+
+
+def test_a_class_that_goes_is_missed_by_the_labels_of_test_images_before_the_pass(place, ran):
+    folder = wrong_labels(place, ["zero", "one"])
+    adapt(place, test_images=folder)
+    before, _ = checksums(place / "work"), ran.clear()
+    with pytest.raises(must.UserError, match=r"test_images .*: 1 label not among the classes \(one\)"):
+        adapt(place, [name for name in CLASSES if name != "one"], test_images=folder)
+    assert ran == ["classifier"] and checksums(place / "work") == before
+
+
 def test_labelled_photos_that_are_among_the_photos_are_measured_where_they_are(place, ran):
     work, before = place / "work", weights(place / "work")
     table = place / "labels.csv"
@@ -173,6 +192,9 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
         del ran[:]
         path = work / part
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if part == "model":
+            with pytest.raises(must.UserError, match="its model is not there; the same `must adapt` again makes it"):
+                must.predict(model=work, images=place / "photos")
         adapt(place)
         assert ran in (expected, [*expected, "evaluate"]), part  # weights may differ in the last bits
         assert labels(work) == table, part

@@ -1,5 +1,6 @@
 """WORK, the folder of one adaptation, in place of single paths."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ def test_work_is_all_that_a_command_has_to_be_told(tmp_path):
     assert (found.model, found.output, found.shards) == (f"{work}/model", f"{work}/labels", f"{work}/shards")
     found = configure("evaluate", {"model": work})
     assert (found.shards, found.split) == (f"{work}/test", "test"), "labelled images, where there are any"
+
+
+def test_a_report_of_the_model_before_is_left_out_or_made_again(tmp_path, caplog):
+    work = made(tmp_path, "model", "report/metrics.json")
+    (tmp_path / "model/model.json").write_text('{"weights_sha256": "new"}')
+    (tmp_path / "report/metrics.json").write_text('{"model": {"weights_sha256": "old"}}')
+    caplog.set_level(logging.INFO)
+    assert configure("export", {"model": work}).metrics == "" and f"must evaluate {work} measures" in caplog.text
+    for stage, values in (("gate", {}), ("promote", {"registry": "r", "name": "n"})):
+        with pytest.raises(UserError, match=f"its report is of the model before; must evaluate {work} measures"):
+            configure(stage, {"model": work, **values})
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):

@@ -102,6 +102,9 @@ class S3(Store):
 
     def copy_object(self, source: Location, target: Location) -> None:
         """In the bucket; in parts above 5 GB, which one request cannot copy."""
+        if self.ask(source, lambda: self.head(source)).size <= self.LARGEST_COPY:
+            self.ask(source, lambda: client().copy_object(**object_key(target), CopySource=object_key(source)))
+            return
         parts = TransferConfig(multipart_threshold=self.LARGEST_COPY, multipart_chunksize=self.LARGEST_COPY // 10)
         self.ask(source, lambda: client().copy(object_key(source), **object_key(target), Config=parts))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE
+from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE, RECORD_FILE
 from must.base.parameters import require
 from must.base.progress import loading
 from must.config import PredictConfig
@@ -44,6 +44,7 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
         return config, zero_shot()
     for kind, opener in (("bundle", bundle), ("onnx", lambda: onnx_model), ("classifier", zero_shot)):
         if uri := find_part(model, kind):
+            require_adapted(model, kind)
             return replace(config, model=uri), opener()
     require(
         not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
@@ -60,6 +61,14 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     raise UserError(
         f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
         "classes there are: --classes cat,dog,horse"
+    )
+
+
+def require_adapted(work: str, kind: str) -> None:
+    """Raises UserError: only the classifier is left of what `must adapt` made, whose answers are zero-shot's."""
+    require(
+        kind != "classifier" or not storage.exists(storage.join(work, RECORD_FILE)),
+        f"--model {work}: its model is not there; the same `must adapt` again makes it",
     )
 
 

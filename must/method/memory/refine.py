@@ -4,8 +4,11 @@ Both come from label propagation (propagate.py) of the model's own predictions, 
 are any. Nothing is trained.
 """
 
+from __future__ import annotations
+
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -38,7 +41,7 @@ from must.method.memory.propagate import answer_rows
 from must.method.memory.trial import compare_lists
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from must.method.model.description import get_preprocess, require_classes
+from must.method.model.description import get_preprocess, load_description, require_classes
 from must.method.model.memory import Memory
 from must.method.model.provenance import Selection
 
@@ -54,6 +57,12 @@ class Answers:
 
     known: dict[int, int]
     random: dict[int, int]
+
+    def among(self, numbers: Iterable[int]) -> Answers:
+        """Those about images with these numbers."""
+        images = {int(number) for number in numbers}
+        parts = ({n: label for n, label in part.items() if n in images} for part in (self.known, self.random))
+        return Answers(*parts)
 
 
 @dataclass(frozen=True)
@@ -115,14 +124,17 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    bundle = load_model(config, zero_shot)
+    bundle, before = load_model(config, zero_shot), find_weights(config.model)
+    answers_sha256 = hash_answers(config.answers)  # first: an answer that comes meanwhile is not taken for a used one
     answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
         source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), config.images)
+        answers = answers.among(source.numbers)
         bundle = change_alpha(config, bundle, zero_shot, source, world.device, answers)
         others = (zero_shot.model,) if bundle.description.provenance.config else ()
         pool = read_pool(bundle.model, source, world.device, others)
+        answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
         refined = refine_pool(pool, answers, world.device, config.memory_images, config.risk)
     provenance = bundle.description.provenance
     selection = provenance.selection or (Selection() if provenance.config else Selection(alpha=0.0, by="not trained"))
@@ -136,6 +148,10 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
     description = replace(bundle.description, provenance=origin)
+    require(
+        find_weights(config.model) == before,
+        f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again",
+    )
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     summary = {
         "must_version": __version__,
@@ -143,7 +159,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "images": len(pool.numbers),
         "undecodable": source.skipped,
         "answers": len(answers.known),
-        "answers_sha256": hash_answers(config.answers),
+        "answers_sha256": answers_sha256,
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "accepted": accepted and asdict(accepted) | {"text": accepted.text()},
         "classes": refined.describe_classes(description.classes, pool.numbers),
@@ -166,6 +182,11 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
     return summary
+
+
+def find_weights(model: str) -> str:
+    """The sha256 of the weights of the bundle there; "" if there is none."""
+    return load_description(model).weights_sha256 if exists(join(model, DESCRIPTION_FILE)) else ""
 
 
 def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:

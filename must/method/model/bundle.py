@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess
 from must.method.model.description import Description, get_preprocess, load_description, require_weights
@@ -45,8 +45,10 @@ class Bundle:
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description, memory: Memory | None = None) -> Description:
-    """Deletes model.json first and writes it last, with the weights' sha256: a folder with it is a complete bundle. The
-    memory is in the file of the weights, so that both are always of one model. Returns the description as written."""
+    """Writes model.json last, with the weights' sha256: a folder with it is a complete bundle. Before the weights it is
+    written as model.next.json, so that a save that is killed between the two can be completed (`complete_save`): the
+    bundle before is not lost. The memory is in the file of the weights, so that both are always of one model. Returns
+    the description as written."""
     from safetensors.torch import save
 
     tensors = model.state_dict()
@@ -59,9 +61,15 @@ def save_bundle(folder: str, model: MaskedViT, description: Description, memory:
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         provenance=replace(description.provenance, memory=facts),
     )
-    storage.delete(file := storage.join(folder, DESCRIPTION_FILE))
-    storage.write_bytes(storage.join(folder, WEIGHTS_FILE), weights)
-    storage.write_bytes(file, json.dumps(description.to_dict(), indent=1).encode())
+    text = json.dumps(description.to_dict(), indent=1).encode()
+    storage.write_bytes(following := storage.join(folder, NEXT_DESCRIPTION_FILE), text)
+    try:
+        storage.write_bytes(storage.join(folder, WEIGHTS_FILE), weights)
+    except Exception:
+        storage.delete(following)
+        raise
+    storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), text)
+    storage.delete(following)
     return description
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE
+from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.records import make_record
 from must.base.text import brief
@@ -42,6 +44,7 @@ class Description:
 
 def load_description(folder: str) -> Description:
     """Raises ValueError: no bundle there, a damaged one, or one of another format."""
+    complete_save(folder)
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
     parsed = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
@@ -51,6 +54,19 @@ def load_description(folder: str) -> Description:
             "use the version of must that wrote it, or a newer one"
         )
     return parsed
+
+
+def complete_save(folder: str) -> None:
+    """Writes model.json if `save_bundle` was killed after it had written the weights."""
+    following, weights = (storage.join(folder, name) for name in (NEXT_DESCRIPTION_FILE, WEIGHTS_FILE))
+    if not storage.exists(following) or not storage.exists(weights):
+        return
+    data = storage.read_bytes(following)
+    sha256 = (storage.object_or_none(data, dict) or {}).get("weights_sha256")
+    if sha256 == hashlib.sha256(storage.read_bytes(weights)).hexdigest():
+        with suppress(OSError):  # a folder that cannot be written to
+            storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), data)
+            storage.delete(following)
 
 
 def checked(values: dict[str, Any]) -> Description | int | float:

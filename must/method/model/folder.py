@@ -127,7 +127,8 @@ def resolve_folder(recorded: str, classifier: str) -> str:
     if not recorded:
         return ""
     beside = storage.join(default_models_folder(classifier), PurePosixPath(recorded).name)
-    return beside if storage.exists(storage.join(beside, MODEL_FOLDER_FILE)) else recorded
+    places = [beside, recorded]
+    return next((folder for folder in places if storage.exists(storage.join(folder, MODEL_FOLDER_FILE))), beside)
 
 
 def require_model(folder: str) -> None:
@@ -136,7 +137,7 @@ def require_model(folder: str) -> None:
         not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
         f"{folder}: the classifier's model is not there, nor in the folder {MODELS_FOLDER} beside the classifier file; "
         f"put it back, {MODEL_FOLDER_FILE} and {OPEN_CLIP_WEIGHTS}, or make the classifier again with "
-        "`must classifier`",
+        "`must classifier`, or the same `must adapt`",
     )
 
 

@@ -1,9 +1,11 @@
 """`must refine` on the bundled digits: labels, the model's memory, people's answers and alpha."""
 
+import contextlib
 import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from must.api.demo import digit_parts
+from must.base import storage
 from must.config import EvaluateConfig, RefineConfig, ShardConfig
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 from must.deploy.export.export import measured_abstention
 from must.evaluation.evaluate import evaluate
-from must.method.answers.answers_file import append
+from must.method.answers.answers_file import append, hash_answers
+from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
@@ -293,3 +297,71 @@ def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, refusa
     flags = {"shards": digits.shards, "classifier": digits.classifier, "model": str(tmp_path / "model")}
     assert "has other classes" in refusal("refine", {**flags, "output": str(tmp_path / "labels")})
     assert (tmp_path / "model/model.json").read_bytes() == before and not (tmp_path / "labels").exists()
+
+
+def meanwhile(monkeypatch, action):
+    """Runs `action` while `must refine` reads the images."""
+    read = refine_module.read_pool
+    monkeypatch.setattr(refine_module, "read_pool", lambda *values: (action(), read(*values))[1])
+
+
+def test_a_model_that_another_program_writes_meanwhile_stays(digits, tmp_path, monkeypatch):
+    run(digits, tmp_path)
+    meanwhile(monkeypatch, lambda: shutil.copytree(digits.adapted, tmp_path / "model", dirs_exist_ok=True))
+    with pytest.raises(ValueError, match="another program has written a model there meanwhile"):
+        run(digits, tmp_path)
+    assert load_description(str(tmp_path / "model")) == load_description(digits.adapted)
+
+
+def test_an_answer_that_comes_meanwhile_is_not_taken_for_a_used_one(digits, truth, tmp_path, monkeypatch):
+    lines = [{"sha256": sha256, "label": label, "sampled": "random"} for _, sha256, label in truth[:6]]
+    append(tmp_path / "answers.jsonl", *lines[:4])
+    before = hash_answers(str(tmp_path))
+    meanwhile(monkeypatch, lambda: append(tmp_path / "answers.jsonl", *lines[4:]))
+    summary, _ = run(digits, tmp_path, answers=str(tmp_path))
+    assert (summary["answers"], summary["answers_sha256"]) == (4, before) and hash_answers(str(tmp_path)) != before
+
+
+def test_random_answers_about_images_that_are_left_out_measure_nothing(digits, tmp_path):
+    reader = ShardReader(digits.shards, "train")
+    append(tmp_path / "answers.jsonl", {"sha256": reader.description(1)["sha256"], "label": "two", "sampled": "random"})
+    summary, _ = run(digits, tmp_path, answers=str(tmp_path), images=15)
+    assert (summary["answers"], summary["accepted"]) == (0, None)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3], ids=["nothing", "the weights", "all but the removal"])
+def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_one(digits, tmp_path, monkeypatch, writes):
+    run(digits, trained(digits, tmp_path))
+    before, count = load_description(str(tmp_path / "model")), iter(range(9))
+    write = storage.write_bytes
+
+    def stop(*values, **options):
+        if next(count) == writes:
+            raise KeyboardInterrupt
+        return write(*values, **options)
+
+    new = replace(before, logit_factor=before.logit_factor * 2)
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(storage, "write_bytes", stop)
+        save_bundle(str(tmp_path / "model"), load_bundle(digits.zero_shot).model, new)
+    found = load_bundle(str(tmp_path / "model")).description
+    assert found == before if writes == 1 else found.logit_factor == new.logit_factor
+
+
+def test_a_full_disk_leaves_the_model_as_it_was(digits, tmp_path, monkeypatch):
+    run(digits, trained(digits, tmp_path))
+    before, write = files_in(tmp_path / "model"), storage.write_bytes
+
+    def full(uri, *values, **options):
+        if uri.endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        return write(uri, *values, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(storage, "write_bytes", full)
+        run(digits, tmp_path, memory_images=50)
+    assert files_in(tmp_path / "model") == before
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -262,15 +262,3 @@ def test_a_bundle_classifies_as_before_and_damage_is_named(tmp_path):
         (folder / "model.safetensors").write_bytes(weights)
         with pytest.raises(ValueError, match=r"model.safetensors: is damaged or of another model than the model.json"):
             load_bundle(str(folder))
-
-
-def test_a_bundle_that_was_not_written_to_the_end_is_none(tmp_path):
-    """Its old description would be of other weights."""
-    bundle = zero_shot_bundle(made(tmp_path)[0])
-    save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
-    (tmp_path / "bundle" / "model.safetensors").unlink()
-    (tmp_path / "bundle" / "model.safetensors").mkdir()  # so that the weights cannot be written
-    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be written"):
-        save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
-    with pytest.raises(ValueError, match=r"no model\.json there"):
-        load_bundle(str(tmp_path / "bundle"))
