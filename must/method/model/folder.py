@@ -127,8 +127,8 @@ def resolve_folder(recorded: str, classifier: str) -> str:
     if not recorded:
         return ""
     beside = storage.join(default_models_folder(classifier), PurePosixPath(recorded).name)
-    places = [beside, recorded]
-    return next((folder for folder in places if storage.exists(storage.join(folder, MODEL_FOLDER_FILE))), beside)
+    folders = beside, recorded
+    return next((folder for folder in folders if storage.exists(storage.join(folder, MODEL_FOLDER_FILE))), beside)
 
 
 def require_model(folder: str) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,8 +302,9 @@ def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, refusa
 
 def meanwhile(monkeypatch, action):
     """Runs `action` while `must refine` reads the images."""
-    read = refine_module.read_pool
-    monkeypatch.setattr(refine_module, "read_pool", lambda *values: (action(), read(*values))[1])
+    module: Any = refine_module
+    read = module.read_pool
+    monkeypatch.setattr(module, "read_pool", lambda *values: (action(), read(*values))[1])
 
 
 def test_a_model_that_another_program_writes_meanwhile_stays(digits, tmp_path, monkeypatch):
