@@ -122,6 +122,11 @@ def export_onnx(
             storage.write_bytes(storage.join(config.output, name), encoded(card))
         storage.upload(path, target)
     logger.info(f"{target}  {method}, {result['megabytes']:.1f} MB")
+    if abstention:
+        share = f"; {abstention['coverage']:.0%} of the measured images get a class"
+        logger.info(
+            f"no class is named below a probability of {abstention['threshold']:.4g} (by {abstention['by']}){share}"
+        )
     logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
