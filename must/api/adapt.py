@@ -68,7 +68,7 @@ def adapt(
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     pretrained: str = "",
     test_images: str | os.PathLike[str] = "",
-    train: str = "auto",
+    train: str | bool = "auto",
     device: str = "auto",
     again: bool = False,
     max_rejected: float = 0.01,
@@ -90,8 +90,8 @@ def adapt(
         pretrained: an open_clip tag or a checkpoint file; DataComp's for the default model.
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a table (.csv) with the columns image and class. They may be among `images`.
-        train: "no": one pass over the images, and a memory of them; "yes": training besides; "auto": with a CUDA GPU,
-            or if it takes less than half an hour here.
+        train: "no" or False: one pass over the images, and a memory of them; "yes" or True: training besides; "auto":
+            with a CUDA GPU, or if it takes less than half an hour here.
         device: auto, cpu, cuda or cuda:N.
         again: make everything anew; what there is goes to the folder before/ in `output`.
         max_rejected: the largest share of images that cannot be decoded; above it nothing is adapted.
@@ -101,10 +101,11 @@ def adapt(
         must.UserError: wrong input, in one line; `output` is as it was.
         must.TransientError: the same call may work later.
     """
+    wanted = train if isinstance(train, str) else "yes" if train else "no"
     return steps(
         lambda stage, values: run_stage(stage, {name: value for name, value in values.items() if value is not None}),
         images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
-        pretrained=pretrained, test_images=os.fspath(test_images), train=train, device=device, again=again,
+        pretrained=pretrained, test_images=os.fspath(test_images), train=wanted, device=device, again=again,
         max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
     )  # fmt: skip
 
@@ -144,7 +145,8 @@ def steps(
     shown = replaced(next_folder, str(folder))  # where the parts are at the end
     with shown, removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
         source = to_source(images, written)
-        require_enough(source.source, str(folder))
+        in_memory = Path(source.source).parent == written
+        require_enough(source.source, str(folder), "images" if in_memory else f"images {source.source}")
         inputs = {
             "images": fingerprint_source(source, "images", output),
             "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
@@ -167,7 +169,6 @@ def steps(
             state.abandon()
             raise
         if not (state.shards / INDEX_FILE).exists():
-            in_memory = Path(source.source).parent == written
             uri = state.take_images(Path(source.source)) if in_memory else source.source
             run("shard", {"source": uri, "output": str(state.shards), **pack})
         state.compare_images()
@@ -306,18 +307,18 @@ def identify_model(model: str) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
-def require_enough(source: str, output: str) -> None:
-    """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer."""
+def require_enough(source: str, output: str, label: str) -> None:
+    """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer; `label` names them."""
     if storage.is_remote(source) or "{" in source:
         return
     listing = open_source(source, "none", "images", output)
     if isinstance(listing, Folder | Manifest):
         problems = ListingReport(lambda name, reason: None)
         count = len(list(islice(listing.items(problems), FEWEST_IMAGES)))
-        require(count > 0, f"images {source}: {no_images(problems.skipped)}")
+        require(count > 0, f"{label}: {no_images(problems.skipped)}")
         require(
             count >= FEWEST_IMAGES,
-            f"images {source}: too few images ({count}); at least {FEWEST_IMAGES} are needed, and hundreds are better",
+            f"{label}: too few images ({count}); at least {FEWEST_IMAGES} are needed, and hundreds are better",
         )
 
 

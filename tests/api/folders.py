@@ -7,7 +7,7 @@ import must
 from must.api.demo import CLASSES, asset_folder, digit_parts
 
 PHOTOS, MORE = 40, 10
-FAST = {"model": asset_folder(), "train": "no", "workers": 0, "device": "cpu"}
+FAST = {"model": asset_folder(), "train": False, "workers": 0, "device": "cpu"}
 
 
 def write_photos(folder, numbers):

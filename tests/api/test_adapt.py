@@ -140,7 +140,7 @@ def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):
     for right, message in [
         ({}, "ViT-Q"),
         ({"model": asset_folder()}, "nowhere"),
-        ({"model": asset_folder(), "images": small[:3]}, "images .*: too few images .3.; at least 11 are needed"),
+        ({"model": asset_folder(), "images": small[:3]}, "images: too few images .3.; at least 11 are needed"),
     ]:
         with pytest.raises(ValueError, match=message):
             must.adapt(**inputs(digits, work, **wrong | right))
