@@ -8,6 +8,7 @@ import pytest
 
 from must.api import stages
 from must.base.errors import UserError
+from must.deploy.review.review import list_commands
 
 configure: Callable[..., Any] = stages.configure  # each stage has parameters of its own
 
@@ -42,6 +43,14 @@ def test_work_is_all_that_a_command_has_to_be_told(tmp_path):
     assert (found.model, found.output, found.shards) == (f"{work}/model", f"{work}/labels", f"{work}/shards")
     found = configure("evaluate", {"model": work})
     assert (found.shards, found.split) == (f"{work}/test", "test"), "labelled images, where there are any"
+
+
+def test_after_a_review_elsewhere_the_next_command_names_its_answers(tmp_path):
+    work = made(tmp_path, "model", "classifier.safetensors", "shards/index.json")
+    given = {"model": work, "shards": f"{work}/shards"}
+    assert list_commands(configure("review", given)) == [f"must refine {work}"]
+    command = list_commands(configure("review", given | {"output": f"{work}/her review"}))
+    assert command == [f"must refine {work} --answers '{work}/her review'"]
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):
