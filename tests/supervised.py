@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def patient(facts, work_uri) -> None:
     (Path(work_uri) / "started").write_text(str(os.getpid()))
     while True:
         time.sleep(0.05)
+
+
+def late(facts, work_uri) -> str:
+    """Succeeds after it was asked to stop."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    while not asked.is_set():
+        time.sleep(0.05)
+    return "done"
 
 
 def endless(facts, work_uri) -> None:

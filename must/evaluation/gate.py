@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from must.base import storage
 from must.base.errors import UserError
 from must.base.records import make_record
+from must.base.text import counted
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.estimate import AccuracyEstimate
@@ -20,6 +21,7 @@ from must.method.model.provenance import CheckResult, Selection
 logger = logging.getLogger(__name__)
 
 FEWEST_LABELS = 50  # images; with fewer the check decides nothing
+NO_LABELS = "without labels nothing says whether it is better"
 GAIN, NOTHING_KEPT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
 
 
@@ -75,13 +77,17 @@ def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
     selection = metrics.model.selection
     if compares and selection and selection.measured and selection.measured.answers >= FEWEST_LABELS:
         return answers_gate(selection.measured)
-    return label_free_gate(metrics, config)
+    if not 0 < metrics.labelled < config.min_images:
+        return label_free_gate(metrics, config)
+    few = f"{counted(metrics.labelled, 'labelled image')}, {config.min_images:,} are needed to say whether it is better"
+    return label_free_gate(metrics, config, few)
 
 
-def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
+def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABELS) -> Decision:
     """Stops a model that collapsed (must/method/memory/check.py): without labels nothing else can be known.
 
-    If the evaluated images are too few, it uses the check of the training images, which is in the bundle.
+    If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
+    why a model that passes may be no better.
     Raises ValueError: the metrics have no baseline to compare with.
     """
     compared, name = metrics.label_free.compared, metrics.baseline_name
@@ -90,7 +96,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig) -> Decision:
     if compared.agreement == 1:
         passed, text = unchanged_rule(name, name.endswith("zero-shot"))
         return Decision(passed, "label-free", [text], NOTHING_KEPT if passed else "")
-    rules = check_rules(compared.check, metrics.model.selection, name)
+    rules = check_rules(compared.check, metrics.model.selection, name, unknown)
     return Decision(all(passed for passed, _ in rules), "label-free", [text for _, text in rules])
 
 
@@ -100,7 +106,7 @@ def unchanged_rule(name: str, zero_shot: bool) -> tuple[bool, str]:
     return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
 
 
-def check_rules(check: CheckResult, selection: Selection | None, name: str) -> list[tuple[bool, str]]:
+def check_rules(check: CheckResult, selection: Selection | None, name: str, unknown: str) -> list[tuple[bool, str]]:
     """One failed rule per warning, or one passed rule if there are none."""
     source = "images"
     if check.images < FEWEST_LABELS and name.endswith("zero-shot") and selection and selection.check:
@@ -113,7 +119,7 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str) -> l
         return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
     before, after = check.effective_before, check.effective_after
     text = f"no collapse: effectively {before:.1f} classes before, {after:.1f} after ({images})"
-    return [(True, line(True, f"{text}; without labels nothing says whether it is better"))]
+    return [(True, line(True, f"{text}; {unknown}"))]
 
 
 def answers_gate(measured: AccuracyEstimate) -> Decision:

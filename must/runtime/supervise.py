@@ -131,8 +131,8 @@ class Supervisor:
         self.environment = child_environment() | {FACTS_FILE: str(self.facts), RUN_ID: run_id}
         self.lines = deque[str](maxlen=MAX_LINES)
         self.stopping, self.changed = threading.Event(), threading.Event()  # the latter: write the note at once
-        limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
-        self.deadline = time.monotonic() + limit if limit else None
+        self.limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
+        self.deadline = time.monotonic() + self.limit if self.limit else None
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -169,8 +169,13 @@ class Supervisor:
             if code in NEVER_RETRIED or overtaken or self.stopping.is_set() or number >= self.policy.count:
                 return code
             number += 1
-            self.note.tries.append(Try(code, round(time.monotonic() - started, 1)))
             pause = self.policy.pause(number)
+            if self.deadline and time.monotonic() + pause > self.deadline:
+                self.warn(
+                    f"ended with exit code {code}; its time limit of {self.limit:g} s is too near for another try"
+                )
+                return TIME_OVER
+            self.note.tries.append(Try(code, round(time.monotonic() - started, 1)))
             how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
             logger.warning(
                 f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; trying again in {pause:g} s"
@@ -178,8 +183,6 @@ class Supervisor:
             self.changed.set()
             if self.stopping.wait(pause):
                 return PREEMPTED
-            if self.deadline and time.monotonic() > self.deadline:
-                return TIME_OVER
 
     def attempt(self) -> int:
         command = [sys.executable, "-m", "must.runtime.supervise", str(self.folder)]
@@ -228,17 +231,21 @@ class Supervisor:
         self.lines.extend(without_secrets(line.decode(errors="replace").rstrip()).splitlines())
 
     def stop_at_limit(self, child: subprocess.Popen[bytes]) -> int:
-        """Ends the stage with SIGTERM, so that training saves a checkpoint."""
-        line = f"must {self.note.stage}: reached its time limit of {os.environ[TIME_LIMIT_ENV]} s"
-        logger.warning(line)
-        self.lines.append(line)
+        """Ends the stage with SIGTERM, so that training saves a checkpoint. Returns 0 if it succeeds now."""
+        self.warn(f"reached its time limit of {self.limit:g} s")
         child.terminate()
         try:
             child.wait(GRACE)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        return TIME_OVER
+        return TIME_OVER if child.returncode else 0
+
+    def warn(self, text: str) -> None:
+        """Prints a line about the stage, which is also in its note."""
+        line = f"must {self.note.stage}: {text}"
+        logger.warning(line)
+        self.lines.append(line)
 
     def forward(self, number: int, frame: object) -> None:
         """Forwards a signal to the child."""

@@ -9,6 +9,7 @@ import pytest
 
 from must.api import stages
 from must.base.errors import UserError
+from must.deploy.review.review import list_commands
 
 configure: Callable[..., Any] = stages.configure  # each stage has parameters of its own
 
@@ -54,6 +55,14 @@ def test_a_report_of_the_model_before_is_left_out_or_made_again(tmp_path, caplog
     for stage, values in (("gate", {}), ("promote", {"registry": "r", "name": "n"})):
         with pytest.raises(UserError, match=f"its report is of the model before; must evaluate {work} measures"):
             configure(stage, {"model": work, **values})
+
+
+def test_after_a_review_elsewhere_the_next_command_names_its_answers(tmp_path):
+    work = made(tmp_path, "model", "classifier.safetensors", "shards/index.json")
+    given = {"model": work, "shards": f"{work}/shards"}
+    assert list_commands(configure("review", given)) == [f"must refine {work}"]
+    command = list_commands(configure("review", given | {"output": f"{work}/her review"}))
+    assert command == [f"must refine {work} --answers '{work}/her review'"]
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):

@@ -95,7 +95,7 @@ promote work --registry reg --name 'my digits'                               | u
 {PROMOTE} --metrics classes.txt                                              | is damaged or of another kind
 {PROMOTE} --version ../x                                                     | use small letters
 {PROMOTE} --to r1                                                            | --to goes with --rollback
-promote --rollback --registry reg --name digits                              | no earlier champion to go back to
+promote --rollback --registry reg --name digits                              | holds no model of this name
 promote --list --registry reg --name digit                                   | holds no model of this name
 train work                                                                   | work: unexpected
 train --shards work --classifier c --output work/model                       | work holds no index.json

@@ -109,6 +109,10 @@ def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yam
     live["spec"]["predictor"] |= {"minReplicas": 3, "maxReplicas": 5}
     more = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "8Gi"}}
     live["spec"]["predictor"]["containers"][0]["resources"] = more
+    marks = live["metadata"]["annotations"]
+    marks["must/server"] = json.dumps({name: vars(Server())[name] for name in sorted(vars(Server()))}, indent=1)
+    assert '"replicas": 1' in marks["must/server"]
+    marks["must/server"] = marks["must/server"].replace('"replicas": 1', '"replicas": 1.0')  # the same values
     for _ in range(2):  # the next promotion as well
         live = applied(cluster, tmp_path, 200, live)
         assert measure_size(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours

@@ -11,6 +11,7 @@ import yaml
 
 from must.runtime.evaluation import plain
 from must.runtime.notes import Facts
+from must_components.cluster import Cluster
 from must_components.train_job import log
 from must_components.train_job.launch import Launch
 from must_pipeline.cluster.rules import load_cluster
@@ -236,6 +237,16 @@ def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_sti
     assert "was restarted in place]" in captured.out
     assert "failed (FailedJobs" in captured.err and "Last lines of rank 0:" in captured.err
     assert "  life 6 line 2" in captured.err
+
+
+def test_every_line_is_printed_once_also_of_equal_times(api, failed_job, capfd):
+    node, follower = api.pods[failed_job][0], log.JobLog(Cluster.of_this_pod(), failed_job)
+    capfd.readouterr()
+    stamp = node.lines[-1][0]
+    for more in ([], ["step 1", "step 1"], [], ["25%\r50%", "step 2"]):
+        node.lines += [(stamp, line) for line in more]
+        follower.print_new()
+    assert capfd.readouterr().out == "no\nstep 1\nstep 1\n25%\r50%\nstep 2\n"
 
 
 def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, work, capfd):

@@ -129,7 +129,9 @@ def test_the_gate_is_the_one_with_the_most_to_go_by(values, by, passes):
 
 def test_labels_below_the_limit_do_not_decide():
     metrics = metrics_from(checked() | {"labelled": 99})
-    assert gate.automatic_gate(metrics, GateConfig(metrics="")).gate == "label-free"
+    decision = gate.automatic_gate(metrics, GateConfig(metrics=""))
+    assert decision.gate == "label-free" and "without labels" not in decision.reasons[0]
+    assert decision.reasons[0].endswith("; 99 labelled images, 100 are needed to say whether it is better")
     assert gate.automatic_gate(metrics, GateConfig(metrics="", min_images=99)).gate == "labelled"
 
 

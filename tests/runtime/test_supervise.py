@@ -151,6 +151,26 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
     assert page.startswith("# Run failed: train: its time was over") and "**Resumable**: yes, for as long again" in page
 
 
+def test_a_stage_that_succeeds_after_its_time_limit_is_done(tmp_path, retries, monkeypatch):
+    retries("")
+    monkeypatch.setenv("MUST_TIME_LIMIT", "3")
+    for _ in range(2):  # a later pod of the run is not told to give up
+        assert supervised("train", endings.late, "7", str(tmp_path)) == "done"
+        (note,) = read_notes(str(tmp_path), "7")
+        assert (note.state, note.code) == ("done", 0) and "reached its time limit of 3 s" in note.lines[-1]
+
+
+def test_a_pause_that_would_end_after_the_time_limit_is_not_begun(tmp_path, retries, monkeypatch):
+    retries("3,30,2")
+    monkeypatch.setenv("MUST_TIME_LIMIT", "20")
+    begun = time.monotonic()
+    with pytest.raises(SystemExit, match="124"):
+        run(tmp_path, "killed", times=9)
+    (note,) = read_notes(str(tmp_path), "7")
+    assert time.monotonic() - begun < 20 and (tmp_path / "started").read_text() == "x" and not note.tries
+    assert note.lines[-1].endswith("ended with exit code 137; its time limit of 20 s is too near for another try")
+
+
 def test_sigterm_ends_the_pause_between_two_tries(tmp_path):
     process = start(tmp_path, "unlucky", how="killed", times=1)
     until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process)
@@ -190,9 +210,9 @@ print(subprocess.Popen([sys.executable, "-c", {child!r}], env=child_environment(
 
 
 def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):
-    given = {"registry": str(tmp_path / "registry"), "name": "digits", "list": True}
+    given = {"registry": str(tmp_path / "registry"), "name": "digits", "model": str(make_bundle(tmp_path / "model"))}
     assert supervised("promote", library, "7", str(tmp_path), stage="promote", values=given) is None
-    assert "digits: no champion yet" in capfd.readouterr().out
+    assert "digits: LATEST is r0000-" in capfd.readouterr().out
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.stage, note.state) == ("promote", "done")
 

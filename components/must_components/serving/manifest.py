@@ -91,8 +91,8 @@ def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
     an InferenceService as one list with one owner.
     Returns a description of the kept values; '' if they equal cluster.yaml's.
     """
-    applied = (live["metadata"].get("annotations") or {}).get(SIZE)
-    if manifest["metadata"]["annotations"][SIZE] != applied:
+    applied = (live["metadata"].get("annotations") or {}).get(SIZE) or ""
+    if storage.object_or_none(applied, dict) != json.loads(manifest["metadata"]["annotations"][SIZE]):
         return ""
     predictor, running = manifest["spec"]["predictor"], live["spec"]["predictor"]
     changes = list[str]()

@@ -1,6 +1,6 @@
 """The log of a TrainJob's first node as it is written, and the nodes that failed."""
 
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ from must_components.train_job.manifest import NODE
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 LINES_KEPT = 30
+SECOND_LENGTH = len("2026-01-01T12:00:00")  # the beginning of a timestamp
 
 
 class JobLog:
@@ -18,7 +19,8 @@ class JobLog:
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
-        self.pod, self.container, self.printed_until = "", "", ""  # the last is a timestamp of Kubernetes
+        self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
+        self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
         self.last: deque[str] = deque(maxlen=LINES_KEPT)
 
     def print_new(self) -> None:
@@ -30,13 +32,21 @@ class JobLog:
                 if self.container:
                     event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
                     print(f"[{self.pod} {event}]", flush=True)
-                self.pod, self.container, self.printed_until = pod, container, ""
-            for line in self.cluster.pod_log(pod, since=self.printed_until).splitlines():
+                self.pod, self.container, self.since, self.printed = pod, container, "", Counter()
+            known = Counter(self.printed)
+            for line in filter(None, self.cluster.pod_log(pod, since=self.since).split("\n")):
+                if known[line]:
+                    known[line] -= 1
+                    continue
                 time, _, text = line.partition(" ")
-                if time > self.printed_until:
-                    print(text, flush=True)
-                    self.printed_until = time
-                    self.last.append(text)
+                print(text, flush=True)
+                self.last.append(text)
+                self.since = max(self.since, time)
+                self.printed[line] += 1
+            second = self.since[:SECOND_LENGTH]
+            self.printed = Counter(
+                {line: count for line, count in self.printed.items() if line[:SECOND_LENGTH] >= second}
+            )
 
     def find(self) -> tuple[str, str] | None:
         """The newest pod of the first node and its current container, once it runs."""

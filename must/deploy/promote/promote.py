@@ -1,6 +1,7 @@
 """`must promote`: adds a model to the registry as a version and the champion; or rolls back to an earlier champion."""
 
 import logging
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from must.base.names import listed, require_no_links
 from must.base.parameters import require
 from must.base.text import brief, printable
 from must.config import PromoteConfig
+from must.config.work import find_work
 from must.deploy.predict.session import check_onnx
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
@@ -90,6 +92,11 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
     logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.make_uri(version)}")
+    if f"{ONNX_FOLDER}/{ONNX_FILE}" not in registry.checksums(version):
+        work = find_work(PromoteConfig, {"model": config.model})
+        export, flag = (f"must export {shlex.quote(work)}", "") if work else ("must export", " with --onnx")
+        lack = f"without an ONNX file `must serve` cannot serve {version}"
+        logger.warning(f"{registry.uri}: {lack}: run `{export}`, then promote again{flag}")
     return latest
 
 
@@ -140,6 +147,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
         further = "" if to or not latest.previous else f"; further back: --to {latest.previous[-1]}"
         logger.info(f"{registry.uri}: LATEST is {latest.version} already ({latest.reason}){further}")
         return latest
+    require_model(registry, bool(latest.version or registry.versions()))
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
     target = to or latest.previous[-1]
     require(
@@ -159,12 +167,14 @@ def print_champion(registry: Registry) -> Latest:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
         columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
         logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
-    require(
-        bool(versions or latest.version), f"{registry.uri}: holds no model of this name; check --registry and --name"
-    )
+    require_model(registry, bool(versions or latest.version))
     if not latest.version:
         logger.info(f"{registry.uri}: no champion yet")
     return latest
+
+
+def require_model(registry: Registry, exists: bool) -> None:
+    require(exists, f"{registry.uri}: holds no model of this name; check --registry and --name")
 
 
 def version_name(model: str, description: Description) -> str:

@@ -3,7 +3,8 @@
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
-from must.base.text import NONE_OF_THESE, brief, counted, uncell
+from must.base.text import NONE_OF_THESE, brief, close_to, counted, uncell
 from must.config.review import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, add, append, read_answers
 from must.method.answers.review import Review, fingerprint
 
 CORRECTION_COLUMNS = "image", "class"
+PREDICTED_ENDINGS = "probability", "zero_shot"  # of columns in tables of `must predict`, `evaluate` and `refine`
 NAMED = 3  # images or classes in a message
 
 
@@ -29,10 +31,7 @@ def check_added(file: str, classes: list[str]) -> None:
     if not file.lower().endswith(".csv"):
         require(bool(read_answers(file, classes)), f"{where}: there are no answers in it")
         return
-    labels = dict.fromkeys(label for _, label in read_correction_rows(file, where) if label)
-    require(bool(labels), f"{where}: has no row with an image and a class")
-    unknown = [label for label in labels if label not in (*classes, NONE_OF_THESE)]
-    require(not unknown, f"{where}: {named(unknown)}: none of the model's classes")
+    require(bool(read_corrections(file, where, classes)), f"{where}: has no row with an image and a class")
 
 
 def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> str:
@@ -52,7 +51,7 @@ def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> st
 def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReader) -> str:
     """As `add_answers`. An answer about a picture that was drawn at random measures also when it is corrected."""
     where = f"--add {config.add}"
-    labels = {name: label for name, label in read_correction_rows(config.add, where) if label}
+    labels = read_corrections(config.add, where, classes)
     pictures = PicturesByName(reader)
     numbers = {name: pictures.find(name) for name in labels}
     missing = [name for name, number in numbers.items() if number is None]
@@ -76,19 +75,55 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
 
 
-def read_correction_rows(uri: str, where: str) -> Iterator[tuple[str, str]]:
-    """(image, class), '' where a cell is empty. Raises ValueError: no CSV file with these columns."""
+def read_corrections(uri: str, where: str, classes: list[str]) -> dict[str, str]:
+    """image -> class. Rows without a class are left out. Raises ValueError: as `read_correction_rows`, or a class is
+    not one of the model's."""
+    labels, unknown, known = dict[str, str](), dict[str, int](), (*classes, NONE_OF_THESE)
+    for line, name, text in read_correction_rows(uri, where):
+        if not text.strip():
+            continue
+        forms = text, text.strip(), uncell(text.strip())
+        if (label := next((form for form in forms if form in known), None)) is None:
+            unknown.setdefault(text.strip(), line)
+        else:
+            labels[name] = label
+    if unknown:
+        (first, line), *others = unknown.items()
+        near = close_to(first, known)
+        advice = f"did you mean '{near[0]}'?" if near else f"classes: {named(classes)}"
+        also = f"; also unknown: {named([label for label, _ in others])}" if others else ""
+        raise UserError(f"{where}, line {line}: {brief(first)} is not a class of the model; {advice}{also}")
+    return labels
+
+
+def read_correction_rows(uri: str, where: str) -> Iterator[tuple[int, str, str]]:
+    """(line, image, class), '' where a cell is empty. Raises ValueError: no CSV file with these columns, or one that
+    `must` wrote, with the model's own classes."""
     try:
-        table = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig"), newline=""))
-        columns = list(table.fieldnames or ())
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+        table = csv.DictReader(io.StringIO(text, newline=""))
+        if not has_columns(table.fieldnames):  # Excel writes semicolons in many countries
+            other = csv.DictReader(io.StringIO(text, newline=""), delimiter=";")
+            table = other if has_columns(other.fieldnames) else table
+        columns = table.fieldnames or ()
+        predicted = [name for name in columns if name == "confidence" or name.endswith(PREDICTED_ENDINGS)]
         require(
-            {*CORRECTION_COLUMNS} <= {*columns},
+            not predicted,
+            f"{where}: is a table of predictions, not of answers: it has the column {', '.join(predicted[:1])}; give a "
+            "table with the columns image and class of what a person has checked",
+        )
+        require(
+            has_columns(columns),
             f"{where}: the first line must name the columns image and class; it is: {brief(','.join(columns))}",
         )
         for row in table:
-            yield row["image"] or "", row["class"] or ""
+            yield table.line_num, row["image"] or "", row["class"] or ""
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where}: is no CSV file in UTF-8: {error}") from None
+
+
+def has_columns(columns: Sequence[str] | None) -> bool:
+    return {*CORRECTION_COLUMNS} <= {*(columns or ())}
 
 
 def named(names: list[str]) -> str:
@@ -115,7 +150,7 @@ class PicturesByName:
             if (number := self.only(candidate)) is not None:
                 return number
             path = None if "://" in candidate else storage.local(candidate)
-            if path and path.is_file():
+            if path and is_file(path):
                 return self.files.get(storage.compute_sha256(path))
             parts = candidate.split("/")
             for start in range(1, len(parts)):
@@ -126,3 +161,10 @@ class PicturesByName:
     def only(self, name: str) -> int | None:
         numbers = self.names.get(name, ())
         return numbers[0] if len(numbers) == 1 else None
+
+
+def is_file(path: Path) -> bool:
+    """False also for a path that the system refuses: a name that is too long, a folder that may not be read."""
+    with suppress(OSError):
+        return path.is_file()
+    return False

@@ -29,7 +29,7 @@ from must.base.storage import parse_object
 from must.base.text import cell, counted, format_csv, printable, printable_page
 from must.config import RefineConfig
 from must.config.review import ReviewConfig
-from must.config.work import find_work
+from must.config.work import PARTS, find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
 from must.deploy.review.corrections import add_answers, check_added
@@ -312,7 +312,8 @@ def summarize(config: ReviewConfig, session: Session) -> str:
 def list_commands(config: ReviewConfig) -> list[str]:
     """The commands to run with the answers."""
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
-        return [shlex.join(["must", "refine", work])]
+        is_default = Path(work, PARTS["answers"].path).resolve() == storage.local(config.output).resolve()
+        return [shlex.join(["must", "refine", work, *([] if is_default else ["--answers", config.output])])]
     model, baseline, shards, output = map(shlex.quote, (config.model, config.baseline, config.shards, config.output))
     refine = f"must refine --model {model} --classifier {baseline} --shards {shards} --answers {output}"
     return [f"{refine} --output labels/"]

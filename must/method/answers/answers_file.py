@@ -29,6 +29,7 @@ from must.base.text import brief
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
 LARGEST_LINE = 1 << 16  # bytes
 WRITE_ATTEMPTS = 5  # while other programs write to the same file
+NO_ANSWER = "is not the JSON object of an answer, with sha256 and label; delete the line, or restore an earlier copy"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
             else:
                 answers = [*answers, parse_answer(entry, sha256, known)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {brief(str(error))}"
+            problem = str(error) if isinstance(error, UserError) else NO_ANSWER
             raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
         if answers:
             history[sha256] = answers
@@ -124,7 +125,7 @@ def is_object(line: bytes) -> bool:
 
 def append(path: Path, *entries: dict[str, Any]) -> None:
     """Appends one line per entry, and returns when all are on the disk. An incomplete last line of a killed program is
-    removed first: nobody was told that it was saved."""
+    removed first: nobody was told that it was saved. Raises OSError: the disk is full; then none was appended."""
     line = b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -135,10 +136,15 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
         if last and is_object(last):
             line = b"\n" + line
         elif last:
-            os.ftruncate(descriptor, size - len(last))
-        while line:
-            line = line[os.write(descriptor, line) :]
-        os.fsync(descriptor)
+            size -= len(last)
+            os.ftruncate(descriptor, size)
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
     finally:
         os.close(descriptor)
 

@@ -125,6 +125,20 @@ def test_a_first_champion_has_none_before_it(registry, tmp_path, capsys):
     assert "no earlier champion to go back to" in refused(capsys, 2, registry, "--rollback")
 
 
+def test_a_champion_that_cannot_be_served_is_announced(registry, tmp_path, capsys):
+    for model, run in (
+        ("model", f"`must export {tmp_path}`, then promote again\n"),
+        ("other", "again with --onnx\n"),
+    ):
+        promote(registry, "--model", make_bundle(tmp_path / model))
+        line = capsys.readouterr().err
+        assert "without an ONNX file `must serve` cannot serve r0000-" in line and line.endswith(run)
+    make_onnx(tmp_path / "onnx" / "model.onnx")
+    for flags in (["--onnx", tmp_path / "onnx"], []):  # a version keeps the file that it has
+        promote(registry, "--model", tmp_path / "model", *flags)
+        assert capsys.readouterr().err == ""
+
+
 def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(registry, tmp_path):
     models = {name: make_bundle(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
     for name in "abac":

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from must.data.loading.reader import ShardReader
+from must.deploy.review.corrections import add_answers
 from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, prepare
 from must.deploy.review.review import review as must_review
@@ -312,7 +313,15 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
     before = (folder / "answers.jsonl").read_bytes()
     for text, why in (
         ("image,class\n" + "".join(f"x{n},one\n" for n in range(5)), "'x0', 'x1', 'x2' and 2 more: not in the split"),
-        (f"image,class\n{names[0]},one\n{names[1]},cow\n", "'cow': none of the model's classes"),
+        (f"image,class\n{'x' * 300}.png,one\n", "not in the split"),
+        (
+            f"image,class\n{names[0]},one\n{names[1]},cow\n{names[1]},ox\n",
+            "line 3: 'cow' is not a class of the model; classes: 'zero', 'one', 'two' and 7 more; also unknown: 'ox'",
+        ),
+        (f"image;class\n{names[0]};'sevn\n", "line 2: ''sevn' is not a class of the model; did you mean 'seven'?"),
+        (f"image,class,confidence\n{names[0]},one,0.9\n", "is a table of predictions, not of answers: it has the col"),
+        (f"image,class,probability\n{names[0]},one,0.9\n", "with the columns image and class of what a person has"),
+        (f"image,class,zero_shot\n{names[0]},one,two\n", "is a table of predictions"),
         (f"image,label\n{names[0]},one\n", "must name the columns image and class; it is: 'image,label'"),
         (f"image,class\n{names[0]},\n", "has no row with an image and a class"),
         ("image,class\n\ud8ff", "is no CSV file in UTF-8"),
@@ -322,6 +331,18 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
             must_review(config_at(folder, add=str(table)))
         assert "\n" not in str(error.value)
     assert (folder / "answers.jsonl").read_bytes() == before
+
+
+def test_a_class_is_read_as_a_spreadsheet_writes_it(folder, review, tmp_path):
+    """With semicolons, with spaces around, and with the apostrophe that stands before a name like a formula."""
+    review.classes[0] = "-none"
+    reader = ShardReader(review.shards, review.split)
+    names = [reader.description(number)["source"] for number in range(4)]
+    cells = "'-none", "-none", " one ", '"two "'
+    (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{a};{b}\n" for a, b in zip(names, cells, strict=True)))
+    add_answers(config_at(folder, add=str(tmp_path / "c.csv")), review, reader)
+    labels = {answer.image: answer.label for answer in read_answers(str(folder)).values()}
+    assert [labels[name] for name in names] == ["-none", "-none", "one", "two"]
 
 
 def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_likely(monkeypatch, tmp_path):

@@ -1,6 +1,8 @@
 """answers.jsonl: nothing that was confirmed is lost, and nothing half-written counts."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -57,12 +59,15 @@ def test_another_programs_file_may_lack_the_last_line_feed(tmp_path):
     "text, why",
     [
         (f'{{"sha256": "{A}", "label": "cow"}}', "line 2: 'cow' is none of the model's classes"),
-        (f'{{"sha256": "{A}"}}', "line 2: KeyError"),
+        (
+            f'{{"sha256": "{A}"}}',
+            "line 2: is not the JSON object of an answer, with sha256 and label; delete the line, or",
+        ),
         ('{"sha256": "../x", "label": "cat"}', "line 2: '../x' is not a sha256"),
         (f'{{"sha256": "{A}", "label": 3}}', "line 2: label must be a class name or null"),
         (f'{{"sha256": "{A}", "undone": true}}', "line 2: undone must be a time"),
-        ("[]", "line 2: TypeError"),
-        ("nonsense\n", "line 2: "),
+        ("[]", "line 2: is not the JSON object of an answer"),
+        ("nonsense\n", "line 2: is not the JSON object of an answer"),
     ],
 )
 def test_a_line_that_is_no_answer_is_named(tmp_path, text, why):
@@ -72,6 +77,21 @@ def test_a_line_that_is_no_answer_is_named(tmp_path, text, why):
         out.write(text + "\n")
     with pytest.raises(ValueError, match="answers.jsonl, " + why.replace("(", r"\(")):
         read_answers(str(file), ["cat"])
+
+
+@pytest.mark.parametrize("before", ["", '{"image": "y.png", "sha2'])
+def test_of_a_write_that_fails_nothing_stays(tmp_path, before):
+    """In a process of its own, whose files may have 300 bytes at most: the first new lines would fit."""
+    file = tmp_path / "answers.jsonl"
+    append(file, line(A, label="cat"))
+    saved = file.read_bytes()
+    file.write_bytes(saved + before.encode())
+    code = "import resource, signal, sys; from pathlib import Path\n"
+    code += "from must.method.answers.answers_file import Answer, append\n"
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+    code += "append(Path(sys.argv[1]), *[Answer('b' * 64, 'dog').line] * 3)"
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr and file.read_bytes() == saved
 
 
 def test_an_answer_is_read_as_it_was_written(tmp_path):
