@@ -53,7 +53,7 @@ def render_report(
     page = template().render(
         m=metrics,
         verdict=headline,
-        steps=next_steps(config, headline.tone),
+        steps=next_steps(config, metrics, headline.tone),
         changes=pictures.changes(),
         map=pictures.map(features) if features else None,
         name=metrics.baseline_name,
