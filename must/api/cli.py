@@ -22,6 +22,7 @@ from must.base.processes import cores, end_with_parent
 from must.base.text import printable_page
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
+from must.config.work import find_work
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +73,26 @@ NEXT = {
     "export": "must predict photos/ --model {output}; must serve --model {output}",
 }
 """By stage: examples of commands that use its output, with values of its parameters."""
+NEXT_IN_WORK = {
+    "refine": "must evaluate {work}; must export {work}",
+    "evaluate": "must gate {work}; must export {work}",
+}
+"""The same for a stage that read and wrote in WORK."""
 
 
 def print_next(command: str, config: Any) -> None:
     """Prints the examples to standard error, as they are not a result."""
     if getattr(config, "part", "1/1") != "1/1":
         return  # other parts follow
-    if command in NEXT and getattr(config, "to", "onnx") == "onnx" and is_first_rank():
-        values = {name: shlex.quote(str(value).rstrip("/")) for name, value in vars(config).items()}
-        lines = NEXT[command].format(**values).split("; ")
+    template, values = NEXT.get(command, ""), vars(config)
+    if command == "refine" and values["classes"]:
+        return  # it wrote nothing
+    if command in NEXT_IN_WORK:
+        work = find_work(STAGES[command].config, {name: values[name] for name in ("model", "output")})
+        template, values = (NEXT_IN_WORK[command], {"work": work}) if work else (template, values)
+    if template and values.get("to", "onnx") == "onnx" and is_first_rank():
+        quoted = {name: shlex.quote(str(value).rstrip("/")) for name, value in values.items()}
+        lines = template.format(**quoted).split("; ")
         logger.info(printable_page("next: " + "\n      ".join(lines)), extra=TO_STDERR)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -218,8 +217,8 @@ class WorkState:
         old += [RECORD_FILE] if old and parts and (self.work / RECORD_FILE).exists() else []
         for file in PATHS_IN:
             if parts and (path := self.folder / file).exists():
-                content = path.read_bytes().replace(os.fsencode(self.folder), os.fsencode(self.work))
-                storage.write_bytes(str(path), content)
+                # this end of the path has no character that JSON or HTML escapes
+                storage.write_bytes(str(path), path.read_bytes().replace(f"/{self.folder.name}".encode(), b""))
         if old or parts:
             folder = self.folder if self.folder != self.work else self.work / f"{NEXT_PREFIX}aside"
             (folder / ASIDE).mkdir(parents=True, exist_ok=True)

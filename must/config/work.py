@@ -5,6 +5,7 @@ A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are
 
 import logging
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,9 +118,24 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     return values | paths
 
 
+def find_adapted(model: str) -> str:
+    """The folder WORK of `must adapt` whose bundle is `model`, or will be at the end of a call that makes it anew in
+    WORK/.next-HASH; '' if there is none. The path begins in the current folder if WORK is below it."""
+    folder = Path(model).parent
+    if Path(model).name != PARTS["bundle"].path or not (folder / files.RECORD_FILE).is_file():
+        return ""
+    return shorten_path(str(folder))
+
+
+def shorten_path(path: str) -> str:
+    """A path in WORK/.next-HASH as it will be at the end of `must adapt`; relative if below the current folder."""
+    path = re.sub(r"/\.next-[0-9a-f]{12}(?=/|$)", "", path)
+    return os.path.relpath(path) if path.startswith("/") and Path(path).is_relative_to(Path.cwd()) else path
+
+
 def find_work(stage: type[StageConfig], values: dict[str, str]) -> str:
     """The folder WORK for which `with_work` gives the same `values`, `model` among them; '' if there is none."""
-    folder = str(Path(values["model"]).parent)
+    folder = values["model"].rpartition("/")[0] or "."  # as the user typed it: ./work
     try:
         completed = with_work(stage, {"model": folder}) if is_work(folder) else {}
     except UserError:  # parts are missing

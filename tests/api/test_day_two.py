@@ -1,8 +1,10 @@
 """One week with one folder: `must.adapt` again, with more photos, other classes, answers, mistakes and kills."""
 
+import html
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from typing import Any
@@ -285,6 +287,25 @@ def test_again_makes_all_anew(place, ran):
     first = weights(place / "work")
     adapt(place, again=True)
     assert ran == STAGES and weights(place / "work/before") == first
+
+
+def test_a_report_that_was_made_beside_work_names_work_alone(monday, tmp_path, monkeypatch):
+    place = shutil.copytree(monday, tmp_path / "R&D of Müller")
+    images = wrong_labels(place, ["one", "two"])
+    monkeypatch.chdir(place)
+    adapt(place, test_images=images, again=True)
+    work = place / "work"
+    page = html.unescape((work / "report/report.html").read_text())
+    commands = re.findall("<pre>(.*?)</pre>", page)
+    assert commands[0] == "must review work" and commands[2] == "must export work"
+    assert commands[-1].startswith("must evaluate --model work/model --baseline work/classifier.safetensors --shards ")
+    for file in work_state.PATHS_IN:
+        assert ".next-" not in (work / file).read_text(), file
+    assert json.loads((work / "report/metrics.json").read_text())["data"]["shards"] == str(work / "test")
+    monkeypatch.chdir(tmp_path.parent)
+    adapt(place, test_images=images, again=True)
+    page = html.unescape((work / "report/report.html").read_text())
+    assert f"<pre>must review '{work.relative_to(tmp_path.parent)}'</pre>" in page
 
 
 @pytest.mark.parametrize("kind", ["arrays", "images", "generator", "tensors", "paths"])

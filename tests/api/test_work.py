@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from must.api import stages
+from must.api.cli import print_next
 from must.base.errors import UserError
 from must.deploy.review.review import list_commands
 
@@ -91,3 +92,17 @@ def test_what_is_no_work_is_one_line(tmp_path, monkeypatch, stage, place, messag
     made(tmp_path, "report/metrics.json", "steps/shards/index.json")
     with pytest.raises(UserError, match=message):
         configure(stage, {"model": place})
+
+
+def test_the_next_commands_name_work_as_it_was_typed(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "must")
+    made(tmp_path / "my work", "model", "classifier.safetensors", "shards/index.json", "report/metrics.json")
+    for stage, command in (("refine", "must evaluate"), ("evaluate", "must gate")):
+        print_next(stage, configure(stage, {"model": "./my work/"}))
+        assert caplog.messages == [f"next: {command} './my work'\n      must export './my work'"]
+        caplog.clear()
+    print_next("refine", configure("refine", {"model": "my work", "classes": "a,b"}))
+    assert caplog.messages == [], "it compares lists and writes nothing"
+    print_next("evaluate", configure("evaluate", {"model": "my work", "output": "o"}))
+    assert caplog.messages[0].startswith("next: must gate --metrics o/metrics.json ")

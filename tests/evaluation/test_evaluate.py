@@ -191,6 +191,7 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     part = page[page.index("Names that do not fit</h2>") :]
     part = part[: part.index("</section>")]
     assert "<h3>&lt;i&gt; fits no image</h3>" in part and part.count("<img") == 1
+    assert part.count("a.png") == 1 and "<figcaption><small>a.png</small></figcaption>" in part
 
 
 def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_path):
@@ -222,7 +223,7 @@ def test_of_images_that_are_no_longer_in_the_shards_only_the_numbers_are_shown(d
         evaluate(with_memory(refined, digits, tmp_path))
         page = (tmp_path / "report.html").read_text()
         assert "<table>" in (changes := section(page, "Labels of your images")) and "<img" not in changes
-        assert "a.png</p>" in (names := section(page, "Names that do not fit")) and ("<img" in names) is pictures
+        assert "a.png</" in (names := section(page, "Names that do not fit")) and ("<img" in names) is pictures
         assert section(page, "What can be taken unseen").count("<img") == pictures * sum(
             len(row["samples"]) for row in summary["classes"]
         )

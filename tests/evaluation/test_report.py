@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,14 +13,15 @@ import torch
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
 from must.evaluation.report.gallery import layout, limit_per_kind, squared_distances
-from must.evaluation.report.page import render_report
-from must.evaluation.report.provenance import command_line, stability, training_log
+from must.evaluation.report.page import list_worse, render_report
+from must.evaluation.report.provenance import command_line, next_steps, stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
 from must.evaluation.scores import Collector, Samples
+from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_bundle, save_bundle
 from tests.evaluation.digits import evaluation
-from tests.evaluation.measured import CHECK
+from tests.evaluation.measured import CHECK, MEASURED, accuracy
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -168,7 +169,17 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear():
     samples, _, before = synthetic(list("abcdefghij"))
     found = verdict(measure(samples, before, before, None, list("abcdefghij")))
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
-    assert found.plain.startswith("Nothing has changed")
+    assert found.plain.startswith(
+        "The predictions have not changed: the model gives every image the class of zero-shot."
+    )
+    refined = {"images": 1097, "changed": 99}
+    for labelled in (True, False):
+        samples, _, before = synthetic(list("abcdefghij"), labelled=labelled)
+        metrics = measure(samples, before, before, None, list("abcdefghij"))
+        assert "refined" not in verdict(metrics).plain
+        assert (
+            "Of the 1,097 refined labels, 99 differ from zero-shot." in verdict(replace(metrics, refined=refined)).plain
+        )
     assert "What helps: better class names" in found.plain
 
 
@@ -177,9 +188,60 @@ def test_collapse_is_named_without_labels():
     collector = Collector(4)
     collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), torch.ones(400), samples.labels)
     metrics = measure(samples, collector.result(), before, None, list("abcd"))
+    found = verdict(checked(metrics, 400, ["the model predicts few of the classes"]))
+    assert (found.tone, found.plain) == ("bad", "Do not use it: the model predicts few of the classes.")
     found = verdict(checked(metrics, 400, []))
-    assert found.tone == "bad" and "few classes have taken over (a)" in found.text
-    assert found.plain.startswith("Do not use it: ")
+    assert found.tone == "open" and "times as often, for over 20% of the images: a." in found.text, "a fact, no warning"
+    assert "Do not use" not in found.plain and found.plain.startswith("The model did not collapse")
+
+
+def test_the_headline_is_of_the_answers_where_there_are_no_labels():
+    metrics = checked(measured(list("abcde"), labelled=False), 400, ["the model predicts few of the classes"])
+    for fixed, broken, tone, headline in (
+        (30, 3, "good", "Better than zero-shot, by 128 answers"),
+        (3, 30, "bad", "Signs of harm"),
+        (0, 0, "bad", "Signs of harm"),
+    ):
+        before, after = np.arange(128) < 80, np.arange(128) < 80
+        before[:fixed], after[80 - broken : 80] = False, False
+        selection = {"measured": asdict(AccuracyEstimate.from_correct(before, before, with_answers=after))}
+        answered = replace(metrics, model=Model(provenance={"selection": selection}))
+        found = verdict(answered)
+        assert (found.tone, found.headline) == (tone, headline) and "128 answers: zero-shot" in found.text
+        found = verdict(checked(answered, 400, []))
+        assert found.plain.startswith(f"By 128 answers, {round((80 - broken) / 1.28)} of 100 images are right, ")
+        assert found.headline.startswith(("Better", "Worse", "No clear difference")) and "unknown" not in found.text
+    config = EvaluateConfig(model="m", baseline="b.safetensors", shards="s", output="o")
+    assert next_steps(config, answered, "open")[0][0] == "Measure it by more answers:"
+    few = {"measured": asdict(AccuracyEstimate.from_correct(before[:12], after[:12]))}
+    found = verdict(checked(replace(metrics, model=Model(provenance={"selection": few})), 400, []))
+    assert found.headline == "Too few answers to tell" and "By 12 answers, 12 of 12 images are right" in found.plain
+
+
+def test_of_fewer_than_100_images_the_number_is_told():
+    metrics = measured(list("abcde"), images=18, labelled=False)
+    changed = round(18 * (1 - metrics.label_free.compared.agreement))
+    assert f"{changed} of 18 images have another class" in verdict(checked(metrics, 18, [])).plain
+    metrics = measured(list("abcde"), images=18)
+    right = round(18 * metrics.adapted.top1)
+    assert verdict(metrics).plain.startswith(f"{right} of 18 are right, before it was ")
+
+
+def test_less_of_the_training_is_advised_where_there_was_one(digits):
+    config = evaluation(digits, "out")
+    metrics = measured(list("abcde"))
+    assert [line.split()[1] for _, line in next_steps(config, metrics, "bad")] == ["review"]
+    trained = replace(metrics, model=Model(provenance={"config": {"epochs": 1}}))
+    assert [line.split()[1] for _, line in next_steps(config, trained, "bad")] == ["refine", "review"]
+
+
+def test_probabilities_that_became_less_reliable_are_said():
+    better, worse = replace(accuracy(0.9), ece=0.021), replace(accuracy(0.9), ece=0.034, nll=0.512)
+    before = replace(accuracy(0.7), ece=0.021)
+    assert list_worse(replace(MEASURED, adapted=better, baseline=before)) == ""
+    text = "the calibration error rose from 2.1% to 3.4% and the negative log-likelihood rose from 0.500 to 0.512"
+    assert list_worse(replace(MEASURED, adapted=worse, baseline=before)) == text
+    assert list_worse(replace(MEASURED, adapted=replace(worse, top1=0.7), baseline=before)) == ""
 
 
 @pytest.mark.parametrize(

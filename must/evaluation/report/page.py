@@ -53,11 +53,12 @@ def render_report(
     page = template().render(
         m=metrics,
         verdict=headline,
-        steps=next_steps(config, headline.tone),
+        steps=next_steps(config, metrics, headline.tone),
         changes=pictures.changes(),
         map=pictures.map(features) if features else None,
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
+        less_reliable=list_worse(metrics),
         classes=class_chart(metrics),
         matrices=matrices(metrics),
         pairs=pictures.changed_pairs(),
@@ -133,6 +134,19 @@ def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
             }
         rows.append(row)
     return rows
+
+
+def list_worse(metrics: Metrics) -> str:
+    """What says that probabilities are less reliable than before, where top-1 rose; '' if nothing does."""
+    before, after = metrics.baseline, metrics.adapted
+    if not before or not after or after.top1 <= before.top1:
+        return ""
+    rows = (
+        ("the calibration error", f"{before.ece:.1%}", f"{after.ece:.1%}", after.ece > before.ece),
+        ("the negative log-likelihood", f"{before.nll:.3f}", f"{after.nll:.3f}", after.nll > before.nll),
+    )
+    worse = [f"{name} rose from {old} to {new}" for name, old, new, rose in rows if rose and old != new]
+    return " and ".join(worse)
 
 
 def class_chart(metrics: Metrics) -> dict[str, Any] | None:

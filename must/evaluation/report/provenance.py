@@ -9,7 +9,7 @@ from typing import Any
 from must.base import storage
 from must.base.files import METRICS_FILE
 from must.config import EvaluateConfig, ReviewConfig, TrainConfig
-from must.config.work import find_work
+from must.config.work import find_adapted, find_work, shorten_path
 from must.evaluation.report import charts
 from must.evaluation.report.charts import Line
 from must.evaluation.result import Metrics
@@ -140,24 +140,27 @@ def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     return lines
 
 
-def next_steps(config: EvaluateConfig, tone: str) -> list[tuple[str, str]]:
+def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tuple[str, str]]:
     """(why, command) after a report whose headline has this tone."""
     uris = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
     model, baseline, shards = map(shlex.quote, uris.values())
     inputs = f"--model {model} --baseline {baseline} --shards {shards}"
-    metrics = storage.join(config.output, METRICS_FILE)
+    file = shlex.quote(storage.join(config.output, METRICS_FILE))
     refine = f"--model {model} --classifier {baseline} --shards {shards} --output labels/"
     arguments = {"review": f"{inputs} --output review/", "refine": refine}
-    arguments |= {"export": f"--model {model} --metrics {shlex.quote(metrics)} --output onnx/"}
-    if work := find_work(ReviewConfig, uris):
+    arguments |= {"export": f"--model {model} --metrics {file} --output onnx/"}
+    if work := find_adapted(config.model) or find_work(ReviewConfig, uris):
         arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
     predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
     export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
-    review = ("Measure it by about fifty answers of yours:", f"must review {arguments['review']}")
+    measured = metrics.model.selection and metrics.model.selection.measured
+    more = "Measure it by more answers:" if measured else "Measure it by about fifty answers of yours:"
+    review = (more, f"must review {arguments['review']}")
     less = ("Keep less of the training:", f"must refine {arguments['refine']} --alpha 0.2")
     if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
         return [predict, export]
-    return {"good": [predict, export], "bad": [less, review]}.get(tone, [review, predict, export])
+    worse = [less, review] if metrics.model.provenance.get("config") else [review]  # less of what was trained
+    return {"good": [predict, export], "bad": worse}.get(tone, [review, predict, export])
 
 
 def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
@@ -173,6 +176,6 @@ def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
         if isinstance(value, bool):
             parts.append(name if value else name.replace("--", "--no-", 1))
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = ",".join(map(str, value)) if isinstance(value, list) else shorten_path(str(value))
         parts.append(f"{name} {shlex.quote(text)}")
     return " ".join(parts)

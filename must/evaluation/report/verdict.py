@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+from must.base.text import counted
 from must.evaluation.gate import FEWEST_LABELS
 from must.evaluation.result import Metrics
+from must.method.answers.estimate import AccuracyEstimate
 
 
 class Verdict(NamedTuple):
@@ -23,7 +25,8 @@ def verdict(metrics: Metrics) -> Verdict:
         top1 = metrics.adapted.top1
         low, high = metrics.adapted.intervals["top1"]
         text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
-        return Verdict("open", f"{top1:.1%} top-1 accuracy", text, f"Of 100 images {format_percent(top1)} are right.")
+        plain = f"{count_of(top1, metrics.labelled)} images are right."
+        return Verdict("open", f"{top1:.1%} top-1 accuracy", text, plain)
     return without_labels(metrics)
 
 
@@ -32,12 +35,13 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
     low, high = metrics.intervals["top1"]
     changed, compared = metrics.paired, metrics.label_free.compared
     assert changed and compared
-    were, are = format_percent(before, after), format_percent(after, before)
+    images = metrics.labelled
+    were, are = count(before, images, after), count_of(after, images, before)
     guessing = 1 / len(metrics.classes)
-    chance = f" Guessing would be right about {format_percent(guessing)} times in 100." if after < 2 * guessing else ""
+    chance = f" Guessing would be right about {count(guessing)} times in 100." if after < 2 * guessing else ""
     if compared.agreement == 1:
         text = f"All {metrics.labelled:,} images keep their class, so both have the same accuracy."
-        plain = f"Nothing has changed: every image keeps its class, and of 100 images {are} are right.{chance}"
+        plain = f"{describe_same(metrics)} {are} images are right.{chance}"
         return Verdict("open", f"The same as {name}", text, plain + HELPS)
     points = 100 * (after - before)
     facts = (
@@ -45,7 +49,7 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
         f"fixed, {changed.broken:,} broken, of {metrics.labelled:,}; McNemar's exact test: p "
         f"{p_value(changed.mcnemar_p)}."
     )
-    now = f"{are} of 100 are right, before it was {were}.{chance}"
+    now = f"{are} are right, before it was {were}.{chance}"
     if metrics.labelled < FEWEST_LABELS:
         text = f"{facts} Fewer than {FEWEST_LABELS} labelled images decide nothing."
         return Verdict("open", "Too few labels to tell", text, f"{now} These are too few images to tell.")
@@ -57,10 +61,25 @@ def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
     return Verdict("open", f"No clear difference from {name}", facts + " The interval contains zero.", plain)
 
 
-def format_percent(share: float, other: float = -1.0) -> str:
-    """A share as a number of 100, with a decimal if it would otherwise equal `other`."""
+def describe_same(metrics: Metrics) -> str:
+    """For a model that gives every image the baseline's class: this, and how many refined labels are others."""
+    text = f"The predictions have not changed: the model gives every image the class of {metrics.baseline_name}."
+    refined = metrics.refined or {}
+    if refined.get("changed"):
+        text += f" Of the {refined['images']:,} refined labels, {refined['changed']:,} differ from zero-shot."
+    return text
+
+
+def count(share: float, images: int = 100, other: float = -1.0) -> str:
+    """A share as a number of 100, with a decimal if it would otherwise equal `other`; as a number of fewer `images`."""
+    if images < 100:
+        return f"{images * share:.0f}"
     same = share != other and round(100 * share) == round(100 * other)
     return f"{100 * share:.1f}" if same else f"{100 * share:.0f}"
+
+
+def count_of(share: float, images: int, other: float = -1.0) -> str:
+    return f"{count(share, images, other)} of {min(images, 100)}"
 
 
 def without_labels(metrics: Metrics) -> Verdict:
@@ -69,23 +88,26 @@ def without_labels(metrics: Metrics) -> Verdict:
         text = "Confidence and class balance are all that can be shown."
         plain = "The images have no labels, so the accuracy is unknown."
         return Verdict("open", "No labels, no baseline", text, plain)
-    name, classes = metrics.baseline_name, metrics.classes
-    text = f"The split has no labels, so accuracy is unknown. {compared.agreement:.1%} of the images keep their class."
+    name, check = metrics.baseline_name, compared.check
+    selection = metrics.model.selection
+    measured = selection.measured if selection and name.endswith("zero-shot") else None
+    text = measured.text() if measured else "The split has no labels, so accuracy is unknown"
+    text += f". {compared.agreement:.1%} of the images keep their class."
     if compared.agreement == 1:
-        plain = f"Nothing has changed: every image has the class that {name} gives it.{HELPS}"
-        return Verdict("open", f"The same as {name}", text, plain)
-    check = compared.check
-    warnings = list(check.warnings) if check else []
-    if compared.dominant:
-        names = ", ".join(classes[i] for i in compared.dominant[:5])
-        warnings.append(f"few classes have taken over ({names})")
-    if warnings:
-        signs = "; ".join(warnings)
+        plain = " ".join([describe_same(metrics), *([describe_answers(measured)] if measured else [])])
+        return Verdict("open", f"The same as {name}", text, plain + HELPS)
+    gained = measured and measured.answers >= FEWEST_LABELS and measured.gain.low > 0  # as for `must gate`
+    if check and check.warnings and not gained:
+        signs = "; ".join(check.warnings)
         return Verdict("bad", "Signs of harm", f"{text} But {signs}.", f"Do not use it: {signs}.")
-    if compared.vanished:  # not a warning: the zero-shot model may predict classes that are absent
-        names = ", ".join(classes[i] for i in compared.vanished[:5])
-        text += f" Mind that {len(compared.vanished)} classes are hardly predicted any more ({names})."
-    changed = f"{format_percent(1 - compared.agreement)} of 100 images have another class than before"
+    # facts and no warnings: the zero-shot model may predict classes that are absent, and miss others
+    text += list_classes(metrics, compared.vanished, "hardly predicted any more")
+    text += list_classes(
+        metrics, compared.dominant, "predicted more than three times as often, for over 20% of the images"
+    )
+    if measured:
+        return judge_answers(measured, text)
+    changed = f"{count_of(1 - compared.agreement, metrics.images)} images have another class than before"
     tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
     if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
@@ -94,3 +116,28 @@ def without_labels(metrics: Metrics) -> Verdict:
 
 def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def list_classes(metrics: Metrics, numbers: list[int], words: str) -> str:
+    names = ", ".join(metrics.classes[i] for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+    return f" Classes that are {words}: {names}." if numbers else ""
+
+
+def judge_answers(measured: AccuracyEstimate, text: str) -> Verdict:
+    """By people's answers about images that were drawn at random."""
+    sentence, by = describe_answers(measured), f"by {counted(measured.answers, 'answer')}"
+    if measured.answers < FEWEST_LABELS:
+        return Verdict("open", "Too few answers to tell", text, f"{sentence} These are too few to tell.")
+    if measured.gain.low > 0:
+        return Verdict("good", f"Better than zero-shot, {by}", text, sentence)
+    if measured.gain.high < 0:
+        return Verdict("bad", f"Worse than zero-shot, {by}", text, sentence)
+    plain = f"{sentence} The difference may be chance; more answers would tell."
+    return Verdict("open", f"No clear difference from zero-shot, {by}", text, plain)
+
+
+def describe_answers(measured: AccuracyEstimate) -> str:
+    before, after = measured.zero_shot.value, (measured.with_answers or measured.model).value
+    images = measured.answers
+    right = f"{count_of(after, images, before)} images are right, with zero-shot {count(before, images, after)}"
+    return f"By {counted(images, 'answer')}, {right}."
