@@ -101,11 +101,11 @@ def adapt(
         must.UserError: wrong input, in one line; `output` is as it was.
         must.TransientError: the same call may work later.
     """
-    wanted = train if isinstance(train, str) else "yes" if train else "no"
+    training = train if isinstance(train, str) else "yes" if train else "no"
     return steps(
         lambda stage, values: run_stage(stage, {name: value for name, value in values.items() if value is not None}),
         images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
-        pretrained=pretrained, test_images=os.fspath(test_images), train=wanted, device=device, again=again,
+        pretrained=pretrained, test_images=os.fspath(test_images), train=training, device=device, again=again,
         max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
     )  # fmt: skip
 

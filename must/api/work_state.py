@@ -33,7 +33,7 @@ from must.base.files import (
 )
 from must.base.parameters import require
 from must.base.text import counted
-from must.config.work import is_work
+from must.config.work import NEXT_PREFIX, is_work
 from must.data.format.index import load_index
 from must.data.shards.history import History
 from must.method.answers.answers_file import hash_answers
@@ -65,7 +65,7 @@ PATHS_IN = (
 )
 """Files that name the folders that a stage was given."""
 DERIVED = ("onnx", "open_clip", "decision.json")  # of a model that is replaced; other stages made them
-BEFORE, NEXT_PREFIX, EXCHANGE, ASIDE = "before", ".next-", "exchange.json", "old"
+BEFORE, EXCHANGE, ASIDE = "before", "exchange.json", "old"
 
 
 class PartPath:

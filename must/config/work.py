@@ -16,6 +16,8 @@ from must.base.parameters import StageConfig, flag, is_required, list_parameters
 
 logger = logging.getLogger(__name__)
 
+NEXT_PREFIX = ".next-"  # of the folder in WORK in which a later call of `must adapt` makes parts
+
 
 class Part(NamedTuple):
     path: str  # in WORK
@@ -129,7 +131,7 @@ def find_adapted(model: str) -> str:
 
 def shorten_path(path: str) -> str:
     """A path in WORK/.next-HASH as it will be at the end of `must adapt`; relative if below the current folder."""
-    path = re.sub(r"/\.next-[0-9a-f]{12}(?=/|$)", "", path)
+    path = re.sub(rf"/{re.escape(NEXT_PREFIX)}[0-9a-f]{{12}}(?=/|$)", "", path)
     return os.path.relpath(path) if path.startswith("/") and Path(path).is_relative_to(Path.cwd()) else path
 
 
