@@ -25,7 +25,7 @@ from must.api.functions import run_stage
 from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import BEFORE, DERIVED, MADE_FROM, NEXT_PREFIX, REPORT, WorkState, remove
+from must.api.work_state import BEFORE, DERIVED, MADE_FROM, REPORT, WorkState, remove
 from must.base import storage
 from must.base.console import quieted, replaced
 from must.base.files import INDEX_FILE, METRICS_FILE, REFINED_FILE
@@ -34,6 +34,7 @@ from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
 from must.base.text import counted, printable
 from must.config import AdaptConfig, TrainConfig
+from must.config.work import NEXT_PREFIX
 from must.data.format.index import load_index
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images

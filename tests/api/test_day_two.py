@@ -81,7 +81,7 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
     assert ran == ["shard", "refine", "evaluate"] and f"{MORE} new images, 1 gone" in caplog.text
     assert len(labels(work)) == PHOTOS + MORE - 1
     for file in work_state.PATHS_IN:
-        assert work_state.NEXT_PREFIX not in (work / file).read_text(), file
+        assert ".next-" not in (work / file).read_text(), file
     assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers), "answers are the pictures'"
     assert weights(work / "before") == answered
     assert not list(work.glob(".*")), "nothing hidden is left"
@@ -308,7 +308,10 @@ def test_a_report_that_was_made_beside_work_names_work_alone(monday, tmp_path, m
     assert f"<pre>must review '{work.relative_to(tmp_path.parent)}'</pre>" in page
 
 
-@pytest.mark.parametrize("kind", ["arrays", "images", "generator", "tensors", "paths"])
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("images", "generator", "tensors", "paths")]
+
+
+@pytest.mark.parametrize("kind", ["arrays", *OTHERS])
 @pytest.mark.parametrize("count", [12, pytest.param(40, marks=pytest.mark.slow)])
 def test_small_collections_in_memory(place, tmp_path, kind, count, ran):
     pictures = [digit_parts()["validation"][number][0] for number in range(count)]

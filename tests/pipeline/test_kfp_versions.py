@@ -58,6 +58,7 @@ def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):
     assert "Always" in yaml.safe_dump(tasks["train"]["retryPolicy"])
 
 
+@pytest.mark.slow
 def test_a_policy_of_another_sdk_reaches_every_retried_stage(tmp_path, monkeypatch):
     """As 2.18's documentation has the argument; which policy the file then holds is kfp's matter."""
     given, real = [], dsl.PipelineTask.set_retry

@@ -35,7 +35,7 @@ def remembering(family: str, folder: Path) -> Bundle:
     return remember(bundle, normalize(torch.from_numpy(IMAGES), PREPROCESS), {row: row % CLASSES for row in range(30)})
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
+@pytest.fixture(scope="module", params=["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
     """(bundle, its graph, whether it takes pixels)."""
     bundle = remembering(request.param, tmp_path_factory.mktemp("model") / "model")

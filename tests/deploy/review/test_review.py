@@ -75,6 +75,7 @@ class Page:
         return self.process.returncode, out + err
 
 
+@pytest.mark.slow
 def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, folder, review):
     labels = labels_of(review)
     page = open_page(folder)

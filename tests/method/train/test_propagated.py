@@ -90,6 +90,7 @@ def updated(size: int) -> dict:
         return world.gather(labels.state_dict())[-1]
 
 
+@pytest.mark.slow
 def test_every_process_stores_the_labels_of_the_whole_batch():
     alone, together = updated(1), on_ranks(2, updated, 2)
     for name in ("classes", "values", "total"):
