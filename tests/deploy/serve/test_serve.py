@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import shutil
+import socket
 import subprocess
 from typing import Any
 
@@ -16,6 +17,7 @@ from must.base.exits import WRONG_INPUT, find_exit_code
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier
+from must.deploy.serve.server import listen
 from tests.api.test_cli import must as command
 from tests.deploy.serve.server import ask
 from tests.zoo import encoded
@@ -122,3 +124,12 @@ def test_curl_with_a_jpeg(server, pictures, exported, tmp_path):
     (expected,) = must.predict(model=str(exported[1]), images=[str(path)], top_k=5).predictions
     same(answer, expected.top)
     assert answer["model"] == "digits" and answer["class"] == expected.name
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_answer_in_two_packets_does_not_wait_for_the_clients_acknowledgement(host):
+    """A client delays it by 40 ms on a connection that is kept."""
+    with listen(host, 0) as listener, socket.create_connection((host, listener.getsockname()[1])):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
