@@ -82,8 +82,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0].lower()  # create_server adds the address again
         raise UserError(f"--host {host} --port {port}: {reason}") from None
-    # Its connections inherit it. asyncio sets it only for sockets made with the protocol's number; without it the second
-    # packet of an answer waits for the client's delayed ACK: 40 ms for every request on a connection that is kept.
+    # Its connections inherit it; asyncio sets it only for sockets made with the protocol's number. Without it the
+    # second packet of an answer waits for the client's delayed ACK: 40 ms a request on a connection that is kept.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
