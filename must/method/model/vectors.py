@@ -22,7 +22,7 @@ TOKENS_SHARE = 0.7  # of a cosine, from the tokens
 COMPONENTS = 128  # principal components of each of the two parts
 SMALLEST_SPREAD = 3e-4  # of the largest: below it a component is mostly the rounding of float32, and is left out
 FITTED = 2_000  # images that the components are computed from
-ROWS = 1_024  # images that are compared with all others at a time: ROWS x N numbers
+ROWS, COSINES = 1_024, 1 << 27  # images that are compared with all others at a time, at most; and their cosines
 NEIGHBOURS = 10
 SHARPNESS = 5.0  # a neighbour has weight exp(5 (cosine - 1))
 
@@ -104,8 +104,9 @@ def nearest(values: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     count = max(min(count, len(values) - 1), 0)
     numbers = torch.zeros(len(values), count, dtype=torch.int64, device=values.device)
     cosines = torch.zeros(len(values), count, device=values.device)
-    for start in range(0, len(values) if count else 0, ROWS):
-        rows = slice(start, start + ROWS)
+    size = max(1, min(ROWS, COSINES // max(1, len(values))))
+    for start in range(0, len(values) if count else 0, size):
+        rows = slice(start, start + size)
         similar = values[rows] @ values.T
         row = torch.arange(len(similar), device=values.device)
         similar[row, row + start] = -torch.inf

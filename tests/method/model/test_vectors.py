@@ -25,13 +25,14 @@ def test_neighbours_are_the_nearest_others_best_first():
     assert torch.allclose(cosines, torch.cos(torch.deg2rad(torch.tensor(expected, dtype=torch.float32))), atol=1e-6)
 
 
-def test_blocks_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("limit, value", [("ROWS", 7), ("COSINES", 150)])
+def test_blocks_make_no_difference(monkeypatch, limit, value):
     values = F.normalize(random(50, 7), dim=1)
     whole = nearest(values)
     similar = values @ values.T
     similar.fill_diagonal_(-torch.inf)
     assert torch.equal(whole[0], similar.topk(10, dim=1).indices) and whole[0].shape == (50, 10)
-    monkeypatch.setattr(module, "ROWS", 7)
+    monkeypatch.setattr(module, limit, value)
     parts = nearest(values)
     assert torch.equal(parts[0], whole[0]) and torch.allclose(parts[1], whole[1])
 
