@@ -60,7 +60,7 @@ review wrok                                                                  | -
 review work --add nowhere.csv                                                | --add nowhere.csv: no such file
 review work --add classes.txt                                                | --add classes.txt: there are no answers in it
 review work --add wrong.csv                                                  | the first line must name the columns image and class
-review work --add typo.csv                                                   | 'trhee': none of the model's classes
+review work --add typo.csv                                                   | did you mean 'three'?
 review work --page                                                           | expected one argument
 review work --output classes.txt                                             | is a file; give a folder
 review work --host nowhere.invalid                                           | --host nowhere.invalid
@@ -95,7 +95,7 @@ promote work --registry reg --name 'my digits'                               | u
 {PROMOTE} --metrics classes.txt                                              | is damaged or of another kind
 {PROMOTE} --version ../x                                                     | use small letters
 {PROMOTE} --to r1                                                            | --to goes with --rollback
-promote --rollback --registry reg --name digits                              | holds no model of this name
+promote --rollback --registry reg --name digits                              | no earlier champion to go back to
 promote --list --registry reg --name digit                                   | holds no model of this name
 train work                                                                   | work: unexpected
 train --shards work --classifier c --output work/model                       | work holds no index.json
