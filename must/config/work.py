@@ -36,8 +36,6 @@ PARTS = {
     "answers": Part("review", files.ANSWERS_FILE, "answers of `must review`"),
     "decision": Part("decision.json", "", "decision of `must gate`"),
 }
-
-
 MADE_BY_ADAPT = ("bundle", "classifier", "shards", "labels", "metrics")
 
 
@@ -103,13 +101,12 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
         elif kind == "measured":
             paths[name] = find_part(folder, "test") or find_part(folder, "shards")
         elif path := find_part(folder, kind.removeprefix("own ")):
-            old = kind.endswith("metrics") and not is_measured(folder)
-            if not old:
+            if not kind.endswith("metrics") or is_measured(folder):
                 paths[name] = path
-                continue
-            measure = f"its report is of the model before; must evaluate {shlex.quote(folder)} measures this one"
-            require(kind.startswith("own "), f"--model {model}: {measure}")
-            logger.info(f"{model}: {measure}")
+            else:
+                measure = f"its report is of the model before; must evaluate {shlex.quote(folder)} measures this one"
+                require(kind.startswith("own "), f"--model {model}: {measure}")
+                logger.info(f"{model}: {measure}")
         elif name == "model" and field.metadata["kind"] == "output":
             paths[name] = storage.join(folder, PARTS[kind].path)
         else:
