@@ -23,7 +23,6 @@ from must.data.image.cost import (
     exif_refusal,
     is_heic,
     refusal,
-    size_refusal,
 )
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
@@ -53,8 +52,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
-    Raises ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py), such as
-    more than `max_pixels` pixels, or did so while decoding (bounds.py). The text is the reason.
+    Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
+    (cost.py), or cost too much (bounds.py). The text is the reason.
     """
     estimate = accepted(data, max_pixels)
     if needs_limits(estimate):
@@ -106,7 +105,7 @@ def accepted(data: bytes, max_pixels: int) -> Cost | None:
     if not detect_format(data):
         return None
     estimate = cost(data)
-    if refused := refusal(estimate, max_pixels):
+    if refused := refusal(estimate.width, estimate.height, max_pixels):
         raise UserError(refused)
     return estimate
 
@@ -125,9 +124,9 @@ def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
             image.load()
     except Exception as error:
         raise UserError(reason(error)) from error
-    if estimate and image.width * image.height > estimate.pixels:
+    if estimate and image.width * image.height > estimate.width * estimate.height:
         raise UserError("its headers contradict each other")
-    if refused := size_refusal(image.width, image.height, max_pixels):
+    if refused := refusal(image.width, image.height, max_pixels):
         raise UserError(refused)
     return image
 

@@ -34,7 +34,7 @@ ODD_ONES = {
 PROGRAM = """
 import os, signal
 from must.data.image import bounds, decode
-bounds.MAX_SECONDS = 0.05
+bounds.MAX_SECONDS = 0.15
 def decoded(data, *limits):
     if data == {odd!r}:
         {does}
