@@ -19,10 +19,9 @@ from pyarrow import parquet
 from must.data.format.index import Shard, parse_index
 from must.data.format.samples import parse_offsets
 from must.data.image import bounds
-from must.data.image.cost import cost, detect_format
+from must.data.image.cost import detect_format
 from must.data.image.decode import check, decode, identify
 from must.data.shards.chunk import npy
-from must.data.shards.history import read_table
 from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
 from must.data.sources.files import Manifest
@@ -96,16 +95,6 @@ def offsets(data: bytes) -> None:
     shard = Shard("train-000000.tar", "train", 2, 4096, "a" * 64, hashlib.sha256(data).hexdigest(), 0)
     table = parse_offsets(data, "train-000000.npy", shard)
     assert (table >= 0).all() and (table[:, ::2] + table[:, 1::2] <= shard.bytes).all()
-
-
-def table(data: bytes) -> None:
-    for name, columns in (("names-0000.npy", 2), ("contents-0000.npy", 32)):
-        path = Path(file_of(data, name))
-        try:
-            found = read_table(path, {"name": name, "sha256": hashlib.sha256(data).hexdigest()})
-        except ValueError:
-            continue
-        assert found.shape == (len(found), columns)
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -204,11 +193,6 @@ def image(data: bytes) -> None:
     check(header)
 
 
-def picture(data: bytes) -> None:
-    if detect_format(data):
-        decode(data)
-
-
 def images() -> list[bytes]:
     small = zoo.picture(0, 16, 12)
     found = [zoo.encoded(small, kind) for kind in ("JPEG", "PNG", "WEBP")]
@@ -277,7 +261,6 @@ def requests() -> list[bytes]:
 TARGETS = {
     "index": Target(index, indexes),
     "offsets": Target(offsets, lambda: [npy(OFFSETS)], 512),
-    "table": Target(table, lambda: [npy(np.zeros((2, 2), np.uint64)), npy(np.zeros((2, 32), np.uint8))], 512),
     "jsonl": Target(manifest("jsonl"), lambda: [b'{"path": "a.png", "label": "cat", "split": "x"}\n{"path": "b"}\n']),
     "csv": Target(manifest("csv"), lambda: [b'path,label,split\na.png,cat,test\n"b,\n",,\n']),
     "tar": Target(archive("tar"), tars, 8192),
@@ -285,8 +268,6 @@ TARGETS = {
     "parquet": Target(table_of_images("parquet"), lambda: tables("parquet")),
     "arrow": Target(table_of_images("arrow"), lambda: tables("arrow")),
     "image": Target(image, images),
-    "cost": Target(cost, images, memory=20_000_000, seconds=0.5),
-    "picture": Target(picture, images, memory=1_000_000_000, seconds=5),
     "request": Target(request, requests, seconds=1),
     "classes": Target(
         classes,

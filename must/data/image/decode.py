@@ -156,7 +156,7 @@ def upright(pixels: Image.Image, exif: int) -> Image.Image:
     """The image as RGB, rotated or mirrored by `exif`, the value of EXIF's orientation."""
     rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
     del pixels
-    return ROTATIONS[exif](rgb) if exif in ROTATIONS else rgb
+    return rgb.transpose(ROTATIONS[exif]) if exif in ROTATIONS else rgb
 
 
 def orientation(image: Any) -> int:
@@ -170,15 +170,9 @@ def orientation(image: Any) -> int:
         return 1
 
 
-ROTATIONS = {
-    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
-    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
-    6: lambda image: image.transpose(Image.Transpose.ROTATE_270),
-    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
-    8: lambda image: image.transpose(Image.Transpose.ROTATE_90),
-}
+T = Image.Transpose
+ROTATIONS = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_270}
+ROTATIONS |= {7: T.TRANSVERSE, 8: T.ROTATE_90}
 
 
 def reason(error: BaseException) -> str:

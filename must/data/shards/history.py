@@ -82,7 +82,7 @@ def name_hash(source: str, name: str) -> bytes:
     return hashlib.blake2b(f"{source}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
-def as_numbers(data: bytes) -> np.ndarray:
+def as_numbers(data: bytes | bytearray) -> np.ndarray:
     """8-byte hashes, one after the other -> uint64 [n]."""
     return np.frombuffer(data, ">u8").astype(np.uint64)
 

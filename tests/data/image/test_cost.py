@@ -1,6 +1,5 @@
 """What one image file may cost: refused by its header, or decoded in memory that follows its pixels alone."""
 
-import os
 import re
 import struct
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import image_cost as hard
-from must.data.image import colors
+from must.data.image import bounds, colors
 from must.data.image.cost import MAX_PARTS, MAX_SCANS
 from must.data.image.decode import check, decode, identify
 from must.data.image.preprocess import EvalView
@@ -20,7 +19,7 @@ from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from tests import zoo
 from tests.data.augment.test_views import PREPROCESS, SETTINGS
-from tests.data.shards.test_shard import rejected, run
+from tests.data.shards.test_shard import run
 
 
 def thin(length: int) -> bytes:
@@ -55,8 +54,7 @@ REFUSED = {
     "markers with fillers": (scans(MAX_SCANS).replace(b"\xff\xda", b"\xff\xff\xff\xda"), "more than 100 scans"),
     "many segments": (b"\xff\xd8" + b"\xff\xe0\0\2" * (MAX_PARTS + 1), MANY_PARTS),
     "many chunks": (zoo.encoded(zoo.picture())[:33] + zoo.chunk(b"abCd", b"") * MAX_PARTS, MANY_PARTS),
-    "many profiles": (hard.profiles(5500), "decoding it takes about 7 s; 5.0 are allowed"),
-    "many tables": (hard.segments(0xDB, bytes(65000), 950), "decoding it takes about 6 s; 5.0 are allowed"),
+    "EXIF of itself": (hard.exif_of_itself(4000, 200_000), "its metadata point at the same bytes many times"),
 }
 
 
@@ -65,6 +63,12 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(kind: str) -> None:
     data, reason = REFUSED[kind]
     with pytest.raises(ValueError, match=f"^{reason}$"):
         identify(data)
+
+
+@pytest.mark.parametrize("data", [hard.profiles(2500), hard.segments(0xDB, bytes(65000), 500)], ids=["PNG", "JPEG"])
+def test_what_takes_long_to_open_is_opened_by_a_process_with_limits(data: bytes) -> None:
+    bounds.idle_helpers.drop()
+    assert identify(data).size == (64, 64) and bounds.idle_helpers()
 
 
 def test_filling_costs_no_more_than_its_length() -> None:
@@ -213,11 +217,3 @@ def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: P
     uri, index = shards_with_an_odd_one(tmp_path), tmp_path / "out" / "index.json"
     index.write_text(index.read_text().replace('"max_pixels": 89478485', '"max_pixels": 500'))
     loses_the_odd_one(ShardReader(uri, "train"), views)
-
-
-def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    zoo.fill(tmp_path / "in", 3)
-    (tmp_path / "list.csv").write_text(f"path\n{tmp_path}/in/00000.png\n{tmp_path}/pipe.png\n")
-    run(tmp_path / "list.csv", tmp_path / "out", max_rejected=0.5)
-    assert rejected(tmp_path / "out") == {f"{tmp_path}/pipe.png": "a pipe, socket or device, no file"}
