@@ -68,7 +68,7 @@ def describe_exit(exit_code: int | None, max_pixels: int) -> str:
     return ""
 
 
-PAIR = struct.Struct("<QQ")  # of a request: max_pixels, shorter_side; of an answer: width, height, both 0 for an error
+SIZE = struct.Struct("<QQ")  # of the image in an answer, both 0 for an error
 PROGRAM = "from must.data.image.decode import decode; from must.data.image.bounds import work; work(decode)"
 
 
@@ -90,11 +90,11 @@ class Helper:
                 process_group=0,  # a signal to the group of this process does not reach it
             )
 
-    def decode(self, data: bytes, max_pixels: int, shorter_side: int) -> Image.Image:
+    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
         """Raises ValueError: the reason; EOFError, OSError: the subprocess has ended."""
-        self.connection.send_bytes(PAIR.pack(max_pixels, shorter_side))
+        self.connection.send_bytes(b"%d" % max_pixels)
         self.connection.send_bytes(data)
-        size, content = PAIR.unpack(self.connection.recv_bytes()), self.connection.recv_bytes()
+        size, content = SIZE.unpack(self.connection.recv_bytes()), self.connection.recv_bytes()
         if not any(size):
             raise UserError(content.decode("utf-8", "replace"))
         return Image.frombytes("RGB", size, content)
@@ -103,7 +103,7 @@ class Helper:
 idle_helpers = per_process(list[Helper])  # there are as many in all as threads that decode at the same time
 
 
-def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Image.Image:
+def decode_isolated(data: bytes, max_pixels: int) -> Image.Image:
     """As `decode`, in a subprocess, for any bytes.
 
     Raises:
@@ -116,7 +116,7 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
     except IndexError:
         helper = Helper()
     try:
-        image = helper.decode(data, max_pixels, shorter_side)
+        image = helper.decode(data, max_pixels)
     except (EOFError, OSError):
         why = describe_exit(helper.process.wait(), max_pixels)
         raise (UserError(why) if why else KilledWorkerError()) from None
@@ -127,26 +127,25 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
     return image
 
 
-def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:
+def work(decode: Callable[[bytes, int], Image.Image]) -> None:
     """The subprocess's loop: answers requests until its parent closes the connection."""
     connection = Connection(int(sys.argv[1]))
     silence_pillow()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print
     while True:
         try:
-            max_pixels, shorter_side = PAIR.unpack(connection.recv_bytes())
-            data = connection.recv_bytes()
+            max_pixels, data = int(connection.recv_bytes()), connection.recv_bytes()
         except (EOFError, OSError):
             return
         limit_memory(max_pixels, 0)
         size = 0, 0
         with deadline(max_pixels):
             try:
-                picture = decode(data, max_pixels, shorter_side)
+                picture = decode(data, max_pixels)
                 size, content = picture.size, picture.tobytes()
             except MemoryError:
                 content = b"too large for the memory"
             except ValueError as error:
                 content = str(error).encode("utf-8", "replace")
-        connection.send_bytes(PAIR.pack(*size))
+        connection.send_bytes(SIZE.pack(*size))
         connection.send_bytes(content)

@@ -57,7 +57,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     """
     estimate = accepted(data, max_pixels)
     if needs_limits(estimate):
-        return decode_isolated(data, max_pixels, shorter_side)
+        return decode_isolated(data, max_pixels)
     image = open_image(data, estimate, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
@@ -170,9 +170,9 @@ def orientation(image: Any) -> int:
         return 1
 
 
-T = Image.Transpose
-ROTATIONS = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_270}
-ROTATIONS |= {7: T.TRANSVERSE, 8: T.ROTATE_90}
+TURN = Image.Transpose
+ROTATIONS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE}
+ROTATIONS |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
 
 
 def reason(error: BaseException) -> str:
@@ -185,28 +185,26 @@ def reason(error: BaseException) -> str:
     return text[:200]
 
 
-def decode_plain(data: bytes, image: Any) -> Image.Image | None:
-    """The pixels of `image`, which Pillow has opened and not decoded; None if Pillow should decode it."""
+def decode_turbo(data: bytes, image: Any, colors: str = "", **options: Any) -> np.ndarray | None:
+    """uint8 [H, W, 1 or 3] of `image`, which Pillow has opened and not decoded; None if Pillow should decode it."""
     if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
         return None
     try:
-        pixels = simplejpeg.decode_jpeg(data, SPACES[image.mode], strict=True)
+        return simplejpeg.decode_jpeg(data, colors or SPACES[image.mode], strict=True, **options)
     except ValueError:
         return None
-    return Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
+
+
+def decode_plain(data: bytes, image: Any) -> Image.Image | None:
+    """As `decode_turbo`, as an image."""
+    pixels = decode_turbo(data, image)
+    return None if pixels is None else Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
 
 
 def decode_reduced(data: bytes, image: Any, factor: int) -> np.ndarray | None:
-    """The pixels at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by a faster method: uint8 [H, W, 3] or None.
-
-    The inverse cosine transform and the upsampling of colours are approximate; values differ by a few levels.
-    """
-    if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
-        return None
+    """As `decode_turbo`, RGB at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by a faster method: the inverse
+    cosine transform and the upsampling of colours are approximate; values differ by a few levels."""
     width, height = (-(-side // factor) for side in image.size)
-    try:
-        return simplejpeg.decode_jpeg(
-            data, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1, strict=True
-        )
-    except ValueError:
-        return None
+    return decode_turbo(
+        data, image, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1
+    )

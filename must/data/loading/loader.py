@@ -25,7 +25,7 @@ from must.data.augment.views import FastViews, TrainViews
 from must.data.format.index import Index
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
-from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.order import GlobalBatches
 from must.data.loading.prefetch import prefetch_batches, prefetch_samples
 from must.data.loading.reader import ShardReader, open_reader
 
@@ -95,7 +95,7 @@ def make_views(settings: ViewSettings, kind: str = "exact") -> TrainViews:
 
 
 def train_batches(
-    dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, device: torch.device | None = None
+    dataset: TrainDataset, batches: GlobalBatches, workers: int, device: torch.device | None = None
 ) -> Iterator[TrainBatch]:
     """One rank's batches, from `batches.first_step` to the end of the run. `device`: the one they are used on."""
     loader = DataLoader(

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from must.data.format.index import Shard
 from must.data.loading.cache import ShardCache
-from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
 
 Value = TypeVar("Value")
@@ -17,21 +17,18 @@ SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a
 PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
 
 
-def prefetch_batches(
-    batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int
-) -> Iterator[list[tuple[int, int]]]:
+def prefetch_batches(batches: GlobalBatches, reader: ShardReader, in_flight: int) -> Iterator[list[tuple[int, int]]]:
     """The batches, while the remote shards of the next ones are prefetched. `in_flight`: batches that the loader
     processes may be preparing."""
-    steps, parts = (batches.batches, batches.micro_batches) if isinstance(batches, MicroBatches) else (batches, 1)
 
     def shard_at(position: int) -> Shard | None:
-        number = steps.shard_at(position)
+        number = batches.shard_at(position)
         return None if number is None else reader.shards[number]
 
-    def shard_range(batch: int) -> tuple[int, int]:
-        return steps.shard_range(steps.first_step + batch // parts)
+    def shard_range(number: int) -> tuple[int, int]:
+        return batches.shard_range(batches.first_step + number // batches.micro_batches)
 
-    yield from prefetch(batches, reader, shard_at, steps.window, shard_range, in_flight)
+    yield from prefetch(batches, reader, shard_at, batches.window, shard_range, in_flight)
 
 
 def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int) -> Iterator[int]:

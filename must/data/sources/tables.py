@@ -173,7 +173,8 @@ def open_parquet(path: Path, where: str, limit: float) -> Iterator[tuple[Any, Ba
         too_large = any(group.total_byte_size > limit * max(1, group.num_rows) for group in groups)
         require(
             not too_large and largest <= max(limit, PACKED * path.stat().st_size),
-            f"{where}: it may have images of more than {limit / 1e6:g} MB, unpacked",
+            f"{where}: it may have images of more than {limit / 1e6:g} MB, unpacked; if these are images, raise "
+            "--max-file-mb",
         )
         rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may be in each row
         yield file.schema_arrow, lambda names: file.iter_batches(rows, columns=names, use_threads=False)

@@ -76,16 +76,8 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: st
 
 
 FREE = (
-    "test_uri",
-    "files",
-    "labels",
-    "samples_per_shard",
-    "split",
-    "quality",
-    "validate",
-    "max_bytes",
-    "drop_duplicates",
-)
+    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "validate", "max_bytes", "drop_duplicates"
+)  # fmt: skip
 
 
 def test_a_value_of_another_type_is_refused_wherever_it_is(made: Path) -> None:

@@ -1,6 +1,5 @@
 """What one image file may cost: refused by its header, or decoded in memory that follows its pixels alone."""
 
-import re
 import struct
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from benchmarks import image_cost as hard
 from must.data.image import bounds, colors
 from must.data.image.cost import MAX_PARTS, MAX_SCANS
 from must.data.image.decode import check, decode, identify
-from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset, make_views
 from must.data.loading.reader import ShardReader
 from tests import zoo
@@ -179,36 +177,6 @@ def loses_the_odd_one(reader: ShardReader, views: str) -> None:
     assert dataset[0, odd][-2:] == ((odd + 1) % len(reader), 1)
     source = EvalSource(reader, PREPROCESS, 8, 0)
     assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "views"),
-    [
-        (MemoryError(), "too large for the memory", "exact"),
-        (OSError(5, "x"), "[Errno 5] x", "fast"),
-        (RuntimeError("a bug"), "a bug", "exact"),
-    ],
-)
-def test_whatever_a_view_raises_costs_one_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, views: str,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def of_file(self: object, data: bytes, *arguments: object) -> object:
-        if data == ODD:
-            raise error
-        return of_file_before(self, data, *arguments)
-
-    def call(self: EvalView, image: Image.Image) -> np.ndarray:
-        if image.size == (31, 31):
-            raise error
-        return call_before(self, image)
-
-    kind = type(make_views(SETTINGS, views))
-    of_file_before, call_before = kind.of_file, EvalView.__call__
-    monkeypatch.setattr(kind, "of_file", of_file)
-    monkeypatch.setattr(EvalView, "__call__", call)
-    loses_the_odd_one(ShardReader(shards_with_an_odd_one(tmp_path), "train"), views)
-    assert re.search(rf"\(odd\) cannot be decoded and is replaced.*{re.escape(reason)}", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("views", ["exact", "fast"])
