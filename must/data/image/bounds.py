@@ -68,7 +68,7 @@ def describe_exit(exit_code: int | None, max_pixels: int) -> str:
     return ""
 
 
-IMAGE_SIZE = struct.Struct("<QQ")  # of the image in an answer, both 0 for an error
+SIZE_OF_IMAGE = struct.Struct("<QQ")  # of the image in an answer, both 0 for an error
 PROGRAM = "from must.data.image.decode import decode; from must.data.image.bounds import work; work(decode)"
 
 
@@ -94,7 +94,7 @@ class Helper:
         """Raises ValueError: the reason; EOFError, OSError: the subprocess has ended."""
         self.connection.send_bytes(b"%d" % max_pixels)
         self.connection.send_bytes(data)
-        size, content = IMAGE_SIZE.unpack(self.connection.recv_bytes()), self.connection.recv_bytes()
+        size, content = SIZE_OF_IMAGE.unpack(self.connection.recv_bytes()), self.connection.recv_bytes()
         if not any(size):
             raise UserError(content.decode("utf-8", "replace"))
         return Image.frombytes("RGB", size, content)
@@ -147,5 +147,5 @@ def work(decode: Callable[[bytes, int], Image.Image]) -> None:
                 content = b"too large for the memory"
             except ValueError as error:
                 content = str(error).encode("utf-8", "replace")
-        connection.send_bytes(IMAGE_SIZE.pack(*size))
+        connection.send_bytes(SIZE_OF_IMAGE.pack(*size))
         connection.send_bytes(content)
