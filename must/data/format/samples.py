@@ -8,7 +8,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -74,16 +74,15 @@ class Sample(NamedTuple):
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared."""
     name, hint = storage.join(uri, shard.name), f"; run `must index verify {uri}` for details"
-    try:
-        with storage.local_copy(name) as path:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(storage.local_copy(name))
             require_size(path, uri, shard)
-            if storage.is_remote(name) and storage.compute_sha256(path) != shard.sha256:
-                raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
-            yield path
-    except FileNotFoundError as error:
-        if error.filename not in (None, str(storage.local(name))) and not storage.is_remote(name):
-            raise
-        raise UserError(f"{name} is missing{hint}") from None
+        except FileNotFoundError:
+            raise UserError(f"{name} is missing{hint}") from None
+        if storage.is_remote(name) and storage.compute_sha256(path) != shard.sha256:
+            raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
+        yield path
 
 
 def require_size(path: Path, uri: str, shard: Shard) -> None:

@@ -113,9 +113,9 @@ def large_tile(side: int) -> bytes:
 
 @pytest.mark.slow
 def test_what_a_decoder_may_take_has_a_limit() -> None:
-    """A tile of 2,500 megapixels for a picture of 64 x 64: refused in a program beside this one."""
-    with pytest.raises(ValueError, match=r"too large for the memory|takes more than 15 s|not enough memory"):
-        decode(large_tile(50_000))
+    """A tile of 2.1 GB for a picture of 64 x 64: refused in a program beside this one."""
+    with pytest.raises(ValueError, match=r"too large for the memory|decoder error -9"):
+        decode(large_tile(46_000))
     assert decode(GOOD).size == (16, 12)
 
 

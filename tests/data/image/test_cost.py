@@ -159,29 +159,17 @@ def test_memory_follows_the_pixels(tmp_path: Path, mode: str, act: str, limit: f
     assert peak / side**2 < limit
 
 
-ODD = zoo.encoded(zoo.picture(0, 31, 31))
-
-
-def shards_with_an_odd_one(folder: Path) -> str:
-    """Beside twenty images of another size."""
-    zoo.fill(folder / "in", 20)
-    (folder / "in" / "odd").write_bytes(ODD)
-    run(folder / "in", folder / "out")
-    return str(folder / "out")
-
-
-def loses_the_odd_one(reader: ShardReader, views: str) -> None:
-    """Training replaces it by the next one, evaluation leaves it out."""
-    (odd,) = (n for n in range(len(reader)) if reader.description(n)["source"] == "odd")
-    dataset = TrainDataset(reader, make_views(SETTINGS, views), 0)
-    assert dataset[0, odd][-2:] == ((odd + 1) % len(reader), 1)
-    source = EvalSource(reader, PREPROCESS, 8, 0)
-    assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
-
-
 @pytest.mark.parametrize("views", ["exact", "fast"])
 def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: Path, views: str) -> None:
-    """Shown with a lower limit: the index's is the one that counts, and images above it are expensive to test with."""
-    uri, index = shards_with_an_odd_one(tmp_path), tmp_path / "out" / "index.json"
+    """Shown with a lower limit: the index's is the one that counts, and images above it are expensive to test with.
+    Training replaces the image by the next one, evaluation leaves it out."""
+    zoo.fill(tmp_path / "in", 20)
+    (tmp_path / "in" / "odd").write_bytes(zoo.encoded(zoo.picture(0, 31, 31)))
+    run(tmp_path / "in", tmp_path / "out")
+    index = tmp_path / "out" / "index.json"
     index.write_text(index.read_text().replace('"max_pixels": 89478485', '"max_pixels": 500'))
-    loses_the_odd_one(ShardReader(uri, "train"), views)
+    reader = ShardReader(str(tmp_path / "out"), "train")
+    (odd,) = (n for n in range(len(reader)) if reader.description(n)["source"] == "odd")
+    assert TrainDataset(reader, make_views(SETTINGS, views), 0)[0, odd][-2:] == ((odd + 1) % len(reader), 1)
+    source = EvalSource(reader, PREPROCESS, 8, 0)
+    assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1
