@@ -109,10 +109,6 @@ fuzz: setup  ## Fuzz the parsers of untrusted input (SECONDS=60 each; TARGETS="t
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS); \
 		else echo "make: fuzzing is skipped: atheris cannot be had for $$($(BIN)/python --version)"; fi
 
-.PHONY: fuzz-replay
-fuzz-replay: setup  ## Run the parsers of untrusted input on the stored corpus; check memory and time
-	@$(BIN)/python -m tests.fuzz.replay $(TARGETS)
-
 .PHONY: test-kfp
 test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
 	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }

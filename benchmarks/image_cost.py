@@ -4,7 +4,7 @@
 
 One line per image: bytes, megapixels, whether `must` accepts it, estimated and measured megabytes and seconds of one
 core, for `decode` (training, prediction, serving) and `check` (sharding). The exit code is 1 if an accepted image needs
-1 GB or 5 s, or more than estimated.
+2 GB or 15 s, or more than estimated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MEMORY, SECONDS = 1e9, 5.0
+MEMORY, SECONDS = 2e9, 15.0
 SPARE = 30e6  # bytes, of libraries that the first image loads
 
 CHILD = """
@@ -37,7 +37,7 @@ result = {}
 try:
     from must.data.image.cost import cost
     estimate = cost(data)
-    result = {"pixels": estimate.pixels, "memory": estimate.memory, "seconds": estimate.seconds}
+    result = {"pixels": estimate.width * estimate.height, "memory": estimate.memory, "seconds": estimate.seconds}
 except (ValueError, ImportError) as error:
     result = {"why": str(error)}
 Path("/proc/self/clear_refs").write_text("5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -12,24 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from must.data.format.index import Shard, parse_index
-from must.data.format.samples import parse_offsets
+from must.data.format.index import parse_index
 from must.data.image import bounds
-from must.data.image.cost import cost, detect_format
+from must.data.image.cost import detect_format
 from must.data.image.decode import check, decode, identify
-from must.data.shards.chunk import npy
-from must.data.shards.history import read_table
 from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
 from must.data.sources.files import Manifest
 from must.data.sources.tables import Table, Tables
-from must.deploy.predict.session import parse_metadata
 from must.deploy.serve.protocol import Limits, Refused, parse_request
-from must.method.model.classifier import load_class_set, parse_header
+from must.method.model.classifier import load_class_set
 from must.method.model.description import load_description
 from tests import zoo
 
@@ -44,8 +38,6 @@ class Target:
     parse: Callable[[bytes], object]
     seeds: Callable[[], list[bytes]]
     longest: int = 4096  # bytes of an input
-    memory: int = 100_000_000  # bytes that one input may take at the peak
-    seconds: float = 2.0  # of the processor
 
 
 def run(target: Target, data: bytes) -> None:
@@ -63,10 +55,7 @@ def file_of(data: bytes, name: str) -> str:
     return str(path)
 
 
-# -- index, offsets, tables --------------------------------------------------------------------------------------------
-OFFSETS = np.array([[512, 10, 1536, 20], [2560, 10, 3584, 20]], np.int64)
-
-
+# -- index ----------------------------------------------------------------------------------------------------------
 def index(data: bytes) -> None:
     found = parse_index(data, "index.json")
     assert parse_index(found.to_json(), "index.json") == found
@@ -90,22 +79,6 @@ def indexes() -> list[bytes]:
         "tables": [{"name": "names-0000.npy", "sha256": "c" * 64}], "chunks": 1, "version": 1,
     }  # fmt: skip
     return [json.dumps(content).encode(), b'{"version": 1}', b"[]"]
-
-
-def offsets(data: bytes) -> None:
-    shard = Shard("train-000000.tar", "train", 2, 4096, "a" * 64, hashlib.sha256(data).hexdigest(), 0)
-    table = parse_offsets(data, "train-000000.npy", shard)
-    assert (table >= 0).all() and (table[:, ::2] + table[:, 1::2] <= shard.bytes).all()
-
-
-def table(data: bytes) -> None:
-    for name, columns in (("names-0000.npy", 2), ("contents-0000.npy", 32)):
-        path = Path(file_of(data, name))
-        try:
-            found = read_table(path, {"name": name, "sha256": hashlib.sha256(data).hexdigest()})
-        except ValueError:
-            continue
-        assert found.shape == (len(found), columns)
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -204,11 +177,6 @@ def image(data: bytes) -> None:
     check(header)
 
 
-def picture(data: bytes) -> None:
-    if detect_format(data):
-        decode(data)
-
-
 def images() -> list[bytes]:
     small = zoo.picture(0, 16, 12)
     found = [zoo.encoded(small, kind) for kind in ("JPEG", "PNG", "WEBP")]
@@ -217,7 +185,7 @@ def images() -> list[bytes]:
     return [data for data in found if len(data) < 4096]
 
 
-# -- classes, classifiers, bundles, ONNX -------------------------------------------------------------------------------
+# -- classes, bundles --------------------------------------------------------------------------------------------------
 def classes(data: bytes) -> None:
     found = load_class_set(file_of(data, "classes.yaml"))
     assert len(found.names) == len(set(found.names)) == len(found.prompts) >= 2
@@ -226,19 +194,6 @@ def classes(data: bytes) -> None:
     assert not found.shares or (
         len(found.shares) == len(found.names) and 0 < min(found.shares) <= max(found.shares) <= 1
     )
-
-
-def classifier(data: bytes) -> None:
-    header = parse_header(data, "classifier.safetensors", "--classifier")
-    assert all(isinstance(name, str) for name in header["classes"])
-    assert all(0 < share <= 1 for share in header["shares"])
-
-
-def headers() -> list[bytes]:
-    description = {"classes": ["a", "b"], "templates": ["a {}"], "model": "m", "pretrained": "", "logit_scale": 100.0}
-    description |= {"shares": [], "model_folder": "", "model_sha256": "", "sha256": "0" * 64}
-    found = (description, {**description, "shares": [0.25, 0.75]})
-    return [json.dumps({"__metadata__": {"must": json.dumps(one)}}).encode() for one in found]
 
 
 def bundle(data: bytes) -> None:
@@ -256,12 +211,6 @@ def bundles() -> list[bytes]:
     return [json.dumps(values).encode()]
 
 
-def metadata(data: bytes) -> None:
-    names, _, preprocess = data.decode("utf-8", "replace").partition("\n")
-    found, view = parse_metadata({"classes": names, "preprocess": preprocess}, "model.onnx")
-    assert found and all(isinstance(name, str) for name in found) and 1 <= view.size <= 2048
-
-
 # -- the server --------------------------------------------------------------------------------------------------------
 def request(data: bytes) -> None:
     assert 1 <= len(parse_request(data, Limits(64, 32, True)).images) <= 64
@@ -276,8 +225,6 @@ def requests() -> list[bytes]:
 
 TARGETS = {
     "index": Target(index, indexes),
-    "offsets": Target(offsets, lambda: [npy(OFFSETS)], 512),
-    "table": Target(table, lambda: [npy(np.zeros((2, 2), np.uint64)), npy(np.zeros((2, 32), np.uint8))], 512),
     "jsonl": Target(manifest("jsonl"), lambda: [b'{"path": "a.png", "label": "cat", "split": "x"}\n{"path": "b"}\n']),
     "csv": Target(manifest("csv"), lambda: [b'path,label,split\na.png,cat,test\n"b,\n",,\n']),
     "tar": Target(archive("tar"), tars, 8192),
@@ -285,19 +232,13 @@ TARGETS = {
     "parquet": Target(table_of_images("parquet"), lambda: tables("parquet")),
     "arrow": Target(table_of_images("arrow"), lambda: tables("arrow")),
     "image": Target(image, images),
-    "cost": Target(cost, images, memory=20_000_000, seconds=0.5),
-    "picture": Target(picture, images, memory=1_000_000_000, seconds=5),
-    "request": Target(request, requests, seconds=1),
+    "request": Target(request, requests),
     "classes": Target(
         classes,
         lambda: [
             b"classes: [cat, {name: dog, prompts: [a dog]}]\ntemplates: ['a {}']\n",
             b"classes: [{name: cat, share: 1}, {name: dog, share: 3e-1}]\n",
         ],
-        memory=400_000_000,
-        seconds=5,
     ),
-    "classifier": Target(classifier, headers),
     "bundle": Target(bundle, bundles),
-    "metadata": Target(metadata, lambda: [b'["a", "b"]\n{"size": 32, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}']),
 }

@@ -25,7 +25,7 @@ from must.base.errors import UserError
 from must.base.parameters import get_default
 from must.config import TrainConfig
 from must.data.image.decode import orientation
-from must.data.image.preprocess import Preprocess
+from must.data.image.preprocess import Preprocess, resized
 
 GENERATOR = random.Random()
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of the strong crop
@@ -157,13 +157,6 @@ def record_op(name: str, done: list[Operation], *arguments: float, **_: object) 
     if name == "GaussianBlurRand":  # the only one with another random number
         return [*done, Operation("GaussianBlur", (GENERATOR.uniform(0.1, 2.0 * arguments[0]),))]
     return [*done, Operation(name, arguments)]
-
-
-def resized(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height after torchvision's Resize of the shorter side to `size`."""
-    if width <= height:
-        return size, int(size * height / width)
-    return int(size * width / height), size
 
 
 def upright_size(header: Any) -> tuple[int, int]:

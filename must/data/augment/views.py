@@ -20,12 +20,12 @@ from must.data.augment.draws import (
     AugmentSampler,
     Operation,
     ViewSettings,
-    resized,
     seed_views,
     upright_size,
 )
 from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode, decode_reduced, identify, orientation
+from must.data.image.preprocess import resized
 
 BICUBIC = Image.Resampling.BICUBIC
 

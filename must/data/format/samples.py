@@ -4,12 +4,11 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,27 +47,19 @@ def read_file(uri: str, name: str, sha256: str) -> bytes:
 
 
 def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
+    """The table in the bytes of a .npy file, which are untrusted: without a copy, so a header allocates no memory."""
+    file, expected = io.BytesIO(data), ((1, 0), (shard.samples, 4), False, np.dtype(np.int64))
     try:
-        offsets = parse_npy(data)
+        header = np.lib.format.read_magic(file), *np.lib.format.read_array_header_1_0(file)
     except Exception:  # numpy has no common class for errors in a header
-        raise UserError(f"{path} is damaged: no .npy file; {MAKE_AGAIN}") from None
-    if offsets.shape != (shard.samples, 4) or offsets.dtype != np.int64:
-        raise UserError(f"{path} is damaged: int64 [{shard.samples}, 4] expected, not {offsets.dtype} {offsets.shape}")
+        header = None
+    if header != expected or len(data) - file.tell() != 32 * shard.samples:
+        raise UserError(f"{path} is damaged: no .npy file of int64 [{shard.samples}, 4]; {MAKE_AGAIN}")
+    offsets = np.frombuffer(data, np.int64, offset=file.tell()).reshape(-1, 4)
     starts, sizes = offsets[:, ::2], offsets[:, 1::2]
     if (offsets < 0).any() or (sizes > shard.bytes).any() or (starts > shard.bytes - sizes).any():
         raise UserError(f"{path} is damaged: it points past the end of {shard.name}; {MAKE_AGAIN}")
     return offsets
-
-
-def parse_npy(data: bytes) -> np.ndarray:
-    """The content of a .npy file, without a copy, so a header with a wrong size allocates no memory."""
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise UserError("unknown version")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise UserError("not as long as its header says")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 class Sample(NamedTuple):
@@ -83,16 +74,15 @@ class Sample(NamedTuple):
 def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
     """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared."""
     name, hint = storage.join(uri, shard.name), f"; run `must index verify {uri}` for details"
-    try:
-        with storage.local_copy(name) as path:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(storage.local_copy(name))
             require_size(path, uri, shard)
-            if storage.is_remote(name) and storage.compute_sha256(path) != shard.sha256:
-                raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
-            yield path
-    except FileNotFoundError as error:
-        if error.filename not in (None, str(storage.local(name))) and not storage.is_remote(name):
-            raise
-        raise UserError(f"{name} is missing{hint}") from None
+        except FileNotFoundError:
+            raise UserError(f"{name} is missing{hint}") from None
+        if storage.is_remote(name) and storage.compute_sha256(path) != shard.sha256:
+            raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
+        yield path
 
 
 def require_size(path: Path, uri: str, shard: Shard) -> None:
@@ -129,8 +119,6 @@ def read_samples(path: Path, rows: np.ndarray) -> Iterator[Sample]:
 def read(descriptor: int, size: int, offset: int) -> bytes:
     """All of the `size` bytes at `offset`. Raises ValueError, OSError: the file is shorter, or `offset` is below 0."""
     data = os.pread(descriptor, size, offset)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += more
     if len(data) != size:
         raise UserError("the file is shorter")
     return data

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
 
 from PIL import Image
 
@@ -19,10 +20,10 @@ from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.workers import KilledWorkerError
-from must.data.image.cost import MAX_MEMORY, MAX_PIXELS, MAX_SECONDS
+from must.data.image.cost import MAX_PIXELS
 
-MARGIN, MEMORY_MARGIN = 3, 2
-"""The limits on time and memory, as multiples of the largest estimate that is accepted."""
+MAX_MEMORY, MAX_SECONDS = 2e9, 15.0
+"""Bytes and processor time of one image. A limit on pixels above the default raises both in proportion."""
 
 memory_limited = False
 """Whether this process is such a worker, which `limit_memory` was called in."""
@@ -31,7 +32,7 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.
 
 
 def max_seconds(max_pixels: int) -> float:
-    return MARGIN * MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
+    return MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def limit_memory(max_pixels: int, others: int) -> None:
 
         lines = Path("/proc/self/status").read_text().splitlines()
         used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
-        limit = used + others + int(MEMORY_MARGIN * MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
+        limit = used + others + int(MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
@@ -67,9 +68,7 @@ def describe_exit(exit_code: int | None, max_pixels: int) -> str:
     return ""
 
 
-REQUEST = struct.Struct("<QQQ")  # bytes of the file, max_pixels, shorter_side
-RESPONSE = struct.Struct("<?QQQ")  # whether it was decoded, width, height, bytes of RGB or of the error message
-PIPE = 1 << 20  # bytes, if the system allows it
+SIZE_OF_IMAGE = struct.Struct("<QQ")  # of the image in an answer, both 0 for an error
 PROGRAM = "from must.data.image.decode import decode; from must.data.image.bounds import work; work(decode)"
 
 
@@ -81,33 +80,30 @@ class Helper:
 
     def __init__(self) -> None:
         path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
-            pipesize=PIPE,
-            process_group=0,  # a signal to the group of this process does not reach it
-        )
+        self.connection, other_end = Pipe()
+        with other_end:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", PROGRAM, str(other_end.fileno())],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+                pass_fds=[other_end.fileno()],
+                process_group=0,  # a signal to the group of this process does not reach it
+            )
 
-    def decode(self, data: bytes, max_pixels: int, shorter_side: int) -> Image.Image:
+    def decode(self, data: bytes, max_pixels: int) -> Image.Image:
         """Raises ValueError: the reason; EOFError, OSError: the subprocess has ended."""
-        requests, responses = self.process.stdin, self.process.stdout
-        assert requests and responses
-        requests.write(REQUEST.pack(len(data), max_pixels, shorter_side))
-        requests.write(data)
-        requests.flush()
-        decoded, width, height, size = RESPONSE.unpack(read_exactly(responses, RESPONSE.size))
-        content = read_exactly(responses, size)
-        if not decoded:
+        self.connection.send_bytes(b"%d" % max_pixels)
+        self.connection.send_bytes(data)
+        size, content = SIZE_OF_IMAGE.unpack(self.connection.recv_bytes()), self.connection.recv_bytes()
+        if not any(size):
             raise UserError(content.decode("utf-8", "replace"))
-        return Image.frombytes("RGB", (width, height), content)
+        return Image.frombytes("RGB", size, content)
 
 
 idle_helpers = per_process(list[Helper])  # there are as many in all as threads that decode at the same time
 
 
-def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Image.Image:
+def decode_isolated(data: bytes, max_pixels: int) -> Image.Image:
     """As `decode`, in a subprocess, for any bytes.
 
     Raises:
@@ -120,7 +116,7 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
     except IndexError:
         helper = Helper()
     try:
-        image = helper.decode(data, max_pixels, shorter_side)
+        image = helper.decode(data, max_pixels)
     except (EOFError, OSError):
         why = describe_exit(helper.process.wait(), max_pixels)
         raise (UserError(why) if why else KilledWorkerError()) from None
@@ -131,32 +127,25 @@ def decode_isolated(data: bytes, max_pixels: int, shorter_side: int = 0) -> Imag
     return image
 
 
-def work(decode: Callable[[bytes, int, int], Image.Image]) -> None:
-    """The subprocess's loop: answers requests until its standard input is closed."""
-    responses = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+def work(decode: Callable[[bytes, int], Image.Image]) -> None:
+    """The subprocess's loop: answers requests until its parent closes the connection."""
+    connection = Connection(int(sys.argv[1]))
     silence_pillow()
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print; that must not get into the responses
-    while head := sys.stdin.buffer.read(REQUEST.size):
-        size, max_pixels, shorter_side = REQUEST.unpack(head)
-        data = read_exactly(sys.stdin.buffer, size)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print
+    while True:
+        try:
+            max_pixels, data = int(connection.recv_bytes()), connection.recv_bytes()
+        except (EOFError, OSError):
+            return
         limit_memory(max_pixels, 0)
-        decoded, width, height = False, 0, 0
+        size = 0, 0
         with deadline(max_pixels):
             try:
-                picture = decode(data, max_pixels, shorter_side)
-                decoded, (width, height), content = True, picture.size, picture.tobytes()
+                picture = decode(data, max_pixels)
+                size, content = picture.size, picture.tobytes()
             except MemoryError:
                 content = b"too large for the memory"
             except ValueError as error:
                 content = str(error).encode("utf-8", "replace")
-        responses.write(RESPONSE.pack(decoded, width, height, len(content)))
-        responses.write(content)
-        responses.flush()
-
-
-def read_exactly(file: IO[bytes], size: int) -> bytes:
-    """Raises EOFError: there are fewer bytes."""
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
+        connection.send_bytes(SIZE_OF_IMAGE.pack(*size))
+        connection.send_bytes(content)

@@ -1,13 +1,13 @@
-"""The cost of decoding a JPEG, PNG or WebP, estimated from its header, and limits on the size of any image.
+"""The cost of decoding a JPEG, PNG or WebP, estimated from its header, and the limits on the size of any image.
 
-These three are decoded by the process that needs them. Images of other formats are decoded by a process that is ended
-by its limits (bounds.py), so nothing is estimated for them. This module does not use Pillow.
+Images of these formats whose estimate is low are decoded by the process that needs them; all other images by a process
+that is ended by its limits (bounds.py). This module does not use Pillow.
 """
 
 import importlib.util
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from must.base.errors import UserError
 
@@ -17,18 +17,16 @@ MAX_PIXELS = 89_478_485
 MAX_RATIO = 200
 """Of the longer side to the shorter. A view with a shorter side of S pixels has a longer one of up to S times this."""
 
-MAX_MEMORY, MAX_SECONDS = 1e9, 5.0
-"""Bytes and seconds that decoding one image may take. A limit on pixels above the default raises both in proportion."""
-
 MAX_PARTS = 200_000
-"""The most segments, chunks or fields of one file that are parsed."""
+"""The most segments or chunks of one file that are parsed."""
 
 MAX_SCANS = 100
 """Of a progressive JPEG, in which each scan covers the whole image. Encoders write 3 to 20."""
 
+MAX_EXIF = 1_000_000  # bytes
 RGB_BYTES = 8  # per pixel of any image: RGB in Pillow's memory layout (4), and a second copy while it is rotated
 SLACK = 16_000_000  # bytes for the strip that is being converted, which does not depend on the size of the image
-SEGMENT_SECONDS = 7e-6  # that Pillow takes for each segment or chunk, whatever its content
+PART_SECONDS = 7e-6  # that Pillow takes for each segment or chunk, whatever its content
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 PLUGIN, HEIC_BRANDS = "pillow_heif", (b"heic", b"heix")
 
@@ -43,13 +41,9 @@ class Cost(NamedTuple):
     seconds: float
 
     @property
-    def pixels(self) -> int:
-        return self.width * self.height
-
-    @property
     def megapixels(self) -> float:
         """The size of the image, or that of a plain image which takes the same time, if that is larger."""
-        return max(self.pixels / 1e6, self.seconds / 50e-3)
+        return max(self.width * self.height / 1e6, self.seconds / 50e-3)
 
 
 def detect_format(data: bytes) -> str:
@@ -64,27 +58,14 @@ def detect_format(data: bytes) -> str:
 def cost(data: bytes, parts: int = MAX_PARTS) -> Cost:
     """The cost of decoding the whole image to RGB. Nothing is decoded. `parts`: the most that are parsed."""
     kind = detect_format(data)
+    if kind == "WEBP":
+        return webp_cost(data)
     if not kind:
         raise UserError("not an image of a known format")
-    return {"JPEG": jpeg_cost, "PNG": png_cost, "WEBP": webp_cost}[kind](data, parts)
+    return (jpeg_cost if kind == "JPEG" else png_cost)(data, parts)
 
 
-def refusal(estimate: Cost, max_pixels: int) -> str:
-    """Why an image of that cost is not decoded; "" if it is.
-
-    Memory and time are limited to 1 GB and 5 s, or to 11 bytes and 56 ns per pixel of a larger `max_pixels`.
-    """
-    if problem := size_refusal(estimate.width, estimate.height, max_pixels):
-        return problem
-    share = max(1.0, max_pixels / MAX_PIXELS)
-    if estimate.memory > share * MAX_MEMORY:
-        return f"decoding it takes about {estimate.memory / 1e6:.0f} MB; {share * MAX_MEMORY / 1e6:.0f} are allowed"
-    if estimate.seconds > share * MAX_SECONDS:
-        return f"decoding it takes about {estimate.seconds:.0f} s; {share * MAX_SECONDS:.1f} are allowed"
-    return ""
-
-
-def size_refusal(width: int, height: int, max_pixels: int) -> str:
+def refusal(width: int, height: int, max_pixels: int) -> str:
     """Why an image of this size is not decoded; "" if it is."""
     if width < 1 or height < 1:
         return f"{width}x{height} has no pixels"
@@ -95,9 +76,9 @@ def size_refusal(width: int, height: int, max_pixels: int) -> str:
     return ""
 
 
-def number(data: bytes, offset: int, size: int, order: str = "big") -> int:
+def number(data: bytes, offset: int, size: int, order: Literal["big", "little"] = "big") -> int:
     """An unsigned number of `size` bytes; bytes after the end of the data are zeros."""
-    return int.from_bytes(data[offset : offset + size].ljust(size, b"\0"), order)  # type: ignore[arg-type]
+    return int.from_bytes(data[offset : offset + size].ljust(size, b"\0"), order)
 
 
 def too_many(parts: int) -> UserError:
@@ -109,10 +90,8 @@ MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # except those without 
 SCAN, END_MARKER, EXIF = 0xDA, 0xD9, b"Exif\0\0"
 FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE, ARITHMETIC = frozenset({0xC2, 0xC6, 0xCA, 0xCE}), frozenset(range(0xC9, 0xD0))
-COPY_RATE = 2e9  # bytes per second when Pillow joins the segments of EXIF, one after the other
-GAP_SECONDS = 4e-7  # per byte between two segments, which Pillow reads one byte at a time
-TABLE_SECONDS = 9e-8  # per byte of tables and of Photoshop's segments, which Pillow parses in Python
-PROFILE_NANOSECONDS = 60  # per pixel: conversion from CMYK by a colour profile
+GAP_SECONDS, SEGMENT_SECONDS = 4e-7, 9e-8  # per byte between two segments, and in one, which Pillow reads in Python
+INK_NANOSECONDS = 60  # per pixel: conversion from CMYK by a colour profile
 
 
 def jpeg_segments(data: bytes, parts: int) -> Iterator[tuple[int, int, int, int]]:
@@ -130,9 +109,9 @@ def jpeg_segments(data: bytes, parts: int) -> Iterator[tuple[int, int, int, int]
 
 
 def jpeg_cost(data: bytes, parts: int) -> Cost:
-    """Raises ValueError: too many segments or scans, two frames, or metadata that is refused."""
-    frame = width = height = components = scans = joined = copied = 0
-    reading, profiled, exif = 0.0, False, []
+    """Raises ValueError: too many segments or scans, or metadata that is refused."""
+    frame = width = height = components = scans = 0
+    reading, exif = 0.0, []
     for kind, gap, start, length in jpeg_segments(data, parts):
         if kind == SCAN:
             scans += 1
@@ -140,87 +119,65 @@ def jpeg_cost(data: bytes, parts: int) -> Cost:
                 raise UserError(f"more than {MAX_SCANS} scans")
             if frame not in PROGRESSIVE and number(data, start + 2, 1) == components:
                 break  # all components are in it: decoders read no other scan
-            if scans == 1 and data.find(b"\xff\xda", start) < 0:  # a fast, upper limit on the others
-                break
-        if scans:
-            if kind == END_MARKER:
-                break
-            continue
-        reading += SEGMENT_SECONDS + GAP_SECONDS * gap
-        if kind in FRAME_MARKERS:
-            if frame:
-                raise UserError("two frames: decoders differ in which they decode")
-            frame, components = kind, number(data, start + 7, 1)
-            width, height = number(data, start + 5, 2), number(data, start + 3, 2)
-        elif kind == 0xE1 and data[start + 2 : start + 8] == EXIF:
-            joined += length
-            copied += joined
-            exif.append(data[start + 8 : start + length])
-        elif kind in (0xDB, 0xED):
-            reading += TABLE_SECONDS * length
-        elif kind == 0xE2 and data[start + 2 : start + 14] == b"ICC_PROFILE\0":
-            profiled = True
-    if exif and (refused := exif_refusal(b"".join(exif), parts)):
+        elif scans and kind == END_MARKER:
+            break
+        elif not scans:
+            reading += PART_SECONDS + GAP_SECONDS * gap + SEGMENT_SECONDS * length
+            if kind in FRAME_MARKERS:
+                frame, components = kind, number(data, start + 7, 1)
+                width, height = number(data, start + 5, 2), number(data, start + 3, 2)
+            elif kind == 0xE1 and data[start + 2 : start + 8] == EXIF:
+                exif.append(data[start + 8 : start + length])
+    if refused := exif_refusal(b"".join(exif)):
         raise UserError(refused)
     pixels, components = width * height, max(components, 1)
     buffered = frame in PROGRESSIVE or scans > 1
-    memory = len(data) + SLACK + pixels * max(RGB_BYTES, (2 * components if buffered else 0) + 4) + 2 * joined
-    nanoseconds = 25 * pixels + pixels * max(1, scans) * components / 3 * (12 if frame in ARITHMETIC else 2)
-    nanoseconds += (20 if buffered else 10) * len(data)
-    nanoseconds += PROFILE_NANOSECONDS * pixels if profiled and components == 4 else 0
-    return Cost("JPEG", width, height, memory, nanoseconds / 1e9 + reading + copied / COPY_RATE)
+    memory = len(data) + SLACK + pixels * max(RGB_BYTES, (2 * components if buffered else 0) + 4)
+    nanoseconds = 25 + max(1, scans) * components / 3 * (12 if frame in ARITHMETIC else 2)
+    nanoseconds += INK_NANOSECONDS if components == 4 else 0
+    return Cost("JPEG", width, height, memory, (nanoseconds * pixels + 20 * len(data)) / 1e9 + reading)
 
 
 FIELD_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-MAX_VALUES = 100_000  # of a field whose values Pillow converts one by one; those of types 1, 2, 6 and 7 stay bytes
 
 
-def exif_refusal(exif: bytes, parts: int = MAX_PARTS) -> str:
-    """Why Pillow must not parse this EXIF, which is a TIFF's directory; "" if it may."""
+def exif_refusal(exif: bytes) -> str:
+    """Why Pillow must not parse this EXIF, which is a TIFF's directory; "" if it may. Pillow copies the values of all
+    fields, which may be the same bytes."""
     data = exif.removeprefix(EXIF)
-    order, wide = "little" if data[:1] == b"I" else "big", 8 if data[2:3] == b"\x2b" else 4
-    short, step = (2, 12) if wide == 4 else (8, 20)
-    start = number(data, wide, wide, order)
-    entries, values = number(data, start, short, order), 0
-    if entries > min(parts, MAX_VALUES):
-        return f"more than {min(parts, MAX_VALUES)} values in a field of its metadata"
-    for offset in range(start + short, min(start + short + entries * step, len(data)), step):
-        kind, count = number(data, offset + 2, 2, order), number(data, offset + 4, wide, order)
-        if count > MAX_VALUES and kind not in (1, 2, 6, 7):
-            return f"more than {MAX_VALUES} values in a field of its metadata"
-        size = FIELD_BYTES.get(kind, 0) * count
-        values += size if size > wide else 0
-    return "its metadata point at the same bytes many times" if values > 2 * len(exif) + 1000 else ""
+    if len(data) > MAX_EXIF or data[2:3] == b"\x2b":
+        return f"metadata of more than {MAX_EXIF} bytes, or in the form of a BigTIFF"
+    order: Literal["big", "little"] = "little" if data[:1] == b"I" else "big"
+    start = number(data, 4, 4, order)
+    fields = range(start + 2, min(start + 2 + 12 * number(data, start, 2, order), len(data)), 12)
+    sizes = (FIELD_BYTES.get(number(data, at + 2, 2, order), 0) * number(data, at + 4, 4, order) for at in fields)
+    copied = sum(size for size in sizes if size > 4)  # shorter values lie in the field
+    return "its metadata point at the same bytes many times" if copied > 2 * len(exif) + 1000 else ""
 
 
 # -- PNG, WebP and HEIC ------------------------------------------------------------------------------------------------
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-COMPRESSED_CHUNKS, MAX_EXPANDED = (b"iCCP", b"zTXt", b"iTXt"), 1_000_000  # the most bytes that Pillow makes of one
+COMPRESSED_CHUNKS, EXPANDING_SECONDS = (b"iCCP", b"zTXt", b"iTXt"), 1.2e-3  # Pillow makes a megabyte of each, at most
 
 
 def png_cost(data: bytes, parts: int) -> Cost:
-    """Raises ValueError: too many chunks, or not one header."""
-    offset, heads, reading, chunks = len(PNG), [], 0.0, 0
+    """Raises ValueError: too many chunks, or no header, which is the first one."""
+    offset, chunks, reading = len(PNG), 0, 0.0
+    if data[12:16] != b"IHDR":
+        raise UserError("no header")
     while offset < len(data):
         chunks += 1
         if chunks > parts:
             raise too_many(parts)
-        name, length = data[offset + 4 : offset + 8], number(data, offset, 4)
-        if name == b"IHDR":
-            heads.append(offset + 8)
-        elif name in COMPRESSED_CHUNKS:
-            reading += 1.2e-9 * min(MAX_EXPANDED, 1032 * length)
-        reading += SEGMENT_SECONDS
-        offset += 12 + length
-    if len(heads) != 1:
-        raise UserError("no header" if not heads else "two headers: decoders differ in their use")
-    width, height, depth, color = (number(data, heads[0] + at, size) for at, size in ((0, 4), (4, 4), (8, 1), (9, 1)))
+        reading += EXPANDING_SECONDS if data[offset + 4 : offset + 8] in COMPRESSED_CHUNKS else PART_SECONDS
+        offset += 12 + number(data, offset, 4)
+    width, height, depth, color = (number(data, at, size) for at, size in ((16, 4), (20, 4), (24, 1), (25, 1)))
     pixels, samples = width * height, CHANNELS.get(color, 4) * max(1, depth / 8)
     seconds = (pixels * (17 + 4 * samples) + 5 * len(data)) / 1e9 + reading
     return Cost("PNG", width, height, len(data) + RGB_BYTES * pixels + SLACK, seconds)
 
 
-def webp_cost(data: bytes, parts: int) -> Cost:
+def webp_cost(data: bytes) -> Cost:
     """Pillow decodes by way of the animation decoder: two canvases, the image as bytes, and Pillow's own copy."""
     head = data[12:16]
     if head == b"VP8X":

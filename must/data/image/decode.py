@@ -23,7 +23,6 @@ from must.data.image.cost import (
     exif_refusal,
     is_heic,
     refusal,
-    size_refusal,
 )
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
@@ -53,12 +52,12 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
-    Raises ValueError: the bytes are no image, are damaged, or would cost too much (must/data/image/cost.py), such as
-    more than `max_pixels` pixels, or did so while decoding (bounds.py). The text is the reason.
+    Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
+    (cost.py), or cost too much (bounds.py). The text is the reason.
     """
     estimate = accepted(data, max_pixels)
     if needs_limits(estimate):
-        return decode_isolated(data, max_pixels, shorter_side)
+        return decode_isolated(data, max_pixels)
     image = open_image(data, estimate, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
@@ -106,7 +105,7 @@ def accepted(data: bytes, max_pixels: int) -> Cost | None:
     if not detect_format(data):
         return None
     estimate = cost(data)
-    if refused := refusal(estimate, max_pixels):
+    if refused := refusal(estimate.width, estimate.height, max_pixels):
         raise UserError(refused)
     return estimate
 
@@ -125,9 +124,9 @@ def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
             image.load()
     except Exception as error:
         raise UserError(reason(error)) from error
-    if estimate and image.width * image.height > estimate.pixels:
+    if estimate and image.width * image.height > estimate.width * estimate.height:
         raise UserError("its headers contradict each other")
-    if refused := size_refusal(image.width, image.height, max_pixels):
+    if refused := refusal(image.width, image.height, max_pixels):
         raise UserError(refused)
     return image
 
@@ -157,7 +156,7 @@ def upright(pixels: Image.Image, exif: int) -> Image.Image:
     """The image as RGB, rotated or mirrored by `exif`, the value of EXIF's orientation."""
     rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
     del pixels
-    return ROTATIONS[exif](rgb) if exif in ROTATIONS else rgb
+    return rgb.transpose(ROTATIONS[exif]) if exif in ROTATIONS else rgb
 
 
 def orientation(image: Any) -> int:
@@ -171,15 +170,9 @@ def orientation(image: Any) -> int:
         return 1
 
 
-ROTATIONS = {
-    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
-    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
-    6: lambda image: image.transpose(Image.Transpose.ROTATE_270),
-    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
-    8: lambda image: image.transpose(Image.Transpose.ROTATE_90),
-}
+TURN = Image.Transpose
+ROTATIONS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE}
+ROTATIONS |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
 
 
 def reason(error: BaseException) -> str:
@@ -192,28 +185,26 @@ def reason(error: BaseException) -> str:
     return text[:200]
 
 
-def decode_plain(data: bytes, image: Any) -> Image.Image | None:
-    """The pixels of `image`, which Pillow has opened and not decoded; None if Pillow should decode it."""
+def decode_turbo(data: bytes, image: Any, colors: str = "", **options: Any) -> np.ndarray | None:
+    """uint8 [H, W, 1 or 3] of `image`, which Pillow has opened and not decoded; None if Pillow should decode it."""
     if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
         return None
     try:
-        pixels = simplejpeg.decode_jpeg(data, SPACES[image.mode], strict=True)
+        return simplejpeg.decode_jpeg(data, colors or SPACES[image.mode], strict=True, **options)
     except ValueError:
         return None
-    return Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
+
+
+def decode_plain(data: bytes, image: Any) -> Image.Image | None:
+    """As `decode_turbo`, as an image."""
+    pixels = decode_turbo(data, image)
+    return None if pixels is None else Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
 
 
 def decode_reduced(data: bytes, image: Any, factor: int) -> np.ndarray | None:
-    """The pixels at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by a faster method: uint8 [H, W, 3] or None.
-
-    The inverse cosine transform and the upsampling of colours are approximate; values differ by a few levels.
-    """
-    if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
-        return None
+    """As `decode_turbo`, RGB at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by a faster method: the inverse
+    cosine transform and the upsampling of colours are approximate; values differ by a few levels."""
     width, height = (-(-side // factor) for side in image.size)
-    try:
-        return simplejpeg.decode_jpeg(
-            data, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1, strict=True
-        )
-    except ValueError:
-        return None
+    return decode_turbo(
+        data, image, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1
+    )

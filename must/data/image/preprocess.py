@@ -96,12 +96,17 @@ class EvalView:
         width, height = image.size
         if self.squash:
             return np.asarray(resize(image, self.size, self.size, self.filter))
-        short, long = min(width, height), max(width, height)
-        long = int(self.size * long / short)
-        new_width, new_height = (self.size, long) if width <= height else (long, self.size)
+        new_width, new_height = resized(width, height, self.size)
         image = resize(image, new_width, new_height, self.filter)
         x, y = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
         return np.asarray(image.crop((x, y, x + self.size, y + self.size)))
+
+
+def resized(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height after torchvision's Resize of the shorter side to `size`."""
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
 
 
 def resize(image: Image.Image, width: int, height: int, filter: Image.Resampling) -> Image.Image:

@@ -109,35 +109,27 @@ class ShardCache:
         with storage.disk_errors(part):
             descriptor = keep_from_children(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666))
         try:
-            return self.download_exclusive(uri, shard, path, part, descriptor, wait)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait:  # until the download is done; the other process may then have a shared lock, too
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                return wait
+            try:
+                if os.fstat(descriptor).st_nlink == 0 or path.exists():  # another process has done it
+                    return True
+                with os.fdopen(descriptor, "wb", closefd=False) as file:
+                    complete = self.fill(uri, shard, file)
+                if complete:
+                    with self.exclusive():  # a file renamed while `files` lists the folder could be missed
+                        part.replace(path)
+                return complete
+            finally:
+                with suppress(FileNotFoundError):
+                    if part.stat().st_ino == os.fstat(descriptor).st_ino:  # it is still the one that is locked
+                        part.unlink()
         finally:
             self.release(descriptor)
-
-    def download_exclusive(self, uri: str, shard: Shard, path: Path, part: Path, descriptor: int, wait: bool) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait:  # until the download is done; the other process may then have a shared lock, too
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-            return wait
-        if os.fstat(descriptor).st_nlink == 0 or path.exists():  # another process has done it
-            self.remove(part, descriptor)
-            return True
-        try:
-            with os.fdopen(descriptor, "wb", closefd=False) as file:
-                complete = self.fill(uri, shard, file)
-            if complete:
-                with self.exclusive():  # a file renamed while `files` lists the folder could be missed
-                    part.replace(path)
-            return complete
-        finally:
-            self.remove(part, descriptor)
-
-    def remove(self, part: Path, descriptor: int) -> None:
-        """Deletes the file if it is still the one that is open and locked."""
-        with suppress(FileNotFoundError):
-            if part.stat().st_ino == os.fstat(descriptor).st_ino:
-                part.unlink()
 
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
         """Downloads into the file, which is locked exclusively. Returns False if there is no room."""

@@ -25,8 +25,8 @@ from must.data.augment.views import FastViews, TrainViews
 from must.data.format.index import Index
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
-from must.data.loading.order import GlobalBatches, MicroBatches
-from must.data.loading.prefetch import PrefetchingBatchSampler, PrefetchingSampler
+from must.data.loading.order import GlobalBatches
+from must.data.loading.prefetch import prefetch_batches, prefetch_samples
 from must.data.loading.reader import ShardReader, open_reader
 
 logger = logging.getLogger(__name__)
@@ -95,12 +95,12 @@ def make_views(settings: ViewSettings, kind: str = "exact") -> TrainViews:
 
 
 def train_batches(
-    dataset: TrainDataset, batches: GlobalBatches | MicroBatches, workers: int, device: torch.device | None = None
+    dataset: TrainDataset, batches: GlobalBatches, workers: int, device: torch.device | None = None
 ) -> Iterator[TrainBatch]:
     """One rank's batches, from `batches.first_step` to the end of the run. `device`: the one they are used on."""
     loader = DataLoader(
         dataset,
-        batch_sampler=PrefetchingBatchSampler(batches, dataset.reader, workers * PREFETCH),
+        batch_sampler=prefetch_batches(batches, dataset.reader, workers * PREFETCH),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device is not None and device.type == "cuda",
@@ -174,7 +174,7 @@ class EvalSource:
         loader = DataLoader(
             self.dataset,
             batch_size=self.batch_size,
-            sampler=PrefetchingSampler(self.reader, self.numbers, self.batch_size * (2 * self.workers + 1)),
+            sampler=prefetch_samples(self.numbers, self.reader, self.batch_size * (2 * self.workers + 1)),
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=partial(quiet_worker, dict(os.environ)),

@@ -60,8 +60,8 @@ class EpochOrder:
 
 
 class GlobalBatches:
-    """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run.
-    `first_step`: the step to resume at; skipping earlier steps takes no time."""
+    """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run, in `micro_batches`
+    equal parts a step. `first_step`: the step to resume at; skipping earlier steps takes no time."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class GlobalBatches:
         world: int = 1,
         window: int = 16,
         first_step: int = 0,
+        micro_batches: int = 1,
     ) -> None:
         if batch_size % world:
             raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
@@ -82,21 +83,23 @@ class GlobalBatches:
                 f"--batch-size {batch_size}: the split holds {samples} images only; use a batch of at most that many"
             )
         self.sizes, self.batch_size, self.seed, self.window = sizes, batch_size, seed, window
-        self.rank, self.local_size = rank, batch_size // world
+        self.rank, self.local_size, self.micro_batches = rank, batch_size // world, micro_batches
+        if self.local_size % micro_batches:
+            raise UserError(
+                f"--accumulate {micro_batches}: must divide the {self.local_size} images that each process takes a step"
+            )
         self.steps_per_epoch = samples // batch_size
         self.steps = self.steps_per_epoch * epochs
         self.epochs, self.first_step = epochs, first_step
         self.order = lru_cache(maxsize=2)(partial(EpochOrder, sizes, seed, window=window))
-
-    def __len__(self) -> int:
-        return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.first_step, self.steps):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             start = step_of_epoch * self.batch_size + self.rank * self.local_size
             samples = self.order(epoch).take(start, start + self.local_size)
-            yield [(epoch, int(sample)) for sample in samples]
+            for part in np.split(samples, self.micro_batches):
+                yield [(epoch, int(sample)) for sample in part]
 
     def shard_range(self, step: int) -> tuple[int, int]:
         """The positions [first, stop) of a step's windows in the run's sequence of shards."""
@@ -109,23 +112,3 @@ class GlobalBatches:
         """Number of the shard at a position of that sequence; None past the run's end."""
         epoch, number = divmod(position, len(self.sizes))
         return int(self.order(epoch).shards[number]) if epoch < self.epochs else None
-
-
-class MicroBatches:
-    """A batch sampler that yields each of another's batches in `micro_batches` equal parts, one after the other."""
-
-    def __init__(self, batches: GlobalBatches, micro_batches: int) -> None:
-        if batches.local_size % micro_batches:
-            raise UserError(
-                f"--accumulate {micro_batches}: must divide the {batches.local_size} images that each process takes a "
-                "step"
-            )
-        self.batches, self.micro_batches = batches, micro_batches
-
-    def __len__(self) -> int:
-        return len(self.batches) * self.micro_batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.batches.local_size // self.micro_batches
-        for batch in self.batches:
-            yield from (batch[start : start + size] for start in range(0, len(batch), size))

@@ -1,65 +1,63 @@
-"""Prefetches shards: samplers announce the shards to be read, threads download them and pin those in use."""
+"""Prefetches shards: a loader's samplers announce the shards to be read, threads download them and pin those in use."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from typing import TypeVar
 
 from must.data.format.index import Shard
 from must.data.loading.cache import ShardCache
-from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
 
+Value = TypeVar("Value")
 THREADS = 4
 SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
 PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
 
 
-class PrefetchingBatchSampler:
-    """A batch sampler that prefetches the remote shards of the next batches.
-    `in_flight`: batches that the loader processes may be preparing."""
+def prefetch_batches(batches: GlobalBatches, reader: ShardReader, in_flight: int) -> Iterator[list[tuple[int, int]]]:
+    """The batches, while the remote shards of the next ones are prefetched. `in_flight`: batches that the loader
+    processes may be preparing."""
 
-    def __init__(self, batches: GlobalBatches | MicroBatches, reader: ShardReader, in_flight: int) -> None:
-        self.batches, self.reader = batches, reader
-        self.steps, self.micro_batches = (
-            (batches.batches, batches.micro_batches) if isinstance(batches, MicroBatches) else (batches, 1)
-        )
-        self.in_flight = -(-in_flight // self.micro_batches)  # steps
+    def shard_at(position: int) -> Shard | None:
+        number = batches.shard_at(position)
+        return None if number is None else reader.shards[number]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps, reader = self.steps, self.reader
-        if reader.cache is None:
-            yield from self.batches
-            return
-        with closing(ShardPrefetcher(reader.cache, reader.uri, self.shard_at, steps.window)) as prefetcher:
-            for number, batch in enumerate(self.batches):
-                step = steps.first_step + number // self.micro_batches
-                oldest = max(step - self.in_flight, steps.first_step)
-                prefetcher.use(steps.shard_range(oldest)[0], steps.shard_range(step)[1])
-                yield batch
+    def shard_range(number: int) -> tuple[int, int]:
+        return batches.shard_range(batches.first_step + number // batches.micro_batches)
 
-    def shard_at(self, position: int) -> Shard | None:
-        number = self.steps.shard_at(position)
-        return None if number is None else self.reader.shards[number]
+    yield from prefetch(batches, reader, shard_at, batches.window, shard_range, in_flight)
 
 
-class PrefetchingSampler:
-    """A sampler that prefetches the next remote shards; `in_flight`: samples that may not be read yet."""
+def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int) -> Iterator[int]:
+    """The numbers of samples, as `prefetch_batches`; `in_flight`: samples that may not be read yet."""
 
-    def __init__(self, reader: ShardReader, numbers: Sequence[int], in_flight: int) -> None:
-        self.reader, self.numbers, self.in_flight = reader, numbers, in_flight
+    def shard_range(position: int) -> tuple[int, int]:
+        shard = reader.find_shard(numbers[position])
+        return shard, shard + 1
 
-    def __iter__(self) -> Iterator[int]:
-        reader = self.reader
-        if reader.cache is None:
-            yield from self.numbers
-            return
-        shards = dict(enumerate(reader.shards))
-        with closing(ShardPrefetcher(reader.cache, reader.uri, shards.get, SHARDS_AHEAD)) as prefetcher:
-            for position, sample in enumerate(self.numbers):
-                oldest = self.numbers[max(position - self.in_flight, 0)]
-                prefetcher.use(reader.find_shard(oldest), reader.find_shard(sample) + 1)
-                yield sample
+    shards = dict(enumerate(reader.shards))
+    yield from prefetch(numbers, reader, shards.get, SHARDS_AHEAD, shard_range, in_flight)
+
+
+def prefetch(
+    items: Iterable[Value],
+    reader: ShardReader,
+    shard_at: Callable[[int], Shard | None],
+    ahead: int,
+    shard_range: Callable[[int], tuple[int, int]],
+    in_flight: int,
+) -> Iterator[Value]:
+    """`shard_range`: the positions [first, stop) of the shards of the n-th item; for the others see ShardPrefetcher."""
+    if reader.cache is None:
+        yield from items
+        return
+    with closing(ShardPrefetcher(reader.cache, reader.uri, shard_at, ahead)) as prefetcher:
+        for number, item in enumerate(items):
+            prefetcher.use(shard_range(max(number - in_flight, 0))[0], shard_range(number)[1])
+            yield item
 
 
 class ShardPrefetcher:

@@ -4,12 +4,13 @@
 
 Memory depends on the number of processes and the size of a chunk only. A run that was killed is resumed: the sources
 are listed again, and if the listing and the settings are the same as before, chunks that have a record are skipped.
-If several programs share the work (`--part`), each ends after its chunks; see parts.py.
+If several programs share the work (`--part`), each ends after its chunks; see workdir.py.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from must.base import storage
@@ -37,15 +38,19 @@ from must.data.shards.listing import (
     settings_json,
     split_chunks,
 )
-from must.data.shards.parts import (
-    find_run,
-    finish_part,
+from must.data.shards.workdir import (
+    RUN_FILE,
+    SHARDS_LOCK,
+    WORK_FOLDER,
+    WRITTEN_NAME,
+    Part,
+    Workdir,
     finished_parts,
     join_listings,
-    part_folder,
+    make_run,
     work_root,
+    write_part,
 )
-from must.data.shards.workdir import RUN_FILE, SHARDS_LOCK, WORK_FOLDER, WRITTEN_NAME, Workdir
 from must.data.sources.base import Source, is_within, no_images, not_read
 
 logger = logging.getLogger(__name__)
@@ -75,36 +80,41 @@ def shard(config: ShardConfig) -> Index | None:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
-            finish_part(task, work)
+            write_part(Part(asdict(task.run), task.numbers, task.listing), work)
+            done = f"part {config.part} is done: {task.listing.items} files"
+            logger.info(f"{done}; `must shard` without --part makes the shards")
             return None
 
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources, or takes finished parts' listings. Returns the existing index if there is nothing to do."""
-    before, previous = generation(config), existing_index(config)
+    before = storage.generation(storage.join(config.output, INDEX_FILE)) or 0
+    previous = index.load_index(config.output) if before else None
     if previous is None or config.append:
         refuse_unknown_files(config.output, previous)
+    if previous and config.append:
+        resize = previous.settings["resize"]
+        message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
+        require(resize == config.resize, message)
     adds_to = previous.sha256 if previous else ""
     parts = finished_parts(config, adds_to) if work.root == config.output else []
     history = History(config.output, previous if config.append else None)
     if previous and not config.append:
         return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
     work.first = previous.chunks if previous else 0
+    chunks: list[Chunk] = []
     if parts:
-        folders = [part_folder(config.output, number + 1, len(parts)) for number in range(len(parts))]
-        work.folders = [storage.join(folder, WORK_FOLDER) for folder in folders]
-    listing = join_listings(parts) if parts else list_sources(config, sources, history, work.local)
+        work.use_parts(len(parts))
+        listing, numbers = join_listings(parts), sorted(number for part in parts for number in part.numbers)
+    else:
+        listing = list_sources(config, sources, history, work.local)
+        chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
+        numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
         if previous is None:
             raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
-    if parts:
-        chunks: list[Chunk] = []
-        numbers = sorted(number for part in parts for number in part.numbers)
-    else:
-        chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
-        numbers = [chunk.number for chunk in chunks]
-    run = find_run(config, adds_to, listing.key)
+    run = make_run(config, adds_to, listing.key)
     return Task(config, listing, chunks, numbers, previous, history, before, run)
 
 
@@ -158,26 +168,6 @@ def refuse_unknown_files(output: str, previous: Index | None) -> None:
             f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
             "move the file away",
         )
-
-
-def generation(config: ShardConfig) -> storage.Generation:
-    """The generation of the index in the output; 0 if there is none."""
-    return storage.generation(storage.join(config.output, INDEX_FILE)) or 0
-
-
-def existing_index(config: ShardConfig) -> Index | None:
-    """The index in the output, if there is one."""
-    path = storage.join(config.output, INDEX_FILE)
-    if not storage.exists(path):
-        return None
-    previous = index.load_index(config.output)
-    if config.append:
-        require(
-            previous.settings["resize"] == config.resize,
-            f"--append: the images in {config.output} were made with --resize {previous.settings['resize']}; "
-            "give the same",
-        )
-    return previous
 
 
 def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> Index:

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from array import array
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -124,16 +124,12 @@ class ChunkResult:
     labels: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
-        meta = {name: getattr(self, name) for name in META}
-        arrays = {f"hashes.{split}": values for split, values in self.hashes.items()}
+        meta = json.dumps({name: getattr(self, name) for name in META}).encode()
+        arrays = {"meta": np.frombuffer(meta, np.uint8), "names": self.names}
+        arrays |= {f"hashes.{split}": values for split, values in self.hashes.items()}
         arrays |= {f"offsets.{split}": values for split, values in self.offsets.items()}
         buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
-            names=self.names,
-            **arrays,  # type: ignore[arg-type]
-        )
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @staticmethod
@@ -169,10 +165,9 @@ def process_chunk(
     """
     limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
     record = ChunkResult(chunk.number)
-    hashes: dict[str, list[bytes]] = {}
-    labels: set[str] = set()
-    names: list[bytes] = []
     writers: dict[str, TarWriter] = {}
+    hashes: defaultdict[str, bytearray] = defaultdict(bytearray)  # by split, as `names` 8 bytes each
+    names, labels, labelled = bytearray(), set[str](), Counter[str]()
     source = source_place(chunk.source.uri)
     with ExitStack() as stack:
         for position, (item, data) in enumerate(prefetched(chunk, config)):
@@ -195,23 +190,20 @@ def process_chunk(
             if split not in writers:
                 file = stack.enter_context(storage.open_write(storage.join(work, tar_name(chunk.number, split))))
                 writers[split] = TarWriter(file)
-                hashes[split] = []
-                record.tars[split] = {"labelled": 0}
             text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
-            hashes[split].append(digest[:8])
-            names.append(name_hash(source, item.name))
+            hashes[split] += digest[:8]
+            names += name_hash(source, item.name)
             if item.label is not None:
                 labels.add(item.label)
-                record.tars[split]["labelled"] += 1
+                labelled[split] += 1
         for split, writer in writers.items():
             writer.close()
-            record.offsets[split] = writer.offset_table()
-            record.hashes[split] = as_numbers(b"".join(hashes[split]))
-            record.tars[split] |= {"sha256": writer.file.sha256, "bytes": writer.position}
-    record.labels = sorted(labels)
-    record.names = as_numbers(b"".join(names))
+            record.offsets[split], record.hashes[split] = writer.offset_table(), as_numbers(hashes[split])
+            tar = {"sha256": writer.file.sha256, "bytes": writer.position, "labelled": labelled[split]}
+            record.tars[split] = tar
+    record.labels, record.names = sorted(labels), as_numbers(names)
     data = record.to_bytes()
     if storage.is_remote(work):
         storage.write_bytes(storage.join(work, record_name(chunk.number)), data)

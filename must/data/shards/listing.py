@@ -23,8 +23,17 @@ from must.base.parameters import require
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
-from must.data.sources.archives import ArchiveFolder, Archives, existing_files, expanded
-from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, relative_names
+from must.data.sources.archives import Archives, existing_files, expanded
+from must.data.sources.base import (
+    ARCHIVE,
+    Item,
+    ListingReport,
+    Source,
+    below,
+    find_kind,
+    relative_names,
+    without_long_texts,
+)
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
@@ -73,7 +82,8 @@ def open_source(
         if is_table(entry.name):
             tables.append(entry.name)
     if archives:
-        return ArchiveFolder(uri, sorted(archives), labels, option, inside)
+        files = [storage.join(uri, name) for name in sorted(archives)]
+        return Archives(uri, files, labels, option, sorted(archives), Folder(uri, labels, exclude, set(archives)))
     if tables:
         named = name_tables((storage.join(uri, name), name) for name in sorted(tables))
         return Tables(uri, named, labels, option, columns)
@@ -179,7 +189,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         part_folder = folder / f"plan-{number}"
         part_folder.mkdir(parents=True, exist_ok=True)
         source.prepare(part_folder)
-        items = history.unseen(source.uri, source.items(problems))
+        items = history.unseen(source.uri, without_long_texts(source.items(problems), problems))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
     first = part[0] == 1
     return Listing(

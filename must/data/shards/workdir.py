@@ -1,25 +1,40 @@
 """The folder `.shard` in the output, where a run keeps its finished chunks until the index is written.
 
-`run.json` describes the run. A part of a run has such a folder of its own, in `.shard-parts/I-of-N`.
+`run.json` describes the run. Several programs may share it: part I of N packs the files whose names' hash modulo N is
+I - 1, as a run in a folder of its own, `.shard-parts/I-of-N`, and needs no other part. `must shard` without `--part`
+then makes the shards of the chunks of all parts, as if they were its own.
 """
 
 import json
+import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import Kind
 from must.base.names import TABLE
+from must.base.parameters import require
+from must.base.records import make_record
+from must.config import ShardConfig
+from must.config.defaults import parse_part
 from must.data.format import index
 from must.data.shards.chunk import record_name, tar_name
+from must.data.shards.history import source_place
+from must.data.shards.listing import Listing, settings_json
 
-WORK_FOLDER, RUN_FILE = ".shard", "run.json"
+logger = logging.getLogger(__name__)
+
+WORK_FOLDER, RUN_FILE, DONE_FILE = ".shard", "run.json", "done.json"
 PARTS_FOLDER = ".shard-parts"
 SHARDS_LOCK = Kind("must shard", "--output", ".shard.lock")  # of the output, or of a part's folder
 READERS = 16  # records that are fetched from a bucket at the same time
@@ -46,6 +61,11 @@ class Run:
         return [name for name, value in json.loads(self.to_json()).items() if (content or {}).get(name) != value]
 
 
+def make_run(config: ShardConfig, previous: str, listing: str) -> Run:
+    test = source_place(config.test_source) if config.test_source else ""
+    return Run(source_place(config.source), test, settings_json(config), previous, listing)
+
+
 class Workdir:
     """The folders of one program of a run.
 
@@ -65,7 +85,9 @@ class Workdir:
     def __enter__(self) -> Self:
         if not self.remote:  # unfinished files of a killed run; the caller holds the lock
             shutil.rmtree(self.local, ignore_errors=True)
-            self.tidy()
+            folder, temporary = storage.local(self.root), f"{storage.TEMPORARY}*"
+            for path in [*folder.glob(temporary), *storage.local(self.uri).rglob(temporary)]:
+                path.unlink(missing_ok=True)
         with storage.disk_errors(self.local):
             self.local.mkdir(parents=True, exist_ok=True)
         return self
@@ -82,14 +104,13 @@ class Workdir:
         """The local file of a chunk's record; see `fetch`."""
         return (self.records if self.remote else storage.local(self.folder(number))) / record_name(number)
 
+    def use_parts(self, parts: int) -> None:
+        """From now on the chunks are those of so many parts."""
+        folders = [part_folder(self.output, number, parts) for number in range(1, parts + 1)]
+        self.folders = [storage.join(folder, WORK_FOLDER) for folder in folders]
+
     def folder(self, number: int) -> str:
         return self.folders[(number - self.first) % len(self.folders)]
-
-    def tidy(self) -> None:
-        """Deletes unfinished files of killed programs in a local output. The caller holds the lock."""
-        folder = storage.local(self.root)
-        for path in [*folder.glob(f"{storage.TEMPORARY}*"), *storage.local(self.uri).rglob(f"{storage.TEMPORARY}*")]:
-            path.unlink(missing_ok=True)
 
     def start(self, run: Run) -> None:
         """Resumes the work of an equal run; deletes the work of another one. The caller holds the lock."""
@@ -133,13 +154,10 @@ class Workdir:
 
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
-        if self.remote:
-            with ThreadPoolExecutor(READERS) as pool:
-                list(pool.map(self.fetch_record, numbers))
-
-    def fetch_record(self, number: int) -> None:
-        if not self.record(number).exists():
-            storage.download(storage.join(self.folder(number), record_name(number)), self.record(number))
+        missing = [number for number in numbers if self.remote and not self.record(number).exists()]
+        uris = [storage.join(self.folder(number), record_name(number)) for number in missing]
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(storage.download, uris, map(self.record, missing)))
 
     def clear_up_to(self, previous: index.Index) -> None:
         """Deletes finished work. The work of an interrupted run that adds to the index `previous` is kept."""
@@ -158,3 +176,77 @@ class Workdir:
         if len(self.folders) > 1:  # the parts are joined
             storage.delete_folder(storage.join(self.output, PARTS_FOLDER))
         shutil.rmtree(self.local, ignore_errors=True)
+
+
+def work_root(config: ShardConfig) -> str:
+    """The folder with the lock and the work of this program: the output, or that of a part."""
+    number, parts = parse_part(config.part)
+    return config.output if parts == 1 else part_folder(config.output, number, parts)
+
+
+def part_folder(output: str, number: int, parts: int) -> str:
+    return storage.join(output, PARTS_FOLDER, f"{number}-of-{parts}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part: its run, the numbers of its chunks, and what it has listed."""
+
+    run: dict[str, Any]
+    numbers: list[int]
+    listing: Listing
+
+
+def write_part(part: Part, work: Workdir) -> None:
+    """Notes that all chunks of this part are done."""
+    content = asdict(replace(part, listing=replace(part.listing, plans=())))
+    storage.write_bytes(storage.join(work.uri, DONE_FILE), json.dumps(content).encode())
+
+
+def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
+    """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run."""
+    folder = storage.join(config.output, PARTS_FOLDER)
+    parts: dict[int, dict[int, Part]] = {}
+    for entry in list(storage.list_existing(folder)):
+        name, *inside = entry.name.split("/")
+        position, _, total = name.partition("-of-")
+        if not (position.isdecimal() and total.isdecimal() and inside[:1] == [WORK_FOLDER]):  # such as a free lock
+            continue
+        of_count = parts.setdefault(int(total), {})
+        if inside[1:] == [DONE_FILE]:
+            path = storage.join(folder, entry.name)
+            damage = UserError(f"{path} is damaged; delete its folder and run that part again")
+            of_count[int(position)] = storage.read_object(path, partial(make_record, Part), damage)
+    done = list(chain.from_iterable(of_count.values() for of_count in parts.values()))
+    if any(part.run["previous"] != previous for part in done):
+        logger.info(f"{folder}: deleted, it is the work of an earlier run")
+        storage.delete_folder(folder)
+        return []
+    if not parts:
+        return []
+    count = min(parts, key=lambda count: count - len(parts[count]))
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in parts[count]]
+    require(
+        not missing,
+        f"{folder} has parts of this work, and these are not done: --part {', '.join(missing)}; run them, or delete "
+        "that folder to do all without parts",
+    )
+    for number, part in parts[count].items():
+        differences = make_run(config, previous, "").differences(part.run | {"listing": ""})
+        require(
+            not differences,
+            f"part {number}/{count} in {folder} differs in: {', '.join(differences)}; run it again with the parameters "
+            "of this command, or delete that folder",
+        )
+    return [parts[count][number] for number in range(1, count + 1)]
+
+
+def join_listings(parts: Iterable[Part]) -> Listing:
+    """The listing of all files of the parts."""
+    first, *others = [part.listing for part in parts]
+    return replace(
+        first,
+        items=first.items + sum(listing.items for listing in others),
+        shares=tuple(map(sum, zip(first.shares, *(listing.shares for listing in others), strict=True))),
+        rejected=tuple(chain(first.rejected, *(listing.rejected for listing in others))),
+    )

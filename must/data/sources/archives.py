@@ -6,6 +6,7 @@ So a member's name is never used as a path.
 import bz2
 import gzip
 import lzma
+import os
 import re
 import struct
 import tarfile
@@ -21,20 +22,16 @@ from braceexpand import braceexpand
 from must.base import storage
 from must.base.names import Headers, require_end
 from must.base.parameters import require
-from must.base.text import brief
+from must.base.text import brief, one_line
 from must.data.sources.base import (
-    ARCHIVE,
     EXPANDED,
     EXPANSION,
-    LONGEST_NAME,
     Item,
     ListingReport,
+    Source,
     UnreadableError,
-    find_kind,
     folder_label,
-    limit_texts,
     report_damage,
-    utf8_size,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -48,14 +45,24 @@ class Archives:
     """One or more archives. Those in a bucket are downloaded, and compressed tars are decompressed, to the folder that
     `prepare` gets and for the time of the run, so that a member can be read without the members before it.
 
-    `names`, if given, are the archives' names in the source, which are put before those of their members.
+    Args:
+        names: the archives' names in the source, if given, which are put before those of their members.
+        beside: the folder of the archives, whose other files may be images.
     """
 
     may_be_remote = False
 
-    def __init__(self, uri: str, files: list[str], labels: str, option: str, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        uri: str,
+        files: list[str],
+        labels: str,
+        option: str,
+        names: Sequence[str] = (),
+        beside: Source | None = None,
+    ) -> None:
         self.uri, self.labels, self.option = uri, labels, option
-        self.files, self.names = files, names
+        self.files, self.names, self.beside = files, names, beside
         self.paths = list(files)  # of local copies, not compressed
 
     def prepare(self, folder: Path) -> None:
@@ -75,7 +82,6 @@ class Archives:
                 path = tar
             self.paths[number] = str(path)
 
-    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
@@ -89,39 +95,16 @@ class Archives:
                         yield Item(prefix + name, size, chosen, None, [number, *locator])
                     else:
                         problems.reject(prefix + name, "empty file")
+        if self.beside:
+            yield from self.beside.items(problems)
 
     def read(self, item: Item, limit: int) -> bytes:
+        if self.beside and not item.locator:
+            return self.beside.read(item, limit)
         number, start, size, *packed = item.locator
         if packed:
-            data = unzipped(self.paths[number], start, size, packed[0], packed[1], min(limit, item.size + 1))
-            if len(data) > item.size:
-                raise UnreadableError("damaged in the archive: larger than it says")
-            return data
+            return unzipped(self.paths[number], item, limit)
         return storage.read_bytes(self.paths[number], start, size)
-
-
-class ArchiveFolder(Archives):
-    """A folder of archives. Its other files are treated as in a folder of images: one without extension may be one."""
-
-    def __init__(self, uri: str, names: list[str], labels: str, option: str, exclude: str) -> None:
-        super().__init__(uri, [storage.join(uri, name) for name in names], labels, option, names)
-        self.exclude = exclude
-
-    @limit_texts
-    def items(self, problems: ListingReport) -> Iterator[Item]:
-        yield from super().items(problems)
-        for entry in storage.list_files(self.uri, problems.reject):
-            archive = ARCHIVE.search(entry.name) is not None and find_kind(entry.name) != "hidden"
-            if archive or (self.exclude and entry.name.startswith(self.exclude)):
-                continue
-            if problems.accepts(entry.name):
-                label = folder_label(entry.name) if self.labels == "folder" else None
-                yield Item(entry.name, entry.size, label, None, None)
-
-    def read(self, item: Item, limit: int) -> bytes:
-        if item.locator is None:
-            return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
-        return super().read(item, limit)
 
 
 def existing_files(uri: str, option: str) -> list[str]:
@@ -161,9 +144,6 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             name = member.name.removeprefix("./")
             if not member.isreg() or member.issparse():
                 problems.reject(name, "a link, device or sparse file inside an archive")
-                continue
-            if utf8_size(name) > LONGEST_NAME:
-                problems.reject(name, f"a name of more than {LONGEST_NAME} bytes")
                 continue
             base, extension = split_key(name)
             if base != key:
@@ -233,21 +213,19 @@ def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
                 yield member.filename, member.file_size, locator, None
 
 
-def unzipped(path: str, start: int, size: int, method: int, checksum: int, limit: int) -> bytes:
-    """A zip member's bytes. The lengths of name and extra field are those in its local header.
-    Raises UnreadableError: it is damaged. At most `limit` bytes are decompressed, whatever the directory says.
-    """
-    header = storage.read_bytes(path, start, HEADER.size)
-    if len(header) != HEADER.size:
-        raise UnreadableError("damaged in the archive")
-    most = limit + limit // 1000 + 1000  # compressed data of `limit` bytes are never longer
-    data = storage.read_bytes(path, start + HEADER.size + sum(HEADER.unpack(header)), min(size, most))
-    try:
-        if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
-    except zlib.error as error:
-        raise UnreadableError(f"damaged in the archive: {error}") from None
-    data = data[:limit]
-    if len(data) < limit and zlib.crc32(data) != checksum:
-        raise UnreadableError("damaged in the archive: wrong checksum")
-    return data
+def unzipped(path: str, item: Item, limit: int) -> bytes:
+    """At most `limit` bytes of a zip's member, whatever the directory says. The lengths of its name and extra field are
+    those in its local header. Raises UnreadableError: it is damaged."""
+    _, start, *packed = item.locator
+    member = zipfile.ZipInfo(item.name)
+    member.compress_size, member.compress_type, member.CRC = packed
+    member.file_size = item.size
+    with storage.local(path).open("rb") as file:
+        try:
+            file.seek(start)
+            file.seek(sum(HEADER.unpack(file.read(HEADER.size))), os.SEEK_CUR)
+            return zipfile.ZipExtFile(file, "r", member).read(limit)
+        except zipfile.BadZipFile:
+            raise UnreadableError("damaged in the archive: wrong checksum") from None
+        except (zlib.error, struct.error, EOFError, ValueError) as error:
+            raise UnreadableError(f"damaged in the archive: {one_line(error)}") from None

@@ -3,9 +3,8 @@
 import errno
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
 from itertools import takewhile
 from math import inf
 from pathlib import Path
@@ -62,7 +61,7 @@ EXPANSION, EXPANDED = 100, 1_000_000_000
 
 
 class ListingReport:
-    """Files of a listing that are not images. Rows of more than `max_bytes` are rejected before they are read."""
+    """Files of a listing that are not images. `max_bytes`: of an image, beyond which a table's rows are not read."""
 
     def __init__(self, reject: Callable[[str, str], None], max_bytes: float = inf) -> None:
         self.write, self.max_bytes = reject, max_bytes
@@ -85,23 +84,15 @@ def utf8_size(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-Listing = Callable[[Any, ListingReport], Iterator[Item]]
-
-
-def limit_texts(items: Listing) -> Listing:
-    """Decorates the method `items` of a source: rejects items whose names or labels are too long."""
-
-    @wraps(items)
-    def bounded(self: Any, problems: ListingReport) -> Iterator[Item]:
-        for item in items(self, problems):
-            if utf8_size(item.name) > LONGEST_NAME:
-                problems.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
-            elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
-                problems.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
-            else:
-                yield item
-
-    return bounded
+def without_long_texts(items: Iterable[Item], problems: ListingReport) -> Iterator[Item]:
+    """The items of a source; those whose names or labels are too long are rejected."""
+    for item in items:
+        if utf8_size(item.name) > LONGEST_NAME:
+            problems.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
+        elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
+            problems.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
+        else:
+            yield item
 
 
 class Source(Protocol):
@@ -113,7 +104,7 @@ class Source(Protocol):
         return
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
-        """All images, in any order."""
+        """All images, in any order. Their names and labels may be of any length."""
 
     def read(self, item: Item, limit: int) -> bytes:
         """An image's bytes, at most `limit` of them.
@@ -174,6 +165,4 @@ def normal(uri: str) -> str:
 
 def is_within(uri: str, folder: str) -> bool:
     """Whether `uri` is the folder or inside it."""
-    return bool(below(folder, uri)) or (
-        storage.is_remote(folder) == storage.is_remote(uri) and normal(folder) == normal(uri)
-    )
+    return storage.is_remote(folder) == storage.is_remote(uri) and normal(uri).startswith(normal(folder))

@@ -4,31 +4,30 @@ Listings are streamed; the workers read the images.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
-from must.data.sources.base import Item, ListingReport, Source, below, folder_label, limit_texts
+from must.data.sources.base import Item, ListingReport, Source, below, folder_label
 
 LONGEST_ROW = 1_000_000  # bytes of a line of a manifest
 OTHER_COLUMNS = {"image": "path", "class": "label"}  # as in the tables that `must` writes
 
 
 class Folder(Source):
-    """Image files below a folder or a gs:// prefix."""
+    """Image files below a folder or a gs:// prefix, without those in the folder `exclude` and the names `others`."""
 
-    def __init__(self, uri: str, labels: str, exclude: str = "") -> None:
-        self.uri, self.labels = uri, labels
+    def __init__(self, uri: str, labels: str, exclude: str = "", others: Collection[str] = ()) -> None:
+        self.uri, self.labels, self.others = uri, labels, others
         self.may_be_remote = storage.is_remote(uri)
         self.exclude = below(uri, exclude)
 
-    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for entry in storage.list_files(self.uri, problems.reject):
-            if self.exclude and (entry.name + "/").startswith(self.exclude):
+            if (self.exclude and (entry.name + "/").startswith(self.exclude)) or entry.name in self.others:
                 continue
             if problems.accepts(entry.name):
                 label = folder_label(entry.name) if self.labels == "folder" else None
@@ -49,7 +48,6 @@ class Manifest(Source):
         self.may_be_remote = True  # its lines may have any path
         self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
 
-    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         file = self.uri.rpartition("/")[2]
         for line, row in self.rows():

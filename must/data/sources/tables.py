@@ -6,8 +6,8 @@ batches, copies its images one after the other to a plain file, which exists for
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import groupby
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,12 @@ from must.data.sources.base import (
     Item,
     ListingReport,
     folder_label,
-    limit_texts,
     report_damage,
     utf8_size,
 )
 from must.data.sources.files import is_absolute, is_split, refusal
 
+Batches = Callable[[list[str]], Iterator[Any]]  # the columns with these names -> record batches of some rows
 USUAL_IMAGES = (
     "image img picture photo jpg jpeg png webp image_bytes img_bytes image_data bytes content data path image_path "
     "img_path file_path filepath file_name filename file uri image_uri url image_url"
@@ -52,7 +52,6 @@ def choose(schema: Any, image_column: str, label_column: str, labels: str, where
     """
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
-    require(len(types) == len(schema.names), f"{where}: two columns have the same name; {hint}")
     image = find_column(types, image_column, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
     if image is None:
         binary = [name for name, kind in types.items() if has_bytes(kind)]
@@ -120,14 +119,14 @@ def class_names(metadata: Any, label: str | None) -> tuple[str, ...] | None:
 
 
 ROW = 1000  # bytes added to each row's size: a file of some kilobytes may have millions of empty rows
-
+PACKED = 10  # a row group may be so many times as large as its file, or have one image of the largest size
+ROWS_READ = 32  # rows in memory at the same time; fewer if they may be large
+AT_ONCE = 100_000_000  # bytes of these rows
 
 TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
 # A split is in a file's name, as on hubs, or is the folder of a file data-00000-of-00002.arrow, as `datasets` saves.
 SPLIT = re.compile(r"(?:.*/)?(?!data-)([a-z][a-z0-9_]{0,49})(?:/data)?-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)
 CACHE = re.compile(r"(?:.*/)?cache-[^/]*\.arrow", re.DOTALL)  # results of `datasets`, which it writes beside its files
-ROWS_READ = 32  # rows in memory at the same time; fewer if they may be large
-AT_ONCE = 100_000_000  # bytes of these rows
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a complete stream
 
 
@@ -137,23 +136,6 @@ class Table(NamedTuple):
     uri: str
     name: str  # in its source
     split: str | None = None
-
-
-PACKED = 10
-"""A row group larger than an image may be is read only if it is at most this many times as large as its file."""
-
-
-class Reader(NamedTuple):
-    """A table's schema, and its rows as record batches of at most ROWS_READ: `batches(columns, limit)`.
-
-    For rows that may have an image of more than `limit` bytes it yields their number instead; they are not read.
-    `largest`: bytes of the largest row group by the Parquet file's metadata, so no value is larger. `rows`: also by it.
-    """
-
-    schema: Any
-    batches: Callable[[list[str], float], Iterator[Any]]
-    largest: int = 0
-    rows: int = 0
 
 
 def is_table(name: str) -> bool:
@@ -178,53 +160,50 @@ def need_pyarrow(where: str) -> None:
 
 
 @contextmanager
-def open_table(path: Path, kind: str) -> Iterator[Reader]:
-    """A local table of that kind, "parquet" or "arrow". Raises any error of pyarrow for a damaged one."""
+def open_parquet(path: Path, where: str, limit: float) -> Iterator[tuple[Any, Batches]]:
+    """The schema, and the rows as record batches. Refuses a file with a row group that is so much larger than images of
+    `limit` bytes, or than the file itself, that it must not be read."""
+    from pyarrow import parquet
+
+    # Streams a column of a row group from the disk; by default it would be read at once.
+    with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        # Not the metadata of columns: reading that of a damaged one ends the program (pyarrow 25).
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        largest = max((group.total_byte_size for group in groups), default=0)
+        too_large = any(group.total_byte_size > limit * max(1, group.num_rows) for group in groups)
+        require(
+            not too_large and largest <= max(limit, PACKED * path.stat().st_size),
+            f"{where}: it may have images of more than {limit / 1e6:g} MB, unpacked; if these are images, raise "
+            "--max-file-mb",
+        )
+        rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may be in each row
+        yield file.schema_arrow, lambda names: file.iter_batches(rows, columns=names, use_threads=False)
+
+
+@contextmanager
+def open_arrow(path: Path) -> Iterator[tuple[Any, Batches]]:
+    """The schema and rows of a stream, as `datasets` saves it, or of a file in Arrow's other format."""
     import pyarrow
-    from pyarrow import ipc, parquet
+    from pyarrow import ipc
 
-    with ExitStack() as stack:
-        if kind == "parquet":
-            # Streams a column of a row group from the disk; by default it would be read at once.
-            file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-            stack.callback(file.close)
-            # Not the metadata of columns: reading that of a damaged one ends the program (pyarrow 25).
-            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-            largest = max((group.total_byte_size for group in groups), default=0)
-            rows = max(1, min(ROWS_READ, AT_ONCE // max(1, largest)))  # a dictionary's value may be in each row
-
-            def split_groups(names: list[str], limit: float) -> Iterator[Any]:
-                def may_be_read(number: int) -> bool:
-                    size, count = groups[number].total_byte_size, groups[number].num_rows
-                    return size <= limit * max(1, count) and size <= max(limit, PACKED * path.stat().st_size)
-
-                for readable, numbers in groupby(range(len(groups)), may_be_read):
-                    if readable:
-                        yield from file.iter_batches(rows, list(numbers), names, use_threads=False)
-                    else:
-                        yield from (groups[number].num_rows for number in numbers)
-
-            yield Reader(file.schema_arrow, split_groups, largest, file.metadata.num_rows)
-            return
-        source = stack.enter_context(pyarrow.memory_map(str(path)))
+    with pyarrow.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             table = ipc.open_file(source)
-            batches: Iterator[Any] = (table.get_batch(number) for number in range(table.num_record_batches))
+            batches: Iterator[Any] = map(table.get_batch, range(table.num_record_batches))
         else:
             source.seek(max(0, source.size() - len(END)))
             if source.read() != END:
                 raise ValueError("its end is missing")
             source.seek(0)
             table = batches = ipc.open_stream(source)
-        yield Reader(table.schema, lambda names, limit: small_batches(batches, names))
 
+        def small_batches(names: list[str]) -> Iterator[Any]:
+            for batch in batches:
+                chosen = batch.select(names)
+                chosen.validate(full=True)  # otherwise its offsets would be used unchecked
+                yield from (chosen.slice(start, ROWS_READ) for start in range(0, chosen.num_rows, ROWS_READ))
 
-def small_batches(batches: Iterator[Any], names: list[str]) -> Iterator[Any]:
-    for batch in batches:
-        chosen = batch.select(names)
-        chosen.validate(full=True)  # otherwise its offsets would be used unchecked
-        for start in range(0, chosen.num_rows, ROWS_READ):
-            yield chosen.slice(start, ROWS_READ)
+        yield table.schema, small_batches
 
 
 class Tables:
@@ -243,7 +222,6 @@ class Tables:
     def prepare(self, folder: Path) -> None:
         self.folder = folder
 
-    @limit_texts
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
@@ -254,43 +232,34 @@ class Tables:
                 raise UserError(f"{where}: there is no such file") from None
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
-        remaining = max(EXPANDED, EXPANSION * path.stat().st_size)
-        kind, offset, row = table.uri.lower().rpartition(".")[2], 0, -1
-        with open_table(path, kind) as reader, storage.open_write(self.packed(number)) as file:
-            columns = choose(reader.schema, *self.columns, self.labels, where)
-            too_large = f"{where}: its rows are more than {EXPANSION} times as large as itself"
-            require(max(reader.largest, ROW * reader.rows) <= remaining, too_large)
+        limit = min(problems.max_bytes, EXPANDED)
+        opened = open_arrow(path) if table.uri.lower().endswith("arrow") else open_parquet(path, where, limit)
+        remaining, offset = max(EXPANDED, EXPANSION * path.stat().st_size), 0
+        with opened as (schema, batches), storage.open_write(self.packed(number)) as file:
+            columns = choose(schema, *self.columns, self.labels, where)
             names = [name for name in dict.fromkeys(columns[:3]) if name is not None]
-            for batch in reader.batches(names, problems.max_bytes):
-                if isinstance(batch, int):
-                    remaining -= ROW * batch
-                    require(remaining >= 0, too_large)
-                    why = f"may be more than {problems.max_bytes / 1e6:g} MB, unpacked"
-                    for _ in range(batch):
-                        row += 1
-                        problems.reject(f"{table.name}/{row}", why)
-                    continue
-                for data, file_path, label, split in read_rows(batch, columns):
-                    row += 1
-                    name = f"{table.name}/{row}" + (f"/{file_path}" if file_path and data is not None else "")
-                    label = self.read_label(label, file_path, columns, f"{where} row {row}")
-                    if split in (None, ""):
-                        split = table.split
-                    elif not is_split(split):
-                        raise UserError(f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)")
-                    remaining -= ROW + len(data or b"") + utf8_size(label or "") + utf8_size(file_path or "")
-                    require(remaining >= 0, too_large)
-                    if data:
-                        file.write(data)
-                        yield Item(name, len(data), label, split, [number, offset])
-                        offset += len(data)
-                    elif data is not None or not file_path:
-                        problems.reject(name, "no image in this row")
-                    elif reason := refusal(file_path):
-                        problems.reject(without_secrets(file_name(table, file_path)), reason)
-                    else:
-                        self.may_be_remote = True
-                        yield Item(file_name(table, file_path), 0, label, split, [number, file_path])
+            rows = chain.from_iterable(read_rows(batch, columns) for batch in batches(names))
+            for row, (data, file_path, value, split) in enumerate(rows):
+                name = f"{table.name}/{row}" + (f"/{file_path}" if file_path and data is not None else "")
+                label = self.read_label(value, file_path, columns, f"{where} row {row}")
+                require(
+                    split in (None, "") or is_split(split),
+                    f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)",
+                )
+                split = split or table.split
+                remaining -= ROW + len(data or b"") + utf8_size(label or "") + utf8_size(file_path or "")
+                require(remaining >= 0, f"{where}: its rows are more than {EXPANSION} times as large as itself")
+                if data:
+                    file.write(data)
+                    yield Item(name, len(data), label, split, [number, offset])
+                    offset += len(data)
+                elif data is not None or not file_path:
+                    problems.reject(name, "no image in this row")
+                elif reason := refusal(file_path):
+                    problems.reject(without_secrets(file_name(table, file_path)), reason)
+                else:
+                    self.may_be_remote = True
+                    yield Item(file_name(table, file_path), 0, label, split, [number, file_path])
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
@@ -322,17 +291,14 @@ def file_name(table: Table, path: str) -> str:
     return path if is_absolute(path) else folder + slash + path
 
 
-def read_rows(batch: Any, columns: Columns) -> list[tuple[bytes | None, str | None, Any, Any]]:
+def read_rows(batch: Any, columns: Columns) -> Iterator[tuple[bytes | None, str | None, Any, Any]]:
     """(an image's bytes, its path, label, split) of each row of a record batch; a row may have neither of the first."""
     images, labels, splits = (
         batch.column(name).to_pylist() if name is not None else [None] * batch.num_rows
         for name in (columns.image, columns.label, columns.split)
     )
-    return [(*split_image(image), label, split) for image, label, split in zip(images, labels, splits, strict=True)]
-
-
-def split_image(value: Any) -> tuple[bytes | None, str | None]:
-    if isinstance(value, dict):
-        path = value.get("path")
-        return value.get("bytes"), path if isinstance(path, str) else None
-    return (value, None) if isinstance(value, bytes) else (None, value)
+    for image, label, split in zip(images, labels, splits, strict=True):
+        data, path = image if isinstance(image, bytes) else None, image if isinstance(image, str) else None
+        if isinstance(image, dict):
+            data, path = image.get("bytes"), image.get("path")
+        yield data, path if isinstance(path, str) else None, label, split

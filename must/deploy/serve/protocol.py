@@ -202,7 +202,7 @@ def estimate_cost(data: bytes, max_pixels: int) -> DecodingCost:
         decoding = cost(data, MOST_STEPS)
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
-    reason = refusal(decoding, max_pixels)
+    reason = refusal(decoding.width, decoding.height, max_pixels)
     expect(not reason, f"the picture cannot be read: {reason}", 422)
     return DecodingCost(decoding.megapixels, decoding.memory)
 

@@ -28,7 +28,7 @@ from must.config import TrainConfig
 from must.data.augment.draws import ViewSettings
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
-from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
@@ -110,7 +110,6 @@ class Trainer:
         self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views), config.seed)
         self.batches = self.batches_from(0)
-        MicroBatches(self.batches, config.accumulate)  # raises early if the batch does not divide
         self.must_step = MustStep(
             student, preprocess, StepSettings.from_config(config), world,
             self.batches.steps, self.batches.steps_per_epoch, self.prior,
@@ -133,6 +132,7 @@ class Trainer:
             size,
             config.shuffle_window,
             first_step,
+            config.accumulate,
         )
 
     def resume(self) -> None:
@@ -220,8 +220,8 @@ class Trainer:
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
-        batches = MicroBatches(self.batches_from(first_step), self.config.accumulate)
-        return grouped(train_batches(self.dataset, batches, self.loaders, self.world.device), self.config.accumulate)
+        batches = train_batches(self.dataset, self.batches_from(first_step), self.loaders, self.world.device)
+        return grouped(batches, self.config.accumulate)
 
     def open_log(self) -> TrainLog | NoLog:
         if not self.world.is_main:

@@ -76,16 +76,8 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: st
 
 
 FREE = (
-    "test_uri",
-    "files",
-    "labels",
-    "samples_per_shard",
-    "split",
-    "quality",
-    "validate",
-    "max_bytes",
-    "drop_duplicates",
-)
+    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "validate", "max_bytes", "drop_duplicates"
+)  # fmt: skip
 
 
 def test_a_value_of_another_type_is_refused_wherever_it_is(made: Path) -> None:
@@ -208,10 +200,17 @@ def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: P
         load_offsets(uri, load_index(uri).shards[0])
 
 
-def test_a_header_that_promises_more_than_there_is_costs_no_memory(made: Path, tmp_path: Path) -> None:
-    data = offsets(0, 1, 0, 1).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
+MANY = offsets(0, 1, 0, 1).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
+OTHER_NUMBERS = npy(np.array([[0, 1, 0, 1]] * 5, np.int32))
+
+
+@pytest.mark.parametrize(
+    "data", [MANY, OTHER_NUMBERS, offsets(0, 1, 0), offsets(0, 1, 0, 1)[:-1], b"", b"\x93NUMPY\1\0v\0" + b"(" * 118]
+)
+def test_what_is_no_table_of_offsets_is_refused(made: Path, tmp_path: Path, data: bytes) -> None:
+    """Without memory for what a header promises."""
     uri = with_offsets(made, tmp_path / "out", data)
-    with pytest.raises(ValueError, match=r"no \.npy file"):
+    with pytest.raises(ValueError, match=r"no \.npy file of int64 \[5, 4\]"):
         load_offsets(uri, load_index(uri).shards[0])
 
 

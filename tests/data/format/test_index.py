@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from must.data.format.index import load_index
-from must.data.format.samples import load_offsets, read_samples, verify
+from must.data.format.samples import read_samples, verify
 from must.data.shards.build import show_index
 from tests import zoo
 from tests.data.shards.test_shard import run
@@ -94,9 +93,3 @@ def test_an_index_that_is_missing_or_newer_is_one_line(shards: Path) -> None:
     (shards / "index.json").unlink()
     with pytest.raises(ValueError, match=r"^.*holds no index.json; make it with: must shard.*$"):
         load_index(str(shards))
-
-
-def test_offsets_of_another_shape_are_refused(shards: Path) -> None:
-    shard = load_index(str(shards)).shards[0]
-    with pytest.raises(ValueError, match=r"int64 \[4, 4\] expected"):
-        load_offsets(str(shards), replace(shard, samples=4))

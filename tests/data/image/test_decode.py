@@ -115,16 +115,6 @@ def is_whole(function: Callable[[bytes], object], data: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "CMYK"}, {"mode": "L"}])
-def test_checking_a_jpeg_finds_what_decoding_finds(options: dict[str, Any]) -> None:
-    """Cut at many places, some of them so near the end that both still pass."""
-    settings = dict(options)
-    data = zoo.encoded(zoo.picture(1, 300, 200).convert(settings.pop("mode", "RGB")), "JPEG", quality=95, **settings)
-    parts = [data[:length] for length in [*range(700, len(data), 211), *range(len(data) - 12, len(data) + 1)]]
-    verdicts = {(is_whole(decode, part), is_whole(lambda part: check(identify(part)), part)) for part in parts}
-    assert verdicts == {(True, True), (False, False)}
-
-
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_checking_a_jpeg_finds_damaged_bytes_as_decoding_does(options: dict[str, Any]) -> None:
     """Bytes overwritten anywhere; where the damage leaves a decodable stream, neither finds it."""

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import struct
 import zlib
 
 import pytest
@@ -12,7 +13,6 @@ from must.api.cli import main
 from must.data.image.cost import can_read_heic, is_heic
 from must.data.image.decode import decode
 from tests import zoo
-from tests.data.image.hostile import box
 from tests.data.shards.test_shard import rejected
 
 # Red, and blue on its right, 96x64: one picture; and the same in two tiles of 64x64, lying on its side.
@@ -47,6 +47,10 @@ def test_without_pillow_heif_it_says_what_is_missing(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "other.png")
     main(["shard", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "shards")])
     assert "1 .heic" in (said := capsys.readouterr().out) and "pip install pillow-heif" in said
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
 
 
 def test_a_malformed_one_is_rejected_and_the_others_are_packed(tmp_path):

@@ -1,6 +1,5 @@
 """The cache of remote shards: bounded, shared by processes, never a half or wrong shard, whatever is killed when."""
 
-import errno
 import fcntl
 import multiprocessing
 import os
@@ -12,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from must.base import storage
+from must.data.augment.views import TrainViews
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets
 from must.data.loading.cache import SPARE, ShardCache
+from must.data.loading.loader import TrainDataset, train_batches
+from must.data.loading.order import GlobalBatches
 from must.data.loading.prefetch import ShardPrefetcher
 from must.data.loading.reader import ShardReader, open_reader
+from tests.data.augment.test_views import SETTINGS
 from tests.data.shards.test_shard import sharded
 from tests.data.shards.test_shard_gcs import upload
 from tests.data.shards.test_shard_restart import wait_until
@@ -271,17 +275,40 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
     assert [reader.image(number) for number in range(60)] == images
 
 
-def test_a_shard_can_go_on_nfs_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There Linux makes `flock` of byte-range locks: an exclusive one of a file that is only open for reading fails."""
-    flock = fcntl.flock
+def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[list[torch.Tensor]]:
+    reader = open_reader(uri, "train", str(cache), cache_gb, window=2)
+    dataset = TrainDataset(reader, TrainViews(SETTINGS), seed=3)
+    order = GlobalBatches(reader.sizes, 8, 2, 3, window=2, first_step=1)
+    return [list(batch) for batch in train_batches(dataset, order, workers)]
 
-    def nfs_flock(descriptor: int, operation: int) -> None:
-        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        flock(descriptor, operation)
 
-    monkeypatch.setattr(fcntl, "flock", nfs_flock)
-    cache = cache_for(tmp_path, shards, 1.5)
-    for shard in index_of(shards).shards[:2]:
-        look(cache, shards, shard)
-    assert held(cache, shards) == [1]
+@pytest.mark.slow
+def test_batches_from_a_failing_bucket_are_those_of_a_folder(bucket_server: Server, tmp_path: Path) -> None:
+    """With a cache of all shards, and with one of a few that must be cleared again and again."""
+    index = sharded(tmp_path, 60, samples_per_shard=6)
+    upload(tmp_path / "out", bucket_server.uri)
+    expected = batches(str(tmp_path / "out"), tmp_path / "unused", 0)
+    bucket_server.faults.plan = FAULTS
+    few = 5 * max(shard.bytes for shard in index.shards) / 1e9
+    for name, workers, size in (("all", 2, 1.0), ("few", 2, few), ("alone", 0, few)):
+        found = batches(bucket_server.uri, tmp_path / name, workers, size)
+        assert len(found) == len(expected) == 13
+        for ours, theirs in zip(found, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert sum(path.stat().st_size for path in (tmp_path / name).glob("*.tar")) <= size * 1e9
+    assert len(list((tmp_path / "all").glob("*.tar"))) == 10
+    assert not (tmp_path / "unused").exists()
+    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
+
+
+def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:
+    """At the last of 15 steps, with windows of 2 of 10 shards: neither images nor shards of the steps before."""
+    sharded(tmp_path, 60, samples_per_shard=6)
+    upload(tmp_path / "out", bucket_server.uri)
+    reader = open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
+    order = GlobalBatches(reader.sizes, 4, 1, 0, window=2, first_step=14)
+    bucket_server.faults.requests = 0
+    (batch,) = train_batches(TrainDataset(reader, TrainViews(SETTINGS), seed=3), order, 0)
+    assert batch.samples.tolist() == [sample for _, sample in next(iter(order))]
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
+    assert bucket_server.faults.requests < 10  # size, bytes and offsets of two shards

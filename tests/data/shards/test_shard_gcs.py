@@ -108,22 +108,3 @@ shard(ShardConfig(source={source!r}, output={output!r}, workers=1, max_rejected=
     assert "1 chunks are done already" in capsys.readouterr().out
     run(source, bucket_server.uri + "/whole", max_rejected=0.1, **OPTIONS)
     assert tree(output) == tree(bucket_server.uri + "/whole")
-
-
-@pytest.mark.slow
-def test_append_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path) -> None:
-    source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
-    upload(images, source)
-    run(source, output, max_rejected=0.1, **OPTIONS)
-    before = tree(output)
-    zoo.fill(tmp_path / "more", 12, start=100, labels=("cat",))
-    upload(tmp_path / "more", source)
-    bucket_server.faults.plan = FAULTS
-    index = run(source, output, append=True, max_rejected=0.1, **OPTIONS)
-    verify(output)
-    bucket_server.faults.plan = []
-    after = tree(output)
-    assert {name for name in before if after[name] != before[name]} <= {"index.json", "rejected.jsonl"}
-    assert index.revision == 1 and index.rejected == 1
-    names = [name for split in index.splits for name in samples(output, split)]
-    assert len(names) == len(set(names)) == 52

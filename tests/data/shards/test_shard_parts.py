@@ -13,12 +13,11 @@ import must
 from must.base import lock
 from must.data.format.index import load_index
 from must.data.format.samples import verify
-from must.data.shards import assemble
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload
 from tests.data.shards.test_shard_gcs import tree as bucket_tree
-from tests.data.shards.test_shard_restart import KILLED_ASSEMBLING, KILLED_DECODING
+from tests.data.shards.test_shard_restart import KILLED_DECODING
 from tests.stores import Server
 
 OPTIONS: dict[str, Any] = {
@@ -102,17 +101,6 @@ def test_parts_at_the_same_time_and_one_killed(images: Path, joined: dict[str, b
     assert tree(output) == joined
 
 
-def test_a_killed_join_continues(images: Path, joined: dict[str, bytes], tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    for number in (1, 2, 3):
-        run(images, output, part=f"{number}/3", **OPTIONS)
-    killed = start_part(images, output, "1/1", KILLED_ASSEMBLING)
-    assert subprocess.run(killed, check=False, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
-    assert list(output.glob("t*.tar")) and not (output / "index.json").exists()
-    run(images, output, **OPTIONS)
-    assert tree(output) == joined
-
-
 def test_parts_append(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     zoo.fill(source, 20)
@@ -177,16 +165,3 @@ def test_parts_in_a_bucket_that_fails(bucket_server: Server, images: Path, monke
     assert bucket_tree(output) == bucket_tree(bucket_server.uri + "/whole")
     assert run(source, output, part="1/2", **OPTIONS) == run(source, output, **OPTIONS)  # once more: nothing to do
     assert bucket_server.faults.done["503"] and bucket_server.faults.done["lost"]
-
-
-def test_a_part_twice_at_the_same_time_is_refused(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def again(self: assemble.Pool, *more: Any) -> Any:
-        monkeypatch.undo()
-        with pytest.raises(lock.HeldError, match="being written by another `must shard`"):
-            run(images, tmp_path / "out", part="1/2", **OPTIONS)
-        return self.process_chunks(*more)
-
-    monkeypatch.setattr(assemble.Pool, "process_chunks", again)
-    assert run(images, tmp_path / "out", part="1/2", **OPTIONS) is None

@@ -193,7 +193,7 @@ def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
         (tmp_path / "in" / name).write_bytes(zoo.encoded(zoo.picture(number, 50, 50)))
 
     act_at_50_pixels(monkeypatch, act)
-    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.6)
     made = run(tmp_path / "in", tmp_path / "out", samples_per_shard=7, workers=count, max_rejected=0.5)
     assert rejected(tmp_path / "out") == dict.fromkeys(names, reason)
     assert made.splits["train"]["samples"] == 30

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from must.data.shards.listing import open_source
 from must.data.sources import archives, tables
-from must.data.sources.base import LONGEST_NAME, ListingReport
+from must.data.sources.base import LONGEST_NAME, ListingReport, without_long_texts
 from tests import zoo
 from tests.data.tars import tar_of, zip_of
 
@@ -24,44 +24,30 @@ def listed(path: Path, labels: str = "csv", max_bytes: float = math.inf) -> tupl
     source = open_source(str(path), labels, "--source")
     source.prepare(path.parent)
     rejected: list[tuple[str, str]] = []
-    return list(source.items(ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes))), rejected
+    problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes)
+    return list(without_long_texts(source.items(problems), problems)), rejected
 
 
-def test_long_names_of_a_tar_are_rejected_in_short_lines(tmp_path: Path) -> None:
-    path = tmp_path / "x.tar"
+def test_long_names_and_labels_are_rejected_in_short_lines(tmp_path: Path) -> None:
     names = ["a.png", "b" * 60_000 + ".png", "c" * LONGEST_NAME + ".png", "d" * 4000 + ".png"]
-    path.write_bytes(tar_of(*((name, b"1234") for name in names)))
-    items, rejected = listed(path)
-    assert [item.name[0] for item in items] == ["a", "d"]
-    assert {reason for _, reason in rejected} == {"a name of more than 4096 bytes"} and len(rejected) == 2
-    assert all(len(name) < 300 for name, _ in rejected)
-
-
-def test_long_labels_are_rejected_in_tables_and_manifests(tmp_path: Path) -> None:
-    image = zoo.encoded(zoo.picture())
-    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1] * 50), pyarrow.array(["x" * 100_000, "short"]))
-    parquet.write_table(pyarrow.table({"image": [image] * 100, "label": values}), tmp_path / "x.parquet")
-    items, rejected = listed(tmp_path / "x.parquet")
-    assert {item.label for item in items} == {"short"} and len(items) == len(rejected) == 50
-    assert {reason for _, reason in rejected} == {"a label of more than 4096 bytes"}
-    lines = [{"path": "1.png", "label": "é" * 2049}, {"path": "p" * 5000}, {"path": "2.png", "label": "é" * 2048}]
+    (tmp_path / "x.tar").write_bytes(tar_of(*((name, b"1234") for name in names)))
+    items, rejected = listed(tmp_path / "x.tar")
+    assert [item.name[0] for item in items] == ["a", "d"] and all(len(name) < 300 for name, _ in rejected)
+    assert [reason for _, reason in rejected] == ["a name of more than 4096 bytes"] * 2
+    lines = [{"path": "1.png", "label": "é" * 2049}, {"path": "2.png", "label": "é" * 2048}]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     items, rejected = listed(tmp_path / "x.jsonl")
-    assert [item.name for item in items] == ["2.png"] and len(rejected) == 2
+    assert [item.name for item in items] == ["2.png"] and rejected == [("1.png", "a label of more than 4096 bytes")]
 
 
-def test_a_row_that_is_larger_than_an_image_may_be_is_rejected_before_it_is_read(tmp_path: Path) -> None:
+def test_a_table_of_rows_that_are_larger_than_an_image_may_be_is_not_read(tmp_path: Path) -> None:
     """By what the file says of its row groups: too large for its rows, or for the file itself."""
-    image, zeros = zoo.encoded(zoo.picture()), bytes(3_000_000)
-    rows = pyarrow.table({"image": [image, zeros, image, image, zeros, image], "label": list("abcdef")})
-    with parquet.ParquetWriter(tmp_path / "x.parquet", rows.schema, compression="zstd") as writer:
-        for start, count in ((0, 1), (1, 1), (2, 1), (3, 3)):
-            writer.write_table(rows.slice(start, count))
-    items, rejected = listed(tmp_path / "x.parquet", max_bytes=1_000_000)
-    assert [(item.name, item.label) for item in items] == [("x.parquet/0", "a"), ("x.parquet/2", "c")]
-    why = "may be more than 1 MB, unpacked"
-    assert rejected == [(f"x.parquet/{row}", why) for row in (1, 3, 4, 5)]
-    assert len(listed(tmp_path / "x.parquet", max_bytes=10_000_000)[0]) == 6
+    rows = pyarrow.table({"image": [zoo.encoded(zoo.picture()), bytes(3_000_000)], "label": list("ab")})
+    for group in (1, 2):
+        parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=group, compression="zstd")
+        with pytest.raises(ValueError, match=r"x\.parquet: it may have images of more than 1 MB, unpacked"):
+            listed(tmp_path / "x.parquet", max_bytes=1_000_000)
+        assert len(listed(tmp_path / "x.parquet", max_bytes=10_000_000)[0]) == 2
 
 
 def test_a_member_of_a_zip_without_a_name_is_rejected_alone(tmp_path: Path) -> None:
@@ -143,6 +129,7 @@ HEADERS = {
     "digits of a sparse file": attributes(b"22 GNU.sparse.major=0\n" + b"1" * 60_000),
     "digits behind a sparse block": SPARSE + bytes(156) + b"x" + bytes(355) + attributes(b"1" * 60_000),
     "a long one": attributes(b"1000000 path=" + b"y" * 1_000_000),
+    "a name of more bytes than there are": header(b"L", 20_000) + bytes(300),
     "a sparse file of 4,000 lists": SPARSE + (bytes(504) + b"\1" + bytes(7)) * 4000 + header(b"0", 0),
     "names for a name": (header(b"L", 2) + b"x".ljust(512, b"\0")) * 1000 + header(b"0", 0),
     "attributes of all": b"".join(
@@ -173,3 +160,40 @@ for path in sys.argv[1:]:
     assert found.returncode == 0, found
     for path, line in zip(paths, found.stdout.splitlines(), strict=True):
         assert line.startswith(f"--source {path}: the archive is damaged")
+
+
+MEASURE = r"""
+import re, sys
+from must.data.sources.base import ListingReport
+from must.data.shards.listing import open_source
+from must.data.sources import tables
+import pyarrow.parquet
+from pathlib import Path
+tables.EXPANDED, tables.AT_ONCE = 20_000_000, 20_000_000  # in place of a gigabyte and of 100 MB
+def peak():
+    return int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) / 1000
+before, source = peak(), open_source(sys.argv[1], "none", "--source")
+source.prepare(Path(sys.argv[2]))
+try:
+    print(sum(item.size for item in source.items(ListingReport(lambda name, reason: None))))
+except ValueError as error:
+    print(error)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_table_that_expands_is_refused_in_memory_of_a_few_values(tmp_path: Path, dictionary: bool) -> None:
+    """2 kB that hold 32 times the same 4 MB: as one value of a dictionary, or one after the other."""
+    values = pyarrow.array([bytes(4_000_000)] * 32, pyarrow.large_binary())
+    parquet.write_table(
+        pyarrow.table({"image": values}), tmp_path / "a.parquet", compression="zstd", use_dictionary=dictionary
+    )
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "a.parquet"), str(tmp_path / "work")]
+    said, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    why = (
+        "its rows are more than 100 times as large as itself" if dictionary else "it may have images of more than 20 MB"
+    )
+    assert f"a.parquet: {why}" in said
+    assert float(peak) < 150

@@ -38,20 +38,6 @@ def negative_size() -> bytes:
     return tar_of(("a.png", PICTURE))[: -(-len(PICTURE) // 512) * 512 + 512] + member.tobuf() + bytes(10240)
 
 
-def long_name(size: int) -> bytes:
-    """A tar whose first member is a name, of `size` bytes as it says."""
-    header = tarfile.TarInfo("././@LongLink")
-    header.type, header.size = tarfile.GNUTYPE_LONGNAME, size
-    return header.tobuf(tarfile.GNU_FORMAT) + bytes(20_000)
-
-
-def many_headers() -> bytes:
-    """Pax headers, one before the other, each of which tarfile reads by calling itself."""
-    header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.XHDTYPE, 0
-    return header.tobuf() * 3000
-
-
 DAMAGED = {
     "a.tar.bz2": bz2.compress(PICTURE * 9)[:200] + bytes(99),
     "b.tar.bz2": b"BZh9" + bytes(99),
@@ -60,9 +46,6 @@ DAMAGED = {
     "k.tar.gz": gzip.compress(tar_of(("a.png", PICTURE)))[:-20],
     "l.zip": zip_of(("a.png", PICTURE))[:-30],
     "e.tar": negative_size(),
-    "f.tar": long_name(8**11 - 1),
-    "g.tar": many_headers(),
-    "h.tar": long_name(20_000)[:900],
     "i.zip": b"PK\x05\x06" + b"\xff" * 18,
     "j.tar.xz": lzma.compress(bytes(3_000_000)),
 }
@@ -145,11 +128,10 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
     (tmp_path / "a.zip").write_bytes(zip_of(("a.png", os.urandom(5_000_000)), method=zipfile.ZIP_STORED))
     path = str(tmp_path / "a.zip")
     (item,) = Archives(path, [path], "none", "--source").items(ListingReport(lambda *_: None))
-    _, start, size, method, checksum = item.locator
-    assert len(unzipped(path, start, size, method, checksum, 1000)) == 1000
+    assert len(unzipped(path, item, 1000)) == 1000
     for beyond in (1 << 40, 1 << 63, (1 << 64) - 1):
         with pytest.raises(UnreadableError, match="damaged in the archive"):
-            unzipped(path, beyond, size, method, checksum, 1000)
+            unzipped(path, item._replace(locator=[0, beyond, *item.locator[2:]]), 1000)
 
 
 @pytest.mark.parametrize(

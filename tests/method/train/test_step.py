@@ -8,7 +8,7 @@ import torch
 from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
-from must.data.loading.order import GlobalBatches, MicroBatches
+from must.data.loading.order import GlobalBatches
 from must.method.distributed.process_group import World
 from must.method.model.backbone import build_visual
 from must.method.model.masked_vit import MaskedViT
@@ -142,14 +142,15 @@ def test_a_step_without_finite_gradients_leaves_the_class_balance():
 
 
 def test_micro_batches_are_the_batches_in_pieces():
-    batches = GlobalBatches([10, 14], 8, 2, seed=3, rank=1, world=2)
-    pieces = list(MicroBatches(batches, 2))
-    assert len(pieces) == len(MicroBatches(batches, 2)) == 12 and all(len(piece) == 2 for piece in pieces)
-    assert [pieces[i] + pieces[i + 1] for i in range(0, 12, 2)] == list(batches)
+    batches, pieces = (
+        list(GlobalBatches([10, 14], 8, 2, seed=3, rank=1, world=2, micro_batches=count)) for count in (1, 2)
+    )
+    assert len(pieces) == 12 and all(len(piece) == 2 for piece in pieces)
+    assert [pieces[i] + pieces[i + 1] for i in range(0, 12, 2)] == batches
 
 
 def test_micro_batches_must_divide():
     with pytest.raises(ValueError, match="--accumulate 3: must divide the 8 images"):
-        MicroBatches(GlobalBatches([20], 8, 1, seed=0), 3)
+        GlobalBatches([20], 8, 1, seed=0, micro_batches=3)
     with pytest.raises(ValueError, match="--accumulate must be at least 1"):
         load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "accumulate": 0})
