@@ -43,8 +43,15 @@ class ExportConfig(StageConfig):
     min_agreement: float = param(
         "smallest share of images with PyTorch's class; 0: 1 for fp32, 0.97 for int8", 0.0, between=(0, 1)
     )
-    metrics: str = param("metrics.json of `must evaluate`", "", metavar="FILE", group="model card", often=True,
-                         kind="metrics", work="own metrics")  # fmt: skip
+    metrics: str = param(
+        "metrics.json of `must evaluate`",
+        "",
+        metavar="FILE",
+        group="model card",
+        often=True,
+        kind="metrics",
+        work="own metrics",
+    )
 
     def check_values(self) -> None:
         for name in ("precision", "input", "embeddings", "min_agreement"):
@@ -73,15 +80,7 @@ class PromoteConfig(StageConfig):
     name: str = param("the model's name in the registry", metavar="NAME", often=True)
     model: str = defaults.bundle("the bundle written by `must train`", "", group="what is promoted", kind="")
     onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, work="onnx")
-    metrics: str = param(
-        "metrics.json of `must evaluate`",
-        "",
-        metavar="FILE",
-        group="model card",
-        often=True,
-        kind="metrics",
-        work="own metrics",
-    )
+    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", work="metrics")
     decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", work="decision")
     champion: str = param("version it was compared with, or none; refused if LATEST is another", "", metavar="VERSION")
     version: str = param("the version's name; if empty, of the data's revision and the weights", "", metavar="VERSION")

@@ -38,7 +38,7 @@ class ShardConfig(StageConfig):
     max_rejected: float = param(
         "largest share of undecodable files, if more than five", 0.01, metavar="SHARE", group="images", between=(0, 1)
     )
-    workers: int = param("0: one a core", 0, group="how it runs", often=True, at_least=0)
+    workers: int = param("processes; 0: one a core", 0, group="how it runs", often=True, at_least=0)
     part: str = param(
         "pack the I-th of N shares of the files; the command without --part then makes the shards of all",
         "1/1",
