@@ -14,7 +14,7 @@ from functools import partial
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.records import make_record
+from must.base.parameters import make_record
 from must.runtime.places import WorkUri
 
 FACTS_FILE = "MUST_FACTS"  # environment variable: the file through which a stage passes facts to its supervisor

@@ -36,8 +36,8 @@ from must.base.exits import (
     handling,
 )
 from must.base.lock import RUN_ID
+from must.base.parameters import make_record
 from must.base.processes import child_environment, end_with_parent
-from must.base.records import make_record
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
 from must.runtime.notes import FACTS_FILE, Facts, Note, read_note, write_note

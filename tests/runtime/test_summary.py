@@ -232,7 +232,7 @@ def test_a_terminal_gets_the_same_without_markup(tmp_path):
 NOTE = {"stage": "train", "state": "done", "started": 1.0}
 BYTES = [
     b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"", b'{"name": "x"}', b'{"stage": "x", "seconds": Infinity}',
-    b'{"stage": "x", "started": NaN}', b'{"stage": "x", "started": 1e301}',
+    b'{"stage": "x", "started": NaN}',
 ]  # fmt: skip
 ODD = {
     "stage": ["x"], "started": "today", "lines": [1, 2], "tries": [{"code": 1}], "code": None, "facts": {"top1": []},

@@ -13,8 +13,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.commit import Task
