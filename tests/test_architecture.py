@@ -44,7 +44,6 @@ storage     errors processes text
 lock        background errors storage
 exits       console errors lock text
 progress    console exits
-records     errors
 parameters  errors text
 flags       exits parameters text
 names       errors parameters storage text

@@ -28,7 +28,6 @@ def evaluate(
     evaluated = supervised(
         "evaluate", stages.evaluate, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         classifier=classifier.path, split=split, details=details.path, report=report.path,
-        details_uri=details.uri,
     )  # fmt: skip
     for name, value in evaluated["figures"].items():
         figures.log_metric(name, value)

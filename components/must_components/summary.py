@@ -13,11 +13,12 @@ def summary(
     import os
 
     from must.base.console import attach
-    from must.runtime.summary import summarize, wait_for_notes, write_page
+    from must.base.storage import wait_for_credentials
+    from must.runtime.summary import summarize, write_page
     from must_components.job_at_end import settle_run
 
     attach()
-    wait_for_notes(work_uri, run_id)
+    wait_for_credentials(work_uri)
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     page = summarize(work_uri, run_id, status.state, again, settle_run(work_uri, run_id))
     print(page.to_text())

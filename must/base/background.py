@@ -10,27 +10,21 @@ def every(
     seconds: float,
     work: Callable[[], object],
     last: Callable[[], object] | None = None,
-    first: float = 0.0,
     at_once: threading.Event | None = None,
 ) -> Iterator[None]:
     """Calls `work` every `seconds` while the block runs, then `last`, and waits for the thread for at most `seconds`.
 
     Both must handle their errors: an exception would end the thread without a message.
-
-    Args:
-        first: seconds before the first call; each pause is then twice the one before, up to `seconds`. 0: `seconds`.
-        at_once: an event that, when set, makes the thread call `work` immediately.
+    Setting the event `at_once` makes the thread call `work` immediately.
     """
     stopped, wake = threading.Event(), at_once or threading.Event()
 
     def run() -> None:
-        pause = first or seconds
         while True:
-            wake.wait(pause)
+            wake.wait(seconds)
             wake.clear()
             if stopped.is_set():
                 break
-            pause = min(seconds, 2 * pause)
             work()
         if last:
             last()

@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -273,9 +272,3 @@ def owner_text() -> str:
     """The owner of a lock, for messages: the run of the pipeline, if there is one, and the process."""
     run = f"run {os.environ[RUN_ID]}, " if os.environ.get(RUN_ID) else ""
     return f"{run}process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-
-
-def run_in(line: str) -> str:
-    """The id of the run in a message of `Kind.refusal`, or ''."""
-    match = re.search(r" is being written by another .* \(run ([\w-]+), process ", line)
-    return match[1] if match else ""

@@ -8,10 +8,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache, partial
 from pathlib import Path
-from types import UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     ClassVar,
     Literal,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="StageConfig")
 Part = TypeVar("Part", bound="DataclassInstance")
+Record = TypeVar("Record")
+get_hints = cache(partial(get_type_hints, include_extras=True))
 
 
 LARGEST_FILE = 1 << 20  # bytes of a file of parameters
@@ -117,7 +121,7 @@ class StageConfig:
         return load(cls, values, file)
 
     def convert_values(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = get_hints(type(self))
         for parameter in list_parameters(type(self)):
             name, value = parameter.name, getattr(self, parameter.name)
             if parameter.metadata["positional"] and isinstance(value, str) and value:
@@ -229,45 +233,68 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
             raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
 
 
-def convert(value: Any, kind: Any, name: str) -> Any:
-    """Converts `value` (a string from the command line, or a YAML value) to `kind`."""
-    if kind is Any:
+def make_record(kind: type[Record], content: Any) -> Record:
+    """Makes a dataclass from a JSON object, as `asdict` wrote it. Unknown names are ignored.
+    Raises UserError: a value is missing or has a wrong type; the message begins with its name."""
+    return convert(content, kind, "", strict=True)
+
+
+def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
+    """Converts `value` (a string from the command line, or a YAML value) to `kind`; `strict`, for JSON: checks it only.
+
+    `Annotated[int, check]` is an integer for which `check(value)` raises no UserError.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or (value is None and NoneType in arguments) or (strict and type(value) is kind in (str, int, bool)):
         return value
     require(value is not None, f"{name}: has no value; leave it out for the default")
     if dataclasses.is_dataclass(kind):
-        return convert_fields(value, kind, name)
+        return convert_fields(value, kind, name, strict)
     if isinstance(value, os.PathLike):
-        value = [os.fspath(value)] if get_origin(kind) is list else os.fspath(value)
-    origin = get_origin(kind)
+        value = [os.fspath(value)] if origin is list else os.fspath(value)
+    if origin is Annotated:
+        value = convert(value, arguments[0], name, strict)
+        try:
+            for check in kind.__metadata__:
+                check(value)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return value
     if origin is Literal:
-        known = ", ".join(map(str, get_args(kind)))
-        require(value in get_args(kind), f"{name} must be one of {known} (got {brief(value)})")
+        known = ", ".join(map(str, arguments))
+        require(value in arguments, f"{name} must be one of {known} (got {brief(value)})")
         return value
     if origin in (Union, UnionType):
-        return convert_either(value, get_args(kind), name)
-    if origin is list:
-        items = [part for part in value.split(",") if part] if isinstance(value, str) else value
+        return convert_either(value, arguments, name, strict)
+    if isinstance(kind, type) and issubclass(kind, tuple) and not origin:  # a NamedTuple, a list in JSON
+        return kind(*convert(value, GenericAlias(tuple, tuple(get_hints(kind).values())), name, strict))
+    if origin in (list, tuple):
+        items = [part for part in value.split(",") if part] if isinstance(value, str) and not strict else value
         require(isinstance(items, list | tuple), f"{name}: expected a list, got {brief(value)}")
-        kind = get_args(kind)[0]
-        where = f"{name}[{{}}]" if dataclasses.is_dataclass(kind) else name
-        return [convert(item, kind, where.format(number)) for number, item in enumerate(items)]
+        kinds = arguments if origin is tuple and arguments[1:] != (...,) else arguments[:1] * len(items)
+        require(len(kinds) == len(items), f"{name}: expected {len(kinds)} values, got {brief(value)}")
+        where = f"{name}[{{}}]" if strict or dataclasses.is_dataclass(arguments[0]) else name
+        return origin([convert(items[n], kinds[n], where.format(n), strict) for n in range(len(items))])
     if origin is dict:
-        if isinstance(value, str):
+        if isinstance(value, str) and not strict:
             pairs = [part.split("=", 1) for part in value.split(",") if part]
             require(all(len(pair) == 2 for pair in pairs), f"{name}: expected NAME=VALUE,..., got {brief(value)}")
             value = {key.strip(): item for key, item in pairs}
         require(isinstance(value, dict), f"{name}: expected 'name: value' lines, got {brief(value)}")
-        return {str(key): convert(item, get_args(kind)[1], f"{name}.{key}") for key, item in value.items()}
+        return {str(key): convert(item, arguments[1], f"{name}.{key}", strict) for key, item in value.items()}
+    return convert_scalar(value, kind, name, strict)
+
+
+def convert_scalar(value: Any, kind: Any, name: str, strict: bool) -> Any:
+    expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
+    message = f"{name}: expected {expected}, got {brief(value)}"
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if isinstance(value, str) and value.lower() in words:
-            return words[value.lower()]
-        require(isinstance(value, bool), f"{name}: expected true or false, got {brief(value)}")
+        value = words.get(value.lower(), value) if isinstance(value, str) and not strict else value
+        require(isinstance(value, bool), message)
         return value
-    assert kind in (str, int, float), kind
-    expected = {str: "text", int: "a whole number", float: "a number"}[kind]
-    message = f"{name}: expected {expected}, got {brief(value)}"
     require(isinstance(value, str | int | float) and not isinstance(value, bool), message)
+    require(not strict or type(value) is kind or (kind is float and type(value) is int), message)
     require(kind is not int or not isinstance(value, float) or value.is_integer(), message)
     try:
         converted = kind(value)
@@ -279,33 +306,38 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     return converted
 
 
-def convert_fields(content: Any, kind: Any, where: str) -> Any:
+def convert_fields(content: Any, kind: Any, where: str, strict: bool = False) -> Any:
     """Converts a mapping to a dataclass. `where`: its key in the file, '' for the whole file. A field `as_` is the key
     `as`."""
     require(isinstance(content, dict), f"{where or 'the file'}: expected 'name: value' lines, got {brief(content)}")
-    known, values = {name.rstrip("_"): (name, hint) for name, hint in get_type_hints(kind).items()}, {}
+    known, values = {name.rstrip("_"): (name, hint) for name, hint in get_hints(kind).items()}, {}
     for key, value in content.items():
         path = f"{where}.{key}" if where else str(key)
-        if key not in known:
+        if key in known:
+            name, hint = known[key]
+            values[name] = convert(value, hint, path, strict)
+        elif not strict:
             raise UserError(f"{path}: unknown key; {did_you_mean(str(key), list(known))}")
-        name, hint = known[key]
-        values[name] = convert(value, hint, path)
+    for parameter in fields(kind):
+        missing = parameter.name not in values and is_required(parameter)
+        require(not missing, f"{where}.{parameter.name} is missing".lstrip("."))
     return kind(**values)
 
 
-def convert_either(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+def convert_either(value: Any, kinds: tuple[Any, ...], name: str, strict: bool) -> Any:
     """Converts to a union: for int | Literal["auto"] one of the words, else the other kind; for str | list[str] a list
     if `value` is one."""
     if any(get_origin(kind) is list for kind in kinds):
         is_list = isinstance(value, list | tuple)
-        return convert(value, next(kind for kind in kinds if (get_origin(kind) is list) == is_list), name)
+        return convert(value, next(kind for kind in kinds if (get_origin(kind) is list) == is_list), name, strict)
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if value in words:
         return value
     try:
-        return convert(value, next(kind for kind in kinds if get_origin(kind) is not Literal), name)
+        other = next(kind for kind in kinds if get_origin(kind) is not Literal and kind is not NoneType)
+        return convert(value, other, name, strict)
     except ValueError as error:
-        raise UserError(f"{error}, which is not {' or '.join(words)} either") from None
+        raise UserError(f"{error}, which is not {' or '.join(words)} either" if words else str(error)) from None
 
 
 def list_parameters(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:

@@ -8,13 +8,12 @@ import csv
 import difflib
 import io
 import re
-import string
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 BRIEF_LENGTH = 80  # characters of a value in a message
-SCHEME = string.ascii_letters + string.digits + "+.-"
+URI_BEGIN = re.compile(r"(?<![a-zA-Z0-9+.-])([a-zA-Z0-9+.-]*)://")  # of a URI
 CLOSING = ",;:.)]}'`"  # punctuation that may follow a URI in a sentence
 NONE_OF_THESE = "none of these"  # a person's answer in place of a class; also the name of a folder and of a cell
 BUCKET_SCHEMES = ("gs", "s3", "az", "abfs", "abfss")  # an object's name may hold a "?"
@@ -30,19 +29,12 @@ def without_secrets(text: str) -> str:
 
     The container before an abfss:// account, and a "?" in the name of an object, are no secrets and stay.
     """
-    if "://" in text:
-        first, *parts = text.split("://")
-        scheme, shown = find_tail(first, SCHEME), [first]
-        for number, part in enumerate(parts, 1):
-            end = min((at for mark in ' \n\t<>"' if (at := part.find(mark)) >= 0), default=len(part))
-            path, after = part[:end], part[end:]
-            next_scheme = find_tail(path, SCHEME) if not after and number < len(parts) else ""
-            path = path.removesuffix(next_scheme)
-            closing = find_tail(path, CLOSING)
-            shown.append(public(scheme.lower(), path.removesuffix(closing)) + closing + next_scheme + after)
-            scheme = find_tail(part, SCHEME)
-        text = "://".join(shown)
-    return SETTING.sub(r"\1=***", text)
+    first, *parts = URI_BEGIN.split(text)
+    shown = [first]
+    for scheme, part in zip(parts[::2], parts[1::2], strict=True):
+        address = re.split(r'[ \n\t<>"]', part, maxsplit=1)[0].rstrip(CLOSING)
+        shown.append(f"{scheme}://{public(scheme.lower(), address)}{part[len(address) :]}")
+    return SETTING.sub(r"\1=***", "".join(shown))
 
 
 def public(scheme: str, text: str) -> str:
@@ -59,11 +51,6 @@ def public(scheme: str, text: str) -> str:
         authority, slash, path = f"***@{path.rpartition('@')[2]}", "", ""  # the password contains a "/"
     signed = mark and ("=" in query if bucket else True)
     return authority + slash + path + ("?***" if signed else mark + query)
-
-
-def find_tail(text: str, characters: str) -> str:
-    """The longest end of `text` that consists of these characters."""
-    return text[len(text.rstrip(characters)) :]
 
 
 def printable(text: object, limit: int = 0) -> str:

@@ -5,19 +5,13 @@ Flags override the ``--config`` file, which overrides ``--preset``, which overri
 """
 
 from must.config.adapt import AdaptConfig, DemoConfig
-from must.config.classifier import ClassifierConfig
-from must.config.evaluate import EvaluateConfig, GateConfig
-from must.config.export import ExportConfig
-from must.config.predict import PredictConfig
-from must.config.promote import PromoteConfig
-from must.config.refine import RefineConfig
-from must.config.review import ReviewConfig
-from must.config.serve import ServeConfig
-from must.config.shard import ShardConfig
+from must.config.evaluate import EvaluateConfig, GateConfig, RefineConfig, ReviewConfig
+from must.config.export import ExportConfig, PromoteConfig
+from must.config.predict import PredictConfig, ServeConfig
+from must.config.shard import ClassifierConfig, ShardConfig
 from must.config.train import PlanConfig, TrainConfig
 
 __all__ = [
-    "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig",
-    "PlanConfig", "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig",
-    "ServeConfig", "ShardConfig", "TrainConfig",
+    "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig", "PlanConfig",
+    "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig", "ServeConfig", "ShardConfig", "TrainConfig",
 ]  # fmt: skip

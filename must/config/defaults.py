@@ -21,13 +21,12 @@ def classifier(text: str, default: Any = MISSING) -> Any:
     return param(text, default, metavar="FILE", often=True, kind="classifier", work="classifier")
 
 
-def answers(text: str) -> Any:
-    return param(text, "", metavar="URI", often=True, kind="answers", work="answers")
-
-
 def shards(work: str = "shards", **more: Any) -> Any:
-    text = "folder of shards made by `must shard`"
-    return param(text, metavar="URI", often=True, kind="shards", work=work, **more)
+    return param("folder of `must shard`", metavar="URI", often=True, kind="shards", work=work, **more)
+
+
+def output(text: str, work: str, **more: Any) -> Any:
+    return param(text, often=True, kind="output", work=f"to {work}", **{"metavar": "URI"} | more)
 
 
 def index_sha256(shards: str = "shards") -> Any:
@@ -60,6 +59,20 @@ def device(of: str = "", **more: Any) -> Any:
     return param(f"{of}auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto", **more)
 
 
+def timeout() -> Any:
+    text = "seconds that a process waits for the others before the run ends (exit code 75)"
+    return param(text, 600, metavar="S", at_least=1)
+
+
+def abstain(**more: Any) -> Any:
+    text = "no class where the top probability is below this; -1: the model's threshold, 0: always one"
+    return param(text, -1.0, metavar="T", **more)
+
+
+def check_abstain(value: float) -> None:
+    require(0 <= value <= 1 or value == -1, "--abstain must be from 0 to 1, or -1 for the threshold in the model")
+
+
 def list_parts(programs: int) -> list[str]:
     """The values of --part for this number of programs."""
     return [f"{number}/{programs}" for number in range(1, programs + 1)]
@@ -70,6 +83,5 @@ def parse_part(part: str) -> tuple[int, int]:
     numbers = [int(text) for text in part.split("/") if text.isascii() and text.isdigit() and len(text) < 10]
     require(part.count("/") == 1 and len(numbers) == 2, f"--part {part}: expected I/N, such as 1/4")
     number, count = numbers
-    require(count >= 1, f"--part {part}: there is at least 1 part")
     require(1 <= number <= count, f"--part {part}: parts are numbered from 1 to {count}")
     return number, count

@@ -1,9 +1,10 @@
-"""Parameters of `must evaluate` and `must gate`."""
+"""Parameters of the stages that judge and improve a model: `must evaluate`, `gate`, `refine` and `review`."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
-from must.base.parameters import StageConfig, param
+from must.base.parameters import StageConfig, param, require
 from must.config import defaults
 
 
@@ -16,7 +17,7 @@ class EvaluateConfig(StageConfig):
 
     model: str = defaults.bundle("the bundle written by `must train`")
     baseline: str = param(
-        "what it is compared with: a classifier file (its zero-shot model), or another bundle",
+        "classifier file (its zero-shot model) or bundle to compare with",
         "",
         metavar="FILE|BUNDLE",
         often=True,
@@ -26,37 +27,18 @@ class EvaluateConfig(StageConfig):
     shards: str = defaults.shards(work="measured")
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
-    output: str = param(
-        "folder of metrics.json, predictions.csv, report.html",
-        metavar="URI",
-        often=True,
-        kind="output",
-        work="to report",
-    )
-    labels: Literal["auto", "ignore"] = param(
-        "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
-    )
+    output: str = defaults.output("folder of metrics.json, predictions.csv, report.html", "report")
+    labels: Literal["auto", "ignore"] = param("auto: use the labels there are; ignore: as if there were none", "auto")
     refined: str = param(
-        "folder of `must refine`, whose labels the report compares with zero-shot's",
-        "",
-        metavar="URI",
-        kind="refined",
-        work="labels",
+        "folder of `must refine`, to compare its labels", "", metavar="URI", kind="refined", work="labels"
     )
-    risk: float = param(
-        "largest share of wrong classes among classified images, for the abstention threshold",
-        defaults.RISK,
-        above=0,
-        below=1,
-    )
+    risk: float = param("largest share of wrong classes, for abstention", defaults.RISK, above=0, below=1)
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")
     cache_gb: float = defaults.cache_gb()
     device: str = defaults.device(group="how it runs", often=True)
-    timeout: int = param(
-        "seconds after which a process that waits for a lost one gives up", 600, metavar="S", at_least=1
-    )
+    timeout: int = defaults.timeout()
 
 
 @dataclass(kw_only=True)
@@ -73,7 +55,89 @@ class GateConfig(StageConfig):
         "auto",
     )
     metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")
-    min_gain: float = param(
-        "labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0, between=(-1, 1)
-    )
+    min_gain: float = param("labelled: the 95% interval's lower end must be above this", 0.0, between=(-1, 1))
     min_images: int = param("labelled: images below which no decision is made", 100, at_least=1)
+
+
+@dataclass(kw_only=True)
+class RefineConfig(StageConfig):
+    example = (
+        "must refine work/\n"
+        "  must refine --shards shards/ --classifier classifier.safetensors --model model/ --output labels/"
+    )
+
+    shards: str = defaults.shards(group="input and output")
+    index_sha256: str = defaults.index_sha256()
+    classifier: str = defaults.classifier("file of `must classifier`: the zero-shot model")
+    model: str = param(
+        f"the bundle that gets the memory; without one, it is made of the zero-shot model; {defaults.WORK}",
+        metavar="BUNDLE|WORK",
+        often=True,
+        bare=True,
+        kind="output",
+        work="bundle",
+    )
+    answers: str = param("folder of `must review`", "", metavar="URI", often=True, kind="answers", work="answers")
+    split: str = param("split of unlabeled images", "train", metavar="NAME")
+    output: str = defaults.output("folder for predictions.csv and refined.json", "labels")
+    alpha: float | Literal["auto"] = param(
+        "share of the trained model in the weights; auto: as trained, unless random answers favour another",
+        "auto",
+        metavar="X|auto",
+        between=(0, 1),
+    )
+    risk: float = param(
+        "largest share of wrong labels among `accepted` ones; needs 59 or more answers drawn at random",
+        defaults.RISK,
+        above=0,
+        below=1,
+    )
+    classes: str = param(
+        "only compare with these class names, on at most 2,000 images; write nothing", "", metavar="NAMES|FILE"
+    )
+    images: int = param("images at most, evenly spread; time grows with their square", 1_000_000, at_least=1)
+    memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=1)
+    batch_size: int = defaults.batch_size(group="how it runs")
+    workers: int = defaults.workers()
+    cache: str = defaults.cache(group="reading shards")
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device(group="how it runs", often=True)
+
+
+@dataclass(kw_only=True)
+class ReviewConfig(StageConfig):
+    example = (
+        "must review work/\n"
+        "  must review --model model/ --baseline classifier.safetensors --shards shards/ --output review/"
+    )
+
+    model: str = defaults.bundle("the adapted bundle")
+    baseline: str = defaults.classifier("the classifier file that it was trained with")
+    shards: str = defaults.shards()
+    split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
+    output: str = defaults.output("folder here for review.json and answers.jsonl", "review", metavar="DIR")
+    page: str = param("write one HTML file for somebody without this program; do not serve", "", metavar="FILE")
+    pictures: int = param("pictures in --page at most", 200, at_least=1)
+    add: str = param(
+        "add answers made elsewhere, and end: answers.jsonl, or a .csv of image and class", "", metavar="FILE"
+    )
+    browser: bool = param("open the page in a browser, from a terminal with a display", True)
+    who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
+    images: int = param("images to look at, evenly spread; fewer for over 1,000 classes", 20_000, between=(100, 20_000))
+    host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
+    port: int = param("port; 0: any that is free", 0, between=(0, 65535))
+    seed: int = param("of the order of the pictures", 0, group="how it runs")
+    batch_size: int = defaults.batch_size()
+    workers: int = defaults.workers()
+    cache: str = defaults.cache()
+    cache_gb: float = defaults.cache_gb()
+    device: str = defaults.device()
+
+    def check_values(self) -> None:
+        require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
+        require(len(self.who) <= 100, "--who must have at most 100 characters")
+        require(not (self.page and self.add), "--page and --add cannot both be given")
+
+    @property
+    def signature(self) -> str:
+        return self.who or os.environ.get("USER", "")

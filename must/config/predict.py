@@ -1,12 +1,13 @@
-"""Parameters of `must predict`."""
+"""Parameters of `must predict` and `must serve`."""
 
+import re
 from dataclasses import dataclass, fields
 
-from must.base.parameters import StageConfig, param, require
+from must.base.parameters import StageConfig, flag, param, require
 from must.config import defaults
-from must.config.defaults import parse_part
 
 OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --shards
+SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 
 @dataclass(kw_only=True)
@@ -17,71 +18,108 @@ class PredictConfig(StageConfig):
     )
 
     model: str = param(
-        "model.onnx, or the folder it is in; or what torch runs: a bundle's folder, a classifier file, or, with "
-        "--classes, any CLIP model by its name, such as ViT-B-16/datacomp_xl_s13b_b90k",
+        "model.onnx or its folder; a bundle; a classifier file; with --classes any CLIP model: ViT-B-16/openai",
         metavar="FILE|DIR|NAME",
         often=True,
     )
     images: list[str] = param(
-        "images, folders or globs; -: a picture on standard input, or names on it",
+        "images, folders, globs; -: a picture or names on standard input",
         factory=list,
         metavar="IMAGE|DIR",
         positional=True,
         often=True,
     )
     classes: str | list[str] = param(
-        "for a CLIP model that was not adapted: its classes, as `must classifier --classes`",
-        "",
-        metavar="NAMES|FILE|SET",
-        often=True,
+        "as in `must classifier`, for an unadapted CLIP model", "", metavar="NAMES|FILE|SET", often=True
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
-    output: str = param(
-        "CSV or JSONL file in place of the table; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True
-    )
-    abstain: float = param(
-        "no class where the top probability is below this; -1: the model's threshold, 0: always one",
-        -1.0,
-        metavar="T",
-        often=True,
-    )
-    shards: str = param(
-        "classify a folder of shards instead: a path or URI", "", metavar="URI", group="a whole bucket", often=True
-    )
+    output: str = param("CSV or JSONL file; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True)
+    abstain: float = defaults.abstain(often=True)
+    shards: str = param("classify a folder of shards instead", "", metavar="URI", group="a whole bucket", often=True)
     split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
     index_sha256: str = defaults.index_sha256()
-    part: str = param(
-        "classify the shards I, I+N, I+2N, ... only, I from 1 to N: one of N programs that share the work",
-        "1/1",
-        metavar="I/N",
-    )
+    part: str = param("only the shards I, I+N, I+2N, ...: one of N programs that share the work", "1/1", metavar="I/N")
     workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, at_least=0)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     threads: int = defaults.threads()
     device: str = defaults.device("of a bundle: ")
 
     def check_values(self) -> None:
-        require(
-            0 <= self.abstain <= 1 or self.abstain == -1,
-            "--abstain must be from 0 to 1: it is a probability; or -1, for the threshold in the model",
-        )
+        defaults.check_abstain(self.abstain)
+        suffix = self.output.lower()
         if self.shards:
-            self.check_shards()
+            require(not self.images, "--shards takes the place of single images; give one or the other")
+            require(bool(self.output), "--shards needs --output: the folder for the Parquet files, or a bucket's URI")
+            require(
+                not suffix.endswith((".csv", ".jsonl", ".parquet")),
+                f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
+            )
+            defaults.parse_part(self.part)
             return
         for field in fields(self):
             allowed = field.name not in OF_SHARDS or getattr(self, field.name) == field.default
-            require(allowed, f"--{field.name.replace('_', '-')} is for --shards")
+            require(allowed, f"{flag(field.name)} is for --shards")
         require(bool(self.images), "no image given; name images, or a folder of shards with --shards")
         require(
-            not self.output or self.output.lower().endswith((".csv", ".jsonl")),
+            not suffix or suffix.endswith((".csv", ".jsonl")),
             f"--output {self.output}: the name must end in .csv or .jsonl",
         )
 
-    def check_shards(self) -> None:
-        require(not self.images, "--shards takes the place of single images; give one or the other")
-        require(bool(self.output), "--shards needs --output: the folder for the Parquet files, or a bucket's URI")
+
+@dataclass(kw_only=True)
+class ServeConfig(StageConfig):
+    example = (
+        "must serve work/\n"
+        "  must serve --model onnx/\n"
+        "  must serve --registry gs://models/registry --name photos\n"
+        "  curl --data-binary @photo.jpg http://localhost:8080/classify"
+    )
+
+    model: str = param(
+        f"model.onnx, or the folder it is in, here or in a bucket; {defaults.WORK}",
+        "",
+        metavar="FILE|URI|WORK",
+        bare=True,
+        work="onnx",
+        group="model",
+        often=True,
+    )
+    registry: str = param(
+        "in place of --model: serve its champion, and the next when promoted", "", metavar="URI", often=True
+    )
+    name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
+    poll: float = param("seconds between looks at the registry's LATEST (hot swap)", 10.0, metavar="S", above=0)
+    top_k: int = param("classes in an answer, if the request does not say", 5, metavar="K", group="answers", at_least=1)
+    abstain: float = defaults.abstain()
+    host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
+    port: int = param("port for HTTP; 0: any that is free", 8080, often=True, between=(0, 65535))
+    batch_size: int = param("images a forward pass at most", 32, group="how it runs", at_least=1)
+    threads: int = defaults.threads()
+    decoders: int = param("threads that decode images; 0 means one a core", 0, at_least=0)
+    max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
+    max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)
+    max_images: int = param("images of a request", 64, at_least=1)
+    max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", above=0)
+    request_pixels: float = param("megapixels of a request; costly forms of pictures count more", 64.0, metavar="MP")
+    queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
+    decode_memory: float = param(
+        "megabytes that images being decoded may take at a time", 1000.0, metavar="MB", above=0
+    )
+    queue: int = param("images that may wait; more are refused with 503", 512, at_least=1)
+    patience: float = param("seconds to send a request, and for an answer", 30.0, metavar="S", above=0)
+    drain: float = param("seconds from SIGTERM until no connections are taken", 5.0, metavar="S", at_least=0)
+
+    def check_values(self) -> None:
+        require(bool(self.model) or bool(self.registry), "--model is missing; or give --registry with --name")
+        require(not (self.model and self.registry), "--model and --registry cannot both be given")
         require(
-            not self.output.lower().endswith((".csv", ".jsonl", ".parquet")),
-            f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
+            SERVED_NAME.fullmatch(self.name) is not None,
+            f"--name {self.name[:80]}: use letters, digits, '-', '.' and '_', at most 63 characters",
         )
-        parse_part(self.part)
+        defaults.check_abstain(self.abstain)
+        require(
+            self.max_pixels <= self.request_pixels <= self.queue_pixels,
+            "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",
+        )
+        require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")
+        require(self.max_images <= self.queue, "--max-images must not be above --queue")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.records import make_record
+from must.base.parameters import make_record
 from must.base.text import counted
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics

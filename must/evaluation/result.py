@@ -13,8 +13,7 @@ from typing import Any, Self
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import PREDICTIONS_FILE, REFINED_FILE
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
 from must.method.answers.abstention import Abstention

@@ -2,9 +2,7 @@
 
 import math
 import os
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from must.api.stages import call
 from must.base import storage
@@ -14,15 +12,13 @@ from must.evaluation.result import Metrics
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 
-NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in a pod
-
 
 def evaluate(
     facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str,
-    report: str, details_uri: str = "",
+    report: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows, and to the
-    run's notes, for a link in the summary. `details_uri`: the URI of `details` in Kubeflow's store.
+    run's notes, for the summary.
 
     Returns:
         top1: accuracy of the adapted model, 0..1; -1 without labels.
@@ -37,22 +33,12 @@ def evaluate(
     copy = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
     for uri in (report, copy):
         storage.write_bytes(uri, page)
-    facts.report, facts.report_link = copy, artifact_url(details_uri)
+    facts.report = copy
     scores = accuracy(metrics)
     facts.top1, facts.before, facts.result = scores.get("top1"), scores.get("before"), headline(metrics)
     matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
     top1 = scores.get("top1", -1.0)
     return {"top1": top1, "figures": figures(metrics), "classes": metrics.classes, "confusion": matrix}
-
-
-def artifact_url(folder: str) -> str:
-    """The URL of the report in a folder of Kubeflow's store, relative to Kubeflow's page; '' for a store that it does
-    not serve. A multi-user installation needs the namespace; a single-user one ignores it."""
-    store, _, path = folder.partition("://")
-    if store not in ("minio", "s3"):
-        return ""
-    namespace = f"?namespace={NAMESPACE.read_text().strip()}" if NAMESPACE.is_file() else ""
-    return f"artifacts/{store}/{quote(path)}/{REPORT_FILE}{namespace}"
 
 
 def figures(metrics: Metrics) -> dict[str, float]:

@@ -16,8 +16,7 @@ from typing import Any, Literal
 from must.api.stages import call
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.base.text import encoded
 from must.data.format.index import Index, load_index
 from must.deploy.promote.promote import version_name

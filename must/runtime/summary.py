@@ -7,7 +7,6 @@ may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local run
 
 import logging
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,7 +14,6 @@ from typing import NamedTuple
 from must.base import storage
 from must.base.exits import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
 from must.base.files import LAST_FILE
-from must.base.lock import run_in
 from must.base.text import printable, printable_page
 from must.runtime.notes import Facts, Note, read_notes
 from must.runtime.places import WorkUri
@@ -35,58 +33,41 @@ BROKEN_OFF = (
 )
 
 
-class Failure(NamedTuple):
-    """A kind of failure, in words."""
-
-    headline: str
-    why: str
-    resumable: str = "yes{progress}"
-    state: str = "failed"  # of the stage, in the table
-    has_reason: bool = True  # the last line of the log is the reason
-
-
-FAILURE_KINDS = {
-    "stopped": Failure(
+FAILURE_KINDS = {  # kind: (headline, why)
+    "stopped": (
         "Run stopped from outside, during {stage}",
-        "asked to end (SIGTERM): a person ended the run, or its node was taken away", "yes{progress}", "stopped", False,
+        "asked to end (SIGTERM): a person ended the run, or its node was taken away",
     ),
-    "silent": Failure(
+    "silent": (
         "Run failed: {stage}: its pod is gone",
-        "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped", "yes{progress}",
-        "lost", False,
+        "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped",
     ),
-    "overtaken": Failure(
+    "overtaken": (
         "Run stopped: another run promoted a model meanwhile; run it again",
         "no error: the model was compared with a champion that was then replaced (exit code {code})",
-        "yes: finished work is reused, and the model is compared with the new champion",
     ),
-    "held": Failure(
-        "Run stopped: {other} is writing to this work_uri",
+    "held": (
+        "Run stopped: another run is writing to this work_uri",
         "it waited for its turn, and the other run is still at work (exit code {code})",
-        "when the other run is over{progress}",
     ),
-    "input": Failure(
-        "Run failed: {stage}: the input is wrong", "wrong input (exit code {code})",
-        "after the input is corrected{progress}",
-    ),
-    "interrupted": Failure(
+    "input": ("Run failed: {stage}: the input is wrong", "wrong input (exit code {code})"),
+    "interrupted": (
         "Run failed: {stage}: a dependency failed",
         "a dependency failed (exit code {code}): another process, or a store that did not answer",
     ),
-    "time": Failure(
-        "Run failed: {stage}: its time was over", "its time limit, timeouts in cluster.yaml (exit code {code})",
-        "yes, for as long again{progress}", has_reason=False,
+    "time": (
+        "Run failed: {stage}: its time was over",
+        "its time limit, timeouts in cluster.yaml (exit code {code})",
     ),
-    "killed": Failure(
+    "killed": (
         "Run failed: {stage}: killed, memory may have run out",
-        "killed (exit code {code}): most often the pod's memory limit", has_reason=False,
+        "killed (exit code {code}): most often the pod's memory limit",
     ),
-    "error": Failure(
-        "Run failed: {stage}: an error", "an error in the program or the machine (exit code {code})",
-        "perhaps{progress_or_hint}",
-    ),
-}  # fmt: skip
+    "error": ("Run failed: {stage}: an error", "an error in the program or the machine (exit code {code})"),
+}
 BY_CODE = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
+STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage, in the table; else failed
+WITHOUT_REASON = ("stopped", "silent", "time", "killed")  # the last line of the log is not the reason
 
 
 def name_failure(note: Note) -> str:
@@ -106,9 +87,7 @@ class Outcome(NamedTuple):
 def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
     if (failed := find_failed(notes)) is not None:
-        run_id = next(filter(None, map(run_in, reversed(failed.lines))), "")  # the owner of the lock it waited for
-        other = f"another run, {run_id}," if run_id else "another program"
-        return Outcome(False, FAILURE_KINDS[name_failure(failed)].headline.format(stage=failed.stage, other=other))
+        return Outcome(False, FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage))
     facts = {note.stage: note.facts for note in notes}
     if headline := describe_decision(facts):
         # After every gate comes `export`; after a promotion what the stage inputs found in cluster.yaml and the run.
@@ -168,8 +147,7 @@ class Summary:
     lines: list[Line] = field(default_factory=list)
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
-    stage: str = ""  # the stage that failed
-    failure: str = ""  # how it failed: a key of FAILURE_KINDS
+    failure: str = ""  # how a stage failed: a key of FAILURE_KINDS
     log: list[str] = field(default_factory=list)  # the last lines of that stage
 
     def to_markdown(self) -> str:
@@ -178,22 +156,20 @@ class Summary:
             text = f"`{printable(text)}`" if command else escape(text)
             lines.append(f"- **{f'[{label}]({link})' if link else label}**: {text}")
         rows = [[cell.replace("|", "/") for cell in row] for row in (COLUMNS, ["---"] * len(COLUMNS), *self.table)]
-        table = [f"| {' | '.join(row)} |" for row in rows]
-        return self.join_blocks(
-            "# ", lines, table, ["```", *(piece for line in self.log for piece in wrap(line)), "```"]
-        )
+        log = ["```", *(piece for line in self.log for piece in wrap(line)), "```"]
+        return self.join_blocks("# " + self.headline, lines, [f"| {' | '.join(row)} |" for row in rows], log)
 
     def to_text(self) -> str:
         lines = [f"{line.label}: {printable(line.text, LONGEST_LINE)}" for line in self.lines]
         rows = [COLUMNS, *self.table]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return self.join_blocks("", lines, table, [f"  {printable(line, LONGEST_LINE)}" for line in self.log])
+        return self.join_blocks(
+            self.headline, lines, table, [f"  {printable(line, LONGEST_LINE)}" for line in self.log]
+        )
 
-    def join_blocks(self, mark: str, lines: list[str], table: list[str], log: list[str]) -> str:
-        """`mark`: before the headline."""
-        blocks = [[mark + self.headline], lines, table if self.table else []]
-        blocks += [[f"Last lines of {self.stage}:"], log] if self.log else []
+    def join_blocks(self, headline: str, lines: list[str], table: list[str], log: list[str]) -> str:
+        blocks = [[headline], lines, table if self.table else [], ["Last lines:", *log] if self.log else []]
         return printable_page("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
 
 
@@ -225,27 +201,24 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     good, headline = determine_outcome(notes, state)
     summary = Summary(headline, table=list(map(make_row, notes)), notes=WorkUri(work_uri).notes(run_id))
     if (failed := find_failed(notes)) is not None:
-        summary.lines += explain_failure(failed, notes, again, more)
-        summary.stage, summary.failure, summary.log = failed.stage, name_failure(failed), failed.lines[-LOG_LINES:]
+        summary.lines.append(Line("Why", explain_failure(failed)))
+        summary.failure, summary.log = name_failure(failed), failed.lines[-LOG_LINES:]
     elif not good:
-        summary.lines += [Line("Why", BROKEN_OFF), *mention_promotion(notes, "the run broke off")]
-        summary.lines.append(Line("Command to start it again", again, command=True))
-    for facts in (note.facts for note in notes if note.facts.report):
-        uri, link = facts.report, facts.report_link  # at Kubeflow's own server, if there is one
-        if uri.startswith("gs://"):  # for readers of the bucket
-            link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}"
+        summary.lines.append(Line("Why", BROKEN_OFF))
+    if not good:
+        for note in notes:
+            if note.stage == "promote" and note.state == "done":  # `only_new` would find nothing new
+                hint = "go on with only_new false, which else ends the run early"
+                summary.lines.append(Line("Promoted all the same", f"{note.facts.version or 'the model'}; {hint}"))
+        summary.lines.append(Line("Command to go on", again, command=True))
+        if failed is not None and failed.facts.checkpoints:
+            summary.lines.append(Line("Progress", describe_progress(failed.facts.checkpoints)))
+        summary.lines += [Line("TrainJob", sentence) for sentence in more]
+    for uri in (note.facts.report for note in notes if note.facts.report):
+        link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else ""
         summary.lines.append(Line("Report", f"{uri}, or the output report of the stage evaluate", link))
     summary.lines += [Line("Run", run_id)] if run_id else []
     return summary
-
-
-def wait_for_notes(work_uri: str, run_id: str) -> None:
-    """From now on refused credentials are waited for (see wait_for_credentials); a first refusal is printed at once."""
-    try:
-        next(iter(storage.list_existing(WorkUri(work_uri).notes(run_id))), None)
-    except (ValueError, OSError) as error:
-        logger.warning(f"must summary: {format_error(error)}; trying again for some minutes")
-    storage.wait_for_credentials(work_uri)
 
 
 def write_page(summary: Summary, output: str) -> None:
@@ -259,53 +232,27 @@ def write_page(summary: Summary, output: str) -> None:
             logger.warning(f"must: the summary could not be written beside the notes: {format_error(error)}")
 
 
-def explain_failure(note: Note, notes: list[Note], again: str, more: Sequence[str]) -> list[Line]:
-    failure, progress = FAILURE_KINDS[name_failure(note)], describe_progress(note.facts.checkpoints)
-    why = failure.why.format(code=note.code)
-    reason = find_reason(note) if failure.has_reason else note.facts.pod
-    tries = [f"{'no exit code' if code is None else f'exit code {code}'} after {clock(s)}" for code, s in note.tries]
-    tried = f"{len(tries) + 1} times; before: {', '.join(tries)}" if tries else "once; no retry happened"
-    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(note.started))
-    resumable = failure.resumable.format(progress=progress, progress_or_hint=progress or ": nothing is lost")
-    return [
-        Line("Why", f"{reason} · {why}" if reason else why),
-        *mention_promotion(notes, f"{note.stage} failed"),
-        Line("Resumable", resumable),
-        Line("Command to go on", again, command=True),
-        *(Line("TrainJob", sentence) for sentence in more),
-        Line("Tried", tried),
-        Line("Ran", f"{clock(note.seconds)} on {note.host}, from {started}"),
-    ]
-
-
-def find_reason(note: Note) -> str:
-    """The last line of the stage's log, without the command at its beginning."""
-    line = next((line for line in reversed(note.lines) if line.strip()), "")
-    return re.sub(r"^must [\w-]+: ", "", line.strip())
-
-
-def mention_promotion(notes: list[Note], event: str) -> list[Line]:
-    """A hint for a run that promoted its model before `event`: when it resumes, `only_new` would find nothing new."""
-    versions = [note.facts.version for note in notes if note.stage == "promote" and note.state == "done"]
-    why = f"before {event}; go on with only_new false, which else ends the run early"
-    return [Line("Promoted all the same", f"{version or 'the model'}, {why}") for version in versions]
+def explain_failure(note: Note) -> str:
+    """The reason, if there is one: the last line of the log without the command at its beginning, or the cluster's."""
+    kind = name_failure(note)
+    line = next((line.strip() for line in reversed(note.lines) if line.strip()), "")
+    reason = note.facts.pod if kind in WITHOUT_REASON else re.sub(r"^must [\w-]+: ", "", line)
+    return " · ".join(filter(None, [reason, FAILURE_KINDS[kind][1].format(code=note.code)]))
 
 
 def describe_progress(checkpoints: str) -> str:
-    if not checkpoints:
-        return ""
     try:
         last = storage.read_bytes(storage.join(checkpoints, LAST_FILE)).decode().strip()
     except (FileNotFoundError, NotADirectoryError):
-        return "; there is no checkpoint yet, training starts over"
-    except (ValueError, OSError):
-        return ""
-    return f"; training goes on from {last} in {checkpoints}"
+        return "there is no checkpoint yet, training starts over"
+    except (ValueError, OSError) as error:
+        return f"unknown: {format_error(error)}"
+    return f"training goes on from {last} in {checkpoints}"
 
 
 def make_row(note: Note) -> tuple[str, ...]:
     """The stage's state is the one after the run's end, when nothing runs any more."""
-    state = "done" if note.state == "done" else FAILURE_KINDS[name_failure(note)].state
+    state = "done" if note.state == "done" else STATES.get(name_failure(note), "failed")
     result = printable(note.facts.result, 300)
     return printable(note.stage), state, str(len(note.tries) + 1), clock(note.seconds), result
 

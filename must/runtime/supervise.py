@@ -36,12 +36,11 @@ from must.base.exits import (
     handling,
 )
 from must.base.lock import RUN_ID
-from must.base.parameters import convert, require
+from must.base.parameters import make_record
 from must.base.processes import child_environment, end_with_parent
-from must.base.records import make_record
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
-from must.runtime.notes import FACTS_FILE, Facts, Note, Try, read_note, write_note
+from must.runtime.notes import FACTS_FILE, Facts, Note, read_note, write_note
 
 logger = logging.getLogger(__name__)
 
@@ -56,31 +55,20 @@ INPUTS = "inputs"  # the first stage, which has tested the run's URIs
 URI_VALUES = ("registry_uri", "tensorboard_uri", "output")  # names of `values` that are URIs, besides work_uri
 OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 LONGEST_WAIT = 3600.0  # seconds between two tries
-NOTE_S = 60.0  # seconds between two writes of a running stage's note
-FIRST = 4.0  # seconds before the first write; doubled up to NOTE_S
+NOTE_S = 10.0  # seconds between two writes of a running stage's note
 MAX_LINES = 40  # lines of the log in a note
 DRAIN_TIMEOUT = 5.0  # seconds for the last lines: a process that outlives the stage keeps the pipe open
 
 
 @dataclass(frozen=True)
 class Policy:
-    count: int = 0  # tries after the first
-    backoff: float = 0.0  # seconds before the first of them
-    factor: int = 2  # by which the seconds grow from one try to the next
+    count: int  # tries after the first
+    backoff: float  # seconds before the first of them
+    factor: int  # by which the seconds grow from one try to the next
 
     def pause(self, number: int) -> float:
         """Seconds before retry `number`, from 1."""
         return min(LONGEST_WAIT, self.backoff * self.factor ** (number - 1))
-
-
-def policy() -> Policy:
-    """The policy in the environment. Raises ValueError: it is invalid."""
-    text = os.environ.get(RETRIES, "")
-    if not text:
-        return Policy()
-    parts = text.split(",")
-    require(len(parts) == 3, f"{RETRIES} '{text}': expected COUNT,SECONDS,FACTOR")
-    return Policy(convert(parts[0], int, RETRIES), convert(parts[1], float, RETRIES), convert(parts[2], int, RETRIES))
 
 
 def supervised(
@@ -103,8 +91,7 @@ def supervised(
     """
     if stage != INPUTS:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
-    with exiting(stage):
-        allowed = policy()
+    count, backoff, factor = (os.environ.get(RETRIES) or "0,0,1").split(",")
     note, earlier = Note(stage), read_note(work_uri, run_id, stage)
     if earlier is not None and earlier.state != "done":
         failed = earlier.state == "failed"
@@ -112,11 +99,12 @@ def supervised(
             line = earlier.lines[-1] if earlier.lines else ""
             logger.warning(f"must {stage}: gave up before, with exit code {earlier.code}: {line}; start a new run")
             raise SystemExit(earlier.code)
-        note.tries = [*earlier.tries, Try(earlier.code if failed else None, earlier.seconds)]
+        note.tries = [*earlier.tries, earlier.code if failed else None]
     call = {"stage": stage, "module": function.__module__, "function": function.__name__}
     with tempfile.TemporaryDirectory(prefix="must-") as folder:
         (Path(folder) / "job.json").write_text(json.dumps({**call, "values": {"work_uri": work_uri, **values}}))
-        if code := Supervisor(note, Path(folder), allowed, work_uri, run_id).run():
+        policy = Policy(int(count), float(backoff), int(factor))
+        if code := Supervisor(note, Path(folder), policy, work_uri, run_id).run():
             raise SystemExit(code)
         result: Result = json.loads((Path(folder) / "result.json").read_text())
         return result
@@ -139,7 +127,11 @@ class Supervisor:
         """Runs the tries; returns the exit code of the last one."""
         self.write()
         try:
-            with every(NOTE_S, self.write, first=FIRST, at_once=self.changed), handling(signal.SIGTERM, self.forward):
+            with (
+                every(NOTE_S, self.write, at_once=self.changed),
+                handling(signal.SIGTERM, self.forward),
+                handling(signal.SIGINT, self.forward),
+            ):
                 self.note.code = self.repeat()
         except BaseException as error:
             self.note.code = find_exit_code(error)
@@ -163,7 +155,6 @@ class Supervisor:
     def repeat(self) -> int:
         number = 0
         while True:
-            started = time.monotonic()
             code = self.attempt()
             overtaken = (self.note.stage, code) == OVERTAKEN
             if code in NEVER_RETRIED or overtaken or self.stopping.is_set() or number >= self.policy.count:
@@ -175,7 +166,7 @@ class Supervisor:
                     f"ended with exit code {code}; its time limit of {self.limit:g} s is too near for another try"
                 )
                 return TIME_OVER
-            self.note.tries.append(Try(code, round(time.monotonic() - started, 1)))
+            self.note.tries.append(code)
             how = "waits for the other run to end" if code == HELD else f"ended with exit code {code}"
             logger.warning(
                 f"must {self.note.stage}: try {number} of {self.policy.count + 1} {how}; trying again in {pause:g} s"
@@ -204,10 +195,6 @@ class Supervisor:
             code = child.wait(self.deadline and max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             code = self.stop_at_limit(child)
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
-            code = child.wait()
-            self.stopping.set()
         end = time.monotonic() + DRAIN_TIMEOUT
         for reader in readers:
             reader.join(max(0.0, end - time.monotonic()))

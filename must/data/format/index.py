@@ -14,8 +14,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.names import SHA256, SHARD_NAME, TABLE, of_form
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.base.text import brief
 
 LARGEST_OFFSET = 2**53  # also of any other number; their sums in an index are far below 2^63

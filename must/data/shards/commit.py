@@ -14,8 +14,7 @@ import numpy as np
 from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard

@@ -23,8 +23,7 @@ from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import Kind
 from must.base.names import TABLE
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.format import index

@@ -13,7 +13,7 @@ from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.base.text import NONE_OF_THESE, brief, close_to, counted, uncell
-from must.config.review import ReviewConfig
+from must.config.evaluate import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, add, append, read_answers
 from must.method.answers.review import Review, fingerprint

@@ -28,7 +28,7 @@ from must.base.progress import loading
 from must.base.storage import parse_object
 from must.base.text import cell, counted, format_csv, printable, printable_page
 from must.config import RefineConfig
-from must.config.review import ReviewConfig
+from must.config.evaluate import ReviewConfig
 from must.config.work import PARTS, find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader

@@ -23,7 +23,7 @@ from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import printable
-from must.config.serve import ServeConfig
+from must.config.predict import ServeConfig
 from must.config.work import PARTS
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold

@@ -9,7 +9,7 @@ import uvicorn
 
 from must.base.console import TO_STDERR
 from must.base.text import printable
-from must.config.serve import ServeConfig
+from must.config.predict import ServeConfig
 from must.deploy.serve.http import make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel

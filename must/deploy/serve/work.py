@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from must.base.processes import cores
-from must.config.serve import ServeConfig
+from must.config.predict import ServeConfig
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel, fail
 from must.deploy.serve.protocol import DecodingCost, InferRequest, Limits, Predictions, Refused, estimate_cost, expect

@@ -18,8 +18,7 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.names import SHA256, of_form
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.base.text import counted
 from must.config.defaults import RISK
 from must.method.answers.accept import Accepted, accept, describe_classes, find_ranks

@@ -12,8 +12,7 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
-from must.base.parameters import require
-from must.base.records import make_record
+from must.base.parameters import make_record, require
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model.provenance import Provenance, RunSummary

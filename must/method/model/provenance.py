@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from must.base.errors import UserError
-from must.base.records import make_record
+from must.base.parameters import make_record
 from must.method.answers.abstention import Abstention
 from must.method.answers.estimate import AccuracyEstimate
 

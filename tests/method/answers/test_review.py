@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from must.base.records import make_record
+from must.base.parameters import make_record
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer
 from must.method.answers.estimate import AccuracyEstimate, difference, share
 from must.method.answers.review import NO_CLASS, SCHEDULE, Picture, Review, random_order
