@@ -20,9 +20,9 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, onnx_model, threshold
+from must.deploy.predict.session import Classifier, Opener, open_onnx, threshold
 from must.deploy.predict.shards import predict_shards
-from must.deploy.predict.writer import Prediction, open_writer
+from must.deploy.predict.writer import Options, Prediction, open_writer, rank_classes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or 
 
 
 def predict_images(
-    config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = onnx_model
+    config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = open_onnx
 ) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
 
@@ -43,8 +43,7 @@ def predict_images(
     """
     if config.shards:
         return predict_shards(config, open_model)
-    with open_model(config) as model:
-        classifier = model.open(False)
+    classifier = open_model(config)
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
@@ -52,7 +51,7 @@ def predict_images(
     names = ((name, name) for name in find_images(config.images, problems))
     options = Options(top, unsure, config.batch_size)
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
-    with open_writer(config.output, top) as writer, progress:
+    with open_writer(config.output) as writer, progress:
         for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
             progress.update()
             if isinstance(prediction, Unreadable):
@@ -67,14 +66,6 @@ def predict_images(
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
         logger.info(f"{counts['images']} images{missing} -> {config.output}")
     return counts
-
-
-class Options(NamedTuple):
-    """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this."""
-
-    top_k: int = 1
-    abstain: float = 0.0
-    batch_size: int = 32
 
 
 class Unreadable(NamedTuple):
@@ -105,20 +96,6 @@ def classify(
                     yield Unreadable(name, reason)
                 else:
                     yield rank_classes(name, *next(rows), classifier.classes, options)
-
-
-def rank_classes(
-    name: str, probability: np.ndarray, similarity: float, classes: list[str], options: Options
-) -> Prediction:
-    """The prediction of an image's probabilities [K]."""
-    best = np.argsort(-probability, kind="stable")[: options.top_k]
-    top = [classes[i] for i in best], [float(probability[i]) for i in best]
-    return Prediction(name, *top, bool(probability[best[0]] < options.abstain), known(similarity))
-
-
-def known(similarity: float) -> float | None:
-    """None for NaN: the model has no memory."""
-    return None if np.isnan(similarity) else float(similarity)
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:

@@ -18,6 +18,7 @@ from must.data.format.samples import read_samples
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView, Preprocess
 from must.deploy.predict.session import Classified
+from must.deploy.predict.writer import Options, make_row, rank_classes
 
 
 class Decoded(NamedTuple):
@@ -83,18 +84,15 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         import pyarrow.parquet as pq
 
         self.classes, self.run = [utf8(name) for name in classes], run
-        self.suffixes = ["", *(f"_{rank}" for rank in range(2, min(run.top_k, len(classes)) + 1))]
+        self.options = Options(min(run.top_k, len(classes)), run.abstain)
         fields = [("key", pa.string()), ("source", pa.string())]
-        for suffix in self.suffixes:
+        for suffix in ("", *(f"_{rank}" for rank in range(2, self.options.top_k + 1))):
             fields += [(f"class{suffix}", pa.string()), (f"probability{suffix}", pa.float32())]
-        fields += [
-            ("margin", pa.float32()),
-            ("similarity", pa.float32()),
-            *([("abstained", pa.bool_())] if run.abstain else []),
-        ]
+        fields += [("margin", pa.float32()), ("similarity", pa.float32())]
+        fields += [("abstained", pa.bool_())] if run.abstain else []
         self.schema = pa.schema([*fields, ("reason", pa.string())])
         self.writer = pq.ParquetWriter(file, self.schema, compression="zstd")
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # also with columns that the schema leaves out
         self.counts: Counter[str] = Counter()
         self.written = self.unreadable = self.abstained = 0
 
@@ -107,29 +105,20 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         """Adds a batch of samples; `classified`: those that have pixels, in their order; None: none has."""
         answers = iter(zip(*classified, strict=True) if classified else ())
         for item in decoded:
-            row: dict[str, Any] = {"key": utf8(item.key), "source": utf8(item.source)}
+            row: dict[str, Any] = {"key": utf8(item.key), "source": utf8(item.source), "abstained": False}
             if item.pixels is None:
-                row |= {"reason": utf8(item.reason)} | ({"abstained": False} if self.run.abstain else {})
+                row["reason"] = utf8(item.reason)
                 self.unreadable += 1
             else:
-                row |= self.rank(*next(answers))
+                probability, similarity = next(answers)
+                prediction = rank_classes("", probability, similarity, self.classes, self.options)
+                best = np.sort(probability)
+                row |= make_row(prediction) | {"margin": best[-1] - (best[-2] if len(best) > 1 else 0)}
+                self.abstained += prediction.abstained
+                self.counts.update([prediction.name] if prediction.name is not None else [])
             self.rows.append(row)
         if len(self.rows) >= GROUP_ROWS:
             self.write_group()
-
-    def rank(self, probability: np.ndarray, similarity: float) -> dict[str, Any]:
-        """The columns of an image's probabilities [K]; counts its class."""
-        ranked = np.argsort(-probability, kind="stable")
-        best = probability[ranked]
-        unsure = bool(best[0] < self.run.abstain)
-        row: dict[str, Any] = {"margin": best[0] - (best[1] if len(best) > 1 else 0), "abstained": unsure}
-        row["similarity"] = None if np.isnan(similarity) else similarity
-        for rank, suffix in enumerate(self.suffixes):
-            row[f"class{suffix}"] = None if unsure else self.classes[ranked[rank]]
-            row[f"probability{suffix}"] = best[rank]
-        self.abstained += unsure
-        self.counts.update([] if unsure else [self.classes[ranked[0]]])
-        return row
 
     def write_group(self) -> None:
         import pyarrow as pa

@@ -1,15 +1,14 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
-`must evaluate` or `must refine` finds the threshold (must/method/answers/abstention.py), `must export` writes it to the
-ONNX file's metadata under `abstention`, and a parameter `abstain` of -1 selects it.
+`must evaluate` or `must refine` finds the threshold (must/method/answers/abstention.py). `must export` writes it to the
+ONNX file's metadata under `abstention`; for a bundle, infer/bundle.py finds the same one.
 """
 
 import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -78,7 +77,7 @@ class OnnxClassifier:
         )
         self.metadata: dict[str, str] = metadata
         self.classes, self.preprocess = parse_metadata(metadata, where)
-        self.where = where
+        self.where, self.sha256 = where, ""
         self.check_shapes(where)
         node = self.session.get_inputs()[0]
         self.input_name, self.takes_pixels = node.name, "uint8" in node.type
@@ -166,10 +165,11 @@ ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
-def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
-    """The threshold in an ONNX file's metadata, None if there is none. Raises ValueError: it is damaged."""
-    if ABSTENTION not in metadata:
-        return None
+def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
+    """`abstain`, or for -1 the threshold in the metadata; 0, which never abstains, if there is none.
+    Raises ValueError: it is damaged."""
+    if abstain != STORED or ABSTENTION not in metadata:
+        return max(abstain, 0.0)
 
     def parse(content: dict[str, Any]) -> float:
         value = content["threshold"]
@@ -180,38 +180,27 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
     return storage.parse_object(metadata[ABSTENTION], parse, damaged)
 
 
-def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
-    """`abstain`, or for -1 the threshold in the file; 0, which never abstains, if it has none."""
-    return stored_threshold(metadata, where) or 0.0 if abstain == STORED else abstain
-
-
 class Classifier(Protocol):
+    """`sha256` identifies the predictions of a run over shards; '' in other runs."""
+
     where: str
     classes: list[str]
     preprocess: Preprocess
     metadata: dict[str, str]
+    sha256: str
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         """Classifies uint8 [B, S, S, 3]."""
 
 
-class Model(NamedTuple):
-    """An existing model: the checksum that identifies its predictions, and a function that opens it.
-
-    The argument of `open` is `sleeping_threads`, as in OnnxClassifier.
-    """
-
-    sha256: str
-    open: Callable[[bool], Classifier]
+Opener = Callable[[PredictConfig], Classifier]
 
 
-Opener = Callable[[PredictConfig], AbstractContextManager[Model]]
-
-
-@contextmanager
-def onnx_model(config: PredictConfig) -> Iterator[Model]:
-    """The ONNX file of --model, copied from its bucket. Raises ValueError: there is none."""
+def open_onnx(config: PredictConfig) -> OnnxClassifier:
+    """The ONNX file of --model. Raises ValueError: there is none."""
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        yield Model(storage.compute_sha256(path), lambda sleeping: OnnxClassifier(path, uri, config.threads, sleeping))
+        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=bool(config.shards))
+        classifier.sha256 = storage.compute_sha256(path) if config.shards else ""
+    return classifier

@@ -6,11 +6,10 @@ file is complete. A program that finds all files at its end writes the summary.
 
 import json
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets, local_shard
 from must.data.sources.tables import need_pyarrow
 from must.deploy.predict.parquet import Run, ShardWriter, decode_rows, file_name, read_stats
-from must.deploy.predict.session import STORED, Classifier, Opener, onnx_model, threshold
+from must.deploy.predict.session import Classifier, Opener, open_onnx, threshold
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +37,8 @@ RUN_FILE, TOTALS_FILE = "run.json", "predictions.json"
 READERS = 16  # files whose metadata are read at the same time
 
 
-def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> dict[str, int]:
+def predict_shards(config: PredictConfig, open_model: Opener = open_onnx) -> dict[str, int]:
     """Writes the missing files of this part; returns the numbers of its images that were read and not readable.
-
-    The model is opened once, after the decoder processes have started, and only if it, or its threshold, is needed.
 
     Raises:
         ValueError: no model, no shards or damaged ones; or the output holds predictions of another run.
@@ -53,28 +50,19 @@ def predict_shards(config: PredictConfig, open_model: Opener = onnx_model) -> di
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
     number, parts = parse_part(config.part)
     part = shards[number - 1 :: parts]
-    processes = Workers(config.workers or cores(), decode_rows.__module__, silence_pillow)
-    with open_model(config) as model, processes as decoders:
-        classifier = cache(lambda: model.open(True))
-        config = with_threshold(config, classifier)
-        run = Run(model.sha256, index.sha256, config.split, config.top_k, config.abstain)
+    with Workers(config.workers or cores(), decode_rows.__module__, silence_pillow) as decoders:
+        classifier = open_model(config)
+        abstain = threshold(config.abstain, classifier.metadata, classifier.where)
+        run = Run(classifier.sha256, index.sha256, config.split, config.top_k, abstain)
         claim(config.output, run)
         sizes = predictions_in(config.output, shards)
         file_stats = load_stats(config.output, [shard for shard in part if file_name(shard) in sizes], sizes, run)
         missing = [shard for shard in part if file_name(shard) not in sizes]
-        file_stats += predict_missing(config, index, missing, run, decoders, classifier()) if missing else []
+        file_stats += predict_missing(config, index, missing, run, decoders, classifier) if missing else []
     rows, unreadable, _ = totals(file_stats)
-    logger.info(printable(summary(config, len(part), len(missing), file_stats)))
+    logger.info(printable(summary(config.output, run, len(missing), file_stats)))
     finish(config, shards, run)
     return {"images": rows - unreadable, "unreadable": unreadable}
-
-
-def with_threshold(config: PredictConfig, open_classifier: Callable[[], Classifier]) -> PredictConfig:
-    """The parameters with the threshold in the model for an --abstain of -1."""
-    if config.abstain != STORED:
-        return config
-    classifier = open_classifier()
-    return replace(config, abstain=threshold(config.abstain, classifier.metadata, classifier.where))
 
 
 def predict_missing(
@@ -192,11 +180,11 @@ def coverage(rows: int, unreadable: int, abstained: int) -> float | None:
     return (rows - unreadable - abstained) / (rows - unreadable) if rows > unreadable else None
 
 
-def summary(config: PredictConfig, files: int, new: int, file_stats: list[dict[str, Any]]) -> str:
+def summary(output: str, run: Run, new: int, file_stats: list[dict[str, Any]]) -> str:
     """The last log line of a part."""
     rows, unreadable, abstained = totals(file_stats)
     text = f"{rows} images" + (f", {unreadable} could not be read" if unreadable else "")
-    if config.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
+    if run.abstain and (share := coverage(rows, unreadable, abstained)) is not None:
         text += f", {100 * share:.1f}% of those that could be read have a class"
-    old = f", {files - new} were there" if new < files else ""
-    return f"{text} -> {config.output} (files of {files} shards{old})"
+    old = f", {len(file_stats) - new} were there" if new < len(file_stats) else ""
+    return f"{text} -> {output} (files of {len(file_stats)} shards{old})"

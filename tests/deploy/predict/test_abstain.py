@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import must
-from must.deploy.predict.session import ABSTENTION, stored_threshold
+from must.deploy.predict.session import ABSTENTION, threshold
 from tests.deploy.serve.server import running
 
 
@@ -70,4 +70,4 @@ def test_a_model_without_a_threshold_never_abstains(exported, digits):
 def test_a_damaged_threshold():
     for damaged in ("{", "[]", '{"threshold": "0.5"}', '{"threshold": 2}', '{"threshold": true}', '{"threshold": NaN}'):
         with pytest.raises(ValueError, match="is damaged"):
-            stored_threshold({ABSTENTION: damaged}, "model.onnx")
+            threshold(-1, {ABSTENTION: damaged}, "model.onnx")

@@ -21,7 +21,7 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
     shutil.copy(zero, tmp_path / f"{ESCAPE}.png")
     (tmp_path / "cut\x1b[31m.png").write_bytes(zero.read_bytes()[:60])
     predict_images(PredictConfig(model=str(exported[1]), images=[str(tmp_path)]))
-    with open_writer("", 2) as write:
+    with open_writer("") as write:
         write(HOSTILE)
     shown, warnings = capsys.readouterr()
     assert len(shown.splitlines()) == 2 and len(warnings.splitlines()) == 1
@@ -31,7 +31,7 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
 def test_files_are_utf_8_and_no_cell_is_a_formula(tmp_path, name):
-    with open_writer(str(tmp_path / name), 2) as write:
+    with open_writer(str(tmp_path / name)) as write:
         write(HOSTILE)
         write(HOSTILE._replace(image="@here.png"))
     text = (tmp_path / name).read_bytes().decode()
