@@ -27,8 +27,7 @@ from must.method.model.description import get_preprocess
 
 
 class BundleClassifier:
-    """Pixels -> class probabilities, by a bundle on the device --device, in float32.
-    Raises ValueError: the device does not exist."""
+    """Pixels -> class probabilities, by a bundle on the device --device, in float32."""
 
     def __init__(self, bundle: Bundle, config: PredictConfig, sha256: str) -> None:
         self.device = pick_device(config.device)
@@ -57,7 +56,7 @@ def find_threshold(bundle: Bundle, model: str) -> dict[str, str]:
 
 
 def open_bundle(config: PredictConfig) -> BundleClassifier:
-    """The bundle at --model, copied from its bucket. Raises ValueError: one of its files is missing or damaged."""
+    """The bundle at --model, copied from its bucket."""
     with tempfile.TemporaryDirectory(prefix="must-predict-") as copy:
         remote, digest = storage.is_remote(config.model), hashlib.sha256()
         folder = copy if remote else config.model
@@ -75,8 +74,7 @@ def open_bundle(config: PredictConfig) -> BundleClassifier:
 
 def open_zero_shot(config: PredictConfig, classes: list[Any] | None = None) -> BundleClassifier:
     """The model of a classifier file; with --classes, the CLIP model of the name --model. `classes`: entries of a class
-    file, used in place of --classes.
-    Raises ValueError: neither a classifier file nor a known model, or classes that are not valid."""
+    file, used in place of --classes."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:

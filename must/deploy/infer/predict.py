@@ -17,8 +17,7 @@ from must.deploy.predict.writer import Prediction
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`must.deploy.predict.images.predict_images`, with torch where --model is not an ONNX file.
-    Raises ValueError: no model, or none of the images exists or can be read."""
+    """`must.deploy.predict.images.predict_images`, with torch where --model is not an ONNX file."""
     if not config.shards:
         require_images(config.images)
     config, opener = find_model(config)
@@ -26,8 +25,7 @@ def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = N
 
 
 def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
-    """The parameters, with --model replaced by the model's own URI, and its opener. Imports torch only if needed.
-    Raises ValueError: there is no such model."""
+    """The parameters, with --model replaced by the model's own URI, and its opener. Imports torch only if needed."""
     model = config.model
     files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:

@@ -35,7 +35,6 @@ def predict_images(
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
 
     An image that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
-    Raises ValueError: no model, or none of the images could be read.
 
     Args:
         take: is called with each prediction; then no table is printed.
@@ -146,12 +145,11 @@ def is_picture_on_stdin() -> bool:
 
 
 def require_images(names: list[str]) -> None:
-    """Called before the model is loaded. Raises ValueError: none of the files exists."""
-    missing = [name for name in names if name != "-" and not storage.is_remote(name)]
-    missing = [name for name in missing if not storage.local(name).exists()]
-    missing = [n for n in missing if not (glob.has_magic(n) and glob.glob(n, recursive=True))]  # noqa: PTH207
-    more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-    require(not missing or len(missing) < len(names), f"{printable(missing[0] if missing else '')}: no such file{more}")
+    """Called before the model is loaded: at least one of the files must exist."""
+    there = [name for name in names if name == "-" or storage.is_remote(name) or storage.local(name).exists()]
+    there = there or [name for name in names if glob.glob(name, recursive=True)]  # noqa: PTH207
+    more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
+    require(bool(there), f"{printable(names[0])}: no such file{more}")
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

@@ -48,8 +48,6 @@ def load_runtime() -> Any:
 class OnnxClassifier:
     """Pixels -> class probabilities, by an ONNX file of `must export`.
 
-    Raises ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
-
     Args:
         model: the file's bytes, or its local path (needed for a very large one).
         threads: of a forward pass; 0: onnxruntime's default.
@@ -83,7 +81,6 @@ class OnnxClassifier:
         self.input_name, self.takes_pixels = node.name, "uint8" in node.type
 
     def check_shapes(self, where: str) -> None:
-        """Raises ValueError: the metadata do not match the network in the file."""
         inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
         names = [node.name for node in outputs[1:]]
         require(
@@ -102,8 +99,7 @@ class OnnxClassifier:
         self.output_names = [outputs[0].name, *([SIMILARITY] if SIMILARITY in names else [])]
 
     def __call__(self, pixels: np.ndarray) -> Classified:
-        """Classifies uint8 [B, S, S, 3].
-        Raises ValueError: the pass fails, or its outputs are not finite."""
+        """Classifies uint8 [B, S, S, 3]."""
         try:
             output = self.run(self.prepare(pixels))
         except Exception as error:  # onnxruntime's own exception classes are private
@@ -128,8 +124,7 @@ class OnnxClassifier:
 
 def check_onnx(uri: str) -> dict[str, str] | None:
     """Opens a file that is to be published; returns its metadata. None, with a warning in the log, where onnxruntime is
-    not installed.
-    Raises ValueError: as OnnxClassifier."""
+    not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning(printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
         return None
@@ -138,7 +133,7 @@ def check_onnx(uri: str) -> dict[str, str] | None:
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
-    """Class names and preprocessing. Raises ValueError: not as `must export` writes them."""
+    """Class names and preprocessing."""
     try:
         classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
     except (ValueError, RecursionError) as error:
@@ -149,7 +144,7 @@ def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Pre
 
 
 def model_uri(model: str) -> str:
-    """The URI of model.onnx; `model` is this file or its folder. Raises ValueError: no such file."""
+    """The URI of model.onnx; `model` is this file or its folder."""
     uri = model if model.endswith(".onnx") else storage.join(model, ONNX_FILE)
     require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
     return uri
@@ -166,8 +161,7 @@ STORED = -1.0  # selects the threshold in the model
 
 
 def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
-    """`abstain`, or for -1 the threshold in the metadata; 0, which never abstains, if there is none.
-    Raises ValueError: it is damaged."""
+    """`abstain`, or for -1 the threshold in the metadata; 0, which never abstains, if there is none."""
     if abstain != STORED or ABSTENTION not in metadata:
         return max(abstain, 0.0)
 
@@ -197,7 +191,7 @@ Opener = Callable[[PredictConfig], Classifier]
 
 
 def open_onnx(config: PredictConfig) -> OnnxClassifier:
-    """The ONNX file of --model. Raises ValueError: there is none."""
+    """The ONNX file of --model."""
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:

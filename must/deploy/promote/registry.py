@@ -15,8 +15,8 @@ import io
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -48,10 +48,6 @@ class Latest:
     reason: str = ""
 
 
-class DamagedError(UserError):
-    """LATEST is damaged."""
-
-
 class OvertakenError(HeldError):
     """Another run promoted a model meanwhile, and this run's model was not compared with it: start the run again."""
 
@@ -76,11 +72,10 @@ class Registry:
         self.uri, self.name = storage.join(uri, name), name
 
     def latest(self) -> Latest:
-        """Raises ValueError: LATEST is damaged."""
         return parse_latest(storage.read_versioned(self.make_uri(LATEST))[0], self.make_uri(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
-        """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
+        """The description of every complete version, the oldest first."""
         names = [entry.name for entry in storage.list_existing(self.uri)]
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
         return sorted((read_version(self.make_uri(file)) for file in files), key=lambda version: version["created"])
@@ -92,7 +87,7 @@ class Registry:
         return self.make_uri(version, BUNDLE_FOLDER)
 
     def checksums(self, version: str) -> dict[str, Any]:
-        """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
+        """{name: sha256} of a version's files."""
         uri = self.make_uri(version, VERSION_FILE)
         return storage.read_object(
             uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, damaged(uri)
@@ -106,43 +101,37 @@ class Registry:
             ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
             TransientError: another program is writing the version.
         """
-        uri = self.make_uri(version, VERSION_FILE)
         storage.remove_leftovers(self.uri)
-        with self.exclusive(version) as check:
-            generation = storage.generation(uri) or 0
-            description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
-            if generation:
-                description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
-                if not missing:
-                    return
-            files = dict(description["files"])
-            for folder, members in missing.items():
-                for source, name in members:
-                    files[f"{folder}/{name}"] = copy(source, self.make_uri(version, folder, name))
-            check()
-            for folder, members in missing.items():
-                if members:
-                    delete_others({name for _, name in members}, self.make_uri(version, folder))
-            storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
-
-    @contextmanager
-    def exclusive(self, version: str) -> Iterator[Callable[[], None]]:
-        """Locks the version for writing, so that two promotions with the same weights and different ONNX files do not
-        mix their files. Yields a function that raises if the lock was lost.
-        Raises TransientError: another program holds the lock, or has written the version."""
-        try:
+        try:  # the lock: two promotions with the same weights and different ONNX files must not mix their files
             with locked(self.make_uri(version), PROMOTION) as check:
-                yield check
+                self.write(version, folders, facts, check)
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None
         except ConflictError:
-            raise TransientError(
-                f"{self.make_uri(version)}: another program wrote it at the same time; run again"
-            ) from None
+            where = self.make_uri(version)
+            raise TransientError(f"{where}: another program wrote it at the same time; run again") from None
+
+    def write(self, version: str, folders: Folders, facts: dict[str, Any], check: Callable[[], None]) -> None:
+        """`add`, with the version's lock; `check` raises if that was lost."""
+        uri = self.make_uri(version, VERSION_FILE)
+        generation = storage.generation(uri) or 0
+        description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
+        if generation:
+            description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
+            if not missing:
+                return
+        files = dict(description["files"])
+        for folder, members in missing.items():
+            for source, name in members:
+                files[f"{folder}/{name}"] = copy(source, self.make_uri(version, folder, name))
+        check()
+        for folder, members in missing.items():
+            if members:
+                delete_others({name for _, name in members}, self.make_uri(version, folder))
+        storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
 
     def missing(self, version: str, folders: Folders) -> Folders:
-        """Those of `folders` that a complete version does not have.
-        Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
+        """Those of `folders` that a complete version does not have."""
         stored, uri = self.checksums(version), self.make_uri(version)
         for name, sha256 in model_checksums(folders, BUNDLE_FOLDER, ".safetensors").items():
             require(
@@ -179,22 +168,15 @@ class Registry:
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
         previous = before_last(version, old.previous) if back else (*old.previous, old.version)
-        return self._move(Latest(version, tuple(v for v in previous if v)[-50:], now(), reason), generation)
-
-    def repair(self, version: str) -> Latest:
-        """Makes `version` the champion where LATEST is damaged; the earlier champions are not known any more."""
-        _, generation = storage.read_versioned(self.make_uri(LATEST))
-        return self._move(Latest(version, (), now(), "LATEST was damaged"), generation)
-
-    def _move(self, new: Latest, generation: storage.Generation) -> Latest:
+        new = Latest(version, tuple(v for v in previous if v)[-50:], now(), reason)
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
             raise OvertakenError(
-                f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
-                "the champion. Run again: it will be compared with the new champion"
+                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
+                "champion. Run again: it will be compared with the new champion"
             ) from None
         return new
 
@@ -230,12 +212,13 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
         previous = tuple(safe_relative_path(version, uri) for version in content["previous"])
         return Latest(safe_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
 
-    damage = f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
-    return storage.parse_object(data, parse, DamagedError(damage))
+    bundle = storage.join(uri.rpartition("/")[0], "VERSION", BUNDLE_FOLDER)
+    damage = f"{uri} is damaged; delete it, then promote the champion again: must promote --model {bundle}"
+    return storage.parse_object(data, parse, UserError(damage))
 
 
 def read_version(uri: str) -> dict[str, Any]:
-    """A version's description. Raises ValueError: a value that a list of versions needs is missing or not valid."""
+    """A version's description."""
 
     def check(version: dict[str, Any]) -> dict[str, Any]:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")

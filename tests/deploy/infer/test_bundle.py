@@ -75,7 +75,7 @@ def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp
     written = save_bundle(str(work / "model"), bundle.model, replace(bundle.description, provenance=provenance))
     metrics = replace(MEASURED, model=Model(weights_sha256=written.weights_sha256), abstention=by_labels)
     write_metrics(str(work / "report/metrics.json"), metrics)
-    must.export(model=work)
+    must.export(model=work, output=work / "onnx")
     sure = {name: [found.name for found in must.load(work / name)(images)] for name in ("onnx", "", "model")}
     (work / "report").rename(tmp_path / "report")
     plain, some = must.load(digits.adapted)(images), must.load(work)(images)
