@@ -130,7 +130,7 @@ def compare_features(bundle: Bundle, images: Tensor, features: Tensor) -> tuple[
     expected = run_in_batches(bundle.model, images)
     logits = bundle.model.logit_factor * F.normalize(features.float(), dim=-1) @ bundle.model.classifier
     pairs = (expected, logits), (expected.softmax(-1), logits.softmax(-1))
-    of_logit, of_probability = ((ours - theirs).abs().max().item() for ours, theirs in pairs)
+    of_logit, of_probability = ((one - other).abs().max().item() for one, other in pairs)
     return of_logit, of_probability
 
 

@@ -51,8 +51,8 @@ def find_threshold(bundle: Bundle, model: str) -> dict[str, str]:
     """What `must export` writes into the ONNX file about abstaining: by the report in WORK, or else by the bundle."""
     work, _, name = model.rstrip("/").rpartition("/")
     report = find_part(work, "metrics") if name == PARTS["bundle"].path and is_measured(work) else ""
-    found = measured_abstention(read_metrics(report) if report else None, bundle.description.provenance.selection)
-    return {ABSTENTION: json.dumps(found)} if found else {}
+    abstention = measured_abstention(read_metrics(report) if report else None, bundle.description.provenance.selection)
+    return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 
 
 def open_bundle(config: PredictConfig) -> BundleClassifier:

@@ -32,14 +32,9 @@ PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or 
 def predict_images(
     config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = open_onnx
 ) -> dict[str, int]:
-    """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
-
-    An image that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
-
-    Args:
-        take: is called with each prediction; then no table is printed.
-        open_model: opens the model; by default an ONNX file.
-    """
+    """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable. An image
+    that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
+    `take`: is called with each prediction; then no table is printed. `open_model`: by default opens an ONNX file."""
     if config.shards:
         return predict_shards(config, open_model)
     classifier = open_model(config)
@@ -78,12 +73,8 @@ def classify(
     read: Callable[[Any], tuple[np.ndarray | None, str]],
     options: Options,
 ) -> Iterator[Prediction | Unreadable]:
-    """Predictions in the order of the images, a batch at a time.
-
-    Args:
-        images: pairs of a name and an argument for `read`.
-        read: returns (uint8 [S, S, 3], "") or (None, the reason); it is called in threads.
-    """
+    """Predictions in the order of the images, a batch at a time. `images`: pairs of a name and an argument for `read`,
+    which returns (uint8 [S, S, 3], "") or (None, the reason) and is called in threads."""
     remaining = iter(images)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(remaining, options.batch_size)):
@@ -146,10 +137,10 @@ def is_picture_on_stdin() -> bool:
 
 def require_images(names: list[str]) -> None:
     """Called before the model is loaded: at least one of the files must exist."""
-    there = [name for name in names if name == "-" or storage.is_remote(name) or storage.local(name).exists()]
-    there = there or [name for name in names if glob.glob(name, recursive=True)]  # noqa: PTH207
+    existing = [name for name in names if name == "-" or storage.is_remote(name) or storage.local(name).exists()]
+    existing = existing or [name for name in names if glob.glob(name, recursive=True)]  # noqa: PTH207
     more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
-    require(bool(there), f"{printable(names[0])}: no such file{more}")
+    require(bool(existing), f"{printable(names[0])}: no such file{more}")
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

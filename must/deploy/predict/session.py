@@ -46,24 +46,19 @@ def load_runtime() -> Any:
 
 
 class OnnxClassifier:
-    """Pixels -> class probabilities, by an ONNX file of `must export`.
+    """Pixels -> class probabilities, by an ONNX file of `must export`. `threads`: of a forward pass; 0: onnxruntime's
+    default. `sleeping_threads`: between two passes; by default they wait in busy loops, which slows down decoders."""
 
-    Args:
-        model: the file's bytes, or its local path (needed for a very large one).
-        threads: of a forward pass; 0: onnxruntime's default.
-        sleeping_threads: they sleep between two passes; by default they wait in busy loops, which slows down decoders.
-    """
-
-    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, sleeping_threads: bool = False) -> None:
+    def __init__(self, model: Path, where: str = "", threads: int = 0, sleeping_threads: bool = False) -> None:
         onnxruntime = load_runtime()
         where = where or str(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings are about graph optimizations
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if sleeping_threads else "1")
-        source = model if isinstance(model, bytes) else str(model)
+        gpu = {"CUDAExecutionProvider"} & {*onnxruntime.get_available_providers()}
         try:
-            self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
+            self.session = onnxruntime.InferenceSession(str(model), options, providers=[*gpu, "CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception classes are private
             raise UserError(f"{where}: onnxruntime cannot read it: {' '.join(str(error).split())[:200]}") from None
         try:
@@ -148,12 +143,6 @@ def model_uri(model: str) -> str:
     uri = model if model.endswith(".onnx") else storage.join(model, ONNX_FILE)
     require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
     return uri
-
-
-def providers(onnxruntime: Any) -> list[str]:
-    """A GPU if this build of onnxruntime has one, else the CPU."""
-    available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
 ABSTENTION = "abstention"  # in the metadata

@@ -171,23 +171,19 @@ def finish(config: PredictConfig, shards: tuple[Shard, ...], run: Run) -> None:
     if missing:
         logger.info(f"{missing} of {len(shards)} shards are not done; the last part to finish writes the summary")
         return
-    uri = storage.join(config.output, TOTALS_FILE)
-    storage.write_bytes(uri, totals_json(run, load_stats(config.output, list(shards), sizes, run)))
-    logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
-
-
-def totals_json(run: Run, file_stats: list[dict[str, Any]]) -> bytes:
-    """The bytes of predictions.json, which do not depend on the program that writes it."""
+    file_stats = load_stats(config.output, list(shards), sizes, run)
     rows, unreadable, abstained = totals(file_stats)
-    classes: dict[str, int] = {}
+    classes: Counter[str] = Counter()
     for stats in file_stats:
-        for name, number in stats["classes"].items():
-            classes[name] = classes.get(name, 0) + number
+        classes.update(stats["classes"])
     content: dict[str, Any] = {"rows": rows, "unreadable": unreadable}
     if run.abstain:
         content |= {"abstained": abstained, "coverage": coverage(rows, unreadable, abstained)}
     content |= {**asdict(run), "shards": len(file_stats), "classes": dict(sorted(classes.items()))}
-    return encoded(json.dumps({**content, "must_version": must.__version__}, indent=1) + "\n")
+    content["must_version"] = must.__version__  # the bytes do not depend on the program that writes them
+    uri = storage.join(config.output, TOTALS_FILE)
+    storage.write_bytes(uri, encoded(json.dumps(content, indent=1) + "\n"))
+    logger.info(printable(f"all {len(shards)} shards are there: {uri}"))
 
 
 def totals(file_stats: list[dict[str, Any]]) -> list[int]:

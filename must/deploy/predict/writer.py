@@ -122,14 +122,18 @@ def import_pandas() -> Any:
         raise UserError("to_frame needs the package pandas: pip install pandas") from None
 
 
+def make_json(prediction: Prediction) -> dict[str, Any]:
+    """As a JSON object: class (None if the model abstained), abstained, similarity if the model has a memory, and
+    predictions: [{"class": ..., "probability": ...}, ...]."""
+    row: dict[str, Any] = {"class": prediction.name, "abstained": prediction.abstained}
+    row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
+    return row | {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in prediction.top]}
+
+
 def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
-    """One line per image, with the names of `must serve`: {"image": ..., "class": ... (null if it abstained),
-    "abstained": false, "predictions": [{"class": ..., "probability": ...}, ...]}."""
+    """One line per image: its name, and `make_json`."""
 
     def write(prediction: Prediction) -> None:
-        row: dict[str, Any] = {"image": prediction.image, "class": prediction.name, "abstained": prediction.abstained}
-        row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
-        top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
-        text.write(json.dumps({**row, "predictions": top}) + "\n")
+        text.write(json.dumps({"image": prediction.image, **make_json(prediction)}) + "\n")
 
     return write

@@ -96,11 +96,7 @@ class Registry:
     def add(self, version: str, folders: Folders, facts: dict[str, Any]) -> None:
         """Copies files to the version's folder; writes its description last. An existing version is not changed, except
         that ONNX files are added to one that has none.
-
-        Raises:
-            ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
-            TransientError: another program is writing the version.
-        """
+        Raises OtherOnnxError: it has other ones; TransientError: another program is writing the version."""
         storage.remove_leftovers(self.uri)
         try:  # the lock: two promotions with the same weights and different ONNX files must not mix their files
             with locked(self.make_uri(version), PROMOTION) as check:
@@ -125,9 +121,10 @@ class Registry:
             for source, name in members:
                 files[f"{folder}/{name}"] = copy(source, self.make_uri(version, folder, name))
         check()
-        for folder, members in missing.items():
-            if members:
-                delete_others({name for _, name in members}, self.make_uri(version, folder))
+        for folder in missing:  # after copying: the folder may be the source of the files
+            for entry in list(storage.list_existing(self.make_uri(version, folder))):
+                if f"{folder}/{entry.name}" not in files:  # of a killed promotion
+                    storage.delete(self.make_uri(version, folder, entry.name))
         storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
 
     def missing(self, version: str, folders: Folders) -> Folders:
@@ -151,13 +148,9 @@ class Registry:
         return {ONNX_FOLDER: folders[ONNX_FOLDER]} if new and not old else {}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
-        """Makes `version` the champion, unless another program moved LATEST meanwhile.
-        Raises OvertakenError: LATEST is not `expected`, or was moved at the same time.
-
-        Args:
-            expected: the version that must be the champion now; '' for none, None for any.
-            back: a rollback, which removes the champions after `version` from the list.
-        """
+        """Makes `version` the champion. `expected`: the version that must be the champion now; '' for none, None for
+        any. `back`: a rollback, which removes the champions after `version` from the list.
+        Raises OvertakenError: LATEST is not `expected`, or another program moved it at the same time."""
         data, generation = storage.read_versioned(self.make_uri(LATEST))
         old = parse_latest(data, self.make_uri(LATEST))
         if old.version == version:  # a retry, or the same model again
@@ -248,13 +241,6 @@ def hash_file(uri: str) -> str:
     hashing = storage.HashingFile(io.BytesIO(), limit=0)
     storage.copy(uri, hashing)
     return hashing.sha256
-
-
-def delete_others(names: set[str], folder: str) -> None:
-    """Deletes files of a killed promotion. To be called after copying: the folder may be the source of the files."""
-    for entry in list(storage.list_files(folder)):
-        if entry.name not in names:
-            storage.delete(storage.join(folder, entry.name))
 
 
 def copy(source: str, target: str) -> dict[str, Any]:

@@ -129,12 +129,9 @@ class AnswerEffect:
     def work(self) -> None:
         if self.newest:
             labels = self.newest.pop()
-            self.changed = len(labels), self.count_changed(labels)
-
-    def count_changed(self, labels: NumberedLabels) -> int:
-        changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
-        changed[[self.index[number] for number, _ in labels if number in self.index]] = False
-        return int(changed.sum())
+            changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
+            changed[[self.index[number] for number, _ in labels if number in self.index]] = False
+            self.changed = len(labels), int(changed.sum())
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:

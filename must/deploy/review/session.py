@@ -73,8 +73,8 @@ class Session:
         answers = self.answers
         measured = self.review.measured(answers)
         batches = self.find_batches(page, request)
-        given = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
-        recent = [sha256 for sha256, when in given if answers[sha256].when == when]
+        times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
+        recent = [sha256 for sha256, when in times if answers[sha256].when == when]
         return {
             "answers": len(answers),
             "of": len(self.review.pictures),
@@ -95,8 +95,8 @@ class Session:
         batches = defaultdict[str, list[str]](list)
         for sha256, answers in self.history.items():
             for answer in answers:
-                given = self.browsers.get(answer.when)  # None: in an earlier run
-                mine = bool(who) and answer.who == who if given is None else given == browser
+                sender = self.browsers.get(answer.when)  # None: in an earlier run
+                mine = bool(who) and answer.who == who if sender is None else sender == browser
                 if mine and answer.when and answer.sampled != answers_file.ADDED:
                     batches[answer.when].append(sha256)
         return dict(sorted(batches.items()))

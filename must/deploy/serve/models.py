@@ -153,20 +153,14 @@ class OneModel:
     def load(self, version: str) -> OnnxClassifier:
         with storage.local_copy(self.uri) as path:
             classifier = OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
-        require_model_of_work(classifier, self.uri)
+        description = Path(self.uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
+        if not storage.is_remote(self.uri) and description.is_file():  # of WORK: it may have another model by now
+            weights = storage.read_json(str(description), "--model").get("weights_sha256")
+            require(
+                classifier.metadata.get("weights_sha256") == weights,
+                f"{self.uri}: was exported from another model than {description.parent}; run `must export` again",
+            )
         return classifier
-
-
-def require_model_of_work(classifier: OnnxClassifier, uri: str) -> None:
-    """Raises UserError: the file is WORK/onnx/model.onnx, and WORK/model is another model by now."""
-    description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
-    if storage.is_remote(uri) or not description.is_file():
-        return
-    weights = storage.read_json(str(description), "--model").get("weights_sha256")
-    require(
-        classifier.metadata.get("weights_sha256") == weights,
-        f"{uri}: was exported from another model than {description.parent}; run `must export` again",
-    )
 
 
 class Champion:

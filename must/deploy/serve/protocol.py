@@ -20,6 +20,7 @@ from must.base.text import printable
 from must.data.image.cost import cost, refusal
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
+from must.deploy.predict.writer import Options, make_json, rank_classes
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
 # Limits of JSON, whose parser blocks all threads: enough for one image of the model's size as numbers. Pictures as
@@ -29,7 +30,6 @@ INPUT = "image"
 DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
 OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "similarity")
 NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32}
-DECIMALS = 6  # of a probability in JSON, as in `must predict`
 PICTURE_FORMATS = "JPEG, PNG or WebP"
 MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
@@ -252,15 +252,9 @@ def output_tensor(predictions: Predictions, name: str) -> dict[str, Any]:
 
 
 def classification(predictions: Predictions) -> dict[str, Any]:
-    """The first image's predictions as plain JSON: class is null where the top probability is below the threshold."""
-    best, probability, abstained = predictions.best[0], predictions.probability[0], bool(predictions.abstained[0])
-    return {
-        "class": None if abstained else predictions.classes[best[0]],
-        "abstained": abstained,
-        **({} if np.isnan(predictions.similarity[0]) else {"similarity": round(float(predictions.similarity[0]), 4)}),
-        **({"threshold": round(predictions.threshold, DECIMALS)} if abstained else {}),
-        "predictions": [
-            {"class": predictions.classes[number], "probability": round(float(probability[number]), DECIMALS)}
-            for number in best
-        ],
-    }
+    """The first image's predictions as in JSONL of `must predict`; with the threshold if the model abstained."""
+    options = Options(predictions.top_k, predictions.threshold)
+    first = rank_classes("", predictions.probability[0], predictions.similarity[0], predictions.classes, options)
+    answer = make_json(first)
+    rows = answer.pop("predictions")
+    return answer | ({"threshold": round(predictions.threshold, 6)} if first.abstained else {}) | {"predictions": rows}

@@ -53,7 +53,10 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
     following = asyncio.create_task(models.follow(config.poll)) if config.registry else None
-    allow_files()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
     async def drain(ended: bool) -> None:
         work.draining = True
@@ -75,14 +78,6 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     if following:
         following.cancel()
     work.decoders.close()
-
-
-def allow_files() -> None:
-    """Increases this process's limit of open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Bounded(HttpToolsProtocol):
@@ -163,14 +158,10 @@ async def serve_until_signal(
     drain: Callable[[bool], Awaitable[None]] | None = None,
     **settings: Any,
 ) -> None:
-    """Serves until SIGTERM, SIGINT, or until the server ends by itself; returns when the last request is answered.
-
-    Args:
-        app: an ASGI application.
-        idle_timeout: seconds that an idle connection stays open, unless `settings` has timeout_keep_alive.
-        drain: called after the signal, while requests are still accepted; its argument: the server ended by itself.
-        settings: of uvicorn.
-    """
+    """Serves an ASGI application until SIGTERM, SIGINT, or until the server ends by itself; returns when the last
+    request is answered. `idle_timeout`: seconds that an idle connection stays open, unless `settings`, which are of
+    uvicorn, have timeout_keep_alive; `drain`: called after the signal, while requests are still accepted, with whether
+    the server ended by itself."""
     server = Server(
         uvicorn.Config(
             app,

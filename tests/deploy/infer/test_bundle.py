@@ -4,7 +4,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import must
@@ -26,15 +25,6 @@ def label(model, shards, output, **options):
     return predict(PredictConfig(**values | options))
 
 
-def test_single_images(digits, exported, pictures):
-    images = [str(path) for path, _ in pictures]
-    ours = must.predict(model=digits.adapted, images=images).predictions
-    theirs = must.predict(model=str(exported[1]), images=images).predictions
-    assert [item.classes for item in ours] == [item.classes for item in theirs]
-    one, other = (np.array([item.probabilities for item in items]) for items in (ours, theirs))
-    np.testing.assert_allclose(one, other, atol=1e-5)
-
-
 def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
     """And two processes that decode beside torch."""
     label(exported[1], digits.shards, tmp_path / "onnx")
@@ -52,18 +42,15 @@ def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
 
 
 def test_a_bundle_and_shards_in_a_bucket(digits, bucket_server, tmp_path):
+    """A damaged file is named as the user named it."""
     for name in ("adapted", "shards"):
         upload(Path(getattr(digits, name)), f"{bucket_server.uri}/{name}")
     label(f"{bucket_server.uri}/adapted", f"{bucket_server.uri}/shards", tmp_path / "theirs", split="test")
     label(digits.adapted, digits.shards, tmp_path / "here", split="test")
     assert preset_rows(tmp_path / "theirs") == preset_rows(tmp_path / "here")
-
-
-def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, bucket_server):
-    upload(Path(digits.adapted), f"{bucket_server.uri}/damaged")
-    storage.write_bytes(f"{bucket_server.uri}/damaged/model.safetensors", b"\xff" * 100)
-    with pytest.raises(ValueError, match=f"^{bucket_server.uri}/damaged/model.safetensors: is damaged"):
-        predict(PredictConfig(model=f"{bucket_server.uri}/damaged", images=["-"]))
+    storage.write_bytes(f"{bucket_server.uri}/adapted/model.safetensors", b"\xff" * 100)
+    with pytest.raises(ValueError, match=f"^{bucket_server.uri}/adapted/model.safetensors: is damaged"):
+        predict(PredictConfig(model=f"{bucket_server.uri}/adapted", images=["-"]))
 
 
 def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp_path):

@@ -15,15 +15,15 @@ from must.deploy.predict.session import OnnxClassifier
 from must.deploy.predict.writer import Prediction, open_writer
 
 
-def edited(model, **metadata):
+def edited(path, model, **metadata):
+    """Writes the model with other metadata to `path`."""
     content = onnx.load(model)
     for item in content.metadata_props:
         if item.key in metadata:
             value = metadata[item.key]
             item.value = value if isinstance(value, str) else json.dumps(value)
-    buffer = io.BytesIO()
-    onnx.save(content, buffer)
-    return buffer.getvalue()
+    onnx.save(content, path)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -47,27 +47,29 @@ def edited(model, **metadata):
         ({"preprocess": "not json"}, "metadata are damaged"),
     ],
 )
-def test_metadata_that_do_not_fit_are_one_line(exported, metadata, message):
+def test_metadata_that_do_not_fit_are_one_line(exported, tmp_path, metadata, message):
     with pytest.raises(ValueError, match=f"^model.onnx: .*{message}") as error:
-        OnnxClassifier(edited(exported[1] / "model.onnx", **metadata), "model.onnx")
+        OnnxClassifier(edited(tmp_path / "x", exported[1] / "model.onnx", **metadata), "model.onnx")
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-def test_metadata_that_are_no_text_are_one_line(exported):
+def test_metadata_that_are_no_text_are_one_line(exported, tmp_path):
     damaged = bytearray((exported[1] / "model.onnx").read_bytes())
     damaged[damaged.rfind(b"interpolation") + 1] ^= 0x80
+    (tmp_path / "x").write_bytes(damaged)
     with pytest.raises(ValueError, match=r"^model.onnx: is damaged: its metadata is no text in UTF-8"):
-        OnnxClassifier(bytes(damaged), "model.onnx")
+        OnnxClassifier(tmp_path / "x", "model.onnx")
 
 
-def test_a_foreign_second_output_is_one_line(embedded):
+def test_a_foreign_second_output_is_one_line(embedded, tmp_path):
     content = onnx.load(embedded / "model.onnx")
     content.graph.node.append(onnx.helper.make_node("Identity", ["embedding"], ["feature"]))
     content.graph.output[1].name = "feature"
+    onnx.save(content, tmp_path / "x")
     with pytest.raises(
         ValueError, match=r"^model.onnx: expected one input and one output, and at most 'similarity' and 'embedding'"
     ):
-        OnnxClassifier(content.SerializeToString(), "model.onnx")
+        OnnxClassifier(tmp_path / "x", "model.onnx")
 
 
 ESCAPE = "\x1b]0;pwned\x07\x1b[2Jzero"

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from must.config import ServeConfig
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect, make_app
+from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
 from must.deploy.serve.work import Decoders, PendingRequest, Work
@@ -125,8 +125,6 @@ def test_a_requests_memory_is_released_before_its_answer_is_sent():
             raise Refused(503, "no model is loaded yet")
 
         scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
-        await make_app(work, "digits")(scope, receive, send)
-        seen.clear()
         response = await Api(work, "digits").answer(infer)(Request(scope, receive))
         await response(scope, receive, send)
 
