@@ -16,7 +16,6 @@ from must.deploy.predict.session import check_onnx
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
     ONNX_FOLDER,
-    Folders,
     Latest,
     OtherOnnxError,
     Registry,
@@ -108,11 +107,11 @@ def store(
     check_weights(weights)
     require_weights(weights, description, hash_file(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
-    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in bundle]}
+    files = {f"{BUNDLE_FOLDER}/{name}": storage.join(config.model, name) for name in bundle}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
-        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
+        files |= {f"{ONNX_FOLDER}/{name}": storage.join(config.onnx, name) for name in names}
         require(ONNX_FILE in names, f"--onnx {config.onnx}: no {ONNX_FILE} there; make it with `must export`")
         if (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
             label, remedy = f"--onnx {config.onnx}", "run `must export` again"

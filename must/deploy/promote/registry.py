@@ -34,8 +34,8 @@ MODEL_NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
 PROMOTION = Kind("must promote", "--version", ".promote.lock", timeout=10.0)
 BUNDLE_FOLDER, ONNX_FOLDER = "bundle", "onnx"  # a version's folders
 
-Folders = dict[str, list[tuple[str, str]]]
-"""The files of a version: by folder, (source URI, name in the folder)."""
+Files = dict[str, str]
+"""The files of a version: {FOLDER/NAME: source URI}."""
 
 
 @dataclass(frozen=True)
@@ -93,50 +93,49 @@ class Registry:
             uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, damaged(uri)
         )
 
-    def add(self, version: str, folders: Folders, facts: dict[str, Any]) -> None:
+    def add(self, version: str, files: Files, facts: dict[str, Any]) -> None:
         """Copies files to the version's folder; writes its description last. An existing version is not changed, except
         that ONNX files are added to one that has none.
         Raises OtherOnnxError: it has other ones; TransientError: another program is writing the version."""
         storage.remove_leftovers(self.uri)
         try:  # the lock: two promotions with the same weights and different ONNX files must not mix their files
             with locked(self.make_uri(version), PROMOTION) as check:
-                self.write(version, folders, facts, check)
+                self.write(version, files, facts, check)
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None
         except ConflictError:
             where = self.make_uri(version)
             raise TransientError(f"{where}: another program wrote it at the same time; run again") from None
 
-    def write(self, version: str, folders: Folders, facts: dict[str, Any], check: Callable[[], None]) -> None:
+    def write(self, version: str, files: Files, facts: dict[str, Any], check: Callable[[], None]) -> None:
         """`add`, with the version's lock; `check` raises if that was lost."""
         uri = self.make_uri(version, VERSION_FILE)
         generation = storage.generation(uri) or 0
-        description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
+        description, missing = {"version": version, "created": now(), **facts, "files": {}}, files
         if generation:
-            description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
+            description, missing = storage.read_json(uri, "--registry"), self.missing(version, files)
             if not missing:
                 return
-        files = dict(description["files"])
-        for folder, members in missing.items():
-            for source, name in members:
-                files[f"{folder}/{name}"] = copy(source, self.make_uri(version, folder, name))
+        stored = description["files"] | {
+            name: copy(source, self.make_uri(version, name)) for name, source in missing.items()
+        }
         check()
-        for folder in missing:  # after copying: the folder may be the source of the files
+        for folder in {name.partition("/")[0] for name in missing}:  # after copying: it may be the files' source
             for entry in list(storage.list_existing(self.make_uri(version, folder))):
-                if f"{folder}/{entry.name}" not in files:  # of a killed promotion
+                if f"{folder}/{entry.name}" not in stored:  # of a killed promotion
                     storage.delete(self.make_uri(version, folder, entry.name))
-        storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
+        storage.write_bytes(uri, json.dumps({**description, "files": stored}, indent=1).encode(), generation)
 
-    def missing(self, version: str, folders: Folders) -> Folders:
-        """Those of `folders` that a complete version does not have."""
+    def missing(self, version: str, files: Files) -> Files:
+        """Those of `files` that a complete version does not have."""
         stored, uri = self.checksums(version), self.make_uri(version)
-        for name, sha256 in model_checksums(folders, BUNDLE_FOLDER, ".safetensors").items():
+        for name, sha256 in model_checksums(files, BUNDLE_FOLDER, ".safetensors").items():
             require(
                 stored.get(name) == sha256,
                 f"{uri}: is there already and holds another model (sha256 of {name}: {str(stored.get(name))[:12]}, of "
                 f"the model to promote: {sha256[:12]}); give another --version",
             )
-        new = model_checksums(folders, ONNX_FOLDER, ".onnx")
+        new = model_checksums(files, ONNX_FOLDER, ".onnx")
         old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
         if new and old and new != old:
             differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
@@ -145,7 +144,7 @@ class Registry:
                 "--version",
                 hashlib.sha256(json.dumps(new, sort_keys=True).encode()).hexdigest()[:8],
             )
-        return {ONNX_FOLDER: folders[ONNX_FOLDER]} if new and not old else {}
+        return {name: files[name] for name in files if name.startswith(f"{ONNX_FOLDER}/") and not old}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
         """Makes `version` the champion. `expected`: the version that must be the champion now; '' for none, None for
@@ -231,9 +230,10 @@ def is_version_of(version: str, weights: str) -> bool:
     return re.fullmatch(re.escape(weights) + r"(-[0-9a-f]{8})?", version) is not None
 
 
-def model_checksums(folders: Folders, folder: str, suffix: str) -> dict[str, str]:
-    """{name in the version: sha256} of the folder's files with this suffix, which identify the model."""
-    return {f"{folder}/{name}": hash_file(uri) for uri, name in folders.get(folder, []) if name.endswith(suffix)}
+def model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:
+    """{name: sha256} of the folder's files with this suffix, which identify the model."""
+    names = [name for name in files if name.startswith(f"{folder}/") and name.endswith(suffix)]
+    return {name: hash_file(files[name]) for name in names}
 
 
 def hash_file(uri: str) -> str:

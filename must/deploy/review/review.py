@@ -202,34 +202,29 @@ class Questions:
         """Raises the errors of `compute_reviews`."""
         complete = has_all_images(self.config)
         if self.saved:
-            self.show(self.saved, None)
-        from must.deploy.review.prepare import Images, compute_reviews, limit_threads  # imports torch
+            self.show(self.saved)
+        from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
 
         limit_threads()
         if self.saved and complete:
-            self.show(self.saved, Images.load(self.config.output))
+            self.show(self.saved, AnswerEffect(Images.load(self.config.output)))
             return
         (Path(storage.local(self.config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
         try:
             for review, images in compute_reviews(self.config, self.saved, self.check_stopped):
                 review.save(self.config.output)
-                self.show(review, images)
+                self.show(review, AnswerEffect(images))
             images.save(self.config.output)  # last: this file marks the review as complete
             logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
         except StoppedError:
             return
 
-    def show(self, review: Review, images: Any) -> None:
-        effect = None
-        if images:
-            from must.deploy.review.prepare import AnswerEffect
-
-            effect = AnswerEffect(images)
+    def show(self, review: Review, effect: Any = None) -> None:
         if self.app.session:
             self.app.session.set_review(review, effect)
             return
-        commands = list_commands(self.config)
-        self.app.session = Session(review, self.config.output, self.config.signature, effect, commands=commands)
+        config, commands = self.config, list_commands(self.config)
+        self.app.session = Session(review, config.output, config.signature, effect, commands=commands)
 
     def check_stopped(self, done: int, part: int) -> None:
         """Updates the page's text of progress. Raises StoppedError: the program ends."""

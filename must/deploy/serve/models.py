@@ -45,11 +45,11 @@ class ServedModel:
     image that arrives while no pass runs is run at once, not held back for a larger batch.
     """
 
-    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig, where: str) -> None:
+    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig) -> None:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
-        self.threshold = threshold(config.abstain, classifier.metadata, where)
+        self.threshold = threshold(config.abstain, classifier.metadata, version)
         self.users, self.retired = 0, False
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
 
@@ -244,7 +244,7 @@ class Models:
         newest = self.source.newest()
         if newest == version:
             return None
-        served = ServedModel(newest, self.source.load(newest), self.config, newest)
+        served = ServedModel(newest, self.source.load(newest), self.config)
         served.try_out()
         return served
 

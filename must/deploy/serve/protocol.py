@@ -17,7 +17,7 @@ import numpy as np
 from must.base.errors import TransientError
 from must.base.storage import loads
 from must.base.text import printable
-from must.data.image.cost import cost, refusal
+from must.data.image.cost import cost, detect_format, refusal
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.deploy.predict.writer import Options, make_json, rank_classes
@@ -188,9 +188,9 @@ def estimate_cost(data: bytes, max_pixels: int) -> Cost:
     """The cost of decoding the picture, from its header. Fewer formats than `must predict` reads, so that clients can
     reach fewer decoders.
     Raises Refused: 415 for another format, 422 for a picture that is damaged, too large, or costs too much."""
-    known = data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
-    expect(known, f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--"), 415)
+    unknown = f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--")
+    expect(bool(detect_format(data)), unknown, 415)
     try:
         decoding = cost(data, MOST_STEPS)
     except ValueError as error:

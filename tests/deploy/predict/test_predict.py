@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow.parquet as pq
 import pytest
 
 import must
@@ -178,9 +179,17 @@ def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
     rows = read_csv(tmp_path / "p.csv")
     assert [row["abstained"] == "1" for row in rows] == unsure
     assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
-    must.predict(model=calibrated, shards=digits.shards, split="test", output=str(tmp_path), abstain=-1, workers=1)
+    values = {"shards": digits.shards, "split": "test", "output": str(tmp_path), "top_k": 2, "workers": 1}
+    capsys.readouterr()
+    main(["predict", "--model", calibrated, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())])
     run = json.loads((tmp_path / "predictions.json").read_text())
     assert (run["abstain"], run["abstained"]) == (0.8, sum(unsure)) and 0 < run["coverage"] < 1
+    assert f"{100 * run['coverage']:.1f}% of those that could be read have a class" in capsys.readouterr().out
+    rows = [row for path in tmp_path.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert sum(row["abstained"] for row in rows) == sum(unsure) and sum(run["classes"].values()) == unsure.count(False)
+    assert all(
+        (row["class"] is row["class_2"] is None) == row["abstained"] == (row["probability"] < 0.8) for row in rows
+    )
     must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [line["class"] for line in lines] == names

@@ -72,32 +72,26 @@ def test_rows_are_those_of_single_images(digits, exported, tmp_path, single, wor
     assert found == single
 
 
-def test_a_split_with_a_summary_and_nothing_to_do_the_second_time(digits, exported, tmp_path, capsys):
-    for _ in range(2):
-        assert label(exported, digits.shards, tmp_path, split="test", workers=1) == {"images": 120, "unreadable": 0}
-    assert "(files of 2 shards, 2 were there)" in capsys.readouterr().out
-    found = json.loads((tmp_path / "predictions.json").read_text())
+def test_a_split_has_a_summary_and_only_what_is_missing_is_made_again(digits, exported, tmp_path, capsys):
+    def run():
+        return label(exported, digits.shards, tmp_path, split="test", workers=1)
+
+    assert run() == {"images": 120, "unreadable": 0}
+    before, (first, second) = contents(tmp_path), sorted(tmp_path.glob("*.parquet"))
+    second.unlink()
+    (tmp_path / "predictions.json").unlink()
+    time = first.stat().st_mtime_ns
+    assert run() == {"images": 120, "unreadable": 0} and contents(tmp_path) == before
+    assert "(files of 2 shards, 1 were there)" in capsys.readouterr().out and first.stat().st_mtime_ns == time
+    found = json.loads(before["predictions.json"])
     rows = preset_rows(tmp_path)
     assert found["rows"] == len(rows) == 120 and found["unreadable"] == 0 and "coverage" not in found
     assert found["classes"] == {name: [row["class"] for row in rows].count(name) for name in found["classes"]}
     assert sum(found["classes"].values()) == 120
     assert found["model_sha256"] == storage.compute_sha256(exported[1] / "model.onnx")
     assert found["index_sha256"] == load_index(digits.shards).sha256
-    story = json.loads(pq.read_metadata(tmp_path / "predictions-test-000000.parquet").metadata[b"must"])
+    story = json.loads(pq.read_metadata(first).metadata[b"must"])
     assert story["run"].items() <= found.items() and story["rows"] == 64
-
-
-def test_what_is_missing_is_made_again_and_nothing_else(digits, exported, tmp_path):
-    label(exported, digits.shards, tmp_path, workers=1)
-    before = contents(tmp_path)
-    gone = tmp_path / "predictions-train-000001.parquet"
-    gone.unlink()
-    (tmp_path / "predictions.json").unlink()
-    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
-    label(exported, digits.shards, tmp_path, workers=2)
-    assert contents(tmp_path) == before
-    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
-    assert [name for name in after if times.get(name) != after[name]] == [gone.name]
 
 
 def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, embedded, tmp_path):
@@ -180,22 +174,6 @@ def test_a_shard_of_any_number_of_rows(tmp_path, rows):
     assert [row["class"] for row in found] == ["b" if n % 7 else None for n in range(rows)]
     assert [row["reason"] for row in found] == [None if n % 7 else "x" for n in range(rows)]
     assert pq.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups == (2 if rows > GROUP_ROWS else 1)
-
-
-def test_below_the_threshold_there_is_no_class(digits, exported, tmp_path, capsys):
-    label(exported, digits.shards, tmp_path / "all", workers=1, top_k=2)
-    label(exported, digits.shards, tmp_path / "sure", workers=1, top_k=2, abstain=0.8)
-    unsure = 0
-    for before, row in zip(preset_rows(tmp_path / "all"), preset_rows(tmp_path / "sure"), strict=True):
-        assert row.pop("abstained") == (before["probability"] < 0.8)
-        if before["probability"] < 0.8:
-            unsure += 1
-            before |= {"class": None, "class_2": None}
-        assert row == before
-    found = json.loads((tmp_path / "sure/predictions.json").read_text())
-    assert 0 < unsure < 270 and found["abstained"] == unsure and found["coverage"] == (270 - unsure) / 270
-    assert sum(found["classes"].values()) == 270 - unsure
-    assert f"{100 * found['coverage']:.1f}% of those that could be read have a class" in capsys.readouterr().out
 
 
 def test_wrong_inputs(digits, exported, tmp_path):

@@ -63,7 +63,7 @@ def test_a_link_that_comes_while_it_is_copied_is_not_followed(registry, tmp_path
     (tmp_path / "secret").write_text("a key")
     (tmp_path / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match="is a link"):
-        Registry(registry, "digits").add("v", {"onnx": [(str(tmp_path / "link"), "model.onnx")]}, {})
+        Registry(registry, "digits").add("v", {"onnx/model.onnx": str(tmp_path / "link")}, {})
 
 
 @pytest.mark.parametrize("broken", ["onnx/model.onnx", "model/model.safetensors"])
