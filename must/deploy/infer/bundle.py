@@ -65,9 +65,10 @@ def open_bundle(config: PredictConfig) -> BundleClassifier:
             require(storage.exists(uri), f"{uri}: is missing")
             if remote:
                 storage.download(uri, Path(copy) / name)
-            digest.update(storage.compute_sha256(storage.local(storage.join(folder, name))).encode())
+            if config.shards:
+                digest.update(storage.compute_sha256(storage.local(storage.join(folder, name))).encode())
         try:
-            return BundleClassifier(load_bundle(folder), config, digest.hexdigest())
+            return BundleClassifier(load_bundle(folder), config, digest.hexdigest() if config.shards else "")
         except ValueError as error:  # the message names the user's --model, not the copy
             raise UserError(str(error).replace(folder, config.model)) from error
 
@@ -79,7 +80,7 @@ def open_zero_shot(config: PredictConfig, classes: list[Any] | None = None) -> B
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:
         bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
-    return BundleClassifier(bundle, config, weights_sha256(bundle))
+    return BundleClassifier(bundle, config, weights_sha256(bundle) if config.shards else "")
 
 
 def weights_sha256(bundle: Bundle) -> str:

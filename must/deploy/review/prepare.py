@@ -175,12 +175,7 @@ def compute_reviews(
 
 
 def make_review(
-    config: ReviewConfig,
-    source: EvalSource,
-    classes: list[str],
-    weights: str,
-    features: Pool,
-    earlier: Review | None,
+    config: ReviewConfig, source: EvalSource, classes: list[str], weights: str, features: Pool, earlier: Review | None
 ) -> tuple[Review, Images]:
     """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
     images = Images(features.numbers, features.vectors, features.probabilities)

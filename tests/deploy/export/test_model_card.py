@@ -57,11 +57,7 @@ def hub_card(tmp_path, of, to="open_clip", metrics=None, licence="", **more) -> 
 
 
 @pytest.mark.parametrize(
-    ("to", "task"),
-    [
-        ("open_clip", "zero-shot-image-classification"),
-        ("onnx", "image-classification"),
-    ],
+    ("to", "task"), [("open_clip", "zero-shot-image-classification"), ("onnx", "image-classification")]
 )
 def test_front_matter(to, task, tmp_path):
     card = hub_card(tmp_path, description(), to)

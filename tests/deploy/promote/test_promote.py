@@ -122,10 +122,7 @@ def test_the_same_rollback_again_changes_nothing(registry, tmp_path, capsys):
 
 
 def test_a_champion_that_cannot_be_served_is_announced(registry, tmp_path, capsys):
-    for model, run in (
-        ("model", f"`must export {tmp_path}`, then promote again\n"),
-        ("other", "again with --onnx\n"),
-    ):
+    for model, run in (("model", f"`must export {tmp_path}`, then promote again\n"), ("other", "again with --onnx\n")):
         promote(registry, "--model", make_bundle(tmp_path / model))
         line = capsys.readouterr().err
         assert "without an ONNX file `must serve` cannot serve r0000-" in line and line.endswith(run)

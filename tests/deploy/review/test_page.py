@@ -328,11 +328,7 @@ def test_a_page_that_is_a_file_keeps_its_own_answers_and_saves_them(review, fold
     not AXE.exists() and "REQUIRE_BROWSER" not in os.environ,
     reason="not here: axe-core (make build/axe/node_modules/axe-core/axe.min.js)",
 )
-@pytest.mark.parametrize(
-    "options",
-    [{}, PHONE | {"color_scheme": "dark"}, ZOOMED],
-    ids=["light", "dark phone", "200%"],
-)
+@pytest.mark.parametrize("options", [{}, PHONE | {"color_scheme": "dark"}, ZOOMED], ids=["light", "dark phone", "200%"])
 def test_everybody_can_use_every_part_of_it(options, review, place, visit):
     """No violation that axe-core finds, and nothing to be scrolled sideways."""
     page = visit(place[0], bypass_csp=True, **options)
