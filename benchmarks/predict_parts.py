@@ -26,8 +26,8 @@ from must.base.processes import cores
 from must.data.format.index import load_index
 from must.data.format.samples import load_offsets, local_shard
 from must.data.image.preprocess import Preprocess
-from must.deploy.predict.parquet import decode_rows
 from must.deploy.predict.session import OnnxClassifier, model_uri
+from must.deploy.predict.shards import decode_rows
 
 
 def main() -> None:

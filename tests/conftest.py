@@ -48,7 +48,7 @@ FIRST = [
         "method/train/test_train.py method/train/test_distributed.py method/train/test_step.py "
         "method/train/test_plan.py method/train/test_options.py method/distributed/test_preemption.py",
         # torch's exporter to ONNX
-        "deploy/export/test_export.py deploy/export/test_export_embeddings.py deploy/export/test_takeaway.py",
+        "deploy/export/test_export.py deploy/export/test_takeaway.py",
         "method/train/test_kills.py",
         # an S3 server, and the clients of three stores
         "base/storage/test_storage.py base/storage/test_refusals.py",

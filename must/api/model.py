@@ -14,10 +14,10 @@ from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
 from must.deploy.infer.predict import find_model, zero_shot
-from must.deploy.predict.images import Options, Unreadable, classify, find_images
+from must.deploy.predict.images import Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import Classifier, threshold
-from must.deploy.predict.writer import Prediction, to_frame
+from must.deploy.predict.writer import Options, Prediction, to_frame
 
 
 class Predictions(list[Prediction]):
@@ -118,8 +118,7 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
     text = class_names if isinstance(class_names, str) else "names and prompts"
     parameters = PredictConfig(model=os.fspath(model), classes=text, device=device, threads=threads, images=["-"])
     config, opener = find_model(parameters)
-    with opener(config) if isinstance(class_names, str) else zero_shot()(config, class_names) as opened:
-        return Model(opened.open(False))
+    return Model(opener(config) if isinstance(class_names, str) else zero_shot()(config, class_names))
 
 
 def is_single(images: Any) -> bool:

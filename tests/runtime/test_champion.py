@@ -21,8 +21,8 @@ def place(tmp_path):
 
     def promote(seed=0, **changes):
         bundle = make_bundle(tmp_path / f"bundle-{seed}", seed=seed, **changes)
-        files = [(str(bundle / name), name) for name in ("model.safetensors", "model.json")]
-        registry.add(f"v{seed}", {"bundle": files}, {})
+        files = {f"bundle/{name}": str(bundle / name) for name in ("model.safetensors", "model.json")}
+        registry.add(f"v{seed}", files, {})
         registry.set_champion(f"v{seed}", "promoted")
 
     registry.promote = promote  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ What was exported is compared with the bundle in PyTorch before any file is writ
 
 import logging
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from must.base.progress import parts
 from must.base.text import encoded, join_lines
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
+from must.data.image.decode import decode_view
+from must.data.image.preprocess import EvalView
+from must.data.loading.reader import ShardReader
 from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
@@ -38,9 +42,7 @@ TIE = 1e-4  # two classes whose probabilities differ by less are a tie: both are
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes the format `config.to`; returns the comparison.
-    Raises ValueError: no bundle, no shards, metrics of another model, or too large differences; nothing is written
-    then."""
+    """Writes the format `config.to`; returns the comparison."""
     metrics = read_metrics(config.metrics) if config.metrics else None
     with parts("export", 5) as begin, torch.no_grad():
         begin("the model and images to compare on")
@@ -78,7 +80,7 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards. `pixels`: from `load_images`; `begin`: from `parts`."""
     from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph  # needs onnx and the exporter
-    from must.deploy.export.model_card import README_FILE, hub_card, images_text, model_card
+    from must.deploy.export.model_card import README_FILE, front_matter, images_text, model_card
 
     description, method = bundle.description, str(config.precision)
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
@@ -93,8 +95,7 @@ def export_onnx(
         dimensions = {} if features is None else {"dimensions": features.shape[1]}
         extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
         abstention = measured_abstention(metrics, description.provenance.selection)
-        if abstention:
-            extra[ABSTENTION] = abstention
+        extra |= {ABSTENTION: abstention} if abstention else {}
         add_metadata(graph, description, precision=config.precision, input=config.input, arithmetic=method, **extra)
         check_graph(graph)
         path = Path(folder) / ONNX_FILE
@@ -114,19 +115,16 @@ def export_onnx(
         }
         target = storage.join(config.output, ONNX_FILE)
         storage.delete(target)  # first, and written last: a folder with it is complete and of a single export
-        storage.write_bytes(storage.join(config.output, LABELS_FILE), join_lines(description.classes))
-        for name, card in (
-            (CARD_FILE, model_card(description, result, metrics)),
-            (README_FILE, hub_card(description, result, metrics, config.license)),
-        ):
-            storage.write_bytes(storage.join(config.output, name), encoded(card))
+        card = model_card(description, result, metrics)
+        front = front_matter(description, config.to, metrics, config.license)
+        texts = {CARD_FILE: encoded(card), README_FILE: encoded(front + card)}
+        for name, data in {LABELS_FILE: join_lines(description.classes), **texts}.items():
+            storage.write_bytes(storage.join(config.output, name), data)
         storage.upload(path, target)
     logger.info(f"{target}  {method}, {result['megabytes']:.1f} MB")
     if abstention:
-        share = f"; {abstention['coverage']:.0%} of the measured images get a class"
-        logger.info(
-            f"no class is named below a probability of {abstention['threshold']:.4g} (by {abstention['by']}){share}"
-        )
+        below = f"below a probability of {abstention['threshold']:.4g} (by {abstention['by']})"
+        logger.info(f"no class is named {below}; {abstention['coverage']:.0%} of the measured images get a class")
     logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 
@@ -137,18 +135,11 @@ def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     if not config.shards:
         shape = (RANDOM_IMAGES, preprocess.size, preprocess.size, 3)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    from must.data.image.decode import decode_view
-    from must.data.image.preprocess import EvalView
-    from must.data.loading.reader import ShardReader
-
     reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
-    count = min(config.images, len(reader))
     pixels = []
-    for number in np.linspace(0, len(reader) - 1, count).astype(int):
-        try:
+    for number in np.linspace(0, len(reader) - 1, min(config.images, len(reader))).astype(int):
+        with suppress(ValueError):  # `must evaluate` reports such images; they are not needed here
             pixels.append(decode_view(reader.image(int(number)), view, reader.index.max_pixels))
-        except ValueError:
-            continue  # `must evaluate` reports such images; they are not needed here
     require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")
     return np.stack(pixels)
 
@@ -205,9 +196,8 @@ def require_check(check: Check, config: ExportConfig) -> None:
 def measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:
     """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it by labels, or else `must
     refine` by answers; None: there is none."""
-    measured = metrics.abstention if metrics else None
-    if measured is None or measured.threshold is None:
-        measured = selection.abstention if selection else None
-    if measured is None or measured.threshold is None:
-        return None
-    return {name: getattr(measured, name) for name in ("threshold", "coverage", "risk", "bound", "target", "by")}
+    for measured in (metrics and metrics.abstention, selection and selection.abstention):
+        if measured and measured.threshold is not None:
+            stored = ("threshold", "coverage", "risk", "bound", "target", "by")
+            return {name: getattr(measured, name) for name in stored}
+    return None

@@ -34,8 +34,7 @@ METADATA_KEYS = (
 
 
 def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
-    """The ONNX model in float32; `similarity` is an output if the bundle has a memory, `embedding` if it is asked for.
-    Raises ValueError: the model is too large for one ONNX file."""
+    """The ONNX model in float32, with the outputs of InferenceModel."""
     preprocess = get_preprocess(bundle.description)
     size = preprocess.size
     module = InferenceModel(bundle, uint8, embeddings).eval()
@@ -124,8 +123,7 @@ def quantize(
 
     Weights are quantized per output channel, activations per tensor, in the matrix products of the blocks. The patch
     embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the
-    computation and would cause most of the error.
-    Raises ValueError: too little free space. The runtime does not notice a full disk, and reads truncated files.
+    computation and would cause most of the error. The runtime does not notice a full disk, and reads truncated files.
 
     Args:
         pixels: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image.

@@ -35,8 +35,10 @@ class InferenceModel(nn.Module):
         super().__init__()
         model, preprocess = bundle.model, get_preprocess(bundle.description)
         self.visual, self.tower, self.memory = model.visual, model.tower, bundle.memory
-        # Other towers are used unchanged.
-        plain = type(model.tower) is ClipTower and all(map(is_standard, model.tower.blocks))
+        # Towers of other blocks than open_clip's plain ones with this library's attention are used unchanged.
+        plain = type(model.tower) is ClipTower and all(
+            is_residual(block) and isinstance(block.attn, SelfAttention) for block in model.tower.blocks
+        )
         self.blocks = nn.ModuleList(map(Block, model.tower.blocks)) if plain else None
         self.register_buffer("classifier", model.logit_factor * model.classifier.detach())  # [D, K]
         self.uint8, self.embeddings = uint8, embeddings
@@ -109,11 +111,6 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight.data, layer.bias.data = weight.detach().contiguous(), bias.detach().contiguous()
     return layer
-
-
-def is_standard(block: nn.Module) -> bool:
-    """Whether it is open_clip's plain residual block with the attention of this library."""
-    return is_residual(block) and isinstance(block.attn, SelfAttention)
 
 
 def run_in_batches(network: Any, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The model card: description, measured quality, and limits of a model. model_card.jinja is its template.
 
-The card for a hub (README.md) begins with a YAML block of the hub's metadata.
+The card for a hub (README.md) begins with the hub's metadata as YAML.
 """
 
 import re
@@ -15,7 +15,6 @@ from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
 from must.method.model.description import Description, get_preprocess
-from must.method.model.provenance import Provenance
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100
@@ -70,13 +69,14 @@ def images_text(config: ExportConfig) -> str:
 
 def training_rows(description: Description) -> list[tuple[str, Any]]:
     """(name, value) of what is known of the training; [] for the zero-shot model."""
-    provenance = description.provenance
+    provenance, memory = description.provenance, description.provenance.memory
     if not provenance:
         return []
+    answers = f", {memory.answers:,} answers" if memory and memory.answers else ""
     rows = [
         ("backbone", f"{description.backbone} {description.pretrained}".strip()),
         ("weights (sha256)", description.weights_sha256),
-        ("memory", memory_text(provenance)),
+        ("memory", f"{memory.images:,} unlabeled images{answers}" if memory else ""),
         ("index of the images (sha256)", provenance.index_sha256),
         ("processes", provenance.processes),
         ("git revision", provenance.git_revision),
@@ -86,13 +86,6 @@ def training_rows(description: Description) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in rows if value not in (None, "")]
 
 
-def memory_text(provenance: Provenance) -> str:
-    """ "" without a memory."""
-    memory = provenance.memory
-    answers = f", {memory.answers:,} answers" if memory and memory.answers else ""
-    return f"{memory.images:,} unlabeled images{answers}" if memory else ""
-
-
 def backbone_licence(pretrained: str) -> str:
     known = (text for start, text in LICENCES if pretrained.lower().startswith(start))
     return next(known, "not known to us; ask the publisher of the weights")
@@ -100,25 +93,14 @@ def backbone_licence(pretrained: str) -> str:
 
 def escape(value: Any) -> str:
     """Escapes untrusted text, such as names of classes and files, for Markdown and terminals."""
-    return "".join(escape_character(character) for character in " ".join(str(value).split()))
+    text = " ".join(str(value).split())
+    known = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in text)  # these: bytes of no UTF-8
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", "".join(known))
 
 
-def escape_character(character: str) -> str:
-    if character in r"\`*_{}[]<>#|!~":
-        return f"\\{character}"
-    printable = character.isprintable() or "\udc80" <= character <= "\udcff"  # a byte that is not UTF-8
-    return character if printable else "?"
-
-
-def hub_card(description: Description, exported: dict[str, Any], metrics: Metrics | None, licence: str) -> str:
-    """Markdown with front matter.
-
-    Args:
-        exported: the result of `must export`; its `to` is the library.
-        metrics: of `must evaluate`; without them, the card has no metrics.
-        licence: the hub's identifier; empty: the card states none.
-    """
-    to = exported.get("to", "onnx")
+def front_matter(description: Description, to: str, metrics: Metrics | None, licence: str) -> str:
+    """What a hub reads at the beginning of a README.md: the library `to`, and no metrics or licence that was not given.
+    `licence`: the hub's identifier."""
     values: dict[str, Any] = {
         "library_name": to,
         "pipeline_tag": TASKS[to],
@@ -127,8 +109,7 @@ def hub_card(description: Description, exported: dict[str, Any], metrics: Metric
         **base_model(description),
         **model_index(description, metrics),
     }
-    front = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{model_card(description, exported, metrics)}"
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
 def base_model(description: Description) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from must.base.text import encoded, join_lines
 from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
-from must.deploy.export.model_card import README_FILE, hub_card, images_text
+from must.deploy.export.model_card import README_FILE, front_matter, images_text, model_card
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import Metrics
 from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
@@ -44,8 +44,10 @@ def export_folder(
 ) -> dict[str, Any]:
     """Writes the folder OUTPUT; returns the comparison. `pixels`: uint8 [N, S, S, 3]; `begin`: from `parts`."""
     images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
-    remote = storage.is_remote(config.output)
-    parent = None if remote else make_parent(config.output)
+    parent = None if storage.is_remote(config.output) else storage.local(config.output).absolute().parent
+    if parent:  # of the temporary files: on the same disk as OUTPUT
+        with storage.disk_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=parent) as folder:
         scratch = Path(folder)
         begin("the files")
@@ -53,27 +55,26 @@ def export_folder(
         begin("outputs of open_clip")
         features = open_clip_features(scratch, images)
         begin("outputs of the bundle")
-        differences = compare_features(bundle, images, features)
+        of_logit, of_probability = compare_features(bundle, images, features)
         require(
-            differences["probability"] < LARGEST_DIFFERENCE,
+            of_probability < LARGEST_DIFFERENCE,
             "--to open_clip: open_clip computes another network of these weights (probabilities differ by up to "
-            f"{differences['probability']:.1e}); nothing was written",
+            f"{of_probability:.1e}); nothing was written",
         )
         begin("the card")
         write_classifier(bundle, scratch)
         result = {
             "to": config.to,
-            "check": {"images": len(images), "largest_difference": differences["probability"]},
-            "largest_feature_difference": differences["feature"],
-            "largest_logit_difference": differences["logit"],
+            "check": {"images": len(images), "largest_difference": of_probability},
+            "largest_logit_difference": of_logit,
             "checked_on": images_text(config),
         }
-        card = hub_card(bundle.description, result, metrics, config.license)
-        (scratch / README_FILE).write_bytes(encoded(card))
+        front = front_matter(bundle.description, config.to, metrics, config.license)
+        (scratch / README_FILE).write_bytes(encoded(front + model_card(bundle.description, result, metrics)))
         publish(scratch, config.output)
     logger.info(
         f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "
-        f"difference of a probability {differences['probability']:.1e}"
+        f"difference of a probability {of_probability:.1e}"
     )
     if bundle.memory:
         logger.info(f"open_clip holds the tower alone, without the memory{memory_gain(metrics)}")
@@ -88,8 +89,7 @@ def memory_gain(metrics: Metrics | None) -> str:
 
 
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
-    """The classifier file's model with the image tower and the logit factor of the bundle at `model`.
-    Raises ValueError: the classifier's model does not exist, or has another architecture than the bundle."""
+    """The classifier file's model with the image tower and the logit factor of the bundle at `model`."""
     header = read_header(classifier)
     folder = header["model_folder"]
     source = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])
@@ -108,10 +108,8 @@ def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
 
 def have_same_tower(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two architectures have the same image tower; a missing option equals None."""
-    towers = [
-        {name: value for name, value in each["vision_cfg"].items() if value is not None} for each in (first, second)
-    ]
-    return towers[0] == towers[1] and all(first[name] == second[name] for name in ("embed_dim", "quick_gelu"))
+    one, other = ({k: v for k, v in each["vision_cfg"].items() if v is not None} for each in (first, second))
+    return one == other and all(first[name] == second[name] for name in ("embed_dim", "quick_gelu"))
 
 
 def open_clip_features(folder: Path, images: Tensor) -> Tensor:
@@ -126,21 +124,14 @@ def open_clip_features(folder: Path, images: Tensor) -> Tensor:
     return run_in_batches(model.encode_image, images)
 
 
-def compare_features(bundle: Bundle, images: Tensor, features: Tensor) -> dict[str, float]:
-    """The largest differences of an element of the unit features, of a logit and of a probability.
-
-    `images` [N, 3, S, S], normalised; `features` [N, D]: open_clip's features of them.
-    """
-    model = bundle.model
-    expected = F.normalize(run_in_batches(model.visual, images), dim=-1)
-    expected_logits = run_in_batches(model, images)
-    features = F.normalize(features.float(), dim=-1)
-    logits = model.logit_factor * features @ model.classifier
-    return {
-        "feature": (expected - features).abs().max().item(),
-        "logit": (expected_logits - logits).abs().max().item(),
-        "probability": (expected_logits.softmax(-1) - logits.softmax(-1)).abs().max().item(),
-    }
+def compare_features(bundle: Bundle, images: Tensor, features: Tensor) -> tuple[float, float]:
+    """The largest differences of a logit and of a probability. `images` [N, 3, S, S], normalised; `features` [N, D]:
+    open_clip's features of them."""
+    expected = run_in_batches(bundle.model, images)
+    logits = bundle.model.logit_factor * F.normalize(features.float(), dim=-1) @ bundle.model.classifier
+    pairs = (expected, logits), (expected.softmax(-1), logits.softmax(-1))
+    of_logit, of_probability = ((one - other).abs().max().item() for one, other in pairs)
+    return of_logit, of_probability
 
 
 def write_classifier(bundle: Bundle, folder: Path) -> None:
@@ -153,14 +144,6 @@ def write_classifier(bundle: Bundle, folder: Path) -> None:
     weights = {"classifier": bundle.model.classifier.detach().float().contiguous(), "logit_factor": factor}
     (folder / CLASSIFIER_FILE).write_bytes(save(weights, {"classes": json.dumps(description.classes)}))
     (folder / LABELS_FILE).write_bytes(join_lines(description.classes))
-
-
-def make_parent(output: str) -> Path:
-    """The folder for temporary files: on the same disk as `output`."""
-    parent = storage.local(output).absolute().parent
-    with storage.disk_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    return parent
 
 
 def publish(scratch: Path, output: str) -> None:

@@ -1,9 +1,8 @@
 """Predicts in torch with the same network that `must export` writes to ONNX: of a bundle, or a zero-shot model."""
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,12 @@ from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import PredictConfig
+from must.config.work import PARTS, find_part, is_measured
 from must.data.augment.normalize import normalize
+from must.deploy.export.export import measured_abstention
 from must.deploy.export.inference import InferenceModel
-from must.deploy.predict.session import Classified, Model
+from must.deploy.predict.session import ABSTENTION, Classified
+from must.evaluation.result import read_metrics
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import Bundle, load_bundle, named_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -25,16 +27,15 @@ from must.method.model.description import get_preprocess
 
 
 class BundleClassifier:
-    """Pixels -> class probabilities, by a bundle on one device, in float32.
-    Raises ValueError: the device does not exist."""
+    """Pixels -> class probabilities, by a bundle on the device --device, in float32."""
 
-    def __init__(self, bundle: Bundle, where: str, device: str = "auto", threads: int = 0) -> None:
-        self.device = pick_device(device)
-        if threads:
-            torch.set_num_threads(threads)
-        self.where, self.classes = where, bundle.description.classes
+    def __init__(self, bundle: Bundle, config: PredictConfig, sha256: str) -> None:
+        self.device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.where, self.classes, self.sha256 = config.model, bundle.description.classes, sha256
         self.preprocess = get_preprocess(bundle.description)
-        self.metadata: dict[str, str] = {}  # `must export --metrics` puts a threshold into an ONNX file only
+        self.metadata = find_threshold(bundle, config.model)
         self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
 
     def __call__(self, pixels: np.ndarray) -> Classified:
@@ -46,9 +47,16 @@ class BundleClassifier:
         return Classified(probability, similarity[0] if similarity else np.full(len(pixels), np.nan, np.float32))
 
 
-@contextmanager
-def bundle_model(config: PredictConfig) -> Iterator[Model]:
-    """The bundle at --model, copied from its bucket. Raises ValueError: one of its files is missing or damaged."""
+def find_threshold(bundle: Bundle, model: str) -> dict[str, str]:
+    """What `must export` writes into the ONNX file about abstaining: by the report in WORK, or else by the bundle."""
+    work, _, name = model.rstrip("/").rpartition("/")
+    report = find_part(work, "metrics") if name == PARTS["bundle"].path and is_measured(work) else ""
+    abstention = measured_abstention(read_metrics(report) if report else None, bundle.description.provenance.selection)
+    return {ABSTENTION: json.dumps(abstention)} if abstention else {}
+
+
+def open_bundle(config: PredictConfig) -> BundleClassifier:
+    """The bundle at --model, copied from its bucket."""
     with tempfile.TemporaryDirectory(prefix="must-predict-") as copy:
         remote, digest = storage.is_remote(config.model), hashlib.sha256()
         folder = copy if remote else config.model
@@ -57,27 +65,22 @@ def bundle_model(config: PredictConfig) -> Iterator[Model]:
             require(storage.exists(uri), f"{uri}: is missing")
             if remote:
                 storage.download(uri, Path(copy) / name)
-            digest.update(storage.compute_sha256(storage.local(storage.join(folder, name))).encode())
-
-        def open_bundle(_: bool) -> BundleClassifier:
-            try:
-                return BundleClassifier(load_bundle(folder), config.model, config.device, config.threads)
-            except ValueError as error:  # the message names the user's --model, not the copy
-                raise UserError(str(error).replace(folder, config.model)) from error
-
-        yield Model(digest.hexdigest(), open_bundle)
+            if config.shards:
+                digest.update(storage.compute_sha256(storage.local(storage.join(folder, name))).encode())
+        try:
+            return BundleClassifier(load_bundle(folder), config, digest.hexdigest() if config.shards else "")
+        except ValueError as error:  # the message names the user's --model, not the copy
+            raise UserError(str(error).replace(folder, config.model)) from error
 
 
-@contextmanager
-def zero_shot_model(config: PredictConfig, classes: list[Any] | None = None) -> Iterator[Model]:
+def open_zero_shot(config: PredictConfig, classes: list[Any] | None = None) -> BundleClassifier:
     """The model of a classifier file; with --classes, the CLIP model of the name --model. `classes`: entries of a class
-    file, used in place of --classes.
-    Raises ValueError: neither a classifier file nor a known model, or classes that are not valid."""
+    file, used in place of --classes."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:
         bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
-    yield Model(weights_sha256(bundle), lambda _: BundleClassifier(bundle, config.model, config.device, config.threads))
+    return BundleClassifier(bundle, config, weights_sha256(bundle) if config.shards else "")
 
 
 def weights_sha256(bundle: Bundle) -> str:

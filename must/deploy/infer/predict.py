@@ -12,13 +12,12 @@ from must.base.progress import loading
 from must.config import PredictConfig
 from must.config.work import find_part, is_work
 from must.deploy.predict.images import predict_images, require_images
-from must.deploy.predict.session import Opener, onnx_model
+from must.deploy.predict.session import Opener, open_onnx
 from must.deploy.predict.writer import Prediction
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`must.deploy.predict.images.predict_images`, with torch where --model is not an ONNX file.
-    Raises ValueError: no model, or none of the images exists or can be read."""
+    """`must.deploy.predict.images.predict_images`, with torch where --model is not an ONNX file."""
     if not config.shards:
         require_images(config.images)
     config, opener = find_model(config)
@@ -26,8 +25,7 @@ def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = N
 
 
 def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
-    """The parameters, with --model replaced by the model's own URI, and its opener. Imports torch only if needed.
-    Raises ValueError: there is no such model."""
+    """The parameters, with --model replaced by the model's own URI, and its opener. Imports torch only if needed."""
     model = config.model
     files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:
@@ -39,12 +37,15 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     if DESCRIPTION_FILE in files:
         return config, bundle()
     if ONNX_FILE in files or model.lower().endswith(".onnx"):
-        return config, onnx_model
+        return config, open_onnx
     if model.lower().endswith(".safetensors"):
         return config, zero_shot()
-    for kind, opener in (("bundle", bundle), ("onnx", lambda: onnx_model), ("classifier", zero_shot)):
+    for kind, opener in (("bundle", bundle), ("onnx", lambda: open_onnx), ("classifier", zero_shot)):
         if uri := find_part(model, kind):
-            require_adapted(model, kind)
+            require(
+                kind != "classifier" or not storage.exists(storage.join(model, RECORD_FILE)),
+                f"--model {model}: its model is not there; the same `must adapt` again makes it",
+            )
             return replace(config, model=uri), opener()
     require(
         not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
@@ -64,23 +65,15 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     )
 
 
-def require_adapted(work: str, kind: str) -> None:
-    """Raises UserError: only the classifier is left of what `must adapt` made, whose answers are zero-shot's."""
-    require(
-        kind != "classifier" or not storage.exists(storage.join(work, RECORD_FILE)),
-        f"--model {work}: its model is not there; the same `must adapt` again makes it",
-    )
-
-
 def bundle() -> Opener:
     loading("predict")
-    from must.deploy.infer.bundle import bundle_model
+    from must.deploy.infer.bundle import open_bundle
 
-    return bundle_model
+    return open_bundle
 
 
 def zero_shot() -> Any:
     loading("predict")
-    from must.deploy.infer.bundle import zero_shot_model
+    from must.deploy.infer.bundle import open_zero_shot
 
-    return zero_shot_model
+    return open_zero_shot

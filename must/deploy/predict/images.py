@@ -20,9 +20,9 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, onnx_model, threshold
+from must.deploy.predict.session import Classifier, Opener, open_onnx, threshold
 from must.deploy.predict.shards import predict_shards
-from must.deploy.predict.writer import Prediction, open_writer
+from must.deploy.predict.writer import Options, Prediction, open_writer, rank_classes
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,14 @@ PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or 
 
 
 def predict_images(
-    config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = onnx_model
+    config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = open_onnx
 ) -> dict[str, int]:
-    """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable.
-
-    An image that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
-    Raises ValueError: no model, or none of the images could be read.
-
-    Args:
-        take: is called with each prediction; then no table is printed.
-        open_model: opens the model; by default an ONNX file.
-    """
+    """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable. An image
+    that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
+    `take`: is called with each prediction; then no table is printed. `open_model`: by default opens an ONNX file."""
     if config.shards:
         return predict_shards(config, open_model)
-    with open_model(config) as model:
-        classifier = model.open(False)
+    classifier = open_model(config)
     unsure = threshold(config.abstain, classifier.metadata, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
@@ -52,7 +45,7 @@ def predict_images(
     names = ((name, name) for name in find_images(config.images, problems))
     options = Options(top, unsure, config.batch_size)
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
-    with open_writer(config.output, top) as writer, progress:
+    with open_writer(config.output) as writer, progress:
         for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
             progress.update()
             if isinstance(prediction, Unreadable):
@@ -69,14 +62,6 @@ def predict_images(
     return counts
 
 
-class Options(NamedTuple):
-    """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this."""
-
-    top_k: int = 1
-    abstain: float = 0.0
-    batch_size: int = 32
-
-
 class Unreadable(NamedTuple):
     image: str
     reason: str
@@ -88,12 +73,8 @@ def classify(
     read: Callable[[Any], tuple[np.ndarray | None, str]],
     options: Options,
 ) -> Iterator[Prediction | Unreadable]:
-    """Predictions in the order of the images, a batch at a time.
-
-    Args:
-        images: pairs of a name and an argument for `read`.
-        read: returns (uint8 [S, S, 3], "") or (None, the reason); it is called in threads.
-    """
+    """Predictions in the order of the images, a batch at a time. `images`: pairs of a name and an argument for `read`,
+    which returns (uint8 [S, S, 3], "") or (None, the reason) and is called in threads."""
     remaining = iter(images)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(remaining, options.batch_size)):
@@ -105,20 +86,6 @@ def classify(
                     yield Unreadable(name, reason)
                 else:
                     yield rank_classes(name, *next(rows), classifier.classes, options)
-
-
-def rank_classes(
-    name: str, probability: np.ndarray, similarity: float, classes: list[str], options: Options
-) -> Prediction:
-    """The prediction of an image's probabilities [K]."""
-    best = np.argsort(-probability, kind="stable")[: options.top_k]
-    top = [classes[i] for i in best], [float(probability[i]) for i in best]
-    return Prediction(name, *top, bool(probability[best[0]] < options.abstain), known(similarity))
-
-
-def known(similarity: float) -> float | None:
-    """None for NaN: the model has no memory."""
-    return None if np.isnan(similarity) else float(similarity)
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
@@ -169,12 +136,11 @@ def is_picture_on_stdin() -> bool:
 
 
 def require_images(names: list[str]) -> None:
-    """Called before the model is loaded. Raises ValueError: none of the files exists."""
-    missing = [name for name in names if name != "-" and not storage.is_remote(name)]
-    missing = [name for name in missing if not storage.local(name).exists()]
-    missing = [n for n in missing if not (glob.has_magic(n) and glob.glob(n, recursive=True))]  # noqa: PTH207
-    more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-    require(not missing or len(missing) < len(names), f"{printable(missing[0] if missing else '')}: no such file{more}")
+    """Called before the model is loaded: at least one of the files must exist."""
+    existing = [name for name in names if name == "-" or storage.is_remote(name) or storage.local(name).exists()]
+    existing = existing or [name for name in names if glob.glob(name, recursive=True)]  # noqa: PTH207
+    more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
+    require(bool(existing), f"{printable(names[0])}: no such file{more}")
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

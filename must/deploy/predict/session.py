@@ -1,15 +1,14 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
-`must evaluate` or `must refine` finds the threshold (must/method/answers/abstention.py), `must export` writes it to the
-ONNX file's metadata under `abstention`, and a parameter `abstain` of -1 selects it.
+`must evaluate` or `must refine` finds the threshold (must/method/answers/abstention.py). `must export` writes it to the
+ONNX file's metadata under `abstention`; for a bundle, infer/bundle.py finds the same one.
 """
 
 import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -47,26 +46,19 @@ def load_runtime() -> Any:
 
 
 class OnnxClassifier:
-    """Pixels -> class probabilities, by an ONNX file of `must export`.
+    """Pixels -> class probabilities, by an ONNX file of `must export`. `threads`: of a forward pass; 0: onnxruntime's
+    default. `sleeping_threads`: between two passes; by default they wait in busy loops, which slows down decoders."""
 
-    Raises ValueError: not an ONNX file that onnxruntime reads, or one without the metadata of `must export`.
-
-    Args:
-        model: the file's bytes, or its local path (needed for a very large one).
-        threads: of a forward pass; 0: onnxruntime's default.
-        sleeping_threads: they sleep between two passes; by default they wait in busy loops, which slows down decoders.
-    """
-
-    def __init__(self, model: bytes | Path, where: str = "", threads: int = 0, sleeping_threads: bool = False) -> None:
+    def __init__(self, model: Path, where: str = "", threads: int = 0, sleeping_threads: bool = False) -> None:
         onnxruntime = load_runtime()
         where = where or str(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings are about graph optimizations
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if sleeping_threads else "1")
-        source = model if isinstance(model, bytes) else str(model)
+        gpu = {"CUDAExecutionProvider"} & {*onnxruntime.get_available_providers()}
         try:
-            self.session = onnxruntime.InferenceSession(source, options, providers=providers(onnxruntime))
+            self.session = onnxruntime.InferenceSession(str(model), options, providers=[*gpu, "CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception classes are private
             raise UserError(f"{where}: onnxruntime cannot read it: {' '.join(str(error).split())[:200]}") from None
         try:
@@ -78,13 +70,12 @@ class OnnxClassifier:
         )
         self.metadata: dict[str, str] = metadata
         self.classes, self.preprocess = parse_metadata(metadata, where)
-        self.where = where
+        self.where, self.sha256 = where, ""
         self.check_shapes(where)
         node = self.session.get_inputs()[0]
         self.input_name, self.takes_pixels = node.name, "uint8" in node.type
 
     def check_shapes(self, where: str) -> None:
-        """Raises ValueError: the metadata do not match the network in the file."""
         inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
         names = [node.name for node in outputs[1:]]
         require(
@@ -103,8 +94,7 @@ class OnnxClassifier:
         self.output_names = [outputs[0].name, *([SIMILARITY] if SIMILARITY in names else [])]
 
     def __call__(self, pixels: np.ndarray) -> Classified:
-        """Classifies uint8 [B, S, S, 3].
-        Raises ValueError: the pass fails, or its outputs are not finite."""
+        """Classifies uint8 [B, S, S, 3]."""
         try:
             output = self.run(self.prepare(pixels))
         except Exception as error:  # onnxruntime's own exception classes are private
@@ -129,8 +119,7 @@ class OnnxClassifier:
 
 def check_onnx(uri: str) -> dict[str, str] | None:
     """Opens a file that is to be published; returns its metadata. None, with a warning in the log, where onnxruntime is
-    not installed.
-    Raises ValueError: as OnnxClassifier."""
+    not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         logger.warning(printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
         return None
@@ -139,7 +128,7 @@ def check_onnx(uri: str) -> dict[str, str] | None:
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
-    """Class names and preprocessing. Raises ValueError: not as `must export` writes them."""
+    """Class names and preprocessing."""
     try:
         classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
     except (ValueError, RecursionError) as error:
@@ -150,26 +139,20 @@ def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Pre
 
 
 def model_uri(model: str) -> str:
-    """The URI of model.onnx; `model` is this file or its folder. Raises ValueError: no such file."""
+    """The URI of model.onnx; `model` is this file or its folder."""
     uri = model if model.endswith(".onnx") else storage.join(model, ONNX_FILE)
     require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
     return uri
-
-
-def providers(onnxruntime: Any) -> list[str]:
-    """A GPU if this build of onnxruntime has one, else the CPU."""
-    available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
 ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
-def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
-    """The threshold in an ONNX file's metadata, None if there is none. Raises ValueError: it is damaged."""
-    if ABSTENTION not in metadata:
-        return None
+def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
+    """`abstain`, or for -1 the threshold in the metadata; 0, which never abstains, if there is none."""
+    if abstain != STORED or ABSTENTION not in metadata:
+        return max(abstain, 0.0)
 
     def parse(content: dict[str, Any]) -> float:
         value = content["threshold"]
@@ -180,38 +163,27 @@ def stored_threshold(metadata: Mapping[str, str], where: str) -> float | None:
     return storage.parse_object(metadata[ABSTENTION], parse, damaged)
 
 
-def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
-    """`abstain`, or for -1 the threshold in the file; 0, which never abstains, if it has none."""
-    return stored_threshold(metadata, where) or 0.0 if abstain == STORED else abstain
-
-
 class Classifier(Protocol):
+    """`sha256` identifies the predictions of a run over shards; '' in other runs."""
+
     where: str
     classes: list[str]
     preprocess: Preprocess
     metadata: dict[str, str]
+    sha256: str
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         """Classifies uint8 [B, S, S, 3]."""
 
 
-class Model(NamedTuple):
-    """An existing model: the checksum that identifies its predictions, and a function that opens it.
-
-    The argument of `open` is `sleeping_threads`, as in OnnxClassifier.
-    """
-
-    sha256: str
-    open: Callable[[bool], Classifier]
+Opener = Callable[[PredictConfig], Classifier]
 
 
-Opener = Callable[[PredictConfig], AbstractContextManager[Model]]
-
-
-@contextmanager
-def onnx_model(config: PredictConfig) -> Iterator[Model]:
-    """The ONNX file of --model, copied from its bucket. Raises ValueError: there is none."""
+def open_onnx(config: PredictConfig) -> OnnxClassifier:
+    """The ONNX file of --model."""
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        yield Model(storage.compute_sha256(path), lambda sleeping: OnnxClassifier(path, uri, config.threads, sleeping))
+        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=bool(config.shards))
+        classifier.sha256 = storage.compute_sha256(path) if config.shards else ""
+    return classifier

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO
 
+import numpy as np
+
 from must.base import storage
 from must.base.errors import UserError
 from must.base.text import Rows, cell, printable
@@ -40,15 +42,43 @@ class Prediction(NamedTuple):
         return list(zip(self.classes, self.probabilities, strict=True))
 
 
+class Options(NamedTuple):
+    """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this."""
+
+    top_k: int = 1
+    abstain: float = 0.0
+    batch_size: int = 32
+
+
+def rank_classes(
+    name: str, probability: np.ndarray, similarity: float, classes: list[str], options: Options
+) -> Prediction:
+    """The prediction of an image's probabilities [K]."""
+    best = np.argsort(-probability, kind="stable")[: options.top_k]
+    top = [classes[i] for i in best], [float(probability[i]) for i in best]
+    abstained = bool(probability[best[0]] < options.abstain)
+    return Prediction(name, *top, abstained, None if np.isnan(similarity) else float(similarity))
+
+
+def make_row(prediction: Prediction) -> dict[str, Any]:
+    """The columns of tables: image; class, probability, then class_2, probability_2, ..., where all classes are None if
+    the model abstained; abstained; similarity, None if the model has no memory."""
+    row: dict[str, Any] = {"image": prediction.image}
+    for rank, (name, probability) in enumerate(prediction.top, 1):
+        suffix = f"_{rank}" if rank > 1 else ""
+        row |= {f"class{suffix}": None if prediction.abstained else name, f"probability{suffix}": probability}
+    return row | {"abstained": prediction.abstained, "similarity": prediction.similarity}
+
+
 @contextmanager
-def open_writer(output: str, top: int) -> Iterator[Callable[[Prediction], None]]:
+def open_writer(output: str) -> Iterator[Callable[[Prediction], None]]:
     """Yields a function that writes one prediction. `output`: FILE.csv, FILE.jsonl, or '' for the terminal."""
     if not output:
         yield print_row
         return
     with storage.open_write(output) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
-        yield csv_writer(text, top) if output.lower().endswith(".csv") else jsonl_writer(text)
+        yield csv_writer(text) if output.lower().endswith(".csv") else jsonl_writer(text)
         text.flush()
         text.detach()
 
@@ -58,24 +88,30 @@ def print_row(prediction: Prediction) -> None:
     logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
 
 
-def csv_writer(text: TextIO, top: int) -> Callable[[Prediction], None]:
-    """Columns: image, class, probability; with top > 1 class_2, probability_2, ...; abstained (1, 0), where all class
-    columns are empty if it is 1; similarity, empty if the model has no memory."""
-    rows = Rows(text)
-    header = ["image"]
-    for rank in range(1, top + 1):
-        suffix = f"_{rank}" if rank > 1 else ""
-        header += [f"class{suffix}", f"probability{suffix}"]
-    rows.add(*header, "abstained", "similarity")
+def csv_writer(text: TextIO) -> Callable[[Prediction], None]:
+    """The columns of `make_row`; a cell is empty for None, and 1 or 0 for a truth value."""
+    rows, header = Rows(text), list[str]()
 
     def write(prediction: Prediction) -> None:
-        row = [cell(prediction.image)]
-        for name, probability in prediction.top:
-            row += ["" if prediction.abstained else cell(name), f"{probability:.6f}"]
-        similarity = "" if prediction.similarity is None else f"{prediction.similarity:.4f}"
-        rows.add(*row, int(prediction.abstained), similarity)
+        row = make_row(prediction)
+        if not header:
+            header.extend(row)
+            rows.add(*header)
+        rows.add(*(format_cell(value, 4 if name == "similarity" else 6) for name, value in row.items()))
 
     return write
+
+
+def format_cell(value: str | float | None, decimals: int) -> str:
+    if isinstance(value, float):
+        return f"{value:.{decimals}f}"
+    return cell(value) if isinstance(value, str) else "" if value is None else str(int(value))
+
+
+def to_frame(predictions: Sequence[Prediction]) -> Any:
+    """A pandas DataFrame with the columns of the CSV file; None where that has an empty cell.
+    Raises UserError: pandas is not installed."""
+    return import_pandas().DataFrame([make_row(prediction) for prediction in predictions])
 
 
 def import_pandas() -> Any:
@@ -86,27 +122,18 @@ def import_pandas() -> Any:
         raise UserError("to_frame needs the package pandas: pip install pandas") from None
 
 
-def to_frame(predictions: Sequence[Prediction]) -> Any:
-    """A pandas DataFrame with the columns of the CSV file; None where that has an empty cell.
-    Raises UserError: pandas is not installed."""
-    rows = []
-    for prediction in predictions:
-        row: dict[str, Any] = {"image": prediction.image}
-        for rank, (name, probability) in enumerate(prediction.top, 1):
-            suffix = f"_{rank}" if rank > 1 else ""
-            row |= {f"class{suffix}": None if prediction.abstained else name, f"probability{suffix}": probability}
-        rows.append(row | {"abstained": prediction.abstained, "similarity": prediction.similarity})
-    return import_pandas().DataFrame(rows)
+def make_json(prediction: Prediction) -> dict[str, Any]:
+    """As a JSON object: class (None if the model abstained), abstained, similarity if the model has a memory, and
+    predictions: [{"class": ..., "probability": ...}, ...]."""
+    row: dict[str, Any] = {"class": prediction.name, "abstained": prediction.abstained}
+    row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
+    return row | {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in prediction.top]}
 
 
 def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
-    """One line per image, with the names of `must serve`: {"image": ..., "class": ... (null if it abstained),
-    "abstained": false, "predictions": [{"class": ..., "probability": ...}, ...]}."""
+    """One line per image: its name, and `make_json`."""
 
     def write(prediction: Prediction) -> None:
-        row: dict[str, Any] = {"image": prediction.image, "class": prediction.name, "abstained": prediction.abstained}
-        row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
-        top = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top]
-        text.write(json.dumps({**row, "predictions": top}) + "\n")
+        text.write(json.dumps({"image": prediction.image, **make_json(prediction)}) + "\n")
 
     return write

@@ -16,8 +16,6 @@ from must.deploy.predict.session import check_onnx
 from must.deploy.promote.registry import (
     BUNDLE_FOLDER,
     ONNX_FOLDER,
-    DamagedError,
-    Folders,
     Latest,
     OtherOnnxError,
     Registry,
@@ -25,7 +23,7 @@ from must.deploy.promote.registry import (
     is_version_of,
 )
 from must.evaluation.gate import NOTHING_KEPT, read_decision
-from must.evaluation.result import Metrics, read_metrics
+from must.evaluation.result import read_metrics
 from must.method.model.description import (
     Description,
     check_weights,
@@ -40,9 +38,7 @@ ROLLED_BACK = "rolled back from"  # begins the reason in LATEST
 
 
 def promote(config: PromoteConfig) -> Latest:
-    """The stage. Returns the new content of LATEST.
-    Raises ValueError: no such model, the gate stopped it, the champion is not the one it was compared with, --version
-    is another model, or there is no champion to roll back to."""
+    """The stage. Returns the new content of LATEST."""
     registry = Registry(config.registry, config.name)
     if config.list:
         return print_champion(registry)
@@ -71,6 +67,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
+    models = {"baseline": metrics.baseline, "adapted": metrics.adapted} if metrics else {}
     facts: dict[str, Any] = {
         "backbone": description.backbone,
         "pretrained": description.pretrained,
@@ -78,7 +75,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         "must_version": description.must_version,
         "champion_before": config.champion,
         "decision": asdict(decision) if decision else None,
-        "metrics": single_numbers(metrics) if metrics else None,
+        "metrics": {name: one.numbers if one else {} for name, one in models.items()} if metrics else None,
         "index_sha256": provenance.index_sha256 or None,
         "index_revision": provenance.index_revision,
         "git_revision": provenance.git_revision,
@@ -104,19 +101,17 @@ def store(
     registry: Registry, config: PromoteConfig, description: Description, version: str, facts: dict[str, Any]
 ) -> str:
     """Adds the model to the registry unless it has it; returns the version. Without --version, the name is extended if
-    a version with the same weights has another ONNX file.
-    Raises ValueError: the files are not of one model; or --version exists and is another model, or has another ONNX
-    file."""
+    a version with the same weights has another ONNX file."""
     require_no_links(config.model, "--model")
     weights = storage.join(config.model, WEIGHTS_FILE)
     check_weights(weights)
     require_weights(weights, description, hash_file(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
-    files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in bundle]}
+    files = {f"{BUNDLE_FOLDER}/{name}": storage.join(config.model, name) for name in bundle}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
         names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
-        files[ONNX_FOLDER] = [(storage.join(config.onnx, name), name) for name in names]
+        files |= {f"{ONNX_FOLDER}/{name}": storage.join(config.onnx, name) for name in names}
         require(ONNX_FILE in names, f"--onnx {config.onnx}: no {ONNX_FILE} there; make it with `must export`")
         if (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
             label, remedy = f"--onnx {config.onnx}", "run `must export` again"
@@ -133,16 +128,8 @@ def store(
 
 def roll_back(registry: Registry, to: str) -> Latest:
     """Makes the champion before, or the earlier champion `to`, the champion again. The same command again changes
-    nothing: after a rollback only `to` goes further back.
-    Raises ValueError: there is no such champion, or its version was deleted."""
-    try:
-        latest = registry.latest()
-    except DamagedError:
-        if not to:
-            raise
-        require(registry.has(to), f"--to {to}: is no version of {registry.uri}")
-        logger.info(f"{registry.uri}: LATEST was damaged and is {to} now; earlier champions are not listed")
-        return registry.repair(to)
+    nothing: after a rollback only `to` goes further back."""
+    latest = registry.latest()
     if latest.version and (to == latest.version or (not to and latest.reason.startswith(ROLLED_BACK))):
         further = "" if to or not latest.previous else f"; further back: --to {latest.previous[-1]}"
         logger.info(f"{registry.uri}: LATEST is {latest.version} already ({latest.reason}){further}")
@@ -161,7 +148,6 @@ def roll_back(registry: Registry, to: str) -> Latest:
 
 
 def print_champion(registry: Registry) -> Latest:
-    """Raises ValueError: the registry has no model of this name."""
     versions, latest = registry.versions(), registry.latest()
     for version in versions:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
@@ -178,16 +164,10 @@ def require_model(registry: Registry, exists: bool) -> None:
 
 
 def version_name(model: str, description: Description) -> str:
-    """The data's revision and the weights. Raises ValueError: the revision of the bundle's data is not valid."""
+    """The data's revision and the weights."""
     revision = description.provenance.index_revision or 0
     require(
         0 <= revision < 10**9,
         f"--model {model}: its index_revision, {brief(revision)}, is no whole number from 0; name it with --version",
     )
     return f"r{revision:04d}-{description.weights_sha256[:12]}"
-
-
-def single_numbers(metrics: Metrics) -> dict[str, dict[str, float]]:
-    """The metrics that the registry stores: those that are single numbers, by model."""
-    models = {"baseline": metrics.baseline, "adapted": metrics.adapted}
-    return {model: accuracy.numbers if accuracy else {} for model, accuracy in models.items()}

@@ -15,8 +15,8 @@ import io
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -34,8 +34,8 @@ MODEL_NAME = re.compile(r"[a-z0-9][-a-z0-9._]{0,62}")
 PROMOTION = Kind("must promote", "--version", ".promote.lock", timeout=10.0)
 BUNDLE_FOLDER, ONNX_FOLDER = "bundle", "onnx"  # a version's folders
 
-Folders = dict[str, list[tuple[str, str]]]
-"""The files of a version: by folder, (source URI, name in the folder)."""
+Files = dict[str, str]
+"""The files of a version: {FOLDER/NAME: source URI}."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,6 @@ class Latest:
     previous: tuple[str, ...] = ()
     moved: str = ""
     reason: str = ""
-
-
-class DamagedError(UserError):
-    """LATEST is damaged."""
 
 
 class OvertakenError(HeldError):
@@ -76,11 +72,10 @@ class Registry:
         self.uri, self.name = storage.join(uri, name), name
 
     def latest(self) -> Latest:
-        """Raises ValueError: LATEST is damaged."""
         return parse_latest(storage.read_versioned(self.make_uri(LATEST))[0], self.make_uri(LATEST))
 
     def versions(self) -> list[dict[str, Any]]:
-        """The description of every complete version, the oldest first. Raises ValueError: one is damaged."""
+        """The description of every complete version, the oldest first."""
         names = [entry.name for entry in storage.list_existing(self.uri)]
         files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
         return sorted((read_version(self.make_uri(file)) for file in files), key=lambda version: version["created"])
@@ -92,65 +87,55 @@ class Registry:
         return self.make_uri(version, BUNDLE_FOLDER)
 
     def checksums(self, version: str) -> dict[str, Any]:
-        """{name: sha256} of a version's files. Raises ValueError: its description is damaged."""
+        """{name: sha256} of a version's files."""
         uri = self.make_uri(version, VERSION_FILE)
         return storage.read_object(
             uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, damaged(uri)
         )
 
-    def add(self, version: str, folders: Folders, facts: dict[str, Any]) -> None:
+    def add(self, version: str, files: Files, facts: dict[str, Any]) -> None:
         """Copies files to the version's folder; writes its description last. An existing version is not changed, except
         that ONNX files are added to one that has none.
-
-        Raises:
-            ValueError: a version of that name has other weights, or (OtherOnnxError) other ONNX files.
-            TransientError: another program is writing the version.
-        """
-        uri = self.make_uri(version, VERSION_FILE)
+        Raises OtherOnnxError: it has other ones; TransientError: another program is writing the version."""
         storage.remove_leftovers(self.uri)
-        with self.exclusive(version) as check:
-            generation = storage.generation(uri) or 0
-            description, missing = {"version": version, "created": now(), **facts, "files": {}}, folders
-            if generation:
-                description, missing = storage.read_json(uri, "--registry"), self.missing(version, folders)
-                if not missing:
-                    return
-            files = dict(description["files"])
-            for folder, members in missing.items():
-                for source, name in members:
-                    files[f"{folder}/{name}"] = copy(source, self.make_uri(version, folder, name))
-            check()
-            for folder, members in missing.items():
-                if members:
-                    delete_others({name for _, name in members}, self.make_uri(version, folder))
-            storage.write_bytes(uri, json.dumps({**description, "files": files}, indent=1).encode(), generation)
-
-    @contextmanager
-    def exclusive(self, version: str) -> Iterator[Callable[[], None]]:
-        """Locks the version for writing, so that two promotions with the same weights and different ONNX files do not
-        mix their files. Yields a function that raises if the lock was lost.
-        Raises TransientError: another program holds the lock, or has written the version."""
-        try:
+        try:  # the lock: two promotions with the same weights and different ONNX files must not mix their files
             with locked(self.make_uri(version), PROMOTION) as check:
-                yield check
+                self.write(version, files, facts, check)
         except (HeldError, LockLostError) as error:
             raise TransientError(str(error)) from None
         except ConflictError:
-            raise TransientError(
-                f"{self.make_uri(version)}: another program wrote it at the same time; run again"
-            ) from None
+            where = self.make_uri(version)
+            raise TransientError(f"{where}: another program wrote it at the same time; run again") from None
 
-    def missing(self, version: str, folders: Folders) -> Folders:
-        """Those of `folders` that a complete version does not have.
-        Raises ValueError: it has other weights, or (OtherOnnxError) other ONNX files."""
+    def write(self, version: str, files: Files, facts: dict[str, Any], check: Callable[[], None]) -> None:
+        """`add`, with the version's lock; `check` raises if that was lost."""
+        uri = self.make_uri(version, VERSION_FILE)
+        generation = storage.generation(uri) or 0
+        description, missing = {"version": version, "created": now(), **facts, "files": {}}, files
+        if generation:
+            description, missing = storage.read_json(uri, "--registry"), self.missing(version, files)
+            if not missing:
+                return
+        stored = description["files"] | {
+            name: copy(source, self.make_uri(version, name)) for name, source in missing.items()
+        }
+        check()
+        for folder in {name.partition("/")[0] for name in missing}:  # after copying: it may be the files' source
+            for entry in list(storage.list_existing(self.make_uri(version, folder))):
+                if f"{folder}/{entry.name}" not in stored:  # of a killed promotion
+                    storage.delete(self.make_uri(version, folder, entry.name))
+        storage.write_bytes(uri, json.dumps({**description, "files": stored}, indent=1).encode(), generation)
+
+    def missing(self, version: str, files: Files) -> Files:
+        """Those of `files` that a complete version does not have."""
         stored, uri = self.checksums(version), self.make_uri(version)
-        for name, sha256 in model_checksums(folders, BUNDLE_FOLDER, ".safetensors").items():
+        for name, sha256 in model_checksums(files, BUNDLE_FOLDER, ".safetensors").items():
             require(
                 stored.get(name) == sha256,
                 f"{uri}: is there already and holds another model (sha256 of {name}: {str(stored.get(name))[:12]}, of "
                 f"the model to promote: {sha256[:12]}); give another --version",
             )
-        new = model_checksums(folders, ONNX_FOLDER, ".onnx")
+        new = model_checksums(files, ONNX_FOLDER, ".onnx")
         old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
         if new and old and new != old:
             differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
@@ -159,16 +144,12 @@ class Registry:
                 "--version",
                 hashlib.sha256(json.dumps(new, sort_keys=True).encode()).hexdigest()[:8],
             )
-        return {ONNX_FOLDER: folders[ONNX_FOLDER]} if new and not old else {}
+        return {name: files[name] for name in files if name.startswith(f"{ONNX_FOLDER}/") and not old}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
-        """Makes `version` the champion, unless another program moved LATEST meanwhile.
-        Raises OvertakenError: LATEST is not `expected`, or was moved at the same time.
-
-        Args:
-            expected: the version that must be the champion now; '' for none, None for any.
-            back: a rollback, which removes the champions after `version` from the list.
-        """
+        """Makes `version` the champion. `expected`: the version that must be the champion now; '' for none, None for
+        any. `back`: a rollback, which removes the champions after `version` from the list.
+        Raises OvertakenError: LATEST is not `expected`, or another program moved it at the same time."""
         data, generation = storage.read_versioned(self.make_uri(LATEST))
         old = parse_latest(data, self.make_uri(LATEST))
         if old.version == version:  # a retry, or the same model again
@@ -179,22 +160,15 @@ class Registry:
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
         previous = before_last(version, old.previous) if back else (*old.previous, old.version)
-        return self._move(Latest(version, tuple(v for v in previous if v)[-50:], now(), reason), generation)
-
-    def repair(self, version: str) -> Latest:
-        """Makes `version` the champion where LATEST is damaged; the earlier champions are not known any more."""
-        _, generation = storage.read_versioned(self.make_uri(LATEST))
-        return self._move(Latest(version, (), now(), "LATEST was damaged"), generation)
-
-    def _move(self, new: Latest, generation: storage.Generation) -> Latest:
+        new = Latest(version, tuple(v for v in previous if v)[-50:], now(), reason)
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
             raise OvertakenError(
-                f"{self.uri}: another run moved LATEST at the same moment; {new.version} is stored but is not "
-                "the champion. Run again: it will be compared with the new champion"
+                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
+                "champion. Run again: it will be compared with the new champion"
             ) from None
         return new
 
@@ -230,12 +204,13 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
         previous = tuple(safe_relative_path(version, uri) for version in content["previous"])
         return Latest(safe_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
 
-    damage = f"{uri} is damaged; write the champion's version anew with: must promote --rollback --to VERSION"
-    return storage.parse_object(data, parse, DamagedError(damage))
+    bundle = storage.join(uri.rpartition("/")[0], "VERSION", BUNDLE_FOLDER)
+    damage = f"{uri} is damaged; delete it, then promote the champion again: must promote --model {bundle}"
+    return storage.parse_object(data, parse, UserError(damage))
 
 
 def read_version(uri: str) -> dict[str, Any]:
-    """A version's description. Raises ValueError: a value that a list of versions needs is missing or not valid."""
+    """A version's description."""
 
     def check(version: dict[str, Any]) -> dict[str, Any]:
         top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
@@ -255,9 +230,10 @@ def is_version_of(version: str, weights: str) -> bool:
     return re.fullmatch(re.escape(weights) + r"(-[0-9a-f]{8})?", version) is not None
 
 
-def model_checksums(folders: Folders, folder: str, suffix: str) -> dict[str, str]:
-    """{name in the version: sha256} of the folder's files with this suffix, which identify the model."""
-    return {f"{folder}/{name}": hash_file(uri) for uri, name in folders.get(folder, []) if name.endswith(suffix)}
+def model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:
+    """{name: sha256} of the folder's files with this suffix, which identify the model."""
+    names = [name for name in files if name.startswith(f"{folder}/") and name.endswith(suffix)]
+    return {name: hash_file(files[name]) for name in names}
 
 
 def hash_file(uri: str) -> str:
@@ -265,13 +241,6 @@ def hash_file(uri: str) -> str:
     hashing = storage.HashingFile(io.BytesIO(), limit=0)
     storage.copy(uri, hashing)
     return hashing.sha256
-
-
-def delete_others(names: set[str], folder: str) -> None:
-    """Deletes files of a killed promotion. To be called after copying: the folder may be the source of the files."""
-    for entry in list(storage.list_files(folder)):
-        if entry.name not in names:
-            storage.delete(storage.join(folder, entry.name))
 
 
 def copy(source: str, target: str) -> dict[str, Any]:

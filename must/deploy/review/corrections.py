@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,15 +28,14 @@ def check_added(file: str, classes: list[str]) -> None:
     pictures are looked at, which takes longer."""
     where = f"--add {file}"
     require(storage.exists(file), f"{where}: no such file")
-    if not file.lower().endswith(".csv"):
+    if file.lower().endswith(".csv"):
+        require(bool(read_corrections(file, where, classes)), f"{where}: has no row with an image and a class")
+    else:
         require(bool(read_answers(file, classes)), f"{where}: there are no answers in it")
-        return
-    require(bool(read_corrections(file, where, classes)), f"{where}: has no row with an image and a class")
 
 
 def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> str:
-    """Adds the answers in --add to OUTPUT/answers.jsonl; returns a line about them.
-    Raises ValueError: no answers there, or about other pictures or classes; nothing was added then."""
+    """Adds the answers in --add to OUTPUT/answers.jsonl; returns a line about them."""
     if config.add.lower().endswith(".csv"):
         return add_corrections(config, review.classes, reader)
     answers = read_answers(config.add, review.classes).keys()
@@ -76,8 +75,7 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
 
 
 def read_corrections(uri: str, where: str, classes: list[str]) -> dict[str, str]:
-    """image -> class. Rows without a class are left out. Raises ValueError: as `read_correction_rows`, or a class is
-    not one of the model's."""
+    """image -> class. Rows without a class are left out."""
     labels, unknown, known = dict[str, str](), dict[str, int](), (*classes, NONE_OF_THESE)
     for line, name, text in read_correction_rows(uri, where):
         if not text.strip():
@@ -97,14 +95,11 @@ def read_corrections(uri: str, where: str, classes: list[str]) -> dict[str, str]
 
 
 def read_correction_rows(uri: str, where: str) -> Iterator[tuple[int, str, str]]:
-    """(line, image, class), '' where a cell is empty. Raises ValueError: no CSV file with these columns, or one that
-    `must` wrote, with the model's own classes."""
+    """(line, image, class), '' where a cell is empty."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
-        table = csv.DictReader(io.StringIO(text, newline=""))
-        if not has_columns(table.fieldnames):  # Excel writes semicolons in many countries
-            other = csv.DictReader(io.StringIO(text, newline=""), delimiter=";")
-            table = other if has_columns(other.fieldnames) else table
+        delimiter = "," if "," in text.partition("\n")[0] else ";"  # Excel writes semicolons in many countries
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns = table.fieldnames or ()
         predicted = [name for name in columns if name == "confidence" or name.endswith(PREDICTED_ENDINGS)]
         require(
@@ -113,17 +108,13 @@ def read_correction_rows(uri: str, where: str) -> Iterator[tuple[int, str, str]]
             "table with the columns image and class of what a person has checked",
         )
         require(
-            has_columns(columns),
+            {*CORRECTION_COLUMNS} <= {*columns},
             f"{where}: the first line must name the columns image and class; it is: {brief(','.join(columns))}",
         )
         for row in table:
             yield table.line_num, row["image"] or "", row["class"] or ""
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where}: is no CSV file in UTF-8: {error}") from None
-
-
-def has_columns(columns: Sequence[str] | None) -> bool:
-    return {*CORRECTION_COLUMNS} <= {*(columns or ())}
 
 
 def named(names: list[str]) -> str:
@@ -149,9 +140,9 @@ class PicturesByName:
         for candidate in dict.fromkeys((name, uncell(name))):
             if (number := self.only(candidate)) is not None:
                 return number
-            path = None if "://" in candidate else storage.local(candidate)
-            if path and is_file(path):
-                return self.files.get(storage.compute_sha256(path))
+            with suppress(OSError):  # a name that is too long, a folder that may not be read
+                if "://" not in candidate and (path := storage.local(candidate)).is_file():
+                    return self.files.get(storage.compute_sha256(path))
             parts = candidate.split("/")
             for start in range(1, len(parts)):
                 if (number := self.only("/".join(parts[start:]))) is not None:
@@ -161,10 +152,3 @@ class PicturesByName:
     def only(self, name: str) -> int | None:
         numbers = self.names.get(name, ())
         return numbers[0] if len(numbers) == 1 else None
-
-
-def is_file(path: Path) -> bool:
-    """False also for a path that the system refuses: a name that is too long, a folder that may not be read."""
-    with suppress(OSError):
-        return path.is_file()
-    return False

@@ -30,7 +30,7 @@ class Pictures:
         self.lock = threading.Lock()  # for the reader, whose open files are shared
 
     def get(self, number: int, size: str) -> tuple[bytes, str]:
-        """`size` is one of SIDES. Raises ValueError: no such sample, or it cannot be decoded."""
+        """`size` is one of SIDES."""
         if not 0 <= number < len(self.reader):
             raise UserError("there is no such picture")
         side = SIDES[size]

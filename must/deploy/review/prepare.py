@@ -1,7 +1,9 @@
 """Computes the review: one pass of the zero-shot and the adapted model over the images, then the effect of answers."""
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count, repeat
@@ -71,7 +73,6 @@ class Images:
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Raises ValueError: there is none, or it is damaged."""
         uri = storage.join(folder, IMAGES_FILE)
         try:
             images = cls(**load(storage.read_bytes(uri)))
@@ -99,31 +100,25 @@ class Images:
 
 
 class AnswerEffect:
-    """Computes the effect of the answers in a thread, as this may take longer than giving the next answer."""
+    """Computes the effect of the answers in a thread, as this may take longer than giving the next answer. The program
+    ends after the thread: torch must not compute while Python ends."""
 
     def __init__(self, images: Images) -> None:
-        self.images, self.lock = images, threading.Lock()
+        self.images = images
         self.index = {number: index for index, number in enumerate(images.numbers.tolist())}
-        self.thread: threading.Thread | None = None
-        self.closed = False
-        self.pending: NumberedLabels | None = None
+        self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
+        self.last: Future[None] | None = None
+        self.newest: deque[NumberedLabels] = deque(maxlen=1)  # those before it need not be computed any more
         self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
 
     def update(self, labels: NumberedLabels) -> None:
-        with self.lock:
-            self.pending = labels
-            if self.thread is None:
-                self.thread = threading.Thread(target=self.work, daemon=True)
-                self.thread.start()
+        self.newest.append(labels)
+        self.last = self.thread.submit(self.work)
 
     def wait(self, seconds: float | None = None) -> None:
-        if (thread := self.thread) is not None:
-            thread.join(seconds)
-
-    def close(self) -> None:
-        """Ends the thread: none may compute while the program ends."""
-        self.closed = True
-        self.wait()
+        with suppress(TimeoutError):
+            if self.last:
+                self.last.result(seconds)
 
     def text(self) -> str:
         if self.changed is None or not self.changed[0]:
@@ -132,24 +127,15 @@ class AnswerEffect:
         return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
 
     def work(self) -> None:
-        limit_threads()
-        while True:
-            with self.lock:
-                if self.pending is None or self.closed:
-                    self.thread = None
-                    return
-                labels, self.pending = self.pending, None
-            self.changed = len(labels), self.count_changed(labels)
-
-    def count_changed(self, labels: NumberedLabels) -> int:
-        changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
-        changed[[self.index[number] for number, _ in labels if number in self.index]] = False
-        return int(changed.sum())
+        if self.newest:
+            labels = self.newest.pop()
+            changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
+            changed[[self.index[number] for number, _ in labels if number in self.index]] = False
+            self.changed = len(labels), int(changed.sum())
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:
-    """The review of all images of the split. Of several copies of a file, only the first that is drawn is asked about.
-    Raises ValueError: no such model or split, or a classifier file of other classes or of another model."""
+    """The review of all images. Of several copies of a file, only the first that is drawn is asked about."""
     *_, last = compute_reviews(config)
     return last
 
@@ -189,12 +175,7 @@ def compute_reviews(
 
 
 def make_review(
-    config: ReviewConfig,
-    source: EvalSource,
-    classes: list[str],
-    weights: str,
-    features: Pool,
-    earlier: Review | None,
+    config: ReviewConfig, source: EvalSource, classes: list[str], weights: str, features: Pool, earlier: Review | None
 ) -> tuple[Review, Images]:
     """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
     images = Images(features.numbers, features.vectors, features.probabilities)

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 import webbrowser
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, sta
 from must.deploy.review.session import Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
-from must.deploy.serve.server import check_no_loop, format_url, listen, serve_until_signal
+from must.deploy.serve.serve import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
 from must.method.model.description import load_description
 
@@ -65,9 +65,7 @@ KEEP_ALIVE = 30.0  # seconds in which a browser must send a request's head, and 
 
 
 def review(config: ReviewConfig) -> None:
-    """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none.
-    Raises ValueError: no such model, shards of another revision, another `must review` runs in the folder, or the
-    address cannot be bound."""
+    """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
     if config.add:
         check_added(config.add, list(load_description(config.model).classes))
     elif not config.page:
@@ -93,9 +91,8 @@ def review(config: ReviewConfig) -> None:
             logger.info(printable(f"{config.page}: {size}; it saves answers.jsonl"))
             return
         with listen(config.host, config.port) as listener:
-            app = App(None, pictures, secrets.token_urlsafe(18))
-            with closing(Questions(config, app, saved)) as questions:
-                asyncio.run(serve_page(config, questions, listener))
+            questions = Questions(config, App(None, pictures, secrets.token_urlsafe(18)), saved)
+            asyncio.run(serve_page(config, questions, listener))
 
 
 def has_all_images(config: ReviewConfig) -> bool:
@@ -137,8 +134,6 @@ class App:
         self.decoding = asyncio.Semaphore(DECODING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
         try:
             response = await self.respond(Request(scope, receive))
         except Refused as error:
@@ -185,7 +180,6 @@ class App:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """Raises ValueError: not a JSON object, or too long."""
     data = b""
     async for part in request.stream():
         data += part
@@ -202,47 +196,35 @@ class Questions:
 
     def __init__(self, config: ReviewConfig, app: App, saved: Review | None) -> None:
         self.config, self.app, self.saved = config, app, saved
-        self.stopped, self.effects = False, list[Any]()
-
-    def close(self) -> None:
-        """Ends all threads: none may compute while the program ends."""
-        self.stopped = True
-        for effect in self.effects:
-            effect.close()
+        self.stopped = False
 
     def compute(self) -> None:
         """Raises the errors of `compute_reviews`."""
         complete = has_all_images(self.config)
         if self.saved:
-            self.show(self.saved, None)
-        from must.deploy.review.prepare import Images, compute_reviews, limit_threads  # imports torch
+            self.show(self.saved)
+        from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
 
         limit_threads()
         if self.saved and complete:
-            self.show(self.saved, Images.load(self.config.output))
+            self.show(self.saved, AnswerEffect(Images.load(self.config.output)))
             return
         (Path(storage.local(self.config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
         try:
             for review, images in compute_reviews(self.config, self.saved, self.check_stopped):
                 review.save(self.config.output)
-                self.show(review, images)
+                self.show(review, AnswerEffect(images))
             images.save(self.config.output)  # last: this file marks the review as complete
             logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
         except StoppedError:
             return
 
-    def show(self, review: Review, images: Any) -> None:
-        effect = None
-        if images:
-            from must.deploy.review.prepare import AnswerEffect
-
-            effect = AnswerEffect(images)
-            self.effects.append(effect)
+    def show(self, review: Review, effect: Any = None) -> None:
         if self.app.session:
             self.app.session.set_review(review, effect)
             return
-        commands = list_commands(self.config)
-        self.app.session = Session(review, self.config.output, self.config.signature, effect, commands=commands)
+        config, commands = self.config, list_commands(self.config)
+        self.app.session = Session(review, config.output, config.signature, effect, commands=commands)
 
     def check_stopped(self, done: int, part: int) -> None:
         """Updates the page's text of progress. Raises StoppedError: the program ends."""
@@ -306,7 +288,9 @@ def summarize(config: ReviewConfig, session: Session) -> str:
     file = storage.join(config.output, RELABELLED)
     storage.write_bytes(file, format_csv(rows))
     other = f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
-    return "\n".join([session.text(), other, *(f"next: {command}" for command in list_commands(config))])
+    return "\n".join(
+        [session.review.text(session.answers), other, *(f"next: {command}" for command in list_commands(config))]
+    )
 
 
 def list_commands(config: ReviewConfig) -> list[str]:

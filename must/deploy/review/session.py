@@ -2,28 +2,17 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
+from must.method.answers import answers_file
 from must.method.answers.accept import LIGHTS
-from must.method.answers.answers_file import (
-    ADDED,
-    AGAIN,
-    COVERAGE,
-    GRID,
-    RANDOM,
-    SIMILAR,
-    Answer,
-    append,
-    read_history,
-    without,
-)
+from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, RANDOM, SIMILAR, Answer
 from must.method.answers.review import MODEL, SCHEDULE, Picture, Review
 
 if TYPE_CHECKING:
@@ -36,19 +25,6 @@ WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
 GRID_PICTURES = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
 SORTS = ("sure", "doubtful", "differ")
-
-
-@dataclass(frozen=True)
-class AnswerBatch:
-    """Answers given by one press of a button, about the pictures `sha256s`."""
-
-    browser: str  # '': of an earlier run; then it belongs to whoever has the name `who`
-    who: str
-    when: str
-    sha256s: tuple[str, ...]
-
-    def belongs_to(self, browser: str, who: str) -> bool:
-        return self.browser == browser if self.browser else self.who == who
 
 
 class Session:
@@ -68,7 +44,7 @@ class Session:
         self.offered: dict[str, str] = {}  # sha256 -> the stream in which it was asked about
         self.pictures: dict[int, Picture] = {}  # of this review and of those before, which pages may still show
         self.set_review(review, effect)
-        self.batches = read_earlier_batches(self.history)
+        self.browsers: dict[str, str] = {}  # time of answers in this run -> the browser that gave them
 
     def set_review(self, review: Review, effect: "AnswerEffect | None") -> None:
         """Replaces the review by one of the same model, of the same images or of others."""
@@ -76,7 +52,7 @@ class Session:
             self.review, self.effect = review, effect
             self.pictures |= {picture.number: picture for picture in review.pictures}
             self.by_sha256 = {picture.sha256: picture for picture in self.pictures.values()}
-            history = read_history(str(self.path.parent), review.classes)
+            history = answers_file.read_history(str(self.path.parent), review.classes)
             self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
             self.update_effect()
 
@@ -96,32 +72,34 @@ class Session:
         effect = self.effect.text() if self.effect is not None else ""
         answers = self.answers
         measured = self.review.measured(answers)
-        recent = [
-            (sha256, answers[sha256])
-            for batch in self.find_batches(page, request)
-            for sha256 in batch.sha256s
-            if sha256 in answers and answers[sha256].when == batch.when
-        ]
+        batches = self.find_batches(page, request)
+        times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
+        recent = [sha256 for sha256, when in times if answers[sha256].when == when]
         return {
             "answers": len(answers),
             "of": len(self.review.pictures),
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
-            "text": f"{self.text()} {effect}".strip(),
-            "undo": bool(self.find_batches(page, request)),
+            "text": f"{self.review.text(answers)} {effect}".strip(),
+            "undo": bool(batches),
             "recent": [
-                {"number": self.by_sha256[sha256].number, "answer": format_answer(answer)}
-                for sha256, answer in reversed(recent[-RECENT:])
+                {"number": self.by_sha256[sha256].number, "answer": format_answer(answers[sha256])}
+                for sha256 in reversed(recent[-RECENT:])
             ],
         }
 
-    def text(self) -> str:
-        """What the answers measure about the labels."""
-        return self.review.text(self.answers)
-
-    def find_batches(self, page: str, request: dict[str, Any] | None) -> list[AnswerBatch]:
+    def find_batches(self, page: str, request: dict[str, Any] | None) -> dict[str, list[str]]:
+        """{time: sha256s} of the answers by this browser, or of an earlier run by this person; those of one press of a
+        button have one time. Corrections made elsewhere are left out: an undo must not take back all of them."""
         browser, who = self.sender(page, request)
-        return [batch for batch in self.batches if batch.belongs_to(browser, who)]
+        batches = defaultdict[str, list[str]](list)
+        for sha256, answers in self.history.items():
+            for answer in answers:
+                sender = self.browsers.get(answer.when)  # None: in an earlier run
+                mine = bool(who) and answer.who == who if sender is None else sender == browser
+                if mine and answer.when and answer.sampled != answers_file.ADDED:
+                    batches[answer.when].append(sha256)
+        return dict(sorted(batches.items()))
 
     def sender(self, page: str, request: dict[str, Any] | None) -> tuple[str, str]:
         """(browser, name of the person)."""
@@ -129,7 +107,6 @@ class Session:
         return str(request.get("browser") or page)[:64], str(request.get("who") or self.who)[:100]
 
     def picture(self, number: Any) -> Picture:
-        """Raises ValueError: there is none."""
         require(type(number) is int and number in self.pictures, "there is no such picture")
         return self.pictures[number]
 
@@ -201,7 +178,7 @@ class Session:
         }
 
     def show(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """A picture again, to change its answer. Raises ValueError: there is none."""
+        """A picture again, to change its answer."""
         with self.lock:
             picture = self.picture(request.get("number"))
             return {"state": self.state(page, request), "picture": self.describe(picture)}
@@ -209,16 +186,13 @@ class Session:
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Writes answers to the disk; returns the next picture.
         `request`: `number` of the picture, if one was shown; `also`: numbers of others with the same answer; `kind`,
-        one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned.
-        Raises ValueError: no such picture, or no such class."""
+        one of ANSWER_KINDS, and `label`; `grid`: answered in the grid, so no next picture is returned."""
         kind, label, shown = (request.get(key) for key in ("kind", "label", "number"))
         grid, also = bool(request.get("grid")), request.get("also", [])
         require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
         require(kind != "label" or label in self.review.classes, "there is no such class")
-        require(
-            isinstance(also, list) and len(also) <= GRID_PICTURES,
-            f"`also` must be a list of at most {GRID_PICTURES} numbers",
-        )
+        few = isinstance(also, list) and len(also) <= GRID_PICTURES
+        require(few, f"`also` must be a list of at most {GRID_PICTURES} numbers")
         browser, who = self.sender(page, request)
         with self.lock:
             answers = self.answers
@@ -228,18 +202,16 @@ class Session:
                 sha256 = self.picture(shown).sha256
                 sampled[sha256] = self.how_sampled(sha256, grid)
             when = datetime.now(UTC).isoformat(timespec="microseconds")
+            text = label if kind == "label" else None
             new = [
-                Answer(
-                    sha256, label if kind == "label" else None, kind == "unsure", self.by_sha256[sha256].image, who,
-                    when, how,
-                )
+                Answer(sha256, text, kind == "unsure", self.by_sha256[sha256].image, who, when, how)
                 for sha256, how in sampled.items()
-            ]  # fmt: skip
-            append(self.path, *(answer.line for answer in new))
+            ]
+            answers_file.append(self.path, *(answer.line for answer in new))
             for answer in new:
                 self.history[answer.sha256] = [*self.history.pop(answer.sha256, []), answer]
                 self.shown.pop(answer.sha256, None)
-            self.batches += [AnswerBatch(browser, who, when, tuple(sampled))] if new else []
+            self.browsers[when] = browser
             self.update_effect()
             return {"state": self.state(page, request), "picture": None if grid else self.offer(page)}
 
@@ -259,24 +231,18 @@ class Session:
         with self.lock:
             batches = self.find_batches(page, request)
             require(bool(batches), "there is no answer to take back")
-            batch, who = batches[-1], self.sender(page, request)[1]
-            pictures = [self.by_sha256[sha256] for sha256 in batch.sha256s]
-            now = datetime.now(UTC).isoformat(timespec="microseconds")
-            append(
-                self.path,
-                *(
-                    {"image": one.image, "sha256": one.sha256, "undone": batch.when, "who": who, "when": now}
-                    for one in pictures
-                ),
-            )
-            self.batches.remove(batch)
-            for sha256 in batch.sha256s:
-                answers = self.history.get(sha256, [])
-                streams = [answer.sampled for answer in answers if answer.when == batch.when]
-                if streams and streams[-1] in (RANDOM, COVERAGE):
+            when, sha256s = batches.popitem()
+            pictures = [self.by_sha256[sha256] for sha256 in sha256s]
+            line = {"undone": when, "who": self.sender(page, request)[1]}
+            line["when"] = datetime.now(UTC).isoformat(timespec="microseconds")
+            answers_file.append(self.path, *({"image": p.image, "sha256": p.sha256} | line for p in pictures))
+            for sha256 in sha256s:
+                answers = self.history[sha256]
+                streams = [answer.sampled for answer in answers if answer.when == when]
+                if streams[-1] in (RANDOM, COVERAGE):
                     self.offered[sha256] = streams[-1]
-                self.history[sha256] = without(answers, batch.when)
-            self.shown[batch.sha256s[-1]] = page, self.clock()
+                self.history[sha256] = answers_file.without(answers, when)
+            self.shown[sha256s[-1]] = page, self.clock()
             self.update_effect()
             shown = {"state": self.state(page, request), "picture": self.describe(pictures[-1])}
             return shown | {"undone": len(pictures)}
@@ -337,14 +303,3 @@ def measures(answer: Answer | None) -> bool:
 
 def format_answer(answer: Answer) -> str:
     return "cannot tell" if answer.unsure else answer.label or "none of the classes"
-
-
-def read_earlier_batches(history: dict[str, list[Answer]]) -> list[AnswerBatch]:
-    """The answers with an author and a time, in the order of the times. Corrections made elsewhere are no batches: an
-    undo must not take back all of them."""
-    batches: dict[tuple[str, str], list[str]] = {}
-    for sha256, answers in history.items():
-        for answer in answers:
-            if answer.who and answer.when and answer.sampled != ADDED:
-                batches.setdefault((answer.when, answer.who), []).append(sha256)
-    return [AnswerBatch("", who, when, tuple(batches[when, who])) for when, who in sorted(batches)]

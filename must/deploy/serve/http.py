@@ -41,7 +41,6 @@ T = TypeVar("T")
 
 LARGE_JSON = 1 << 16  # bytes of JSON above which it is parsed in a thread, one request at a time
 LINGER = 2.0  # seconds in which the rest of a refused request is read, so that the client reads the response
-LONGEST_QUERY = 2000
 CLOSED = 499  # the status in the metrics of a request whose client has left
 
 
@@ -131,7 +130,7 @@ class Api:
         return response
 
     async def read_body(self, request: Request) -> bytes:
-        """The body; its size is added to `work.held_bytes`. Raises Refused: 413, 408, 415 or 503; ClientDisconnect."""
+        """The body; its size is added to `work.held_bytes`."""
         config, size, parts = self.work.config, 0, list[bytes]()
 
         def check(size: int) -> None:
@@ -174,20 +173,15 @@ class Api:
             return answer | ({"id": inference.id} if inference.id else {})
 
     async def parse(self, body: bytes, served: ServedModel) -> InferRequest:
-        """Raises Refused: the body does not follow the protocol, or other large bodies took too long."""
         limits = self.work.limits(served)
         if len(body) <= LARGE_JSON:
             return parse_request(body, limits)
         # One at a time: its Python objects take up to thirty times its bytes, which max_memory does not count.
         try:
-            async with asyncio.timeout(self.work.config.patience):
-                await self.large_json.acquire()
+            async with asyncio.timeout(self.work.config.patience), self.large_json:
+                return await asyncio.to_thread(parse_request, body, limits)
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
-        try:
-            return await asyncio.to_thread(parse_request, body, limits)
-        finally:
-            self.large_json.release()
 
     async def live(self, request: Request) -> Response:
         return self.close_if_draining(Json({"live": True}))
@@ -200,7 +194,7 @@ class Api:
         return Json({"name": "must-serve", "version": must.__version__, "extensions": []})
 
     async def model(self, request: Request) -> Response:
-        """The protocol's metadata of the model; -1 in a shape: the number of images, or top_k. Raises Refused: none."""
+        """The protocol's metadata of the model; -1 in a shape: the number of images, or top_k."""
         with self.work.models.borrow() as served:
             classes, size = served.classifier.classes, served.classifier.preprocess.size
             content = {
@@ -243,8 +237,7 @@ async def refuse(request: Request, error: Any) -> Response:
 
 
 def read_query(request: Request) -> dict[str, Any]:
-    """{"top_k", "abstain"} from ?top_k=3&abstain=0.5. Raises Refused."""
-    expect(len(request.scope["query_string"]) <= LONGEST_QUERY, "the query is too long")
+    """{"top_k", "abstain"} from ?top_k=3&abstain=0.5."""
     values: dict[str, Any] = {}
     for name, value in request.query_params.items():
         expect(name in ("top_k", "abstain"), f"unknown parameter {name[:40]}; top_k and abstain are known")

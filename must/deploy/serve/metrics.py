@@ -1,6 +1,5 @@
 """The server's metrics for Prometheus. Labels have few, fixed values: nothing that a client sends becomes a label."""
 
-import time
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,6 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)  # of numb
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.rendered_at, self.rendered = -1.0, b""
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
         # requests
@@ -54,8 +52,4 @@ class Metrics:
         self.forward.observe(seconds)
 
     def text(self) -> bytes:
-        """Cached for a second, as rendering takes a millisecond of the event loop."""
-        now = time.monotonic()
-        if now - self.rendered_at >= 1:
-            self.rendered_at, self.rendered = now, generate_latest(self.registry)
-        return self.rendered
+        return generate_latest(self.registry)

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE, ONNX_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config.predict import ServeConfig
@@ -45,21 +45,17 @@ class ServedModel:
     image that arrives while no pass runs is run at once, not held back for a larger batch.
     """
 
-    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig, where: str) -> None:
+    def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig) -> None:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
-        self.threshold = threshold(config.abstain, classifier.metadata, where)
+        self.threshold = threshold(config.abstain, classifier.metadata, version)
         self.users, self.retired = 0, False
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
 
     def start(self, loop: asyncio.AbstractEventLoop, on_pass: Callable[[int, float], None]) -> None:
-        """Starts the thread.
-
-        Args:
-            loop: of the futures that get the results.
-            on_pass: called after every pass with the number of images, seconds.
-        """
+        """Starts the thread. `loop`: of the futures that get the results; `on_pass`: called after every pass with the
+        number of images, seconds."""
         self.loop, self.on_pass = loop, on_pass
         threading.Thread(target=self.work, name="forward", daemon=True).start()
 
@@ -74,25 +70,20 @@ class ServedModel:
 
     def work(self) -> None:
         while (first := self.queue.get()) is not None:
-            rows, last = self.gather(first)
-            rows = [row for row in rows if not row[1].cancelled()]
+            rows = [row for row in self.gather(first) if not row[1].cancelled()]
             if rows:
                 self.forward(rows)
-            if last:
-                return
 
-    def gather(self, first: Row) -> tuple[list[Row], bool]:
-        """(the rows of one pass, whether the queue ended)."""
+    def gather(self, first: Row) -> list[Row]:
+        """The rows of one pass."""
         rows = [first]
-        while len(rows) < self.batch_size:
-            try:
-                row = self.queue.get_nowait()
-            except Empty:
+        while len(rows) < self.batch_size and not self.queue.empty():
+            row = self.queue.get()
+            if row is None:  # the end comes after this pass
+                self.queue.put(None)
                 break
-            if row is None:
-                return rows, True
             rows.append(row)
-        return rows, False
+        return rows
 
     def forward(self, rows: list[Row]) -> None:
         start = time.perf_counter()
@@ -105,7 +96,7 @@ class ServedModel:
         self.loop.call_soon_threadsafe(deliver, [future for _, future in rows], results)
 
     def row(self, image: bytes | np.ndarray) -> np.ndarray:
-        """One image as the graph's input. Raises Refused: a file that cannot be read."""
+        """One image as the graph's input."""
         if not isinstance(image, np.ndarray):
             image = decode_pixels(image, self.view, self.max_pixels)
         if image.dtype == np.uint8 and not self.classifier.takes_pixels:
@@ -117,8 +108,7 @@ class ServedModel:
         return np.column_stack(self.classifier.run(rows))
 
     def try_out(self) -> None:
-        """Runs a pass of one image and a full one, to test the memory and the outputs.
-        Raises ValueError: a pass fails, or its outputs are not probabilities."""
+        """Runs a pass of one image and a full one, to test the memory and the outputs."""
         size = self.classifier.preprocess.size
         blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, self.batch_size):
@@ -153,7 +143,6 @@ class OneModel:
     `load` that version's model, complete and verified."""
 
     def __init__(self, config: ServeConfig) -> None:
-        """Raises ValueError: --model names no file."""
         self.uri, self.threads = model_uri(config.model), config.threads
         with storage.local_copy(self.uri) as path:
             self.version = storage.compute_sha256(path)[:12]
@@ -164,20 +153,14 @@ class OneModel:
     def load(self, version: str) -> OnnxClassifier:
         with storage.local_copy(self.uri) as path:
             classifier = OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
-        require_model_of_work(classifier, self.uri)
+        description = Path(self.uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
+        if not storage.is_remote(self.uri) and description.is_file():  # of WORK: it may have another model by now
+            weights = storage.read_json(str(description), "--model").get("weights_sha256")
+            require(
+                classifier.metadata.get("weights_sha256") == weights,
+                f"{self.uri}: was exported from another model than {description.parent}; run `must export` again",
+            )
         return classifier
-
-
-def require_model_of_work(classifier: OnnxClassifier, uri: str) -> None:
-    """Raises UserError: the file is WORK/onnx/model.onnx, and WORK/model is another model by now."""
-    description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
-    if storage.is_remote(uri) or not description.is_file():
-        return
-    weights = storage.read_json(str(description), "--model").get("weights_sha256")
-    require(
-        classifier.metadata.get("weights_sha256") == weights,
-        f"{uri}: was exported from another model than {description.parent}; run `must export` again",
-    )
 
 
 class Champion:
@@ -201,24 +184,19 @@ class Champion:
         )
 
     def load(self, version: str) -> OnnxClassifier:
-        """Raises ValueError: the version has no ONNX file, or the file is not the promoted one."""
         uri = self.registry.make_uri(version, ONNX)
-        described = storage.read_json(self.registry.make_uri(version, VERSION_FILE), "--registry")
-        files = described.get("files")
-        fact = files.get(ONNX) if isinstance(files, dict) else None
-        require(isinstance(fact, dict), f"{version} was promoted without its ONNX file (`must promote --onnx`)")
-        assert isinstance(files, dict) and isinstance(fact, dict)
+        stored = self.registry.checksums(version)
+        require(ONNX in stored, f"{version} was promoted without its ONNX file (`must promote --onnx`)")
         # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
         with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
             written = storage.HashingFile(file)
             storage.copy(uri, written)
             file.flush()
-            same = written.size == fact.get("bytes") and written.sha256 == fact.get("sha256")
-            require(same, f"{uri}: is not the file that was promoted: its checksum differs")
+            require(written.sha256 == stored[ONNX], f"{uri}: is not the file that was promoted: its checksum differs")
             classifier = OnnxClassifier(
                 Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True
             )
-        weights = files.get(WEIGHTS, {}).get("sha256", "")
+        weights = stored.get(WEIGHTS, "")
         same = not weights or classifier.metadata.get("weights_sha256") == weights
         require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
         return classifier
@@ -234,7 +212,7 @@ class Models:
 
     @contextmanager
     def borrow(self) -> Iterator[ServedModel]:
-        """The current model, which is not closed before the block ends. Raises Refused: there is none yet."""
+        """The current model, which is not closed before the block ends."""
         served = self.current
         if served is None:
             raise Refused(503, "no model is loaded yet")
@@ -266,7 +244,7 @@ class Models:
         newest = self.source.newest()
         if newest == version:
             return None
-        served = ServedModel(newest, self.source.load(newest), self.config, newest)
+        served = ServedModel(newest, self.source.load(newest), self.config)
         served.try_out()
         return served
 

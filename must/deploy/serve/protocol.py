@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from must.base.errors import TransientError
 from must.base.storage import loads
 from must.base.text import printable
-from must.data.image.cost import cost, refusal
+from must.data.image.cost import cost, detect_format, refusal
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
+from must.deploy.predict.writer import Options, make_json, rank_classes
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
 # Limits of JSON, whose parser blocks all threads: enough for one image of the model's size as numbers. Pictures as
@@ -29,7 +30,6 @@ INPUT = "image"
 DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
 OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "similarity")
 NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32}
-DECIMALS = 6  # of a probability in JSON, as in `must predict`
 PICTURE_FORMATS = "JPEG, PNG or WebP"
 MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
@@ -75,7 +75,7 @@ class InferRequest:
 
 
 def parse_request(data: bytes, limits: Limits) -> InferRequest:
-    """Raises Refused: the body does not follow the protocol, or is not valid for this server."""
+    """The body of a request."""
     request = parse_json(data, max(FEWEST_VALUES, VALUES_A_PIXEL * limits.size**2))
     tensors: Any = request.get("inputs")
     name = request.get("id", "")
@@ -88,15 +88,13 @@ def parse_request(data: bytes, limits: Limits) -> InferRequest:
 
 
 def parse_json(data: bytes, most: int = FEWEST_VALUES) -> dict[str, Any]:
-    """A JSON object. Raises Refused: it is not one, or has more than `most` values."""
+    """A JSON object."""
     few = data.count(b",") + data.count(b"[") <= most and data.count(b"{") <= OBJECTS
     expect(few, "JSON of too many values; send pictures as base64, or as files to /classify", 413)
     try:
         request = loads(data)
     except (ValueError, RecursionError):
         raise Refused(400, "the body is no JSON; a picture as it is goes to /classify") from None
-    except MemoryError:
-        raise Refused(503, "the server has no memory left for this request; try again") from None
     expect(isinstance(request, dict), "the body must be a JSON object")
     return request
 
@@ -129,7 +127,7 @@ def read_images(tensor: Mapping[str, Any], limits: Limits) -> list[bytes] | np.n
 
 
 def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
-    """Numbers from JSON, flat or nested. Raises Refused: not numbers, of another shape, or too large for memory."""
+    """Numbers from JSON, flat or nested."""
     check_leaves(data, math.prod(shape), where)
     try:
         with np.errstate(all="raise"):
@@ -140,13 +138,10 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndar
             return values.astype(NUMPY_TYPES[datatype]).reshape(shape)
     except (ValueError, TypeError, OverflowError, FloatingPointError):
         raise Refused(400, f"{where}: its data do not make a {datatype} tensor of shape {shape}") from None
-    except MemoryError:
-        raise Refused(503, f"{where}: the server has no memory left for it; try again") from None
 
 
 def check_leaves(data: Any, most: int, where: str) -> None:
-    """Called before numpy converts the data: it would allocate the size of the longest string for each string.
-    Raises Refused: the nested lists contain anything but numbers, or more than `most` of them."""
+    """Called before numpy converts the data: it would allocate the size of the longest string for each string."""
     level = [data]
     while (kinds := set(map(type, level))) == {list}:
         level = list(islice(chain.from_iterable(level), most + 1))
@@ -155,7 +150,7 @@ def check_leaves(data: Any, most: int, where: str) -> None:
 
 
 def from_base64(text: object) -> bytes:
-    """A picture in JSON: base64, with or without the prefix "data:image/...;base64,". Raises Refused: not valid."""
+    """A picture in JSON: base64, with or without the prefix "data:image/...;base64,"."""
     expect(isinstance(text, str), "a picture in JSON is a string of base64")
     assert isinstance(text, str)
     try:
@@ -165,7 +160,7 @@ def from_base64(text: object) -> bytes:
 
 
 def read_outputs(entries: Any) -> tuple[str, ...]:
-    """The names of the requested outputs, or DEFAULT_OUTPUTS. Raises Refused: they are not OUTPUTS, each once."""
+    """The names of the requested outputs, or DEFAULT_OUTPUTS."""
     valid = isinstance(entries, list | None) and all(isinstance(entry, dict) for entry in entries or [])
     names: list[Any] = [entry.get("name") for entry in entries or []] if valid else [None]
     expect(
@@ -176,7 +171,7 @@ def read_outputs(entries: Any) -> tuple[str, ...]:
 
 
 def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """top_k and abstain of a request. Raises Refused: they are out of range."""
+    """top_k and abstain of a request."""
     top_k, abstain = values.get("top_k"), values.get("abstain")
     expect(top_k is None or (type(top_k) is int and 1 <= top_k < 1 << 31), "top_k must be a whole number from 1")
     expect(abstain is None or (type(abstain) in (int, float) and 0 <= abstain <= 1), "abstain must be from 0 to 1")
@@ -184,27 +179,25 @@ def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
-class DecodingCost(NamedTuple):
-    """Of an image; `memory` in bytes. An image that comes as pixels counts as 0.05 megapixels."""
-
-    megapixels: float = 0.05
-    memory: int = 0
+Cost = tuple[float, int]
+"""Of decoding an image: megapixels, bytes of memory."""
+COST_OF_PIXELS: Cost = (0.05, 0)
 
 
-def estimate_cost(data: bytes, max_pixels: int) -> DecodingCost:
+def estimate_cost(data: bytes, max_pixels: int) -> Cost:
     """The cost of decoding the picture, from its header. Fewer formats than `must predict` reads, so that clients can
     reach fewer decoders.
     Raises Refused: 415 for another format, 422 for a picture that is damaged, too large, or costs too much."""
-    known = data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
-    expect(known, f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--"), 415)
+    unknown = f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--")
+    expect(bool(detect_format(data)), unknown, 415)
     try:
         decoding = cost(data, MOST_STEPS)
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
     reason = refusal(decoding.width, decoding.height, max_pixels)
     expect(not reason, f"the picture cannot be read: {reason}", 422)
-    return DecodingCost(decoding.megapixels, decoding.memory)
+    return decoding.megapixels, decoding.memory
 
 
 def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
@@ -259,15 +252,9 @@ def output_tensor(predictions: Predictions, name: str) -> dict[str, Any]:
 
 
 def classification(predictions: Predictions) -> dict[str, Any]:
-    """The first image's predictions as plain JSON: class is null where the top probability is below the threshold."""
-    best, probability, abstained = predictions.best[0], predictions.probability[0], bool(predictions.abstained[0])
-    return {
-        "class": None if abstained else predictions.classes[best[0]],
-        "abstained": abstained,
-        **({} if np.isnan(predictions.similarity[0]) else {"similarity": round(float(predictions.similarity[0]), 4)}),
-        **({"threshold": round(predictions.threshold, DECIMALS)} if abstained else {}),
-        "predictions": [
-            {"class": predictions.classes[number], "probability": round(float(probability[number]), DECIMALS)}
-            for number in best
-        ],
-    }
+    """The first image's predictions as in JSONL of `must predict`; with the threshold if the model abstained."""
+    options = Options(predictions.top_k, predictions.threshold)
+    first = rank_classes("", predictions.probability[0], predictions.similarity[0], predictions.classes, options)
+    answer = make_json(first)
+    rows = answer.pop("predictions")
+    return answer | ({"threshold": round(predictions.threshold, 6)} if first.abstained else {}) | {"predictions": rows}

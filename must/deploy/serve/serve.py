@@ -1,32 +1,41 @@
-"""The stage `must serve`: runs until a signal, then completes the requests that it has."""
+"""The stage `must serve`, which runs until a signal; also runs the server of `must review`."""
 
 import asyncio
 import logging
 import resource
+import signal
 import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from must.base.console import TO_STDERR
+from must.base.errors import UserError
 from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.deploy.serve.http import make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Champion, Models, OneModel
-from must.deploy.serve.server import check_no_loop, format_url, listen, serve_until_signal
 from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
 
 IDLE = 75  # seconds that an idle connection stays open: longer than in proxies and clients
 FILES = 65_536  # open files and connections, if the system allows so many
+BACKLOG = 128  # connections that wait to be accepted, at most
+LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of the framing between two pieces of a body
+MOST_HEADERS = 100
+MOST_PIPELINED = 16  # requests that a connection may send before the first response
+CHUNKS, CHUNK_SIZE = 1000, 100  # chunks of a body, and the average bytes that each additional chunk must have
 
 
 def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT; returns when the last request is answered.
 
     With --registry it starts also without a champion, is not ready then, and waits for the first one.
-    Raises ValueError: no model of `must export` at --model, the address cannot be bound, or an event loop runs already.
     """
     check_no_loop("must serve")
     source = (Champion if config.registry else OneModel)(config)
@@ -43,8 +52,11 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     work = Work(config, models, metrics)
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
-    following = asyncio.create_task(follow(models, config.poll, work)) if config.registry else None
-    allow_files()
+    following = asyncio.create_task(models.follow(config.poll)) if config.registry else None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
     async def drain(ended: bool) -> None:
         work.draining = True
@@ -68,17 +80,112 @@ async def serve_async(config: ServeConfig, source: OneModel | Champion, listener
     work.decoders.close()
 
 
-async def follow(models: Models, seconds: float, work: Work) -> None:
-    """Looks for newer models. When it ends, the server is not ready any more."""
+class Bounded(HttpToolsProtocol):
+    """uvicorn's connections with limits against cheap requests that cost much: 400, or the connection is closed."""
+
+    unread = 0  # bytes since the end of the last head, or the last piece of a body
+    chunks = body = 0  # of this request: number, bytes
+
+    def data_received(self, data: bytes) -> None:
+        self.unread += len(data)
+        super().data_received(data)
+        if self.unread > LONGEST_HEAD:
+            self.transport.close()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        check_limit(len(self.headers), MOST_HEADERS)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        check_limit(len(self.pipeline), MOST_PIPELINED)
+        self.unread = self.chunks = self.body = 0
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self.chunks += 1
+        check_limit(self.chunks, CHUNKS + self.body // CHUNK_SIZE)
+
+    def on_body(self, body: bytes) -> None:
+        self.unread = 0
+        self.body += len(body)
+        super().on_body(body)
+
+
+def check_limit(number: int, most: int) -> None:
+    """Raises ValueError, which makes httptools stop reading."""
+    if number > most:
+        raise ValueError
+
+
+class Server(uvicorn.Server):
+    """Handles no signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def check_no_loop(command: str) -> None:
     try:
-        await models.follow(seconds)
-    finally:
-        work.draining = True
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise UserError(f"{command}: an event loop runs here, as in a notebook; run `{command}` as a program of its own")
 
 
-def allow_files() -> None:
-    """Increases this process's limit of open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # "::" also takes connections of IPv4
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0].lower()  # create_server adds the address again
+        raise UserError(f"--host {host} --port {port}: {reason}") from None
+    # Its connections inherit it; asyncio sets it only for sockets made with the protocol's number. Without it the
+    # second packet of an answer waits for the client's delayed ACK: 40 ms a request on a connection that is kept.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def format_url(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+async def serve_until_signal(
+    app: Any,
+    listener: socket.socket,
+    idle_timeout: float,
+    drain: Callable[[bool], Awaitable[None]] | None = None,
+    **settings: Any,
+) -> None:
+    """Serves an ASGI application until SIGTERM, SIGINT, or until the server ends by itself; returns when the last
+    request is answered. `idle_timeout`: seconds that an idle connection stays open, unless `settings`, which are of
+    uvicorn, have timeout_keep_alive; `drain`: called after the signal, while requests are still accepted, with whether
+    the server ended by itself."""
+    server = Server(
+        uvicorn.Config(
+            app,
+            http=Bounded,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",  # no log line for each invalid request
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            **{"timeout_keep_alive": int(idle_timeout), **settings},
+        )
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(ValueError, RuntimeError):  # not in the main thread: the caller ends the server
+            loop.add_signal_handler(number, stop.set)
+    serving.add_done_callback(lambda task: stop.set())
+    await stop.wait()
+    if drain:
+        await drain(serving.done())
+    server.should_exit = True
+    with suppress(asyncio.CancelledError):
+        await serving

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from queue import PriorityQueue
 from typing import Any
 
@@ -16,7 +16,16 @@ from must.base.processes import cores
 from must.config.predict import ServeConfig
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel, fail
-from must.deploy.serve.protocol import DecodingCost, InferRequest, Limits, Predictions, Refused, estimate_cost, expect
+from must.deploy.serve.protocol import (
+    COST_OF_PIXELS,
+    Cost,
+    InferRequest,
+    Limits,
+    Predictions,
+    Refused,
+    estimate_cost,
+    expect,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +86,7 @@ class Work:
         self.config, self.models, self.metrics = config, models, metrics
         self.loop = asyncio.get_running_loop()
         self.decoders = Decoders(config.decoders or cores(), int(config.decode_memory * 1e6))
-        self.waiting = 0  # images that were admitted and have no predictions yet
-        self.megapixels = 0.0  # of these
-        self.requests: dict[PendingRequest, None] = {}
+        self.requests: list[PendingRequest] = []  # that were admitted and have no predictions yet
         self.held_bytes = 0  # of the bodies of requests
         self.draining = False  # once it is true, only a new pod will be ready
 
@@ -87,20 +94,28 @@ class Work:
     def ready(self) -> bool:
         return self.models.current is not None and not self.draining
 
+    @property
+    def waiting(self) -> int:
+        """Images."""
+        return sum(len(request.futures) for request in self.requests)
+
+    @property
+    def megapixels(self) -> float:
+        return sum(request.megapixels for request in self.requests)
+
     def limits(self, served: ServedModel) -> Limits:
         classifier = served.classifier
         return Limits(self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels)
 
     def reserve(self, size: int) -> None:
-        """Counts bytes of a request's body. Raises Refused: all requests together take too many."""
+        """Counts bytes of a request's body."""
         full = self.held_bytes + size > self.config.max_memory * 1e6
         expect(not full, "the memory for request bodies is full; try again later", 503)
         self.held_bytes += size
 
     async def predict(self, request: InferRequest, served: ServedModel) -> Predictions:
-        """Raises Refused: too many images wait or they cost too much, one cannot be read, or it took too long."""
         costs = await self.estimate(request.images, served.max_pixels)
-        megapixels, limit = sum(cost.megapixels for cost in costs), self.config.request_pixels
+        megapixels, limit = sum(size for size, _ in costs), self.config.request_pixels
         cost = f"the pictures cost as much as {megapixels:.0f} megapixels"
         expect(megapixels <= limit, f"{cost}; this server takes {limit:g} a request", 413)
         pending = PendingRequest(megapixels, [self.loop.create_future() for _ in costs])
@@ -115,7 +130,7 @@ class Work:
         except TimeoutError:
             raise Refused(504, f"no answer within {self.config.patience:g} seconds") from None
         finally:
-            self.remove(pending)
+            self.requests = [other for other in self.requests if other is not pending]
             for future in pending.futures:
                 future.cancel()
         probability, similarity = rows[:, :-1], rows[:, -1]
@@ -127,38 +142,29 @@ class Work:
         self.metrics.observe_predictions(predictions)
         return predictions
 
-    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[DecodingCost]:
-        """The cost of each image, from its header. Raises Refused: one is not a picture, or costs too much."""
+    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[Cost]:
+        """The cost of each image, from its header."""
         if isinstance(images, np.ndarray):
-            return [DecodingCost()] * len(images)
+            return [COST_OF_PIXELS] * len(images)
         if sum(map(len, images)) <= SMALL:
             return [estimate_cost(image, max_pixels) for image in images]
         return await asyncio.to_thread(lambda: [estimate_cost(image, max_pixels) for image in images])
 
     def admit(self, request: PendingRequest) -> None:
-        """Adds a request to the waiting ones; where there is no room, refuses costlier ones that already wait.
-        Raises Refused: there is no room, and refusing all costlier ones would not make it."""
-        waiting, megapixels, evicted = self.waiting + len(request.futures), self.megapixels + request.megapixels, 0
-        costliest: list[PendingRequest] = []
+        """Adds a request to the waiting ones; where there is no room, refuses costlier ones that already wait, or this
+        one if that would not make enough room."""
+        waiting, megapixels = self.waiting + len(request.futures), self.megapixels + request.megapixels
+        others, refused = sorted(self.requests, key=lambda other: -other.megapixels), list[PendingRequest]()
         while waiting > self.config.queue or megapixels > self.config.queue_pixels:
-            costliest = costliest or sorted(self.requests, key=lambda other: -other.megapixels)
-            if evicted == len(costliest) or costliest[evicted].megapixels <= request.megapixels:
+            costly = others.pop(0) if others else request
+            if costly.megapixels <= request.megapixels:
                 raise Refused(503, FULL)
-            waiting -= len(costliest[evicted].futures)
-            megapixels -= costliest[evicted].megapixels
-            evicted += 1
-        for other in costliest[:evicted]:
-            self.remove(other)
-            for future in other.futures:
-                fail(future, Refused(503, FULL))
-        self.requests[request] = None
-        self.waiting, self.megapixels = waiting, megapixels
-
-    def remove(self, request: PendingRequest) -> None:
-        if request in self.requests:
-            del self.requests[request]
-            self.waiting -= len(request.futures)
-            self.megapixels -= request.megapixels
+            refused.append(costly)
+            waiting -= len(costly.futures)
+            megapixels -= costly.megapixels
+        self.requests = [*(other for other in self.requests if other not in refused), request]
+        for future in chain.from_iterable(other.futures for other in refused):
+            fail(future, Refused(503, FULL))
 
     def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any], served: ServedModel) -> None:
         """Runs in a decoder's thread: one image into the model's queue, or its error into `future`."""

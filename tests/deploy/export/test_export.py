@@ -18,7 +18,7 @@ from must.config import ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
-from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check
+from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check, smallest_cosine
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.result import write_metrics
 from must.method.model.bundle import load_bundle
@@ -31,14 +31,16 @@ from tests.evaluation.measured import MEASURED
 
 @pytest.fixture(scope="module")
 def real(digits):
-    """(uint8 pixels [24, S, S, 3], PyTorch's probabilities [24, K], preprocessing) of test images."""
+    """(uint8 pixels [24, S, S, 3], PyTorch's probabilities [24, K] and unit features [24, D], preprocessing) of test
+    images."""
     bundle = load_bundle(digits.adapted)
     files = sorted((digits.images / "test").rglob("*.png"))[::5]
     pixels = decode_pixels(bundle, [Image.open(path) for path in files])
     preprocess = get_preprocess(bundle.description)
+    images = normalize(torch.from_numpy(pixels), preprocess)
     with torch.no_grad():
-        probability = bundle.model(normalize(torch.from_numpy(pixels), preprocess)).softmax(-1)
-    return pixels, probability.numpy(), preprocess
+        probability, features = bundle.model(images).softmax(-1), bundle.model.visual(images)
+    return pixels, probability.numpy(), (features / features.norm(dim=1, keepdim=True)).numpy(), preprocess
 
 
 def run(folder, inputs):
@@ -48,7 +50,7 @@ def run(folder, inputs):
 
 @pytest.mark.parametrize("batch", [1, 24])
 def test_any_batch_size_gives_pytorchs_probabilities(exported, real, batch):
-    pixels, expected, preprocess = real
+    pixels, expected, _, preprocess = real
     got = run(exported[1], normalize_pixels(pixels[:batch], preprocess))
     assert got.dtype == np.float32 and got.shape == (batch, 10)
     np.testing.assert_allclose(got, expected[:batch], atol=1e-5)
@@ -112,7 +114,7 @@ def test_int8_calibrated_on_images(digits, real, tmp_path, exported):
     """With pixels as input and embeddings at the same time: all run through the same graph."""
     values = {"model": digits.adapted, "shards": digits.shards, "images": 100, "input": "uint8", "embeddings": True}
     result = export(ExportConfig(**values, output=str(tmp_path), precision="int8"))
-    pixels, expected, _ = real
+    pixels, expected, *_ = real
     assert LEAST_COSINE["int8"] < 0.99 < result["check"]["cosine"] < 1
     for batch in (1, 3, 8, 24):
         got = run(tmp_path, pixels[:batch])
@@ -131,17 +133,27 @@ def test_int8_calibrated_on_images(digits, real, tmp_path, exported):
 def test_int8_without_images_quantizes_dynamically(digits, tmp_path, real):
     result = export(ExportConfig(model=digits.adapted, output=str(tmp_path), precision="int8", min_agreement=0.5))
     assert "dynamic" in result["arithmetic"]
-    pixels, expected, preprocess = real
+    pixels, expected, _, preprocess = real
     got = run(tmp_path, normalize_pixels(pixels, preprocess))
     assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
 
 
-def test_a_file_of_another_model_is_refused(digits, exported, real):
-    pixels, *_ = real
-    classifier = OnnxClassifier(exported[1] / "model.onnx")
-    config = ExportConfig(model=digits.adapted, output="out")
-    require_check(compare(reference(load_bundle(digits.adapted), pixels)[0], classifier, pixels), config)
-    check = compare(reference(load_bundle(digits.zero_shot), pixels)[0], classifier, pixels)
+def test_a_file_of_another_model_is_refused(digits, embedded, real):
+    pixels, _, features, _ = real
+    bundle, other = load_bundle(digits.adapted), load_bundle(digits.zero_shot)
+    classifier = OnnxClassifier(embedded / "model.onnx")
+    config = ExportConfig(model=digits.adapted, output="out", embeddings=True)
+    probability, same = reference(bundle, pixels)
+    np.testing.assert_allclose(same, features, atol=1e-5)
+    check = compare(probability, classifier, pixels, features)
+    require_check(check, config)
+    assert check.cosine > 0.99999 and "smallest cosine of an embedding" in check.line()
+    for wrong in (np.roll(features, 1, axis=1), reference(other, pixels)[1], features[:, :-1]):
+        with pytest.raises(ValueError, match=r"cosine of an embedding .* a cosine of 0.9999; nothing was written"):
+            require_check(compare(probability, classifier, pixels, wrong), config)
+    require_check(replace(check, cosine=0.96), replace(config, precision="int8"))
+    assert smallest_cosine(features, 1.01 * features) == smallest_cosine(features, features * np.nan) == -1
+    check = compare(reference(other, pixels)[0], classifier, pixels)
     assert check.agreement < 1
     with pytest.raises(ValueError, match="nothing was written"):
         require_check(check, config)
@@ -150,15 +162,24 @@ def test_a_file_of_another_model_is_refused(digits, exported, real):
         require_check(replace(check, agreement=1.0), config)
 
 
-def test_wrong_inputs(digits, tmp_path):
-    for changes, text in (
-        ({"model": str(tmp_path)}, "no model.json"),
-        ({"shards": str(tmp_path)}, "holds no index.json"),
-        ({"shards": digits.shards, "split": "nope"}, "no split 'nope'"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            export(ExportConfig(**{"model": digits.adapted, "output": str(tmp_path / "out")} | changes))
-    assert not (tmp_path / "out").exists()
+def test_embeddings_change_nothing_else_of_the_graph(embedded, exported, real):
+    """Not one weight and not one node: the embedding lies on the way to the probabilities."""
+    plain, more = (onnx.load(folder / "model.onnx") for folder in (exported[1], embedded))
+    assert [output.name for output in plain.graph.output] == ["probability"]
+    assert [output.name for output in more.graph.output] == ["probability", "embedding"]
+    assert [node.op_type for node in plain.graph.node] == [node.op_type for node in more.graph.node]
+    assert plain.graph.initializer == more.graph.initializer
+    metadata = [{entry.key: entry.value for entry in model.metadata_props} for model in (plain, more)]
+    assert json.loads(metadata[1].pop("embedding")) == {"dimensions": 64, "length": 1} and metadata[0] == metadata[1]
+    pixels, _, features, _ = real
+    outputs = [OnnxClassifier(folder / "model.onnx").outputs(pixels) for folder in (exported[1], embedded)]
+    assert np.array_equal(outputs[0][0], outputs[1][0]) and [len(values) for values in outputs] == [1, 2]
+    np.testing.assert_allclose(outputs[1][1], features, atol=1e-5)
+    onnx.checker.check_model(more, full_check=True)
+    for name in ("MODEL_CARD.md", "README.md"):
+        text, without = ((folder / name).read_text() for folder in (embedded, exported[1]))
+        assert "`probability`, and `embedding`: float32 [N, 64]." in text
+        assert "smallest cosine of an embedding 1.000000" in text and "embedding" not in without
 
 
 def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):

@@ -1,6 +1,5 @@
 """The model card and the README.md for a hub say what was measured and nothing else, and names are text in both."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.text import encoded
 from must.config import EvaluateConfig
-from must.deploy.export.model_card import backbone_licence, hub_card, model_card
+from must.deploy.export.model_card import backbone_licence, front_matter, model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, load_description
@@ -49,50 +48,19 @@ def test_measured_numbers_and_intervals(digits, tmp_path, exported):
     assert "Not measured" in (exported[1] / "MODEL_CARD.md").read_text()
 
 
-def test_names_are_text():
-    card = model_card(description(), EXPORTED, None)
-    assert "<b>" not in card.replace("\\<b\\>", "") and "a\\|b" in card and "\n# heading" not in card
-    assert "Not adapted: the zero-shot model" in card
-
-
-@pytest.mark.parametrize(
-    ("tag", "text"),
-    [
-        ("openai", "MIT"),
-        ("laion2b_s34b_b88k", "MIT"),
-        ("metaclip_fullcc", "no commercial use"),
-        ("webli", "Apache-2.0"),
-        ("mine.pt", "not known to us"),
-    ],
-)
-def test_licence_of_the_backbone(tag, text):
-    assert text in backbone_licence(tag)
-
-
-def test_wrong_metrics(tmp_path):
-    (tmp_path / "list.json").write_text(json.dumps({"a": 1}))
-    with pytest.raises(ValueError, match=r"is not what `must evaluate` writes \(images is missing"):
-        read_metrics(str(tmp_path / "list.json"))
-
-
-def taken(to: str) -> dict:
-    return EXPORTED | {"to": to, "largest_logit_difference": 1e-6}
-
-
-def read(text: str, tmp_path) -> Any:
+def hub_card(tmp_path, of, to="open_clip", metrics=None, licence="", **more) -> Any:
+    """README.md as the hub reads it."""
+    exported = EXPORTED | {"to": to, "largest_logit_difference": 1e-6} | more
+    text = front_matter(of, to, metrics, licence) + model_card(of, exported, metrics)
     (tmp_path / "README.md").write_bytes(encoded(text))
     return ModelCard.load(tmp_path / "README.md")
 
 
 @pytest.mark.parametrize(
-    ("to", "task"),
-    [
-        ("open_clip", "zero-shot-image-classification"),
-        ("onnx", "image-classification"),
-    ],
+    ("to", "task"), [("open_clip", "zero-shot-image-classification"), ("onnx", "image-classification")]
 )
 def test_front_matter(to, task, tmp_path):
-    card = read(hub_card(description(), taken(to), None, ""), tmp_path)
+    card = hub_card(tmp_path, description(), to)
     assert (card.data.library_name, card.data.pipeline_tag) == (to, task)
     assert "clip" in card.data.tags and card.data.base_model == "timm/vit_base_patch16_clip_224.openai"
     assert card.data.license is None and card.data.eval_results is None, "nothing is claimed that nobody said"
@@ -102,7 +70,7 @@ def test_front_matter(to, task, tmp_path):
 def test_licence_and_metrics_are_what_was_given(tmp_path):
     story = {"config": {"epochs": 3}}
     adapted = description(provenance=Provenance.of_dict(story))
-    card = read(hub_card(adapted, taken("open_clip"), MEASURED, "cc-by-4.0"), tmp_path)
+    card = hub_card(tmp_path, adapted, metrics=MEASURED, licence="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values == {"top-1": 0.9, "mean per class": 0.7}
@@ -113,7 +81,7 @@ def test_licence_and_metrics_are_what_was_given(tmp_path):
 
 def test_without_labels_there_is_no_number(tmp_path):
     metrics = replace(MEASURED, labelled=0, adapted=None)
-    card = read(hub_card(description(), taken("open_clip"), metrics, ""), tmp_path)
+    card = hub_card(tmp_path, description(), metrics=metrics)
     assert card.data.eval_results is None and "Accuracy is unknown" in card.text
 
 
@@ -129,7 +97,7 @@ def test_without_labels_there_is_no_number(tmp_path):
 )
 def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
     changed = description(backbone=backbone, pretrained=pretrained)
-    assert read(hub_card(changed, taken("open_clip"), None, ""), tmp_path).data.base_model == base
+    assert hub_card(tmp_path, changed).data.base_model == base
 
 
 @pytest.mark.parametrize(
@@ -139,11 +107,16 @@ def test_a_name_is_text_wherever_it_stands(name, tmp_path):
     metrics = replace(MEASURED, data=replace(MEASURED.data, split=name))
     made = Provenance(git_revision=name)
     changed = description(classes=[name, "other"], backbone=name, pretrained=name, provenance=made)
-    exported = taken("open_clip") | {"checked_on": name}
-    text = hub_card(changed, exported, metrics, "")
-    card = read(text, tmp_path)
+    card = hub_card(tmp_path, changed, metrics=metrics, checked_on=name)
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags", "model-index"}
-    front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
+    front = yaml.safe_load(card.content.split("\n---\n")[0].removeprefix("---\n"))
     assert front["model-index"][0]["results"][0]["dataset"]["split"] == name
     assert "<script>" not in card.text and "\n# heading" not in card.text and "\n---" not in card.text
     assert "\x1b" not in card.content and "\x07" not in card.content
+
+
+def test_the_card_of_a_zero_shot_model():
+    card = model_card(description(), EXPORTED, None)
+    assert "\\<b\\>bold" in card and "a\\|b, c \\# heading" in card
+    assert "Not adapted: the zero-shot model" in card and "licence is: MIT (github.com/openai/CLIP)" in card
+    assert "not known to us" in backbone_licence("mine.pt") and "no commercial" in backbone_licence("metaclip_fullcc")

@@ -22,7 +22,7 @@ from must.config import ClassifierConfig, ExportConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.deploy.export.export import export
-from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.provenance import Provenance
@@ -68,50 +68,31 @@ def exported_folder(tiny: Tiny, output: Path, **more: Any) -> Path:
     return output
 
 
-def images(bundle: Bundle, count: int = 5) -> torch.Tensor:
-    pixels = np.random.default_rng(5).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-    return normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
-
-
-def answers(folder: Path, feature: torch.Tensor) -> torch.Tensor:
-    """Logits of a feature [N, D] with nothing but the folder's classifier file, as the README says."""
-    file = safe_open(folder / "classifier.safetensors", "pt")
-    assert json.loads(file.metadata()["classes"]) == CLASSES
-    return file.get_tensor("logit_factor") * F.normalize(feature, dim=-1) @ file.get_tensor("classifier")
-
-
-def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 47, 3), dtype=np.uint8))
-
-
-def prepared(bundle: Bundle) -> torch.Tensor:
-    """`picture()` as this library prepares it, [1, 3, S, S]."""
-    preprocess = get_preprocess(bundle.description)
-    return normalize(torch.from_numpy(EvalView(preprocess)(picture()).copy()[None]), preprocess)
-
-
-def largest_difference(folder: Path, bundle: Bundle, encode: Any) -> float:
-    inputs = images(bundle)
-    with torch.no_grad():
-        return (answers(folder, encode(inputs)) - bundle.model(inputs)).abs().max().item()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_open_clip_alone(made, family, tmp_path, record_property):
     tiny = made(family)
     folder, bundle = exported_folder(tiny, tmp_path / "ours"), load_bundle(tiny.bundle)
+    rng, preparation = np.random.default_rng(5), get_preprocess(bundle.description)
+    pixels = rng.integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    images = normalize(torch.from_numpy(pixels), preparation)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
-    difference = largest_difference(folder, bundle, model.encode_image)
+    file = safe_open(folder / "classifier.safetensors", "pt")  # nothing else is needed, as the README says
+    assert json.loads(file.metadata()["classes"]) == CLASSES
+    tokens = open_clip.get_tokenizer(f"local-dir:{tiny.model}", bpe_path=f"{tiny.model}/bpe.txt.gz")(["a photo"])
+    before = open_clip.create_model(f"local-dir:{tiny.model}").eval()
+    with torch.no_grad():
+        features = F.normalize(model.encode_image(images), dim=-1)
+        logits = file.get_tensor("logit_factor") * features @ file.get_tensor("classifier")
+        difference = (logits - bundle.model(images)).abs().max().item()
+        assert torch.equal(model.encode_text(tokens), before.encode_text(tokens)), "the text tower is the given one"
+        assert not torch.allclose(model.encode_image(images), before.encode_image(images))
     record_property("largest difference of a logit", difference)
     assert difference < CHECKED
     assert model.logit_scale.exp().item() == pytest.approx(FACTOR), "the trained factor, not the model's own"
-    before = open_clip.create_model(f"local-dir:{tiny.model}").eval()
-    tokens = open_clip.get_tokenizer(f"local-dir:{tiny.model}", bpe_path=f"{tiny.model}/bpe.txt.gz")(["a photo"])
-    with torch.no_grad():
-        assert torch.equal(model.encode_text(tokens), before.encode_text(tokens)), "the text tower is the given one"
-        assert not torch.allclose(model.encode_image(images(bundle)), before.encode_image(images(bundle)))
-    torch.testing.assert_close(preprocess(picture())[None], prepared(bundle), atol=1e-6, rtol=0)
+    picture = Image.fromarray(rng.integers(0, 256, (60, 47, 3), dtype=np.uint8))
+    ours = normalize(torch.from_numpy(EvalView(preparation)(picture).copy()[None]), preparation)
+    torch.testing.assert_close(preprocess(picture)[None], ours, atol=1e-6, rtol=0)
 
 
 def test_one_export_on_top_of_another(made, tmp_path):
@@ -146,7 +127,6 @@ def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, 
         ({"model": "nowhere"}, "no model.json there"),
         ({"classifier": ""}, "--classifier is missing"),
         ({"classifier": "nowhere.safetensors"}, "no such file; make it with `must classifier`"),
-        ({"precision": "int8"}, "--precision goes with --to onnx"),
         ({"min_agreement": "0.5"}, "--min-agreement goes with --to onnx"),
         ({"license": "My Licence!"}, "expected a short name of the hub's"),
     ],
@@ -162,9 +142,11 @@ def test_wrong_input_is_one_line(made, tmp_path, capfd, change, message):
     assert message in line and not (tmp_path / "o").exists()
 
 
-def test_a_folder_that_the_library_does_not_load_is_one_line(tmp_path):
+def test_a_folder_that_is_not_loaded_or_another_models_classifier_is_one_line(made, tmp_path):
     from must.deploy.export.open_clip import open_clip_features
 
+    with pytest.raises(ValueError, match="whose image tower is of another shape"):
+        exported_folder(made("clip")._replace(classifier=made("clipa").classifier), tmp_path / "ours")
     with pytest.raises(ValueError, match="open_clip does not load what was") as error:
         open_clip_features(tmp_path, torch.zeros(1, 3, SIZE, SIZE))
     assert "\n" not in str(error.value)
@@ -187,12 +169,6 @@ def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_se
         assert result["check"]["images"] == 20 and "train of" in result["checked_on"]
     names = {entry.name.rpartition("/")[2] for entry in storage.list_files(uri)}
     assert names >= {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors", "labels.txt"}
-
-
-def test_another_models_classifier_is_refused(made, tmp_path):
-    tiny = made("clip")._replace(classifier=made("clipa").classifier)
-    with pytest.raises(ValueError, match="whose image tower is of another shape"):
-        exported_folder(tiny, tmp_path / "ours")
 
 
 @pytest.mark.slow

@@ -1,10 +1,9 @@
 """`must predict` with a bundle: what the ONNX file says that is exported from it, row by row."""
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import must
@@ -12,23 +11,18 @@ from must.api.cli import main
 from must.base import storage
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
+from must.evaluation.result import Model, write_metrics
+from must.method.answers.abstention import Abstention
 from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.provenance import Selection
 from tests.data.shards.test_shard_gcs import upload
 from tests.deploy.predict.test_predict_shards import preset_rows
+from tests.evaluation.measured import MEASURED
 
 
 def label(model, shards, output, **options):
     values = {"model": str(model), "shards": shards, "output": str(output), "workers": 1, "top_k": 2}
     return predict(PredictConfig(**values | options))
-
-
-def test_single_images(digits, exported, pictures):
-    images = [str(path) for path, _ in pictures]
-    ours = must.predict(model=digits.adapted, images=images).predictions
-    theirs = must.predict(model=str(exported[1]), images=images).predictions
-    assert [item.classes for item in ours] == [item.classes for item in theirs]
-    one, other = (np.array([item.probabilities for item in items]) for items in (ours, theirs))
-    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
@@ -48,23 +42,33 @@ def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
 
 
 def test_a_bundle_and_shards_in_a_bucket(digits, bucket_server, tmp_path):
+    """A damaged file is named as the user named it."""
     for name in ("adapted", "shards"):
         upload(Path(getattr(digits, name)), f"{bucket_server.uri}/{name}")
     label(f"{bucket_server.uri}/adapted", f"{bucket_server.uri}/shards", tmp_path / "theirs", split="test")
     label(digits.adapted, digits.shards, tmp_path / "here", split="test")
     assert preset_rows(tmp_path / "theirs") == preset_rows(tmp_path / "here")
+    storage.write_bytes(f"{bucket_server.uri}/adapted/model.safetensors", b"\xff" * 100)
+    with pytest.raises(ValueError, match=f"^{bucket_server.uri}/adapted/model.safetensors: is damaged"):
+        predict(PredictConfig(model=f"{bucket_server.uri}/adapted", images=["-"]))
 
 
-def test_a_damaged_bundle_in_a_bucket_is_named_as_the_user_named_it(digits, bucket_server):
-    upload(Path(digits.adapted), f"{bucket_server.uri}/damaged")
-    storage.write_bytes(f"{bucket_server.uri}/damaged/model.safetensors", b"\xff" * 100)
-    with pytest.raises(ValueError, match=f"^{bucket_server.uri}/damaged/model.safetensors: is damaged"):
-        predict(PredictConfig(model=f"{bucket_server.uri}/damaged", images=["-"]))
-
-
-def test_a_bundle_without_a_threshold_never_abstains(digits, tmp_path):
-    label(digits.adapted, digits.shards, tmp_path / "out", abstain=-1)
-    assert json.loads((tmp_path / "out/run.json").read_text())["abstain"] == 0.0
+def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp_path):
+    """By labels in the report of WORK, or else by answers in the bundle, or else never."""
+    work, images = tmp_path / "work", [str(digits.images / "test")]
+    bundle = load_bundle(digits.adapted)
+    by_answers, by_labels = (Abstention(0.05, by, t, 0.5, 0, 0.05) for by, t in (("answers", 0.6), ("labels", 0.9)))
+    provenance = replace(bundle.description.provenance, selection=Selection(abstention=by_answers))
+    written = save_bundle(str(work / "model"), bundle.model, replace(bundle.description, provenance=provenance))
+    metrics = replace(MEASURED, model=Model(weights_sha256=written.weights_sha256), abstention=by_labels)
+    write_metrics(str(work / "report/metrics.json"), metrics)
+    must.export(model=work, output=work / "onnx")
+    sure = {name: [found.name for found in must.load(work / name)(images)] for name in ("onnx", "", "model")}
+    (work / "report").rename(tmp_path / "report")
+    plain, some = must.load(digits.adapted)(images), must.load(work)(images)
+    for threshold, names in ((0.9, sure["onnx"]), (0.9, sure[""]), (0.9, sure["model"]), (0.6, [p.name for p in some])):
+        assert names == [p.name if p.probability >= threshold else None for p in plain]
+    assert None not in [p.name for p in plain] and 0 < sum(p.abstained for p in some) < sure["onnx"].count(None)
 
 
 def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):

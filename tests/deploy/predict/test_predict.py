@@ -7,18 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow.parquet as pq
 import pytest
 
 import must
 from must.api.cli import main
 from must.config import EvaluateConfig, PredictConfig
 from must.deploy.predict.images import predict_images
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.predict.session import ABSTENTION, OnnxClassifier, threshold
 from must.evaluation.evaluate import evaluate
 from tests.data.image.test_cost import thin
+from tests.deploy.serve.server import running
 
 
 def read_csv(path):
@@ -111,25 +114,6 @@ def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_pa
     assert not output.exists() and not list(tmp_path.glob(".tmp*"))
 
 
-def test_a_glob_gives_the_names_that_match(digits, exported):
-    pattern = str(digits.images / "test" / "z*" / "*.png")
-    counts = predict_images(PredictConfig(model=str(exported[1]), images=[pattern]))
-    assert counts["images"] == len(list((digits.images / "test/zero").glob("*.png")))
-
-
-def test_wrong_inputs(exported, tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"no model")
-    for changes, text in (
-        ({"model": str(tmp_path / "none")}, "no such file"),
-        ({"model": str(tmp_path)}, "onnxruntime cannot read it"),
-        ({"output": "found.txt"}, "must end in .csv or .jsonl"),
-        ({"images": []}, "no image given"),
-        ({"top_k": 0}, "at least 1"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            predict_images(PredictConfig(**{"model": str(exported[1]), "images": ["a.png"]} | changes))
-
-
 def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, capsys):
     """Names without an ending, links, files that a Mac leaves behind: the same images, and the same words."""
     first, second = sorted((digits.images / "test").rglob("*.png"))[:2]
@@ -151,7 +135,7 @@ def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, caps
     assert said == [f"{folder}/gone.png: symbolic link to nowhere", "other files, not read: 1 .txt, 1 hidden"]
 
 
-def test_names_or_a_picture_on_standard_input(digits, exported, monkeypatch, capsys):
+def test_globs_and_names_or_a_picture_on_standard_input(digits, exported, monkeypatch, capsys):
     def given(data):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
         main(["predict", "--model", str(exported[1]), "-"])
@@ -160,7 +144,63 @@ def test_names_or_a_picture_on_standard_input(digits, exported, monkeypatch, cap
     paths = sorted((digits.images / "test/zero").glob("*.png"))[:2]
     named = given("".join(f"{path}\n" for path in paths).encode())
     assert [line.split("  ")[0] for line in named] == [str(path) for path in paths]
+    pattern = str(digits.images / "test" / "z*" / "*.png")
+    found = must.predict(model=exported[1], images=[pattern])
+    assert found.images == len(list((digits.images / "test/zero").iterdir()))
     assert given(paths[0].read_bytes()) == [named[0].replace(str(paths[0]), "-")] and "%" in named[0]
     with pytest.raises(SystemExit, match="2"):
         given(b"")
     assert "-: standard input holds neither names nor a picture" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def calibrated(exported, tmp_path_factory):
+    """The exported model with a threshold in it."""
+    model = onnx.load(exported[1] / "model.onnx")
+    model.metadata_props.add(key=ABSTENTION, value=json.dumps({"threshold": 0.8, "by": "labels"}))
+    path = tmp_path_factory.mktemp("calibrated") / "model.onnx"
+    onnx.save(model, path)
+    return str(path)
+
+
+def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
+    images = [str(digits.images / "test")]
+    plain = must.predict(model=calibrated, images=images, abstain=0).predictions
+    unsure = [found.probability < 0.8 for found in plain]
+    assert 0 < sum(unsure) < len(unsure) and not any(row.abstained for row in plain)
+    names = [None if found.probability < 0.8 else found.top[0][0] for found in plain]
+    given = must.predict(model=calibrated, images=images, abstain=0.8).predictions
+    for found in (given, must.load(calibrated)(images)):
+        assert [row.abstained for row in found] == unsure and [row.name for row in found] == names
+    capsys.readouterr()
+    main(["predict", "--model", calibrated, *images])
+    assert ["none of these: " in line for line in capsys.readouterr().out.splitlines()] == unsure
+    must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.csv"))
+    rows = read_csv(tmp_path / "p.csv")
+    assert [row["abstained"] == "1" for row in rows] == unsure
+    assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
+    values = {"shards": digits.shards, "split": "test", "output": str(tmp_path), "top_k": 2, "workers": 1}
+    capsys.readouterr()
+    main(["predict", "--model", calibrated, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())])
+    run = json.loads((tmp_path / "predictions.json").read_text())
+    assert (run["abstain"], run["abstained"]) == (0.8, sum(unsure)) and 0 < run["coverage"] < 1
+    assert f"{100 * run['coverage']:.1f}% of those that could be read have a class" in capsys.readouterr().out
+    rows = [row for path in tmp_path.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert sum(row["abstained"] for row in rows) == sum(unsure) and sum(run["classes"].values()) == unsure.count(False)
+    assert all(
+        (row["class"] is row["class_2"] is None) == row["abstained"] == (row["probability"] < 0.8) for row in rows
+    )
+    must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line["class"] for line in lines] == names
+    with running("--model", calibrated, "--top-k", 2) as server:
+        for line in lines[:20]:
+            served = server.ask("POST", "/classify", Path(line["image"]).read_bytes())[1]
+            assert (served["class"], served["abstained"]) == (line["class"], line["abstained"])
+            assert [row["class"] for row in served["predictions"]] == [row["class"] for row in line["predictions"]]
+
+
+@pytest.mark.parametrize("value", ['"0.5"', "2", "true", "NaN", "1}", ""])
+def test_a_damaged_threshold(value):
+    with pytest.raises(ValueError, match="is damaged"):
+        threshold(-1, {ABSTENTION: f'{{"threshold": {value}}}'}, "model.onnx")

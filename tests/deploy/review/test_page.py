@@ -16,8 +16,7 @@ from must.deploy.review.page import Pictures, self_contained
 from must.deploy.review.prepare import AnswerEffect, Images
 from must.deploy.review.review import App
 from must.deploy.review.session import Session
-from must.deploy.serve.server import format_url, listen
-from must.method.answers.review import Schedule
+from must.deploy.serve.serve import format_url, listen
 from tests.deploy.review.conftest import labels_of
 
 AXE = Path(__file__).parents[3] / "build/axe/node_modules/axe-core/axe.min.js"
@@ -229,7 +228,6 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#grid-title")).to_have_text(f"The model calls these “{classes[0]['class']}”")
     page.keyboard.press("o")
     shown(page, review.pictures[12].number)
-    effect.close()
 
 
 def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place, visit):
@@ -269,18 +267,6 @@ def test_with_more_classes_those_in_use_get_a_key_that_they_keep(review, folder,
     assert labels[:2] + labels[3:] == ["Émile's hat", None, "Émile's hat"]
     assert page.locator("#names bdi").all_inner_texts() == ["Émile's hat", labels[2]]
     assert "\u202e" not in page.inner_text("#found")
-
-
-def test_pictures_by_coverage_are_marked_as_such(review, folder, place, visit, monkeypatch):
-    monkeypatch.setattr("must.deploy.review.session.SCHEDULE", Schedule(random_first=0, coverage=1))
-    page = visit(place[0])
-    shown(page, review.pictures[0].number)
-    page.keyboard.press("1")
-    shown(page, review.coverage[0])
-    expect(page.locator("#kind")).to_contain_text("Chosen to teach")
-    page.keyboard.press("1")
-    shown(page, review.pictures[1].number)
-    assert [line["sampled"] for line in join_lines(folder)] == ["random", "coverage"]
 
 
 def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(review, folder, serve, visit):
@@ -342,11 +328,7 @@ def test_a_page_that_is_a_file_keeps_its_own_answers_and_saves_them(review, fold
     not AXE.exists() and "REQUIRE_BROWSER" not in os.environ,
     reason="not here: axe-core (make build/axe/node_modules/axe-core/axe.min.js)",
 )
-@pytest.mark.parametrize(
-    "options",
-    [{}, PHONE | {"color_scheme": "dark"}, ZOOMED],
-    ids=["light", "dark phone", "200%"],
-)
+@pytest.mark.parametrize("options", [{}, PHONE | {"color_scheme": "dark"}, ZOOMED], ids=["light", "dark phone", "200%"])
 def test_everybody_can_use_every_part_of_it(options, review, place, visit):
     """No violation that axe-core finds, and nothing to be scrolled sideways."""
     page = visit(place[0], bypass_csp=True, **options)

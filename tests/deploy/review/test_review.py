@@ -337,11 +337,9 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
 def test_a_class_is_read_as_a_spreadsheet_writes_it(folder, review, tmp_path):
     """With semicolons, with spaces around, and with the apostrophe that stands before a name like a formula."""
     review.classes[0] = "-none"
-    reader = ShardReader(review.shards, review.split)
-    names = [reader.description(number)["source"] for number in range(4)]
-    cells = "'-none", "-none", " one ", '"two "'
+    names, cells = [picture.image for picture in review.pictures[:4]], ["'-none", "-none", " one ", '"two "']
     (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{a};{b}\n" for a, b in zip(names, cells, strict=True)))
-    add_answers(config_at(folder, add=str(tmp_path / "c.csv")), review, reader)
+    add_answers(config_at(folder, add=str(tmp_path / "c.csv")), review, ShardReader(review.shards, review.split))
     labels = {answer.image: answer.label for answer in read_answers(str(folder)).values()}
     assert [labels[name] for name in names] == ["-none", "-none", "one", "two"]
 

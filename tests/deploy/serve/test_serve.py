@@ -3,9 +3,7 @@
 import asyncio
 import base64
 import json
-import shutil
 import socket
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from must.base.exits import WRONG_INPUT, find_exit_code
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier
-from must.deploy.serve.server import listen
+from must.deploy.serve.serve import listen
 from tests.api.test_cli import must as command
 from tests.deploy.serve.server import ask
 from tests.zoo import encoded
@@ -39,12 +37,15 @@ def same(answer, expected):
     assert np.allclose(shown, [value for _, value in expected[: len(names)]], atol=2e-6)
 
 
-def test_a_picture_gets_the_names_that_must_predict_gives(server, pictures, predicted):
+def test_a_picture_gets_the_names_that_must_predict_gives(server, exported, pictures, predicted, tmp_path):
     connection = server.connection()
     for (_, data), expected in zip(pictures, predicted, strict=True):
         status, answer = ask(connection, "POST", "/classify?top_k=3", data)
         assert status == 200 and answer["class"] == expected[0][0] and answer["abstained"] is False
         same(answer, expected)
+    data = encoded(Image.open(pictures[0][0]).convert("RGB").resize((96, 96)), "JPEG")
+    (tmp_path / "photo.jpg").write_bytes(data)
+    same(ask(connection, "POST", "/classify", data)[1], must.load(exported[1])(tmp_path / "photo.jpg").top)
 
 
 @pytest.mark.parametrize("form", ["base64", "data URL", "uint8", "float32"])
@@ -113,17 +114,6 @@ def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):
     with pytest.raises(ValueError, match="run `must serve` as a program of its own") as error:
         asyncio.run(cell())
     assert find_exit_code(error.value) == WRONG_INPUT
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_curl_with_a_jpeg(server, pictures, exported, tmp_path):
-    path = tmp_path / "photo.jpg"
-    path.write_bytes(encoded(Image.open(pictures[0][0]).convert("RGB").resize((96, 96)), "JPEG"))
-    command = ["curl", "--silent", "--data-binary", f"@{path}", f"http://127.0.0.1:{server.port}/classify"]
-    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    (expected,) = must.predict(model=str(exported[1]), images=[str(path)], top_k=5).predictions
-    same(answer, expected.top)
-    assert answer["model"] == "digits" and answer["class"] == expected.name
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -1,7 +1,6 @@
 """Neighbours stay served: costly requests wait, health always answers, and a refused request holds no memory."""
 
 import asyncio
-import json
 import socket
 import threading
 import time
@@ -14,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from must.config import ServeConfig
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect, make_app
+from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
 from must.deploy.serve.work import Decoders, PendingRequest, Work
@@ -126,8 +125,6 @@ def test_a_requests_memory_is_released_before_its_answer_is_sent():
             raise Refused(503, "no model is loaded yet")
 
         scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
-        await make_app(work, "digits")(scope, receive, send)
-        seen.clear()
         response = await Api(work, "digits").answer(infer)(Request(scope, receive))
         await response(scope, receive, send)
 
@@ -136,34 +133,32 @@ def test_a_requests_memory_is_released_before_its_answer_is_sent():
 
 
 def test_work_for_a_client_that_has_left_is_cancelled():
-    cancelled = []
-
     async def exchange():
+        gone, working = asyncio.Event(), asyncio.Event()
+
         async def receive():
+            await working.wait()
             return {"type": "http.disconnect"}
 
         async def answer():
             try:
-                await asyncio.sleep(60)
+                working.set()
+                await asyncio.sleep(SILENCE)
             finally:
-                cancelled.append(True)
+                gone.set()
 
         with pytest.raises(ClientDisconnect):
             await cancel_on_disconnect(answer(), receive)
-        assert await cancel_on_disconnect(asyncio.sleep(0, 7), asyncio.Event().wait) == 7
+        assert gone.is_set() and await cancel_on_disconnect(asyncio.sleep(0, 7), asyncio.Event().wait) == 7
 
     asyncio.run(exchange())
-    assert cancelled
 
 
-SERVED = SimpleNamespace(
-    classifier=SimpleNamespace(preprocess=SimpleNamespace(size=32), takes_pixels=False), max_pixels=10**6
-)
-SMALL, LARGE = (json.dumps({"inputs": []}).encode() + b" " * size for size in (100, LARGE_JSON))
-
-
-def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop(monkeypatch):
+def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json_does_not_wait(monkeypatch):
     inside, most, threads = 0, 0, set()
+    classifier = SimpleNamespace(preprocess=SimpleNamespace(size=32), takes_pixels=False)
+    served = SimpleNamespace(classifier=classifier, max_pixels=10**6)
+    small, large = (b'{"inputs": []}' + b" " * size for size in (100, LARGE_JSON))
 
     def parse_slowly(*_):
         nonlocal inside, most
@@ -175,23 +170,17 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop(monkeypatch):
 
     async def parse_all(work):
         api = Api(work, "digits")
-        await asyncio.gather(*[api.parse(LARGE, SERVED) for _ in range(5)])
-
-    monkeypatch.setattr(http, "parse_request", parse_slowly)
-    with_work(parse_all)
-    assert most == 1 and threading.main_thread() not in threads
-
-
-def test_small_json_does_not_wait_and_large_json_waits_only_for_the_patience():
-    async def parse_all(work):
-        api = Api(work, "digits")
         async with api.large_json:
             with pytest.raises(Refused, match='"inputs" must be'):
-                await api.parse(SMALL, SERVED)
+                await api.parse(small, served)
             with pytest.raises(Refused, match="other large requests") as refused:
-                await api.parse(LARGE, SERVED)
+                await api.parse(large, served)
         assert refused.value.retry
         with pytest.raises(Refused, match='"inputs" must be'):
-            await api.parse(LARGE, SERVED)
+            await api.parse(large, served)
+        work.config.patience = SILENCE
+        monkeypatch.setattr(http, "parse_request", parse_slowly)
+        await asyncio.gather(*[api.parse(large, served) for _ in range(5)])
 
     with_work(parse_all, patience=0.05)
+    assert most == 1 and threading.main_thread() not in threads

@@ -1,6 +1,5 @@
 """The server's life: the next champion, a log that is full, a signal. No request is lost."""
 
-import asyncio
 import io
 import logging
 import os
@@ -9,13 +8,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
 from must.base import storage
 from must.base.console import Console
-from must.deploy.serve.serve import follow
 from tests.deploy.serve.server import SILENCE, ask, running
 from tests.deploy.serve.versions import NAME, add_version, promote
 
@@ -153,13 +150,3 @@ def test_kept_connections_lose_no_request_at_the_end(exported, pictures):
             assert answer.status == 200 and answer.read()
             header = answer.getheader("connection")
         server.process.wait(SILENCE)
-
-
-def test_a_follower_that_dies_ends_readiness():
-    async def dies(seconds):
-        raise RuntimeError("a bug")
-
-    work = SimpleNamespace(draining=False)
-    with pytest.raises(RuntimeError):
-        asyncio.run(follow(SimpleNamespace(follow=dies), 1.0, work))
-    assert work.draining

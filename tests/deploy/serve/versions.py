@@ -19,7 +19,7 @@ def add_version(registry, exported, version, folder, spoil=b""):
     path = folder / f"{version}.onnx"
     onnx.save(model, path)
     place = Registry(str(registry), NAME)
-    place.add(version, {"onnx": [(str(path), "model.onnx")]}, {})
+    place.add(version, {"onnx/model.onnx": str(path)}, {})
     if spoil:
         storage.write_bytes(place.make_uri(version, "onnx", "model.onnx"), spoil)
     return place
