@@ -230,8 +230,8 @@ def classes(data: bytes) -> None:
 
 def classifier(data: bytes) -> None:
     header = parse_header(data, "classifier.safetensors", "--classifier")
-    assert all(isinstance(name, str) for name in header["classes"])
-    assert all(0 < share <= 1 for share in header["shares"])
+    assert all(isinstance(name, str) for name in header.classes)
+    assert all(0 < share <= 1 for share in header.shares)
 
 
 def headers() -> list[bytes]:

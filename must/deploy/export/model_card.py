@@ -14,8 +14,7 @@ import yaml
 from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
-from must.method.model.description import Description, get_preprocess
-from must.method.model.provenance import Provenance
+from must.method.model.description import Description, Provenance, get_preprocess
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100

@@ -91,13 +91,13 @@ def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     """The classifier file's model with the image tower and the logit factor of the bundle at `model`.
     Raises ValueError: the classifier's model does not exist, or has another architecture than the bundle."""
     header = read_header(classifier)
-    folder = header["model_folder"]
-    source = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])
+    folder = header.model_folder
+    source = (verified(folder, header.model_sha256), "") if folder else (header.model, header.pretrained)
     backbone = load_backbone(*source)
     clip: Any = backbone.clip
     require(
         have_same_tower(backbone.architecture, bundle.description.architecture),
-        f"--classifier {classifier}: was made with {header['model']}, whose image tower is of another shape "
+        f"--classifier {classifier}: was made with {header.model}, whose image tower is of another shape "
         f"than that of --model {model} ({bundle.description.backbone})",
     )
     clip.visual.load_state_dict(bundle.model.visual.state_dict())

@@ -28,7 +28,6 @@ from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.description import (
     Description,
-    check_weights,
     load_description,
     require_same_model,
     require_weights,
@@ -109,7 +108,7 @@ def store(
     file."""
     require_no_links(config.model, "--model")
     weights = storage.join(config.model, WEIGHTS_FILE)
-    check_weights(weights)
+    require(storage.exists(weights), f"{weights}: is missing")
     require_weights(weights, description, hash_file(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
     files: Folders = {BUNDLE_FOLDER: [(storage.join(config.model, name), name) for name in bundle]}

@@ -1,4 +1,5 @@
-"""Which labels can be taken unseen: the largest set of the surest labels of which at most a share `risk` is wrong.
+"""Which labels can be taken unseen: the largest set of the surest labels of which at most a share `risk` is wrong; and
+the probability below which no class should be named (`Abstention`), chosen in the same way.
 
 The images without an answer are ordered by the confidence of their labels. Their surest 5%, 10%, ... 100% are tested in
 this order, by the answers about pictures drawn at random whose labels are as sure, until a test fails (fixed sequence
@@ -23,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.base.text import NONE_OF_THESE
-from must.method.answers.estimate import share
+from must.method.answers.estimate import binomial_tail, share
 
 CONFIDENCE = 0.95  # that the promise holds
-STEPS = 20  # sets that are tested
+STEPS, THRESHOLDS_TRIED = 20, 100  # sets, and thresholds, that are tested
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
     f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be taken unseen. "
@@ -168,3 +169,55 @@ def name_light(accepted: int | None, images: int) -> str:
         return ""
     share_accepted = accepted / images
     return "good" if share_accepted >= GOOD_SHARE else "poor" if share_accepted < POOR_SHARE else "unsure"
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """The probability below which no class should be named.
+
+    Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The
+    lowest threshold whose risk is at most the target is chosen: it has the largest coverage. The risk at a threshold is
+    bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down
+    until one fails, so that the bound holds for the chosen one."""
+
+    target: float
+    by: str = "none"  # labels or answers
+    threshold: float | None = None  # None: there is no such threshold, and `reason` says why
+    coverage: float | None = None
+    risk: float | None = None
+    bound: float | None = None
+    reason: str = ""
+    images: int = 0
+
+
+def abstention(target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels") -> Abstention:
+    """From the top probabilities [N] of images with labels, or with answers drawn at random; `correct`: bool [N]."""
+    images = len(confidence)
+    if not images:
+        return Abstention(target, reason="needs labels of images at random")
+    wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence, kind="stable")])])
+    thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
+    named = [int((confidence >= threshold).sum()) for threshold in thresholds]
+    steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, named, strict=True)]
+    last = find_last(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
+    if not last:
+        reason = "the surest images alone do not keep the target with so many labels"
+        return Abstention(target, reason=reason, images=images)
+    risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
+    return Abstention(target, by, floor(last.threshold), last.answers / images, risk, bound, "", images)
+
+
+def floor(threshold: float) -> float:
+    """Rounded down to six decimals, so that the image with this probability gets a class on other hardware too."""
+    return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
+
+
+def upper_bound(errors: int, images: int) -> float:
+    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - CONFIDENCE."""
+    if errors >= images:
+        return 1.0
+    low, high = errors / images, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
+    return high

@@ -1,8 +1,6 @@
-"""The recipe of a run: its settings in groups, the presets that choose them, its identity, its provenance in a bundle.
+"""The recipe of a run: the presets that choose its settings, its identity, its provenance in a bundle.
 
 A preset has the published settings of a data set (presets.yaml), or computes them from data and model (`auto`).
-TrainConfig has the same names as the groups, with their meaning and defaults; the settings of views are in
-`must.data.augment.draws.ViewSettings`.
 
 `--preset auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14
 with 3,760 to 1.28 million images; tiny towers were measured (docs/training.md). Learning rates between them are
@@ -20,19 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import yaml
 
 import must
 from must.base import storage
-from must.base.parameters import make_part, require
+from must.base.parameters import require
 from must.base.text import did_you_mean
 from must.config import TrainConfig
 from must.config.defaults import ALPHA
 from must.data.format.index import Index
 from must.method.model.classifier import TextClassifier
-from must.method.model.provenance import Provenance, RunSummary
+from must.method.model.description import Provenance, RunSummary
 
 AUTO = "auto"
 REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for, and its published accuracy
@@ -85,7 +83,8 @@ def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifie
 def published(name: str, model: str) -> dict[str, Any]:
     """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14)."""
     rows = preset_rows(name)
-    size = "*" if "*" in rows else published_size(model)
+    match = re.search(r"ViT-?([BL])[-/](\d+)", model)
+    size = "*" if "*" in rows else f"ViT-{match[1]}/{match[2]}" if match else ""
     require(
         size in rows,
         f"--preset {name}: published for {' and '.join(rows)} only, not for {model}; "
@@ -100,11 +99,6 @@ def preset_rows(name: str) -> dict[str, dict[str, Any]]:
     known = [AUTO, *dict.fromkeys(row["dataset"] for row in rows)]
     require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
     return {row["model"]: row for row in rows if row["dataset"] == name}
-
-
-def published_size(model: str) -> str:
-    match = re.search(r"ViT-?([BL])[-/](\d+)", model)
-    return f"ViT-{match.group(1)}/{match.group(2)}" if match else ""
 
 
 IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
@@ -197,51 +191,6 @@ def auto_settings(images: int, classes: int, width: int, size: int, patch: int) 
 def decay(memory: float) -> float:
     """The EMA decay that averages over so many steps: 0.9 to 0.9998."""
     return min(max(1 - 1 / max(memory, 1), 0.9), 0.9998)
-
-
-@dataclass(frozen=True)
-class Optim:
-    """Settings of AdamW and of the teacher's moving average."""
-
-    batch_size: int
-    lr: float
-    min_lr: float
-    weight_decay: float
-    layer_decay: float
-    ema_decay_init: float
-    ema_decay: float
-    ema_warmup_steps: int
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Settings of the losses and the pseudo-labels."""
-
-    fairness_weight: float
-    reconstruction_weight: float
-    align_weight: float
-    loss_reduction: Literal["global", "rank"]
-    confidence_threshold: float
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a step is executed; of the result it changes only rounding."""
-
-    precision: Literal["auto", "fp32", "bf16"]
-    parallel: Literal["ddp", "fsdp"]
-    activation_checkpointing: bool
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    optim: Optim
-    objective: Objective
-    execution: Execution
-
-    @classmethod
-    def from_config(cls, config: TrainConfig) -> Self:
-        return cls(make_part(config, Optim), make_part(config, Objective), make_part(config, Execution))
 
 
 # Parameters of how and where a run is executed; the result does not depend on them.

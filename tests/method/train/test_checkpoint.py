@@ -1,6 +1,5 @@
 """Checkpoints where they are kept: on a disk that fills up, on a bucket that goes away, whatever the clock says."""
 
-import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from must.base import storage
-from must.method.train.checkpoint import Checkpoints, DamagedError, Snapshot, load_state
+from must.method.train.checkpoint import Checkpoints, DamagedError, load_state
 from tests.method.train.lives import newest_state
 from tests.stores import be_impatient
 
@@ -46,11 +45,6 @@ def test_the_last_k_and_every_nth_stay(place):
     assert newest["progress"] == {"step": 16} and torch.equal(newest["weights"]["a"], torch.full((1000,), 16.0))
 
 
-def test_when_a_checkpoint_is_due():
-    checkpoints = Checkpoints("unused", keep_every=5)
-    assert [step for step in range(1, 16) if checkpoints.due(step, 4)] == [4, 5, 8, 10, 12, 15]
-
-
 def test_what_is_saved_is_the_moment_of_saving(tmp_path):
     """Training goes on while the state is written: the file must not see it."""
     checkpoints, weights = Checkpoints(str(tmp_path), keep=9), torch.zeros(3_000_000)
@@ -60,14 +54,6 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path):
     checkpoints.close()
     for step in range(1, 4):
         assert (load_state(tmp_path / f"step-{step:09d}.pt")["weights"] == step - 1).all()
-
-
-def test_a_snapshot_uses_its_memory_again():
-    snapshot, weights = Snapshot(), torch.zeros(10)
-    first = snapshot.take({"a": [weights, 3]})
-    second = snapshot.take({"a": [weights + 1, 4]})
-    assert second["a"][0].data_ptr() == first["a"][0].data_ptr() != weights.data_ptr()
-    assert second["a"][1] == 4 and second["a"][0].sum() == 10
 
 
 def test_a_run_that_starts_afresh_leaves_nothing_of_its_former_life(tmp_path):
@@ -91,19 +77,6 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
     checkpoints.save(4, state(4))
     checkpoints.close()
     assert names(tmp_path) == ["LAST", "step-000000004.json", "step-000000004.pt"]
-
-
-def test_the_times_of_files_mean_nothing(tmp_path):
-    """A clock that jumped: the newest checkpoint looks the oldest, another one comes from the future."""
-    checkpoints = Checkpoints(str(tmp_path), keep=3)
-    for step, date in [(1, time.time()), (2, time.time() + 10**9), (3, 0.0)]:
-        checkpoints.save(step, state(step))
-        checkpoints.wait()
-        for path in tmp_path.glob(f"step-{step:09d}.*"):
-            os.utime(path, (date, date))
-    checkpoints.save(4, state(4))
-    checkpoints.close()
-    assert checkpoints.steps() == [2, 3, 4] and newest_state(checkpoints)["progress"]["step"] == 4
 
 
 def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, capsys):

@@ -9,7 +9,7 @@ from must.api import cli
 from must.base.parameters import load
 from must.config import PlanConfig, TrainConfig
 from must.method.train import plan as planning
-from must.method.train.estimate import Size
+from must.method.train.log import Size
 from must.method.train.trainer import train
 from tests.method.train.processes import on_ranks
 
@@ -82,11 +82,8 @@ SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3,
 
 def test_a_real_model_on_a_cpu_is_warned_of():
     assert "hours or days on a CPU" in SIZE.lines()[2] and "use a GPU" in SIZE.lines()[2]
-    assert len(replace(SIZE, device="cuda").lines()) == len(replace(SIZE, parameters=900_000).lines()) == 2
-
-
-def test_micro_batches_are_told():
     assert "steps of 256 images in pieces of 64 (" in replace(SIZE, micro_batch=64).lines()[0]
+    assert len(replace(SIZE, device="cuda").lines()) == len(replace(SIZE, parameters=900_000).lines()) == 2
 
 
 def test_remote_shards_say_what_the_cache_will_hold():

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,9 +18,7 @@ from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.checkpoint import load_state
 from must.method.train.log import unlearned
-from must.method.train.step import build_optimizer, set_learning_rate, step_if_finite
 from must.method.train.trainer import train
-from tests.golden import golden_model
 from tests.method.train.lives import difference, log_of, start, training, wait_for_step
 
 SETTINGS = {
@@ -150,20 +147,6 @@ def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, 
     assert not (tmp_path / "model.json").exists()
     state = load_state(tmp_path / "checkpoints" / "step-000000004.pt")
     assert state["progress"]["skipped"] == 3
-
-
-def test_a_step_without_finite_gradients_changes_nothing():
-    model = golden_model()
-    optimizer = build_optimizer(model, 0.65, 0.05)
-    set_learning_rate(optimizer, 0.1)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    for value, expected in [(float("nan"), False), (float("inf"), False), (1.0, True)]:
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        model.classifier.grad[0, 0] = value
-        assert step_if_finite(optimizer).item() is expected
-        same = all(torch.equal(before[name], now) for name, now in model.state_dict().items())
-        assert same is not expected
 
 
 def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, refusal):
