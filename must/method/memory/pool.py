@@ -114,19 +114,16 @@ def fit_whitening(
 
 def join_pools(parts: Sequence[Pool]) -> Pool:
     """The parts of a pool, which were read with one whitening, in the order of the images' numbers."""
-    numbers = torch.cat([part.numbers for part in parts])
-    order = numbers.argsort()
+    order = torch.cat([part.numbers for part in parts]).argsort()
     sources = [source for part in parts for source in part.sources]
+
+    def join(name: str, dim: int = 0) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim).index_select(dim, order)
+
     return Pool(
-        numbers[order],
-        [sources[index] for index in order.tolist()],
-        torch.cat([part.vectors for part in parts])[order],
-        torch.cat([part.probabilities for part in parts])[order],
-        torch.cat([part.others for part in parts], 1)[:, order],
-        torch.cat([part.fit for part in parts])[order],
-        parts[0].tokens,
-        parts[0].embedding,
-    )
+        join("numbers"), [sources[index] for index in order.tolist()], join("vectors"), join("probabilities"),
+        join("others", 1), join("fit"), parts[0].tokens, parts[0].embedding,
+    )  # fmt: skip
 
 
 def subsample(source: EvalSource, limit: int) -> EvalSource:

@@ -11,7 +11,6 @@ from must.config import PlanConfig, TrainConfig
 from must.method.train import plan as planning
 from must.method.train.log import Size
 from must.method.train.trainer import train
-from tests.method.train.processes import on_ranks
 
 SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "seed": 1}
 
@@ -63,18 +62,6 @@ def test_steps_that_take_minutes_are_measured_by_a_few_images(digits, monkeypatc
     found = planning.plan(config(digits, PlanConfig, seconds=0.01))
     assert found["step"]["images"] == planning.FEW
     assert found["images_per_s"] == pytest.approx(25 / found["step"]["mean"])
-
-
-def planned_here(shards, classifier):
-    values = {"shards": shards, "classifier": classifier, "preset": "digits", **SETTINGS}
-    values |= {"batch_size": 26, "workers": 0, "seconds": 0.01}
-    return planning.plan(load(PlanConfig, values))
-
-
-@pytest.mark.slow
-def test_several_processes_measure_as_many_steps(digits):
-    found = on_ranks(2, planned_here, digits.shards, digits.classifier)
-    assert (found["processes"], found["micro_batch"], found["steps"]) == (2, 13, 10)
 
 
 SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3, 0, 0)

@@ -12,14 +12,11 @@ from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches, MicroBatches
 from must.method.distributed.process_group import World
-from must.method.model.backbone import build_visual
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
-from must.method.model.masked_vit import MaskedViT
 from must.method.train.losses import fairness_loss
 from must.method.train.step import MustStep
 from must.method.train.trainer import train
-from tests.method.model.tiny import FAMILIES, SIZE, model_config
 from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
@@ -96,28 +93,6 @@ def test_a_run_goes_on_in_another_form(forms):
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_give_the_same_gradients(record_property):
     assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), record_property)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_whole_graphs_and_few(family):
-    """What torch.compile gets: one graph for the teacher and one for the student, without a break, for all blocks."""
-    architecture = model_config(family)
-    towers = [build_visual({"quick_gelu": False, **architecture}) for _ in range(2)]
-    teacher, student = (MaskedViT(tower, torch.zeros(architecture["embed_dim"], 5)) for tower in towers)
-    teacher.requires_grad_(False)
-    images, masked = torch.zeros(2, 3, SIZE, SIZE), torch.zeros(2, 3, dtype=torch.int64)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    for block in [*teacher.tower.blocks, *student.tower.blocks]:
-        block.compile(backend="eager", fullgraph=True, dynamic=False)
-    for _ in range(2):
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                teacher(images)
-            student(images, masked)
-    kinds = 2 if family == "timm, class token" else 1  # its first block has no drop path
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * kinds
 
 
 @pytest.mark.slow

@@ -169,6 +169,7 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, refusal):
         ({"randaugment": "strong"}, "--randaugment strong"),
         ({"device": "cuda:9"}, "no such device here"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"workers": "much"}, "--workers: expected a whole number, got 'much', which is not auto either"),
         ({"min_lr": -1}, "--min-lr must be at least 0"),
         ({"logit_factor": "1e31"}, "--logit-factor must be above 0 and at most 10000, or 'model'"),
         ({"model": "ViT-B-16", "pretrained": "none.pt"}, "no such file"),

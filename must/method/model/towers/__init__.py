@@ -9,6 +9,7 @@ Shapes: B images, L patches, M masked patches an image, T = prefix tokens + L, W
 A new one is a class here, a case in `make_tower`, a tiny model in tests/method/model/tiny.py, a row in docs/models.md.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 
 from must.base.errors import UserError
 
+BEFORE_THE_BLOCKS = (  # beginnings of parameters' names
+    *("class_embedding", "positional_embedding", "conv1", "ln_pre"),  # open_clip's
+    *("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre."),  # timm's
+)
 NEEDS_PATCHES = (
     "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
 )
@@ -86,9 +91,11 @@ class Tower(ABC):
         With a class token it is newly initialized, as published. Where the head pools patches, it is a copy of the
         tower's last normalization, with which the head was trained."""
 
-    @abstractmethod
     def find_layer(self, name: str) -> int:
         """The layer of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for the rest."""
+        if block := re.match(r"(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.", name):
+            return int(block[1]) + 1
+        return 0 if name.removeprefix("trunk.").startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
 
     def checkpoint_activations(self) -> None:
         """Trades memory for work: each block's activations are computed again in the backward pass."""

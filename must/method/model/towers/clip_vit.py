@@ -1,7 +1,6 @@
 """open_clip's own VisionTransformer: with a class token (OpenAI, LAION, ...), mean (CLIPA) or attention pool (CoCa)."""
 
 import copy
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from must.base.parameters import require
 from must.method.model.attention import SelfAttention, attended, is_residual
 from must.method.model.towers import Tower, check_grid, refuse, take
-
-BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
 
 
 class ClipTower(Tower):
@@ -90,12 +87,6 @@ class ClipTower(Tower):
         norm = copy.deepcopy(self.visual.ln_post)
         norm.reset_parameters()
         return norm
-
-    def find_layer(self, name: str) -> int:
-        block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
-        if block:
-            return int(block.group(1)) + 1
-        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
 
 
 def require_attention(attention: Any) -> None:

@@ -4,7 +4,6 @@ Prefix tokens (class, registers) are optional; the head pools by class token, by
 """
 
 import copy
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from must.method.model.towers import HIERARCHICAL, NEEDS_PATCHES, Tower, check_grid, refuse
 
-BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.")
 NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
 
@@ -66,13 +64,6 @@ class TimmTower(Tower):
         if trunk.global_pool == "token":
             norm.reset_parameters()
         return norm
-
-    def find_layer(self, name: str) -> int:
-        name = name.removeprefix("trunk.")
-        block = re.match(r"blocks\.(\d+)\.", name)
-        if block:
-            return int(block.group(1)) + 1
-        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
 
 
 def output_size(visual: Any) -> int:
