@@ -30,7 +30,6 @@ from must.method.model.backbone import load_backbone
 from must.method.model.bundle import untrained
 from must.method.model.classifier import build_classifier, load_class_set, load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.folder import verified
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.vectors import Whitening, join_vectors, nearest, neighbour_weights
 
@@ -169,10 +168,8 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     `lists`: the classifier's and the new one, each {name: [images, agreement]}, and their `misfits`;
     `changed`: images with another label; `changes`: [present label, new label, images, examples]."""
     class_set, classifier = load_class_set(config.classes), load_text_classifier(config.classifier)
-    folder, device = classifier.model_folder, pick_device(config.device)
-    names = classifier.model, classifier.pretrained
-    backbone = load_backbone(*((verified(folder, classifier.model_sha256), "") if folder else names))
-    bundle = untrained(backbone, classifier, *names, classifier.logit_scale)
+    device, backbone = pick_device(config.device), load_backbone(*classifier.find_model())
+    bundle = untrained(backbone, classifier, classifier.model, classifier.pretrained, classifier.logit_scale)
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
     source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
     feature, vectors, sources = read_features(bundle.model, source, device)

@@ -32,9 +32,9 @@ from must.method.model.hub import (
     fetched,
     first_line,
     is_folder,
+    labelled,
     parse_model_name,
     patched_constants,
-    same_kind,
 )
 from must.method.model.masked_vit import make_tower
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
@@ -77,7 +77,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
         if folder and (folder / TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
             options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
         if transformers_folder and model.startswith(HUB):
-            fetch_weights(model.removeprefix(HUB), label)
+            with labelled(label):
+                fetch_weights(model.removeprefix(HUB))
         with hub_files_cached(name, pretrained, label):
             try:
                 with quiet_open_clip():
@@ -93,10 +94,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                 hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
                 raise UserError(f"{label}: cannot be loaded: {first_line(error)}{hint}") from error
         set_activation(clip.visual, config["vision_cfg"])
-        try:
+        with labelled(label):
             preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
-        except ValueError as error:
-            raise UserError(f"{label}: {error}") from None
         return Backbone(
             clip=clip.eval(),
             tokenizer=tokenizer,
@@ -128,7 +127,7 @@ def open_model(
     transformers folder the name is that of a temporary folder with its configuration and tokenizer, which is removed
     after the block."""
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
-        try:
+        with labelled(label):
             local = (as_folder(model.removeprefix(HUB)) if model.startswith(HUB) else "") or model
             folder = Path(local.removeprefix("local-dir:"))
             if folder.is_file():
@@ -137,8 +136,6 @@ def open_model(
             transformers_folder = folder if is_folder(local) and is_transformers(folder) else None
             if transformers_folder:
                 write_open_clip_folder(transformers_folder, Path(scratch))
-        except ValueError as error:
-            raise same_kind(error, f"{label}: {error}") from error
         name = open_clip_name(scratch if transformers_folder else model)
         if not is_folder(name) and not name.startswith(HUB):
             check_name(model)
@@ -197,18 +194,15 @@ def open_clip_name(model: str) -> str:
 def hub_files_cached(model: str, pretrained: str, label: str, weights: bool = True) -> Iterator[None]:
     """Downloads a model's configuration or weights into the hub's cache, if it is on a hub, before the block runs."""
     online = True
-    try:
+    with labelled(label):
         if model.startswith(HUB):
             names = (OPEN_CLIP_WEIGHTS, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
             online = fetched(model.removeprefix(HUB), *names)
         elif weights and not is_folder(model) and not Path(pretrained).is_file():
-            repository, _, file = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"].rpartition(
-                "/"
-            )
+            hf_hub = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"]
+            repository, _, file = hf_hub.rpartition("/")
             safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
             online = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
-    except ValueError as error:
-        raise same_kind(error, f"{label}: {error}") from error
     with nullcontext() if online else patched_constants(HF_HUB_OFFLINE=True):  # each request would wait for its timeout
         yield
 
@@ -271,10 +265,8 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
             visual = build_visual(architecture)
     except Exception as error:
         raise UserError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
-    try:
+    with labelled(f"--model {model}"):
         make_tower(visual)
-    except ValueError as error:
-        raise UserError(f"--model {model}: {error}") from None
     return visual
 
 

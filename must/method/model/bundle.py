@@ -114,11 +114,9 @@ def zero_shot_bundle(
     It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
     `logit_factor` is a number or 'model'."""
     from must.method.model.backbone import load_backbone
-    from must.method.model.folder import verified
 
     names = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
-    folder = classifier.model_folder if not (model or pretrained) else ""
-    source = (verified(folder, classifier.model_sha256), "") if folder else names
+    source = names if model or pretrained else classifier.find_model()
     backbone = load_backbone(*source, with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
     return untrained(backbone, classifier, *names, factor)

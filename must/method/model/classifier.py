@@ -62,6 +62,13 @@ class ClassifierHeader:
     model_sha256: str = ""  # of the weights in it
     sha256: str = ""  # of the classifier's weights; empty for one that is not in a file
 
+    def find_model(self) -> tuple[str, str]:
+        """(model, pretrained) of `load_backbone`: the model's own folder if it is as it was, else its name."""
+        from must.method.model.folder import verified
+
+        folder = self.model_folder
+        return (verified(folder, self.model_sha256), "") if folder else (self.model, self.pretrained)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassifier(ClassifierHeader):

@@ -153,16 +153,15 @@ def as_folder(repository: str) -> str:
     return str(Path(cached(repository, CONFIG_FILE)).parent)
 
 
-def fetch_weights(repository: str, label: str) -> None:
-    """Downloads the weights of a model in transformers' format to the hub's cache. Errors begin with `label`."""
-    try:
-        online = fetched(repository, *WEIGHT_FILES)
-        index = next((cached(repository, name) for name in WEIGHT_FILES if cached(repository, name)), "")
-        if online and index.endswith(".json"):
-            for file in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
-                fetched(repository, file)
-    except (ValueError, KeyError) as error:
-        raise same_kind(error, f"{label}: {first_line(error)}") from error
+def fetch_weights(repository: str) -> None:
+    """Downloads the weights of a model in transformers' format to the hub's cache."""
+    online = fetched(repository, *WEIGHT_FILES)
+    index = next((cached(repository, name) for name in WEIGHT_FILES if cached(repository, name)), "")
+    if online and index.endswith(".json"):
+        damaged = UserError(f"{Path(index).name} of {repository} on the hub is damaged")
+        files = storage.read_object(index, lambda content: set(content["weight_map"].values()), damaged)
+        for file in sorted(files):
+            fetched(repository, file)
 
 
 def cached(repository: str, name: str) -> str:
@@ -183,9 +182,14 @@ def may_succeed_later(status: int, error: BaseException) -> bool:
     return not hopeless and getattr(error, "errno", None) not in DISK_ERRORS
 
 
-def same_kind(error: Exception, line: str) -> TransientError | UserError:
-    """An error with that message: transient if `error` is."""
-    return (TransientError if isinstance(error, TransientError) else UserError)(line)
+@contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Errors about input in the block begin with the label; transient ones stay transient."""
+    try:
+        yield
+    except ValueError as error:
+        kind = TransientError if isinstance(error, TransientError) else UserError
+        raise kind(f"{label}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:
