@@ -105,10 +105,8 @@ def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.n
     steps = []
     for number in range(1, STEPS + 1):
         threshold = 1 - number / STEPS
-        above = ranks >= threshold
-        steps.append(
-            Step(threshold, int(above.sum()), int((above & ~correct).sum()), int((label_ranks >= threshold).sum()))
-        )
+        right, labels = correct[ranks >= threshold], int((label_ranks >= threshold).sum())
+        steps.append(Step(threshold, len(right), int((~right).sum()), labels))
 
     def keeps(step: Step) -> bool:
         return error_tail(step.errors, step.answers, step.labels, risk) <= 1 - CONFIDENCE

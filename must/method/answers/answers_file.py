@@ -111,9 +111,8 @@ def parse_answer(entry: dict[str, Any], sha256: str, classes: set[str] | None) -
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     require(label is None or classes is None or label in classes, f"{brief(label)} is none of the model's classes")
-    return Answer(
-        sha256, label, unsure, **{name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
-    )
+    texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
+    return Answer(sha256, label, unsure, **texts)
 
 
 def is_object(line: bytes) -> bool:

@@ -209,9 +209,8 @@ def judge_list(
 
 
 def count_changes(now: ClassList, new: ClassList, sources: list[str]) -> dict[str, Any]:
-    pairs = [
-        (now.names[a], new.names[b]) for a, b in zip(now.labels.tolist(), new.labels.tolist(), strict=True)
-    ]  # fmt: skip
+    labels = zip(now.labels.tolist(), new.labels.tolist(), strict=True)
+    pairs = [(now.names[a], new.names[b]) for a, b in labels]
     changes = Counter(pair for pair in pairs if pair[0] != pair[1])
     tables = [
         {name: [int((each.labels == k).sum()), round(float(each.agreement[k]), 3)] for k, name in enumerate(each.names)}

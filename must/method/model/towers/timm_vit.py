@@ -82,9 +82,8 @@ def timm_tower(visual: Any) -> Tower:
     embed = trunk.patch_embed
     if type(embed) is not PatchEmbed:
         refuse(name, f"its patches come from a convolutional stem ({type(embed).__name__}), not from single patches")
-    if trunk.global_pool not in ("token", "avg", "map") or any(
-        "pool" in child for child, _ in visual.head.named_children()
-    ):
+    pools_again = any("pool" in child for child, _ in visual.head.named_children())
+    if pools_again or trunk.global_pool not in ("token", "avg", "map"):
         refuse(name, f"its pooling '{trunk.global_pool}' is not supported")
     if getattr(trunk, "rope_mixed", False) or not all(
         isinstance(layer, nn.Identity) for layer in (trunk.patch_drop or nn.Identity(), embed.norm)
