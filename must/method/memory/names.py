@@ -14,7 +14,7 @@ Shapes: N images, K classes, C neighbours of an image, V numbers a vector, G gro
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,20 +59,11 @@ class Finding:
     def to_dict(self, classes: list[str], sources: list[str]) -> dict[str, Any]:
         """For refined.json: classes and examples by name, and the finding in a line."""
         names, examples = [classes[k] for k in self.classes], [sources[row] for row in self.rows]
-        return {
-            "kind": self.kind,
-            "classes": names,
-            "images": self.images,
-            "examples": examples,
-            "text": self.describe(classes),
-        }
-
-    def describe(self, classes: list[str]) -> str:
-        """One line."""
-        names = [f"“{classes[k]}”" for k in self.classes]
         if self.kind == "group":
-            return f"{self.images:,} similar images fit none of the names well: is a class missing?"
-        return f"{names[0]} and {names[1]} get the same images: give them other words, or join them"
+            text = f"{self.images:,} similar images fit none of the names well: is a class missing?"
+        else:
+            text = f"“{names[0]}” and “{names[1]}” get the same images: give them other words, or join them"
+        return {"kind": self.kind, "classes": names, "images": self.images, "examples": examples, "text": text}
 
 
 def find_misfits(probabilities: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]) -> list[Finding]:
@@ -150,15 +141,6 @@ def find_pairs(probabilities: Tensor) -> list[Finding]:
     return findings
 
 
-class ClassList(NamedTuple):
-    """A class list on N images."""
-
-    names: list[str]
-    labels: Tensor  # int64 [N], refined
-    agreement: Tensor  # float32 [K], of the neighbours beyond chance: 0 for as much as chance, 1 for always
-    misfits: list[dict[str, Any]]  # as of Finding.to_dict
-
-
 @torch.inference_mode()
 def compare_lists(config: RefineConfig) -> dict[str, Any]:
     """`must refine WORK --classes new.txt`: two class lists on the same images, compared without labels, and no file.
@@ -173,12 +155,22 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
     source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
     feature, vectors, sources = read_features(bundle.model, source, device)
-    near = nearest(vectors)
-    now, new = (
-        judge_list(list(each), classifier.logit_scale * feature @ column, vectors, near, sources)
-        for each, column in zip((classifier.classes, class_set.names), columns, strict=True)
-    )
-    result = count_changes(now, new, sources)
+    near, judged = nearest(vectors), []
+    for names, column in zip((classifier.classes, class_set.names), columns, strict=True):
+        judged.append(judge_list(list(names), classifier.logit_scale * feature @ column, vectors, near, sources))
+    labels, tables, misfits = zip(*judged, strict=True)
+    pairs = list(zip(*labels, strict=True))
+    changes = Counter(pair for pair in pairs if pair[0] != pair[1])
+    result = {
+        "images": len(sources),
+        "changed": sum(changes.values()),
+        "lists": list(tables),
+        "misfits": list(misfits),
+        "changes": [
+            [*pair, count, [s for s, p in zip(sources, pairs, strict=True) if p == pair][:EXAMPLES]]
+            for pair, count in changes.most_common(SHOWN)
+        ],
+    }
     logger.info(printable_table(result, config.classes))
     return result
 
@@ -197,35 +189,19 @@ def read_features(model: MaskedViT, source: EvalSource, device: torch.device) ->
 
 def judge_list(
     names: list[str], logits: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor], sources: list[str]
-) -> ClassList:
-    """`logits`: float32 [N, K]; `vectors`, `near`: as of `nearest`."""
+) -> tuple[list[str], dict[str, list[float]], list[dict[str, Any]]]:
+    """(refined label of each image, {name: [images, agreement]}, misfits as of Finding.to_dict). The agreement is the
+    neighbours', beyond chance: 0 for as much as chance, 1 for always. `logits`: float32 [N, K]; `near`: as of
+    `nearest(vectors)`."""
     P, weights = logits.softmax(1), neighbour_weights(near[1])
     near_mean = torch.stack([w @ P[n] for n, w in zip(near[0], weights, strict=True)])
     mean, both = P.mean(0), P * near_mean
     agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
     labels = propagate(*near, P).labels.argmax(1)
     misfits = [f.to_dict(names, sources) for f in find_misfits(P, logits.amax(1), vectors, near)]
-    return ClassList(names, labels, agreement, misfits)
-
-
-def count_changes(now: ClassList, new: ClassList, sources: list[str]) -> dict[str, Any]:
-    labels = zip(now.labels.tolist(), new.labels.tolist(), strict=True)
-    pairs = [(now.names[a], new.names[b]) for a, b in labels]
-    changes = Counter(pair for pair in pairs if pair[0] != pair[1])
-    tables = [
-        {name: [int((each.labels == k).sum()), round(float(each.agreement[k]), 3)] for k, name in enumerate(each.names)}
-        for each in (now, new)
-    ]
-    return {
-        "images": len(sources),
-        "changed": sum(changes.values()),
-        "lists": tables,
-        "misfits": [now.misfits, new.misfits],
-        "changes": [
-            [*pair, count, [s for s, p in zip(sources, pairs, strict=True) if p == pair][:EXAMPLES]]
-            for pair, count in changes.most_common(SHOWN)
-        ],
-    }
+    counts = labels.bincount(minlength=len(names)).tolist()
+    table = {name: [count, round(a, 3)] for name, count, a in zip(names, counts, agreement.tolist(), strict=True)}
+    return [names[k] for k in labels.tolist()], table, misfits
 
 
 def printable_table(result: dict[str, Any], file: str) -> str:
