@@ -180,35 +180,18 @@ def test_it_is_read_as_it_was_written(remembering):
     }
 
 
-def nan(value):
-    return torch.full_like(value, float("nan"))
+DAMAGE = [
+    *((name, lambda value: value[:-1])
+      for name in ("vectors", "fade", "correction", "tokens.projection", "tokens.offset", "embedding.projection")),
+    *((name, lambda value: value[:, :-1]) for name in ("vectors", "classes", "correction", "tokens.projection")),
+    *((name, lambda value: torch.full_like(value, torch.nan)) for name in ("vectors", "lifts", "embedding.offset")),
+    ("vectors", lambda value: value[:0]), ("vectors", lambda value: value.flatten()),
+    ("classes", lambda value: value + 10), ("classes", lambda value: value - 1), ("lifts", lambda value: -value - 1),
+    ("fade", None), ("other", lambda _: torch.zeros(1)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("vectors", lambda value: value[:-1]),
-        ("vectors", lambda value: value[:, :-1]),
-        ("vectors", lambda value: value[:0]),
-        ("vectors", nan),
-        ("classes", lambda value: value + 10),
-        ("classes", lambda value: value - 1),
-        ("classes", lambda value: value[:, :-1]),
-        ("lifts", lambda value: -value - 1),
-        ("lifts", nan),
-        ("fade", lambda value: value[:1]),
-        ("correction", lambda value: value[:-1]),
-        ("correction", lambda value: value[:, :-1]),
-        ("tokens.projection", lambda value: value[:-1]),
-        ("tokens.projection", lambda value: value[:, :-1]),
-        ("tokens.offset", lambda value: value[:-1]),
-        ("embedding.projection", lambda value: value[:-1]),
-        ("embedding.offset", nan),
-        ("vectors", lambda value: value.flatten()),
-        ("fade", None),
-        ("other", lambda _: torch.zeros(1)),
-    ],
-)
+@pytest.mark.parametrize("name, change", DAMAGE)
 def test_damaged_tensors_are_refused(remembering, name, change):
     _, bundle, _ = remembering
     tensors = bundle.memory.state_dict()

@@ -104,6 +104,10 @@ def test_a_file_of_names_alone(tmp_path, name, data):
     assert class_set.names == ("cat", "big dog", "yes") and class_set.prompts[1] == ("a photo of a big dog.",)
 
 
+MANY_PROMPTS = "classes:\n- {name: cat, prompts: &own " + str(["x"] * 5000) + "}\n"
+MANY_PROMPTS += "".join(f"- {{name: {n}, prompts: *own}}\n" for n in range(3000))
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -124,13 +128,7 @@ def test_a_file_of_names_alone(tmp_path, name, data):
         ),
         ('classes: [cat, "do\\0g"]\n', "class 2 is 'do.g', which is no name"),
         (f"classes: {list(range(3000))}\ntemplates: {[f'{n} {{}}' for n in range(5000)]}\n", "too many prompts"),
-        (
-            "classes:\n- {name: cat, prompts: &own "
-            + str(["x"] * 5000)
-            + "}\n"
-            + "".join(f"- {{name: {n}, prompts: *own}}\n" for n in range(3000)),
-            "too many prompts",
-        ),
+        (MANY_PROMPTS, "too many prompts"),
         ("klasses: [cat, dog]\n", "expected 'classes:'"),
         ("classes: [cat, dog]\nnames: 3\n", "unknown key 'names'"),
         ("classes: [cat\n", "not valid YAML"),
