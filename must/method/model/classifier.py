@@ -165,27 +165,24 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     if isinstance(source, list):
         return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes is missing; give names or a file")
+    where = f"--classes {source}"
     hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
     is_path = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
     if not is_path and not storage.exists(source):
         return make_class_set(split_names(source, hint), [DEFAULT_TEMPLATE], f"--classes {brief(source)}")
     folder = not storage.is_remote(source) and storage.local(source).is_dir()
-    require(not folder, f"--classes {source}: is a folder; give {hint}")
-    require(storage.exists(source), f"--classes {source}: no such file; give {hint}")
-    if source.lower().endswith(".txt"):
-        content: Any = names_in(storage.read_bytes(source), f"--classes {source}")
-    else:
-        content = parse_yaml(storage.read_bytes(source), f"--classes {source}")
+    require(not folder, f"{where}: is a folder; give {hint}")
+    require(storage.exists(source), f"{where}: no such file; give {hint}")
+    data = storage.read_bytes(source)
+    content: Any = names_in(data, where) if source.lower().endswith(".txt") else parse_yaml(data, where)
     if isinstance(content, list):
         content = {"classes": content}
-    require(
-        isinstance(content, dict) and "classes" in content,
-        f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
-    )
+    has_classes = isinstance(content, dict) and "classes" in content
+    require(has_classes, f"{where}: expected 'classes:' and 'templates:', or a list of names")
     unknown = content.keys() - {"classes", "templates"}
     examples = ", ".join(sorted(map(brief, unknown))[:5])
-    require(not unknown, f"--classes {source}: unknown key {examples}; known: classes, templates")
-    return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
+    require(not unknown, f"{where}: unknown key {examples}; known: classes, templates")
+    return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], where)
 
 
 def split_names(text: str, hint: str) -> list[str]:
@@ -229,9 +226,11 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         if "share" in values:
             share = shares[name] = values["share"]
             in_range = type(share) in (int, float) and 1 / LARGEST_SHARE <= share <= LARGEST_SHARE
-            limits = f"{1 / LARGEST_SHARE:g} to {LARGEST_SHARE:g}"
-            label = f"{where}: the share of class {brief(name)}"
-            require(in_range, f"{label} must be a number from {limits}, not {brief(share)}")
+            require(
+                in_range,
+                f"{where}: the share of class {brief(name)} must be a number from {1 / LARGEST_SHARE:g} to "
+                f"{LARGEST_SHARE:g}, not {brief(share)}",
+            )
         names.append(name)
         prompts.append(tuple(listed or (template.replace("{}", name) for template in templates)))
     repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
