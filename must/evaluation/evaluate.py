@@ -36,8 +36,7 @@ from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
-from must.method.answers.accept import abstention
-from must.method.answers.estimate import difference, share
+from must.method.answers.estimate import abstention, difference, share
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.alpha import CLASSIFIER_PREFIXES
 from must.method.memory.pool import Predicted, compare_predictions, read_pool, subsample

@@ -17,7 +17,7 @@ from must.base.parameters import require
 from must.base.records import make_record
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
-from must.method.answers.accept import Abstention
+from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; an older file without it is read as well

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
-from must.method.answers.accept import LIGHTS
 from must.method.answers.answers_file import (
     ADDED,
     AGAIN,
@@ -24,6 +23,7 @@ from must.method.answers.answers_file import (
     read_history,
     without,
 )
+from must.method.answers.estimate import LIGHTS
 from must.method.answers.review import MODEL, SCHEDULE, Picture, Review
 
 if TYPE_CHECKING:

@@ -22,9 +22,8 @@ from must.base.parameters import require
 from must.base.records import make_record
 from must.base.text import counted
 from must.config.defaults import RISK
-from must.method.answers.accept import Accepted, accept, describe_classes, find_ranks
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.estimate import Accepted, AccuracyEstimate, accept, describe_classes, find_ranks
 
 REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed

@@ -26,9 +26,16 @@ from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import History
-from must.method.answers.accept import Abstention, Accepted, abstention, accept, describe_classes, find_ranks
 from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.estimate import (
+    Abstention,
+    Accepted,
+    AccuracyEstimate,
+    abstention,
+    accept,
+    describe_classes,
+    find_ranks,
+)
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
@@ -95,7 +102,7 @@ class Refined:
         return accepted
 
     def describe_classes(self, classes: list[str], numbers: Tensor) -> list[dict[str, Any]]:
-        """As of accept.py, and `samples`: the numbers in the split of the class's surest, middle and least sure image
+        """As of estimate.py, and `samples`: the numbers in the split of the class's surest, middle and least sure image
         without an answer; `numbers`: int64 [N], those of all images. [] without answers."""
         if self.measured is None:
             return []

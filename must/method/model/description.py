@@ -16,8 +16,7 @@ from must.base.parameters import require
 from must.base.records import make_record
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
-from must.method.answers.accept import Abstention
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.estimate import Abstention, AccuracyEstimate
 
 BUNDLE_FORMAT = 1
 LARGEST_LOGIT_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow

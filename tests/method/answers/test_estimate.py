@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from must.method.answers.accept import accept, describe_classes, error_tail, fewest_answers, find_ranks
+from must.method.answers.estimate import accept, describe_classes, error_tail, fewest_answers, find_ranks
 
 
 def draw(images, answers, rate, seed):
