@@ -164,7 +164,6 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.method.distributed.cpu import division, prepare_machine, share_cores
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.recipe import StepSettings
     from must.method.train.step import MustStep, compile_blocks
 
     prepare_machine(device)
@@ -174,7 +173,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     )
     student = MaskedViT(visual, classifier).to(device)
     preprocess, alone = Preprocess(size=visual.image_size[0]), World(0, 1, device)
-    step = MustStep(student, preprocess, StepSettings.from_config(config), alone, 1000, 1000)
+    step = MustStep(student, preprocess, config, alone, 1000, 1000)
     if device.type == "cpu":
         share_cores(division(step.work).threads)
     size, (weak, strong, masked) = options.batch_size // options.accumulate, data

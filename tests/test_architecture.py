@@ -105,9 +105,9 @@ NO_TORCH = (  # not in any function either
     "method.model.description",
 )
 
-# What stands for the same in several modules: a stage in the library, in a pod and in the DAG; the stores; the towers.
+# What stands for the same in several modules: a stage in the library, in a pod and in the DAG; the stores.
 SAME_FUNCTIONS = {"main", "client", "make_client", *STAGES, *LIBRARY_STAGES}
-SAME_CONSTANTS = {"STAGES", "STORE", "NO_CREDENTIALS", "BEFORE_THE_BLOCKS"}
+SAME_CONSTANTS = {"STAGES", "STORE", "NO_CREDENTIALS"}
 
 
 def module_of(path):

@@ -23,9 +23,8 @@ from benchmarks.shifts.run import prepare, truth
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS, task, variant
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.memory.names import Finding, find_misfits, make_groups
+from must.method.memory.names import Finding, find_misfits, make_groups, read_features
 from must.method.memory.propagate import propagate
-from must.method.memory.trial import read_features
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess

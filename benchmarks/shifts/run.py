@@ -31,8 +31,7 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import LISTED_CLASSES
-from must.method.answers.coverage import order_by_coverage
-from must.method.answers.review import SCHEDULE
+from must.method.answers.review import SCHEDULE, order_by_coverage
 from must.method.memory.alpha import interpolate, load_trained
 from must.method.memory.build import build_memory, find_neighbours
 from must.method.memory.pool import Pool, read_pool

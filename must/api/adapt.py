@@ -43,7 +43,7 @@ from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 from must.method.model.description import load_description
 from must.method.model.folder import MODELS_FOLDER
-from must.method.model.model_name import check_model_name
+from must.method.model.hub import check_model_name
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)
@@ -221,7 +221,7 @@ def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any
             return False
     import torch  # takes seconds
 
-    from must.method.train.estimate import duration
+    from must.method.train.log import duration
 
     if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
         return True

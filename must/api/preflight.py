@@ -46,7 +46,7 @@ def check_bundle(config: Any, uri: str, flag: str) -> None:
 
 
 def check_backbone(config: Any, model: str, flag: str) -> None:
-    from must.method.model.model_name import check_model_name
+    from must.method.model.hub import check_model_name
 
     check_model_name(model, config.pretrained)
 
@@ -68,9 +68,9 @@ def check_classifier(config: Any, file: str, flag: str) -> None:
 
     header = read_header(file, flag)
     if not (getattr(config, "pretrained", "") or (hasattr(config, "pretrained") and config.model)):
-        require_model(header["model_folder"])
+        require_model(header.model_folder)
     if getattr(config, "class_prior", "") == "given":
-        require_shares(header.get("shares"), file)
+        require_shares(header.shares, file)
 
 
 def check_baseline(config: Any, uri: str, flag: str) -> None:
@@ -91,7 +91,7 @@ def check_preset(config: Any, name: str, flag: str) -> None:
     from must.method.train.recipe import AUTO, preset_rows, published
 
     if name != AUTO:
-        published(name, config.model or ("" if "*" in preset_rows(name) else read_header(config.classifier)["model"]))
+        published(name, config.model or ("" if "*" in preset_rows(name) else read_header(config.classifier).model))
 
 
 def check_answers(config: Any, uri: str, flag: str) -> None:

@@ -4,7 +4,7 @@ Paths are strings, as they may be URIs of a bucket; shares and accuracies are fr
 """
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from must import config as configs
@@ -14,8 +14,7 @@ from must.deploy.predict.writer import Prediction, to_frame
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
 from must.evaluation.result import Metrics
-from must.method.model.description import load_description
-from must.method.model.provenance import RunSummary
+from must.method.model.description import RunSummary, load_description
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Trained:
     def from_output(cls, config: configs.TrainConfig, summary: RunSummary) -> Self:
         selection = load_description(config.output).provenance.selection
         alpha = selection.alpha if selection else 1.0
-        return cls(config.output, summary.steps, summary.images, summary.seconds, alpha, summary.to_dict())
+        return cls(config.output, summary.steps, summary.images, summary.seconds, alpha, asdict(summary))
 
 
 @dataclass(frozen=True)

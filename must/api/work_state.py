@@ -139,7 +139,7 @@ class WorkState:
     def class_names(self) -> list[str]:
         from must.method.model.classifier import read_header
 
-        return list(read_header(str(self.classifier), "--classifier")["classes"])
+        return list(read_header(str(self.classifier)).classes)
 
     def weights_sha256(self) -> str:
         """Of the model; "" if there is none."""

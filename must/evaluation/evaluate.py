@@ -36,14 +36,12 @@ from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, LabelFree, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import SampleFeatures, Samples, Scores, score_split
 from must.evaluation.table import text_table
-from must.method.answers.abstention import abstention
-from must.method.answers.estimate import difference, share
+from must.method.answers.estimate import abstention, difference, share
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.alpha import CLASSIFIER_PREFIXES
-from must.method.memory.check import Predicted, compare_predictions
-from must.method.memory.pool import read_pool, subsample
+from must.method.memory.pool import Predicted, compare_predictions, read_pool, subsample
 from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
-from must.method.model.classifier import load_text_classifier, read_header
+from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes, require_same_model
 
 logger = logging.getLogger(__name__)
@@ -93,7 +91,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         metrics = replace(
             metrics,
             label_free=replace(metrics.label_free, compared=compared, training=stability(training_log(config.model))),
-            baseline_name=baseline_name(config, baseline),
+            baseline_name=baseline_name(baseline),
             model=model,
             data=data,
             refined=refined.to_dict() if refined else None,
@@ -276,12 +274,10 @@ def report_page(
         return plain_page(text_table(metrics), "".join(traceback.format_exception(error)))
 
 
-def baseline_name(config: EvaluateConfig, baseline: Bundle | None) -> str:
+def baseline_name(baseline: Bundle | None) -> str:
     if baseline is None:
         return "none"
-    if baseline.description.provenance:
-        return "baseline"
-    return "refined zero-shot" if read_header(config.baseline, "--baseline").get("refined") else "zero-shot"
+    return "baseline" if baseline.description.provenance else "zero-shot"
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

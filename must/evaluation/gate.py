@@ -15,8 +15,7 @@ from must.base.text import counted
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.estimate import AccuracyEstimate
-from must.method.model.description import load_description, require_same_model
-from must.method.model.provenance import CheckResult, Selection
+from must.method.model.description import CheckResult, Selection, load_description, require_same_model
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
 
 def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABELS) -> Decision:
-    """Stops a model that collapsed (must/method/memory/check.py): without labels nothing else can be known.
+    """Stops a model that collapsed (must/method/memory/pool.py): without labels nothing else can be known.
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
     why a model that passes may be no better.

@@ -16,8 +16,8 @@ from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
-from must.method.answers.abstention import Abstention
-from must.method.model.provenance import CheckResult, Selection
+from must.method.answers.estimate import Abstention
+from must.method.model.description import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file; an older file without it is read as well
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json.dumps leaves these unescaped

@@ -147,7 +147,7 @@ def champion(
     decided = models.decision(key) if only_new else None
     bundle = models.bundle(latest) if latest else ""
     facts.result = f"champion: {latest or 'none yet'}; evaluates on {split}"
-    if bundle and read_header(classifier)["classes"] != load_description(bundle).classes:
+    if bundle and list(read_header(classifier).classes) != load_description(bundle).classes:
         bundle = ""
         facts.result += "; it has other classes, so the model is compared with zero-shot only"
     if decided:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ from must.base.exits import BUG, PREEMPTED, format_error, handling
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment
-from must.method.model.description import load_description, summary_at
-from must.method.model.provenance import RunSummary
+from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
@@ -147,7 +147,7 @@ def train(
 
 def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
     """For Kubeflow: the numbers of the run (`summary`), and the metadata of the bundle (see `origin`)."""
-    numbers, made_from = plain(summary.to_dict()), origin(output)
+    numbers, made_from = plain(asdict(summary)), origin(output)
     name = {"display_name": f"adapted model {made_from['sha256'][:12]}"}
     return {"summary": numbers, "metadata": plain(made_from) | numbers | name}
 

@@ -5,11 +5,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from must.method.model.provenance import RunSummary
+from must.method.model.description import RunSummary
 from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.nodes import encode_nodes
@@ -18,7 +19,7 @@ from must_pipeline.files import CLUSTER
 from tests.deploy.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
-SUMMARY = RunSummary(steps=10, images_per_s=100.0).to_dict()
+SUMMARY = asdict(RunSummary(steps=10, images_per_s=100.0))
 
 
 def nodes(name="gke"):

@@ -1,7 +1,7 @@
 """What an evaluation of 200 labelled images found, for tests of those who read it."""
 
 from must.evaluation.result import Accuracy, Compared, Data, LabelFree, Metrics, ModelFigures, Paired
-from must.method.model.provenance import CheckResult
+from must.method.model.description import CheckResult
 
 
 def accuracy(top1):

@@ -10,9 +10,7 @@ from must.config import ExportConfig
 from must.deploy.export.export import export
 from must.deploy.predict.session import OnnxClassifier, threshold
 from must.evaluation.evaluate import evaluate
-from must.method.answers.abstention import abstention, upper_bound
-from must.method.answers.accept import first_count
-from must.method.answers.estimate import binomial_tail
+from must.method.answers.estimate import abstention, binomial_tail, first_count, upper_bound
 from tests.evaluation.digits import evaluation
 
 

@@ -46,7 +46,7 @@ def ask(
     facts=None, **more,
 ):  # fmt: skip
     file = str(tmp_path / "classifier.safetensors")
-    save_classifier(TextClassifier(torch.eye(2), tuple(classes), ("a {}",), "tiny", "", 100.0), file)
+    save_classifier(TextClassifier(tuple(classes), ("a {}",), "tiny", "", 100.0, weights=torch.eye(2)), file)
     content = make_index(splits).to_json()
     write_bytes(str(tmp_path / "work" / "shards" / "index.json"), content)
     return champion(

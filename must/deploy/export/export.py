@@ -28,8 +28,7 @@ from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, load_bundle
-from must.method.model.description import get_preprocess, require_same_model
-from must.method.model.provenance import Selection
+from must.method.model.description import Selection, get_preprocess, require_same_model
 
 logger = logging.getLogger(__name__)
 

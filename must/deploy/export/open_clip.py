@@ -27,7 +27,7 @@ from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
 from must.method.model.bundle import Bundle
 from must.method.model.classifier import read_header
 from must.method.model.description import get_preprocess
-from must.method.model.folder import verified, write_files
+from must.method.model.folder import write_files
 from must.method.model.hub import first_line
 
 logger = logging.getLogger(__name__)
@@ -91,13 +91,11 @@ def memory_gain(metrics: Metrics | None) -> str:
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     """The classifier file's model with the image tower and the logit factor of the bundle at `model`."""
     header = read_header(classifier)
-    folder = header["model_folder"]
-    source = (verified(folder, header["model_sha256"]), "") if folder else (header["model"], header["pretrained"])
-    backbone = load_backbone(*source)
+    backbone = load_backbone(*header.find_model())
     clip: Any = backbone.clip
     require(
         have_same_tower(backbone.architecture, bundle.description.architecture),
-        f"--classifier {classifier}: was made with {header['model']}, whose image tower is of another shape "
+        f"--classifier {classifier}: was made with {header.model}, whose image tower is of another shape "
         f"than that of --model {model} ({bundle.description.backbone})",
     )
     clip.visual.load_state_dict(bundle.model.visual.state_dict())

@@ -26,7 +26,6 @@ from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.description import (
     Description,
-    check_weights,
     load_description,
     require_same_model,
     require_weights,
@@ -104,7 +103,7 @@ def store(
     a version with the same weights has another ONNX file."""
     require_no_links(config.model, "--model")
     weights = storage.join(config.model, WEIGHTS_FILE)
-    check_weights(weights)
+    require(storage.exists(weights), f"{weights}: is missing")
     require_weights(weights, description, hash_file(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
     files = {f"{BUNDLE_FOLDER}/{name}": storage.join(config.model, name) for name in bundle}

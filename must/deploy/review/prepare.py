@@ -23,7 +23,6 @@ from must.base.processes import cores
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.method.answers.answers_file import read_answers
-from must.method.answers.coverage import order_by_coverage
 from must.method.answers.review import (
     FIRST_IMAGES,
     IMAGES_FILE,
@@ -33,12 +32,12 @@ from must.method.answers.review import (
     Picture,
     Review,
     fingerprint,
+    order_by_coverage,
     random_order,
 )
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.build import build_memory, predict_left_out
-from must.method.memory.check import Predicted
-from must.method.memory.pool import Pool, fit_whitening, join_pools, read_pool, subsample
+from must.method.memory.pool import Pool, Predicted, fit_whitening, join_pools, read_pool, subsample
 from must.method.memory.propagate import answer_rows, fit_correction, refine_probabilities
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier

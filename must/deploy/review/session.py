@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.method.answers import answers_file
-from must.method.answers.accept import LIGHTS
 from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, RANDOM, SIMILAR, Answer
+from must.method.answers.estimate import LIGHTS
 from must.method.answers.review import MODEL, SCHEDULE, Picture, Review
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from must.evaluation.report.provenance import commands, next_steps, provenance, 
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import SampleFeatures, Samples, Scores
-from must.method.answers.accept import LIGHTS
-from must.method.model.provenance import CheckResult, Selection
+from must.method.answers.estimate import LIGHTS
+from must.method.model.description import CheckResult, Selection
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn

@@ -64,15 +64,13 @@ def hash_answers(uri: str) -> str:
 
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:
-    """sha256 -> the answer that counts. No file: no answers. Raises ValueError: as `read_history`."""
+    """sha256 -> the answer that counts. No file: no answers."""
     return {sha256: answers[-1] for sha256, answers in read_history(uri, classes).items()}
 
 
 def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[Answer]]:
     """sha256 -> its answers that were not taken back, the one that counts last; in the order of their last lines. An
-    incomplete last line, of a killed program, is skipped.
-    Raises ValueError: a line is not an answer, or names a class that is not in `classes`; the message has its
-    number."""
+    incomplete last line, of a killed program, is skipped. Every label must be one of `classes`, if they are given."""
     try:
         data = storage.read_bytes(answers_file(uri))
     except (FileNotFoundError, NotADirectoryError):
@@ -89,8 +87,9 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
             sha256 = of_form(SHA256, entry["sha256"], "sha256")
             answers = history.pop(sha256, [])  # so that the order is that of the last answers
             if "undone" in entry:
-                require(bool(entry["undone"]) and isinstance(entry["undone"], str), "undone must be a time")
-                answers = without(answers, entry["undone"])
+                when = entry["undone"]
+                require(bool(when) and isinstance(when, str), "undone must be a time")
+                answers = without(answers, when)
             else:
                 answers = [*answers, parse_answer(entry, sha256, known)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -101,21 +100,19 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
     return history
 
 
+def without(answers: list[Answer], when: str) -> list[Answer]:
+    """The answers without the last one that was given at `when`."""
+    last = max((number for number, answer in enumerate(answers) if answer.when == when), default=None)
+    return [answer for number, answer in enumerate(answers) if number != last]
+
+
 def parse_answer(entry: dict[str, Any], sha256: str, classes: set[str] | None) -> Answer:
-    """Raises ValueError: not an answer, or a class that is not in `classes`."""
     unsure = entry.get("unsure") is True
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     require(label is None or classes is None or label in classes, f"{brief(label)} is none of the model's classes")
-    return Answer(
-        sha256, label, unsure, **{name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
-    )
-
-
-def without(answers: list[Answer], when: str) -> list[Answer]:
-    """The answers without the last one that was given at `when`."""
-    numbers = [number for number, answer in enumerate(answers) if answer.when == when]
-    return [answer for number, answer in enumerate(answers) if number not in numbers[-1:]]
+    texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
+    return Answer(sha256, label, unsure, **texts)
 
 
 def is_object(line: bytes) -> bool:
@@ -151,7 +148,7 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
 
 def add(uri: str, data: bytes) -> int:
     """Appends the lines of `data` that the file `uri` does not have yet; returns their number. An incomplete last line
-    is removed from both. Raises ValueError: other programs wrote to the file at every attempt."""
+    is removed from both."""
     for _ in range(WRITE_ATTEMPTS):
         before, token = storage.read_versioned(uri)
         *lines, last = (before or b"").split(b"\n")

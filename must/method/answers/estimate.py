@@ -1,14 +1,40 @@
-"""Accuracies from a person's answers, with 95% intervals."""
+"""What people's answers say, with 95% confidence: accuracies, which labels can be taken unseen, when no class is named.
+
+`accept` finds the largest set of the surest labels of which at most a share `risk` is wrong; `abstention`, in the same
+way, the probability below which no class should be named.
+
+The images without an answer are ordered by the confidence of their labels. Their surest 5%, 10%, ... 100% are tested in
+this order, by the answers about pictures drawn at random whose labels are as sure, until a test fails (fixed sequence
+testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). Each test is exact, also where the answered
+images are a large part of all (hypergeometric). An image of none of the classes has a wrong label.
+
+At most `risk` of the accepted labels is wrong with a probability of 95%, provided that
+
+- answered images differ from the others only by chance: they were drawn at random, and few others have an answer;
+- labels with all answers are right at least as often, at the same rank, as those that are tested: an
+  answered image's label and rank are those without its own answer, by cross-validation;
+- the number of answers does not depend on this result: who stops as soon as labels are accepted is wrong more often.
+
+Wrong answers count as wrong labels, so that they mostly make the set smaller. A answers, N images without an answer.
+"""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from must.base.text import counted
+from must.base.text import NONE_OF_THESE, counted
 
 Z_95 = 1.96  # standard errors of a 95% interval
+CONFIDENCE = 0.95  # that the promise holds
+STEPS, THRESHOLDS_TRIED = 20, 100  # sets, and thresholds, that are tested
+GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
+LIGHTS = (
+    f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be taken unseen. "
+    f"Poor: fewer than {100 * POOR_SHARE:g} in 100. Unsure: between."
+)
 
 
 class Share(NamedTuple):
@@ -100,3 +126,189 @@ def binomial_tail(errors: int, images: int, rate: float) -> float:
     terms = terms + k * math.log(rate) + (images - k) * math.log1p(-rate)
     largest = terms.max()
     return float(min(1.0, math.exp(largest) * np.exp(terms - largest).sum()))
+
+
+class Step(NamedTuple):
+    """The answers and labels at or above a threshold."""
+
+    threshold: float
+    answers: int
+    errors: int
+    labels: int = 0
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """`accepted` of the labels of the `images` without an answer can be taken unseen; None: nothing can be promised."""
+
+    risk: float
+    images: int
+    answers: int
+    accepted: int | None = None
+    threshold: float | None = None  # smallest confidence of an accepted label
+
+    def text(self) -> str:
+        """One line."""
+        wrong = f"at most {100 * self.risk:g} in 100 are wrong"
+        if self.accepted is not None:
+            return f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}, with 95% confidence."
+        if self.answers < (fewest := fewest_answers(self.risk)):
+            return f"No labels can be taken unseen yet: at least {fewest} random answers must show that {wrong}."
+        return f"No labels can be taken unseen: {self.answers:,} random answers do not show that {wrong}."
+
+
+def fewest_answers(risk: float) -> int:
+    """The answers that show a share of at most `risk` if none is wrong: 59 for 5%."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-risk))
+
+
+def first_count(answers: int, risk: float) -> int:
+    """Answers of the first test: enough to pass with a few errors. Independent of the answers' content."""
+    fewest = fewest_answers(risk)
+    return min(3 * fewest, max(fewest, 2 * answers // 5))
+
+
+def find_last(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:
+    """The last of the steps, whose thresholds fall, before the first that does not keep the target. The first ones, of
+    fewer than `least` answers or too few to pass without an error, are not tested."""
+    last = None
+    for step in steps:
+        if step.answers < least or not keeps(step._replace(errors=0)):
+            continue
+        if not keeps(step):
+            break
+        last = step
+    return last
+
+
+def find_ranks(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Float [A]: the share of the images `others` [N] whose confidence is at most the image's own, `confidence` [A]."""
+    return np.searchsorted(np.sort(others), confidence, side="right") / max(1, len(others))
+
+
+def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray) -> Accepted:
+    """The largest set that passes.
+
+    Args:
+        ranks: float [A], as of `find_ranks`, by labels without the image's own answer.
+        correct: bool [A], whether these labels are right.
+        confidence: float [N], of the final labels.
+    """
+    answers, label_ranks = len(ranks), find_ranks(confidence, confidence)
+    steps = []
+    for number in range(1, STEPS + 1):
+        threshold = 1 - number / STEPS
+        right, labels = correct[ranks >= threshold], int((label_ranks >= threshold).sum())
+        steps.append(Step(threshold, len(right), int((~right).sum()), labels))
+
+    def keeps(step: Step) -> bool:
+        return error_tail(step.errors, step.answers, step.labels, risk) <= 1 - CONFIDENCE
+
+    last = find_last(steps, first_count(answers, risk), keeps)
+    if not last or not len(confidence):
+        return Accepted(risk, len(confidence), answers)
+    threshold = float(confidence[label_ranks >= last.threshold].min())
+    return Accepted(risk, len(confidence), answers, last.labels, threshold)
+
+
+def error_tail(errors: int, answers: int, unseen: int, risk: float) -> float:
+    """The largest P(at most `errors` wrong ones among `answers`) if more than `risk` of the `unseen` labels are wrong,
+    and the answered images were drawn at random from both."""
+    wrong, total = errors + math.floor(risk * unseen + 1e-9) + 1, answers + unseen
+    if wrong - errors > unseen:
+        return 0.0
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    counts = range(max(0, answers - total + wrong), errors + 1)
+    every = log_choose(total, answers)
+    return sum(math.exp(log_choose(wrong, k) + log_choose(total - wrong, answers - k) - every) for k in counts)
+
+
+def describe_classes(
+    classes: list[str],
+    labels: np.ndarray,
+    accepted: np.ndarray | None,
+    judged: np.ndarray,
+    truth: np.ndarray,
+) -> list[dict[str, Any]]:
+    """A row for each class that has images, the one with the smallest accepted share first.
+
+    Args:
+        labels: int64 [N], of the images without an answer; `accepted`: bool [N]; None where nothing can be promised.
+        judged: int64 [A], labels without the image's own answer; `truth`: int64 [A], the answers, -1 for none of the
+            classes.
+    """
+    names, rows = [*classes, NONE_OF_THESE], list[dict[str, Any]]()
+    for number in np.unique(labels).tolist():
+        mine, answered = labels == number, judged == number
+        images, count = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
+        wrong = np.bincount(truth[answered & (truth != number)] % len(names), minlength=1)
+        rows.append({
+            "class": names[number], "light": name_light(count, images), "images": images, "accepted": count,
+            "answers": int(answered.sum()),
+            "right": [round(end, 4) for end in share(truth[answered] == number)] if answered.any() else None,
+            "confused_with": names[int(wrong.argmax())] if wrong.any() else "",
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["accepted"] or 0) / row["images"])
+
+
+def name_light(accepted: int | None, images: int) -> str:
+    """Good, unsure or poor, as LIGHTS says; "" where nothing can be promised."""
+    if accepted is None:
+        return ""
+    share_accepted = accepted / images
+    return "good" if share_accepted >= GOOD_SHARE else "poor" if share_accepted < POOR_SHARE else "unsure"
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """The probability below which no class should be named.
+
+    Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The
+    lowest threshold whose risk is at most the target is chosen: it has the largest coverage. The risk at a threshold is
+    bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down
+    until one fails, so that the bound holds for the chosen one."""
+
+    target: float
+    by: str = "none"  # labels or answers
+    threshold: float | None = None  # None: there is no such threshold, and `reason` says why
+    coverage: float | None = None
+    risk: float | None = None
+    bound: float | None = None
+    reason: str = ""
+    images: int = 0
+
+
+def abstention(target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels") -> Abstention:
+    """From the top probabilities [N] of images with labels, or with answers drawn at random; `correct`: bool [N]."""
+    images = len(confidence)
+    if not images:
+        return Abstention(target, reason="needs labels of images at random")
+    wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence, kind="stable")])])
+    thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
+    named = [int((confidence >= threshold).sum()) for threshold in thresholds]
+    steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, named, strict=True)]
+    last = find_last(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
+    if not last:
+        reason = "the surest images alone do not keep the target with so many labels"
+        return Abstention(target, reason=reason, images=images)
+    risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
+    return Abstention(target, by, floor(last.threshold), last.answers / images, risk, bound, "", images)
+
+
+def floor(threshold: float) -> float:
+    """Rounded down to six decimals, so that the image with this probability gets a class on other hardware too."""
+    return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
+
+
+def upper_bound(errors: int, images: int) -> float:
+    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - CONFIDENCE."""
+    if errors >= images:
+        return 1.0
+    low, high = errors / images, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
+    return high

@@ -3,17 +3,17 @@ and the earlier answers, and is written once.
 
 Drawn at random: every picture is equally likely to be among the first n, so that answers measure without bias; and the
 first n are spread over the refined labels, so that every class gets answers. By coverage: each is unlike those that are
-answered (coverage.py), so that its answer teaches much; such answers do not measure accuracy.
+answered (`order_by_coverage`), so that its answer teaches much; such answers do not measure accuracy.
 """
 
 import hashlib
 import json
-import logging
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from must.base import storage
 from must.base.errors import UserError
@@ -21,11 +21,8 @@ from must.base.names import SHA256, of_form
 from must.base.parameters import make_record, require
 from must.base.text import counted
 from must.config.defaults import RISK
-from must.method.answers.accept import Accepted, accept, describe_classes, find_ranks
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
-from must.method.answers.estimate import AccuracyEstimate
-
-logger = logging.getLogger(__name__)
+from must.method.answers.estimate import Accepted, AccuracyEstimate, accept, describe_classes, find_ranks
 
 REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
@@ -49,6 +46,11 @@ class Schedule(NamedTuple):
 
 SCHEDULE = Schedule(random_first=20, coverage=2)
 MOST_BY_COVERAGE = 500  # pictures that are ordered by coverage
+COVERAGE_CANDIDATES = 20_000  # images to choose from; of more, so many evenly spread ones
+COVERED = 4_000  # images whose coverage is summed; of more, so many evenly spread ones
+BLOCK = 4_096  # images that are compared at a time
+COVERAGE_BATCH = 64  # candidates whose gain is computed again at a time
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,6 @@ class Review:
 
     @classmethod
     def load(cls, folder: str, flag: str = "--answers") -> Self:
-        """Raises ValueError: it is missing, damaged, or of another version."""
         uri = storage.join(folder, REVIEW_FILE)
         damaged = f"{uri}: is damaged or of another version; delete it, and `must review` makes it again"
         try:
@@ -98,33 +99,19 @@ class Review:
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
-        """Raises any of `storage.read_object`'s errors: not a file that `save` wrote."""
         require(content.keys() == {f.name for f in fields(cls)} and content["format"] == FORMAT, "other fields")
         review = make_record(cls, content)
         require({*review.coverage} <= {picture.number for picture in review.pictures}, "the order by coverage")
         for picture in review.pictures:
-            check_picture(picture, len(review.classes))
+            of_form(SHA256, picture.sha256, "sha256")
+            numbers = (picture.number, *picture.classes, *picture.likely, *picture.similar)
+            require(min(numbers) >= 0, "a picture's numbers")
+            require(max(*picture.classes, *picture.likely) < len(review.classes), "a picture's classes")
+            require(0 <= picture.confidence <= 1, "a picture's confidence")
         return review
 
-    def require(self, classes: list[str], index_sha256: str, flag: str) -> None:
-        """Raises ValueError: the review has other classes or another revision of the shards; begins with `flag`."""
-        require(self.classes == classes, f"{flag}: is a review of a model with other classes; give its own model")
-        require(
-            self.index_sha256 == index_sha256,
-            f"{flag}: is a review of another revision of the shards; delete its {REVIEW_FILE} and run `must review` "
-            "again; answers are kept",
-        )
-
-    def labels(self, folder: str, drawn: bool = False) -> dict[int, int]:
-        """{number in the split: class number, NO_CLASS for none of the classes} of `truth` by a folder's answers, whose
-        text is logged. Raises ValueError: as `read_answers`."""
-        answers = self.answers(folder)
-        logger.info(f"{folder}: {self.text(answers)}")
-        pictures, labels = self.truth(answers, drawn)
-        return {picture.number: int(label) for picture, label in zip(pictures, labels, strict=True)}
-
     def answers(self, folder: str) -> dict[str, Answer]:
-        """sha256 -> the answer that counts, of this review's pictures. Raises ValueError: as `read_answers`."""
+        """sha256 -> the answer that counts, of this review's pictures."""
         known = {picture.sha256 for picture in self.pictures}
         return {sha256: answer for sha256, answer in read_answers(folder, self.classes).items() if sha256 in known}
 
@@ -180,19 +167,11 @@ class Review:
         ]
 
 
-def check_picture(picture: Picture, classes: int) -> None:
-    of_form(SHA256, picture.sha256, "sha256")
-    require(min(picture.number, *picture.classes, *picture.likely, *picture.similar) >= 0, "a picture's numbers")
-    require(max(*picture.classes, *picture.likely) < classes, "a picture's classes")
-    require(0 <= picture.confidence <= 1, "a picture's confidence")
-
-
 def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """Int64 [N]: the images in the order of the questions.
 
     The images, sorted by their predicted class `labels` [N] and at random within a class, are drawn by a van der Corput
-    sequence with a random start: all images are equally likely, and any first n are spread over the classes.
-    """
+    sequence with a random start: all images are equally likely, and any first n are spread over the classes."""
     images = len(labels)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(images)
@@ -206,6 +185,62 @@ def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
     positions = (points * images).astype(np.int64).clip(0, images - 1)
     _, first_index = np.unique(positions, return_index=True)
     return ordered[positions[np.sort(first_index)]]
+
+
+def order_by_coverage(
+    vectors: Vectors, weight: NDArray[np.floating] | None, already: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """Int64 [count] or fewer: the images that are least similar to those with an answer and to each other, best first.
+
+    How well an image is covered is the largest cosine, cubed and at least 0, to an image with an answer. The next image
+    is always the one that adds most to the sum over all images: greedy facility location, at least 63% as good as the
+    best.
+
+    Args:
+        vectors: float32 [N, D], of length 1.
+        weight: [N], what covering each image is worth; None: all the same.
+        already: int64 [A], the images that have an answer.
+        count: number of images at most.
+    """
+    images = len(vectors)
+    candidates = np.setdiff1d(evenly(images, COVERAGE_CANDIDATES), already)
+    targets = evenly(images, COVERED)
+    values, worth = vectors[targets], (np.ones(images) if weight is None else weight)[targets].astype(np.float32)
+    covered = np.zeros(len(targets), np.float32)
+    for start in range(0, len(already), BLOCK):
+        covered = np.maximum(covered, similarity(vectors[already[start : start + BLOCK]], values).max(0))
+    blocks = (candidates[start : start + BLOCK] for start in range(0, len(candidates), BLOCK))
+    gains = [gain(similarity(vectors[block], values), covered, worth) for block in blocks]
+    bounds = np.concatenate([*gains, np.zeros(0, np.float32)])  # a gain never grows: an earlier one is an upper bound
+    order: list[int] = []
+    while len(order) < min(count, len(candidates)):
+        first = np.argpartition(-bounds, min(COVERAGE_BATCH, len(bounds) - 1))[:COVERAGE_BATCH]
+        similar = similarity(vectors[candidates[first]], values)
+        while True:
+            bounds[first] = np.where(bounds[first] < 0, -1, gain(similar, covered, worth))
+            best = int(bounds[first].argmax())
+            if len(order) == min(count, len(candidates)) or bounds[first[best]] < bounds.max():
+                break
+            order.append(int(candidates[first[best]]))
+            covered = np.maximum(covered, similar[best])
+            bounds[first[best]] = -1
+    return np.array(order, np.int64)
+
+
+def evenly(images: int, most: int) -> NDArray[np.int64]:
+    """Int64: the numbers of `most` evenly spread images, or of all."""
+    return np.linspace(0, images - 1, min(images, most)).astype(np.int64)
+
+
+def similarity(subset: Vectors, vectors: Vectors) -> Vectors:
+    """Float32 [S, N]: cosines, cubed and at least 0."""
+    cosines = np.maximum(subset @ vectors.T, 0)
+    return cosines * cosines * cosines
+
+
+def gain(similar: Vectors, covered: Vectors, worth: Vectors) -> Vectors:
+    """Float32 [S]: what each of S images adds. `similar`: [S, N], of `similarity`."""
+    return np.maximum(similar - covered, 0) @ worth
 
 
 def fingerprint(data: bytes) -> str:

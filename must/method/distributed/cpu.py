@@ -31,8 +31,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep the memory of freed tensors for the next ones.
 
     By default it returns every large block to the system at once and requests it again, so that each step spends time
-    on zeroing pages (benchmarks/train_step.py measures with it). Does nothing where the C library has no mallopt.
-    """
+    on zeroing pages (benchmarks/train_step.py measures with it). Does nothing where the C library has no mallopt."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
@@ -92,11 +91,9 @@ def own_cores() -> int:
 
 
 def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
-    """The number of loader processes of a training process with a GPU: all cores of its share but one, 1 to 16.
-
-    With a GPU, decoding is slower than training. Fewer where their prefetched batches would take more than half of
-    its share of the free shared memory.
-    `batch_bytes`: bytes of the batches that one loader process prefetches to shared memory."""
+    """The number of loader processes of a training process with a GPU, where decoding is slower than training: all
+    cores of its share but one, 1 to 16. Fewer where their prefetched batches, of `batch_bytes` for each, would take
+    more than half of its share of the free shared memory."""
     limit = min(max(1, own_cores() - 1), MOST_LOADERS)
     if batch_bytes and shared.is_dir():
         free = shutil.disk_usage(shared).free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

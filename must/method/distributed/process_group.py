@@ -82,10 +82,8 @@ class Preempted(SystemExit):
 @contextmanager
 def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
-
-    `timeout`: seconds that a collective waits for the other processes. If it fails, a process was lost.
-    The first error of all processes is in torchrun's report.
-    Raises Preempted: a collective failed; a line on stderr says so."""
+    `timeout`: seconds that a collective waits for the other processes; if it fails, a process was lost, and Preempted
+    is raised. The first error of all processes is in torchrun's report."""
     device = pick_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -110,8 +108,7 @@ def join_process_group(backend: str, timeout: timedelta) -> None:
     """Initializes the default process group at torchrun's rendezvous.
 
     Where torchrun keeps the store, restarted processes could read the addresses of the previous attempt in it (torch
-    2.13 adds no prefix), and wait for processes that are gone: so the keys of each attempt have their own prefix.
-    """
+    2.13 adds no prefix), and wait for processes that are gone: so the keys of each attempt have their own prefix."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, timeout=timeout)
         return
@@ -131,8 +128,7 @@ def is_of_collective(error: RuntimeError) -> bool:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills.
 
-    Only in the main thread of a must program (`must.base.exits`): other programs handle signals themselves.
-    """
+    Only in the main thread of a must program (`must.base.exits`): other programs handle signals themselves."""
 
     def __init__(self) -> None:
         self.received = False
@@ -150,11 +146,9 @@ class StopSignal:
         self.received, self._since = True, time.monotonic()
 
     def agreed(self, world: World, due: bool = False) -> tuple[bool, bool]:
-        """Whether all processes stop now, and whether they save a checkpoint: one all-reduce of two numbers.
-
-        Every process calls it after every step. On a GPU the result is that of the previous step, so that the host
-        never waits for the step just queued.
-        `due`: this process wants a checkpoint; one process is enough."""
+        """Whether all processes stop now, and whether they save a checkpoint: one all-reduce of two numbers, after
+        every step. On a GPU the result is that of the previous step, so that the host never waits for the step just
+        queued. `due`: this process wants a checkpoint; one process is enough."""
         if world.size == 1:
             return self.received, due
         requests = torch.tensor([self.received, due], dtype=torch.float32, device=world.device)
@@ -176,9 +170,8 @@ class AsyncHostCopy:
     def __init__(self, values: torch.Tensor) -> None:
         self.values, self.arrived = values, None
         if values.is_cuda:
-            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(
-                values, non_blocking=True
-            )
+            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values = pinned.copy_(values, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record()
 

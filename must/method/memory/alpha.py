@@ -33,8 +33,7 @@ def best_candidate(correct: np.ndarray, default: int) -> int:
 
 
 def load_trained(model: str) -> Bundle:
-    """The fully trained bundle of a bundle: the one in its folder adapted/, or itself where its alpha is 1.
-    Raises UserError: there is none."""
+    """The fully trained bundle of a bundle: the one in its folder adapted/, or itself where its alpha is 1."""
     folder = storage.join(model, ADAPTED)
     if storage.exists(storage.join(folder, DESCRIPTION_FILE)):
         return load_bundle(folder)
@@ -46,7 +45,7 @@ def load_trained(model: str) -> Bundle:
 
 
 def check_ends(model: str, trained: Bundle, zero_shot: Bundle) -> None:
-    """Raises UserError: the zero-shot model is none that the trained one began with."""
+    """The zero-shot model must be one that the trained one may have begun with."""
     require(
         have_same_shape(trained, zero_shot),
         f"--classifier: is of {zero_shot.description.backbone}, --model {model} is a {trained.description.backbone} of "

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.method.memory.check import Predicted
-from must.method.memory.pool import Pool
+from must.method.memory.pool import Pool, Predicted
 from must.method.memory.propagate import RARE, VOTES, Propagated, fit_correction, log_lift, refine_probabilities
+from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory
-from must.method.model.provenance import MemoryFacts
 from must.method.model.vectors import nearest, neighbour_weights
 
 LARGEST_MEMORY = 10_000  # images, at even intervals

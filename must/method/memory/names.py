@@ -11,6 +11,8 @@ How often they are right was measured on spoilt lists (docs/memory.md).
 Shapes: N images, K classes, C neighbours of an image, V numbers a vector, G groups.
 """
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from must.method.memory.propagate import BLOCK_NUMBERS
-from must.method.model.vectors import neighbour_weights
+from must.base.text import counted, printable
+from must.config import RefineConfig
+from must.data.loading.loader import EvalSource
+from must.method.distributed.process_group import pick_device
+from must.method.memory.pool import run_model, subsample
+from must.method.memory.propagate import BLOCK_NUMBERS, RARE, propagate
+from must.method.model.backbone import load_backbone
+from must.method.model.bundle import untrained
+from must.method.model.classifier import build_classifier, load_class_set, load_text_classifier
+from must.method.model.description import get_preprocess
+from must.method.model.masked_vit import MaskedViT
+from must.method.model.vectors import Whitening, join_vectors, nearest, neighbour_weights
+
+logger = logging.getLogger(__name__)
 
 MISFIT = 1.25  # standard deviations of the images' best cosine, times the group's coherence
 OVERLAP = 0.8  # cosine of two names' probabilities over the images
@@ -27,6 +41,8 @@ GROUPS_A_NAME = 2
 SMALLEST_GROUP, MEAN_GROUP = 8, 15  # images: that a finding is about, and of the groups at least on average
 GROUPED, GROUP_ROUNDS = 10_000, 15  # images that the groups are made from; rounds of k-means
 EXAMPLES, MOST = 3, 10  # images of a finding; findings of a kind
+TRIED = 2_000  # images at most that two lists are compared on
+SHOWN = 10  # names, and changes of labels, in the text
 
 
 @dataclass(frozen=True)
@@ -43,20 +59,11 @@ class Finding:
     def to_dict(self, classes: list[str], sources: list[str]) -> dict[str, Any]:
         """For refined.json: classes and examples by name, and the finding in a line."""
         names, examples = [classes[k] for k in self.classes], [sources[row] for row in self.rows]
-        return {
-            "kind": self.kind,
-            "classes": names,
-            "images": self.images,
-            "examples": examples,
-            "text": self.describe(classes),
-        }
-
-    def describe(self, classes: list[str]) -> str:
-        """One line."""
-        names = [f"“{classes[k]}”" for k in self.classes]
         if self.kind == "group":
-            return f"{self.images:,} similar images fit none of the names well: is a class missing?"
-        return f"{names[0]} and {names[1]} get the same images: give them other words, or join them"
+            text = f"{self.images:,} similar images fit none of the names well: is a class missing?"
+        else:
+            text = f"“{names[0]}” and “{names[1]}” get the same images: give them other words, or join them"
+        return {"kind": self.kind, "classes": names, "images": self.images, "examples": examples, "text": text}
 
 
 def find_misfits(probabilities: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]) -> list[Finding]:
@@ -132,3 +139,86 @@ def find_pairs(probabilities: Tensor) -> list[Finding]:
             rows = either.amin(1).topk(min(EXAMPLES, N)).indices
             findings.append(Finding("pair", (a, b), round(float(either.sum())), tuple(rows.tolist()), value))
     return findings
+
+
+@torch.inference_mode()
+def compare_lists(config: RefineConfig) -> dict[str, Any]:
+    """`must refine WORK --classes new.txt`: two class lists on the same images, compared without labels, and no file.
+    Images are run once, by the image tower of the zero-shot model; only the text tower is run for the new list. No
+    number says which list fits better: how often neighbours agree also rises when a class is left out (docs/memory.md).
+
+    `lists`: the classifier's and the new one, each {name: [images, agreement]}, and their `misfits`;
+    `changed`: images with another label; `changes`: [present label, new label, images, examples]."""
+    class_set, classifier = load_class_set(config.classes), load_text_classifier(config.classifier)
+    device, backbone = pick_device(config.device), load_backbone(*classifier.find_model())
+    bundle = untrained(backbone, classifier, classifier.model, classifier.pretrained, classifier.logit_scale)
+    columns = [classifier.weights, build_classifier(backbone, class_set, device)]
+    source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
+    feature, vectors, sources = read_features(bundle.model, source, device)
+    near, judged = nearest(vectors), []
+    for names, column in zip((classifier.classes, class_set.names), columns, strict=True):
+        judged.append(judge_list(list(names), classifier.logit_scale * feature @ column, vectors, near, sources))
+    labels, tables, misfits = zip(*judged, strict=True)
+    pairs = list(zip(*labels, strict=True))
+    changes = Counter(pair for pair in pairs if pair[0] != pair[1])
+    result = {
+        "images": len(sources),
+        "changed": sum(changes.values()),
+        "lists": list(tables),
+        "misfits": list(misfits),
+        "changes": [
+            [*pair, count, [s for s, p in zip(sources, pairs, strict=True) if p == pair][:EXAMPLES]]
+            for pair, count in changes.most_common(SHOWN)
+        ],
+    }
+    logger.info(printable_table(result, config.classes))
+    return result
+
+
+@torch.inference_mode()
+def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
+    """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory."""
+    features, flats, sources = list[Tensor](), list[Tensor](), list[str]()
+    for batch, _, _, feature, flat in run_model(model, source, device, "predictions"):
+        features.append(feature.cpu())
+        flats.append(flat.half().cpu())
+        sources += batch.sources
+    joined, flat = torch.cat(features), torch.cat(flats)
+    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined)), sources
+
+
+def judge_list(
+    names: list[str], logits: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor], sources: list[str]
+) -> tuple[list[str], dict[str, list[float]], list[dict[str, Any]]]:
+    """(refined label of each image, {name: [images, agreement]}, misfits as of Finding.to_dict). The agreement is the
+    neighbours', beyond chance: 0 for as much as chance, 1 for always. `logits`: float32 [N, K]; `near`: as of
+    `nearest(vectors)`."""
+    P, weights = logits.softmax(1), neighbour_weights(near[1])
+    near_mean = torch.stack([w @ P[n] for n, w in zip(near[0], weights, strict=True)])
+    mean, both = P.mean(0), P * near_mean
+    agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
+    labels = propagate(*near, P).labels.argmax(1)
+    misfits = [f.to_dict(names, sources) for f in find_misfits(P, logits.amax(1), vectors, near)]
+    counts = labels.bincount(minlength=len(names)).tolist()
+    table = {name: [count, round(a, 3)] for name, count, a in zip(names, counts, agreement.tolist(), strict=True)}
+    return [names[k] for k in labels.tolist()], table, misfits
+
+
+def printable_table(result: dict[str, Any], file: str) -> str:
+    """The result in words: the names that differ most, the changes, and what does not fit."""
+    now, new = result["lists"]
+    absent = [0, 0.0]
+    names = sorted(
+        {**now, **new}, key=lambda n: (n in now and n in new, -abs(new.get(n, absent)[1] - now.get(n, absent)[1]))
+    )
+    lines = [f"{result['images']:,} images, zero-shot; nothing is written", "", "name: images, neighbours' agreement"]
+    for name in names[:SHOWN]:
+        cells = [f"{each[name][0]:,}, {each[name][1]:.0%}" if name in each else "-" for each in (now, new)]
+        lines.append(f"  {name}: {cells[0]} -> {cells[1]}")
+    if len(names) > SHOWN:
+        lines.append(f"  and {len(names) - SHOWN} names that change less")
+    lines.append(f"{counted(result['changed'], 'image')} of {result['images']:,} with another label")
+    lines += [f"  {a} -> {b}: {count:,} ({', '.join(shown)})" for a, b, count, shown in result["changes"]]
+    for title, findings in zip(("present list", file), result["misfits"], strict=True):
+        lines += [f"does not fit, {title}: {finding['text']}" for finding in findings[:EXAMPLES]]
+    return "\n".join(printable(line) for line in lines)

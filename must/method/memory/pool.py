@@ -1,9 +1,11 @@
-"""One pass over the unlabeled images: vectors and probabilities of all of them, for the memory and the labels."""
+"""One pass over the unlabeled images: vectors and probabilities of all of them, for the memory and the labels; and what
+the predictions alone say about a model. N images, K classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,11 +13,15 @@ from torch import Tensor
 from must.base.parameters import require
 from must.base.progress import watched
 from must.data.augment.normalize import normalize
-from must.data.loading.loader import EvalSource
+from must.data.loading.loader import EvalBatch, EvalSource
+from must.method.model.description import CheckResult
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.vectors import FITTED, Whitening, flatten_tokens, join_vectors
 
 KEPT_FLAT = 4 * FITTED  # images whose tokens are kept until the whitening is fitted; above, a first pass fits it
+FEWEST = 50  # images; with fewer there are no warnings
+COLLAPSED = 1 / 3  # ratio of the effective numbers of classes after and before; a lower one is a warning
+DEAD = 0.005  # share of the images of a zero-shot class of which the model predicts none
 
 
 @dataclass
@@ -32,6 +38,24 @@ class Pool:
     embedding: Whitening
 
 
+def run_model(
+    model: MaskedViT, source: EvalSource, device: torch.device, activity: str, pause: Callable[[], None] | None = None
+) -> Iterator[tuple[EvalBatch, Tensor, Tensor, Tensor, Tensor]]:
+    """(batch, images [B, 3, H, W] normalised, logits [B, K], unit features float32 [B, D], tokens as of
+    `flatten_tokens`) of all images. Does not change the state of torch's random generator. `pause`: called before every
+    batch; it may raise to stop."""
+    model, decodable = model.to(device).eval(), False
+    with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
+        for batch in watched(source, activity):
+            if pause is not None:
+                pause()
+            images = normalize(batch.pixels.to(device), source.preprocess)
+            logits, feature, tokens = model.classify(images)
+            decodable = True
+            yield batch, images, logits, feature.float(), flatten_tokens(model.tower, tokens)
+    require(decodable, "none of the split's images can be decoded; check them: must index verify")
+
+
 @torch.inference_mode()
 def read_pool(
     model: MaskedViT,
@@ -41,36 +65,26 @@ def read_pool(
     pause: Callable[[], None] | None = None,
     whitening: tuple[Whitening, Whitening] | None = None,
 ) -> Pool:
-    """Runs the model, and `others` for their probabilities only, on every image once. Does not change the state of
-    torch's random generator. `pause`: called before every batch; it may raise to stop. `whitening`: as of
-    `fit_whitening`, where several processes read parts of one pool.
-    Raises ValueError: none of the images can be decoded."""
-    model = model.to(device).eval()
+    """Runs the model, and `others` for their probabilities only, on every image once. `whitening`: as of
+    `fit_whitening`, where several processes read parts of one pool."""
     others = tuple(other.to(device).eval() for other in others)
     if whitening is None and len(source.numbers) > KEPT_FLAT:
         whitening = fit_whitening(model, source, device, pause)
     numbers, sources, flats, features = list[Tensor](), list[str](), list[Tensor](), list[Tensor]()
     probabilities, other_probabilities, fits = list[Tensor](), list[Tensor](), list[Tensor]()
-    with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
-        for batch in watched(source, "predictions"):
-            if pause is not None:
-                pause()
-            images = normalize(batch.pixels.to(device), source.preprocess)
-            logits, feature, tokens = model.classify(images)
-            flat = flatten_tokens(model.tower, tokens)
-            if whitening is not None:
-                features.append(join_vectors(whitening[0](flat), whitening[1](feature.float())).half().cpu())
-            else:
-                flats.append(flat.half().cpu())
-                features.append(feature.float().cpu())
-            numbers.append(batch.samples)
-            sources += batch.sources
-            probabilities.append(logits.float().softmax(-1).half().cpu())
-            of_others = [other(images).float() for other in others]
-            fits.append((of_others[0] if others else logits.float()).amax(-1).cpu())
-            if others:
-                other_probabilities.append(torch.stack(of_others).softmax(-1).half().cpu())
-    require(bool(numbers), "none of the split's images can be decoded; check them: must index verify")
+    for batch, images, logits, feature, flat in run_model(model, source, device, "predictions", pause):
+        if whitening is not None:
+            features.append(join_vectors(whitening[0](flat), whitening[1](feature)).half().cpu())
+        else:
+            flats.append(flat.half().cpu())
+            features.append(feature.cpu())
+        numbers.append(batch.samples)
+        sources += batch.sources
+        probabilities.append(logits.float().softmax(-1).half().cpu())
+        of_others = [other(images).float() for other in others]
+        fits.append((of_others[0] if others else logits.float()).amax(-1).cpu())
+        if others:
+            other_probabilities.append(torch.stack(of_others).softmax(-1).half().cpu())
     joined = torch.cat(features)
     if whitening is None:
         flat = torch.cat(flats)
@@ -89,38 +103,27 @@ def fit_whitening(
     """The whitenings of tokens and embedding, from at most FITTED of the source's images, at even intervals."""
     numbers, images = source.numbers, len(source.numbers)
     count = min(images, FITTED)
-    flats, features = list[Tensor](), list[Tensor]()
-    model = model.to(device).eval()
     try:
         source.numbers = [numbers[n * images // count] for n in range(count)]
-        with torch.random.fork_rng(devices=[]):
-            for batch in watched(source, "features"):
-                if pause is not None:
-                    pause()
-                _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
-                flats.append(flatten_tokens(model.tower, tokens).half().cpu())
-                features.append(feature.float().cpu())
+        outputs = run_model(model, source, device, "features", pause)
+        features, flats = zip(*((feature.cpu(), flat.half().cpu()) for *_, feature, flat in outputs), strict=True)
     finally:
         source.numbers = numbers
-    require(bool(flats), "none of the split's images can be decoded; check them: must index verify")
     return Whitening.fit(torch.cat(flats)).to(device), Whitening.fit(torch.cat(features)).to(device)
 
 
 def join_pools(parts: Sequence[Pool]) -> Pool:
     """The parts of a pool, which were read with one whitening, in the order of the images' numbers."""
-    numbers = torch.cat([part.numbers for part in parts])
-    order = numbers.argsort()
+    order = torch.cat([part.numbers for part in parts]).argsort()
     sources = [source for part in parts for source in part.sources]
+
+    def join(name: str, dim: int = 0) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim).index_select(dim, order)
+
     return Pool(
-        numbers[order],
-        [sources[index] for index in order.tolist()],
-        torch.cat([part.vectors for part in parts])[order],
-        torch.cat([part.probabilities for part in parts])[order],
-        torch.cat([part.others for part in parts], 1)[:, order],
-        torch.cat([part.fit for part in parts])[order],
-        parts[0].tokens,
-        parts[0].embedding,
-    )
+        join("numbers"), [sources[index] for index in order.tolist()], join("vectors"), join("probabilities"),
+        join("others", 1), join("fit"), parts[0].tokens, parts[0].embedding,
+    )  # fmt: skip
 
 
 def subsample(source: EvalSource, limit: int) -> EvalSource:
@@ -129,3 +132,53 @@ def subsample(source: EvalSource, limit: int) -> EvalSource:
     if images > limit:
         source.numbers = [n for n in source.numbers if n * limit // images > (n - 1) * limit // images]
     return source
+
+
+class Predicted(NamedTuple):
+    labels: Tensor  # int64 [N], the most probable class
+    confidence: Tensor  # float [N], its probability
+
+    @classmethod
+    def from_probabilities(cls, probabilities: Tensor) -> Self:
+        """From [N, K]."""
+        confidence, labels = probabilities.float().max(-1)
+        return cls(labels, confidence)
+
+
+def compare_predictions(before: Predicted, after: Predicted, classes: list[str]) -> CheckResult:
+    """The check without labels: how many classes a model predicts, and whether it collapsed. `before`, `after`: of the
+    zero-shot and the adapted model for the same images.
+
+    No number without labels was found that tells a model that gained from one that lost (docs/memory.md), so the check
+    warns of collapse only."""
+    counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
+    images = len(before.labels)
+    dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
+    effective = [count_effective(count) for count in counts]
+    warnings = []
+    if not bool(after.confidence.isfinite().all()):
+        warnings.append("the model's probabilities are not finite numbers")
+    elif images >= FEWEST and effective[1] < COLLAPSED * effective[0]:
+        warnings.append(
+            f"the model predicts few of the classes: effectively {effective[1]:.1f}, zero-shot {effective[0]:.1f}"
+        )
+    return CheckResult(
+        images=images,
+        changed=mean(before.labels != after.labels),
+        confidence_before=mean(before.confidence),
+        confidence_after=mean(after.confidence),
+        effective_before=round(effective[0], 2),
+        effective_after=round(effective[1], 2),
+        dead_classes=[classes[k] for k in torch.nonzero(dead).flatten().tolist()],
+        warnings=warnings,
+    )
+
+
+def count_effective(counts: Tensor) -> float:
+    """exp(entropy) of the classes' shares, `counts` [K]: K for equal shares, 1 for one class."""
+    shares = counts.double() / max(1, int(counts.sum()))
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def mean(values: Tensor) -> float:
+    return round(float(values.float().mean()), 5) if len(values) else 0.0

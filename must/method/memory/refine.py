@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,24 +26,27 @@ from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import History
-from must.method.answers.abstention import Abstention, abstention
-from must.method.answers.accept import Accepted, accept, describe_classes, find_ranks
 from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.estimate import (
+    Abstention,
+    Accepted,
+    AccuracyEstimate,
+    abstention,
+    accept,
+    describe_classes,
+    find_ranks,
+)
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.build import build_memory, find_neighbours, predict_left_out
-from must.method.memory.check import Predicted, compare_predictions
-from must.method.memory.names import Finding, find_misfits
-from must.method.memory.pool import Pool, read_pool, subsample
-from must.method.memory.propagate import answer_rows
-from must.method.memory.trial import compare_lists
+from must.method.memory.names import Finding, compare_lists, find_misfits
+from must.method.memory.pool import Pool, Predicted, compare_predictions, read_pool, subsample
+from must.method.memory.propagate import Propagated, answer_rows
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from must.method.model.description import get_preprocess, load_description, require_classes
+from must.method.model.description import Selection, get_preprocess, load_description, require_classes
 from must.method.model.memory import Memory
-from must.method.model.provenance import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class Refined:
         return accepted
 
     def describe_classes(self, classes: list[str], numbers: Tensor) -> list[dict[str, Any]]:
-        """As of accept.py, and `samples`: the numbers in the split of the class's surest, middle and least sure image
+        """As of estimate.py, and `samples`: the numbers in the split of the class's surest, middle and least sure image
         without an answer; `numbers`: int64 [N], those of all images. [] without answers."""
         if self.measured is None:
             return []
@@ -116,15 +119,13 @@ class Refined:
 
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
-    returns the content of refined.json.
-    With --classes it only compares two lists (trial.py) and writes nothing.
-    Raises ValueError: no such split, classifier or bundle, one of other classes, or no image can be decoded."""
+    returns the content of refined.json. With --classes it only compares two lists and writes nothing."""
     if config.classes:
         return compare_lists(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
-    bundle, before = load_model(config, zero_shot), find_weights(config.model)
+    bundle, before = load_model(config, zero_shot), hash_weights(config.model)
     answers_sha256 = hash_answers(config.answers)  # first: an answer that comes meanwhile is not taken for a used one
     answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
@@ -136,22 +137,18 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         pool = read_pool(bundle.model, source, world.device, others)
         answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
         refined = refine_pool(pool, answers, world.device, config.memory_images, config.risk)
-    provenance = bundle.description.provenance
-    selection = provenance.selection or (Selection() if provenance.config else Selection(alpha=0.0, by="not trained"))
+    origin, measured = bundle.description.provenance, refined.measured
+    selection = origin.selection or (Selection() if origin.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
-    measured = refined.measured
-    accepted = measured.accepted if measured else None
-    selection = replace(selection, check=check, measured=None, abstention=None)
-    if measured:
-        selection = replace(selection, measured=measured.accuracy, abstention=measured.abstention)
-    origin = replace(provenance, selection=selection)
+    accuracy, unsure = (measured.accuracy, measured.abstention) if measured else (None, None)
+    origin = replace(origin, selection=replace(selection, check=check, measured=accuracy, abstention=unsure))
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
-    description = replace(bundle.description, provenance=origin)
     require(
-        find_weights(config.model) == before,
+        hash_weights(config.model) == before,
         f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again",
     )
+    description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     summary = {
         "must_version": __version__,
@@ -161,7 +158,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers": len(answers.known),
         "answers_sha256": answers_sha256,
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "accepted": accepted and asdict(accepted) | {"text": accepted.text()},
+        "accepted": measured and asdict(measured.accepted) | {"text": measured.accepted.text()},
         "classes": refined.describe_classes(description.classes, pool.numbers),
         "misfits": [
             finding.to_dict(description.classes, pool.sources) | {"samples": pool.numbers[list(finding.rows)].tolist()}
@@ -184,14 +181,13 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     return summary
 
 
-def find_weights(model: str) -> str:
+def hash_weights(model: str) -> str:
     """The sha256 of the weights of the bundle there; "" if there is none."""
     return load_description(model).weights_sha256 if exists(join(model, DESCRIPTION_FILE)) else ""
 
 
 def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
-    """The bundle at --model, or the zero-shot one if there is none yet. Raises UserError: one of other classes or
-    preprocessing, or a training that is not finished."""
+    """The bundle at --model, or the zero-shot one if there is none yet."""
     if not exists(join(config.model, DESCRIPTION_FILE)):
         unfinished = exists(join(config.model, ADAPTED, DESCRIPTION_FILE)) or exists(join(config.model, CHECKPOINTS))
         require(
@@ -205,9 +201,7 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
         get_preprocess(bundle.description) == get_preprocess(zero_shot.description),
         f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
     )
-    if not bundle.description.provenance.config:  # not trained: the classifier file is what counts
-        return zero_shot
-    return bundle
+    return bundle if bundle.description.provenance.config else zero_shot  # not trained: the classifier file counts
 
 
 def change_alpha(
@@ -271,8 +265,11 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
 
 def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, risk: float) -> Refined:
     near = find_neighbours(pool, device)
-    rows = answer_rows(answers.known, pool.numbers)
-    memory, refined = build_memory(pool, rows, device, limit, near)
+
+    def remember(known: dict[int, int]) -> tuple[Memory, Propagated]:
+        return build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
+
+    memory, refined = remember(answers.known)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
     before, labels = Predicted.from_probabilities(zero_shot), Predicted.from_probabilities(refined.labels.cpu())
     return Refined(
@@ -280,8 +277,8 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, 
         Predicted.from_probabilities(pool.probabilities),
         labels,
         memory,
-        measure_answers(pool, answers, before, labels, device, limit, near, risk) if answers.random else None,
-        rows[0],
+        measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
+        answer_rows(answers.known, pool.numbers)[0],
         find_misfits(zero_shot, pool.fit, pool.vectors.to(device), near),
     )
 
@@ -291,16 +288,14 @@ def measure_answers(
     answers: Answers,
     zero_shot: Predicted,
     refined: Predicted,
-    device: torch.device,
-    limit: int,
-    near: tuple[Tensor, Tensor],
+    remember: Callable[[dict[int, int]], tuple[Memory, Propagated]],
     risk: float,
 ) -> Measured:
     """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
     any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image. So is it
-    from the labels that decide which of the `refined` ones are accepted."""
+    from the labels that decide which of the `refined` ones are accepted. `remember`: known answers -> the memory."""
     rows, truth = answer_rows(answers.random, pool.numbers)
-    model = predict_left_out(build_memory(pool, answer_rows({}, pool.numbers), device, limit, near)[0], pool, rows)
+    model = predict_left_out(remember({})[0], pool, rows)
     labels, ranks = torch.empty_like(truth), np.empty(len(rows))
     with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
     others = torch.ones(len(pool.numbers), dtype=torch.bool)
@@ -309,8 +304,7 @@ def measure_answers(
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]
         left_out = {int(pool.numbers[row]) for row in mine}
-        known = {image: label for image, label in answers.known.items() if image not in left_out}
-        memory, propagated = build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
+        memory, propagated = remember({n: label for n, label in answers.known.items() if n not in left_out})
         for values, predicted in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
             values[fold == number] = predicted
         confidence, label = propagated.labels.cpu().max(1)
@@ -327,22 +321,18 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined, tr
     """Columns: image, refined class and its confidence, then class and probability of the zero-shot model and, where
     it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
 
-    The class is empty where a person answered that the image shows none of the classes.
-    """
-    accepted = refined.accepted
-    columns: dict[str, Predicted] = {"class": refined.labels, "zero_shot": refined.zero_shot}
+    The class is empty where a person answered that the image shows none of the classes."""
+    names, columns = [cell(name) for name in classes], {"image": [cell(source) for source in sources]}
+
+    def add(name: str, confidence: str, predicted: Predicted) -> None:
+        pairs = list(zip(predicted.labels.tolist(), predicted.confidence.tolist(), strict=True))
+        columns[name] = [names[label] if probability else "" for label, probability in pairs]
+        columns[confidence] = [f"{probability:.6f}" for _, probability in pairs]
+
+    add("class", "confidence", refined.labels)
+    add("zero_shot", "zero_shot_confidence", refined.zero_shot)
     if trained:
-        columns["model"] = refined.model
-    header = ["image"]
-    for name in columns:
-        header += [name, "confidence" if name == "class" else f"{name}_confidence"]
-    header += [] if accepted is None else ["accepted"]
-    names = [cell(name) for name in classes]
-    values = [(predicted.labels.tolist(), predicted.confidence.tolist()) for predicted in columns.values()]
-    rows = [header]
-    for row, source in enumerate(sources):
-        parts = []
-        for labels, confidence in values:
-            parts += [names[labels[row]] if confidence[row] else "", f"{confidence[row]:.6f}"]
-        rows.append([cell(source), *parts, *([] if accepted is None else [str(bool(accepted[row])).lower()])])
-    return format_csv(rows)
+        add("model", "model_confidence", refined.model)
+    if refined.accepted is not None:
+        columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted]
+    return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])

@@ -22,21 +22,23 @@ from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model.hub import (
+    HUB,
     OLD_WEIGHTS_FILE,
     OPEN_CLIP_WEIGHTS,
     as_folder,
+    check_name,
     ensure_local,
     fetch_weights,
     fetched,
     first_line,
     is_folder,
+    labelled,
+    parse_model_name,
     patched_constants,
-    same_kind,
 )
-from must.method.model.model_name import HUB, check_name, parse_model_name
-from must.method.model.towers import make_tower
+from must.method.model.masked_vit import make_tower
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.weights import AVERAGED, find_weights, from_transformers, has_transformers_names, weights_problem
+from must.method.model.weights import AVERAGED, find_weights, from_transformers, weights_problem
 
 logger = logging.getLogger(__name__)
 
@@ -66,21 +68,17 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     requested_model, tag = parse_model_name(model, pretrained)
     model, pretrained = ensure_local(requested_model), ensure_local(tag)
     label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
-    with open_model(model, label) as (name, transformers_folder):
-        if not is_folder(name) and not name.startswith(HUB):
-            check_name(model)
-            check_pretrained(model, pretrained)
-        options: dict[str, Any] = dict(quick_gelu_option(name, pretrained))
-        with hub_files_cached(name, pretrained, label, weights=False):
-            config = read_config(requested_model, name, options)
+    with open_model(requested_model, model, pretrained, label) as (name, transformers_folder, config):
         check_tower(requested_model, architecture_from(config))  # before gigabytes are downloaded
+        options: dict[str, Any] = dict(quick_gelu_option(name, pretrained))
         folder = Path(name.removeprefix("local-dir:")) if is_folder(name) else None
         vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
         tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
         if folder and (folder / TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
             options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
         if transformers_folder and model.startswith(HUB):
-            fetch_weights(model.removeprefix(HUB), label)
+            with labelled(label):
+                fetch_weights(model.removeprefix(HUB))
         with hub_files_cached(name, pretrained, label):
             try:
                 with quiet_open_clip():
@@ -96,10 +94,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                 hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
                 raise UserError(f"{label}: cannot be loaded: {first_line(error)}{hint}") from error
         set_activation(clip.visual, config["vision_cfg"])
-        try:
+        with labelled(label):
             preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
-        except ValueError as error:
-            raise UserError(f"{label}: {error}") from None
         return Backbone(
             clip=clip.eval(),
             tokenizer=tokenizer,
@@ -113,26 +109,40 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
         )
 
 
+def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
+    """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights."""
+    requested_model, pretrained = parse_model_name(model, pretrained)
+    model, pretrained = ensure_local(requested_model), ensure_local(pretrained)
+    with open_model(requested_model, model, pretrained, f"--model {requested_model}") as (_, _, config):
+        visual = check_tower(requested_model, architecture_from(config))
+    tower, size = make_tower(visual), visual.image_size
+    return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
+
+
 @contextmanager
-def open_model(model: str, label: str) -> Iterator[tuple[str, Path | None]]:
-    """(open_clip's name of a model, the transformers folder with its weights or None). For a transformers folder the
-    name is that of a temporary folder with its configuration and tokenizer; it is removed after the block.
-    Raises UserError: a folder of another kind; TransientError: the hub does not respond. Messages begin with
-    `label`."""
+def open_model(
+    requested_model: str, model: str, pretrained: str, label: str
+) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:
+    """(open_clip's name of a model, the transformers folder with its weights or None, open_clip's model_cfg). For a
+    transformers folder the name is that of a temporary folder with its configuration and tokenizer, which is removed
+    after the block."""
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
-        try:
-            if model.startswith(HUB):
-                model = as_folder(model.removeprefix(HUB)) or model
-            folder = Path(model.removeprefix("local-dir:"))
+        with labelled(label):
+            local = (as_folder(model.removeprefix(HUB)) if model.startswith(HUB) else "") or model
+            folder = Path(local.removeprefix("local-dir:"))
             if folder.is_file():
                 hint = "give its folder, if it is a model's, or say which model's it is: --model NAME --pretrained FILE"
                 raise UserError(f"is a file; {hint}")
-            transformers_folder = folder if is_folder(model) and is_transformers(folder) else None
+            transformers_folder = folder if is_folder(local) and is_transformers(folder) else None
             if transformers_folder:
                 write_open_clip_folder(transformers_folder, Path(scratch))
-        except ValueError as error:
-            raise same_kind(error, f"{label}: {error}") from error
-        yield open_clip_name(scratch if transformers_folder else model), transformers_folder
+        name = open_clip_name(scratch if transformers_folder else model)
+        if not is_folder(name) and not name.startswith(HUB):
+            check_name(model)
+            check_pretrained(model, pretrained)
+        with hub_files_cached(name, pretrained, label, weights=False):
+            config = read_config(requested_model, name, quick_gelu_option(name, pretrained))
+        yield name, transformers_folder, config
 
 
 def create_with_weights(name: str, pretrained: str, transformers_folder: Path | None, options: dict[str, Any]) -> Any:
@@ -149,7 +159,7 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
     weights, entry = loaded
     if entry.partition(".")[0] in AVERAGED:
         logger.info(f"{pretrained}: takes the averaged weights, {entry}")
-    if has_transformers_names(weights):
+    if any(name.startswith(("vision_model.", "text_model.")) for name in weights):  # transformers' names
         weights = from_transformers(clip, weights)
     if wrong := weights_problem(clip.state_dict(), weights):
         try:
@@ -164,8 +174,7 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
 def set_activation(visual: Any, vision_cfg: dict[str, Any]) -> Any:
     """Sets the activation that the configuration of a timm tower names, which open_clip 3 ignores; returns the tower.
 
-    transformers uses the tanh approximation of GELU for all of SigLIP, timm only for some sizes.
-    """
+    transformers uses the tanh approximation of GELU for all of SigLIP, timm only for some sizes."""
     if "timm_model_name" in vision_cfg and (arguments := vision_cfg.get("act_kwargs")):
         for module in visual.trunk.modules():
             for name, child in module.named_children():
@@ -183,21 +192,17 @@ def open_clip_name(model: str) -> str:
 
 @contextmanager
 def hub_files_cached(model: str, pretrained: str, label: str, weights: bool = True) -> Iterator[None]:
-    """Downloads a model's configuration or weights into the hub's cache, if it is on a hub, before the block runs.
-    Raises UserError, TransientError: they cannot be downloaded; the message begins with `label`."""
+    """Downloads a model's configuration or weights into the hub's cache, if it is on a hub, before the block runs."""
     online = True
-    try:
+    with labelled(label):
         if model.startswith(HUB):
             names = (OPEN_CLIP_WEIGHTS, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
             online = fetched(model.removeprefix(HUB), *names)
         elif weights and not is_folder(model) and not Path(pretrained).is_file():
-            repository, _, file = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"].rpartition(
-                "/"
-            )
+            hf_hub = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"]
+            repository, _, file = hf_hub.rpartition("/")
             safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
             online = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
-    except ValueError as error:
-        raise same_kind(error, f"{label}: {error}") from error
     with nullcontext() if online else patched_constants(HF_HUB_OFFLINE=True):  # each request would wait for its timeout
         yield
 
@@ -226,7 +231,7 @@ def build_visual(architecture: dict[str, Any]) -> Any:
 
 
 def check_fetches_nothing(architecture: dict[str, Any]) -> None:
-    """Raises UserError: the tower's name is none of timm's models, so timm would ask a hub or read another folder."""
+    """For other names than those of its own models, timm would ask a hub or read another folder."""
     name = architecture["vision_cfg"].get("timm_model_name")
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and timm.is_model(name)):
         raise UserError(f"its image tower is called {brief(name)}, which is none of timm's own models")
@@ -246,11 +251,6 @@ def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, An
         raise UserError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
 
 
-def read_architecture(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
-    """What `build_visual` needs."""
-    return architecture_from(read_config(model, name, options))
-
-
 def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
     """The part of open_clip's model_cfg that `build_visual` needs."""
     if not config.get("vision_cfg"):  # audio, or one network for images and texts
@@ -265,25 +265,9 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
             visual = build_visual(architecture)
     except Exception as error:
         raise UserError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
-    try:
+    with labelled(f"--model {model}"):
         make_tower(visual)
-    except ValueError as error:
-        raise UserError(f"--model {model}: {error}") from None
     return visual
-
-
-def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
-    """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights."""
-    requested_model, pretrained = parse_model_name(model, pretrained)
-    label, model, pretrained = f"--model {requested_model}", ensure_local(requested_model), ensure_local(pretrained)
-    with open_model(model, label) as (name, _):
-        if not is_folder(name) and not name.startswith(HUB):
-            check_name(model)
-        with hub_files_cached(name, pretrained, label, weights=False):
-            architecture = read_architecture(requested_model, name, quick_gelu_option(name, pretrained))
-    visual = check_tower(requested_model, architecture)
-    tower, size = make_tower(visual), visual.image_size
-    return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
 
 def check_pretrained(model: str, pretrained: str) -> None:

@@ -13,11 +13,8 @@ from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FIL
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess
 from must.method.model.description import Description, get_preprocess, load_description, require_weights
-from must.method.model.provenance import MemoryFacts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from must.method.model.backbone import Backbone
     from must.method.model.classifier import TextClassifier
     from must.method.model.masked_vit import MaskedViT
@@ -74,11 +71,11 @@ def save_bundle(folder: str, model: MaskedViT, description: Description, memory:
 
 
 def load_bundle(folder: str) -> Bundle:
-    """Raises ValueError: no bundle there, or a damaged one."""
     from safetensors.torch import load
 
     from must.method.model.backbone import build_visual, check_fetches_nothing
     from must.method.model.masked_vit import MaskedViT
+    from must.method.model.memory import parse_memory
 
     description = load_description(folder)
     uri = storage.join(folder, WEIGHTS_FILE)
@@ -99,22 +96,14 @@ def load_bundle(folder: str) -> Bundle:
         remembered = {name.removeprefix(MEMORY_PREFIX): weights.pop(name) for name in held}
         model = MaskedViT(build_visual(description.architecture), weights["classifier"], description.logit_factor)
         model.load_state_dict(weights)
-        memory = load_memory(remembered, description.provenance.memory, model)
+        facts = description.provenance.memory
+        require(bool(remembered) == (facts is not None), "a memory without its description")
+        memory = parse_memory(remembered, facts, model) if facts else None
     except Exception as error:
         raise UserError(f"{uri}: is damaged or of another model ({type(error).__name__})") from error
     names, columns = len(description.classes), model.classifier.shape[1]
     require(names == columns, f"{file}: names {names} classes, {WEIGHTS_FILE} has {columns}; copy both files again")
     return Bundle(model.eval(), description, memory)
-
-
-def load_memory(tensors: dict[str, Tensor], facts: MemoryFacts | None, model: MaskedViT) -> Memory | None:
-    """Raises ValueError or KeyError: the tensors are no memory of the model."""
-    require(bool(tensors) == (facts is not None), "a memory without its description")
-    if facts is None:
-        return None
-    from must.method.model.memory import parse_memory
-
-    return parse_memory(tensors, facts, model)
 
 
 def zero_shot_bundle(
@@ -123,14 +112,11 @@ def zero_shot_bundle(
     """The untrained model of a classifier file: the baseline, and what training starts from.
 
     It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
-    `logit_factor` is a number or 'model'.
-    Raises ValueError: the model is missing, or it is not the model that the classifier was made with."""
+    `logit_factor` is a number or 'model'."""
     from must.method.model.backbone import load_backbone
-    from must.method.model.folder import verified
 
     names = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
-    folder = classifier.model_folder if not (model or pretrained) else ""
-    source = (verified(folder, classifier.model_sha256), "") if folder else names
+    source = names if model or pretrained else classifier.find_model()
     backbone = load_backbone(*source, with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
     return untrained(backbone, classifier, *names, factor)

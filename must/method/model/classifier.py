@@ -9,17 +9,17 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
-from must.base.parameters import parse_yaml, require
+from must.base.parameters import make_record, parse_yaml, require
 from must.base.text import brief
 from must.config import ClassifierConfig
-from must.method.model.description import LARGEST_HEADER, LARGEST_LOGIT_FACTOR
+from must.method.model.description import LARGEST_LOGIT_FACTOR
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METADATA_KEY = "must"
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 BUNDLED_SET = "imagenet"
 DEFAULT_TEMPLATE = "a photo of a {}."  # for classes without templates
 CLASS_FILE = re.compile(r"\.(txt|ya?ml|json)$", re.IGNORECASE)  # anything else may be a list of classes
@@ -47,10 +48,9 @@ class ClassSet:
 
 
 @dataclass(frozen=True)
-class TextClassifier:
-    """`weights` [D, K], unit columns, and their origin."""
+class ClassifierHeader:
+    """All of a classifier file but its weights."""
 
-    weights: Tensor
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     model: str
@@ -59,6 +59,19 @@ class TextClassifier:
     shares: tuple[float, ...] = ()  # of the images, sum 1; empty: unknown
     model_folder: str = ""  # the model's own files; empty: it is loaded by name
     model_sha256: str = ""  # of the weights in it
+    sha256: str = ""  # of the classifier's weights; empty for one that is not in a file
+
+    def find_model(self) -> tuple[str, str]:
+        """(model, pretrained) of `load_backbone`: the model's own folder if it is as it was, else its name."""
+        from must.method.model.folder import verified
+
+        folder = self.model_folder
+        return (verified(folder, self.model_sha256), "") if folder else (self.model, self.pretrained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassifier(ClassifierHeader):
+    weights: Tensor  # [D, K], unit columns
 
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
@@ -83,13 +96,13 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
 def text_classifier(backbone: Any, class_set: ClassSet, device: Any) -> TextClassifier:
     """The classifier from the text tower's features of the prompts; the tower stays on the device."""
     return TextClassifier(
-        build_classifier(backbone, class_set, device),
-        class_set.names,
-        class_set.templates,
-        backbone.model,
-        backbone.pretrained,
-        backbone.logit_scale,
-        class_set.shares,
+        classes=class_set.names,
+        templates=class_set.templates,
+        model=backbone.model,
+        pretrained=backbone.pretrained,
+        logit_scale=backbone.logit_scale,
+        shares=class_set.shares,
+        weights=build_classifier(backbone, class_set, device),
     )
 
 
@@ -100,26 +113,19 @@ def build_classifier(backbone: Any, class_set: ClassSet, device: Any) -> Tensor:
 
     check_prompts(backbone.tokenizer, class_set)
     check_vocabulary(backbone, class_set)
-    clip = backbone.clip.to(device)
+    lookup = dict(zip(class_set.names, class_set.prompts, strict=True))
+    clip, tokenizer, shared = backbone.clip.to(device), backbone.tokenizer, len(set(map(len, lookup.values()))) == 1
     columns = []
-    shared = all(len(prompts) == len(class_set.prompts[0]) for prompts in class_set.prompts)
-    if shared:  # the same number of prompts a class: open_clip batches over classes
-        lookup = dict(zip(class_set.names, class_set.prompts, strict=True))
-        templates = [lambda name, i=i: lookup[name][i] for i in range(len(class_set.prompts[0]))]
-        columns.append(
-            build_zero_shot_classifier(
-                clip, backbone.tokenizer, class_set.names, templates, device=device, use_tqdm=sys.stderr.isatty()
-            )
-        )
-    else:
-        for name, prompts in zip(class_set.names, class_set.prompts, strict=True):
-            templates = [lambda _, prompt=prompt: prompt for prompt in prompts]
-            columns.append(build_zero_shot_classifier(clip, backbone.tokenizer, [name], templates, device=device))
+    # With the same number of prompts a class, open_clip batches over classes.
+    for names in [class_set.names] if shared else [[name] for name in class_set.names]:
+        templates = [lambda name, i=i: lookup[name][i] for i in range(len(lookup[names[0]]))]
+        progress = shared and sys.stderr.isatty()
+        columns.append(build_zero_shot_classifier(clip, tokenizer, names, templates, device=device, use_tqdm=progress))
     return torch.cat(columns, dim=1).float().cpu()
 
 
 def check_vocabulary(backbone: Any, class_set: ClassSet) -> None:
-    """Raises UserError: the tokenizer is of another text tower, and gives numbers without an embedding in this one."""
+    """A tokenizer of another text tower gives numbers without an embedding in this one."""
     embedding = getattr(getattr(backbone.clip, "text", backbone.clip), "token_embedding", None)
     if embedding is None:  # a text tower of transformers, which comes with its tokenizer
         return
@@ -132,7 +138,7 @@ def check_vocabulary(backbone: Any, class_set: ClassSet) -> None:
 
 
 def check_prompts(tokenizer: Any, class_set: ClassSet) -> None:
-    """Raises UserError: a prompt is too long for the text tower, and open_clip would truncate it silently."""
+    """open_clip would truncate a prompt that is too long for the text tower, silently."""
     limit = getattr(tokenizer, "context_length", None)
     if limit is None or not hasattr(tokenizer, "encode"):
         return
@@ -158,27 +164,24 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     if isinstance(source, list):
         return make_class_set(source, [DEFAULT_TEMPLATE], "--classes")
     require(source not in ("", ".", ".."), "--classes is missing; give names or a file")
+    where = f"--classes {source}"
     hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
     is_path = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
     if not is_path and not storage.exists(source):
         return make_class_set(split_names(source, hint), [DEFAULT_TEMPLATE], f"--classes {brief(source)}")
     folder = not storage.is_remote(source) and storage.local(source).is_dir()
-    require(not folder, f"--classes {source}: is a folder; give {hint}")
-    require(storage.exists(source), f"--classes {source}: no such file; give {hint}")
-    if source.lower().endswith(".txt"):
-        content: Any = names_in(storage.read_bytes(source), f"--classes {source}")
-    else:
-        content = parse_yaml(storage.read_bytes(source), f"--classes {source}")
+    require(not folder, f"{where}: is a folder; give {hint}")
+    require(storage.exists(source), f"{where}: no such file; give {hint}")
+    data = storage.read_bytes(source)
+    content: Any = names_in(data, where) if source.lower().endswith(".txt") else parse_yaml(data, where)
     if isinstance(content, list):
         content = {"classes": content}
-    require(
-        isinstance(content, dict) and "classes" in content,
-        f"--classes {source}: expected 'classes:' and 'templates:', or a list of names",
-    )
+    has_classes = isinstance(content, dict) and "classes" in content
+    require(has_classes, f"{where}: expected 'classes:' and 'templates:', or a list of names")
     unknown = content.keys() - {"classes", "templates"}
     examples = ", ".join(sorted(map(brief, unknown))[:5])
-    require(not unknown, f"--classes {source}: unknown key {examples}; known: classes, templates")
-    return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], f"--classes {source}")
+    require(not unknown, f"{where}: unknown key {examples}; known: classes, templates")
+    return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], where)
 
 
 def split_names(text: str, hint: str) -> list[str]:
@@ -206,35 +209,26 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     require(isinstance(classes, list) and len(classes) >= 2, f"{where}: needs at least two classes")
     require(isinstance(templates, list), f"{where}: templates must be a list of strings with {{}}")
     for template in templates:
-        require(
-            is_text(template) and template.count("{}") >= 1,
-            f"{where}: the template {brief(template)} has no {{}} for the class name",
-        )
+        has_gap = is_text(template) and "{}" in template
+        require(has_gap, f"{where}: the template {brief(template)} has no {{}} for the class name")
     names, prompts, shares, room = [], [], dict[str, Any](), LARGEST_SET
     longest = sum(PROMPT_OVERHEAD + len(template) for template in templates)
-    for number, entry in enumerate(classes):
-        name: Any = entry.get("name") if isinstance(entry, dict) else entry
-        if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
-            name = str(name)
-        require(
-            is_text(name),
-            f"{where}: class {number + 1} is {brief(name)}, which is no name"
-            + (" (YAML reads yes, no, on and off as true and false: quote them)" if isinstance(name, bool) else ""),
-        )
-        name = name.strip()
-        listed = entry.get("prompts") if isinstance(entry, dict) else None
+    for number, entry in enumerate(classes, 1):
+        values = entry if isinstance(entry, dict) else {"name": entry}
+        name, listed = parse_name(values.get("name"), f"{where}: class {number}"), values.get("prompts")
         room -= PROMPT_OVERHEAD * len(listed) if isinstance(listed, list) else longest + len(templates) * len(name)
-        require(room >= 0, f"{where}: class {number + 1} of {len(classes)}: too many prompts, at most some 5 million")
+        require(room >= 0, f"{where}: class {number} of {len(classes)}: too many prompts, at most some 5 million")
         require(
             listed is None or (isinstance(listed, list) and bool(listed) and all(map(is_text, listed))),
             f"{where}: the prompts of class {brief(name)} must be a list of strings",
         )
-        if isinstance(entry, dict) and "share" in entry:
-            shares[name] = entry["share"]
+        if "share" in values:
+            share = shares[name] = values["share"]
+            in_range = type(share) in (int, float) and 1 / LARGEST_SHARE <= share <= LARGEST_SHARE
             require(
-                is_share(shares[name]),
+                in_range,
                 f"{where}: the share of class {brief(name)} must be a number from {1 / LARGEST_SHARE:g} to "
-                f"{LARGEST_SHARE:g}, not {brief(shares[name])}",
+                f"{LARGEST_SHARE:g}, not {brief(share)}",
             )
         names.append(name)
         prompts.append(tuple(listed or (template.replace("{}", name) for template in templates)))
@@ -249,9 +243,13 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     return ClassSet(unique(names), tuple(prompts), tuple(templates), relative)
 
 
-def is_share(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 1 / LARGEST_SHARE <= value <= LARGEST_SHARE
+def parse_name(name: Any, where: str) -> str:
+    """A class name, which may be a number in YAML."""
+    if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
+        name = str(name)
+    hint = " (YAML reads yes, no, on and off as true and false: quote them)" if isinstance(name, bool) else ""
+    require(is_text(name), f"{where} is {brief(name)}, which is no name{hint}")
+    return name.strip()
 
 
 def is_text(value: Any) -> bool:
@@ -272,9 +270,8 @@ def unique(names: list[str]) -> tuple[str, ...]:
 def save_classifier(result: TextClassifier, uri: str) -> None:
     from safetensors.torch import save
 
-    description = asdict(result)
+    description = asdict(replace(result, sha256=checksum(result.weights)))
     del description["weights"]
-    description["sha256"] = checksum(result.weights)
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
@@ -287,79 +284,51 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
     """Reads a classifier file, local or gs://; `flag` is the command line flag that named it."""
     from safetensors.torch import load
 
-    require_file(uri, flag)
-    data = storage.read_bytes(uri)
-    header = with_model_folder(parse_header(data[8 : 8 + header_size(data)], uri, flag), uri)
+    header = read_header(uri, flag)
     try:
-        weights = load(data)["classifier"]
-        intact = weights.ndim == 2 and weights.shape[1] == len(header["classes"]) and weights.is_floating_point()
+        weights = load(storage.read_bytes(uri))["classifier"]
+        intact = weights.ndim == 2 and weights.shape[1] == len(header.classes) and weights.is_floating_point()
         intact = intact and bool(weights.isfinite().all())  # after ndim: with 100,000 dimensions it takes a minute
-        intact = intact and header["sha256"] == checksum(weights)
+        intact = intact and header.sha256 == checksum(weights)
     except Exception:
         intact = False
     if not intact:
         raise damage_error(uri, flag)
-    known = {field.name for field in fields(TextClassifier)} - {"weights"}
-    values = {name: value for name, value in header.items() if name in known}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return TextClassifier(weights=weights, **values)
+    return TextClassifier(**vars(header), weights=weights)
 
 
-def read_header(uri: str, flag: str = "--classifier") -> dict[str, Any]:
-    """The contents of a classifier file but its weights, without torch. Raises as `load_text_classifier` does."""
-    require_file(uri, flag)
-    header = parse_header(storage.read_bytes(uri, 8, header_size(storage.read_bytes(uri, 0, 8))), uri, flag)
-    return with_model_folder(header, uri)
-
-
-def with_model_folder(header: dict[str, Any], uri: str) -> dict[str, Any]:
-    """The header with the current path of its model folder."""
+def read_header(uri: str, flag: str = "--classifier") -> ClassifierHeader:
+    """The contents of a classifier file but its weights, without torch, with the current path of its model folder."""
     from must.method.model.folder import resolve_folder
 
-    return header | {"model_folder": resolve_folder(header["model_folder"], uri)}
+    folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
+    require(
+        not folder, f"{flag} {uri}: is a folder; give the classifier file in it, {storage.join(uri, CLASSIFIER_FILE)}"
+    )
+    require(storage.exists(uri), f"{flag} {uri}: no such file; make it with `must classifier`")
+    size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
+    header = parse_header(storage.read_bytes(uri, 8, size), uri, flag)
+    return replace(header, model_folder=resolve_folder(header.model_folder, uri))
 
 
-def header_size(data: bytes) -> int:
-    """Bytes of a safetensors file's header, which follows the first 8 bytes."""
-    return min(int.from_bytes(data[:8], "little"), LARGEST_HEADER)
-
-
-def parse_header(data: bytes, uri: str, flag: str) -> dict[str, Any]:
-    def checked(header: dict[str, Any]) -> dict[str, Any]:
-        texts = [*header["classes"], *header["templates"], header["model"], header["pretrained"]]
-        texts += [header["model_folder"], header["model_sha256"]]
-        scale = header["logit_scale"]
-        valid = all(isinstance(text, str) for text in texts)
-        valid &= isinstance(scale, int | float) and 0 < scale <= LARGEST_LOGIT_FACTOR
-        valid &= header["shares"] == [] or are_shares(header["shares"], len(header["classes"]))
-        require(valid, "a value of another kind")
+def parse_header(data: bytes, uri: str, flag: str) -> ClassifierHeader:
+    def checked(content: dict[str, Any]) -> ClassifierHeader:
+        header = make_record(ClassifierHeader, content)
+        require(0 < header.logit_scale <= LARGEST_LOGIT_FACTOR, "a factor out of range")
+        require(not header.shares or len(header.shares) == len(header.classes), "shares of other classes")
+        require(all(0 < share <= 1 for share in header.shares), "a share out of range")
         return header
 
     text = storage.parse_object(data, lambda header: header["__metadata__"][METADATA_KEY], damage_error(uri, flag))
     return storage.parse_object(text, checked, damage_error(uri, flag))
 
 
-def are_shares(value: Any, classes: int) -> bool:
-    """Whether a value from a file is a share above 0 for each class."""
-    has_all = isinstance(value, list) and len(value) == classes
-    return has_all and all(isinstance(share, int | float) and 0 < share <= 1 for share in value)
-
-
 def require_shares(shares: Sequence[float] | None, uri: str) -> None:
-    """Raises ValueError: a classifier file has no class shares."""
     require(
         bool(shares),
         f"--class-prior given: {uri} holds no class shares; give every class a share: in the class file and make it "
         "again with `must classifier`",
     )
-
-
-def require_file(uri: str, flag: str) -> None:
-    folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
-    require(
-        not folder, f"{flag} {uri}: is a folder; give the classifier file in it, {storage.join(uri, CLASSIFIER_FILE)}"
-    )
-    require(storage.exists(uri), f"{flag} {uri}: no such file; make it with `must classifier`")
 
 
 def damage_error(uri: str, flag: str) -> ValueError:

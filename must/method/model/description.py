@@ -1,12 +1,12 @@
-"""model.json, the description of an adapted model: all but its weights. Needs no torch."""
+"""model.json, the description of an adapted model: all but its weights, with its origin. Needs no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from must import __version__
 from must.base import storage
@@ -15,11 +15,97 @@ from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FIL
 from must.base.parameters import make_record, require
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
-from must.method.model.provenance import Provenance, RunSummary
+from must.method.answers.estimate import Abstention, AccuracyEstimate
 
 BUNDLE_FORMAT = 1
-LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 LARGEST_LOGIT_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Totals of a training run, interruptions included; None where nothing was trained."""
+
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    images_per_s: float | None = None
+    waiting_for_data: float | None = None  # share of the time
+    saving_checkpoints: float | None = None  # share of the time
+    skipped_steps: int = 0  # their gradients were not finite
+    replaced_samples: int = 0  # that could not be decoded
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The check without labels (must/method/memory/pool.py). Shares are from 0 to 1."""
+
+    images: int
+    changed: float  # share of the images whose class is not the zero-shot class
+    confidence_before: float
+    confidence_after: float
+    effective_before: float  # exp(entropy) of the predicted classes' shares
+    effective_after: float
+    dead_classes: list[str] = field(default_factory=list)  # predicted by the zero-shot model and not by the adapted one
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """What a bundle's memory was made from."""
+
+    images: int  # that it holds
+    answers: int = 0
+    shared: float = 0.0  # r: how often neighbours share a class, beyond chance
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How much of an adaptation is kept, what decided it, a check without labels, what answers measure."""
+
+    alpha: float = 1.0  # position between the zero-shot weights (0) and the adapted ones (1)
+    by: str = ""
+    check: CheckResult | None = None
+    measured: AccuracyEstimate | None = None
+    abstention: Abstention | None = None  # by the same answers
+
+    @classmethod
+    def of_dict(cls, values: Any) -> Self | None:
+        """None: not what `to_dict` makes."""
+        try:
+            selection = make_record(cls, values)
+        except ValueError:
+            return None
+        return selection if 0 <= selection.alpha <= 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """False for a zero-shot model, which has no provenance."""
+
+    index_sha256: str = ""  # of the shards
+    index_revision: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # all parameters of `must train`, by name
+    processes: int | None = None
+    threads: int | None = None  # of torch in each process, on a CPU
+    summary: RunSummary | None = None
+    git_revision: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of must, Python and packages
+    class_shares: list[float] = field(default_factory=list)  # [K], the class balance's target; [] for uniform
+    model_folder: str = ""  # the pretrained model's own files
+    model_sha256: str = ""
+    selection: Selection | None = None
+    memory: MemoryFacts | None = None
+
+    def __bool__(self) -> bool:
+        return self != type(self)()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without what is not known."""
+        values = asdict(self) | ({"selection": self.selection.to_dict()} if self.selection else {})
+        return {name: value for name, value in values.items() if value not in (None, "", [], {})}
 
 
 @dataclass(frozen=True)
@@ -42,7 +128,6 @@ class Description:
 
 
 def load_description(folder: str) -> Description:
-    """Raises ValueError: no bundle there, a damaged one, or one of another format."""
     complete_save(folder)
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
@@ -73,36 +158,22 @@ def checked(values: dict[str, Any]) -> Description | int | float:
     if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
         return number
-    provenance = Provenance.of_dict(values.get("provenance", {}))
-    description = replace(make_record(Description, values | {"provenance": {}}), provenance=provenance)
+    description = make_record(Description, values)
     require(0 < description.logit_factor <= LARGEST_LOGIT_FACTOR, "a factor out of range")
     require(re.fullmatch("[0-9a-f]{64}", description.weights_sha256) is not None, "no sha256 of the weights")
     return description
 
 
 def summary_at(folder: str) -> RunSummary:
-    """The summary of the training run of a bundle. Raises ValueError: no bundle, or one without a summary."""
+    """The summary of the training run of a bundle."""
     summary = load_description(folder).provenance.summary
     if summary is None:
         raise UserError(f"{storage.join(folder, DESCRIPTION_FILE)}: has no summary of a training")
     return summary
 
 
-def check_weights(uri: str) -> None:
-    """Checks without torch. Raises ValueError: not a safetensors file, or its size does not match its header."""
-    require(storage.exists(uri), f"{uri}: is missing")
-    size = min(int.from_bytes(storage.read_bytes(uri, 0, 8), "little"), LARGEST_HEADER)
-    damaged = UserError(f"{uri}: is damaged or no weights of a model")
-
-    def end(header: dict[str, Any]) -> int:
-        return max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-
-    if storage.size(uri) != 8 + size + storage.parse_object(storage.read_bytes(uri, 8, size), end, damaged):
-        raise damaged
-
-
 def require_weights(uri: str, description: Description, sha256: str) -> None:
-    """Raises UserError: the weights with `sha256` at `uri` are not those that model.json describes."""
+    """The weights with `sha256` at `uri` must be those that model.json describes."""
     require(
         sha256 == description.weights_sha256,
         f"{uri}: is damaged or of another model than the {DESCRIPTION_FILE} beside it; copy both files again",
@@ -110,8 +181,8 @@ def require_weights(uri: str, description: Description, sha256: str) -> None:
 
 
 def require_same_model(label: str, weights_sha256: str, description: Description, remedy: str) -> None:
-    """Raises UserError, which begins with `label`: what was made with the weights `weights_sha256` does not belong to
-    the bundle of `description`. `remedy`: the command that makes it of this bundle."""
+    """What was made with the weights `weights_sha256` must belong to the bundle of `description`. `remedy`: the command
+    that makes it of this bundle."""
     require(
         weights_sha256 == description.weights_sha256,
         f"{label}: was made of another model (weights {brief(weights_sha256)[:14]}, of this bundle "
@@ -120,7 +191,7 @@ def require_same_model(label: str, weights_sha256: str, description: Description
 
 
 def require_classes(label: str, classes: list[str], others: list[str]) -> None:
-    """Raises UserError, which begins with `label`: the `others` there are not the `classes` of the model."""
+    """The `others` there must be the `classes` of the model."""
     if classes != others:
         missing = [name for name in classes if name not in others] or [name for name in others if name not in classes]
         difference = f"e.g. '{missing[0]}' is in one only" if missing else "their order differs"

@@ -57,8 +57,13 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
 
 def write_files(backbone: Backbone, folder: Path) -> None:
     from open_clip import get_model_preprocess_cfg
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    save_weights(compact(backbone.clip), folder / OPEN_CLIP_WEIGHTS)
+    try:
+        save_file(compact(backbone.clip), folder / OPEN_CLIP_WEIGHTS)
+    except SafetensorError as error:  # safetensors raises it instead of OSError
+        raise UserError(f"{folder.parent}: the model cannot be written: {first_line(error)}") from error
     config = {"model_cfg": backbone.config, "preprocess_cfg": get_model_preprocess_cfg(backbone.clip)}
     (folder / MODEL_FOLDER_FILE).write_text(json.dumps(config, indent=1, sort_keys=True))
     if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
@@ -71,17 +76,6 @@ def write_files(backbone: Backbone, folder: Path) -> None:
     for path in folder.rglob("*"):  # safetensors makes files private, and pods of other users read them
         if path.is_file():
             path.chmod(0o666 & ~storage.umask())
-
-
-def save_weights(weights: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file into a scratch folder."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(weights, path, metadata)
-    except SafetensorError as error:  # safetensors raises it instead of OSError
-        raise UserError(f"{path.parent.parent}: the model cannot be written: {first_line(error)}") from error
 
 
 def compact(clip: Any) -> dict[str, Any]:
@@ -132,7 +126,6 @@ def resolve_folder(recorded: str, classifier: str) -> str:
 
 
 def require_model(folder: str) -> None:
-    """Raises ValueError: the model folder of a classifier file is missing."""
     require(
         not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
         f"{folder}: the classifier's model is not there, nor in the folder {MODELS_FOLDER} beside the classifier file; "

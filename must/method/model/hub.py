@@ -1,8 +1,8 @@
-"""Downloads models from a hub or a bucket to this machine, once.
+"""What --model may name: a folder, a model on a hub or in a bucket, or an open_clip model; and its download, once.
 
 huggingface_hub waits a minute and more for a hub that does not respond; open_clip then tries other file names, and
 reports the error of the last one. Here each file is requested once, with a short timeout, before open_clip runs, so
-that an error is one line and comes early.
+that an error is one line and comes early. Imports no torch, which takes seconds.
 """
 
 import errno
@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from must.base import storage
@@ -22,22 +24,70 @@ from must.base.files import MODEL_FOLDER_FILE
 from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
-from must.base.text import without_secrets
+from must.base.text import close_to, without_secrets
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 4  # seconds to wait for the hub's response about a file; HF_HUB_ETAG_TIMEOUT overrides it
 
+HUB = "hf-hub:"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
-TRY_LATER = "try again later"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class AbsentError(UserError):
     """A repository has none of the files."""
+
+
+def list_models() -> list[str]:
+    """The names of open_clip's models, from its files if it is not imported; [] without open_clip."""
+    if "open_clip" in sys.modules:  # a program may have added models
+        return list(sys.modules["open_clip"].list_models())
+    spec = find_spec("open_clip")
+    folder = Path(spec.origin).with_name("model_configs") if spec and spec.origin else Path()
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
+def check_model_name(model: str, pretrained: str = "") -> None:
+    """Raises UserError: there is no such folder, or no such open_clip model; or a folder is given other
+    weights, by a tag. A hub is not asked."""
+    if storage.is_remote(model) or is_folder(model):
+        folder = model.removeprefix("local-dir:")
+        exists = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
+        require(exists, f"--model {model}: no {MODEL_FOLDER_FILE} in this folder, nor {CONFIG_FILE} of transformers")
+        file = storage.is_remote(pretrained) or Path(pretrained).is_file()
+        require(not pretrained or file, f"--pretrained {pretrained}: {model} has weights of its own; leave it out")
+    elif not model.startswith(HUB) and list_models():
+        check_name(parse_model_name(model, "")[0])
+
+
+def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
+    """(model, pretrained), after splitting names like NAME/TAG and NAME/FILE."""
+    if is_folder(model) or model.startswith(HUB) or "/" not in model or storage.is_remote(model):
+        return model, pretrained
+    known = list_models()
+    splits = [(model[:i], model[i + 1 :]) for i, character in enumerate(model) if character == "/"]
+    name, tag = next((split for split in splits if split[0].replace("/", "-") in known), ("", ""))
+    if model.replace("/", "-") in known or not name:  # ViT-B/16, or an unknown name
+        return model, pretrained
+    if pretrained and pretrained != tag:
+        raise UserError(f"--model {model} already says --pretrained {tag}; it cannot be {pretrained} too")
+    return name, tag
+
+
+def check_name(model: str) -> None:
+    known = list_models()
+    if model.replace("/", "-") not in known:
+        similar = close_to(model.replace("/", "-"), known, 3)
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        raise UserError(f"--model {model}: no open_clip model and no folder{hint} (a model on a hub is {HUB}TEAM/NAME)")
+
+
+def is_folder(model: str) -> bool:
+    return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
 
 
 @contextmanager
@@ -55,15 +105,9 @@ def patched_constants(**settings: bool) -> Iterator[None]:
 
 @patched_constants(HF_HUB_DISABLE_TELEMETRY=True)  # otherwise it first requests a list of agent programs from the hub
 def fetched(repository: str, *names: str) -> bool:
-    """Downloads the first of the files `names` that the repository has to the hub's cache, unless it is cached.
-
-    Returns:
-        Whether the hub responded. If not, the cache has one of the files, possibly not the newest version.
-
-    Raises:
-        UserError: the hub has no such model, or refuses access; the message says what to do.
-        TransientError: the hub cannot be reached, or is busy.
-    """
+    """Downloads the first of the files `names` that the repository has to the hub's cache, unless it is cached. Returns
+    whether the hub responded. If not, the cache has one of the files, possibly not the newest version.
+    Raises TransientError if the hub cannot be reached, or is busy."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -73,32 +117,31 @@ def fetched(repository: str, *names: str) -> bool:
         try:
             get_hf_file_metadata(hf_hub_url(repository, name), timeout=timeout_s)
             hf_hub_download(repository, name, etag_timeout=timeout_s)
+            return True
+        except LocalEntryNotFoundError as problem:  # the hub has the file, and it did not arrive
+            error: BaseException = problem.__cause__ or problem
+        except EntryNotFoundError:
+            continue
         except Exception as problem:  # many kinds of network errors, which change with huggingface_hub's versions
-            in_transit = isinstance(problem, LocalEntryNotFoundError)  # the hub has the file, and it did not arrive
-            if isinstance(problem, EntryNotFoundError) and not in_transit:
-                continue
-            error = problem.__cause__ if in_transit and isinstance(problem.__cause__, Exception) else problem
-            if any(cached(repository, file) for file in names):
-                logger.info(f"the hub {hub} cannot serve {repository}; using the cached copy")
-                return False
-            weights = OPEN_CLIP_WEIGHTS if names[0] == MODEL_FOLDER_FILE else names[0]
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-            kind = TransientError if may_succeed_later(status, error) else UserError
-            raise kind(
-                f"{name} of {repository} could not be downloaded from the hub {hub}: {explain(status, error)}, or put "
-                f"{MODEL_FOLDER_FILE} and {weights} of it into a folder and give that as --model (docs/models.md)"
-            ) from error
-        return True
+            error = problem
+        if any(cached(repository, file) for file in names):
+            logger.info(f"the hub {hub} cannot serve {repository}; using the cached copy")
+            return False
+        weights = OPEN_CLIP_WEIGHTS if names[0] == MODEL_FOLDER_FILE else names[0]
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        reason, later = f"{status or first_line(error)}", may_succeed_later(status, error)
+        if status in (401, 403, 404):
+            reason = f"no such public model ({status}); check its name, set HF_TOKEN if it is private"
+        raise (TransientError if later else UserError)(
+            f"{name} of {repository} could not be downloaded from the hub {hub}: {reason}"
+            f"{'; try again later' if later else ''}, or put {MODEL_FOLDER_FILE} and {weights} of it into a folder and "
+            "give that as --model (docs/models.md)"
+        ) from error
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
 
 
-def is_folder(model: str) -> bool:
-    return model.startswith("local-dir:") or Path(model).is_dir() or model.startswith(("/", "./", "../"))
-
-
 def as_folder(repository: str) -> str:
-    """The folder in the hub's cache of a model in transformers' format, without weights; '' for one in open_clip's.
-    Raises UserError, TransientError: it cannot be downloaded."""
+    """The folder in the hub's cache of a model in transformers' format, without weights; '' for one in open_clip's."""
     if cached(repository, MODEL_FOLDER_FILE):
         return ""
     online = fetched(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
@@ -110,17 +153,15 @@ def as_folder(repository: str) -> str:
     return str(Path(cached(repository, CONFIG_FILE)).parent)
 
 
-def fetch_weights(repository: str, label: str) -> None:
-    """Downloads the weights of a model in transformers' format to the hub's cache.
-    Raises UserError, TransientError: they cannot be downloaded; the message begins with `label`."""
-    try:
-        online = fetched(repository, *WEIGHT_FILES)
-        index = next((cached(repository, name) for name in WEIGHT_FILES if cached(repository, name)), "")
-        if online and index.endswith(".json"):
-            for file in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
-                fetched(repository, file)
-    except (ValueError, KeyError) as error:
-        raise same_kind(error, f"{label}: {first_line(error)}") from error
+def fetch_weights(repository: str) -> None:
+    """Downloads the weights of a model in transformers' format to the hub's cache."""
+    online = fetched(repository, *WEIGHT_FILES)
+    index = next((cached(repository, name) for name in WEIGHT_FILES if cached(repository, name)), "")
+    if online and index.endswith(".json"):
+        damaged = UserError(f"{Path(index).name} of {repository} on the hub is damaged")
+        files = storage.read_object(index, lambda content: set(content["weight_map"].values()), damaged)
+        for file in sorted(files):
+            fetched(repository, file)
 
 
 def cached(repository: str, name: str) -> str:
@@ -131,14 +172,7 @@ def cached(repository: str, name: str) -> str:
     return path if isinstance(path, str) else ""
 
 
-def explain(status: int, error: Exception) -> str:
-    """The hub's error, and what to do; `status` 0: no response."""
-    if status in (401, 403, 404):
-        return f"no such public model ({status}); check its name, set HF_TOKEN if it is private"
-    return f"{status or first_line(error)}" + (f"; {TRY_LATER}" if may_succeed_later(status, error) else "")
-
-
-def may_succeed_later(status: int, error: Exception) -> bool:
+def may_succeed_later(status: int, error: BaseException) -> bool:
     """Whether the same request may succeed later; `status` 0: no response."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -148,9 +182,14 @@ def may_succeed_later(status: int, error: Exception) -> bool:
     return not hopeless and getattr(error, "errno", None) not in DISK_ERRORS
 
 
-def same_kind(error: Exception, line: str) -> TransientError | UserError:
-    """An error with that message: transient if `error` is."""
-    return (TransientError if isinstance(error, TransientError) else UserError)(line)
+@contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Errors about input in the block begin with the label; transient ones stay transient."""
+    try:
+        yield
+    except ValueError as error:
+        kind = TransientError if isinstance(error, TransientError) else UserError
+        raise kind(f"{label}: {error}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -160,8 +199,7 @@ def first_line(error: BaseException) -> str:
 
 
 def ensure_local(uri: str) -> str:
-    """A path of this machine for a gs:// or file:// folder or file; anything else is returned as it is.
-    Raises ValueError: there is nothing at the URI."""
+    """A path of this machine for a gs:// or file:// folder or file; anything else is returned as it is."""
     if not uri or not storage.is_remote(uri):
         return uri.removeprefix("file://")
     single = storage.exists(uri)

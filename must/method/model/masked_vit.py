@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from must.base.errors import UserError
 from must.method.model.attention import use_contiguous_attention
-from must.method.model.towers import make_tower
+from must.method.model.towers import HIERARCHICAL, NEEDS_PATCHES, Tower, refuse
+from must.method.model.towers.clip_vit import clip_tower
+from must.method.model.towers.timm_vit import timm_tower
 
 
 class StudentOutput(NamedTuple):
@@ -99,6 +101,15 @@ class MaskedViT(nn.Module):
             return 0
         tower_name = name.removeprefix("visual.")
         return self.tower.find_layer(tower_name) if tower_name != name else self.layers + 1
+
+
+def make_tower(visual: Any) -> Tower:
+    """The tower of an open_clip model's `visual`."""
+    if hasattr(visual, "trunk"):
+        return timm_tower(visual)
+    if hasattr(visual, "class_embedding") and hasattr(visual, "conv1"):
+        return clip_tower(visual)
+    refuse(type(visual).__name__, HIERARCHICAL if hasattr(visual, "layer4") else NEEDS_PATCHES)
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from must.base.parameters import require
+from must.method.model.description import MemoryFacts
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.provenance import MemoryFacts
 from must.method.model.vectors import NEIGHBOURS, Whitening, flatten_tokens, join_vectors, neighbour_weights
 
 SAME_IMAGE = 0.9999  # a cosine above it: the same image

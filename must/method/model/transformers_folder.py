@@ -65,7 +65,7 @@ SIGLIPS = {  # (width, blocks, heads, width of the MLP): timm's name of SigLIP's
 
 
 def is_transformers(folder: Path) -> bool:
-    """False for a folder of open_clip. Raises ValueError: a folder of another kind, with what to do."""
+    """Of two kinds: False for a folder of open_clip."""
     if (folder / MODEL_FOLDER_FILE).is_file():
         return False
     if (folder / DESCRIPTION_FILE).is_file():
@@ -78,8 +78,7 @@ def is_transformers(folder: Path) -> bool:
 
 
 def write_open_clip_folder(folder: Path, output: Path) -> None:
-    """Writes the configuration and tokenizer files that open_clip needs, but not the weights.
-    Raises ValueError: a network or image preparation that open_clip cannot reproduce."""
+    """Writes the configuration and tokenizer files that open_clip needs, but not the weights."""
     config = read(folder / CONFIG_FILE)
     model = find_model_config(config)
     preprocess = read_preprocess(folder, config["model_type"], model["vision_cfg"]["image_size"])
@@ -98,7 +97,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def find_model_config(config: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's model_cfg. Raises ValueError: open_clip has no model that computes the same."""
+    """open_clip's model_cfg that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
         raise UserError(unsupported_model(config))
@@ -208,7 +207,7 @@ def text_shape(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_preprocess(folder: Path, kind: str, size: int) -> dict[str, Any]:
-    """open_clip's preprocess_cfg. Raises ValueError: open_clip cannot give the same pixels."""
+    """open_clip's preprocess_cfg that gives the same pixels."""
     settings: dict[str, Any] = next((read(folder / name) for name in PREPROCESSORS if (folder / name).is_file()), {})
     settings = settings.get("image_processor") or settings
     if not settings:
@@ -259,7 +258,7 @@ def write_vocabulary(folder: Path, output: Path, text: dict[str, Any]) -> bool:
 
 
 def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
-    """(number of each token, merges) of a byte-pair tokenizer; None: another kind. Raises UserError: no tokenizer."""
+    """(number of each token, merges) of a byte-pair tokenizer; None: another kind."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         added = read(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
@@ -275,7 +274,7 @@ def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, by transformers' names. Raises ValueError: they are missing or damaged."""
+    """All tensors of a folder's weights, by transformers' names."""
     import torch
     from safetensors.torch import load_file
 

@@ -59,8 +59,7 @@ def transformers_names(name: str) -> list[str]:
 
 
 def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Transformers' weights `source`, renamed for open_clip's model `clip`, which is not changed.
-    Raises ValueError: tensors are missing, unknown, or of other shapes."""
+    """Transformers' weights `source`, renamed for open_clip's model `clip`, which is not changed."""
     weights, used = dict[str, Tensor](), set[str]()
     for name, target in clip.state_dict().items():
         names = transformers_names(name)
@@ -87,8 +86,7 @@ def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str
 def find_weights(file: Path) -> tuple[dict[str, Tensor], str] | None:
     """(the model's weights, the name of the entry they were under); None for a file that is left to open_clip.
 
-    The weights have open_clip's names or those of transformers.
-    """
+    The weights have open_clip's names or those of transformers."""
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -100,7 +98,10 @@ def find_weights(file: Path) -> tuple[dict[str, Tensor], str] | None:
     except Exception:  # numpy arrays, TorchScript, or damaged: open_clip reports it
         return None
     keys = []
-    while isinstance(content, dict) and (key := next((k for k in WEIGHT_KEYS if is_filled(content.get(k))), None)):
+    while isinstance(content, dict):
+        key = next((key for key in WEIGHT_KEYS if isinstance(content.get(key), dict) and content[key]), None)
+        if key is None:
+            break
         keys.append(key)
         content = content[key]
     if not isinstance(content, dict):
@@ -113,14 +114,6 @@ def find_weights(file: Path) -> tuple[dict[str, Tensor], str] | None:
         if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Tensor)
     }
     return weights, ".".join(keys)
-
-
-def is_filled(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value)
-
-
-def has_transformers_names(weights: dict[str, Tensor]) -> bool:
-    return any(name.startswith(("vision_model.", "text_model.")) for name in weights)
 
 
 def weights_problem(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:

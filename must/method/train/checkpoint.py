@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from must.base import storage
 from must.base.errors import UserError
@@ -57,10 +58,8 @@ class Checkpoints:
         return self._pending is not None and not self._pending.done()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copies `state` to host memory and writes it in the background, after an earlier write is done.
-
-        A failed write is logged and training goes on; if the next one fails too, `save` raises its error.
-        """
+        """Copies `state` to host memory and writes it in the background, after an earlier write is done. A failed write
+        is logged and training goes on; if the next one fails too, `save` raises its error."""
         self._finish_pending()
         if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
             raise self._failures[-1]
@@ -105,11 +104,8 @@ class Checkpoints:
         self._tidy(step)
 
     def _tidy(self, step: int) -> None:
-        """Removes old checkpoints once `step` is complete.
-
-        Later steps are of an abandoned run (--no-resume, or a damaged checkpoint that was skipped). A state without
-        a description is an incomplete write of a killed process.
-        """
+        """Removes old checkpoints once `step` is complete. Later steps are of an abandoned run (--no-resume, or a
+        damaged checkpoint was skipped). A state without a description is an incomplete write of a killed process."""
         files = self._files()
         complete = sorted(number for number, ending in files if ending == "json" and number <= step)
         keep = {number for number in complete if self.keep_every and number % self.keep_every == 0}
@@ -137,11 +133,8 @@ class Checkpoints:
 
     @contextmanager
     def newest(self) -> Iterator[Path | None]:
-        """A local path of the newest complete checkpoint inside the block, or None.
-
-        Damaged ones are skipped with a warning. Any other failure to read one (a bucket that does not respond, no
-        permission) is an error: resuming from an older one would delete the newer ones.
-        """
+        """A local path of the newest complete checkpoint inside the block, or None. Damaged ones are skipped with a
+        warning. Any other failure to read one is an error: resuming from an older one would delete the newer ones."""
         with ExitStack() as stack:
             for step in reversed(self.steps()):
                 try:
@@ -155,20 +148,13 @@ class Checkpoints:
 
     @contextmanager
     def _verified(self, step: int) -> Iterator[Path]:
-        uri = storage.join(self.uri, f"step-{step:09d}.pt")
-        size, sha256 = self._describe(step)
+        uri, description = (storage.join(self.uri, f"step-{step:09d}.{ending}") for ending in ("pt", "json"))
+        damaged = DamagedError(f"{description} is damaged")
+        sha256 = storage.read_object(description, lambda content: content["sha256"], damaged)
         with storage.local_copy(uri) as path:
-            if path.stat().st_size != size:
-                raise DamagedError(f"{uri} is truncated: {path.stat().st_size} of {size} bytes")
             if storage.compute_sha256(path) != sha256:
                 raise DamagedError(f"{uri} is damaged: its sha256 differs")
             yield path
-
-    def _describe(self, step: int) -> tuple[int, str]:
-        """Bytes and sha256 of a checkpoint, from its description."""
-        uri = storage.join(self.uri, f"step-{step:09d}.json")
-        damaged = DamagedError(f"{uri} is damaged")
-        return storage.read_object(uri, lambda content: (content["bytes"], content["sha256"]), damaged)
 
 
 class DamagedError(UserError):
@@ -176,7 +162,7 @@ class DamagedError(UserError):
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Raises DamagedError: it is not a training state, although its checksum matches."""
+    """The state in a file whose checksum matches, and which may yet be another program's."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
@@ -202,45 +188,37 @@ class StateFile(storage.HashingFile):
 
 
 class Snapshot:
-    """Copies nested states of the same shape repeatedly into the same buffers.
-
-    Allocating memory takes longer than the copy, as the system maps it page by page. For a GPU the buffers are pinned,
-    so that all copies are queued at once and the host waits a single time.
-    """
+    """Copies nested states of the same shape repeatedly into the same buffers: allocating memory takes longer than the
+    copy. For a GPU the buffers are pinned, so that all copies are queued at once and the host waits a single time."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        self._buffers: list[Any] = []
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """A deep copy with every tensor in host memory. It is overwritten by the next call."""
-        copy = self._copy((), state)
+        values, structure = tree_flatten(state)
+        buffers = self._buffers if len(self._buffers) == len(values) else [None] * len(values)
+        self._buffers = [copy_to(old, value) for old, value in zip(buffers, values, strict=True)]
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         elif torch.backends.mps.is_available():
             torch.mps.synchronize()
-        return copy
+        return tree_unflatten(self._buffers, structure)
 
-    def _copy(self, path: tuple[Any, ...], value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._buffer(path, value).copy_(value.detach(), non_blocking=True)
-        if isinstance(value, dict):
-            return {key: self._copy((*path, key), item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._copy((*path, number), item) for number, item in enumerate(value))
+
+def copy_to(old: Any, value: Any) -> Any:
+    """A tensor copied to host memory, to that of `old` if it fits; anything else as it is."""
+    if not isinstance(value, Tensor):
         return value
-
-    def _buffer(self, path: tuple[Any, ...], value: Tensor) -> Tensor:
-        buffer = self._buffers.get(path)
-        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._buffers[path] = buffer
-        return buffer
+    if not isinstance(old, Tensor) or old.shape != value.shape or old.dtype != value.dtype:
+        old = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+    return old.copy_(value.detach(), non_blocking=True)
 
 
 @contextmanager
 def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[None]:
-    """Prevents other runs from writing to the checkpoints inside the block. The main process holds the lock.
-    Raises ValueError: another run writes there; every process raises."""
+    """Prevents other runs from writing to the checkpoints inside the block. The main process holds the lock; if another
+    run has it, every process raises."""
     with ExitStack() as stack:
         problem: Exception | None = None
         if world.is_main:
@@ -259,8 +237,7 @@ def exclusive_checkpoints(checkpoints: Checkpoints, world: World) -> Iterator[No
 def newest_checkpoint(checkpoints: Checkpoints, world: World) -> Iterator[Path | None]:
     """A local path of the newest complete checkpoint, or None; in every process, while all are in the block.
 
-    The first process of each machine copies a remote one, and the machine's other processes read the copy.
-    """
+    The first process of each machine copies a remote one, and the machine's other processes read the copy."""
     machine, is_first = os.environ.get("GROUP_RANK", "0"), world.is_main or os.environ.get("LOCAL_RANK") == "0"
     with checkpoints.newest() if is_first else nullcontext() as path:
         yield dict(pair for pair in world.gather((machine, path) if is_first else None) if pair)[machine]

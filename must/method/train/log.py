@@ -1,5 +1,5 @@
-"""The output of a run: progress bar or plain lines, ``train_log.jsonl``, TensorBoard's files, a summary at the end; and
-the conditions, checked with each log line, that stop a run."""
+"""The output of a run: its size at the start, progress bar or plain lines, ``train_log.jsonl``, TensorBoard's files, a
+summary at the end; and the conditions, checked with each log line, that stop a run."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from must.base.errors import UserError
 from must.base.progress import bar
 from must.data.loading.loader import TrainBatch
 from must.data.loading.reader import ShardReader
-from must.method.distributed.process_group import World
 from must.method.model.bundle import LOG_FILE
+from must.method.model.description import RunSummary
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.provenance import RunSummary
 from must.method.train.step import MustStep
 from must.method.train.train_state import TrainProgress, TrainState
 
@@ -29,7 +28,58 @@ logger = logging.getLogger(__name__)
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
 LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
 COUNTS = ("skipped", "replaced")  # values of a step that are counted over the whole run
+LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
+SLOW = (
+    "a model of this size takes hours or days on a CPU; `must plan` measures how long; use a GPU (--device cuda; "
+    "several: torchrun) or a smaller model"
+)
+GB = 10**9
 MAX_SKIPPED, MAX_SKIPPED_SHARE = 20, 0.5  # steps without finite gradients, after which training stops; of all steps
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a run, known before it begins."""
+
+    images: int  # of the split
+    steps: int
+    epochs: int
+    batch_size: int  # over all processes
+    micro_batch: int  # images that a process takes at once
+    processes: int
+    workers: int  # loader processes of each
+    device: str
+    parameters: int  # of the student
+    checkpoint_bytes: int
+    checkpoints_kept: int
+    shards_bytes: int  # of the split
+    cache_bytes: int  # most bytes of them in the cache; 0: they are on this machine
+    threads: int = 0  # of torch, of each process on a CPU
+    precision: str = "fp32"
+
+    def lines(self) -> list[str]:
+        files = f"checkpoints: {self.checkpoint_bytes / GB:.3g} GB each"
+        if self.checkpoints_kept > 1:
+            files += f", {self.checkpoints_kept * self.checkpoint_bytes / GB:.3g} for {self.checkpoints_kept} of them"
+        if self.cache_bytes:
+            files += f"; cache: up to {self.cache_bytes / GB:.3g} of {self.shards_bytes / GB:.3g} GB of remote shards"
+        slow = self.device == "cpu" and self.parameters >= LARGE
+        pieces = "" if self.micro_batch * self.processes == self.batch_size else f" in pieces of {self.micro_batch}"
+        return [
+            f"{self.steps:,} steps of {self.batch_size} images{pieces} ({self.epochs} epochs), {self.processes} "
+            f"process(es) on {self.device} in {self.precision}, "
+            f"{f'{self.threads} thread(s) and ' if self.threads else ''}{self.workers} loader(s) each",
+            files,
+            *([SLOW] if slow else []),
+        ]
+
+
+def duration(seconds: float) -> str:
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 class Meter:
@@ -176,29 +226,18 @@ def in_words(summary: RunSummary) -> str:
 
 @dataclass
 class RunMonitor:
-    batch_size: int  # images per step, over all processes
-    max_replaced: float  # largest share of images that cannot be decoded
-    world: World
     reader: ShardReader
     must_step: MustStep
     state: TrainState
     zero_shot: MaskedViT  # the model before training, for the share of labels that changed
 
     def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
-        """The means since the last reading, with the other values of a log line. Every process calls this.
-        Raises ValueError: too many images cannot be decoded, or too many steps' gradients were not finite. A checkpoint
-        is saved before."""
+        """The means since the last reading, with the other values of a log line. Every process calls this. Ends a run
+        with too many problems."""
         progress, must_step = self.state.progress, self.must_step
         self.count_problems(meter)
         line: dict[str, Any] = {name: mean for name, mean in meter.read().items() if name not in COUNTS}
-        if self.too_many_replaced():
-            self.stop(
-                f"{progress.replaced} of {progress.step * self.batch_size:,} images could not be decoded, more "
-                f"than --max-replaced {self.max_replaced:g}; `must index verify {self.reader.uri}` tells "
-                "whether the shards are whole; shard again with --validate decode, or allow more"
-            )
-        if problem := self.too_many_skipped():
-            self.stop(problem)
+        self.stop_on_problems()
         return line | {
             **self.agreement(batch),
             "epoch": (step + 1) / must_step.steps_per_epoch,
@@ -206,14 +245,14 @@ class RunMonitor:
             "ema_decay": must_step.ema_decay(step),
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
-            "images_per_s": meter.steps_per_s * self.batch_size,
+            "images_per_s": meter.steps_per_s * must_step.config.batch_size,
         }
 
     def count_problems(self, meter: Meter) -> None:
         """Adds skipped steps and undecodable images to the progress, which checkpoints hold. Every process calls it."""
         skipped, replaced = meter.take_sums(COUNTS)
         self.state.progress.skipped += round(skipped)
-        self.state.progress.replaced += round(self.world.sum(replaced))
+        self.state.progress.replaced += round(self.must_step.world.sum(replaced))
 
     def agreement(self, batch: TrainBatch) -> dict[str, float]:
         """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
@@ -225,22 +264,23 @@ class RunMonitor:
             "stability": (teacher == student).float().mean().item(),
         }
 
-    def too_many_skipped(self) -> str:
-        """Why training stops; '' if it goes on. The share counts at the end: a short run may skip all its steps."""
-        progress, steps = self.state.progress, self.must_step.steps
+    def stop_on_problems(self) -> None:
+        """Saves a checkpoint and raises UserError if too many images cannot be decoded, of all so far, but of at least
+        an epoch or 1000; or if too many steps were skipped: in a short run half of them, at its end."""
+        progress, config, steps = self.state.progress, self.must_step.config, self.must_step.steps
+        images = progress.step * config.batch_size
         most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED
-        if progress.skipped <= min(most, MAX_SKIPPED):
-            return ""
-        skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"
-        return f"{skipped}; lower --lr, or use --precision fp32"
-
-    def too_many_replaced(self) -> bool:
-        """The share is of all images so far, but of at least an epoch or 1000, so that early ones do not count."""
-        images = self.state.progress.step * self.batch_size
-        return self.state.progress.replaced > self.max_replaced * max(images, min(1000, len(self.reader)))
-
-    def stop(self, reason: str) -> NoReturn:
-        """Saves a checkpoint, then raises."""
+        if progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader))):
+            reason = (
+                f"{progress.replaced} of {images:,} images could not be decoded, more than --max-replaced "
+                f"{config.max_replaced:g}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
+                "shard again with --validate decode, or allow more"
+            )
+        elif progress.skipped > min(most, MAX_SKIPPED):
+            skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"
+            reason = f"{skipped}; lower --lr, or use --precision fp32"
+        else:
+            return
         self.state.save(self.must_step)
         self.state.checkpoints.close()
-        raise UserError(f"stopped after step {self.state.progress.step}: {reason}")
+        raise UserError(f"stopped after step {progress.step}: {reason}")

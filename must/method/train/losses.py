@@ -5,7 +5,8 @@ the global batch: the self-training loss is a mean over the confident images of 
 that of the global batch. This needs one all-reduce of K + 6 numbers.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,9 +15,18 @@ from torch import Tensor
 
 from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
-from must.method.train.recipe import Objective
 
 MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The settings of the losses, with the names that they have in TrainConfig."""
+
+    fairness_weight: float
+    reconstruction_weight: float
+    align_weight: float
+    loss_reduction: Literal["global", "rank"]
 
 
 class PseudoLabels(NamedTuple):
@@ -150,8 +160,7 @@ def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None 
     That is KL(prior || balance) up to a constant, so it is smallest where they are equal.
 
     With 512 classes and more the balance is averaged with that of the epoch's earlier steps (weight 1/2, without
-    their gradient) and the loss is doubled, at the epoch's first step too, as published.
-    """
+    their gradient) and the loss is doubled, at the epoch's first step too, as published."""
     if len(balance) < MANY_CLASSES:
         return -prior_mean(safe_log(balance), prior), None
     mixed = balance if running is None else torch.where(running.isfinite(), (running + balance) / 2, balance)

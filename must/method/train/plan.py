@@ -19,7 +19,7 @@ from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
-from must.method.train.estimate import GB, duration
+from must.method.train.log import GB, duration
 from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 
@@ -101,8 +101,7 @@ def measure_pass(trainer: Trainer) -> float:
 def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     """Takes steps of the run, with its loaders, for so many seconds. Afterwards the trainer cannot train.
 
-    On a CPU a step of a large model may take minutes; then steps of a few images are measured instead.
-    """
+    On a CPU a step of a large model may take minutes; then steps of a few images are measured instead."""
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
     count = min(FEW, local) if world.device.type == "cpu" else local

@@ -73,9 +73,8 @@ class PropagatedLabels:
 
         first = scatter(classes[order].to(world.device)), scatter(values[order].to(world.device))
         total = torch.zeros(pool.probabilities.shape[-1], device=world.device)
-        self = cls(
-            scatter(numbers[near]), scatter(weights), first, first[0].clone(), first[1].clone(), total, len(near)
-        )
+        largest = first[0].clone(), first[1].clone()
+        self = cls(scatter(numbers[near]), scatter(weights), first, *largest, total, len(near))
         self.total = self.sum_labels(numbers)
         for _ in range(ROUNDS):
             blocks = numbers.split(IMAGES_AT_ONCE)

@@ -1,8 +1,6 @@
-"""The recipe of a run: its settings in groups, the presets that choose them, its identity, its provenance in a bundle.
+"""The recipe of a run: the presets that choose its settings, its identity, its provenance in a bundle.
 
 A preset has the published settings of a data set (presets.yaml), or computes them from data and model (`auto`).
-TrainConfig has the same names as the groups, with their meaning and defaults; the settings of views are in
-`must.data.augment.draws.ViewSettings`.
 
 `--preset auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14
 with 3,760 to 1.28 million images; tiny towers were measured (docs/training.md). Learning rates between them are
@@ -20,20 +18,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import yaml
 
 import must
 from must.base import storage
-from must.base.parameters import make_part, require
+from must.base.parameters import require
 from must.base.text import did_you_mean
 from must.config import TrainConfig
 from must.config.defaults import ALPHA
 from must.data.format.index import Index
 from must.method.model.classifier import TextClassifier
-from must.method.model.provenance import Provenance, RunSummary
+from must.method.model.description import Provenance, RunSummary
 
+Settings = dict[str, tuple[Any, str]]  # name -> (value, the reason for it)
 AUTO = "auto"
 REPORTED = ("dataset", "model", "zero_shot", "must")  # not settings: what the row is for, and its published accuracy
 
@@ -58,18 +57,20 @@ def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Re
     if not config.preset:
         return Resolved(config, {})
     if config.preset == AUTO:
-        values, reasons = choose_settings(config, index, classifier), REASONS
+        settings = choose_settings(config, index, classifier)
         if config.is_passed("confidence_threshold"):
-            values["confident_share"], reasons = 0.0, reasons | {"confident_share": "--confidence-threshold is given"}
+            settings["confident_share"] = 0.0, "--confidence-threshold is given"
     else:
-        values = published(config.preset, config.model or classifier.model)
-        reasons = dict.fromkeys(values, f"--preset {config.preset}, a row of must/config/presets.yaml")
-    preset_values = {name: value for name, value in values.items() if not config.is_passed(name)}
-    complete = replace(config, **preset_values, passed=config.passed | values.keys())
-    return Resolved(complete, {name: reasons[name] for name in preset_values})
+        reason = f"--preset {config.preset}, a row of must/config/presets.yaml"
+        row = published(config.preset, config.model or classifier.model)
+        settings = {name: (value, reason) for name, value in row.items()}
+    chosen = {name: setting for name, setting in settings.items() if not config.is_passed(name)}
+    values = {name: value for name, (value, _) in chosen.items()}
+    complete = replace(config, **values, passed=config.passed | settings.keys())
+    return Resolved(complete, {name: reason for name, (_, reason) in chosen.items()})
 
 
-def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifier) -> dict[str, Any]:
+def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifier) -> Settings:
     """Settings for the split's number of images, the classifier's classes and the trained model."""
     from must.method.model.backbone import tower_shape  # imports torch
 
@@ -78,14 +79,17 @@ def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifie
     if not model:
         stored = "" if pretrained else classifier.model_folder
         model, pretrained = stored or classifier.model, pretrained or ("" if stored else classifier.pretrained)
-    values = auto_settings(images, len(classifier.classes), *tower_shape(model, pretrained))
-    return values | ({"class_prior": "given"} if classifier.shares else {})
+    settings = auto_settings(images, len(classifier.classes), *tower_shape(model, pretrained))
+    if classifier.shares:
+        settings["class_prior"] = "given", "the class file has the classes' shares"
+    return settings
 
 
 def published(name: str, model: str) -> dict[str, Any]:
     """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14)."""
     rows = preset_rows(name)
-    size = "*" if "*" in rows else published_size(model)
+    match = re.search(r"ViT-?([BL])[-/](\d+)", model)
+    size = "*" if "*" in rows else f"ViT-{match[1]}/{match[2]}" if match else ""
     require(
         size in rows,
         f"--preset {name}: published for {' and '.join(rows)} only, not for {model}; "
@@ -102,11 +106,6 @@ def preset_rows(name: str) -> dict[str, dict[str, Any]]:
     return {row["model"]: row for row in rows if row["dataset"] == name}
 
 
-def published_size(model: str) -> str:
-    match = re.search(r"ViT-?([BL])[-/](\d+)", model)
-    return f"ViT-{match.group(1)}/{match.group(2)}" if match else ""
-
-
 IMAGES_AT_WIDTH_128 = 48_000  # to train on in all epochs at width 128, for small data sets
 EPOCHS = (10, 24)
 BATCHES = (16, 256)
@@ -119,36 +118,8 @@ RAMP = 0.15  # of the steps
 CONFIDENT = 0.4  # share of the images that are confident at the start
 
 
-REASONS = {
-    "batch_size": "a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256: "
-    "mostly 16 steps an epoch or more, and the class balance is computed per batch",
-    "epochs": "24, and fewer, down to 10, where 24 are more than 48,000 images for a tower of width 128",
-    "lr": "1e-3 at width 128, 2e-5 at 768, 4e-5 beyond, for 64 images a step, with the square root of the batch; less "
-    "for narrow towers beyond 10 classes",
-    "min_lr": "a hundredth of lr",
-    "ema_decay_init": "an average over 12% of the steps",
-    "ema_decay": "an average over 25% of the steps: a shorter one copies the student's errors",
-    "ema_warmup_steps": "15% of the steps",
-    "mask_patch_size": "two patches of the model where there are enough of them, else one",
-    "mask_ratio": "as published for small data sets",
-    "mask_token": "the mean patch below width 768: where an image has 16 patches, two random ones can change the class",
-    "pseudo_labels": "similar images correct the teacher's errors",
-    "confident_share": "a fixed threshold is another share of the images for each model",
-    "fairness_weight": "with less, some classes are no longer predicted",
-    "align_weight": "as published",
-    "logit_factor": "the model's own; it is 100 for CLIP only",
-    "weak_padding": "a shift, for images no larger than 64 pixels",
-    "flip": "digits, text and signs change with it",
-    "strong_scale": "a smaller crop may lose the object",
-    "randaugment": "weaker than published",
-    "randaugment_ops": "operations that change no class",
-    "alpha": "a third of the way: more gains more on some data, and harms more on others",
-    "class_prior": "the class file has the classes' shares",
-}
-
-
-def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> dict[str, Any]:
-    """The settings, a pure function of the arguments; REASONS has the reason of each.
+def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> Settings:
+    """A pure function of the arguments.
 
     Args:
         images: of the split.
@@ -168,80 +139,50 @@ def auto_settings(images: int, classes: int, width: int, size: int, patch: int) 
     side = size // patch
     cell = 2 * patch if side >= 8 and side % 2 == 0 else patch
     return {
-        "batch_size": batch,
-        "epochs": epochs,
-        "lr": float(f"{lr * 256 / batch:.3g}"),
-        "min_lr": float(f"{lr * 256 / batch / 100:.3g}"),
-        "ema_decay_init": round(decay(MEMORY[0] * steps), 5),
-        "ema_decay": round(decay(MEMORY[1] * steps), 5),
-        "ema_warmup_steps": round(RAMP * steps),
-        "mask_patch_size": cell,
-        "mask_ratio": 0.1,
-        "mask_token": "mean" if width < LARGE_WIDTH else "random",
-        "pseudo_labels": "propagated",
-        "confident_share": CONFIDENT,
-        "fairness_weight": 2.0,
-        "align_weight": 0.2,
-        "logit_factor": "model",
-        "weak_padding": size // 16 if size <= 64 else 0,
-        "flip": 0.0,
-        "strong_scale": [0.7, 1.0],
-        "randaugment": "rand-m5-mstd0.5-inc1",
-        "randaugment_ops": [
-            "Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
-        ],
-        "alpha": ALPHA,
-    }  # fmt: skip
+        "batch_size": (
+            batch,
+            "a power of two near a sixteenth of the images, or the number of classes if that is more; 16 to 256: "
+            "mostly 16 steps an epoch or more, and the class balance is computed per batch",
+        ),
+        "epochs": (epochs, "24, and fewer, down to 10, where 24 are more than 48,000 images for a tower of width 128"),
+        "lr": (
+            float(f"{lr * 256 / batch:.3g}"),
+            "1e-3 at width 128, 2e-5 at 768, 4e-5 beyond, for 64 images a step, with the square root of the batch; "
+            "less for narrow towers beyond 10 classes",
+        ),
+        "min_lr": (float(f"{lr * 256 / batch / 100:.3g}"), "a hundredth of lr"),
+        "ema_decay_init": (round(decay(MEMORY[0] * steps), 5), "an average over 12% of the steps"),
+        "ema_decay": (
+            round(decay(MEMORY[1] * steps), 5),
+            "an average over 25% of the steps: a shorter one copies the student's errors",
+        ),
+        "ema_warmup_steps": (round(RAMP * steps), "15% of the steps"),
+        "mask_patch_size": (cell, "two patches of the model where there are enough of them, else one"),
+        "mask_ratio": (0.1, "as published for small data sets"),
+        "mask_token": (
+            "mean" if width < LARGE_WIDTH else "random",
+            "the mean patch below width 768: where an image has 16 patches, two random ones can change the class",
+        ),
+        "pseudo_labels": ("propagated", "similar images correct the teacher's errors"),
+        "confident_share": (CONFIDENT, "a fixed threshold is another share of the images for each model"),
+        "fairness_weight": (2.0, "with less, some classes are no longer predicted"),
+        "align_weight": (0.2, "as published"),
+        "logit_factor": ("model", "the model's own; it is 100 for CLIP only"),
+        "weak_padding": (size // 16 if size <= 64 else 0, "a shift, for images no larger than 64 pixels"),
+        "flip": (0.0, "digits, text and signs change with it"),
+        "strong_scale": ([0.7, 1.0], "a smaller crop may lose the object"),
+        "randaugment": ("rand-m5-mstd0.5-inc1", "weaker than published"),
+        "randaugment_ops": (
+            ["Rotate", "ShearX", "ShearY", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing"],
+            "operations that change no class",
+        ),
+        "alpha": (ALPHA, "a third of the way: more gains more on some data, and harms more on others"),
+    }
 
 
 def decay(memory: float) -> float:
     """The EMA decay that averages over so many steps: 0.9 to 0.9998."""
     return min(max(1 - 1 / max(memory, 1), 0.9), 0.9998)
-
-
-@dataclass(frozen=True)
-class Optim:
-    """Settings of AdamW and of the teacher's moving average."""
-
-    batch_size: int
-    lr: float
-    min_lr: float
-    weight_decay: float
-    layer_decay: float
-    ema_decay_init: float
-    ema_decay: float
-    ema_warmup_steps: int
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Settings of the losses and the pseudo-labels."""
-
-    fairness_weight: float
-    reconstruction_weight: float
-    align_weight: float
-    loss_reduction: Literal["global", "rank"]
-    confidence_threshold: float
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a step is executed; of the result it changes only rounding."""
-
-    precision: Literal["auto", "fp32", "bf16"]
-    parallel: Literal["ddp", "fsdp"]
-    activation_checkpointing: bool
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    optim: Optim
-    objective: Objective
-    execution: Execution
-
-    @classmethod
-    def from_config(cls, config: TrainConfig) -> Self:
-        return cls(make_part(config, Optim), make_part(config, Objective), make_part(config, Execution))
 
 
 # Parameters of how and where a run is executed; the result does not depend on them.

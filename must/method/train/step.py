@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from must.base.errors import UserError
+from must.base.parameters import make_part
 from must.base.text import one_line, printable
+from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
@@ -33,6 +35,7 @@ from must.method.model.masked_vit import MaskedViT, StudentOutput
 from must.method.train.losses import (
     GlobalSums,
     Losses,
+    Objective,
     PseudoLabels,
     all_reduce_sums,
     loss_sums,
@@ -41,7 +44,6 @@ from must.method.train.losses import (
     upcast,
 )
 from must.method.train.propagated import PropagatedLabels
-from must.method.train.recipe import StepSettings
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class MustStep:
 
     Args:
         student: the zero-shot model, on its device; it is trained in place.
+        config: of which it uses the settings of losses, optimizer, teacher and arithmetic.
         steps, steps_per_epoch: of the whole run, for the schedules.
         prior: [K], sum 1, the class balance's target; empty: uniform.
     """
@@ -63,24 +66,23 @@ class MustStep:
         self,
         student: MaskedViT,
         preprocess: Preprocess,
-        settings: StepSettings,
+        config: TrainConfig,
         world: World,
         steps: int,
         steps_per_epoch: int,
         prior: Sequence[float] = (),
     ) -> None:
-        self.student, self.preprocess, self.world = student, preprocess, world
-        self.optim, self.objective, self.execution = settings.optim, settings.objective, settings.execution
+        self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
+        self.objective = make_part(config, Objective)
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.threshold = self.objective.confidence_threshold  # of the teacher's probability; see --confident-share
+        self.threshold = config.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
         # About the floating point operations to train on an image: those of four forward passes (teacher 1, student 3).
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
-        setting = self.execution.precision
-        self.precision = auto_precision(world.device, self.work) if setting == "auto" else setting
+        self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
         self.prepare()
-        self.optimizer = build_optimizer(student, self.optim.layer_decay, self.optim.weight_decay)
+        self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
@@ -88,7 +90,7 @@ class MustStep:
 
     def prepare(self) -> None:
         """Sets up activation checkpointing and FSDP, before the optimizer gets the parameters."""
-        if self.execution.activation_checkpointing:
+        if self.config.activation_checkpointing:
             self.student.tower.checkpoint_activations()
         for network in (self.student, self.teacher):
             blocks = list(network.tower.blocks)
@@ -149,8 +151,7 @@ class MustStep:
         """The sums over the full batch that the losses need before any micro-batch can be differentiated.
 
         The class balance is that of all images, and its logarithm is not linear: so the student computes every
-        micro-batch twice, here without gradients. That is the work of five forward passes instead of four.
-        """
+        micro-batch twice, here without gradients. That is the work of five forward passes instead of four."""
         terms = []
         for batch, label in zip(batches, labels, strict=True):
             output, strong = self.forward_student(batch)
@@ -165,20 +166,26 @@ class MustStep:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the topmost layer."""
-        optim = self.optim
-        return learning_rate(step, self.steps, optim.lr, optim.min_lr, optim.batch_size)
+        config = self.config
+        return learning_rate(step, self.steps, config.lr, config.min_lr, config.batch_size)
 
     def ema_decay(self, step: int) -> float:
-        optim = self.optim
-        return ema_decay(step, optim.ema_decay_init, optim.ema_decay, optim.ema_warmup_steps)
+        config = self.config
+        return ema_decay(step, config.ema_decay_init, config.ema_decay, config.ema_warmup_steps)
 
     @property
     def uses_fsdp(self) -> bool:
-        return self.execution.parallel == "fsdp" and self.world.size > 1
+        return self.config.parallel == "fsdp" and self.world.size > 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 for the networks, if set; weights, losses and EMA stay float32."""
         return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def count_bytes(self) -> int:
+        """About the bytes of `state_dict`: both networks and AdamW's two moments."""
+        networks = [value for network in (self.student, self.teacher) for value in network.state_dict().values()]
+        moments = [value for group in self.optimizer.param_groups for value in group["params"]] * 2
+        return sum(value.numel() * value.element_size() for value in [*networks, *moments])
 
     def state_dict(self) -> dict[str, Any]:
         """The full state dict, on the main process; every process must call this."""
@@ -247,8 +254,7 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     """Steps unless a gradient is not finite; returns whether it did, as a bool tensor on the device.
 
     The fused kernel skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not wait.
-    After averaging, all processes have the same gradients, or their shards of the same.
-    """
+    After averaging, all processes have the same gradients, or their shards of the same."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     finite = torch.isfinite(torch.stack(torch._foreach_norm([to_local(gradient) for gradient in gradients]))).all()
     finite = all_ranks(finite, like=gradients[0])

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from must.base import storage
-from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import TrainConfig
 from must.data.format.index import Index
-from must.method.distributed.process_group import World
 from must.method.model.classifier import TextClassifier
 from must.method.train.checkpoint import Checkpoints, load_state, newest_checkpoint
 from must.method.train.recipe import run_identity
@@ -57,16 +55,12 @@ class TrainState:
             "image tower": weights_sha256(visual.parameters()),
         }
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
-        return cls(
-            Checkpoints(uri, config.keep_checkpoints, config.keep_every),
-            run_identity(config, index.sha256, weights, classifier.shares),
-        )
+        checkpoints = Checkpoints(uri, config.keep_checkpoints, config.keep_every)
+        return cls(checkpoints, run_identity(config, index.sha256, weights, classifier.shares))
 
     def save(self, must_step: MustStep) -> dict[str, Any]:
-        """Starts writing a checkpoint in the background, and returns the networks' state.
-
-        Every process calls this; the main one writes.
-        """
+        """Starts writing a checkpoint in the background, and returns the networks' state. Every process calls this; the
+        main one writes."""
         state = must_step.state_dict()
         if must_step.world.is_main:
             run = {"identity": self.identity, "progress": asdict(self.progress), "log": json.dumps(self.log_lines)}
@@ -79,30 +73,25 @@ class TrainState:
             self.checkpoints.remove_leftovers()
         with newest_checkpoint(self.checkpoints, must_step.world) as path:
             state = load_state(path) if path else None
-        self.check_same_step(state["progress"]["step"] if state else 0, must_step.world)
+        steps = must_step.world.gather(state["progress"]["step"] if state else 0)
+        require(  # else they would train different models, or hang
+            max(steps) == min(steps),
+            f"{self.checkpoints.uri}: some processes find a checkpoint of step {max(steps)} there, others one of step "
+            f"{min(steps)} (0: none); --checkpoints must be a place that all nodes see",
+        )
         if state is None:
             return False
         new, old = self.identity, state["identity"]
         changed = [f"{name} ({old.get(name)} -> {new[name]})" for name in new if old.get(name) != new[name]]
-        if changed:
-            raise UserError(
-                f"{self.checkpoints.uri}: holds checkpoints of a run with other settings: {', '.join(changed[:5])}; "
-                "use those, another --checkpoints, or --no-resume to start over"
-            )
+        require(
+            not changed,
+            f"{self.checkpoints.uri}: holds checkpoints of a run with other settings: {', '.join(changed[:5])}; "
+            "use those, another --checkpoints, or --no-resume to start over",
+        )
         self.progress = TrainProgress(**state["progress"])
         self.log_lines = json.loads(state["log"])
         must_step.load_state_dict(state)
         return True
-
-    def check_same_step(self, step: int, world: World) -> None:
-        """Raises UserError: processes would resume from different steps, and train different models or hang."""
-        steps = world.gather(step)
-        newest, oldest = max(steps), min(steps)
-        require(
-            newest == oldest,
-            f"{self.checkpoints.uri}: some processes find a checkpoint of step {newest} there, others one of step "
-            f"{oldest} (0: none); --checkpoints must be a place that all nodes see",
-        )
 
 
 def weights_sha256(tensors: Iterable[Tensor]) -> str:
@@ -143,10 +132,8 @@ class RunTimer:
 
 
 class CheckpointTimer:
-    """When a checkpoint is due by time: often enough that a kill costs a minute, and rarely enough to cost little.
-
-    Only the main process has one; the others get its decision by the step's all-reduce.
-    `seconds`: between two checkpoints; 0: never."""
+    """When a checkpoint is due by time: often enough that a kill costs a minute, and rarely enough to cost little. Only
+    the main process's counts. `seconds`: between two checkpoints; 0: never."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.cost = seconds, 0.0

@@ -34,18 +34,15 @@ from must.method.distributed.cpu import division, loader_processes, own_cores, p
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
 from must.method.memory.alpha import Weights, interpolate
 from must.method.memory.build import LARGEST_MEMORY, build_memory
-from must.method.memory.check import Predicted, compare_predictions
-from must.method.memory.pool import read_pool, subsample
+from must.method.memory.pool import Predicted, compare_predictions, read_pool, subsample
 from must.method.model.bundle import Bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.model.description import Description, get_preprocess
+from must.method.model.description import Description, RunSummary, Selection, get_preprocess
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.provenance import RunSummary, Selection
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.estimate import Size, measure_size
-from must.method.train.log import Meter, NoLog, RunMonitor, TrainLog, in_words, summarize_run
-from must.method.train.propagated import PropagatedLabels
-from must.method.train.recipe import StepSettings, provenance, resolve
+from must.method.train.log import GB, Meter, NoLog, RunMonitor, Size, TrainLog, in_words, summarize_run
+from must.method.train.propagated import PropagatedLabels, count_bytes
+from must.method.train.recipe import provenance, resolve
 from must.method.train.step import MustStep, compile_blocks, make_teacher
 from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
 
@@ -59,12 +56,8 @@ MASK_TOKEN_IMAGES = 256  # the first images of the split, whose mean patch initi
 
 def train(config: TrainConfig) -> RunSummary:
     """Trains, or resumes training, and writes the bundle to ``config.output``. Returns the run's summary.
-
-    Raises:
-        ValueError: the user's input is wrong, or gradients are no longer finite.
-        Preempted: a signal arrived and a checkpoint is saved; the storage of the checkpoints cannot be reached; or
-            another process of the run is lost.
-    """
+    Raises Preempted: a signal arrived and a checkpoint is saved; a storage cannot be reached; or another process of the
+    run is lost."""
     stop = StopSignal()
     try:
         with init_distributed(config.device, config.timeout) as world:
@@ -111,29 +104,19 @@ class Trainer:
         self.dataset = TrainDataset(self.reader, make_views(views, config.views), config.seed)
         self.batches = self.batches_from(0)
         self.must_step = MustStep(
-            student, preprocess, StepSettings.from_config(config), world,
+            student, preprocess, config, world,
             self.batches.steps, self.batches.steps_per_epoch, self.prior,
         )  # fmt: skip
         self.state = TrainState.start(config, self.reader.index, classifier, self.reference.tower.visual)
-        self.monitor = RunMonitor(
-            config.batch_size, config.max_replaced, world, self.reader, self.must_step, self.state, self.reference
-        )
+        self.monitor = RunMonitor(self.reader, self.must_step, self.state, self.reference)
         self.micro_batch = self.batches.local_size // config.accumulate  # images that this process takes at once
         self.loaders = 0  # processes; set by `choose`
 
     def batches_from(self, first_step: int) -> GlobalBatches:
-        config, rank, size = self.config, self.world.rank, self.world.size
-        return GlobalBatches(
-            self.reader.sizes,
-            config.batch_size,
-            config.epochs,
-            config.seed,
-            rank,
-            size,
-            config.shuffle_window,
-            first_step,
-            config.accumulate,
-        )
+        config, world = self.config, self.world
+        run = config.batch_size, config.epochs, config.seed
+        sizes, window = self.reader.sizes, config.shuffle_window
+        return GlobalBatches(sizes, *run, world.rank, world.size, window, first_step, config.accumulate)
 
     def resume(self) -> None:
         if self.config.resume and self.state.resume(self.must_step) and self.world.is_main:
@@ -148,7 +131,8 @@ class Trainer:
         elif self.world.device.type == "cpu":
             self.loaders = division(step.work).loaders
         else:
-            self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes(step.preprocess.size))
+            view_bytes = 2 * step.preprocess.size**2 * 3  # of an image's two views
+            self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes)
         self.choose_arithmetic()
         if config.compile:
             compile_blocks(step, self.masked, self.micro_batch)
@@ -231,7 +215,28 @@ class Trainer:
         return TrainLog(Path(self.config.output), steps, first, self.state.log_lines, tensorboard)
 
     def size(self) -> Size:
-        return measure_size(self)
+        """Of the run with the chosen settings."""
+        config, batches, reader, step = self.config, self.batches, self.reader, self.must_step
+        labels = count_bytes(len(reader), step.student.classifier.shape[1])
+        keep = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
+        total = sum(shard.bytes for shard in reader.shards)
+        return Size(
+            images=len(reader),
+            steps=batches.steps,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            micro_batch=self.micro_batch,
+            processes=self.world.size,
+            workers=self.loaders,
+            device=self.world.device.type,
+            parameters=sum(p.numel() for p in step.student.parameters()),
+            checkpoint_bytes=step.count_bytes() + (labels if config.pseudo_labels == "propagated" else 0),
+            checkpoints_kept=keep + (batches.steps // config.keep_every if config.keep_every else 0),
+            shards_bytes=total,
+            cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,
+            threads=self.state.progress.threads,
+            precision=self.state.progress.precision,
+        )
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
@@ -242,8 +247,7 @@ class Trainer:
     def finish(self, stop: StopSignal) -> RunSummary:
         """Writes the bundle; the last step's checkpoint is kept, so that a second run repeats no work."""
         progress, config = self.state.progress, self.config
-        if problem := self.monitor.too_many_skipped():
-            self.monitor.stop(problem)
+        self.monitor.stop_on_problems()
         summary = summarize_run(progress, config.batch_size)
         networks = self.state.save(self.must_step)
         if self.world.is_main:
@@ -292,11 +296,6 @@ def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
             raise Preempted
 
     return check
-
-
-def view_bytes(size: int) -> int:
-    """Bytes of an image's two views of `size` pixels a side."""
-    return 2 * size * size * 3
 
 
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:

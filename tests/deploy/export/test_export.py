@@ -22,8 +22,7 @@ from must.deploy.export.export import LEAST_COSINE, compare, export, reference, 
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.result import write_metrics
 from must.method.model.bundle import load_bundle
-from must.method.model.description import get_preprocess
-from must.method.model.provenance import RunSummary
+from must.method.model.description import RunSummary, get_preprocess
 from tests.deploy.export.conftest import files_up_to
 from tests.evaluation.digits import decode_pixels
 from tests.evaluation.measured import MEASURED

@@ -8,13 +8,13 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from must.base.parameters import make_record
 from must.base.text import encoded
 from must.config import EvaluateConfig
 from must.deploy.export.model_card import backbone_licence, front_matter, model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
-from must.method.model.description import Description, load_description
-from must.method.model.provenance import Provenance
+from must.method.model.description import Description, Provenance, load_description
 from tests.evaluation.measured import MEASURED
 
 
@@ -69,7 +69,7 @@ def test_front_matter(to, task, tmp_path):
 
 def test_licence_and_metrics_are_what_was_given(tmp_path):
     story = {"config": {"epochs": 3}}
-    adapted = description(provenance=Provenance.of_dict(story))
+    adapted = description(provenance=make_record(Provenance, story))
     card = hub_card(tmp_path, adapted, metrics=MEASURED, licence="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}

@@ -24,8 +24,7 @@ from must.data.image.preprocess import EvalView
 from must.deploy.export.export import export
 from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
-from must.method.model.description import get_preprocess
-from must.method.model.provenance import Provenance
+from must.method.model.description import Provenance, get_preprocess
 from tests.deploy.export.conftest import files_up_to
 from tests.method.model.tiny import FAMILIES, SIZE, model_folder
 

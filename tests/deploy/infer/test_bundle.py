@@ -12,9 +12,9 @@ from must.base import storage
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.evaluation.result import Model, write_metrics
-from must.method.answers.abstention import Abstention
+from must.method.answers.estimate import Abstention
 from must.method.model.bundle import load_bundle, save_bundle
-from must.method.model.provenance import Selection
+from must.method.model.description import Selection
 from tests.data.shards.test_shard_gcs import upload
 from tests.deploy.predict.test_predict_shards import preset_rows
 from tests.evaluation.measured import MEASURED

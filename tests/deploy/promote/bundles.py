@@ -12,8 +12,7 @@ from must.api.cli import main
 from must.data.image.preprocess import Preprocess
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import Metrics, Model
-from must.method.model.description import Description
-from must.method.model.provenance import Provenance
+from must.method.model.description import Description, Provenance
 from tests.evaluation.measured import MEASURED
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from must.base.parameters import make_record
+from must.method.answers import review
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer
 from must.method.answers.estimate import AccuracyEstimate, difference, share
-from must.method.answers.review import NO_CLASS, SCHEDULE, Picture, Review, random_order
+from must.method.answers.review import NO_CLASS, SCHEDULE, Picture, Review, order_by_coverage, random_order, similarity
 
 
 def make_review(count, classes=("a", "b", "c")):
@@ -114,17 +115,9 @@ def test_a_review_of_another_format_or_a_damaged_one_is_refused_in_one_line(tmp_
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=r"review\.json: is damaged or of another version; delete it") as error:
         Review.load(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_a_review_of_other_classes_or_other_shards_is_refused(tmp_path):
-    review = make_review(3)
-    review.require(["a", "b", "c"], "", "--answers x")
-    for given, why in (((["a", "b"], ""), "other classes"), ((["a", "b", "c"], "1"), "another revision of the shards")):
-        with pytest.raises(ValueError, match=f"--answers x: is a review of .*{why}"):
-            review.require(*given, "--answers x")
     with pytest.raises(ValueError, match=r"--answers .*: no review\.json there"):
-        Review.load(str(tmp_path))
+        Review.load(str(tmp_path / "none"))
+    assert "\n" not in str(error.value)
 
 
 def test_twenty_questions_measure_before_two_of_three_teach():
@@ -135,3 +128,45 @@ def test_twenty_questions_measure_before_two_of_three_teach():
         counts[streams[-1]] += 1
     assert streams == [RANDOM] * 20 + [RANDOM, COVERAGE, COVERAGE] * 3
     assert SCHEDULE.stream(0, 50) == RANDOM, "also where other answers were given before"
+
+
+NONE = np.zeros(0, np.int64)
+
+
+def groups(sizes, spread=0.05, seed=0):
+    """(float32 [N, 8] unit vectors of groups of similar images, int64 [N] their groups), shuffled."""
+    rng = np.random.default_rng(seed)
+    members = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    vectors = np.eye(8)[members] + spread * rng.normal(size=(len(members), 8))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), members
+
+
+def test_each_group_is_asked_about_once_the_largest_first():
+    vectors, members = groups([50, 5, 30, 1, 10])
+    order = order_by_coverage(vectors, None, NONE, 5)
+    assert members[order].tolist() == [0, 2, 4, 1, 3]
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_order_is_that_of_the_plain_greedy_algorithm(monkeypatch, batch):
+    monkeypatch.setattr(review, "COVERAGE_BATCH", batch)
+    monkeypatch.setattr(review, "BLOCK", 17)
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(150, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    weight, already = rng.random(150), np.array([3, 4])
+    similar, expected = similarity(vectors, vectors), []
+    covered = similar[already].max(0)
+    for _ in range(40):
+        gains = np.maximum(similar - covered, 0) @ weight
+        gains[[*already, *expected]] = -1
+        expected.append(int(gains.argmax()))
+        covered = np.maximum(covered, similar[expected[-1]])
+    assert order_by_coverage(vectors, weight, already, 40).tolist() == expected
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_no_picture_may_be_left(images):
+    vectors = np.ones((images, 1), np.float32)
+    assert order_by_coverage(vectors, None, np.arange(images), 5).tolist() == []
+    assert order_by_coverage(vectors, None, NONE, 5).tolist() == [*range(images)]

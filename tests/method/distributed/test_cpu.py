@@ -6,8 +6,6 @@ from functools import partial
 import pytest
 import torch
 
-from must.base.parameters import load
-from must.config import TrainConfig
 from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
@@ -71,15 +69,6 @@ def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
     assert loader_processes(free // 9, tmp_path) == 2
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert loader_processes(1000, tmp_path) == loader_processes(free, tmp_path / "none") == 11
-
-
-def test_a_number_counts_and_a_word_is_refused(digits, tmp_path):
-    assert config(digits, tmp_path, workers="3").workers == 3
-    assert load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o"}).workers == "auto"
-    with pytest.raises(ValueError, match="--workers: expected a whole number, got 'much', which is not auto eith"):
-        config(digits, tmp_path, workers="much")
-    with pytest.raises(ValueError, match="--workers must be at least 0"):
-        config(digits, tmp_path, workers=-1)
 
 
 def test_the_device_is_cuda_then_mps_then_the_cpu(monkeypatch):

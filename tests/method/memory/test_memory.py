@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory, predict_left_out
-from must.method.memory.pool import Pool
+from must.method.memory.pool import FEWEST, Pool, Predicted, compare_predictions, count_effective
 from must.method.memory.propagate import RARE, VOTES, answer_rows
 from must.method.model.bundle import load_bundle, save_bundle
-from must.method.model.memory import SMALLEST_PROBABILITY, Memory, MemoryClassifier, parse_memory
-from must.method.model.provenance import MemoryFacts
+from must.method.model.description import MemoryFacts
+from must.method.model.memory import Memory, MemoryClassifier, parse_memory
 from must.method.model.vectors import NEIGHBOURS, SHARPNESS, Whitening
 from tests.method.memory.remembering import remember
 
@@ -154,23 +154,6 @@ def test_answers_correct_new_images_that_are_like_them(pool):
     assert (found[unasked] == 5).float().mean() > 0.9 and (found[GROUP:] == truth[GROUP:]).float().mean() > 0.85
 
 
-@pytest.mark.parametrize("count", [1, 2, 11])
-def test_few_images_make_a_memory_too(pool, count):
-    images, _ = pool
-    few = replace(
-        images,
-        numbers=images.numbers[:count],
-        vectors=images.vectors[:count],
-        probabilities=images.probabilities[:count],
-    )
-    for known in ({}, {0: 1}, {0: -1}):
-        memory, (Z, _) = build_memory(few, answers(few, known), CPU)
-        found, similarity = memory(few.probabilities.float(), few.vectors.float())
-        assert memory.images == len(Z) == count and bool(torch.isfinite(Z).all())
-        assert torch.allclose(found.sum(1), torch.ones(count), atol=1e-5) and found.min() > SMALLEST_PROBABILITY / 99
-        assert bool(((similarity >= 0) & (similarity <= 1)).all())
-
-
 @pytest.fixture(scope="module")
 def remembering(digits, tmp_path_factory):
     """(folder, bundle) of the bundled digits' zero-shot model with a memory of random images."""
@@ -197,35 +180,18 @@ def test_it_is_read_as_it_was_written(remembering):
     }
 
 
-def nan(value):
-    return torch.full_like(value, float("nan"))
+DAMAGE = [
+    *((name, lambda value: value[:-1])
+      for name in ("vectors", "fade", "correction", "tokens.projection", "tokens.offset", "embedding.projection")),
+    *((name, lambda value: value[:, :-1]) for name in ("vectors", "classes", "correction", "tokens.projection")),
+    *((name, lambda value: torch.full_like(value, torch.nan)) for name in ("vectors", "lifts", "embedding.offset")),
+    ("vectors", lambda value: value[:0]), ("vectors", lambda value: value.flatten()),
+    ("classes", lambda value: value + 10), ("classes", lambda value: value - 1), ("lifts", lambda value: -value - 1),
+    ("fade", None), ("other", lambda _: torch.zeros(1)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("vectors", lambda value: value[:-1]),
-        ("vectors", lambda value: value[:, :-1]),
-        ("vectors", lambda value: value[:0]),
-        ("vectors", nan),
-        ("classes", lambda value: value + 10),
-        ("classes", lambda value: value - 1),
-        ("classes", lambda value: value[:, :-1]),
-        ("lifts", lambda value: -value - 1),
-        ("lifts", nan),
-        ("fade", lambda value: value[:1]),
-        ("correction", lambda value: value[:-1]),
-        ("correction", lambda value: value[:, :-1]),
-        ("tokens.projection", lambda value: value[:-1]),
-        ("tokens.projection", lambda value: value[:, :-1]),
-        ("tokens.offset", lambda value: value[:-1]),
-        ("embedding.projection", lambda value: value[:-1]),
-        ("embedding.offset", nan),
-        ("vectors", lambda value: value.flatten()),
-        ("fade", None),
-        ("other", lambda _: torch.zeros(1)),
-    ],
-)
+@pytest.mark.parametrize("name, change", DAMAGE)
 def test_damaged_tensors_are_refused(remembering, name, change):
     _, bundle, _ = remembering
     tensors = bundle.memory.state_dict()
@@ -246,3 +212,33 @@ def test_a_memory_without_its_description_is_refused_in_one_line(remembering, tm
     with pytest.raises(ValueError) as error:
         load_bundle(str(tmp_path))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def predicted(labels, confidence=0.9):
+    return Predicted(labels, torch.full((len(labels),), confidence))
+
+
+def test_numbers_by_hand():
+    assert count_effective(torch.tensor([4, 4, 0])) == pytest.approx(2)
+    assert count_effective(torch.tensor([7])) == pytest.approx(1)
+    labels = torch.arange(100) % 5
+    found = compare_predictions(predicted(labels, 0.5), predicted(labels.clamp(max=3), 0.75), list("abcde"))
+    assert (found.images, found.changed, found.dead_classes) == (100, 0.2, ["e"])
+    assert (found.confidence_before, found.confidence_after) == (0.5, 0.75)
+    assert found.effective_before == 5 and found.effective_after == pytest.approx(3.79, abs=0.01)
+    assert found.warnings == [], "a class that is no longer predicted may be one that the images do not show"
+
+
+@pytest.mark.parametrize(
+    "images, left, confidence, words",
+    [
+        (100, 2, 0.9, []),  # 2 of 5 classes: above a third
+        (100, 1, 0.9, ["effectively 1.0, zero-shot 5.0"]),
+        (FEWEST - 1, 1, 0.9, []),
+        (100, 5, float("nan"), ["not finite"]),
+    ],
+)
+def test_only_a_collapse_is_a_warning(images, left, confidence, words):
+    labels = torch.arange(images) % 5
+    found = compare_predictions(predicted(labels), predicted(labels % left, confidence), list("abcde")).warnings
+    assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))

@@ -4,11 +4,16 @@ import json
 import shutil
 import socket
 
+import numpy as np
 import pytest
 
 from must.api.demo import asset_folder
+from must.base.errors import UserError
+from must.base.parameters import make_record
+from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import load_bundle
+from must.method.model.description import CheckResult, MemoryFacts, Provenance, RunSummary, Selection
 
 
 @pytest.fixture
@@ -55,16 +60,6 @@ def test_a_bundle_that_names_a_model_elsewhere_is_refused(digits, tmp_path, aske
     assert asked == []
 
 
-def test_what_a_bundle_says_of_texts_and_weights_is_not_looked_at(digits, tmp_path, asked):
-    def change(architecture):
-        architecture["vision_cfg"]["timm_model_pretrained"] = True
-        architecture["text_cfg"] = {"hf_model_name": "attacker/x", "hf_tokenizer_name": "attacker/x"}
-        architecture["pretrained"] = "hf-hub:attacker/x"
-
-    load_bundle(changed(digits, tmp_path, change))
-    assert asked == []
-
-
 def test_a_tower_of_timm_is_built_without_its_weights(digits, tmp_path, asked):
     def change(architecture):
         architecture["vision_cfg"] = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": True}
@@ -107,3 +102,33 @@ def test_a_description_with_other_values_is_one_line(digits, tmp_path, name, val
     folder = rewritten(digits.zero_shot, "model.json", tmp_path, lambda values: values.update({name: value}))
     with pytest.raises(ValueError, match=f"{folder}.*{message}"):
         load_bundle(folder)
+
+
+MEASURED = AccuracyEstimate.from_correct(np.array([True, False, False]), np.array([True, True, False]))
+NOW = Provenance(
+    index_sha256="0" * 64, index_revision=3, config={"epochs": 3, "strong_scale": [0.3, 1.0]}, processes=2,
+    summary=RunSummary(30, 1200, 9.5, 126.3, 0.01, None), versions={"must": "1"}, class_shares=[0.25, 0.75],
+    selection=Selection(0.5, "2 answers", CheckResult(150, 0.25, 0.5, 0.75, 9.5, 8.0), MEASURED),
+    memory=MemoryFacts(150, 2, 0.5),
+)  # fmt: skip
+
+
+def test_it_is_read_as_it_was_written():
+    assert make_record(Provenance, NOW.to_dict()) == NOW
+    assert NOW.to_dict()["summary"]["saving_checkpoints"] is None and "git_revision" not in NOW.to_dict()
+    assert not Provenance() and Provenance().to_dict() == {} and NOW
+
+
+@pytest.mark.parametrize(
+    "selection", ["x", [1], {"alpha": "much"}, {"alpha": 1.5}, {"alpha": 0.5, "measured": {"a": 1}}]
+)
+def test_a_selection_that_cannot_be_understood_is_none(selection):
+    assert Selection.of_dict(selection) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], {"index_revision": "x"}, {"config": [1]}, {"summary": {"steps": "many"}}, {"versions": {"must": [1]}}]
+)
+def test_another_value_of_another_kind_is_refused(wrong):
+    with pytest.raises(UserError):
+        make_record(Provenance, wrong)

@@ -49,7 +49,6 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from must.method.model.bundle import load_bundle, save_bundle
     from must.method.model.description import load_description
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.recipe import StepSettings
     from must.method.train.step import MustStep, blank
 
     torch.manual_seed(0)
@@ -67,7 +66,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     backbone.clip.visual = None
     values = {"batch_size": 2, "precision": "fp32", "confidence_threshold": 0.0}
     config, world = TrainConfig(shards="-", classifier="-", output="-", **values), World(0, 1, torch.device("cpu"))
-    method = MustStep(model, backbone.preprocess, StepSettings.from_config(config), world, 10, 10)
+    method = MustStep(model, backbone.preprocess, config, world, 10, 10)
     batch = blank(2, backbone.preprocess.size, 5)
     weak, strong = (torch.randint(0, 256, batch.weak.shape, dtype=torch.uint8) for _ in range(2))
     batch = batch._replace(weak=weak, strong=strong)

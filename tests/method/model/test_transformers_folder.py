@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -175,3 +176,47 @@ def test_a_checkpoint_of_another_model_is_one_short_line(ours, named, tmp_path):
         with pytest.raises(ValueError, match=f"other.pt: cannot be loaded: .*{message}") as error:
             load_backbone(named, str(tmp_path / "other.pt"), with_tokenizer=False)
         assert "\n" not in str(error.value) and len(str(error.value)) < 200 + len(str(tmp_path))
+
+
+BLOCK = {
+    "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias", "ln_1.weight",
+    "ln_1.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_2.weight", "ln_2.bias",
+}  # fmt: skip
+OPENAI = {
+    "positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "ln_final.weight",
+    "ln_final.bias", "visual.class_embedding", "visual.positional_embedding", "visual.proj", "visual.conv1.weight",
+    "visual.ln_pre.weight", "visual.ln_pre.bias", "visual.ln_post.weight", "visual.ln_post.bias",
+}  # fmt: skip
+
+
+def random_state(name: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    clip = open_clip.create_model(name)
+    return {key: torch.randn_like(value) for key, value in clip.state_dict().items()}
+
+
+def assert_loads(name: str, file: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = load_backbone(name, str(file), with_tokenizer=False).clip.state_dict()
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value.float(), msg=key)
+
+
+def test_openais_names(tmp_path, monkeypatch):
+    """Half precision, as their file has it; and the names that LAION's training checkpoints give the same tensors."""
+    name = named_model(model_config("clip"), tmp_path, monkeypatch)
+    blocks = [f"visual.transformer.resblocks.{n}." for n in (0, 1)] + ["transformer.resblocks.0."]
+    state = {key: value.half() for key, value in random_state(name).items()}
+    assert state.keys() == OPENAI | {prefix + one for prefix in blocks for one in BLOCK}
+    torch.save(state, tmp_path / "openai.pt")
+    assert_loads(name, tmp_path / "openai.pt", state)
+    laion = {"epoch": 32, "name": "run", "state_dict": {f"module.{key}": value for key, value in state.items()}}
+    torch.save(laion, tmp_path / "laion.pt")
+    assert_loads(name, tmp_path / "laion.pt", state)
+
+
+def test_openais_own_file_is_a_program_and_that_is_said(tmp_path, monkeypatch):
+    name = named_model(model_config("clip"), tmp_path, monkeypatch)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-16.pt"))
+    with pytest.raises(ValueError, match=r"ViT-B-16.pt: is a TorchScript program, .* --pretrained openai"):
+        load_backbone(name, str(tmp_path / "ViT-B-16.pt"), with_tokenizer=False)

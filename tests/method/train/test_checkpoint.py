@@ -4,16 +4,24 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from must.base import storage
-from must.method.train.checkpoint import Checkpoints, DamagedError, Snapshot, load_state
-from tests.method.train.lives import newest_state
+from must.base import lock, storage
+from must.method.distributed.process_group import init_distributed
+from must.method.train import checkpoint as checkpoint_module
+from must.method.train.checkpoint import CHECKPOINTS_LOCK, Checkpoints, DamagedError, load_state
+from must.method.train.trainer import train
+from tests.base.test_lock import hold
+from tests.method.train.lives import newest_state, training
+from tests.method.train.processes import on_ranks
 from tests.stores import be_impatient
 
 ROOT = Path(__file__).parents[3]
@@ -46,11 +54,6 @@ def test_the_last_k_and_every_nth_stay(place):
     assert newest["progress"] == {"step": 16} and torch.equal(newest["weights"]["a"], torch.full((1000,), 16.0))
 
 
-def test_when_a_checkpoint_is_due():
-    checkpoints = Checkpoints("unused", keep_every=5)
-    assert [step for step in range(1, 16) if checkpoints.due(step, 4)] == [4, 5, 8, 10, 12, 15]
-
-
 def test_what_is_saved_is_the_moment_of_saving(tmp_path):
     """Training goes on while the state is written: the file must not see it."""
     checkpoints, weights = Checkpoints(str(tmp_path), keep=9), torch.zeros(3_000_000)
@@ -60,14 +63,6 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path):
     checkpoints.close()
     for step in range(1, 4):
         assert (load_state(tmp_path / f"step-{step:09d}.pt")["weights"] == step - 1).all()
-
-
-def test_a_snapshot_uses_its_memory_again():
-    snapshot, weights = Snapshot(), torch.zeros(10)
-    first = snapshot.take({"a": [weights, 3]})
-    second = snapshot.take({"a": [weights + 1, 4]})
-    assert second["a"][0].data_ptr() == first["a"][0].data_ptr() != weights.data_ptr()
-    assert second["a"][1] == 4 and second["a"][0].sum() == 10
 
 
 def test_a_run_that_starts_afresh_leaves_nothing_of_its_former_life(tmp_path):
@@ -91,19 +86,6 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
     checkpoints.save(4, state(4))
     checkpoints.close()
     assert names(tmp_path) == ["LAST", "step-000000004.json", "step-000000004.pt"]
-
-
-def test_the_times_of_files_mean_nothing(tmp_path):
-    """A clock that jumped: the newest checkpoint looks the oldest, another one comes from the future."""
-    checkpoints = Checkpoints(str(tmp_path), keep=3)
-    for step, date in [(1, time.time()), (2, time.time() + 10**9), (3, 0.0)]:
-        checkpoints.save(step, state(step))
-        checkpoints.wait()
-        for path in tmp_path.glob(f"step-{step:09d}.*"):
-            os.utime(path, (date, date))
-    checkpoints.save(4, state(4))
-    checkpoints.close()
-    assert checkpoints.steps() == [2, 3, 4] and newest_state(checkpoints)["progress"]["step"] == 4
 
 
 def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, capsys):
@@ -250,3 +232,84 @@ def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, mo
     bucket_server.faults.plan = ["503"]
     with pytest.raises(storage.UnreachableError):
         newest_state(Checkpoints(uri))
+
+
+config = partial(training, epochs=1, batch_size=50, workers=0, checkpoint_every=2, device="cpu")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".train.lock"}
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "CHECKPOINTS_LOCK", replace(CHECKPOINTS_LOCK, timeout=0))
+    train(config(digits, tmp_path))
+    place = tmp_path / "checkpoints"
+    (place / ".tmp-half").write_bytes(b"what the first run is writing")
+    before, process = contents(place), hold(place)
+    with pytest.raises(
+        ValueError, match=rf"checkpoints is being written by another `must train` \(process {process.pid}"
+    ):
+        train(config(digits, tmp_path, resume=False))
+    assert contents(place) == before
+    process.kill()
+    process.wait()
+    assert train(config(digits, tmp_path)).steps == 3  # at once: the kernel has freed the lock
+    assert ".tmp-half" not in contents(place) and not (place / ".train.lock").exists()
+
+
+def test_a_run_that_lost_its_place_writes_nothing_there_and_ends(bucket_server, monkeypatch):
+    uri = bucket_server.uri + "/run"
+    with lock.locked(uri, CHECKPOINTS_LOCK) as check_lock:
+        checkpoints = Checkpoints(uri)
+        checkpoints.check_lock = check_lock
+        checkpoints.save(1, state(1))
+        checkpoints.wait()
+        storage.write_bytes(uri + "/.train.lock", b'{"who": "the successor"}')
+        monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # the last beat counts as old
+        checkpoints.save(2, state(2))
+        with pytest.raises(lock.LockLostError, match="is now held by another `must train`"):
+            checkpoints.save(3, state(3))
+    assert Checkpoints(uri).steps() == [1]
+    assert storage.read_bytes(uri + "/.train.lock") == b'{"who": "the successor"}'
+
+
+def read_on_a_rank(environment, uri, folder):
+    """Of each rank: the newest checkpoint at a place, and the copies of it in the folder; or why it is refused."""
+    os.environ.update(environment)
+    tempfile.tempdir = folder
+    checkpoint_module.CHECKPOINTS_LOCK = replace(CHECKPOINTS_LOCK, timeout=0)
+    with init_distributed("cpu", 60) as world:
+        checkpoints, result = Checkpoints(uri), {}
+        try:
+            with (
+                checkpoint_module.exclusive_checkpoints(checkpoints, world),
+                checkpoint_module.newest_checkpoint(checkpoints, world) as path,
+            ):
+                result["weights"] = load_state(path)["weights"]
+                result["copies"] = max(world.gather(len(list(Path(folder).glob("must-*/copy")))))
+        except ValueError as error:
+            result["refused"] = str(error)
+        return world.gather(result)
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_refused_run_end(tmp_path):
+    process = hold(tmp_path / "run")
+    first, second = on_ranks(2, read_on_a_rank, dict(os.environ), str(tmp_path / "run"), str(tmp_path))
+    process.kill()
+    process.wait()
+    assert f"process {process.pid} on" in first["refused"] and "rank 0 cannot lock this folder" in second["refused"]
+
+
+@pytest.mark.slow
+def test_a_machine_makes_one_copy_of_a_remote_checkpoint(bucket_server, tmp_path):
+    uri = bucket_server.uri + "/run"
+    checkpoints = Checkpoints(uri)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    for read in on_ranks(2, read_on_a_rank, dict(os.environ), uri, str(tmp_path)):
+        assert read["copies"] == 1 and torch.equal(read["weights"]["a"], state(2)["weights"]["a"])
+    assert not list(tmp_path.glob("must-*/copy"))

@@ -6,7 +6,7 @@ import torch
 
 from tests.golden import golden, our_name, tensors
 from tests.method.train.processes import on_ranks
-from tests.method.train.ranks import four_steps_on_a_rank, states_after_four_steps
+from tests.method.train.step_ranks import four_steps_on_a_rank, states_after_four_steps
 from tests.method.train.test_golden import TERMS
 
 

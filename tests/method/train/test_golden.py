@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
-from must.method.train.recipe import Objective
+from must.method.train.losses import Objective, fairness_loss, must_losses, pseudo_labels
 from must.method.train.step import (
     build_optimizer,
     ema_decay,
@@ -18,9 +17,9 @@ from must.method.train.step import (
     set_learning_rate,
 )
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
-from tests.method.train.ranks import four_steps
+from tests.method.train.step_ranks import four_steps
 
-OBJECTIVE = Objective(0.2, 1.0, 0.5, "global", 0.7)
+OBJECTIVE = Objective(0.2, 1.0, 0.5, "global")
 TERMS = {
     "loss_st": "loss_self_training",
     "loss_fair": "loss_fairness",

@@ -9,9 +9,8 @@ from must.api import cli
 from must.base.parameters import load
 from must.config import PlanConfig, TrainConfig
 from must.method.train import plan as planning
-from must.method.train.estimate import Size
+from must.method.train.log import Size
 from must.method.train.trainer import train
-from tests.method.train.processes import on_ranks
 
 SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "seed": 1}
 
@@ -65,28 +64,13 @@ def test_steps_that_take_minutes_are_measured_by_a_few_images(digits, monkeypatc
     assert found["images_per_s"] == pytest.approx(25 / found["step"]["mean"])
 
 
-def planned_here(shards, classifier):
-    values = {"shards": shards, "classifier": classifier, "preset": "digits", **SETTINGS}
-    values |= {"batch_size": 26, "workers": 0, "seconds": 0.01}
-    return planning.plan(load(PlanConfig, values))
-
-
-@pytest.mark.slow
-def test_several_processes_measure_as_many_steps(digits):
-    found = on_ranks(2, planned_here, digits.shards, digits.classifier)
-    assert (found["processes"], found["micro_batch"], found["steps"]) == (2, 13, 10)
-
-
 SIZE = Size(10_000, 40, 1, 256, 256, 1, 2, "cpu", 150_000_000, 2_400_000_000, 3, 0, 0)
 
 
 def test_a_real_model_on_a_cpu_is_warned_of():
     assert "hours or days on a CPU" in SIZE.lines()[2] and "use a GPU" in SIZE.lines()[2]
-    assert len(replace(SIZE, device="cuda").lines()) == len(replace(SIZE, parameters=900_000).lines()) == 2
-
-
-def test_micro_batches_are_told():
     assert "steps of 256 images in pieces of 64 (" in replace(SIZE, micro_batch=64).lines()[0]
+    assert len(replace(SIZE, device="cuda").lines()) == len(replace(SIZE, parameters=900_000).lines()) == 2
 
 
 def test_remote_shards_say_what_the_cache_will_hold():

@@ -17,9 +17,9 @@ from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.memory import SMALLEST_PROBABILITY
 from must.method.model.vectors import nearest, neighbour_weights
-from must.method.train import propagated
+from must.method.train import propagated, trainer
 from must.method.train.propagated import TOP, PropagatedLabels
-from must.method.train.trainer import find_threshold
+from must.method.train.trainer import find_threshold, start_mask_token
 from tests.method.train.processes import on_ranks
 
 IMAGES, CLASSES, CPU = 40, 6, torch.device("cpu")
@@ -110,3 +110,16 @@ def test_similar_images_correct_zero_shot(digits):
     before, after = (own == truth).float().mean(), (labels.dense(everything).argmax(1) == truth).float().mean()
     assert after > before + 0.05, (before, after)
     assert confidence.shape == (len(reader),)
+
+
+def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
+    monkeypatch.setattr(trainer, "MASK_TOKEN_IMAGES", 40)
+    fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
+    preprocess, patches = get_preprocess(fresh.description), []
+    reader = open_reader(digits.shards, "train")
+    start_mask_token(fresh, EvalSource(reader, preprocess, 16, 0), torch.device("cpu"))
+    source = EvalSource(reader, preprocess, 40, 0)
+    fresh.model.tower.forward_features(
+        normalize(next(iter(source)).pixels, preprocess), lambda seen: patches.append(seen) or seen, None
+    )
+    torch.testing.assert_close(fresh.model.mask_token[0, 0], patches[0].mean((0, 1)), atol=1e-5, rtol=1e-4)

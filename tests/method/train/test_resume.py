@@ -2,17 +2,22 @@
 
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from must.base import storage
 from must.base.exits import ending_on_sigterm
 from must.base.processes import METHOD
 from must.data.loading.reader import ShardReader
-from must.method.distributed.process_group import StopSignal
+from must.method.distributed.process_group import StopSignal, World, init_distributed
+from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
+from must.method.train.train_state import SHARE, CheckpointTimer
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, sigterm_when, training
+from tests.method.train.processes import on_ranks
 
 STEPS = 12
 config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=2, seed=1, log_every=2)
@@ -61,3 +66,98 @@ def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, m
     assert line.startswith(
         "must train: gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503; run"
     )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves; `tick`: what it moves by itself at each look."""
+    state = SimpleNamespace(now=0.0, tick=0.0)
+
+    def monotonic():
+        state.now += state.tick
+        return state.now
+
+    monkeypatch.setattr(train_state, "time", SimpleNamespace(monotonic=monotonic))
+    return state
+
+
+def test_one_is_due_after_its_seconds_and_is_asked_for_once(clock):
+    asked = CheckpointTimer(60)
+    clock.now = 59.9
+    assert not asked.due(busy=False)
+    clock.now = 60.0
+    assert not asked.due(busy=True)  # saving would wait for the one before
+    assert asked.due(busy=False) and not asked.due(busy=False)  # on a GPU the answer comes a step later
+    asked.saved(cost=0.1)
+    clock.now = 119.9
+    assert not asked.due(busy=False)
+    clock.now = 120.0
+    assert asked.due(busy=False)
+
+
+def test_saving_that_costs_much_is_done_less_often(clock):
+    asked = CheckpointTimer(60)
+    asked.saved(cost=10.0)
+    clock.now = 10 * SHARE - 0.1
+    assert not asked.due(busy=False)
+    clock.now = 10 * SHARE
+    assert asked.due(busy=False)
+
+
+@pytest.mark.slow
+def test_a_run_saves_by_the_clock_and_makes_the_same_model(digits, tmp_path, clock):
+    train(config(digits, tmp_path / "steps", checkpoint_every=10**6))
+    clock.tick = 40.0
+    changes = {"checkpoint_every": 10**6, "checkpoint_seconds": 60, "keep_checkpoints": 99}
+    train(config(digits, tmp_path / "clock", **changes))
+    saved = [int(file.stem[5:]) for file in sorted((tmp_path / "clock" / "checkpoints").glob("step-*.json"))]
+    assert len(saved) > 2 and saved[-1] == STEPS
+    assert len(list((tmp_path / "steps" / "checkpoints").glob("step-*.json"))) == 1
+    assert difference(tmp_path / "clock", tmp_path / "steps") == 0.0
+
+
+def agreements(signalled, due):
+    """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
+    with ending_on_sigterm("test"), init_distributed("cpu", 60) as processes:
+        stop = StopSignal()
+        try:
+            if processes.rank == signalled:
+                signal.raise_signal(signal.SIGTERM)
+            first = stop.agreed(processes, processes.rank == due)
+            heard = processes.sum(processes.rank == signalled)
+            return [first, stop.agreed(processes), heard]
+        finally:
+            stop.restore()
+
+
+@pytest.mark.parametrize(
+    "signalled, due, first, second",
+    [
+        (None, None, (False, False), (False, False)),
+        (1, None, (True, False), (True, False)),
+        (None, 1, (False, True), (False, False)),
+        (1, 1, (True, True), (True, False)),
+    ],
+)
+def test_the_main_process_learns_what_another_one_wants(signalled, due, first, second):
+    assert on_ranks(2, agreements, signalled, due) == [first, second, signalled is not None]
+
+
+def test_alone_there_is_nobody_to_ask():
+    with ending_on_sigterm("test"):
+        stop = StopSignal()
+        try:
+            assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
+        finally:
+            stop.restore()
+
+
+def test_outside_of_a_must_program_signals_are_left_alone():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    stop = StopSignal()
+    try:
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    finally:
+        stop.restore()

@@ -1,6 +1,8 @@
 """The step cut over processes and micro-batches: the same gradients, values and weights as in one piece."""
 
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches
 from must.method.distributed.process_group import World
-from must.method.model.backbone import build_visual
-from must.method.model.masked_vit import MaskedViT
-from must.method.train.recipe import StepSettings
+from must.method.model.classifier import load_text_classifier, save_classifier
+from must.method.model.description import load_description
+from must.method.train.losses import fairness_loss
 from must.method.train.step import MustStep
-from tests.method.model.tiny import FAMILIES, SIZE, model_config
+from must.method.train.trainer import train
+from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
@@ -93,28 +96,6 @@ def test_compiled_blocks_give_the_same_gradients(record_property):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_whole_graphs_and_few(family):
-    """What torch.compile gets: one graph for the teacher and one for the student, without a break, for all blocks."""
-    architecture = model_config(family)
-    towers = [build_visual({"quick_gelu": False, **architecture}) for _ in range(2)]
-    teacher, student = (MaskedViT(tower, torch.zeros(architecture["embed_dim"], 5)) for tower in towers)
-    teacher.requires_grad_(False)
-    images, masked = torch.zeros(2, 3, SIZE, SIZE), torch.zeros(2, 3, dtype=torch.int64)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    for block in [*teacher.tower.blocks, *student.tower.blocks]:
-        block.compile(backend="eager", fullgraph=True, dynamic=False)
-    for _ in range(2):
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                teacher(images)
-            student(images, masked)
-    kinds = 2 if family == "timm, class token" else 1  # its first block has no drop path
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 * kinds
-
-
-@pytest.mark.slow
 def test_without_a_compiler_compile_is_refused_in_one_line():
     torch._dynamo.reset()
     missing = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
@@ -126,7 +107,7 @@ def test_without_a_compiler_compile_is_refused_in_one_line():
 def test_a_step_without_finite_gradients_leaves_the_class_balance():
     """The running balance of many classes; the epoch's first step, which has none yet, too."""
     config = TrainConfig(shards="-", classifier="-", output="-", batch_size=IMAGES, lr=0.03)
-    method = MustStep(recorded_model(600), Preprocess(size=32), StepSettings.from_config(config), ALONE, 9, 9)
+    method = MustStep(recorded_model(600), Preprocess(size=32), config, ALONE, 9, 9)
     bias, batch = method.student.classifier, made_batch(0, range(IMAGES))
     for step, broken in enumerate([True, False, True, False]):
         weights, before = bias.detach().clone(), method.class_balance
@@ -154,3 +135,51 @@ def test_micro_batches_must_divide():
         GlobalBatches([20], 8, 1, seed=0, micro_batches=3)
     with pytest.raises(ValueError, match="--accumulate must be at least 1"):
         load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "accumulate": 0})
+
+
+@pytest.mark.parametrize("classes", [10, 600])
+def test_equal_shares_are_the_published_balance(classes):
+    """With many classes over two steps, the running balance included."""
+    torch.manual_seed(0)
+    equal, published, given = torch.full((classes,), 1 / classes, dtype=torch.float64), None, None
+    for _ in range(2):
+        balance = torch.randn(classes, dtype=torch.float64).softmax(0).requires_grad_()
+        ours, given = fairness_loss(balance, given, equal)
+        theirs, published = fairness_loss(balance, published)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        gradients = (torch.autograd.grad(loss, balance)[0] for loss in (ours, theirs))
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_the_balance_is_least_at_the_shares_given():
+    """-sum q log m: the gradient is -q / m, and at m = q the value is the entropy of q, which none is below."""
+    prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    entropy = -(prior * prior.log()).sum()
+    assert fairness_loss(prior, None, prior)[0].item() == pytest.approx(entropy.item(), rel=1e-12)
+    for seed in range(5):
+        other = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double().softmax(0).requires_grad_()
+        loss, _ = fairness_loss(other, None, prior)
+        loss.backward()
+        torch.testing.assert_close(other.grad, -prior / other.detach())
+        assert loss > entropy
+
+
+config = partial(training, epochs=1, batch_size=50, workers=0, log_every=1)
+
+
+def with_shares(digits, path, shares):
+    save_classifier(replace(load_text_classifier(digits.classifier), shares=shares), str(path))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_shares_change_the_model_and_the_bundle_tells_them(digits, tmp_path):
+    known = with_shares(digits, tmp_path / "known", PRIOR)
+    for name, prior, shares in (("unused", "uniform", []), ("used", "given", list(PRIOR))):
+        train(config(digits, tmp_path / name, classifier=known, class_prior=prior))
+        assert load_description(str(tmp_path / name)).provenance.class_shares == shares
+    assert difference(tmp_path / "used", tmp_path / "unused") > 0
+    other = with_shares(digits, tmp_path / "other", PRIOR[::-1])
+    with pytest.raises(ValueError, match=r"a run with other settings: class_shares \(") as error:
+        train(config(digits, tmp_path / "used", classifier=other, class_prior="given"))
+    assert "\n" not in str(error.value)

@@ -17,11 +17,10 @@ from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
+from must.method.train import trainer
 from must.method.train.checkpoint import load_state
 from must.method.train.log import unlearned
-from must.method.train.step import build_optimizer, set_learning_rate, step_if_finite
 from must.method.train.trainer import train
-from tests.golden import golden_model
 from tests.method.train.lives import difference, log_of, start, training, wait_for_step
 
 SETTINGS = {
@@ -152,20 +151,6 @@ def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, 
     assert state["progress"]["skipped"] == 3
 
 
-def test_a_step_without_finite_gradients_changes_nothing():
-    model = golden_model()
-    optimizer = build_optimizer(model, 0.65, 0.05)
-    set_learning_rate(optimizer, 0.1)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    for value, expected in [(float("nan"), False), (float("inf"), False), (1.0, True)]:
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        model.classifier.grad[0, 0] = value
-        assert step_if_finite(optimizer).item() is expected
-        same = all(torch.equal(before[name], now) for name, now in model.state_dict().items())
-        assert same is not expected
-
-
 def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, refusal):
     shards = tmp_path / "shards"
     shard(ShardConfig(source=str(digits.images / "train"), output=str(shards), workers=1))
@@ -186,6 +171,7 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, refusal):
         ({"randaugment": "strong"}, "--randaugment strong"),
         ({"device": "cuda:9"}, "no such device here"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"workers": "much"}, "--workers: expected a whole number, got 'much', which is not auto either"),
         ({"min_lr": -1}, "--min-lr must be at least 0"),
         ({"logit_factor": "1e31"}, "--logit-factor must be above 0 and at most 10000, or 'model'"),
         ({"model": "ViT-B-16", "pretrained": "none.pt"}, "no such file"),
@@ -200,3 +186,53 @@ def test_wrong_input_leaves_nothing(digits, tmp_path, changes, message):
 def test_a_run_that_learned_nothing_of_the_classes_says_so():
     assert unlearned([{"confident": 0.0}, {"confident": 0.004}]).startswith("warning: the model was never sure")
     assert unlearned([{"confident": 0.0}, {"confident": 0.2}]) == unlearned([]) == ""
+
+
+half_way = partial(training, epochs=2, batch_size=50, workers=0, seed=1, log_every=2, alpha=0.5)
+
+
+def weights(folder):
+    values = load_file(f"{folder}/model.safetensors")
+    return {name: value for name, value in values.items() if not name.startswith("memory.")}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def half_trained(digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    train(half_way(digits, output))
+    return output
+
+
+def test_the_model_is_half_way_and_remembers_the_images_and_all_of_it_lies_beside(digits, half_trained):
+    folders = half_trained, half_trained / "adapted"
+    provenance, beside = (load_description(str(folder)).provenance for folder in folders)
+    assert (provenance.selection.alpha, provenance.selection.by) == (0.5, "--alpha")
+    assert provenance.selection.check.images == provenance.memory.images == 150 and provenance.memory.answers == 0
+    assert beside.selection is None and beside.memory is None and beside.summary == provenance.summary
+    start, half, end = (weights(folder)["classifier"] for folder in (digits.zero_shot, *folders))
+    assert torch.equal(half, torch.lerp(start, end, 0.5)) and not torch.equal(start, end)
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_model_was_written_ends_in_the_same(digits, half_trained, tmp_path, monkeypatch):
+    output = tmp_path / "model"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_args, **_more):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer, "build_memory", killed)
+        train(half_way(digits, output))
+    assert not (output / "model.json").exists()
+    train(half_way(digits, output))
+    for name in ("model.safetensors", "adapted/model.safetensors"):
+        assert (output / name).read_bytes() == (half_trained / name).read_bytes()
+    assert train(half_way(digits, output, alpha=1)).steps and not (output / "adapted").exists()
+    assert same(weights(output), weights(half_trained / "adapted")), "alpha 1 is all of it, and nothing lies beside it"

@@ -4,16 +4,24 @@ The method is written for a CLIP Vision Transformer: patches, one of which can b
 positions are added, and a class token that becomes the image's feature. A tower class defines for another
 architecture where its patches are, how tokens become the image's feature, and the feature of a single patch.
 
-A new one is a class here, a case below, a tiny model in tests/method/model/tiny.py and a row in docs/models.md.
+Shapes: B images, L patches, M masked patches an image, T = prefix tokens + L, W width, D embedding, P patch side.
+
+A new one is a class here, a case in `make_tower`, a tiny model in tests/method/model/tiny.py, a row in docs/models.md.
 """
 
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from torch import Tensor, nn
+
 from must.base.errors import UserError
-from must.method.model.towers.base import Tower, take
 
-__all__ = ["Tower", "make_tower", "take"]
-
+BEFORE_THE_BLOCKS = (  # beginnings of parameters' names
+    *("class_embedding", "positional_embedding", "conv1", "ln_pre"),  # open_clip's
+    *("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre."),  # timm's
+)
 NEEDS_PATCHES = (
     "MUST masks single patches: it needs a Vision Transformer that cuts the image into patches (see docs/models.md)"
 )
@@ -21,66 +29,86 @@ HIERARCHICAL = (
     "its layers merge places of the image (hierarchical), and MUST masks single patches, each of which must come out "
     "of the last layer (see docs/models.md)"
 )
-NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
 
-def make_tower(visual: Any) -> Tower:
-    """The tower of an open_clip model's `visual`."""
-    if hasattr(visual, "trunk"):
-        return timm_tower(visual)
-    if hasattr(visual, "class_embedding") and hasattr(visual, "conv1"):
-        return clip_tower(visual)
-    refuse(type(visual).__name__, HIERARCHICAL if hasattr(visual, "layer4") else NEEDS_PATCHES)
+class Tower(ABC):
+    """The parts of an open_clip image tower. It refers to the module `visual`, which owns the parameters.
+
+    The local feature u of a patch follows one rule for every family: the tower's own head, applied to that patch
+    alone, with ln_patch in place of the tower's last normalization.
+
+    - class token (as published, arXiv 2206.02967):  u = n(proj(ln_patch(x)))
+    - mean of the patches:                           u = n(proj(ln_patch(x))): the mean over one patch is the patch
+    - attention pooling:                             u = n(head(pool({ln_patch(x)}))): the softmax over one key is 1, so
+      the patch passes through the value and output projections (and the pool's MLP, if it has one)
+
+    n(v) = v / |v|. The last two are this project's; the paper has class tokens only.
+    """
+
+    visual: Any
+    width: int  # W
+    embed: int  # D
+    patch: int  # P, pixels
+    blocks: Sequence[nn.Module]
+
+    @abstractmethod
+    def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        """Images [B, 3, H, W] -> all tokens after the last block, [B, T, W].
+
+        `replace` maps patch embeddings [B, L, W] to the input of the blocks: positions are added after masking."""
+
+    def forward_features(
+        self, images: Tensor, replace: Callable[[Tensor], Tensor], masked: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(tokens for `feature`, the patches [B, M, W] with the numbers `masked` [B, M]), after the last block.
+
+        A tower need not compute tokens of its last block that neither of the two needs."""
+        tokens = self.forward_tokens(images, replace)
+        return tokens, None if masked is None else take(self.patches(tokens), masked)
+
+    def forward_neighbours(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens for `feature`, tokens [B, T, W] that similarity is computed from): those of the last block, or of the
+        one before where the tower computes only the last block's class token."""
+        tokens = self.forward_tokens(images, lambda patches: patches)
+        return tokens, tokens
+
+    @abstractmethod
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patches [B, L, W] among the tokens."""
+
+    @abstractmethod
+    def feature(self, tokens: Tensor) -> Tensor:
+        """The image's feature [B, D], as `visual(images)` gives it; not normalised."""
+
+    @abstractmethod
+    def project_patches(self, normed: Tensor) -> Tensor:
+        """Features [B, M, D] of patches [B, M, W] that went through ln_patch; not normalised."""
+
+    @abstractmethod
+    def patch_norm(self) -> nn.Module:
+        """A new ln_patch.
+
+        With a class token it is newly initialized, as published. Where the head pools patches, it is a copy of the
+        tower's last normalization, with which the head was trained."""
+
+    def find_layer(self, name: str) -> int:
+        """The layer of a parameter of `visual`: 0 for embeddings, N + 1 for block N, len(blocks) + 1 for the rest."""
+        if block := re.match(r"(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.", name):
+            return int(block[1]) + 1
+        return 0 if name.removeprefix("trunk.").startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
+
+    def checkpoint_activations(self) -> None:
+        """Trades memory for work: each block's activations are computed again in the backward pass."""
+        self.visual.set_grad_checkpointing(True)
 
 
-def clip_tower(visual: Any) -> Tower:
-    from must.method.model.towers.clip_vit import ClipMeanTower, ClipTower, CocaTower
-
-    name = "VisionTransformer"
-    if visual.patch_size[0] != visual.patch_size[1] or visual.proj is None:
-        refuse(name, "it has no square patches or no projection")
-    check_grid(name, visual.image_size, visual.patch_size[0])
-    if visual.attn_pool is not None:
-        if visual.pool_type != "tok":
-            refuse(name, f"its attentional pooling '{visual.attn_pool_type or visual.pool_type}' is not supported")
-        return CocaTower(visual)
-    if visual.pool_type == "avg":
-        return ClipMeanTower(visual)
-    if visual.pool_type != "tok":
-        refuse(name, f"its pooling '{visual.pool_type}' is not supported")
-    return ClipTower(visual)
-
-
-def timm_tower(visual: Any) -> Tower:
-    from timm.layers.patch_embed import PatchEmbed
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import VisionTransformer
-    from torch import nn
-
-    from must.method.model.towers.timm_vit import TimmTower
-
-    trunk = visual.trunk
-    name = f"{type(trunk).__name__} (timm)"
-    if type(trunk) not in (VisionTransformer, Eva):
-        sizes = {layer.get("reduction") for layer in getattr(trunk, "feature_info", ())}  # pixels per position
-        refuse(name, NAFLEX if "naflex" in name.lower() else HIERARCHICAL if len(sizes) > 1 else NEEDS_PATCHES)
-    embed = trunk.patch_embed
-    if type(embed) is not PatchEmbed:
-        refuse(name, f"its patches come from a convolutional stem ({type(embed).__name__}), not from single patches")
-    if trunk.global_pool not in ("token", "avg", "map") or any(
-        "pool" in child for child, _ in visual.head.named_children()
-    ):
-        refuse(name, f"its pooling '{trunk.global_pool}' is not supported")
-    if getattr(trunk, "rope_mixed", False) or not all(
-        isinstance(layer, nn.Identity) for layer in (trunk.patch_drop or nn.Identity(), embed.norm)
-    ):
-        refuse(name, "a variant of the architecture that is not supported")
-    check_grid(name, embed.img_size, embed.patch_size[0])
-    return TimmTower(visual)
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens [B, M, W] with the numbers `index` [B, M] out of tokens [B, L, W]."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def check_grid(name: str, image: tuple[int, int], patch: int) -> None:
-    """Raises UserError: patches do not cover the image, which some models allow."""
+    """Patches must cover the image, which not all models ask for."""
     if image[0] % patch or image[1] % patch:
         refuse(
             name,

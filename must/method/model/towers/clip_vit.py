@@ -1,20 +1,17 @@
 """open_clip's own VisionTransformer: with a class token (OpenAI, LAION, ...), mean (CLIPA) or attention pool (CoCa)."""
 
 import copy
-import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from must.base.errors import UserError
-from must.method.model.attention import SelfAttention, attended, can_replace, is_known, is_residual
-from must.method.model.towers.base import Tower, take
-
-BEFORE_THE_BLOCKS = ("class_embedding", "positional_embedding", "conv1", "ln_pre")
+from must.base.parameters import require
+from must.method.model.attention import SelfAttention, attended, is_residual
+from must.method.model.towers import Tower, check_grid, refuse, take
 
 
 class ClipTower(Tower):
@@ -25,10 +22,8 @@ class ClipTower(Tower):
         self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
         self.blocks = visual.transformer.resblocks
         visual.output_tokens = False  # CoCa's towers return all tokens besides the feature
-        for block in self.blocks:  # `forward_features` computes the last block itself
-            known = not is_residual(block) or isinstance(block.attn, SelfAttention)
-            if not known and not can_replace(block.attn):
-                refuse_attention(block.attn)
+        for block in filter(is_residual, self.blocks):  # `forward_features` computes the last block itself
+            require_attention(block.attn)
 
     def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         return self.visual.transformer(self.embedded(images, replace))
@@ -93,18 +88,13 @@ class ClipTower(Tower):
         norm.reset_parameters()
         return norm
 
-    def find_layer(self, name: str) -> int:
-        block = re.match(r"transformer\.resblocks\.(\d+)\.", name)
-        if block:
-            return int(block.group(1)) + 1
-        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
 
-
-def refuse_attention(attention: Any) -> NoReturn:
-    """Raises UserError: in another open_clip the arguments may differ, and logits would be wrong without an error."""
-    raise UserError(
+def require_attention(attention: Any) -> None:
+    """In another open_clip the arguments may differ, and logits would be wrong without an error."""
+    require(
+        isinstance(attention, nn.MultiheadAttention | SelfAttention),
         f"the attention of open_clip {open_clip.__version__} ({type(attention).__name__}) is none that MUST knows; "
-        "install one that has it: pip install 'open_clip_torch>=3,<4'"
+        "install one that has it: pip install 'open_clip_torch>=3,<4'",
     )
 
 
@@ -126,8 +116,7 @@ class CocaTower(ClipTower):
 
     def __init__(self, visual: Any) -> None:
         super().__init__(visual)
-        if not is_known(visual.attn_pool.attn):
-            refuse_attention(visual.attn_pool.attn)
+        require_attention(visual.attn_pool.attn)
 
     def feature(self, tokens: Tensor) -> Tensor:
         return self.pooled(self.visual.attn_pool.ln_k(tokens))
@@ -143,3 +132,19 @@ class CocaTower(ClipTower):
         visual, pool = self.visual, self.visual.attn_pool
         query = pool.ln_q(pool.query)[:1].expand(keys.shape[0], 1, -1)
         return visual.ln_post(attended(pool.attn, query, keys)[:, 0]) @ visual.proj
+
+
+def clip_tower(visual: Any) -> Tower:
+    name = "VisionTransformer"
+    if visual.patch_size[0] != visual.patch_size[1] or visual.proj is None:
+        refuse(name, "it has no square patches or no projection")
+    check_grid(name, visual.image_size, visual.patch_size[0])
+    if visual.attn_pool is not None:
+        if visual.pool_type != "tok":
+            refuse(name, f"its attentional pooling '{visual.attn_pool_type or visual.pool_type}' is not supported")
+        return CocaTower(visual)
+    if visual.pool_type == "avg":
+        return ClipMeanTower(visual)
+    if visual.pool_type != "tok":
+        refuse(name, f"its pooling '{visual.pool_type}' is not supported")
+    return ClipTower(visual)

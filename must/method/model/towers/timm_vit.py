@@ -4,17 +4,18 @@ Prefix tokens (class, registers) are optional; the head pools by class token, by
 """
 
 import copy
-import re
 from collections.abc import Callable
 from typing import Any
 
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from must.method.model.towers.base import Tower
+from must.method.model.towers import HIERARCHICAL, NEEDS_PATCHES, Tower, check_grid, refuse
 
-BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.")
+NAFLEX = "its images keep their shapes (NaFlex), and MUST's views are squares of one size; take a fixed resolution"
 
 
 class TimmTower(Tower):
@@ -64,16 +65,29 @@ class TimmTower(Tower):
             norm.reset_parameters()
         return norm
 
-    def find_layer(self, name: str) -> int:
-        name = name.removeprefix("trunk.")
-        block = re.match(r"blocks\.(\d+)\.", name)
-        if block:
-            return int(block.group(1)) + 1
-        return 0 if name.startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
-
 
 def output_size(visual: Any) -> int:
     """D, the size of the last linear layer after the trunk's features."""
     layers = [*visual.trunk.head.modules(), *visual.head.modules()]
     sizes = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
     return sizes[-1] if sizes else visual.trunk.num_features
+
+
+def timm_tower(visual: Any) -> Tower:
+    trunk = visual.trunk
+    name = f"{type(trunk).__name__} (timm)"
+    if type(trunk) not in (VisionTransformer, Eva):
+        sizes = {layer.get("reduction") for layer in getattr(trunk, "feature_info", ())}  # pixels per position
+        refuse(name, NAFLEX if "naflex" in name.lower() else HIERARCHICAL if len(sizes) > 1 else NEEDS_PATCHES)
+    embed = trunk.patch_embed
+    if type(embed) is not PatchEmbed:
+        refuse(name, f"its patches come from a convolutional stem ({type(embed).__name__}), not from single patches")
+    pools_again = any("pool" in child for child, _ in visual.head.named_children())
+    if pools_again or trunk.global_pool not in ("token", "avg", "map"):
+        refuse(name, f"its pooling '{trunk.global_pool}' is not supported")
+    if getattr(trunk, "rope_mixed", False) or not all(
+        isinstance(layer, nn.Identity) for layer in (trunk.patch_drop or nn.Identity(), embed.norm)
+    ):
+        refuse(name, "a variant of the architecture that is not supported")
+    check_grid(name, embed.img_size, embed.patch_size[0])
+    return TimmTower(visual)
