@@ -79,7 +79,6 @@ preflight
 stages      preflight
 results
 functions   results stages
-stub        functions stages
 inputs
 model       inputs
 work_state  inputs

@@ -13,16 +13,18 @@ from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
+from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting, is_first_rank
+from must.base.files import REPORT_FILE
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, format_usage
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
-from must.base.text import printable_page
+from must.base.text import printable, printable_page
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import find_work
+from must.config.work import find_work, is_work
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
-                config = configure(command, with_settings(options), file)
+                if command == "predict" and not file and not {"model", "shards"} & options.keys():
+                    refuse_no_model(options.get("images", []))
+                config: Any = configure(command, with_settings(options), file)
                 run(command, config)
+                if command == "evaluate" and is_first_rank():
+                    logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
                 print_next(command, config)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
@@ -63,14 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 NEXT = {
     "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
     "--test-images {output}/images/test --output {output}/work",
-    "adapt": "must predict photos/ --model {output}; must review {output}; must export {output}",
-    "shard": "must classifier --classes classes.txt --model ViT-B-16/datacomp_xl_s13b_b90k "
-    "--output classifier.safetensors",
+    "adapt": "must predict FOLDER --model {output}; must review {output}; must export {output}",
+    "shard": "must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
     "classifier": "must train --shards SHARDS --classifier {output} --output model",
     "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
     "evaluate": "must gate --metrics {output}/metrics.json --output decision.json; "
     "must export --model {model} --shards {shards} --metrics {output}/metrics.json --output onnx",
-    "export": "must predict photos/ --model {output}; must serve --model {output}",
+    "export": "must predict FOLDER --model {output}; must serve --model {output}",
 }
 """By stage: examples of commands that use its output, with values of its parameters."""
 NEXT_IN_WORK = {
@@ -107,6 +112,15 @@ def with_settings(options: dict[str, Any]) -> dict[str, Any]:
         require(name not in settings, f"--{name}: is given twice, as a flag and in --settings")
         settings[name] = str(value).lower() if isinstance(value, bool) else value
     return options | {"settings": settings}
+
+
+def refuse_no_model(images: list[str]) -> None:
+    """Raises UserError: `must predict` without --model; the message is the command with it. `images` may hold WORK."""
+    models = [path for path in images if is_work(path)]
+    others = [shlex.quote(path) for path in images if path not in models[:1]] or ["FOLDER"]
+    words = " ".join([*others[:3], *(["..."] if len(others) > 3 else [])])
+    model = shlex.quote(models[0].rstrip("/")) if models else "WORK"
+    raise UserError(f"missing: --model; the command is: must predict {printable(words)} --model {printable(model)}")
 
 
 def run_index(options: dict[str, Any]) -> None:

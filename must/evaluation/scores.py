@@ -36,14 +36,6 @@ class Samples:
 
 
 @dataclass
-class SampleFeatures:
-    """Features of a subset of the images, from the baseline's image tower."""
-
-    rows: np.ndarray  # int64 [M], indices into `Samples`
-    values: np.ndarray  # float32 [M, D], unit vectors
-
-
-@dataclass
 class Scores:
     """One model's predictions. N images, K classes, T = min(5, K).
 
@@ -149,9 +141,6 @@ class Collector:
         )
         exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
         self.probability_sum += exact.sum(0).cpu().numpy()
-
-    def result(self) -> Scores:
-        return merge([self])
 
 
 def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources: Sequence[str]) -> np.ndarray:

@@ -13,10 +13,9 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
-from must.api.adapt import read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.inputs import as_image, folder_names, make_entries, to_source
+from must.api.inputs import as_image, folder_names, make_entries, read_classes, to_source
 from must.data.augment.normalize import normalize
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess

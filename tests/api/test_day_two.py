@@ -28,8 +28,8 @@ STAGES = ["classifier", "shard", "refine", "evaluate"]
 @pytest.fixture
 def ran(monkeypatch):
     """The stages that are run."""
-    names, run = [], module.run_stage
-    monkeypatch.setattr(module, "run_stage", lambda name, values: names.append(name) or run(name, values))
+    names, call = [], module.call
+    monkeypatch.setattr(module, "call", lambda name, **values: names.append(name) or call(name, **values))
     return names
 
 
@@ -206,17 +206,17 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
 
 def kill_at(place, stage, when, changes):
     """In a process of its own: adapts, and is killed before or after the first run of a stage."""
-    run = module.run_stage
+    call = module.call
 
-    def run_and_die(name, values):
+    def call_and_die(name, **values):
         if (name, when) == (stage, "before"):
             os.kill(os.getpid(), signal.SIGKILL)
-        result = run(name, values)
+        result = call(name, **values)
         if name == stage:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    module.run_stage = run_and_die
+    module.call = call_and_die
     adapt(place, **changes)
 
 
@@ -355,9 +355,6 @@ def test_folders_of_others_are_not_touched(place, tmp_path):
 
 
 def test_one_call_at_a_time_writes_to_a_folder(place, monkeypatch):
-    def meanwhile(name, values):
-        adapt(place)
-
-    monkeypatch.setattr(module, "run_stage", meanwhile)
+    monkeypatch.setattr(module, "call", lambda name, **values: adapt(place))
     with pytest.raises(ValueError, match="is being written by another `must adapt`"):
         adapt(place, again=True)

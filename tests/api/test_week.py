@@ -1,4 +1,4 @@
-"""One week with one folder, on the command line, printed day by day.
+"""One week with one folder, on the command line.
 
 After each day every photo has a label, and the server answers with the model of that day.
 """
@@ -37,7 +37,7 @@ class Week:
         assert ".next-" not in said.out + said.err
         return said.out + said.err
 
-    def end_day(self, day, known, is_new=True):
+    def end_day(self, known, is_new=True):
         """Exports, predicts and serves. `known`: {photo: label that a person gave}; `is_new`: the model is another."""
         model = weights(self.work)
         assert (model not in self.models) is is_new
@@ -64,9 +64,6 @@ class Week:
             float(row["probability"]), abs=1e-4
         )
         assert not list(self.work.glob(".next-*"))
-        line = f"{day:10}{len(photos)} photos, {len(known)} answers, model {model[:8]}, {row['image']}: {best['class']}"
-        with self.capsys.disabled():
-            print(line)
 
 
 def told(numbers):
@@ -79,25 +76,25 @@ def test_a_week_with_one_folder(tmp_path, capsys, monkeypatch):
     write_photos(week.photos, range(PHOTOS))
     (week.place / "classes.txt").write_text("\n".join(CLASSES))
     week.must(ADAPT)
-    week.end_day("Monday", {})
+    week.end_day({})
 
     write_photos(week.photos, range(PHOTOS, PHOTOS + MORE))
     assert f"{MORE} new images, 0 gone" in week.must(ADAPT)
-    week.end_day("Tuesday", {})
+    week.end_day({})
 
     rows = [f"photos/{name},{label}\n" for name, label in told(range(8)).items()]
     (week.place / "corrections.csv").write_text("image,class\n" + "".join(rows))
     assert "8 new answers of 8" in week.must("review work --add corrections.csv --workers 0 --device cpu")
     assert "8 answers" in week.must(ADAPT)
-    week.end_day("Wednesday", told(range(8)))
+    week.end_day(told(range(8)))
 
     names = ["zero", "eleven", *CLASSES[2:], "letter"]  # one renamed, one more
     (week.place / "classes.txt").write_text("\n".join(names))
     week.must(ADAPT)
     kept = {name: label for name, label in told(range(8)).items() if label in names}
-    week.end_day("Thursday", kept)
+    week.end_day(kept)
 
-    for day, count in (("Friday", 20), ("Saturday", 30)):
+    for count in (20, 30):
         known = {name: label for name, label in told(range(count)).items() if label in names}
         answer(week.work, week.photos, known, "random")
         assert f"{len(known)} answers" in week.must("refine work --workers 0 --device cpu")
@@ -107,9 +104,9 @@ def test_a_week_with_one_folder(tmp_path, capsys, monkeypatch):
         assert "was exported from another model than" in capsys.readouterr().err
         week.must(ADAPT)
         assert weights(week.work) == refined, "it is measured, and nothing else is made"
-        week.end_day(day, known)
+        week.end_day(known)
 
     week.place.rename(tmp_path / "elsewhere")
     week.move(tmp_path / "elsewhere")
     week.must(ADAPT)
-    week.end_day("Sunday", known, is_new=False)
+    week.end_day(known, is_new=False)

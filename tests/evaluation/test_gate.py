@@ -11,7 +11,7 @@ from must.config import GateConfig
 from must.evaluation import gate
 from must.evaluation.evaluate import evaluate, measure
 from must.evaluation.result import parse_metrics as metrics_from
-from must.evaluation.scores import Collector, Samples
+from must.evaluation.scores import Collector, Samples, merge
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import load_description
 from tests.evaluation.digits import evaluation
@@ -38,7 +38,7 @@ def parse_metrics(after, labelled=True, images=500, seed=0):
     for values in (after(logits.copy(), labels, generator), logits):
         collector = Collector(10)
         collector.add(torch.from_numpy(values).float(), torch.ones(images), shown)
-        scores.append(collector.result())
+        scores.append(merge([collector]))
     samples = Samples(np.arange(images), shown, np.full(images, "file", dtype=object))
     adapted, baseline = scores
     return measure(samples, adapted, baseline, None, CLASSES).to_dict()

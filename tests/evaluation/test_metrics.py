@@ -22,13 +22,13 @@ from must.evaluation.metrics import (
     reliability,
     scalar_metrics,
 )  # fmt: skip
-from must.evaluation.scores import NO_LABEL, Collector
+from must.evaluation.scores import NO_LABEL, Collector, merge
 
 
 def scores_of(probability, labels):
     collector = Collector(probability.shape[1])
     collector.add(torch.from_numpy(np.log(probability)).float(), torch.ones(len(labels)), np.asarray(labels))
-    return collector.result()
+    return merge([collector])
 
 
 def results_of(probability, labels):
@@ -130,7 +130,7 @@ def test_the_collector_does_not_depend_on_the_batches():
     whole, parts = scores_of(probability, labels), Collector(12)
     for rows in np.array_split(np.arange(64), 5):
         parts.add(torch.from_numpy(np.log(probability[rows])).float(), torch.ones(len(rows)), labels[rows])
-    joined = parts.result()
+    joined = merge([parts])
     assert (whole.top == joined.top).all()
     for name in ("top_probability", "label_log_probability", "entropy", "probability_sum"):
         np.testing.assert_allclose(getattr(whole, name), getattr(joined, name), rtol=1e-6)

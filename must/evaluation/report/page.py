@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from must.config import EvaluateConfig
 from must.evaluation.report import charts
@@ -16,7 +16,7 @@ from must.evaluation.report.gallery import SMALL_SIDE, Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import SampleFeatures, Samples, Scores
+from must.evaluation.scores import Samples, Scores
 from must.method.answers.accept import LIGHTS
 from must.method.model.provenance import CheckResult, Selection
 
@@ -29,7 +29,7 @@ METRIC_ROWS = (
     ("top1", "Top-1", "share of images whose most probable class is the label", True),
     ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
     ("mean_per_class", "Mean per class", "mean of the classes' recalls", True),
-    ("nll", "Negative log-likelihood", "mean of -log p(label), in nats; smaller is better", False),
+    ("nll", "Negative log-likelihood", "mean of -ln of the label's probability; smaller is better", False),
     ("ece", "Calibration error", "expected |accuracy - confidence| over 15 bins; smaller is better", True),
 )
 
@@ -45,17 +45,16 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None, features: SampleFeatures | None = None,
+    refined: RefinedLabels | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
-    pictures = Pictures.open(config, metrics, samples, after, before, refined)
+    pictures = Pictures(config, metrics, samples, after, before, refined)
     headline = verdict(metrics)
     page = template().render(
         m=metrics,
         verdict=headline,
         steps=next_steps(config, metrics, headline.tone),
         changes=pictures.changes(),
-        map=pictures.map(features) if features else None,
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
         less_reliable=list_worse(metrics),
@@ -85,17 +84,6 @@ def with_contents(page: str) -> str:
         page = page.replace("<h2>", f'<h2 id="part-{number}">', 1)
     entries = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles))
     return page.replace('<nav aria-label="contents">', f'<nav aria-label="contents"><ol>{entries}</ol>', 1)
-
-
-def plain_page(table: str, reason: str) -> str:
-    """A page for a report that cannot be rendered: the table of the terminal, and the error."""
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>evaluation</title>\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">\n'
-        "<h1>The report could not be drawn</h1>\n<p>The numbers are whole, in metrics.json and predictions.csv.</p>\n"
-        f"<pre>{escape(visible(table))}</pre>\n<h2>What went wrong</h2>\n<pre>{escape(visible(reason))}</pre>\n"
-        "</html>\n"
-    )
 
 
 def visible(value: Any) -> Any:
