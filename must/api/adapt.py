@@ -139,13 +139,13 @@ def steps(
     settings: dict[str, Any], again: bool, max_rejected: float,
 ) -> Adapted:  # fmt: skip
     """The stages in order."""
+    folder = Path(output).absolute()
     require("://" not in output, f"output {output}: must be a folder on this machine")
+    require(not folder.is_file(), f"output {output}: is a file; give a folder")
+    require_apart(folder, "output")
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
     check_settings(settings)
     check_device(device)
-    folder = Path(output).absolute()
-    require_apart(folder, "output")
-    require(not folder.is_file(), f"output {output}: is a file; give a folder")
     file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
@@ -153,9 +153,8 @@ def steps(
     require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     check_model_name(model, pretrained)
-    next_folder = rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+"
-    shown = replaced(next_folder, str(folder))  # where the parts are at the end
-    with shown, removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
+    shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
+    with shown, opened(folder) as written:
         source = to_source(images, written)
         in_memory = Path(source.source).parent == written
         require_enough(source.source, str(folder), "images" if in_memory else f"images {source.source}")
@@ -286,23 +285,20 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
 
 
 @contextmanager
-def scratch(work: Path) -> Iterator[Path]:
-    """A folder in WORK for what is written before the inputs are known to be right."""
-    folder = work / ".given"
-    shutil.rmtree(folder, ignore_errors=True)
+def opened(work: Path) -> Iterator[Path]:
+    """Locks WORK; yields a folder in it for what is written before the inputs are known to be right. At the end that is
+    removed, and WORK if it is empty."""
+    scratch = work / ".given"
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def removed_if_empty(folder: Path) -> Iterator[None]:
-    try:
-        yield
+        with locked(str(work), ADAPT_LOCK):
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     finally:
         with suppress(OSError):
-            folder.rmdir()
+            work.rmdir()
 
 
 def check_settings(settings: dict[str, Any]) -> None:

@@ -93,7 +93,6 @@ class WorkState:
             why = "all is made anew" if again else f"{', '.join(sorted(self.changed))} changed since"
             why = why if again or before else f"there is no {RECORD_FILE}, so that all is looked at again"
             logger.info(f"{why}; {work.name} is exchanged at the end")
-        self.outdated = outdated_by(self.changed)
         self.new = not (self.folder / RECORD_FILE).exists()  # made by this call
         self.folder.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(inputs, indent=1).encode())
@@ -105,6 +104,10 @@ class WorkState:
         elif self.new:
             for name in (*MADE_FROM, RECORD_FILE):
                 remove(self.work / name)
+
+    @property
+    def outdated(self) -> set[str]:
+        return {part for part, sources in MADE_FROM.items() if self.changed & set(sources)}
 
     def part(self, name: str) -> Path:
         return (self.folder if name in self.outdated else self.work) / name
@@ -159,7 +162,6 @@ class WorkState:
         if same:
             remove(self.folder / SHARDS)
             self.changed -= {"images"}
-            self.outdated = outdated_by(self.changed)
 
     def keep_trained(self) -> None:
         """A trained model of the same classes stays, as a copy: what took hours is not replaced by what takes none."""
@@ -191,10 +193,6 @@ class WorkState:
             exchange(self.work, folder)
         for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def outdated_by(changed: set[str]) -> set[str]:
-    return {part for part, sources in MADE_FROM.items() if changed & set(sources)}
 
 
 def exchange(work: Path, folder: Path) -> None:

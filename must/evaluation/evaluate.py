@@ -102,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 
 
 def load_baseline(uri: str) -> Bundle:
-    """A bundle, or the zero-shot model of a classifier file. Raises ValueError: neither."""
+    """A bundle, or the zero-shot model of a classifier file."""
     if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
         return load_bundle(uri)
     return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
@@ -130,18 +130,13 @@ def score(
 
 def is_same_network(baseline: Bundle, bundle: Bundle) -> bool:
     """Whether the baseline, without a memory, has the weights of the bundle, as before any training."""
-    if (
-        baseline.memory
-        or bundle.description.provenance.config
-        or get_preprocess(baseline.description) != get_preprocess(bundle.description)
-    ):
-        return False
     first, second = (
         {name: value for name, value in each.model.state_dict().items() if name.startswith(CLASSIFIER_PREFIXES)}
         for each in (baseline, bundle)
     )
-    same = first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-    return same and baseline.model.logit_factor == bundle.model.logit_factor
+    if baseline.memory or first.keys() != second.keys() or baseline.model.logit_factor != bundle.model.logit_factor:
+        return False
+    return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def predicted(scores: Scores) -> Predicted:
@@ -214,12 +209,10 @@ def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list
     rows = []
     baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
     for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
-        recall, former = after["recall"], before.get("recall")
-        rows.append(
-            {"class": name, **after}
-            | {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
-            | {"difference": recall - former if recall is not None and former is not None else None}
-        )
+        former = {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
+        known = after["recall"] is not None and former["baseline_recall"] is not None
+        change = after["recall"] - former["baseline_recall"] if known else None
+        rows.append({"class": name, **after, **former, "difference": change})
     return rows
 
 

@@ -8,7 +8,7 @@ import pytest
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from tests.api.folders import answer, checksums, label_of
+from tests.api.folders import answer, checksums, label_of, weights
 from tests.once import made_once
 
 ADAPT = "adapt photos --classes classes.txt --model model --output work"
@@ -71,6 +71,7 @@ predict --model work/model/model.safetensors photos                          | g
 predict --model work --shards work photos                                    | give one or the other
 serve wrok                                                                   | --model wrok/model.onnx: no such file
 serve --model work --registry reg --name digits                              | cannot both be given
+serve refined                                                                | was exported from another model than
 serve work --port 99999                                                      | --port must be at least 0
 serve work --host nowhere.invalid                                            | --host nowhere.invalid
 gate work --output photos                                                    | photos: cannot be written: is a directory
@@ -106,7 +107,8 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def finished(monday):
-    """A folder with photos, a finished WORK that was answered, refined, exported and promoted, and the inputs."""
+    """A folder with photos, a finished WORK that was answered, exported and promoted, and the inputs; in refined/ a
+    copy with another model than was exported."""
 
     def make(folder):
         shutil.copytree(monday, folder, dirs_exist_ok=True)
@@ -119,6 +121,10 @@ def finished(monday):
         must.export(model=work, images=11)  # type: ignore[call-arg]
         must.gate(model=work, gate="none")  # type: ignore[call-arg]
         must.promote(model=work, registry=folder / "reg", name="digits")
+
+        shutil.copytree(work, folder / "refined")
+        file = folder / "refined/model/model.json"
+        file.write_text(file.read_text().replace(weights(work), "0" * 64))
 
     folder = made_once("finished", make)
     return folder, checksums(folder)

@@ -18,7 +18,7 @@ from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import Samples, Scores
 from must.method.answers.accept import LIGHTS
-from must.method.model.provenance import CheckResult, Selection
+from must.method.model.provenance import CheckResult
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
@@ -141,9 +141,8 @@ def class_chart(metrics: Metrics) -> dict[str, Any] | None:
     """Recall of each class, the largest gains first; with very many classes only both ends of the list."""
     if not metrics.labelled:
         return None
-    rows = [row for row in metrics.per_class if row["support"]]
     key = "difference" if metrics.baseline else "recall"
-    rows.sort(key=lambda row: -row[key])
+    rows = sorted((row for row in metrics.per_class if row["support"]), key=lambda row: -row[key])
     hidden = max(0, len(rows) - 2 * CLASSES_CHARTED)
     shown = rows if not hidden else rows[:CLASSES_CHARTED] + rows[-CLASSES_CHARTED:]
     return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
@@ -191,24 +190,17 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     ]
 
 
-ALPHA_WORDS = ((0.0, "The weights are zero-shot's"), (1.0, "All of it is kept"))
-
-
 def selection(metrics: Metrics) -> dict[str, Any] | None:
     """`text`, and `checks`, one column of the table each; None if the model has neither."""
     chosen, compared = metrics.model.selection, metrics.label_free.compared
     split_title = f"this split, against {metrics.baseline_name}"
     columns = (("training images", chosen and chosen.check), (split_title, compared and compared.check))
-    checks = [column(title, check) for title, check in columns if check]
-    if not chosen and not checks:
-        return None
-    return {"text": selection_text(chosen) if chosen else "", "checks": checks}
-
-
-def selection_text(chosen: Selection) -> str:
-    share = dict(ALPHA_WORDS).get(chosen.alpha, "A part is kept")
-    text = f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
-    return f"{text} {chosen.measured.text()}." if chosen.measured else text
+    checks, text = [column(title, check) for title, check in columns if check], ""
+    if chosen:
+        share = {0.0: "The weights are zero-shot's", 1.0: "All of it is kept"}.get(chosen.alpha, "A part is kept")
+        text = f"{share} (alpha {chosen.alpha:g}{f'; {chosen.by}' if chosen.by else ''})."
+        text += f" {chosen.measured.text()}." if chosen.measured else ""
+    return {"text": text, "checks": checks} if text or checks else None
 
 
 def column(title: str, check: CheckResult) -> dict[str, Any]:
