@@ -54,17 +54,6 @@ def test_shard_needs_no_torch(tmp_path):
     assert result.returncode == 2 and "no images" in result.stderr and "was imported" not in result.stderr
 
 
-def test_a_model_without_its_weights_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capfd):
-    """Names that there are not: tests/runtime/test_check.py."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        cli.main(["classifier", "--classes", "imagenet", "--output", "c.safetensors", "--model", "ViT-B-16"])
-    (line,) = capfd.readouterr().err.splitlines()
-    assert end.value.code == 2
-    assert line.startswith("must classifier: --model ViT-B-16: names no weights; write ViT-B-16/WEIGHTS, such as ")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_wrong_stage_is_one_line(capfd):
     wrong = (("evaluates", "no such command; did you mean evaluate?"), ("--verison", "did you mean --version?"))
     for word, near in wrong:

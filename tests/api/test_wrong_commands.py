@@ -85,6 +85,9 @@ promote --rollback --registry reg --name digits                              | n
 promote --list --registry reg --name digit                                   | holds no model of this name
 train work                                                                   | work: unexpected
 {TRAIN}/x                                                                    | is in the model
+{TRAIN} --batch_size 3                                                       | --batch_size: unknown; did you mean --batch-size?
+{TRAIN} --no_resume                                                          | --no_resume: unknown; did you mean --no-resume?
+{TRAIN} --shufle-window 3                                                    | did you mean --shuffle-window?
 {TRAIN} --index-sha256 0000                                                  | expected 0000
 {TRAIN} --batch-size 5000                                                    | the split holds 40 images only
 {TRAIN} --randaugment-ops Foo                                                | operations such as Rotate,ShearX
@@ -93,6 +96,7 @@ shard photos --output work                                                   | -
 shard photos --output work/shards --append --resize 30                       | were made with --resize 0; give the same
 shard fotos --output new                                                     | --source fotos: there is no such folder
 shard photos --output new --split train=0.5,test=0.6                         | --split must add up to 1
+classifier --classes imagenet --model ViT-B-16 --output c.safetensors        | ViT-B-16: names no weights; write ViT-B-16/WEIGHTS
 classifier --classes classes.txt --model model --output work                 | --output must end in .safetensors
 plan --json photos --shards work/shards --classifier work/classifier.safetensors | --json photos: is a folder; give a file
 evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
