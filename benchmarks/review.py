@@ -56,7 +56,7 @@ def main() -> None:
 
 def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
     """(the images' data of `must review`, their true classes int64 [N])."""
-    write_images(folder / "images", ("unlabeled",))
+    write_images(folder / "images")
     (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "templates": list(TEMPLATES)}))
     shards, classifier, model = (str(folder / name) for name in ("shards", "classifier.safetensors", "model"))
     must.shard(source=str(folder / "images/unlabeled"), output=shards, workers=1)

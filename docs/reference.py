@@ -1,4 +1,4 @@
-"""Writes docs/reference from the stages' parameters, the results' docstrings and the compiled pipeline.
+"""Writes docs/reference from the stages' parameters, the results' docstrings and the compiled pipeline, and the stub.
 
 `make reference` runs it; a test compares its output with the files.
 """
@@ -29,16 +29,20 @@ MADE = "<!-- Made by `make reference`; change the parameters' own texts instead.
 
 
 def main() -> None:
+    sys.path.insert(0, str(FOLDER.parents[1]))
+    from docs.stub import STUB, stub
+
     FOLDER.mkdir(exist_ok=True)
     for name, text in pages().items():
         (FOLDER / name).write_text(text)
         print(FOLDER / name)
+    STUB.write_text(stub())
+    print(STUB)
     print(measure())
 
 
 def measure() -> Path:
     """Writes the measurements into docs/architecture.md, under "Size and dependencies of the code"."""
-    sys.path.insert(0, str(FOLDER.parents[1]))
     from tests.test_architecture import MEASURED, measured
 
     page = FOLDER.with_name("architecture.md")

@@ -1,5 +1,5 @@
 """Adapt CLIP to your own images without labels: masked unsupervised self-training (arXiv 2206.02967)."""
-# Made by `python -m must.api.stub` from the stages' parameters.
+# Made by `make reference` from the stages' parameters.
 
 from os import PathLike
 from typing import Any, Literal, TypeAlias

@@ -78,7 +78,6 @@ preflight
 stages      preflight
 results
 functions   results stages
-stub        functions stages
 inputs
 model       inputs
 work_state  inputs

@@ -12,23 +12,40 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from must.api.adapted import Adapted
-from must.api.functions import run_stage
-from must.api.inputs import FOLDER_NAMES, ImageSource, fingerprint_source, folder_names, make_entries, to_source
+from must.api.functions import resumable
+from must.api.inputs import (
+    FOLDER_NAMES,
+    ImageSource,
+    fingerprint_source,
+    folder_names,
+    identify_model,
+    read_classes,
+    require_enough,
+    to_source,
+)
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import BEFORE, DERIVED, MADE_FROM, REPORT, WorkState, remove
+from must.api.work_state import (
+    ANSWERS,
+    BEFORE,
+    BUNDLE,
+    DERIVED,
+    LABELS,
+    MADE_FROM,
+    REPORT,
+    SHARDS,
+    TEST,
+    WorkState,
+)
 from must.base import storage
 from must.base.console import quieted, replaced
-from must.base.files import INDEX_FILE, METRICS_FILE, REFINED_FILE
+from must.base.files import CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
@@ -36,11 +53,8 @@ from must.base.text import counted, printable
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import NEXT_PREFIX
 from must.data.format.index import load_index
-from must.data.shards.listing import open_source
-from must.data.sources.base import ListingReport, no_images
-from must.data.sources.files import Folder, Manifest
 from must.method.answers.answers_file import hash_answers
-from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.model.classifier import read_header
 from must.method.model.description import load_description
 from must.method.model.folder import MODELS_FOLDER
 from must.method.model.hub import check_model_name
@@ -50,14 +64,11 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 MISFITS_SHOWN = 3  # lines
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
-
-Run = Callable[[str, dict[str, Any]], Any]
 
 
 @naming_parameters()
@@ -103,17 +114,17 @@ def adapt(
         must.TransientError: the same call may work later.
     """
     training = train if isinstance(train, str) else "yes" if train else "no"
-    return steps(
-        lambda stage, values: run_stage(stage, {name: value for name, value in values.items() if value is not None}),
-        images=images, classes=classes, output=os.fspath(output), model=os.fspath(model),
-        pretrained=pretrained, test_images=os.fspath(test_images), train=training, device=device, again=again,
-        max_rejected=max_rejected, settings={name: value for name, value in settings.items() if value is not None},
-    )  # fmt: skip
+    with resumable("adapt"):
+        return steps(
+            images=images, classes=classes, output=os.fspath(output), model=os.fspath(model), pretrained=pretrained,
+            test_images=os.fspath(test_images), train=training, device=device, again=again, max_rejected=max_rejected,
+            settings={name: value for name, value in settings.items() if value is not None},
+        )  # fmt: skip
 
 
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints the paths of what was written."""
-    adapted = steps(lambda stage, values: call(stage, **values), **config.to_dict())
+    adapted = steps(**config.to_dict())
     logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
     misfits = storage.read_json(str(adapted.labels.parent / REFINED_FILE), "output").get("misfits", [])
     for finding in misfits[:MISFITS_SHOWN]:
@@ -124,17 +135,17 @@ def command(config: AdaptConfig) -> Adapted:
 
 
 def steps(
-    run: Run, *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str,
-    device: str, settings: dict[str, Any], again: bool = False, max_rejected: float = 0.01,
+    *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
+    settings: dict[str, Any], again: bool, max_rejected: float,
 ) -> Adapted:  # fmt: skip
-    """The stages in order, each by `run`(stage, parameters)."""
+    """The stages in order."""
+    folder = Path(output).absolute()
     require("://" not in output, f"output {output}: must be a folder on this machine")
+    require(not folder.is_file(), f"output {output}: is a file; give a folder")
+    require_apart(folder, "output")
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
     check_settings(settings)
     check_device(device)
-    folder = Path(output).absolute()
-    require_apart(folder, "output")
-    require(not folder.is_file(), f"output {output}: is a file; give a folder")
     file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
@@ -142,9 +153,8 @@ def steps(
     require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     check_model_name(model, pretrained)
-    next_folder = rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+"
-    shown = replaced(next_folder, str(folder))  # where the parts are at the end
-    with shown, removed_if_empty(folder), locked(str(folder), ADAPT_LOCK), scratch(folder) as written:
+    shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
+    with shown, opened(folder) as written:
         source = to_source(images, written)
         in_memory = Path(source.source).parent == written
         require_enough(source.source, str(folder), "images" if in_memory else f"images {source.source}")
@@ -156,65 +166,68 @@ def steps(
             "pretrained": identify_model(pretrained),
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
         }
-        state = WorkState.open(folder, inputs, again)
-        pack = {"max_rejected": max_rejected, **count_workers(settings)}
+        state = WorkState(folder, inputs, again)
+        workers = settings.get("workers")
+        pack = {"max_rejected": max_rejected}
+        if workers not in (None, "auto"):  # it also bounds the processes that read images
+            pack["workers"] = max(1, int(workers))
         try:
-            make_classifier(run, state, {"classes": file, "model": model, "pretrained": pretrained}, content, device)
-            if test_images and not (state.test / INDEX_FILE).exists():
-                labels = "csv" if is_labels(test_images) else "folder"
-                values = {"source": test_images, "labels": labels, "split": {"test": 1.0}, "output": str(state.test)}
-                run("shard", {**values, **pack})
+            make_classifier(state, {"classes": file, "model": model, "pretrained": pretrained}, content, device)
             if test_images:
+                if not (state.part(TEST) / INDEX_FILE).exists():
+                    labels = "csv" if is_table(test_images) else "folder"
+                    values = {"source": test_images, "labels": labels, "split": {"test": 1.0}}
+                    call("shard", **values, **pack, output=state.part(TEST))
                 check_labels(test_images, state)
         except BaseException:
             state.abandon()
             raise
-        if not (state.shards / INDEX_FILE).exists():
+        if not (state.part(SHARDS) / INDEX_FILE).exists():
             uri = state.take_images(Path(source.source)) if in_memory else source.source
-            run("shard", {"source": uri, "output": str(state.shards), **pack})
+            call("shard", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()
-        common = {"shards": str(state.shards), "device": device, "workers": settings.get("workers")}
-        paths = {"classifier": str(state.classifier), "output": str(state.model), "shards": str(state.shards)}
+        common = {"shards": state.part(SHARDS), "device": device, "workers": workers}
+        paths = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "shards": state.part(SHARDS)}
         if state.training_is_unfinished():
-            run("train", {**settings, **paths, "device": device})
-        make_model(run, state, common)
-        if should_train(run, state, train, settings, common):
-            run("train", {**settings, **paths, "device": device})
-            make_model(run, state, common)
+            call("train", **settings, **paths, device=device)
+        make_model(state, common)
+        if should_train(state, train, settings, common):
+            call("train", **settings, **paths, device=device)
+            make_model(state, common)
         state.finish()
     return Adapted(folder)
 
 
-def make_classifier(run: Run, state: WorkState, options: dict[str, Any], content: bytes, device: str) -> None:
+def make_classifier(state: WorkState, options: dict[str, Any], content: bytes, device: str) -> None:
     """First of all: without a model, no images are packed. `content`: of a class file, if `options` names none."""
-    if state.classifier.exists() and state.part(MODELS_FOLDER).exists():
+    if state.part(CLASSIFIER_FILE).exists() and state.part(MODELS_FOLDER).exists():
         return
     if not options["classes"]:
-        state.write("classes.yaml", content)
-        options = options | {"classes": str(state.part("classes.yaml"))}
-    run("classifier", {**options, "output": str(state.classifier), "device": device})
+        options = options | {"classes": state.part("classes.yaml")}
+        storage.write_bytes(str(options["classes"]), content)
+    call("classifier", **options, output=state.part(CLASSIFIER_FILE), device=device)
 
 
-def make_model(run: Run, state: WorkState, common: dict[str, Any]) -> None:
+def make_model(state: WorkState, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
+    classifier, model, labels = map(state.part, (CLASSIFIER_FILE, BUNDLE, LABELS))
     if not state.labels_are_up_to_date():
-        paths = {"classifier": str(state.classifier), "model": str(state.model), "output": str(state.labels)}
-        answers = str(state.answers)
-        run("refine", {**common, **paths, "answers": answers if hash_answers(answers) else None})
+        answers = state.part(ANSWERS) if hash_answers(str(state.part(ANSWERS))) else None
+        call("refine", **common, classifier=classifier, model=model, output=labels, answers=answers)
     if not state.report_is_up_to_date():
-        paths = {"model": str(state.model), "baseline": str(state.classifier), "refined": str(state.labels)}
-        measured = {"shards": str(state.test), "split": "test"} if state.has_test else {"split": "train"}
-        run("evaluate", {**common, **paths, **measured, "output": str(state.report)})
+        measured = {"shards": state.part(TEST), "split": "test"} if state.inputs["test_images"] else {"split": "train"}
+        paths = {"model": model, "baseline": classifier, "refined": labels, "output": state.part(REPORT)}
+        call("evaluate", **common | paths | measured)
 
 
-def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any], common: dict[str, Any]) -> bool:
+def should_train(state: WorkState, train: str, settings: dict[str, Any], common: dict[str, Any]) -> bool:
     """Whether training is wanted and not done yet; says what it would take if it is not worth it here."""
-    origin = load_description(str(state.model)).provenance
+    origin = load_description(str(state.part(BUNDLE))).provenance
     if train == "no":
         return False
     if origin.config and "settings" not in state.changed and has_settings(origin.config, settings):
-        same = origin.index_sha256 == load_index(str(state.shards)).sha256
+        same = origin.index_sha256 == load_index(str(state.part(SHARDS))).sha256
         if not same and train == "auto":
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
@@ -225,10 +238,9 @@ def should_train(run: Run, state: WorkState, train: str, settings: dict[str, Any
 
     if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
         return True
-    trial = {"classifier": str(state.classifier), "output": str(state.model), "seconds": TRIAL_SECONDS}
+    trial = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "seconds": TRIAL_SECONDS}
     with quieted(logging.WARNING, "must"):
-        result = run("plan", {**settings, **trial, **common})
-    seconds = result["seconds"] if isinstance(result, dict) else result.seconds
+        seconds = call("plan", **settings | trial | common)["seconds"]
     if seconds <= WORTH_TRAINING:
         return True
     logger.info(
@@ -244,27 +256,21 @@ def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
     return all(config.get(name) == values[name] for name in {"preset", *settings} - CHANGEABLE)
 
 
-def count_workers(settings: dict[str, Any]) -> dict[str, Any]:
-    """A number of --workers also bounds the processes that read images."""
-    workers = settings.get("workers")
-    return {"workers": max(1, int(workers))} if workers not in (None, "auto") else {}
-
-
 def check_labels(test_images: str, state: WorkState) -> None:
-    """Raises UserError: no labelled image has a label that is a class. Shards that nothing was measured on are removed
-    then."""
-    index = load_index(str(state.test))
-    classes = set(state.class_names())
-    unknown = [label for label in index.labels if label not in classes]
-    problem = ""
-    if not index.labels:
-        problem = "none of the images has a label; give a folder that holds a folder of each class"
-    elif unknown:
-        names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-        problem = f"{counted(len(unknown), 'label')} not among the classes ({names}); rename them, or add the class"
-    if problem and not (state.test.parent / REPORT / METRICS_FILE).exists():
-        remove(state.test)
-    require(not problem, f"test_images {test_images}: {problem}")
+    """Raises UserError: no labelled image has a label, or one is not a class."""
+    index = load_index(str(state.part(TEST)))
+    classes = read_header(str(state.part(CLASSIFIER_FILE)), "--classifier")["classes"]
+    unknown = [label for label in index.labels if label not in set(classes)]
+    require(
+        bool(index.labels),
+        f"test_images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
+    )
+    names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    require(
+        not unknown,
+        f"test_images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, or "
+        "add the class",
+    )
 
 
 def check_places(folder: Path, inputs: dict[str, Any]) -> None:
@@ -279,48 +285,20 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
 
 
 @contextmanager
-def scratch(work: Path) -> Iterator[Path]:
-    """A folder in WORK for what is written before the inputs are known to be right."""
-    folder = work / ".given"
-    shutil.rmtree(folder, ignore_errors=True)
+def opened(work: Path) -> Iterator[Path]:
+    """Locks WORK; yields a folder in it for what is written before the inputs are known to be right. At the end that is
+    removed, and WORK if it is empty."""
+    scratch = work / ".given"
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def removed_if_empty(folder: Path) -> Iterator[None]:
-    try:
-        yield
+        with locked(str(work), ADAPT_LOCK):
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     finally:
         with suppress(OSError):
-            folder.rmdir()
-
-
-def identify_model(model: str) -> str:
-    """The name of a model or of weights; of a folder or a file the sha256 of its content, wherever it is."""
-    path = Path(model)
-    if not model or not path.exists():
-        return model
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    names = "".join(f"{file.relative_to(path)}\0{storage.compute_sha256(file)}\n" for file in files)
-    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-
-
-def require_enough(source: str, output: str, label: str) -> None:
-    """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer; `label` names them."""
-    if storage.is_remote(source) or "{" in source:
-        return
-    listing = open_source(source, "none", "images", output)
-    if isinstance(listing, Folder | Manifest):
-        problems = ListingReport(lambda name, reason: None)
-        count = len(list(islice(listing.items(problems), FEWEST_IMAGES)))
-        require(count > 0, f"{label}: {no_images(problems.skipped)}")
-        require(
-            count >= FEWEST_IMAGES,
-            f"{label}: too few images ({count}); at least {FEWEST_IMAGES} are needed, and hundreds are better",
-        )
+            work.rmdir()
 
 
 def check_settings(settings: dict[str, Any]) -> None:
@@ -336,22 +314,6 @@ def check_settings(settings: dict[str, Any]) -> None:
         check_processes(workers, "--workers")
 
 
-def read_classes(classes: Any) -> tuple[str, bytes]:
-    """(file name, content) of a class file. For names and prompts from Python the file name is '' and the content is
-    that of a class file with them. Raises ValueError."""
-    if isinstance(classes, str | os.PathLike):
-        file = os.fspath(classes)
-        if file == BUNDLED_SET:
-            return file, b""
-        class_set = load_class_set(file)
-        if storage.exists(file):
-            return file, storage.read_bytes(file)
-        classes = list(class_set.names)  # cat,dog,horse
-    entries = make_entries(classes)
-    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
-    return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
-
-
-def is_labels(test_images: str) -> bool:
+def is_table(test_images: str) -> bool:
     """Whether it is a table of images and classes on this machine, not a folder or an archive of images."""
     return test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()

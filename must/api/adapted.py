@@ -29,9 +29,6 @@ class Adapted:
     """An adapted model in the folder `output`; `Adapted(folder)` opens an existing one.
 
     `metrics` are those of metrics.json, `classes` the names that predictions are of.
-
-    Raises:
-        ValueError: no adaptation was finished there.
     """
 
     output: Path
@@ -72,15 +69,7 @@ class Adapted:
         return iframe(self.report.read_text(encoding="utf-8"))
 
     def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> Predictions:
-        """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
-
-        Args:
-            images: paths, folders, PIL images, or arrays uint8 [H, W, 3]; or one of them. A file that cannot be read
-                does not stop the others: it is in the result's `unreadable`.
-
-        Raises:
-            ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
-        """
+        """As `Model.predict` of `must.load`, with the model's own threshold."""
         if device not in self._models:
             self._models[device] = load(self.bundle, device=device)
         return self._models[device].predict(images, top_k=top_k, batch_size=batch_size)
@@ -93,9 +82,7 @@ class Adapted:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
         `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as the model without its
-        memory does, as open_clip has no place for one. The text
-        tower is the original one: training moves the image tower and the class weights, so that the text tower's
-        features of the same prompts are no longer exactly `classifier`.
+        memory does. The text tower is the original one, whose features of the prompts are no longer `classifier`.
         """
         from open_clip import get_model_preprocess_cfg, image_transform
         from PIL import ImageOps

@@ -13,16 +13,18 @@ from typing import Any
 
 import must
 from must.api.stages import STAGES, configure, run
+from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting, is_first_rank
+from must.base.files import REPORT_FILE
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, format_usage
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
-from must.base.text import printable_page
+from must.base.text import printable, printable_page
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import find_work
+from must.config.work import find_work, is_work
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
-                config = configure(command, with_settings(options), file)
+                if command == "predict" and not file and not {"model", "shards"} & options.keys():
+                    refuse_no_model(options.get("images", []))
+                config: Any = configure(command, with_settings(options), file)
                 run(command, config)
+                if command == "evaluate" and is_first_rank():
+                    logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
                 print_next(command, config)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
@@ -63,14 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 NEXT = {
     "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
     "--test-images {output}/images/test --output {output}/work",
-    "adapt": "must predict photos/ --model {output}; must review {output}; must export {output}",
-    "shard": "must classifier --classes classes.txt --model ViT-B-16/datacomp_xl_s13b_b90k "
-    "--output classifier.safetensors",
+    "adapt": "must predict FOLDER --model {output}; must review {output}; must export {output}",
+    "shard": "must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
     "classifier": "must train --shards SHARDS --classifier {output} --output model",
     "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
     "evaluate": "must gate --metrics {output}/metrics.json --output decision.json; "
     "must export --model {model} --shards {shards} --metrics {output}/metrics.json --output onnx",
-    "export": "must predict photos/ --model {output}; must serve --model {output}",
+    "export": "must predict FOLDER --model {output}; must serve --model {output}",
 }
 """By stage: examples of commands that use its output, with values of its parameters."""
 NEXT_IN_WORK = {
@@ -82,15 +87,16 @@ NEXT_IN_WORK = {
 
 def print_next(command: str, config: Any) -> None:
     """Prints the examples to standard error, as they are not a result."""
-    if getattr(config, "part", "1/1") != "1/1":
-        return  # other parts follow
-    template, values = NEXT.get(command, ""), vars(config)
+    values = vars(config)
+    if values.get("part", "1/1") != "1/1" or values.get("to", "onnx") != "onnx" or not is_first_rank():
+        return  # other parts follow, or nothing uses the output
     if command == "refine" and values["classes"]:
         return  # it wrote nothing
+    template = NEXT.get(command, "")
     if command in NEXT_IN_WORK:
         work = find_work(STAGES[command].config, {name: values[name] for name in ("model", "output")})
         template, values = (NEXT_IN_WORK[command], {"work": work}) if work else (template, values)
-    if template and values.get("to", "onnx") == "onnx" and is_first_rank():
+    if template:
         quoted = {name: shlex.quote(str(value).rstrip("/")) for name, value in values.items()}
         lines = template.format(**quoted).split("; ")
         logger.info(printable_page("next: " + "\n      ".join(lines)), extra=TO_STDERR)
@@ -109,12 +115,20 @@ def with_settings(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"settings": settings}
 
 
+def refuse_no_model(images: list[str]) -> None:
+    """Raises UserError: `must predict` without --model; the message is the command with it. `images` may hold WORK."""
+    models = [path for path in images if is_work(path)]
+    others = [shlex.quote(path) for path in images if path not in models[:1]] or ["FOLDER"]
+    words = " ".join([*others[:3], *(["..."] if len(others) > 3 else [])])
+    model = shlex.quote(models[0].rstrip("/")) if models else "WORK"
+    raise UserError(f"missing: --model; the command is: must predict {printable(words)} --model {printable(model)}")
+
+
 def run_index(options: dict[str, Any]) -> None:
     from must.data.format.samples import verify
     from must.data.shards.build import show_index
 
-    action, uri = options.pop("action"), options.pop("uri")
-    {"show": show_index, "verify": verify}[action](uri)
+    (show_index if options["action"] == "show" else verify)(options["uri"])
 
 
 def run_env(options: dict[str, Any]) -> None:
@@ -129,8 +143,7 @@ def run_completion(options: dict[str, Any]) -> None:
     print(shtab.complete(build_parser(), options["shell"]))
 
 
-# commands that are not stages
-OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completion}
+OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completion}  # which are no stages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,14 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
         general.add_argument("-h", "--help", action="help", help="show this and exit")
         text = "YAML file with these parameters (batch_size: 64); flags override it"
         general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
-    add_index(commands.add_parser("index", help="Show or verify a folder of shards."))
-    commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
-    completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    return parser
-
-
-def add_index(index: argparse.ArgumentParser) -> None:
+    index = commands.add_parser("index", help="Show or verify a folder of shards.")
     actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in (
         ("show", "Show what a folder of shards holds."),
@@ -176,6 +182,10 @@ def add_index(index: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         action.add_argument("uri", metavar="URI", help="folder of shards made by `must shard`")
+    commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
+    completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return parser
 
 
 PACKAGES = (
@@ -189,26 +199,22 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 
 def environment() -> str:
     """Versions, system and devices, one per line, and installed packages only. Imports torch if it is installed."""
+    revision = os.environ.get("MUST_GIT_REVISION")
     rows = {
-        "must": must.__version__ + (f" ({revision})" if (revision := os.environ.get("MUST_GIT_REVISION")) else ""),
+        "must": must.__version__ + (f" ({revision})" if revision else ""),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.platform()} {platform.machine()}",
         "cores": str(cores()),
-        "GPUs": gpus(),
     }
+    try:
+        import torch
+
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        rows["GPUs"] = f"{', '.join(names) or 'none'}; torch is built for CUDA {torch.version.cuda or '(none)'}"
+    except Exception as error:  # a torch that does not load may be what the report is about
+        rows["GPUs"] = f"unknown: torch does not load ({type(error).__name__})"
     rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             rows[name] = metadata.version(name)
     return "\n".join(f"{name:22}{value}" for name, value in rows.items())
-
-
-def gpus() -> str:
-    """The GPUs that torch can use."""
-    try:
-        import torch
-
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    except Exception as error:  # a torch that does not load may be what the report is about
-        return f"unknown: torch does not load ({type(error).__name__})"
-    return f"{', '.join(names) or 'none'}; torch is built for CUDA {torch.version.cuda or '(none)'}"

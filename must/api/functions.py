@@ -4,7 +4,8 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from must.api.results import RESULTS
@@ -43,23 +44,26 @@ def function_at_must(name: str) -> Callable[..., Any]:
 
 @naming_parameters()
 def run_stage(name: str, values: dict[str, Any]) -> Any:
-    """Runs a stage of the table in this thread. Handles no signals; a SystemExit becomes a TransientError."""
+    """Runs a stage of the table in this thread. Handles no signals."""
     config = configure(name, values)
-    extra: dict[str, Any] = {}
     predictions: list[Any] = []
-    if name == "predict" and not values.get("output"):
-        extra["take"] = predictions.append
+    extra = {"take": predictions.append} if name == "predict" and not values.get("output") else {}
+    with resumable(name):
+        output = run(name, config, **extra)
+    kind: Any = RESULTS.get(name)
+    if not hasattr(kind, "from_output"):
+        return output
+    return kind.from_output(config, (predictions, output) if name == "predict" else output)
+
+
+@contextmanager
+def resumable(name: str) -> Iterator[None]:
+    """A SystemExit, of training that is stopped, becomes a TransientError."""
     try:
-        raw = run(name, config, **extra)
+        yield
     except SystemExit as stopped:
         reason = getattr(stopped, "reason", "stopped")
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
-    kind: Any = RESULTS.get(name)
-    return (
-        kind.from_output(config, (predictions, raw) if name == "predict" else raw)
-        if hasattr(kind, "from_output")
-        else raw
-    )
 
 
 def signature(name: str, stage: Stage) -> inspect.Signature:

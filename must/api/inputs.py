@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from must.base import storage
@@ -16,14 +18,17 @@ from must.base.parameters import require
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
 from must.data.shards.listing import open_source
-from must.data.sources.base import ListingReport
+from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
+from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
 
 ACCEPTED = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
     "images or (image, label) pairs"
 )
-MANIFEST, FOLDER = "adapt-images.jsonl", "adapt-images"  # what is written of them to WORK
+MANIFEST = "adapt-images.jsonl"  # paths, and
+FOLDER = "adapt-images"  # images that were in memory, as they are written to WORK
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
 FOLDER_NAMES = "folders"  # the value of `classes` for the names of the folders of images
 
 
@@ -36,25 +41,21 @@ class ImageSource(NamedTuple):
 
 def to_source(images: Any, folder: Path) -> ImageSource:
     """The images as a source. Those that are in memory are written to a new folder in `folder` as PNG files, without
-    their labels, and paths to a table there. Raises ValueError: `images` is of an unknown kind, or one is no image."""
+    their labels, and paths to a table there."""
     if isinstance(images, str | os.PathLike):
         return ImageSource(os.fspath(images))
     if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
-        return list_paths([Path(item).absolute() for item in images], folder / MANIFEST)
+        paths, table = [Path(item).absolute() for item in images], folder / MANIFEST
+        for path in paths:
+            require(path.is_file(), f"images: {path}: no such file")
+        storage.write_bytes(str(table), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
+        return ImageSource(str(table))
     return write_images(list_items(images), folder / FOLDER)
-
-
-def list_paths(paths: list[Path], file: Path) -> ImageSource:
-    for path in paths:
-        require(path.is_file(), f"images: {path}: no such file")
-    storage.write_bytes(str(file), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
-    return ImageSource(str(file))
 
 
 def fingerprint_source(source: ImageSource, label: str, exclude: str) -> str:
     """Changes when the images change: names, sizes and times of a local folder's or table's files, and the table, or
-    those of an archive; wherever the folder is. A bucket's is its URI. `exclude`: a folder that is not read.
-    Raises UserError: there is no such folder."""
+    those of an archive; wherever the folder is. A bucket's is its URI. `exclude`: a folder that is not read."""
     if source.key or storage.is_remote(source.source) or "{" in source.source:
         return source.key or source.source
     path = Path(source.source)
@@ -72,6 +73,31 @@ def fingerprint_source(source: ImageSource, label: str, exclude: str) -> str:
             continue
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def require_enough(source: str, output: str, label: str) -> None:
+    """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer; `label` names them."""
+    if storage.is_remote(source) or "{" in source:
+        return
+    listing = open_source(source, "none", "images", output)
+    if isinstance(listing, Folder | Manifest):
+        problems = ListingReport(lambda name, reason: None)
+        count = len(list(islice(listing.items(problems), FEWEST_IMAGES)))
+        require(count > 0, f"{label}: {no_images(problems.skipped)}")
+        require(
+            count >= FEWEST_IMAGES,
+            f"{label}: too few images ({count}); at least {FEWEST_IMAGES} are needed, and hundreds are better",
+        )
+
+
+def identify_model(model: str) -> str:
+    """The name of a model or of weights; of a folder or a file the sha256 of its content, wherever it is."""
+    path = Path(model)
+    if not model or not path.exists():
+        return model
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    names = "".join(f"{file.relative_to(path)}\0{storage.compute_sha256(file)}\n" for file in files)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
 
 def list_items(images: Any) -> Iterator[Any]:
@@ -105,34 +131,22 @@ def take_image(item: Any) -> Any:
 
 
 def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
-    images = (as_image(item, f"images: number {number}") for number, item in enumerate(items))
-    return ImageSource(str(folder), pixels_sha256(save_each(images, folder)))
-
-
-def save_each(images: Iterable[Image.Image], folder: Path) -> Iterator[Image.Image]:
-    """Writes each image as a PNG file and yields it."""
-    for number, image in enumerate(images):
+    """Writes each image as a PNG file; the key is a sha256 of the pixels."""
+    digest = hashlib.sha256()
+    for number, item in enumerate(items):
+        image = as_image(item, f"images: number {number}")
         path = folder / f"{number // 10_000:04d}" / f"{number:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
-        yield image
-
-
-def pixels_sha256(images: Iterable[Image.Image]) -> str:
-    """A sha256 of the pixels. Raises ValueError: there are none."""
-    digest, count = hashlib.sha256(), 0
-    for image in images:
-        count += 1
         digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
-    require(count > 0, "images: there are none")
-    return digest.hexdigest()
+    require(folder.exists(), "images: there are none")
+    return ImageSource(str(folder), digest.hexdigest())
 
 
 def as_image(item: Any, where: str) -> Image.Image:
     """An RGB or grey image as a viewer shows it: upright, transparent pixels on white.
     `item`: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
-    path; or the bytes of a file, by themselves or as {"bytes": ...}.
-    Raises ValueError: it is not an image; the message begins with `where`."""
+    path; or the bytes of a file, by themselves or as {"bytes": ...}. `where` begins the message of an error."""
     if isinstance(item, dict):  # a Hugging Face image that is not decoded
         item = item.get("bytes") or item.get("path")
     try:
@@ -160,6 +174,22 @@ def as_image(item: Any, where: str) -> Image.Image:
         return item if plain else upright(to_rgb(item), rotation)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def read_classes(classes: Any) -> tuple[str, bytes]:
+    """(file name, content) of a class file. For names and prompts from Python the file name is '' and the content is
+    that of a class file with them."""
+    if isinstance(classes, str | os.PathLike):
+        file = os.fspath(classes)
+        if file == BUNDLED_SET:
+            return file, b""
+        class_set = load_class_set(file)
+        if storage.exists(file):
+            return file, storage.read_bytes(file)
+        classes = list(class_set.names)  # cat,dog,horse
+    entries = make_entries(classes)
+    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
+    return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
 
 
 def make_entries(classes: Any) -> list[Any]:

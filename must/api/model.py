@@ -50,9 +50,6 @@ class Model:
         """A Prediction for one image: a file, a PIL image or an array; Predictions for a list, a folder or a pattern.
 
         `options` are those of `predict`.
-
-        Raises:
-            ValueError: the one image, or all of several, cannot be read.
         """
         predictions = self.predict(images, **options)
         return predictions[0] if is_single(images) else predictions
@@ -65,9 +62,6 @@ class Model:
                 file that cannot be read does not stop the others: see `unreadable`.
             abstain: a probability below which a prediction is `abstained` and has no name; -1: the threshold in the
                 model, 0: always a name.
-
-        Raises:
-            ValueError: no image can be read, or an object is neither a path nor an image; the message names it.
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
@@ -110,9 +104,6 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
         classes: a list of names; a dictionary of names with their prompts; "cat,dog,horse"; or a file of them.
         device: for what torch runs: auto, cpu, cuda, cuda:N or mps.
         threads: of a forward pass; 0 leaves it to the library.
-
-    Raises:
-        ValueError: there is no such model, or it is damaged.
     """
     class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else make_entries(classes)
     text = class_names if isinstance(class_names, str) else "names and prompts"

@@ -7,6 +7,7 @@ from Python can do without them: it raises the same errors, later.
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from must.base.processes import check_processes
 
 
 def preflight(config: Any) -> None:
-    """Checks every given parameter with the function in CHECKS for its kind, in the order of their declaration.
-    Raises ValueError: an input is missing or damaged, an output cannot be written, or --workers is too large."""
+    """Checks every given parameter with the function in CHECKS for its kind, in the order of their declaration."""
     if isinstance(workers := getattr(config, "workers", 0), int):
         check_processes(workers, "--workers")
     check_device(getattr(config, "device", "auto"))
@@ -101,10 +101,6 @@ def check_answers(config: Any, uri: str, flag: str) -> None:
     read_answers(uri)
 
 
-def check_output_file(config: Any, uri: str, flag: str) -> None:
-    check_output(config, uri, flag, is_file=True)
-
-
 def require_apart(folder: Path, label: str) -> None:
     """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
     model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
@@ -152,7 +148,7 @@ CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
     "shards": check_shards,
     "preset": check_preset,
     "output": check_output,
-    "output file": check_output_file,
+    "output file": partial(check_output, is_file=True),
     "bundle output": check_bundle_output,
     "apart": check_apart,
     "answers": check_answers,

@@ -43,6 +43,7 @@ from must.method.model.folder import MODELS_FOLDER
 logger = logging.getLogger(__name__)
 
 SHARDS, TEST, BUNDLE, LABELS, REPORT = "shards", "test", "model", "labels", "report"
+ANSWERS = "review"  # of people; they stay where they are, as they belong to a picture's sha256
 OF_CLASSIFIER = ("classes", "model", "pretrained")
 MADE_FROM = {
     "classes.yaml": ("classes",),
@@ -68,30 +69,14 @@ DERIVED = ("onnx", "open_clip", "decision.json")  # of a model that is replaced;
 BEFORE, EXCHANGE, ASIDE = "before", "exchange.json", "old"
 
 
-class PartPath:
-    """The path of a part of WORK, which is in the folder of this call where the part is made anew."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, state: WorkState, _owner: object) -> Path:
-        return state.part(self.name)
-
-
 class WorkState:
     """The parts of WORK: those that are up to date, where they are; the others, where they are made."""
 
-    def __init__(self, work: Path, folder: Path, inputs: dict[str, Any], changed: set[str], new: bool) -> None:
-        self.work, self.folder, self.inputs, self.changed = work, folder, inputs, changed
-        self.new = new  # made by this call
-        self.outdated = outdated_by(changed)
-        self.has_test = bool(inputs["test_images"])
-
-    @classmethod
-    def open(cls, work: Path, inputs: dict[str, Any], again: bool) -> WorkState:
+    def __init__(self, work: Path, inputs: dict[str, Any], again: bool) -> None:
         """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
         Raises UserError: there are files of others with the names of parts."""
-        inputs = json.loads(json.dumps(inputs, default=str))
+        self.work, self.folder, self.changed = work, work, set[str]()
+        self.inputs = inputs = json.loads(json.dumps(inputs, default=str))
         for unfinished in work.glob(f"{NEXT_PREFIX}*/{EXCHANGE}"):
             exchange(work, unfinished.parent)
         record = work / RECORD_FILE
@@ -101,17 +86,16 @@ class WorkState:
             bool(before) or not others or is_work(str(work)),
             f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
         )
-        folder, changed = work, set[str]()
         if again or (others and before != inputs):
-            changed = {name for name in inputs if again or before.get(name) != inputs[name]}
-            folder = work / f"{NEXT_PREFIX}{hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]}"
-            why = "all is made anew" if again else f"{', '.join(sorted(changed))} changed since"
+            self.changed = {name for name in inputs if again or before.get(name) != inputs[name]}
+            key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]
+            self.folder = work / f"{NEXT_PREFIX}{key}"
+            why = "all is made anew" if again else f"{', '.join(sorted(self.changed))} changed since"
             why = why if again or before else f"there is no {RECORD_FILE}, so that all is looked at again"
             logger.info(f"{why}; {work.name} is exchanged at the end")
-        new = not (folder / RECORD_FILE).exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write_bytes(str(folder / RECORD_FILE), json.dumps(inputs, indent=1).encode())
-        return cls(work, folder, inputs, changed, new)
+        self.new = not (self.folder / RECORD_FILE).exists()  # made by this call
+        self.folder.mkdir(parents=True, exist_ok=True)
+        storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(inputs, indent=1).encode())
 
     def abandon(self) -> None:
         """Removes what this call has made; for inputs that are refused."""
@@ -121,55 +105,39 @@ class WorkState:
             for name in (*MADE_FROM, RECORD_FILE):
                 remove(self.work / name)
 
+    @property
+    def outdated(self) -> set[str]:
+        return {part for part, sources in MADE_FROM.items() if self.changed & set(sources)}
+
     def part(self, name: str) -> Path:
         return (self.folder if name in self.outdated else self.work) / name
 
-    classifier = PartPath(CLASSIFIER_FILE)
-    shards = PartPath(SHARDS)
-    test = PartPath(TEST)
-    model = PartPath(BUNDLE)
-    labels = PartPath(LABELS)
-    report = PartPath(REPORT)
-
-    @property
-    def answers(self) -> Path:
-        """People's answers stay where they are: they belong to a picture's sha256."""
-        return self.work / "review"
-
-    def class_names(self) -> list[str]:
-        from must.method.model.classifier import read_header
-
-        return list(read_header(str(self.classifier)).classes)
-
     def weights_sha256(self) -> str:
         """Of the model; "" if there is none."""
-        complete_save(str(self.model))
-        if not (self.model / WEIGHTS_FILE).exists():
-            (self.model / DESCRIPTION_FILE).unlink(missing_ok=True)
-        return str(value(self.model / DESCRIPTION_FILE, "weights_sha256") or "")
+        model = self.part(BUNDLE)
+        complete_save(str(model))
+        if not (model / WEIGHTS_FILE).exists():
+            (model / DESCRIPTION_FILE).unlink(missing_ok=True)
+        return str(value(model / DESCRIPTION_FILE, "weights_sha256") or "")
 
     def training_is_unfinished(self) -> bool:
         """Whether a kill while the model was written left checkpoints without a model."""
-        return not self.weights_sha256() and (self.model / CHECKPOINTS).exists()
+        return not self.weights_sha256() and (self.part(BUNDLE) / CHECKPOINTS).exists()
 
     def labels_are_up_to_date(self) -> bool:
         """Whether they are of this model, these images, and the answers that there are."""
-        file, weights = self.labels / REFINED_FILE, self.weights_sha256()
+        file, weights = self.part(LABELS) / REFINED_FILE, self.weights_sha256()
         return (
             bool(weights)
             and value(file, "weights_sha256") == weights
-            and value(file, "answers_sha256") == hash_answers(str(self.answers))
-            and (self.labels / PREDICTIONS_FILE).exists()
+            and value(file, "answers_sha256") == hash_answers(str(self.part(ANSWERS)))
+            and (self.part(LABELS) / PREDICTIONS_FILE).exists()
         )
 
     def report_is_up_to_date(self) -> bool:
         """Whether it measured this model."""
-        model = value(self.report / METRICS_FILE, "model") or {}
-        return (self.report / REPORT_FILE).exists() and model.get("weights_sha256") == self.weights_sha256()
-
-    def write(self, name: str, content: bytes) -> None:
-        if content:
-            storage.write_bytes(str(self.part(name)), content)
+        model = value(self.part(REPORT) / METRICS_FILE, "model") or {}
+        return (self.part(REPORT) / REPORT_FILE).exists() and model.get("weights_sha256") == self.weights_sha256()
 
     def take_images(self, written: Path) -> str:
         """Moves images that were in memory, or the list of their paths, into WORK; returns the source."""
@@ -194,17 +162,16 @@ class WorkState:
         if same:
             remove(self.folder / SHARDS)
             self.changed -= {"images"}
-            self.outdated = outdated_by(self.changed)
 
     def keep_trained(self) -> None:
         """A trained model of the same classes stays, as a copy: what took hours is not replaced by what takes none."""
-        stays = BUNDLE in self.outdated and CLASSIFIER_FILE not in self.outdated and is_trained(self.work)
-        if stays and not (self.model / DESCRIPTION_FILE).exists() and not (self.model / CHECKPOINTS).exists():
-            remove(self.model)
+        stays, model = BUNDLE in self.outdated and CLASSIFIER_FILE not in self.outdated, self.part(BUNDLE)
+        if stays and is_trained(self.work) and not any((model / n).exists() for n in (DESCRIPTION_FILE, CHECKPOINTS)):
+            remove(model)
             copy = self.folder / f"{BUNDLE}.copy"
             remove(copy)
             shutil.copytree(self.work / BUNDLE, copy, ignore=shutil.ignore_patterns(CHECKPOINTS))
-            copy.rename(self.model)
+            copy.rename(model)
 
     def finish(self) -> None:
         """Exchanges the new parts for the old ones, and puts aside what was made of a model that is replaced."""
@@ -226,10 +193,6 @@ class WorkState:
             exchange(self.work, folder)
         for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def outdated_by(changed: set[str]) -> set[str]:
-    return {part for part, sources in MADE_FROM.items() if changed & set(sources)}
 
 
 def exchange(work: Path, folder: Path) -> None:

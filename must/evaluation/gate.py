@@ -55,8 +55,7 @@ def read_decision(uri: str, flag: str = "--decision") -> Decision:
 
 
 def gate(config: GateConfig) -> Decision:
-    """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is not an error.
-    Raises ValueError: no metrics, those of another model than --model, or without what the gate needs."""
+    """Decides, prints every reason, writes ``config.output`` if it is given. A stopped model is not an error."""
     metrics = read_metrics(config.metrics)
     if config.model:
         label, description = f"--metrics {config.metrics}", load_description(config.model)
@@ -87,22 +86,18 @@ def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABE
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
     why a model that passes may be no better.
-    Raises ValueError: the metrics have no baseline to compare with.
     """
     compared, name = metrics.label_free.compared, metrics.baseline_name
     if compared is None or compared.check is None:
         raise UserError("the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
-    if compared.agreement == 1:
-        passed, text = unchanged_rule(name, name.endswith("zero-shot"))
-        return Decision(passed, "label-free", [text], NOTHING_KEPT if passed else "")
-    rules = check_rules(compared.check, metrics.model.selection, name, unknown)
-    return Decision(all(passed for passed, _ in rules), "label-free", [text for _, text in rules])
-
-
-def unchanged_rule(name: str, zero_shot: bool) -> tuple[bool, str]:
-    if zero_shot:
-        return True, line(True, "zero-shot is kept: no image changes its class")
-    return False, line(False, f"no image changes its class against the {name}: there is nothing to promote")
+    if compared.agreement < 1:
+        rules = check_rules(compared.check, metrics.model.selection, name, unknown)
+        return Decision(all(passed for passed, _ in rules), "label-free", [text for _, text in rules])
+    if name.endswith("zero-shot"):
+        text = line(True, "zero-shot is kept: no image changes its class")
+        return Decision(True, "label-free", [text], NOTHING_KEPT)
+    text = line(False, f"no image changes its class against the {name}: there is nothing to promote")
+    return Decision(False, "label-free", [text])
 
 
 def check_rules(check: CheckResult, selection: Selection | None, name: str, unknown: str) -> list[tuple[bool, str]]:
@@ -132,25 +127,20 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the lower end of the paired 95% interval of the gain over the baseline is above `config.min_gain`.
 
     The baseline is the one of `must evaluate --baseline`: the zero-shot model, or the champion's bundle.
-    Raises ValueError: there are no labels, or no baseline.
     """
     if metrics.adapted is None:
         raise UserError("the labelled gate needs labels; the evaluated split has none")
     if metrics.baseline is None or config.metric not in metrics.intervals:
         raise UserError("the labelled gate needs a baseline: must evaluate --baseline")
-    key, min_gain, min_images = config.metric, config.min_gain, config.min_images
-    low, high = metrics.intervals[key]
-    gain = getattr(metrics.adapted, key) - getattr(metrics.baseline, key)
-    enough = metrics.labelled >= min_images
-    reasons = [
-        line(enough, f"labelled images {metrics.labelled}, needed {min_images}"),
-        line(
-            low > min_gain,
-            f"{key} gained {100 * gain:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "
-            f"its lower end must be above {100 * min_gain:+.1f}",
-        ),
-    ]
-    return Decision(enough and low > min_gain, "labelled", reasons)
+    low, high = metrics.intervals[config.metric]
+    gain = getattr(metrics.adapted, config.metric) - getattr(metrics.baseline, config.metric)
+    enough, better = metrics.labelled >= config.min_images, low > config.min_gain
+    text = (
+        f"{config.metric} gained {100 * gain:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "
+        f"its lower end must be above {100 * config.min_gain:+.1f}"
+    )
+    reasons = [line(enough, f"labelled images {metrics.labelled}, needed {config.min_images}"), line(better, text)]
+    return Decision(enough and better, "labelled", reasons)
 
 
 def no_gate(metrics: Metrics, config: GateConfig) -> Decision:

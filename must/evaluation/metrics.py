@@ -6,6 +6,7 @@ measure accuracy; docs/evaluation.md says how well they separated good adaptatio
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -79,19 +80,16 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.n
 def reliability(results: Labelled) -> list[dict[str, float]]:
     """For each of the 15 bins that has images: its bounds, count, mean confidence and accuracy."""
     bins = bin_numbers(results.confidence)
-    rows = []
-    for number in np.unique(bins):
-        inside = bins == number
-        rows.append(
-            {
-                "low": float(number / BINS),
-                "high": float((number + 1) / BINS),
-                "images": int(inside.sum()),
-                "confidence": float(results.confidence[inside].mean()),
-                "accuracy": float(results.correct[inside].mean()),
-            }
-        )
-    return rows
+    return [
+        {
+            "low": float(number / BINS),
+            "high": float((number + 1) / BINS),
+            "images": int((bins == number).sum()),
+            "confidence": float(results.confidence[bins == number].mean()),
+            "accuracy": float(results.correct[bins == number].mean()),
+        }
+        for number in np.unique(bins)
+    ]
 
 
 def bin_numbers(confidence: np.ndarray) -> np.ndarray:
@@ -105,22 +103,20 @@ def confusion_matrix(labels: np.ndarray, prediction: np.ndarray, classes: int) -
     return flat.reshape(classes, classes)
 
 
-def per_class(results: Labelled) -> list[dict[str, float | None]]:
+def per_class(results: Labelled) -> list[dict[str, Any]]:
     """For each class: support, predicted (counts), recall, precision, f1 (fractions; None where undefined)."""
     matrix = confusion_matrix(results.labels, results.prediction, results.classes)
-    rows = []
-    for number in range(results.classes):
-        hits, support, predicted = int(matrix[number, number]), int(matrix[number].sum()), int(matrix[:, number].sum())
-        rows.append(
-            {
-                "support": support,
-                "predicted": predicted,
-                "recall": hits / support if support else None,
-                "precision": hits / predicted if predicted else None,
-                "f1": 2 * hits / (support + predicted) if support + predicted else None,
-            }
-        )
-    return rows
+    counts = zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist(), strict=True)
+    return [
+        {
+            "support": support,
+            "predicted": predicted,
+            "recall": hits / support if support else None,
+            "precision": hits / predicted if predicted else None,
+            "f1": 2 * hits / (support + predicted) if support + predicted else None,
+        }
+        for hits, support, predicted in counts
+    ]
 
 
 def confused_pairs(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
@@ -158,15 +154,9 @@ def interval(values: list[float]) -> Interval:
 
 def paired(before: Labelled, after: Labelled) -> Paired:
     """Counts of images that the second model fixed and broke, and McNemar's exact test on these two counts."""
-    fixed = int((~before.correct & after.correct).sum())
-    broken = int((before.correct & ~after.correct).sum())
-    return Paired(
-        fixed=fixed,
-        broken=broken,
-        both_right=int((before.correct & after.correct).sum()),
-        both_wrong=int((~before.correct & ~after.correct).sum()),
-        mcnemar_p=mcnemar(fixed, broken),
-    )
+    was, now = before.correct, after.correct
+    fixed, broken, both, none = (int(rows.sum()) for rows in (~was & now, was & ~now, was & now, ~was & ~now))
+    return Paired(fixed, broken, both, none, mcnemar(fixed, broken))
 
 
 def mcnemar(fixed: int, broken: int) -> float:

@@ -19,7 +19,7 @@ from must.base.text import NONE_OF_THESE, brief, encoded, uncell
 from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
 
-METRICS_FORMAT = 1  # of the file; an older file without it is read as well
+METRICS_FORMAT = 1  # of the file
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json.dumps leaves these unescaped
 Interval = tuple[float, float]
 

@@ -36,14 +36,6 @@ class Samples:
 
 
 @dataclass
-class SampleFeatures:
-    """Features of a subset of the images, from the baseline's image tower."""
-
-    rows: np.ndarray  # int64 [M], indices into `Samples`
-    values: np.ndarray  # float32 [M, D], unit vectors
-
-
-@dataclass
 class Scores:
     """One model's predictions. N images, K classes, T = min(5, K).
 
@@ -79,7 +71,6 @@ def score_split(
     """Runs models with the same preprocessing over this process's part of a split, then collects all parts.
 
     Every process returns the full result, in the order of sample numbers.
-    Raises ValueError: a label that is not a class, or no image can be decoded.
     """
     lookup = {name: number for number, name in enumerate(classes)}
     samples: list[tuple[np.ndarray, ...]] = []
@@ -150,24 +141,17 @@ class Collector:
         exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
         self.probability_sum += exact.sum(0).cpu().numpy()
 
-    def result(self) -> Scores:
-        return merge([self])
-
 
 def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources: Sequence[str]) -> np.ndarray:
-    """Class numbers, int64 [B]. Raises ValueError for a label that is not a class."""
-    numbers = np.full(len(labels), NO_LABEL, dtype=np.int64)
-    for i, label in enumerate(labels):
-        if label is None:
-            continue
-        if label not in lookup:
+    """Class numbers, int64 [B]."""
+    for label, source in zip(labels, sources, strict=True):
+        if label is not None and label not in lookup:
             known = ", ".join(list(lookup)[:20]) + (", ..." if len(lookup) > 20 else "")
             raise UserError(
-                f"{sources[i] or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({known}); "
+                f"{source or 'an image'}: its label '{label}' is none of the {len(lookup)} classes ({known}); "
                 "rename the label or the class, or evaluate without labels: --labels ignore"
             )
-        numbers[i] = lookup[label]
-    return numbers
+    return np.array([NO_LABEL if label is None else lookup[label] for label in labels], dtype=np.int64)
 
 
 def concatenate(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

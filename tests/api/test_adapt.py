@@ -13,10 +13,9 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
-from must.api.adapt import read_classes
 from must.api.adapted import Adapted
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.api.inputs import as_image, folder_names, make_entries, to_source
+from must.api.inputs import as_image, folder_names, make_entries, read_classes, to_source
 from must.data.augment.normalize import normalize
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess
@@ -48,20 +47,11 @@ def test_it_adapts_and_measures(adapted, digits):
     assert "Labels of your images" in adapted.report.read_text()
 
 
-def test_predictions_of_paths_images_and_arrays_agree_with_the_report(adapted, digits):
+def test_predictions_agree_with_the_report(adapted, digits):
+    """Other kinds of images: tests/api/test_model.py."""
     paths = sorted(digits.images.glob("test/*/*.png"))
-    found = adapted.predict(paths, top_k=3, batch_size=50)
-    images = [Image.open(path) for path in paths[:5]]
-    arrays = [np.asarray(image.convert("RGB")) for image in images]
-    for others in (adapted.predict(images, top_k=3), adapted.predict(arrays, top_k=3)):
-        assert [one.classes for one in others] == [one.classes for one in found[:5]]
-    right = sum(one.name == path.parent.name for one, path in zip(found, paths, strict=True))
+    right = sum(one.name == path.parent.name for one, path in zip(adapted.predict(paths), paths, strict=True))
     assert right / len(paths) == pytest.approx(adapted.metrics["adapted"]["top1"])
-    first = adapted.predict(str(paths[0]))[0]
-    assert first.image == str(paths[0]) and len(first.top) == 5 and first.top[0] == (first.name, first.probability)
-    assert first.probabilities == sorted(first.probabilities, reverse=True)
-    with pytest.raises(ValueError, match=r"nowhere\.png: No such file"):
-        adapted.predict(["nowhere.png"])
 
 
 def on_white(pixels):
@@ -204,35 +194,25 @@ def test_what_is_no_image_is_refused(item):
 
 
 def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsys):
-    """A text file of names; the images are in a folder."""
-    names = tmp_path / "classes.txt"
-    names.write_text("\ufeffzero\none\n\n two \n", encoding="utf-8")
-    ran = []
-    monkeypatch.setattr("must.api.adapt.call", lambda name, **values: ran.append((name, values)))
-    monkeypatch.setattr("must.api.adapt.should_train", lambda *_: True)
-    monkeypatch.setattr("must.api.adapt.load_index", lambda _: None)
-    monkeypatch.setattr("must.api.adapt.Adapted", lambda folder: adapted)
-    flags = {"classes": names, "output": tmp_path / "work", "model": asset_folder()}
-    line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    """With settings of training as flags; and it prints findings about the names."""
+    given = []
+    monkeypatch.setattr("must.api.adapt.steps", lambda **values: given.append(values) or adapted)
     file = adapted.labels.parent / "refined.json"
     before = file.read_text()
     findings = [{"text": f"finding {n}", "examples": ["a\x1b.png", "b.png"]} for n in range(5)]
     file.write_text(json.dumps(json.loads(before) | {"misfits": findings}))
-    cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--device", "cpu"])
+    line = ["--output", str(tmp_path / "work"), "--classes", "cat,dog"]
+    cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--no-resume"])
     file.write_text(before)
-    stages = ["classifier", "shard", "refine", "evaluate", "train", "refine", "evaluate"]
-    assert [name for name, _ in ran] == stages
-    assert (ran[0][1]["classes"], ran[1][1]["source"], ran[4][1]["epochs"]) == (str(names), str(digits.images), "3")
-    assert json.loads((tmp_path / "work" / "adapt.json").read_text())["settings"] == {"epochs": "3", "flip": "0"}
-    shown = capsys.readouterr().out.splitlines()[-7:]
+    assert (given[0]["images"], given[0]["classes"]) == (str(digits.images), "cat,dog")
+    assert given[0]["settings"] == {"epochs": "3", "flip": "0", "resume": "false"}
+    shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:", "names:", "names:", "names:", "and"]
     assert shown[-2:] == ["names: finding 2 (a?.png, b.png)", "and 2 more in the report"]
-    cli.main(["adapt", "--images", str(digits.images), "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
-    assert (tmp_path / "o" / "classes.yaml").read_text() == "classes:\n- cat\n- dog\n"
     for arguments, message in (
         ([str(digits.images), "--images", "other"], "--images: is given twice"),
-        ([str(digits.images), "--epochs", "3", "--settings", "epochs=3"], "--epochs: is given twice, as a flag"),
+        (["--images", str(digits.images), "--epochs", "3", "--settings", "epochs=3"], "--epochs: is given twice"),
     ):
         with pytest.raises(SystemExit) as end:
-            cli.main(["adapt", *arguments, "--output", str(tmp_path / "o"), "--classes", "cat,dog"])
+            cli.main(["adapt", *arguments, *line])
         assert end.value.code == 2 and message in capsys.readouterr().err

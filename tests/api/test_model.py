@@ -9,9 +9,7 @@ import pytest
 from PIL import Image
 
 import must
-from must.api.cli import main
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from tests.deploy.predict.test_predict import read_csv
 
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
 
@@ -101,16 +99,6 @@ def test_a_transparent_picture_is_seen_on_white_in_memory_as_in_its_file(onnx, t
         assert onnx(item).probabilities == pytest.approx(expected.probabilities, abs=1e-6)
 
 
-def test_a_name_and_classes_are_enough_for_the_command(digits, paths, tmp_path, capsys):
-    output = tmp_path / "found.csv"
-    names = ",".join(CLASSES)
-    main(["predict", "--model", str(asset_folder()), "--classes", names, "--output", str(output), *paths[:9]])
-    rows = read_csv(output)
-    expected = must.load(asset_folder(), classes=list(CLASSES))(paths[:9])
-    assert [row["class"] for row in rows] == [one.name for one in expected]
-    assert f"9 images -> {output}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "values, message",
     [
@@ -119,14 +107,10 @@ def test_a_name_and_classes_are_enough_for_the_command(digits, paths, tmp_path, 
         ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
         ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
         ({"model": asset_folder()}, "a CLIP model that was not adapted; say which classes there are"),
+        ({"classes": ["a", "b"]}, "has classes of its own; leave --classes out"),
     ],
 )
-def test_the_users_mistakes_are_one_line(values, message):
+def test_the_users_mistakes_are_one_line(exported, values, message):
     with pytest.raises(ValueError, match=message) as error:
-        must.load(**values)
+        must.load(**{"model": exported[1]} | values)
     assert "\n" not in str(error.value)
-
-
-def test_classes_of_a_model_that_has_its_own_are_refused(exported):
-    with pytest.raises(ValueError, match="has classes of its own; leave --classes out"):
-        must.load(exported[1], classes=["a", "b"])

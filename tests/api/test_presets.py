@@ -25,17 +25,16 @@ def resolved(config):
 
 def on_the_command_line(monkeypatch, values):
     """What `must train` would run with."""
-    seen = []
-    monkeypatch.setattr(trainer, "train", seen.append)
+    configs = []
+    monkeypatch.setattr(trainer, "train", configs.append)
     cli.main(["train", *(part for name, value in values.items() for part in (f"--{name}", str(value)))])
-    return seen[0]
+    return configs[0]
 
 
 @pytest.mark.parametrize("name, epochs, alpha", [("digits", 40, 1), ("auto", 24, 0.35)])
 def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp_path, name, epochs, alpha):
     values["preset"] = name
-    file = tmp_path / "train.yaml"
-    file.write_text(yaml.safe_dump(values))
+    (file := tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     made = TrainConfig(**values)
     found = resolved(made)
     assert (found.config.epochs, found.config.preset, found.config.alpha) == (epochs, name, alpha)
@@ -52,8 +51,7 @@ def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
     assert (found.config.epochs, found.config.alpha, found.config.lr) == (30, 1, 0.004)
     assert "epochs" not in found.reasons
     assert found == resolved(on_the_command_line(monkeypatch, values))
-    names = frozenset(["epochs"])
-    assert resolved(TrainConfig(**values, passed=names)) == found, "whoever makes them without `load` names it"
+    assert resolved(TrainConfig(**values, passed=frozenset(["epochs"]))) == found, "without `load` the caller names it"
     assert resolved(replace(load(TrainConfig, values), seed=1)).config == replace(found.config, seed=1)
 
 

@@ -61,9 +61,8 @@ def test_a_report_of_the_model_before_is_left_out_or_made_again(tmp_path, caplog
 def test_after_a_review_elsewhere_the_next_command_names_its_answers(tmp_path):
     work = made(tmp_path, "model", "classifier.safetensors", "shards/index.json")
     given = {"model": work, "shards": f"{work}/shards"}
-    assert list_commands(configure("review", given)) == [f"must refine {work}"]
-    command = list_commands(configure("review", given | {"output": f"{work}/her review"}))
-    assert command == [f"must refine {work} --answers '{work}/her review'"]
+    for more, options in ({}, ""), ({"output": f"{work}/her review"}, f" --answers '{work}/her review'"):
+        assert list_commands(configure("review", given | more)) == [f"must refine {work}{options}"]
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):
@@ -79,11 +78,7 @@ def test_the_model_in_work_stands_for_work(tmp_path):
     [
         ("evaluate", "nowhere", "--model nowhere: no such folder; give a folder that `must adapt` made"),
         ("export", "report/metrics.json", "--model report/metrics.json: no model of `must adapt` there"),
-        (
-            "export",
-            "steps",
-            "--model steps: no model of `must train` or `must refine` is in it; make it, or name it with --model",
-        ),
+        ("export", "steps", "no model of `must train` or `must refine` is in it; make it, or name it with --model"),
         ("serve", "steps", "--model steps: no ONNX file of `must export` is in it; make it, or name it with --model"),
     ],
 )

@@ -14,25 +14,20 @@ class Killed(BaseException):
     pass
 
 
-def dies_after(operations):
+def dies_after(operations, limit):
     """A wrapper of functions that raises after so many calls of all of them."""
 
     def wrap(function):
         def wrapped(*arguments, **options):
             result = function(*arguments, **options)
             operations.append(function)
-            if len(operations) == operations.limit:
+            if len(operations) == limit:
                 raise Killed
             return result
 
         return wrapped
 
     return wrap
-
-
-class Operations(list):
-    def __init__(self, limit):
-        self.limit = limit
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -53,7 +48,7 @@ def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch,
     (new / "old").mkdir()
     (new / "exchange.json").write_text(json.dumps({"old": [*parts, "onnx"], "new": parts}))
     with monkeypatch.context() as patch:
-        wrap = dies_after(operations := Operations(number))
+        wrap = dies_after(operations := [], number)
         patch.setattr(Path, "rename", wrap(Path.rename))
         patch.setattr(Path, "unlink", wrap(Path.unlink))
         patch.setattr(shutil, "rmtree", wrap(shutil.rmtree))

@@ -8,13 +8,11 @@ import pytest
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from tests.api.folders import answer, checksums, label_of
+from tests.api.folders import answer, checksums, label_of, weights
 from tests.once import made_once
 
 ADAPT = "adapt photos --classes classes.txt --model model --output work"
 TRAIN = "train --shards work/shards --classifier work/classifier.safetensors --output work/model"
-PLAN = "plan --shards work/shards --classifier work/classifier.safetensors"
-CLASSIFIER = "classifier --classes classes.txt --model model --output c.safetensors"
 PROMOTE = "promote work --registry reg --name digits"
 LINES = f"""
 adapt fotos --classes classes.txt --model model --output work                | images fotos: there is no such folder or file
@@ -37,7 +35,6 @@ adapt photos --classes classes.txt --model model                             | m
 {ADAPT} --pretrained openai                                                  | --pretrained openai: model has weights of its own
 {ADAPT} --test-images tset                                                   | test_images tset: there is no such folder or file
 {ADAPT} --test-images classes.txt                                            | test_images classes.txt: expected a folder of images
-{ADAPT} --train maybe                                                        | --train must be one of auto, yes, no
 {ADAPT} --epoch 3                                                            | --epoch: unknown; did you mean --epochs?
 {ADAPT} --epochs three                                                       | --epochs: expected a whole number
 {ADAPT} --settings epoch=3                                                   | settings: unknown name 'epoch'; did you mean 'epochs'?
@@ -51,29 +48,19 @@ refine wrok                                                                  | -
 refine work/labels                                                           | no model of `must adapt` there
 refine work --model work                                                     | --model: is given twice
 refine work --answers nowhere                                                | --answers nowhere: no answers.jsonl there
-refine work --alpha 2                                                        | --alpha must be at least 0 and at most 1
-refine work --split trian                                                    | hold no split 'trian'
 refine work --classifier classes.txt                                         | is damaged or no file of `must classifier`
-refine work --output classes.txt                                             | is a file; give a folder
-refine work --device gpu                                                     | --device gpu: expected auto
-review wrok                                                                  | --model wrok: no such folder
 review work --add nowhere.csv                                                | --add nowhere.csv: no such file
 review work --add classes.txt                                                | --add classes.txt: there are no answers in it
 review work --add wrong.csv                                                  | the first line must name the columns image and class
 review work --add typo.csv                                                   | did you mean 'three'?
 review work --page                                                           | expected one argument
-review work --output classes.txt                                             | is a file; give a folder
-review work --host nowhere.invalid                                           | --host nowhere.invalid
-evaluate wrok                                                                | --model wrok: no such folder
 evaluate work --split tset                                                   | hold no split 'tset'
 evaluate work --baseline model                                               | --baseline model: is a folder
 evaluate work --refined photos                                               | --refined photos/refined.json: no such file
 evaluate work --shards work                                                  | work holds no index.json
-export photos                                                                | no model of `must adapt` there
 export work --to tflite                                                      | --to must be one of onnx, open_clip
-export work --metrics classes.txt                                            | --metrics classes.txt: is damaged or of another kind
-export work --split tset                                                     | hold no split 'tset'
-predict photos                                                               | missing: --model
+predict photos                                                               | the command is: must predict photos --model WORK
+predict work/ photos                                                         | missing: --model; the command is: must predict photos --model work
 predict --model wrok photos                                                  | --model wrok: no such file or folder
 predict --model work fotos                                                   | fotos: no such file
 predict --model work photos --output work                                    | the name must end in .csv or .jsonl
@@ -84,40 +71,34 @@ predict --model work/model/model.safetensors photos                          | g
 predict --model work --shards work photos                                    | give one or the other
 serve wrok                                                                   | --model wrok/model.onnx: no such file
 serve --model work --registry reg --name digits                              | cannot both be given
+serve refined                                                                | was exported from another model than
 serve work --port 99999                                                      | --port must be at least 0
 serve work --host nowhere.invalid                                            | --host nowhere.invalid
-gate work --gate strict                                                      | --gate must be one of
 gate work --output photos                                                    | photos: cannot be written: is a directory
 gate --metrics classes.txt                                                   | --metrics classes.txt: is damaged or of another kind
 promote work --registry reg                                                  | missing: --name
 promote work --registry reg --name 'my digits'                               | use small letters
 {PROMOTE} --onnx photos                                                      | --onnx photos: no model.onnx there
-{PROMOTE} --metrics classes.txt                                              | is damaged or of another kind
 {PROMOTE} --version ../x                                                     | use small letters
 {PROMOTE} --to r1                                                            | --to goes with --rollback
 promote --rollback --registry reg --name digits                              | no earlier champion to go back to
 promote --list --registry reg --name digit                                   | holds no model of this name
 train work                                                                   | work: unexpected
-train --shards work --classifier c --output work/model                       | work holds no index.json
 {TRAIN}/x                                                                    | is in the model
-{TRAIN} --seed -1                                                            | --seed must be at least 0
-{TRAIN} --workers 1000000                                                    | --workers 1000000: more than the
+{TRAIN} --batch_size 3                                                       | --batch_size: unknown; did you mean --batch-size?
+{TRAIN} --no_resume                                                          | --no_resume: unknown; did you mean --no-resume?
+{TRAIN} --shufle-window 3                                                    | did you mean --shuffle-window?
 {TRAIN} --index-sha256 0000                                                  | expected 0000
 {TRAIN} --batch-size 5000                                                    | the split holds 40 images only
 {TRAIN} --randaugment-ops Foo                                                | operations such as Rotate,ShearX
 {TRAIN} --device cuda:9                                                      | no such device here
 shard photos --output work                                                   | --output work: is a folder of `must adapt`
-shard photos --output work/model                                             | is in the model
-shard photos --output classes.txt                                            | is a file; give a folder
 shard photos --output work/shards --append --resize 30                       | were made with --resize 0; give the same
 shard fotos --output new                                                     | --source fotos: there is no such folder
 shard photos --output new --split train=0.5,test=0.6                         | --split must add up to 1
-{CLASSIFIER} --pretrained openai                                             | --pretrained openai: model has weights of its own
-classifier --classes classes.txt --model modle --output c.safetensors        | --model modle: no open_clip model and no folder
+classifier --classes imagenet --model ViT-B-16 --output c.safetensors        | ViT-B-16: names no weights; write ViT-B-16/WEIGHTS
 classifier --classes classes.txt --model model --output work                 | --output must end in .safetensors
-{PLAN} --json photos                                                         | --json photos: is a folder; give a file
-{PLAN} --seconds 0                                                           | --seconds must be above 0
-plan work                                                                    | work: unexpected
+plan --json photos --shards work/shards --classifier work/classifier.safetensors | --json photos: is a folder; give a file
 evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
 index show work                                                              | work holds no index.json
 demo --output work                                                           | holds files of yours
@@ -130,7 +111,8 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def finished(monday):
-    """A folder with photos, a finished WORK that was answered, refined, exported and promoted, and the inputs."""
+    """A folder with photos, a finished WORK that was answered, exported and promoted, and the inputs; in refined/ a
+    copy with another model than was exported."""
 
     def make(folder):
         shutil.copytree(monday, folder, dirs_exist_ok=True)
@@ -143,6 +125,10 @@ def finished(monday):
         must.export(model=work, images=11)  # type: ignore[call-arg]
         must.gate(model=work, gate="none")  # type: ignore[call-arg]
         must.promote(model=work, registry=folder / "reg", name="digits")
+
+        shutil.copytree(work, folder / "refined")
+        file = folder / "refined/model/model.json"
+        file.write_text(file.read_text().replace(weights(work), "0" * 64))
 
     folder = made_once("finished", make)
     return folder, checksums(folder)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from itertools import pairwise
 
@@ -54,31 +55,24 @@ def test_must(page, words):
     if len(words) < 1 or words[0] in ("COMMAND", "--help", "--version"):
         return
     assert words[0] in {*STAGES, *OTHER_COMMANDS}, f"{page}: must {words[0]}"
-    if "--help" not in words and complete(words):
+    placeholders = [word for word in words if word.isupper() and len(word) > 3 and not word.startswith("-")]
+    if "--help" not in words and not placeholders:
         build_parser().parse_args(words)  # also the values' number
-    known = help_of(["must", *words[: 2 if words[0] == "index" else 1]])
+    known = help_of("must", *words[: 2 if words[0] == "index" else 1])
     assert wanted <= known | {"--help"}, f"{page}: {wanted - known}"
 
 
-def complete(words):
-    return not any(word.isupper() and len(word) > 3 and not word.startswith("-") for word in words)
-
-
-def help_of(command, cache={}):  # noqa: B006
-    if tuple(command) not in cache:
-        text = StringIO()
-        with redirect_stdout(text), pytest.raises(SystemExit):
-            if command[0] == "must":
-                build_parser().parse_args([*command[1:], "--help"])
-            else:
-                module = importlib.import_module(f"must_pipeline.{COMMANDS[command[1]][0]}")
-                arguments, sys.argv = sys.argv, [" ".join(command), "--help"]
-                try:
-                    module.main()
-                finally:
-                    sys.argv = arguments
-        cache[tuple(command)] = set(re.findall(r"--[a-z][a-z0-9-]*", text.getvalue()))
-    return cache[tuple(command)]
+@cache
+def help_of(program, *command):
+    """The flags in a command's --help."""
+    text = StringIO()
+    with redirect_stdout(text), pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        if program == "must":
+            build_parser().parse_args([*command, "--help"])
+        else:
+            patch.setattr(sys, "argv", [program, "--help"])
+            importlib.import_module(f"must_pipeline.{COMMANDS[command[0]][0]}").main()
+    return set(re.findall(r"--[a-z][a-z0-9-]*", text.getvalue()))
 
 
 @pytest.mark.parametrize("page, words", of("must-pipeline"))
@@ -86,8 +80,8 @@ def test_must_pipeline(page, words):
     if words[1] == "--help":
         return
     assert words[1] in COMMANDS, page
-    wanted = {word.split("=")[0] for word in words if word.startswith("--")}
-    assert wanted <= help_of(words[:2]), f"{page}: {wanted - help_of(words[:2])}"
+    wanted, known = {word.split("=")[0] for word in words if word.startswith("--")}, help_of(*words[:2])
+    assert wanted <= known, f"{page}: {wanted - known}"
 
 
 @pytest.mark.parametrize("page, words", of("make"))
@@ -109,22 +103,19 @@ def file(page, name):
     return re.search(r"^```yaml\n(.*?)^```", after, re.MULTILINE | re.DOTALL)[1]
 
 
-def test_the_cluster_of_the_gke_page(tmp_path):
-    (tmp_path / "my-cluster.yaml").write_text(file("docs/gke.md", ["my-cluster.yaml", " what the cluster is like"][0]))
-    cluster = load_cluster(tmp_path / "my-cluster.yaml")
+def test_the_files_that_pages_show(tmp_path):
+    """They are of these forms."""
+
+    def write(page, name):
+        (tmp_path / name).write_text(file(page, name))
+        return tmp_path / name
+
+    cluster = load_cluster(write("docs/gke.md", "my-cluster.yaml"))
     assert cluster.gpu.count == 1 and cluster.credentials.kind == "workload-identity"
-
-
-def test_the_run_and_the_schedule_of_the_gke_page(tmp_path):
-    check_parameters(COMPILED, yaml.safe_load(file("docs/gke.md", "run.yaml")))
-    check_parameters(COMPILED, yaml.safe_load(COMPILED.with_name("run.yaml").read_text()))
-    (tmp_path / "schedule.yaml").write_text(file("docs/gke.md", "schedule.yaml"))
-    assert read_schedule(tmp_path / "schedule.yaml", COMPILED).name == "cats-weekly"
-
-
-def test_the_files_of_the_gpus_page(tmp_path):
-    (tmp_path / "classes.yaml").write_text(file("docs/gpus.md", "classes.yaml"))
-    assert len(load_class_set(str(tmp_path / "classes.yaml")).names) == 3
+    for run in (write("docs/gke.md", "run.yaml"), COMPILED.with_name("run.yaml")):
+        check_parameters(COMPILED, yaml.safe_load(run.read_text()))
+    assert read_schedule(write("docs/gke.md", "schedule.yaml"), COMPILED).name == "cats-weekly"
+    assert len(load_class_set(str(write("docs/gpus.md", "classes.yaml"))).names) == 3
     settings = yaml.safe_load(file("docs/gpus.md", "train.yaml"))
     load(STAGES["train"].config, {"shards": "s", "classifier": "c", "output": "o"} | settings)
 

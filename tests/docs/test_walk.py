@@ -29,15 +29,13 @@ ADDED = {
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a line in the folder; returns what it printed."""
+    """Runs a line in the folder."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
     def run(words):
-        result = subprocess.run(
-            words, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-        )
+        environment = os.environ | {"PATH": path}
+        result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{words}: {result.stdout[-2000:]}{result.stderr[-2000:]}"
-        return result.stdout
 
     return run
 

@@ -22,13 +22,13 @@ from must.evaluation.metrics import (
     reliability,
     scalar_metrics,
 )  # fmt: skip
-from must.evaluation.scores import NO_LABEL, Collector
+from must.evaluation.scores import NO_LABEL, Collector, merge
 
 
 def scores_of(probability, labels):
     collector = Collector(probability.shape[1])
     collector.add(torch.from_numpy(np.log(probability)).float(), torch.ones(len(labels)), np.asarray(labels))
-    return collector.result()
+    return merge([collector])
 
 
 def results_of(probability, labels):
@@ -90,8 +90,7 @@ def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
 
 
 def test_bins_are_closed_above():
-    edges = np.array([0.0, 1 / 15, 1 / 15 + 1e-9, 14 / 15, 1.0])
-    assert bin_numbers(edges).tolist() == [0, 0, 1, 13, 14]
+    assert bin_numbers(np.array([0.0, 1 / 15, 1 / 15 + 1e-9, 14 / 15, 1.0])).tolist() == [0, 0, 1, 13, 14]
 
 
 def test_reliability_counts_every_image_once():
@@ -121,8 +120,7 @@ def test_images_without_a_label_are_left_out():
 
 def test_confused_pairs_come_by_frequency_and_without_the_diagonal():
     matrix = np.array([[9, 2, 0], [5, 9, 0], [1, 0, 9]])
-    assert confused_pairs(matrix, 2) == [(1, 0, 5), (0, 1, 2)]
-    assert len(confused_pairs(matrix, 50)) == 3
+    assert confused_pairs(matrix, 2) == [(1, 0, 5), (0, 1, 2)] and len(confused_pairs(matrix, 50)) == 3
 
 
 def test_the_collector_does_not_depend_on_the_batches():
@@ -130,7 +128,7 @@ def test_the_collector_does_not_depend_on_the_batches():
     whole, parts = scores_of(probability, labels), Collector(12)
     for rows in np.array_split(np.arange(64), 5):
         parts.add(torch.from_numpy(np.log(probability[rows])).float(), torch.ones(len(rows)), labels[rows])
-    joined = parts.result()
+    joined = merge([parts])
     assert (whole.top == joined.top).all()
     for name in ("top_probability", "label_log_probability", "entropy", "probability_sum"):
         np.testing.assert_allclose(getattr(whole, name), getattr(joined, name), rtol=1e-6)
@@ -144,13 +142,13 @@ def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
     assert mcnemar(fixed, broken) == pytest.approx(expected, rel=1e-9)
 
 
-def test_bootstrap_interval_is_the_normal_one_for_an_accuracy():
-    probability, labels = random_task(images=1000)
-    results = results_of(probability, labels)
+def test_bootstrap_interval_is_the_normal_one_for_an_accuracy_and_always_the_same():
+    results = results_of(*random_task(images=1000))
     accuracy = results.correct.mean()
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 1000)
     low, high = interval([replicate[0]["top1"] for replicate in bootstrap([results])])
     assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.005)
+    assert bootstrap([results], replicates=20) == bootstrap([results], replicates=20)
 
 
 def test_differences_are_paired():
@@ -170,11 +168,6 @@ def test_differences_are_paired():
     assert found.both_wrong == 500 - int(new.correct.sum()) and found.mcnemar_p == pytest.approx(2 * 0.5**10)
 
 
-def test_the_same_numbers_every_time():
-    results = results_of(*random_task(images=50))
-    assert bootstrap([results], replicates=20) == bootstrap([results], replicates=20)
-
-
 def one_hot_scores(classes, sharpness=0.999):
     """Of images of five classes, without labels."""
     probability = np.full((len(classes), 5), (1 - sharpness) / 4)
@@ -182,18 +175,13 @@ def one_hot_scores(classes, sharpness=0.999):
     return scores_of(probability, np.full(len(classes), NO_LABEL))
 
 
-def test_sure_and_balanced_is_the_best_there_is():
-    values = label_free(one_hot_scores(np.arange(100) % 5, sharpness=1 - 1e-6))
-    assert values.mutual_information == pytest.approx(1, abs=1e-4)
-    assert values.effective_classes == pytest.approx(5)
-    assert (values.confident, values.histogram) == (1, [20] * 5)
-
-
-def test_collapsed_is_sure_but_says_nothing():
-    values = label_free(one_hot_scores(np.zeros(100, int), sharpness=1 - 1e-6))
+@pytest.mark.parametrize("classes, information", [(np.arange(100) % 5, 1), (np.zeros(100, int), 0)])
+def test_sure_and_balanced_is_the_best_there_is_and_collapsed_says_nothing(classes, information):
+    values = label_free(one_hot_scores(classes, sharpness=1 - 1e-6))
+    assert values.mutual_information == pytest.approx(information, abs=1e-3)
+    assert values.effective_classes == pytest.approx(5 if information else 1)
     assert values.confidence == pytest.approx(1, abs=1e-5)
-    assert values.mutual_information == pytest.approx(0, abs=1e-3)
-    assert values.effective_classes == pytest.approx(1)
+    assert (values.confident, values.histogram) == (1, np.bincount(classes, minlength=5).tolist())
 
 
 def test_mutual_information_against_its_definition():

@@ -22,19 +22,35 @@ def asset_folder() -> Path:
 
 
 def demo(config: DemoConfig) -> Path:
-    """The stage: writes images/, classes.yaml and model/ to ``config.output``; a second run writes the same again.
-    Raises ValueError: the folder holds other files. A changed classes.yaml or pipeline.yaml is not overwritten."""
+    """The stage: writes images/, classes.yaml and model/ to ``config.output``; a second run writes the same again, but
+    does not overwrite a changed classes.yaml or pipeline.yaml."""
     output = Path(config.output)
-    check_output(output)
+    require(not output.exists() or output.is_dir(), f"--output {output}: is a file; give a new folder")
+    mark = Path("model", MODEL_FOLDER_FILE)  # it is written first, and a folder with it is the example's
+    content = (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
+    is_demo = (output / mark).is_file() and (output / mark).read_bytes() == content
+    require(
+        is_demo or not output.exists() or not any(output.iterdir()),
+        f"--output {output}: holds files of yours, which the example would be mixed with; give a new folder, say "
+        f"{output / 'demo'}",
+    )
     (output / "model").mkdir(parents=True, exist_ok=True)
-    # First, as check_output recognises the folder by this file.
-    shutil.copyfile(asset_folder() / MODEL_FOLDER_FILE, output / "model" / MODEL_FOLDER_FILE)
+    (output / mark).write_bytes(content)
     counts = write_images(output / "images")
     shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
+    folder = output.resolve()
+    pipeline = {  # parameters of the Kubeflow pipeline
+        "source": str(folder / "images" / "unlabeled"),
+        "test_source": str(folder / "images" / "test"),
+        "labels": "folder",
+        "classes": str(folder / "classes.yaml"),
+        "model": str(folder / "model"),
+        "pretrained": "",
+        "model_name": "digits",
+    }
     classes = {"classes": list(CLASSES), "templates": list(TEMPLATES)}
-    contents = {"classes.yaml": classes, "pipeline.yaml": pipeline_parameters(output.resolve())}
-    for name, content in contents.items():
-        text = yaml.safe_dump(content, sort_keys=False)
+    for name, values in {"classes.yaml": classes, "pipeline.yaml": pipeline}.items():
+        text = yaml.safe_dump(values, sort_keys=False)
         if (output / name).exists() and (output / name).read_text() != text:
             logger.info(f"{output / name}: is kept, because it was changed; delete it to get the example's again")
         else:
@@ -44,31 +60,6 @@ def demo(config: DemoConfig) -> Path:
         "classes.yaml, the tiny CLIP in model/, and pipeline.yaml to run it all"
     )
     return output
-
-
-def check_output(output: Path) -> None:
-    """Raises ValueError: it is not a folder, or one with other files."""
-    require(not output.exists() or output.is_dir(), f"--output {output}: is a file; give a new folder")
-    config = output / "model" / MODEL_FOLDER_FILE
-    is_demo = config.is_file() and config.read_bytes() == (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
-    require(
-        is_demo or not output.exists() or not any(output.iterdir()),
-        f"--output {output}: holds files of yours, which the example would be mixed with; give a new folder, say "
-        f"{output / 'demo'}",
-    )
-
-
-def pipeline_parameters(folder: Path) -> dict[str, str]:
-    """Parameters of the Kubeflow pipeline for the bundled example in `folder`."""
-    return {
-        "source": str(folder / "images" / "unlabeled"),
-        "test_source": str(folder / "images" / "test"),
-        "labels": "folder",
-        "classes": str(folder / "classes.yaml"),
-        "model": str(folder / "model"),
-        "pretrained": "",
-        "model_name": "digits",
-    }
 
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -106,14 +97,12 @@ def enlarge(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
 
 
-def write_images(folder: Path, parts: tuple[str, ...] = ("unlabeled", "test")) -> dict[str, int]:
+def write_images(folder: Path) -> dict[str, int]:
     """Writes PNG files, ``unlabeled/00000.png`` without and ``test/<class>/00000.png`` with labels; returns counts."""
-    counts = {}
     digits = digit_parts()
-    for part in parts:
+    for part in ("unlabeled", "test"):
         for number, (image, label) in enumerate(digits[part]):
             path = folder / part / ("" if part == "unlabeled" else label) / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
-        counts[part] = len(digits[part])
-    return counts
+    return SPLIT_SIZES

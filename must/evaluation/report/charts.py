@@ -18,7 +18,7 @@ NOTHING = "\N{EN DASH}"
 
 class Line(NamedTuple):
     name: str
-    style: str  # a class of the style sheet: adapted, baseline, rival-2, ...
+    style: str  # a class of the style sheet: adapted, baseline, curve-1, ...
     points: Sequence[tuple[float, float]]
 
 

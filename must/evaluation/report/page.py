@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from must.config import EvaluateConfig
 from must.evaluation.report import charts
@@ -16,9 +16,9 @@ from must.evaluation.report.gallery import SMALL_SIDE, Pictures
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import SampleFeatures, Samples, Scores
+from must.evaluation.scores import Samples, Scores
 from must.method.answers.estimate import LIGHTS
-from must.method.model.description import CheckResult, Selection
+from must.method.model.description import CheckResult
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
 MATRIX_SHOWN = 25  # classes up to which the confusion matrices are drawn
@@ -29,7 +29,7 @@ METRIC_ROWS = (
     ("top1", "Top-1", "share of images whose most probable class is the label", True),
     ("top5", "Top-5", "share of images whose label is among the five most probable classes", True),
     ("mean_per_class", "Mean per class", "mean of the classes' recalls", True),
-    ("nll", "Negative log-likelihood", "mean of -log p(label), in nats; smaller is better", False),
+    ("nll", "Negative log-likelihood", "mean of -ln of the label's probability; smaller is better", False),
     ("ece", "Calibration error", "expected |accuracy - confidence| over 15 bins; smaller is better", True),
 )
 
@@ -45,17 +45,16 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None, features: SampleFeatures | None = None,
+    refined: RefinedLabels | None = None,
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template."""
-    pictures = Pictures.open(config, metrics, samples, after, before, refined)
+    pictures = Pictures(config, metrics, samples, after, before, refined)
     headline = verdict(metrics)
     page = template().render(
         m=metrics,
         verdict=headline,
         steps=next_steps(config, metrics, headline.tone),
         changes=pictures.changes(),
-        map=pictures.map(features) if features else None,
         name=metrics.baseline_name,
         summary=summary_rows(metrics),
         less_reliable=list_worse(metrics),
@@ -85,17 +84,6 @@ def with_contents(page: str) -> str:
         page = page.replace("<h2>", f'<h2 id="part-{number}">', 1)
     entries = "".join(f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles))
     return page.replace('<nav aria-label="contents">', f'<nav aria-label="contents"><ol>{entries}</ol>', 1)
-
-
-def plain_page(table: str, reason: str) -> str:
-    """A page for a report that cannot be rendered: the table of the terminal, and the error."""
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>evaluation</title>\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">\n'
-        "<h1>The report could not be drawn</h1>\n<p>The numbers are whole, in metrics.json and predictions.csv.</p>\n"
-        f"<pre>{escape(visible(table))}</pre>\n<h2>What went wrong</h2>\n<pre>{escape(visible(reason))}</pre>\n"
-        "</html>\n"
-    )
 
 
 def visible(value: Any) -> Any:
@@ -153,9 +141,8 @@ def class_chart(metrics: Metrics) -> dict[str, Any] | None:
     """Recall of each class, the largest gains first; with very many classes only both ends of the list."""
     if not metrics.labelled:
         return None
-    rows = [row for row in metrics.per_class if row["support"]]
     key = "difference" if metrics.baseline else "recall"
-    rows.sort(key=lambda row: -row[key])
+    rows = sorted((row for row in metrics.per_class if row["support"]), key=lambda row: -row[key])
     hidden = max(0, len(rows) - 2 * CLASSES_CHARTED)
     shown = rows if not hidden else rows[:CLASSES_CHARTED] + rows[-CLASSES_CHARTED:]
     return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
@@ -203,24 +190,17 @@ def histogram(metrics: Metrics) -> list[dict[str, Any]]:
     ]
 
 
-ALPHA_WORDS = ((0.0, "The weights are zero-shot's"), (1.0, "All of it is kept"))
-
-
 def selection(metrics: Metrics) -> dict[str, Any] | None:
     """`text`, and `checks`, one column of the table each; None if the model has neither."""
     chosen, compared = metrics.model.selection, metrics.label_free.compared
     split_title = f"this split, against {metrics.baseline_name}"
     columns = (("training images", chosen and chosen.check), (split_title, compared and compared.check))
-    checks = [column(title, check) for title, check in columns if check]
-    if not chosen and not checks:
-        return None
-    return {"text": selection_text(chosen) if chosen else "", "checks": checks}
-
-
-def selection_text(chosen: Selection) -> str:
-    share = dict(ALPHA_WORDS).get(chosen.alpha, "A part is kept")
-    text = f"{share} (alpha {chosen.alpha:g}; {chosen.by})." if chosen.by else f"{share} (alpha {chosen.alpha:g})."
-    return f"{text} {chosen.measured.text()}." if chosen.measured else text
+    checks, text = [column(title, check) for title, check in columns if check], ""
+    if chosen:
+        share = {0.0: "The weights are zero-shot's", 1.0: "All of it is kept"}.get(chosen.alpha, "A part is kept")
+        text = f"{share} (alpha {chosen.alpha:g}{f'; {chosen.by}' if chosen.by else ''})."
+        text += f" {chosen.measured.text()}." if chosen.measured else ""
+    return {"text": text, "checks": checks} if text or checks else None
 
 
 def column(title: str, check: CheckResult) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 import json
 import shlex
 import sys
-from dataclasses import fields
 from typing import Any
 
 from must.base import storage
 from must.base.files import METRICS_FILE
+from must.base.parameters import StageConfig, flag, get_default, list_parameters
 from must.config import EvaluateConfig, ReviewConfig, TrainConfig
 from must.config.work import find_adapted, find_work, shorten_path
 from must.evaluation.report import charts
@@ -45,7 +45,7 @@ def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     - agreement: share of images to which the teacher gives the zero-shot class.
     - log_lines: number of log lines.
 
-    None if no line has them (a log of an earlier version, or a bundle that was not trained).
+    None if no line has them, as of a bundle that was not trained.
     """
     lines = [line for line in lines if is_number(line.get("stability"))]
     if not lines:
@@ -91,37 +91,27 @@ def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of names and values, by topic."""
-    model, data = metrics.model, metrics.data
-    record = model.provenance
-    groups: list[tuple[str, list[tuple[str, str]]]] = []
-    splits = [
-        (f"split {name}", f"{c['samples']:,} images, {c['labelled']:,} labelled") for name, c in data.splits.items()
-    ]
-    facts = [("shards", data.shards), ("evaluated split", data.split), *splits]
-    facts += [(key, f"{getattr(data, key):,}") for key in ("rejected", "duplicates")]
-    facts += [("not decodable here", f"{metrics.skipped:,}"), ("index sha256", data.index_sha256)]
-    groups.append(("Data", [(name, str(value)) for name, value in facts]))
+    model, data, record = metrics.model, metrics.data, metrics.model.provenance
+    facts = {"shards": data.shards, "evaluated split": data.split}
+    facts |= {
+        f"split {name}": f"{c['samples']:,} images, {c['labelled']:,} labelled" for name, c in data.splits.items()
+    }
+    facts |= {"rejected": f"{data.rejected:,}", "duplicates": f"{data.duplicates:,}"}
+    facts |= {"not decodable here": f"{metrics.skipped:,}", "index sha256": data.index_sha256}
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
-    facts = [(key.replace("_", " "), str(getattr(model, key))) for key in keys if getattr(model, key) not in (None, "")]
-    for key, value in record.items():
-        if key in ("config", "versions", "summary", "selection", "data"):
-            continue
-        facts.append((f"training: {key.replace('_', ' ')}", str(value)))
-    facts += [(f"run: {key}", short(value)) for key, value in flatten(record.get("summary") or {})]
-    groups.append(("Model", facts))
-    for key, title in (("versions", "Versions"), ("config", "Training configuration")):
-        if record.get(key):
-            groups.append((title, [(name, short(value)) for name, value in flatten(record[key])]))
-    return groups
+    origin = {key.replace("_", " "): getattr(model, key) for key in keys if getattr(model, key) != ""}
+    own_table = ("config", "versions", "summary", "selection")
+    origin |= {f"training: {key.replace('_', ' ')}": str(v) for key, v in record.items() if key not in own_table}
+    origin |= {f"run: {key}": value for key, value in (record.get("summary") or {}).items()}
+    tables = {"Data": facts, "Model": origin, "Versions": record.get("versions")}
+    tables["Training configuration"] = record.get("config")
+    return [(title, [(key, short(v)) for key, v in flatten(values)]) for title, values in tables.items() if values]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs = []
     for key, value in values.items():
-        if isinstance(value, dict):
-            pairs.extend(flatten(value, f"{prefix}{key}."))
-        else:
-            pairs.append((f"{prefix}{key}", value))
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return pairs
 
 
@@ -132,12 +122,9 @@ def short(value: Any) -> str:
 
 def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     """The commands that make this model and this report again, without parameters that have their default values."""
-    lines = []
     training = metrics.model.provenance.get("config")
-    if training:
-        lines.append(command_line("train", TrainConfig, training))
-    lines.append(command_line("evaluate", EvaluateConfig, config.to_dict()))
-    return lines
+    train = [command_line("train", TrainConfig, training)] if training else []
+    return [*train, command_line("evaluate", EvaluateConfig, config.to_dict())]
 
 
 def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tuple[str, str]]:
@@ -151,7 +138,7 @@ def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tupl
     arguments |= {"export": f"--model {model} --metrics {file} --output onnx/"}
     if work := find_adapted(config.model) or find_work(ReviewConfig, uris):
         arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
-    predict = ("Name the classes of other images:", f"must predict --model {model} photos/ --output predictions.csv")
+    predict = ("Name the classes of other images:", f"must predict --model {model} FOLDER --output predictions.csv")
     export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
     measured = metrics.model.selection and metrics.model.selection.measured
     more = "Measure it by more answers:" if measured else "Measure it by about fifty answers of yours:"
@@ -163,19 +150,16 @@ def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tupl
     return {"good": [predict, export], "bad": worse}.get(tone, [review, predict, export])
 
 
-def command_line(stage: str, kind: type, values: dict[str, Any]) -> str:
-    parts = [f"must {stage}"]
-    for parameter in fields(kind):
-        if parameter.name not in values:
+def command_line(stage: str, kind: type[StageConfig], values: dict[str, Any]) -> str:
+    words = [f"must {stage}"]
+    for parameter in list_parameters(kind):
+        value = values.get(parameter.name, get_default(parameter))
+        if value == get_default(parameter):
             continue
-        value = values[parameter.name]
-        factory = parameter.default_factory
-        if value == (factory() if callable(factory) else parameter.default):
-            continue
-        name = "--" + parameter.name.replace("_", "-")
+        name = flag(parameter.name)
         if isinstance(value, bool):
-            parts.append(name if value else name.replace("--", "--no-", 1))
-            continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else shorten_path(str(value))
-        parts.append(f"{name} {shlex.quote(text)}")
-    return " ".join(parts)
+            words.append(name if value else name.replace("--", "--no-", 1))
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list) else shorten_path(str(value))
+            words.append(f"{name} {shlex.quote(text)}")
+    return " ".join(words)

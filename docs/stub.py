@@ -1,4 +1,4 @@
-"""Writes must/__init__.pyi, the stages' signatures for editors and type checkers: python -m must.api.stub"""
+"""Writes must/__init__.pyi, the stages' signatures for editors and type checkers. `make reference` runs it."""
 
 import inspect
 from pathlib import Path
@@ -12,7 +12,7 @@ from must.api.stages import STAGES
 STUB = Path(must.__file__).with_suffix(".pyi")
 HEAD = '''\
 """{doc}"""
-# Made by `python -m must.api.stub` from the stages' parameters.
+# Made by `make reference` from the stages' parameters.
 
 from os import PathLike
 from typing import {typing}
@@ -57,7 +57,3 @@ def type_text(kind: Any) -> str:
     if kind is str:
         return "Text"
     return str(kind).replace("typing.", "").replace("'", '"') if get_args(kind) else kind.__name__
-
-
-if __name__ == "__main__":
-    STUB.write_text(stub())
