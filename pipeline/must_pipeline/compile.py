@@ -18,8 +18,7 @@ from must.base.parameters import StageConfig
 from must.config import ExportConfig, GateConfig, ShardConfig
 from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.nodes import spot_warning
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.dag import make_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
 

@@ -19,7 +19,6 @@ from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
-from must_pipeline.server.account import refused_account
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import OVER
@@ -96,7 +95,7 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, acc
         remove(kfp, existing[1:], namespace)
         print(f"{schedule.name}: is up to date ({state(existing[0])})")
         return
-    with api_errors(kfp.host, lambda: refused_account(account, namespace)):
+    with api_errors(kfp.host, account):
         if existing and state(existing[0]) == "paused":
             expected.mode = "DISABLE"
         kfp.recurring.recurring_run_service_create_recurring_run(expected)

@@ -15,7 +15,6 @@ from must.base.parameters import read_mapping
 from must.base.text import without_secrets
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, nearest
-from must_pipeline.server.account import refused_account
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import wait
@@ -64,7 +63,7 @@ def submit(options: argparse.Namespace) -> int:
             service_account=cluster.service_account or None,
         )
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
-    run_id = start(kfp, body, namespace)
+    run_id = start(kfp, body)
     if not options.wait:
         return 0
     work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
@@ -75,13 +74,13 @@ def submit(options: argparse.Namespace) -> int:
         restarted = copy_run(kfp, run_id)
         restarted.display_name = f"{body.display_name} again"
         print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
-        run_id = start(kfp, restarted, namespace)
+        run_id = start(kfp, restarted)
     return ending.code
 
 
-def start(kfp: Kfp, body: Any, namespace: str) -> str:
+def start(kfp: Kfp, body: Any) -> str:
     """The new run's id."""
-    with api_errors(kfp.host, lambda: refused_account(body.service_account or "", namespace)):
+    with api_errors(kfp.host, body.service_account or ""):
         run = kfp.runs.run_service_create_run(body)
     print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
     return str(run.run_id)

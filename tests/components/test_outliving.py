@@ -12,7 +12,7 @@ from must.method.model.description import load_description
 from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
-from must_pipeline.cluster.nodes import encode_nodes
+from must_pipeline.cluster.placement import encode_nodes
 from tests.components.fleet import Fleet
 from tests.components.launching import start_launcher
 from tests.evaluation.digits import digits as make_digits

@@ -6,13 +6,11 @@ import pytest
 import yaml
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
-from must.base.storage import TransientError
 from must.runtime.notes import Facts
-from must_components.cluster import Cluster as Account
 from must_components.serving import service
-from must_components.serving.manifest import inference_service, is_reachable
+from must_components.serving.service import inference_service, is_reachable
 from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, Toleration, Volume
-from must_pipeline.cluster.nodes import encode_server
+from must_pipeline.cluster.placement import encode_server
 
 REGISTRY = "gs://models/registry"
 SERVICE = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos"
@@ -60,14 +58,13 @@ def test_names_and_places():
         with pytest.raises(ValueError, match="a name that Kubernetes takes"):
             inference_service(REGISTRY, name, encode_server(Cluster()))
     assert inference_service(REGISTRY, "m" * 53, encode_server(Cluster()))["metadata"]["name"] == "m" * 53
-    assert is_reachable(REGISTRY, {}) and is_reachable("/data/registry", {"mount": "/data/"})
-    assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {})
+    assert is_reachable(REGISTRY, {"mount": ""}) and is_reachable("/data/registry", {"mount": "/data/"})
+    assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {"mount": ""})
 
 
 @pytest.fixture
-def cluster(kubernetes, monkeypatch):
-    """The cluster of the pod that the stage runs in; it takes what is applied."""
-    monkeypatch.setattr(Account, "of_this_pod", lambda: kubernetes)
+def cluster(kubernetes):
+    """It takes what is applied."""
     kubernetes.answers["PATCH", SERVICE] = 200, {}
     return kubernetes
 
@@ -81,7 +78,7 @@ def serve(tmp_path, how="apply", **cluster):
 def test_applying(cluster, tmp_path):
     applied = serve(tmp_path)
     _, (method, path, headers, body) = cluster.asked  # after a look at what is there
-    assert method == "PATCH" and path.startswith(f"{SERVICE}?") and "fieldManager=must" in path
+    assert method == "PATCH" and path == f"{SERVICE}?fieldManager=must&force=true"
     assert headers["Content-Type"] == "application/apply-patch+yaml"
     written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
     assert json.loads(written["metadata"]["annotations"]["must/server"]) == vars(Server())
@@ -126,14 +123,34 @@ def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, t
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
 
 
-@pytest.mark.parametrize("status, kind, code", [(403, ValueError, WRONG_INPUT), (503, TransientError, PREEMPTED)])
-def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, kind, code):
-    """What it says: test_cluster_checks.py."""
-    cluster.answers["PATCH", SERVICE] = status, {}
-    with pytest.raises(kind) as error:
+@pytest.mark.parametrize(
+    "status, answer, code, said",
+    [
+        (
+            403,
+            {"message": "cannot patch"},
+            WRONG_INPUT,
+            "may not apply an InferenceService in vision; apply deploy/serving",
+        ),
+        (404, {}, WRONG_INPUT, "this cluster has no InferenceService; install KServe"),
+        (400, {"message": "admission denied"}, WRONG_INPUT, "refuses the InferenceService: 400 admission denied"),
+        (503, {}, PREEMPTED, "answers 503"),
+    ],
+)
+def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, answer, code, said):
+    cluster.answers["PATCH", SERVICE] = status, answer
+    with pytest.raises(ValueError, match=said) as error:
         serve(tmp_path)
     assert find_exit_code(error.value) == code
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists()
+
+
+def test_the_first_stage_tries_without_a_trace_whether_it_could_be_applied(cluster):
+    manifest = inference_service(REGISTRY, "photos", encode_server(Cluster()))
+    service.apply(manifest, dry=True)
+    _, (_, path, headers, body) = cluster.asked
+    assert path == f"{SERVICE}?fieldManager=must&force=true&dryRun=All" and body == manifest
+    assert headers["Authorization"] == "Bearer secret"
 
 
 def test_outside_of_a_cluster(tmp_path):

@@ -14,6 +14,9 @@ from must.runtime.notes import Facts
 from must_components.cluster import Cluster
 from must_components.train_job import log
 from must_components.train_job.launch import Launch
+from must_components.train_job.manifest import make_manifest
+from must_pipeline.cluster.config import Cluster as ClusterFile
+from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
@@ -22,13 +25,11 @@ NUMBERS = plain(SUMMARY)  # what Kubeflow takes
 
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])
-def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api, work, name):
+def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(name):
     from kubeflow_trainer_api import models  # a thousand models, which every process that collects tests would wait for
 
-    api.on_start = completes(work)
     cluster = load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml")
-    train(work, nodes=nodes(name))
-    (manifest,) = api.created
+    manifest = make_manifest("must-train-1", nodes(name), "gs://b/jobs/r1", "r1", "digits")
     job = models.TrainerV1alpha1TrainJob.from_dict(manifest)
     assert job.spec.to_dict() == manifest["spec"]  # nothing that the published models do not know
     assert job.spec.runtime_ref.name == cluster.training.runtime
@@ -38,9 +39,13 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
     limits = manifest["spec"]["trainer"]["resourcesPerNode"]["limits"]
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
-    uri = str(work / "jobs" / "r1")
     assert trainer.command == ["python", "-m", "must.method.distributed.torchrun"]
-    assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.runtime.node", uri]
+    assert trainer.args == [
+        f"--nproc-per-node={cluster.training.processes}",
+        "-m",
+        "must.runtime.node",
+        "gs://b/jobs/r1",
+    ]
     (patch,) = job.spec.runtime_patches
     (node,) = patch.training_runtime_spec.template.spec.replicated_jobs
     template = node.template.spec.template
@@ -92,20 +97,13 @@ def test_a_job_that_is_refused_is_one_line(api, work, code, hint):
         train(work)
 
 
-def test_gpus_of_any_maker_are_requested(api, work):
-    api.on_start = completes(work)
-    train(work, nodes=nodes() | {"accelerator": "amd.com/gpu", "cpu": ""})
-    resources = api.created[0]["spec"]["trainer"]["resourcesPerNode"]
-    assert resources["limits"]["amd.com/gpu"] == "8" and "cpu" not in resources["limits"]
-
-
-def test_without_a_time_limit_the_job_ends_with_the_retries(api, work):
-    """When nobody watches it any more, Trainer ends it."""
-    api.on_start = completes(work)
-    train(work, nodes=nodes("eks") | {"nodes": 2})
-    cluster = load_cluster(CLUSTER.with_name("clusters") / "eks.yaml")
-    expected = cluster.timeouts.get("train", cluster.retries.window)
-    assert api.created[0]["spec"]["activeDeadlineSeconds"] == expected > 0
+def test_gpus_of_any_maker_and_a_time_limit_are_in_the_manifest():
+    made = make_manifest("must-train-1", nodes("eks") | {"accelerator": "amd.com/gpu", "cpu": ""}, "job", "r1", "")
+    limits = made["spec"]["trainer"]["resourcesPerNode"]["limits"]
+    assert limits["amd.com/gpu"] == "8" and "cpu" not in limits
+    assert made["spec"]["activeDeadlineSeconds"] == 259_200
+    free = make_manifest("must-train-1", encode_nodes(ClusterFile()), "job", "r1", "")
+    assert free["spec"]["activeDeadlineSeconds"] == ClusterFile().retries.window  # it ends when nobody watches it
 
 
 # --- a launcher that finds the run's job

@@ -31,7 +31,7 @@ def test_a_missing_image_is_named(client):
 
 def test_kfps_command_runs_python_as_the_first_process(client, capsys):
     """The command as kfp 2.17 compiles it: if kfp changes it, this fails instead of losing the signal in silence."""
-    from must_components.shard import shard
+    from must_components.components import shard
 
     command = list(shard.pipeline_spec.deployment_spec["executors"]["exec-shard"]["container"]["command"])
     script = as_first_process(command)[2]

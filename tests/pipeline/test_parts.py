@@ -6,7 +6,7 @@ import pytest
 
 from must.data.format.index import load_index
 from must.runtime.notes import read_notes
-from must_components.shard import shard, shard_part
+from must_components.components import shard, shard_part
 from tests import zoo
 
 SETTINGS = {"samples_per_shard": 4, "workers": 1}

@@ -15,6 +15,7 @@ from must_pipeline.stages import ALWAYS
 from tests.pipeline.compiled import compile_apart
 from tests.pipeline.local import Run, small_demo
 
+pytestmark = pytest.mark.slow
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [stage for stage in ALWAYS if stage != "close"]  # of a run that is promoted and served
 PARTS = [f"{stage}-{number}-of-2" for stage in ("shard", "predict") for number in (1, 2)]
@@ -47,7 +48,6 @@ def latest(work):
     return Registry(str(work / "registry"), "digits").latest()
 
 
-@pytest.mark.slow
 def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     work, run = first
     assert run.code == 0, run.log + run.error
@@ -70,7 +70,6 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
 
 
-@pytest.mark.slow
 def test_every_image_is_predicted_with_the_champion_by_several_pods(first):
     work, _ = first
     (folder,) = (work.parent / "volume" / "predictions").iterdir()
@@ -82,7 +81,6 @@ def test_every_image_is_predicted_with_the_champion_by_several_pods(first):
     assert len(tables) == len(index.shards)
 
 
-@pytest.mark.slow
 def test_a_service_for_the_champion_is_written(first):
     work, run = first
     place = work / "registry" / "digits"
@@ -95,7 +93,6 @@ def test_a_service_for_the_champion_is_written(first):
     assert "where a pod sees it" in run.console
 
 
-@pytest.mark.slow
 def test_the_printed_command_classifies_an_image(first, demo):
     work, run = first
     predict = run.log.split("Classify an image with it:")[1].split("IMAGE")[0].split()
@@ -104,7 +101,6 @@ def test_the_printed_command_classifies_an_image(first, demo):
     assert predicted.returncode == 0 and image.name in predicted.stdout
 
 
-@pytest.mark.slow
 def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_from(first):
     work, _ = first
     metadata = {
@@ -122,7 +118,6 @@ def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_
     assert {"steps", "images_per_s"} <= set(metadata["train.training"])
 
 
-@pytest.mark.slow
 def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
     work, _ = first
     run = Run(demo[1] | {"append": True, "only_new": True}, work, "--verbose")
@@ -132,7 +127,6 @@ def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
     assert "Nothing new to train on" in run.log and "10 classes, made by an earlier run" in page
 
 
-@pytest.mark.slow
 def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_champion(first, demo):
     work, _ = first
     champion = latest(work)
@@ -149,7 +143,6 @@ def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_cham
     assert "not promoted" in run.log and "| gate | done |" in page and "revision 1" in page
 
 
-@pytest.mark.slow
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
     assert run.code == 2

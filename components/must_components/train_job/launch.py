@@ -27,16 +27,13 @@ from must.method.model.description import summary_at
 from must.runtime.notes import Facts
 from must.runtime.places import JobUri, WorkUri
 from must.runtime.training import describe_bundle, describe_run, job_values
-from must_components.argo import is_stopped
-from must_components.cluster import Cluster
-from must_components.job_at_end import end_job
-from must_components.train_job.log import JobLog, failed_nodes
-from must_components.train_job.manifest import RUN, make_manifest
+from must_components.cluster import RUN, Cluster, is_stopped
+from must_components.train_job.log import LINES, JobLog, failed_nodes
+from must_components.train_job.manifest import make_manifest
 
 POLL_JOB = 5.0  # seconds between requests for the job's state and its new log lines
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
-LINES = 30  # of a failed job's log and of its events
 
 
 def train_on_nodes(
@@ -58,10 +55,9 @@ def train_on_nodes(
     content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "answers": answers}
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
-    cluster = Cluster.of_this_pod()
-    require(cluster is not None, "train: a TrainJob is submitted in a pod of the cluster only")
-    assert cluster is not None
-    Launch(cluster, make_manifest(facts.trainjob, "", nodes, job.uri, run_id, model_name), job, run_id).run()
+    if (cluster := Cluster.of_this_pod()) is None:
+        raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
+    Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), job, run_id).run()
     copy_bundle(job.bundle, output)
     summary = summary_at(output)
     facts.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
@@ -109,7 +105,7 @@ class Launch:
         """Deletes the job if the whole run is being stopped. If only this pod is, the next launcher follows the job."""
         with suppress(TransientError):
             if self.workflow and ((workflow := self.cluster.workflow(self.workflow)) is None or is_stopped(workflow)):
-                return end_job(self.cluster, self.name, self.run_id)
+                return self.cluster.end_job(self.name, self.run_id)
         return "continues; the next launcher follows it, or the run's end deletes it"
 
     def find_or_create(self) -> None:

@@ -10,7 +10,7 @@ from must_components.cluster import Cluster
 from must_components.train_job.manifest import NODE
 
 INDEX = "batch.kubernetes.io/job-completion-index"
-LINES_KEPT = 30
+LINES = 30  # of a failed job's log and of its events, for its last message
 SECOND_LENGTH = len("2026-01-01T12:00:00")  # the beginning of a timestamp
 
 
@@ -21,7 +21,7 @@ class JobLog:
         self.cluster, self.name = cluster, name
         self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
         self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
-        self.last: deque[str] = deque(maxlen=LINES_KEPT)
+        self.last: deque[str] = deque(maxlen=LINES)
 
     def print_new(self) -> None:
         with suppress(TransientError):  # the job's state matters, not the log

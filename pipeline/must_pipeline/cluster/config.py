@@ -114,7 +114,7 @@ class Cluster:
     tensorboard: str = ""
 
     def image(self, name: str) -> str:
-        """The full name of one of must_components/images.py's images."""
+        """The full name of one of IMAGES."""
         repository = f"{self.registry.rstrip('/')}/{name}" if self.registry else name
         return f"{repository}@{self.digests[name]}" if name in self.digests else f"{repository}:{self.tag}"
 

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from must.base.parameters import convert_fields, read_mapping, require, require_settings, with_name
 from must.base.text import did_you_mean
 from must.config import PredictConfig
-from must_components.images import IMAGES
-from must_pipeline.cluster.config import Cluster, Prediction, Resources
-from must_pipeline.stages import STAGES
+from must_pipeline.cluster.config import Cluster, CpuPool, GpuPool, Resources
+from must_pipeline.stages import IMAGES, STAGES
 
 SET_BY_PIPELINE = ("model", "images", "output", "shards", "index_sha256", "part")
 LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -26,7 +26,6 @@ FORMS = {  # kind of a value -> its form, and what is said of another one
     "resource": (LABEL, "is no resource's name, as nvidia.com/gpu is"),
     "label": (rf"{LABEL}=({LABEL_PART})?", LABEL_RULE),
     "variable": (r"[A-Za-z_][A-Za-z0-9_]*", "is no name of an environment variable"),
-    "our variable": (r"(?!MUST_|PET_).*", "names that begin so are set by the pipeline"),
     "volume": (r"[^.]*", "Kubeflow makes a volume's name of it, which cannot have dots"),
     "cpu": (r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
     "memory": (r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", "expected an amount of memory, such as 16Gi"),
@@ -36,55 +35,56 @@ FORMS = {  # kind of a value -> its form, and what is said of another one
         "expected a folder such as /data, not / or /tmp or /dev/shm",
     ),
 }
+FORMS_OF_KEYS = {  # a key of FORMS -> keys of cluster.yaml
+    "registry": "registry",
+    "tag": "tag",
+    "name": "service_account credentials.secret volume.claim training.runtime",
+    "namespace": "namespace",
+    "volume": "credentials.secret volume.claim",
+    "variable": "credentials.variable",
+    "mount": "volume.mount",
+    "memory": "shm",
+    "resource": "gpu.accelerator",
+    "processes": "training.processes",
+}
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd limits to about a megabyte
 
 
-def predict_config(predict: Prediction) -> PredictConfig:
-    """The stage's parameters, with "-" for paths that are not known yet. Raises ValueError, naming the key."""
-    settings = require_settings(PredictConfig, predict.settings, "predict.settings", SET_BY_PIPELINE)
-    return with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)
-
-
-def check(cluster: Cluster) -> None:
-    """Raises ValueError, naming the keys."""
+def load_cluster(path: Path) -> Cluster:
+    """Raises ValueError: an unknown key (with the nearest known one), a wrong value, a contradiction."""
+    cluster: Cluster = convert_fields(read_mapping(path, f"--cluster {path}"), Cluster, "")
     for key, known in (("resources", list(STAGES)), ("timeouts", list(STAGES)), ("digests", list(IMAGES))):
         for name in getattr(cluster, key):
             require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
-    for kind, key, value in list_values(cluster):
-        pattern, rule = FORMS[kind]
-        shown = value.partition("=")[2] if kind == "label" else value
+    for form, key, value in list_values(cluster):
+        pattern, rule = FORMS[form]
+        shown = value.partition("=")[2] if form == "label" else value
         require(re.fullmatch(pattern, value, re.ASCII) is not None, f"{key} '{shown}': {rule}")
     for ok, message in list_rules(cluster):
         require(ok, message)
-    predict_config(cluster.predict)
+    settings = require_settings(PredictConfig, cluster.predict.settings, "predict.settings", SET_BY_PIPELINE)
+    with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)  # paths that are not known yet
+    return cluster
 
 
 def list_values(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
-    """(kind of FORMS, key, value) of the values that have a form; an empty one is no value."""
-    secret, claim = cluster.credentials.secret, cluster.volume.claim
-    labels = {"labels": cluster.labels}
-    labels |= {f"{pool}.node_selector": getattr(cluster, pool).node_selector for pool in ("cpu", "gpu")}
-    variables = (cluster.credentials.variable, *cluster.env)
-    quantities = list_quantities(cluster)
-    named = [
-        ("registry", "registry", cluster.registry), ("name", "service_account", cluster.service_account),
-        ("name", "credentials.secret", secret), ("volume", "credentials.secret", secret),
-        ("name", "volume.claim", claim), ("volume", "volume.claim", claim),
-        ("name", "training.runtime", cluster.training.runtime),
-        ("namespace", "namespace", cluster.namespace), ("mount", "volume.mount", cluster.volume.mount),
-        ("memory", "shm", cluster.shm), *(("name", "pull_secrets", name) for name in cluster.pull_secrets),
-        *(("cpu", f"{where}.cpu", it.cpu) for where, it in quantities),
-        *(("cpu", f"{where}.cpu_limit", it.cpu_limit) for where, it in quantities),
-        *(("memory", where, text) for where, it in quantities for text in (it.memory, it.memory_limit)),
-    ]  # fmt: skip
-    yield from [item for item in named if item[2]]
-    yield "tag", "tag", cluster.tag
-    yield "resource", "gpu.accelerator", cluster.gpu.accelerator
-    yield "processes", "training.processes", cluster.training.processes
+    """(name in FORMS, key, value) of the values that have a form; "" is none where it is the default."""
+    for form, keys in FORMS_OF_KEYS.items():
+        for key in keys.split():
+            value, default = attrgetter(key)(cluster), attrgetter(key)(Cluster())
+            if value or default:
+                yield form, key, value
+    for where, it in list_quantities(cluster):
+        yield from [("cpu", f"{where}.cpu", it.cpu)] if it.cpu else []
+        yield from [("cpu", f"{where}.cpu_limit", it.cpu_limit)] if it.cpu_limit else []
+        yield from [("memory", where, text) for text in (it.memory, it.memory_limit) if text]
+    yield from [("name", "pull_secrets", name) for name in cluster.pull_secrets]
     yield from [("digest", f"digests.{name}", digest) for name, digest in cluster.digests.items()]
-    yield from [("label", f"{key}.{it}", f"{it}={value}") for key, them in labels.items() for it, value in them.items()]
-    yield from [(kind, "env", name) for kind in ("variable", "our variable") for name in variables]
+    yield from [("variable", "env", name) for name in cluster.env]
+    pools = {"cpu.node_selector": cluster.cpu.node_selector, "gpu.node_selector": cluster.gpu.node_selector}
+    for key, labels in {"labels": cluster.labels, **pools}.items():
+        yield from [("label", f"{key}.{name}", f"{name}={value}") for name, value in labels.items()]
 
 
 def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
@@ -159,7 +159,6 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
         not cluster.trains_in_trainjob or "train" in gpu.stages or not gpu.count,
         "gpu.stages without train contradicts training.nodes or training.as: a TrainJob's nodes are for training",
     )
-    yield not cluster.trains_in_trainjob or bool(training.runtime), "a TrainJob needs training.runtime"
     yield 1 <= cluster.shard.pods <= MAX_PODS, f"shard.pods must be from 1 to {MAX_PODS}"
     yield 0 <= predict.pods <= MAX_PODS, f"predict.pods must be from 0, for no such stage, to {MAX_PODS}"
     yield bool(predict.pods) or not predict.uri, "predict.uri contradicts predict.pods 0: set the number of pods"
@@ -189,8 +188,24 @@ def parse_bytes(text: str) -> float:
     return float(number[0]) * UNITS[text[number.end() :]]
 
 
-def load_cluster(path: Path) -> Cluster:
-    """Raises ValueError: an unknown key (with the nearest known one), a wrong value, a contradiction."""
-    cluster: Cluster = convert_fields(read_mapping(path, f"--cluster {path}"), Cluster, "")
-    check(cluster)
-    return cluster
+# GKE's gke-spot and gke-preemptible, EKS' capacityType: SPOT, Karpenter's capacity-type, AKS' scalesetpriority.
+SPOT = re.compile(r"(?i)\b(spot|preemptible|preemptable)\b")
+FALSE_VALUES = ("false", "no", "0")
+
+
+def is_spot(pool: CpuPool | GpuPool) -> bool:
+    """Whether the node selector or the tolerations name spot nodes."""
+    pairs = list(pool.node_selector.items()) + [(each.key, each.value) for each in pool.tolerations]
+    return any(SPOT.search(f"{key} {value}") and value.lower() not in FALSE_VALUES for key, value in pairs)
+
+
+def spot_warning(cluster: Cluster) -> str:
+    """A warning if training runs in a stage's own pod on spot nodes; else ""."""
+    pool = cluster.gpu if cluster.uses_gpu("train") else cluster.cpu
+    if cluster.trains_in_trainjob or cluster.retries.policy in ("Always", "OnFailure") or not is_spot(pool):
+        return ""
+    return (
+        "training runs in the stage's own pod on spot nodes: with Kubeflow's own settings the run ends when its "
+        "node is shut down or the pod is evicted. Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob "
+        "(docs/kubeflow.md, Pods that vanish)"
+    )

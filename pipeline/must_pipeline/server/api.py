@@ -21,9 +21,14 @@ from must_pipeline import DESCRIPTION
 __all__ = ["Kfp", "add_arguments", "api", "api_errors"]
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # a pod's token, if its spec projects one
-SECOND = 1.1  # Kubeflow's times are whole seconds: of two versions of one second, either may count as the newest
 MAX_MESSAGE = 1000  # characters of the server's message: the missing permission comes last
 IDENTITY = 1800.0  # seconds for which a Google identity token is used; it is valid for an hour
+UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
+REFUSED_ACCOUNT = (  # 2.18 checks what 2.17 does not
+    "Pipelines 2.18 starts a run as the service account {} only if you may `use` it, by deploy/scheduler.yaml, and its "
+    "administrator lists it in ALLOWEDSERVICEACCOUNTS. Or leave service_account out of cluster.yaml (docs/kubeflow.md, "
+    "step 2)"
+)
 LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
     "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
@@ -75,7 +80,6 @@ class Kfp:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new.
 
         A version's name is the code's version and the content's checksum: the same file is not uploaded twice in a row.
-        If the new version has the same time as the previous one, it is uploaded again, a second later.
         """
         content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
         with api_errors(self.host):
@@ -84,15 +88,11 @@ class Kfp:
             if known and get_name(known[0]).startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
             number = sum(get_name(version).startswith(content) for version in known)
-            while True:
-                version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
-                uploaded = self.uploads.upload_pipeline_version(
-                    str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
-                )
-                if not known or uploaded.created_at > known[0].created_at:
-                    return pipeline, uploaded.pipeline_version_id, True
-                number += 1
-                time.sleep(SECOND)
+            version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
+            uploaded = self.uploads.upload_pipeline_version(
+                str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
+            )
+            return pipeline, uploaded.pipeline_version_id, True
 
     def pipeline(self, name: str, namespace: str) -> str:
         """The id of the pipeline `name`, which is created if there is none."""
@@ -210,17 +210,15 @@ def identity_token(audience: str) -> str:
 
 
 @contextmanager
-def api_errors(host: str, forbidden: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError.
-
-    `forbidden` explains a refusal (403), instead of advice to log in; '' if it cannot.
-    """
+def api_errors(host: str, account: str = "") -> Iterator[None]:
+    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError. `account`: the
+    service account as which a run or a schedule was to be started; '' for the default one."""
     try:
         yield
     except api.ApiException as error:
-        hints = {401: f"; {LOGIN}", 403: f"; ask for access to the namespace, or {LOGIN}"}
+        refused = REFUSED_ACCOUNT.format(account) if account else f"ask for access to the namespace, or {LOGIN}"
+        hints = {401: f"; {LOGIN}", 403: f"; {refused}"}
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
-        hint = (error.status == 403 and forbidden()) or hint
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
         # the server answers 500 for a version that does not exist
         transient = error.status == 401 or (is_transient(error.status) and error.status != 500)
@@ -235,9 +233,6 @@ def api_errors(host: str, forbidden: Callable[[], str] = lambda: "") -> Iterator
         raise UserError(
             f"{host}: answers, but not as Kubeflow Pipelines does ({one_line(error)[:200]}); {LOGIN}"
         ) from None
-
-
-UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
 
 
 def detail(error: api.ApiException) -> str:

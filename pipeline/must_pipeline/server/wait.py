@@ -11,7 +11,7 @@ from must.base import storage
 from must.base.exits import format_error
 from must.base.text import printable
 from must.runtime.summary import Summary, summarize
-from must_components.argo import failures, is_refused
+from must_components.cluster import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
@@ -47,7 +47,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             printed = status
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
         if state in OVER:
-            workflow.exists()
+            workflow.is_gone()  # reads its last state
             summary = summarize(work_uri, run_id, state, again)
             report(run, state, summary, failures(workflow.latest))
             lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
@@ -150,28 +150,23 @@ class Workflows:
         self.api = connect()
 
     def is_gone(self) -> bool:
-        """Whether it was deleted. False if it never existed: the configuration may be of another cluster."""
-        exists = self.exists()
-        self.existed = self.existed or bool(exists)
-        return self.existed and exists is False
-
-    def exists(self) -> bool | None:
-        """Whether the workflow exists; None: unknown."""
+        """Whether it was deleted. False if that is unknown, or if it never existed: the configuration may be of another
+        cluster."""
         if self.api is None:
-            return None
+            return False
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
-            label = f"pipeline/runid={self.run_id}"
-            response = self.api.list_namespaced_custom_object(
-                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=label,
+            items = self.api.list_namespaced_custom_object(
+                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=f"pipeline/runid={self.run_id}",
                 _request_timeout=WATCH_TIMEOUT,
-            )  # fmt: skip
-            self.latest = next(iter(response["items"]), self.latest)
-            return bool(response["items"])
+            )["items"]  # fmt: skip
         except (ApiException, HTTPError, OSError):
-            return None
+            return False
+        self.latest = next(iter(items), self.latest)
+        self.existed = self.existed or bool(items)
+        return self.existed and not items
 
 
 def connect() -> Any:
