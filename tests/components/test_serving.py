@@ -9,7 +9,7 @@ from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.runtime.notes import Facts
 from must_components.serving import service
 from must_components.serving.service import inference_service, is_reachable
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, Toleration, Volume
+from must_pipeline.cluster.config import Cluster, Credentials, Pool, Server, Toleration, Volume
 from must_pipeline.cluster.placement import encode_server
 
 REGISTRY = "gs://models/registry"
@@ -34,7 +34,7 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     cluster = Cluster(
         registry="registry.example/team", service_account="must", pull_secrets=["pull"], env={"A": "b"},
         credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
-        cpu=CpuPool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
+        cpu=Pool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
     )  # fmt: skip
     predictor = inference_service("/data/registry", "photos", encode_server(cluster))["spec"]["predictor"]
     assert predictor["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoSchedule"}]
@@ -58,8 +58,8 @@ def test_names_and_places():
         with pytest.raises(ValueError, match="a name that Kubernetes takes"):
             inference_service(REGISTRY, name, encode_server(Cluster()))
     assert inference_service(REGISTRY, "m" * 53, encode_server(Cluster()))["metadata"]["name"] == "m" * 53
-    assert is_reachable(REGISTRY, {"mount": ""}) and is_reachable("/data/registry", {"mount": "/data/"})
-    assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {"mount": ""})
+    assert is_reachable(REGISTRY, "") and is_reachable("/data/registry", "/data/")
+    assert not is_reachable("/database", "/data") and not is_reachable("/data/registry", "")
 
 
 @pytest.fixture

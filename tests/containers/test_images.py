@@ -101,11 +101,6 @@ def test_the_images_share_their_layers():
         assert layers[name][: len(shared) - 1] == shared[:-1], name
 
 
-def test_the_git_revision_reaches_the_provenance():
-    result = run("must-train", "python", "-c", "from must.method.train.recipe import git_revision as g; print(g())")
-    assert result.stdout.strip() == inspect("must-train")["Config"]["Labels"]["org.opencontainers.image.revision"]
-
-
 def test_history_has_no_secrets_of_the_build():
     for name in IMAGES:
         text = engine("history", "--no-trunc", image(name)).stdout

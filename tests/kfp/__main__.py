@@ -22,7 +22,6 @@ from must.base import storage
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import CLUSTER
 from must_pipeline.server.api import Kfp, add_arguments
 from tests.kfp.cases import CASES, Case
 from tests.kfp.cluster import Pods
@@ -31,7 +30,6 @@ from tests.kfp.runs import Runs, Seen, StuckError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cluster", type=Path, default=CLUSTER, help="the cluster's file [pipeline/cluster.yaml]")
     store = "build/kfp-check"
     parser.add_argument("--store", default=store, metavar="URI", help=f"gs://... or a path [{store}]")
     parser.add_argument("--only", default="", metavar="NAME,...", help=f"of: {', '.join(case.name for case in CASES)}")
@@ -49,11 +47,11 @@ def main() -> None:
 def check(options: argparse.Namespace) -> int:
     """Returns the exit code: 0 if every case that could be tried ended as expected."""
     cluster, wanted = load_cluster(options.cluster), chosen(options.only)
-    name, namespace = f"must-check-{uuid.uuid4().hex[:6]}", options.namespace or cluster.namespace
+    name, kfp = f"must-check-{uuid.uuid4().hex[:6]}", Kfp(options)
     store = options.store if storage.is_remote(options.store) else str(Path(options.store).resolve())
     place = storage.join(store, name)
-    pods = Pods(namespace or "kubeflow")
-    runs = Runs(Kfp(options), pods, name, namespace, cluster, place, 60 * options.minutes)
+    pods = Pods(kfp.namespace or "kubeflow")
+    runs = Runs(kfp, pods, name, cluster, place, 60 * options.minutes)
     results: list[tuple[Case, Seen | None, str]] = []
     try:
         upload_data(place)

@@ -39,14 +39,12 @@ class Seen:
 class Runs:
     """Everything goes by one name: a pipeline, an experiment, runs, a schedule and a folder."""
 
-    def __init__(
-        self, kfp: Kfp, pods: Pods, name: str, namespace: str, cluster: Cluster, place: str, longest: float
-    ) -> None:
+    def __init__(self, kfp: Kfp, pods: Pods, name: str, cluster: Cluster, place: str, longest: float) -> None:
         """Args: `longest`: seconds a run may take."""
         self.kfp, self.pods, self.longest = kfp, pods, longest
-        self.name, self.namespace, self.cluster, self.place = name, namespace, cluster, place
+        self.name, self.cluster, self.place = name, cluster, place
         self.work = storage.join(place, "work")
-        self.experiment = kfp.experiment(name, namespace)
+        self.experiment = kfp.experiment(name)
         self.pipeline = ""
         self.made: list[str] = []
         self.shown = ""
@@ -60,22 +58,21 @@ class Runs:
             "work_uri": self.work, **parameters,
         }  # fmt: skip
         check_parameters(file, values)
-        self.pipeline, version, _ = self.kfp.upload(file, self.name, self.namespace)
-        account = self.cluster.service_account
+        self.pipeline, version, _ = self.kfp.upload(file, self.name)
         if scheduled:
             wanted = schedule.Schedule(self.name, "0 * * * * *", self.name, self.name, parameters=values)
-            schedule.apply(self.kfp, wanted, file, self.namespace, account)
+            schedule.apply(self.kfp, wanted, file)
             try:
                 self.made.append(self.first_of_schedule())
             finally:  # not deleted yet: Kubernetes deletes a schedule's workflows with it
-                schedule.switch(self.kfp, "pause", self.name, self.namespace)
+                schedule.switch(self.kfp, "pause", self.name)
         else:
             body = api.V2beta1Run(
                 display_name=f"{self.name} {name}",
                 experiment_id=self.experiment,
                 pipeline_version_reference=api.V2beta1PipelineVersionReference(self.pipeline, version),
                 runtime_config=api.V2beta1RuntimeConfig(parameters=values),
-                service_account=account or None,
+                service_account=self.kfp.account or None,
             )
             self.made.append(start(self.kfp, body))
         return self.made[-1]
@@ -83,7 +80,7 @@ class Runs:
     def first_of_schedule(self) -> str:
         for _ in self.until(f"the schedule {self.name} started no run"):
             with api_errors(self.kfp.host):
-                for run in self.kfp.pages(self.kfp.runs.run_service_list_runs, "runs", namespace=self.namespace):
+                for run in self.kfp.pages(self.kfp.runs.run_service_list_runs, "runs"):
                     if run.recurring_run_id and run.experiment_id == self.experiment and run.run_id not in self.made:
                         return run.run_id
         raise AssertionError
@@ -139,7 +136,7 @@ class Runs:
     def delete_all(self) -> None:
         """What cannot be deleted is named, and does not keep the rest."""
         steps: list[Any] = [partial(self.stop_and_delete, run_id) for run_id in self.made]
-        steps.append(partial(schedule.switch, self.kfp, "delete", self.name, self.namespace))
+        steps.append(partial(schedule.switch, self.kfp, "delete", self.name))
         if self.pipeline:
             pipelines = self.kfp.pipelines
             for version in self.kfp.versions(self.pipeline):

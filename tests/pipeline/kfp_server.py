@@ -11,7 +11,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
 from email.policy import HTTP
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from must_pipeline.files import documents
 from tests.local_server import Answer, LocalServer
@@ -95,8 +95,6 @@ class KfpServer:
         parts = path.removeprefix("/apis/v2beta1/").split("/")
         if path.endswith("/pipelines/upload_version"):
             return self.upload(query, body)
-        if parts[:2] == ["pipelines", "names"]:
-            return 200, self.by_name(unquote(parts[2]))
         if len(parts) == 1:
             return self.create(parts[0], body, who) if method == "POST" else self.listing(parts, query, who)
         if parts[-1] == "versions":
@@ -116,13 +114,6 @@ class KfpServer:
         self.uploads.append(data)
         names = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
         return 200, self.add("versions", {**names, "pipeline_spec": documents(data)[0]})
-
-    def by_name(self, name):
-        for pipeline in self.stored["pipelines"].values():
-            if pipeline["name"] == name:
-                return pipeline
-        inner = f"Namespace/Pipeline /{name} not found"
-        raise RefusedError(5, f"Failed to get a pipeline with name {name}: ResourceNotFoundError: {inner}", inner)
 
     def listing(self, parts, query, who):
         kind, space = parts[-1], query.get("namespace", "")

@@ -207,7 +207,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
         ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
         ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
-        ("retries: {factor: 0}", "retries.factor 0: must be 1 or more"),
+        ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
         ("predict: {pods: 2}", "predict.pods needs predict.uri"),

@@ -44,8 +44,8 @@ def serve(
     storage.write_bytes(output, text)
     namespace = apply(manifest) if how == "apply" else ""
     facts.result = f"applied to {namespace}: {model_name}" if namespace else apply_command(uri)
-    hint = "" if is_reachable(registry, server) else f"; first put the registry, {registry}, where a pod sees it"
-    print(facts.result + hint)
+    hint = f"; first put the registry, {registry}, where a pod sees it"
+    print(facts.result + ("" if is_reachable(registry, server["mount"]) else hint))
     return {"manifest": uri, "namespace": namespace}
 
 
@@ -143,15 +143,14 @@ def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
     return ", ".join(changes)
 
 
-def is_reachable(registry: str, server: dict[str, Any]) -> bool:
-    """Whether a server's pod can read the registry: in a bucket, or on the volume of cluster.yaml."""
-    mount = server["mount"]
-    return storage.is_remote(registry) or bool(mount and f"{registry}/".startswith(f"{mount.rstrip('/')}/"))
+def is_reachable(uri: str, mount: str) -> bool:
+    """Whether any pod can read it: in a bucket, or on the volume that cluster.yaml mounts there."""
+    return storage.is_remote(uri) or bool(mount and f"{uri}/".startswith(f"{mount.rstrip('/')}/"))
 
 
 def require_reachable(registry: str, server: dict[str, Any]) -> None:
     require(
-        is_reachable(registry, server),
+        is_reachable(registry, server["mount"]),
         f"serve: a server's pod does not see the registry {registry}; take a bucket, or the volume of cluster.yaml",
     )
 

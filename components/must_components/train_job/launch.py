@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -28,12 +29,14 @@ from must.runtime.notes import Facts
 from must.runtime.places import JobUri, WorkUri
 from must.runtime.training import describe_bundle, describe_run, job_values
 from must_components.cluster import RUN, Cluster, is_stopped
-from must_components.train_job.log import LINES, JobLog, failed_nodes
-from must_components.train_job.manifest import make_manifest
+from must_components.train_job.manifest import NODE, make_manifest
 
 POLL_JOB = 5.0  # seconds between requests for the job's state and its new log lines
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
+INDEX = "batch.kubernetes.io/job-completion-index"
+SECOND_LENGTH = len("2026-01-01T12:00:00")  # the beginning of a timestamp
+LINES = 30  # of a failed job's log and of its events, for its last message
 
 
 def train_on_nodes(
@@ -216,3 +219,62 @@ def exit_code(codes: list[int]) -> int:
         if code in codes:
             return code
     return PREEMPTED if codes and set(codes) == {PREEMPTED} else BUG
+
+
+class JobLog:
+    """Prints the new lines of rank 0, also of a pod or a container that replaced another one."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
+        self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
+        self.last: deque[str] = deque(maxlen=LINES)
+
+    def print_new(self) -> None:
+        with suppress(TransientError):  # the job's state matters, not the log
+            if (current := self.find()) is None:
+                return
+            pod, container = current
+            if container != self.container:
+                if self.container:
+                    event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                    print(f"[{self.pod} {event}]", flush=True)
+                self.pod, self.container, self.since, self.printed = pod, container, "", Counter()
+            known = Counter(self.printed)
+            for line in filter(None, self.cluster.pod_log(pod, since=self.since).split("\n")):
+                if known[line]:
+                    known[line] -= 1
+                    continue
+                time, _, text = line.partition(" ")
+                print(text, flush=True)
+                self.last.append(text)
+                self.since = max(self.since, time)
+                self.printed[line] += 1
+            second = self.since[:SECOND_LENGTH]
+            self.printed = Counter(
+                {line: count for line, count in self.printed.items() if line[:SECOND_LENGTH] >= second}
+            )
+
+    def find(self) -> tuple[str, str] | None:
+        """The newest pod of the first node and its current container, once it runs."""
+        for pod in self.cluster.node_pods(self.name):
+            if pod["metadata"]["labels"].get(INDEX) == "0":
+                for status in pod.get("status", {}).get("containerStatuses", []):
+                    if status["name"] == NODE and status.get("containerID"):
+                        return pod["metadata"]["name"], status["containerID"]
+                return None
+        return None
+
+
+def failed_nodes(cluster: Cluster, name: str) -> list[tuple[str, int, str]]:
+    """(node, exit code, pod) of the failed containers, by time; those that ended because a peer failed come last."""
+    failed: list[tuple[bool, str, str, int, str]] = []
+    for pod in cluster.node_pods(name):
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            states: list[dict[str, Any]] = [status.get("state") or {}, status.get("lastState") or {}]
+            ended = next((state["terminated"] for state in states if "terminated" in state), None)
+            if ended and ended["exitCode"]:
+                code, time = int(ended["exitCode"]), ended.get("finishedAt") or pod["metadata"]["creationTimestamp"]
+                node = pod["metadata"]["labels"].get(INDEX, "?")
+                failed.append((code == PREEMPTED, time, node, code, pod["metadata"]["name"]))
+    return [(node, code, pod) for _, _, node, code, pod in sorted(failed)]

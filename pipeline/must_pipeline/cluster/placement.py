@@ -10,8 +10,8 @@ from kfp import dsl, kubernetes
 
 from must.base.parameters import require
 from must.runtime.supervise import Policy
-from must_pipeline.cluster.config import Cluster, CpuPool, GpuPool, Resources, Retries, Toleration
-from must_pipeline.cluster.rules import parse_bytes
+from must_pipeline.cluster.config import Cluster, Pool, Resources, Retries, Toleration
+from must_pipeline.cluster.rules import parse_quantity
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -59,15 +59,13 @@ def estimate_limit(stage: str, cluster: Cluster) -> int:
     """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
     against the limit."""
     row = STAGES[stage]
-    shm = parse_bytes(cluster.shm) if cluster.shm and row.loaders else 0.0
+    shm = parse_quantity(cluster.shm) if cluster.shm and row.loaders else 0.0
     return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
 
 
 def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: int) -> None:
-    """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them.
-
-    `default_limit`: GiB of memory for a pod for which cluster.yaml sets none.
-    """
+    """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them. `default_limit`: GiB
+    of memory for a pod for which cluster.yaml sets none."""
     cpu = resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu)  # a limit is also the request
     memory = resources.memory or ("" if resources.memory_limit else REQUESTS.memory)
     limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
@@ -133,7 +131,7 @@ def toleration_fields(toleration: Toleration) -> dict[str, Any]:
 def encode_nodes(cluster: Cluster) -> dict[str, Any]:
     """The launcher's parameter `nodes`."""
     resources = cluster.resources.get("train")
-    return count_pods(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
+    return encode_pods(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
         "image": cluster.image(GPU_IMAGE),
         "nodes": cluster.training.nodes,
         "processes": cluster.training.processes,
@@ -153,10 +151,10 @@ def encode_server(cluster: Cluster) -> dict[str, Any]:
     # Without Kueue's label: KServe copies the labels to the server's pods, which would wait for a quota of batch jobs.
     labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
     size = {"size": vars(cluster.server)}
-    return count_pods(cluster, cluster.cpu) | {"image": cluster.image("must-serve"), "labels": labels} | size
+    return encode_pods(cluster, cluster.cpu) | {"image": cluster.image("must-serve"), "labels": labels} | size
 
 
-def count_pods(cluster: Cluster, pool: CpuPool | GpuPool) -> dict[str, Any]:
+def encode_pods(cluster: Cluster, pool: Pool) -> dict[str, Any]:
     return {
         "node_selector": pool.node_selector,
         "tolerations": [{"operator": "Equal", **toleration_fields(toleration)} for toleration in pool.tolerations],
