@@ -33,10 +33,14 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
 def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     cluster = Cluster(
         registry="registry.example/team", service_account="must", pull_secrets=["pull"], env={"A": "b"},
+        labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"},
         credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
         cpu=Pool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
     )  # fmt: skip
-    predictor = inference_service("/data/registry", "photos", encode_server(cluster))["spec"]["predictor"]
+    found = inference_service("/data/registry", "photos", encode_server(cluster))
+    labels = {"app.kubernetes.io/managed-by": "must", "team": "vision"}  # it does not wait in the queue of the stages
+    assert found["metadata"]["labels"] == labels
+    predictor = found["spec"]["predictor"]
     assert predictor["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoSchedule"}]
     (container,) = predictor["containers"]
     assert container["image"].startswith("registry.example/team/must-serve:")
@@ -45,12 +49,6 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     assert [volume["name"] for volume in predictor["volumes"]] == ["scratch", "key", "data"]
     assert all(mount.get("readOnly") for mount in container["volumeMounts"][1:])
     assert {"A", "GOOGLE_APPLICATION_CREDENTIALS"} == {entry["name"] for entry in container["env"]}
-
-
-def test_a_server_does_not_wait_in_the_queue_of_the_stages():
-    cluster = Cluster(labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"})
-    found = inference_service(REGISTRY, "photos", encode_server(cluster))
-    assert found["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "must", "team": "vision"}
 
 
 def test_names_and_places():
@@ -98,18 +96,14 @@ def measure_size(manifest):
     return predictor["minReplicas"], predictor["containers"][0]["resources"]
 
 
-def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yaml_says_another(
-    cluster, tmp_path, caplog
-):
+def test_a_promotion_keeps_a_servers_size_until_cluster_yaml_changes(cluster, tmp_path, caplog):
     live = applied(cluster, tmp_path, 404)
     assert measure_size(live) == (1, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}})
     live["spec"]["predictor"] |= {"minReplicas": 3, "maxReplicas": 5}
     more = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "8Gi"}}
     live["spec"]["predictor"]["containers"][0]["resources"] = more
-    marks = live["metadata"]["annotations"]
-    marks["must/server"] = json.dumps({name: vars(Server())[name] for name in sorted(vars(Server()))}, indent=1)
-    assert '"replicas": 1' in marks["must/server"]
-    marks["must/server"] = marks["must/server"].replace('"replicas": 1', '"replicas": 1.0')  # the same values
+    same = json.dumps(vars(Server()) | {"replicas": 1.0}, sort_keys=True, indent=1)  # in another form
+    live["metadata"]["annotations"]["must/server"] = same
     for _ in range(2):  # the next promotion as well
         live = applied(cluster, tmp_path, 200, live)
         assert measure_size(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
@@ -153,12 +147,9 @@ def test_the_first_stage_tries_without_a_trace_whether_it_could_be_applied(clust
     assert headers["Authorization"] == "Bearer secret"
 
 
-def test_outside_of_a_cluster(tmp_path):
+def test_outside_of_a_cluster_or_of_what_its_pods_see(tmp_path):
     with pytest.raises(ValueError, match="use `write`"):
         serve(tmp_path)
-    assert serve(tmp_path, how="write")["namespace"] == ""
-
-
-def test_a_registry_that_no_pod_sees_is_not_applied(tmp_path):
     with pytest.raises(ValueError, match="does not see the registry"):
         serve(tmp_path, volume=Volume())
+    assert serve(tmp_path, how="write")["namespace"] == ""

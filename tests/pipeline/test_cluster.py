@@ -227,24 +227,22 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        {"node_selector": {"cloud.google.com/gke-spot": "true"}},
-        {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
-        {"node_selector": {"karpenter.sh/capacity-type": "spot"}},
-        {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
-        {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
-    ],
-)
+SPOT = [
+    {"node_selector": {"cloud.google.com/gke-spot": "true"}},
+    {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
+    {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
+    {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
+]
+
+
+@pytest.mark.parametrize("pool", SPOT)
 def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_path, pool):
     def said(**more):
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
         return spot_warning(load_cluster(tmp_path / "cluster.yaml"))
 
     assert "Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob" in said()
-    assert not said(retries={"policy": "Always"})
-    assert not said(training={"as": "trainjob"})
+    assert not said(retries={"policy": "Always"}) and not said(training={"as": "trainjob"})
     assert not said(gpu={"count": 1, "node_selector": {"cloud.google.com/gke-spot": "false", "team": "spotlight"}})
     assert not said(gpu={"count": 0}, cpu={})
 

@@ -70,33 +70,18 @@ def test_of_a_stage_in_parts_the_stage_is_named_and_not_what_kubeflow_wraps_arou
     assert "failed: shard-part\n" in capsys.readouterr().out
 
 
-@pytest.fixture
-def meanwhile(server, monkeypatch):
-    """meanwhile(act): at each look at a run the stages in the cluster do `act(run)`."""
-    move = server.move
-
-    def use(act):
-        def act_and_move(run, state):
-            act(run)
-            move(run, state)
-
-        monkeypatch.setattr(server, "move", act_and_move)
-
-    return use
-
-
-def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys, meanwhile):
+def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys):
     """After Kubeflow's own Retry too, which repeats stages, but not the stage summary."""
     play(server, "wrong input")
     note = Note("classifier", "failed", code=2, lines=["no such model"])
-    meanwhile(lambda run: write_note(waiting.work, run["run_id"], note))
+    server.meanwhile = lambda run: write_note(waiting.work, run["run_id"], note)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
     assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
     assert "\nCommand to go on: must-pipeline submit --again " in out
 
 
-def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys, meanwhile):
+def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys):
     """The notes know how many labelling pods there should be."""
 
     def leave(run):
@@ -104,7 +89,7 @@ def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys
             write_note(waiting.work, run["run_id"], Note(stage, "done", facts=facts))
 
     play(server, "success")
-    meanwhile(leave)
+    server.meanwhile = leave
     waiting()
     assert "\nPromoted r7. Then broken off: predict-1-of-3 and 1 more never started\n" in capsys.readouterr().out
 
@@ -175,7 +160,7 @@ def test_silence_for_longer_than_that_does(server, waiting, capsys, monkeypatch)
     assert waiting() == 2 and "502" in capsys.readouterr().err
 
 
-def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_path, monkeypatch, meanwhile):
+def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_path, monkeypatch):
     """A pod's projected token is replaced by the kubelet before it expires."""
     monkeypatch.delenv("KFP_TOKEN")
     (tmp_path / "token").write_text("first")
@@ -186,7 +171,7 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
         (tmp_path / "token").write_text("second")
         server.wanted_header = ("Authorization", "Bearer second")
 
-    meanwhile(expire)
+    server.meanwhile = expire
     assert waiting("--token-file", tmp_path / "token") == 0
 
 
