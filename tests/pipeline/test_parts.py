@@ -16,9 +16,9 @@ def part(number, source, work):
     shard_part.python_func(f"{number}/2", str(source), str(work), "7", settings=SETTINGS)
 
 
-def finish(source, work, tmp_path, run="7", **settings):
+def finish(source, work, tmp_path, run="7"):
     artifact = SimpleNamespace(path=str(tmp_path / "index"), metadata={})
-    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS | settings)
+    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS)
     return sha256, artifact.metadata["images"]
 
 
@@ -36,15 +36,3 @@ def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
     assert results == {"shard-1-of-2": "done", "shard-2-of-2": "done", "shard": "20 images, revision 0"}
     part(1, source, work)  # the run is submitted again: nothing is packed again
     assert finish(source, work, tmp_path, "8") == made
-
-
-def test_a_run_may_allow_more_rejected_files(tmp_path, capfd):
-    source, work = tmp_path / "in", tmp_path / "work"
-    zoo.fill(source, 10)
-    for number in range(6):
-        (source / f"junk-{number}.jpg").write_bytes(b"no image")
-    with pytest.raises(SystemExit, match="2"):
-        finish(source, work, tmp_path)
-    assert "--max-rejected" in capfd.readouterr().err
-    finish(source, work, tmp_path, "8", **{"max-rejected": 0.4})
-    assert load_index(str(work / "shards")).rejected == 6
