@@ -36,8 +36,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(args.model, args.batch, device)
     training.step()  # creates the optimizer's moments
-    size = sum(v.numel() * v.element_size() for v in tensors(training.state()))
-    print(f"{args.model} on {device}, {torch.get_num_threads()} threads, batch {args.batch}; state {size / 1e9:.2f} GB")
+    print(f"{args.model} on {device}, {torch.get_num_threads()} threads, batch {args.batch}")
     kinds = {"none": Nothing, "background": Background, "torch.save": Plain}
     speeds: dict[str, list[float]] = {name: [] for name in kinds}
     stalls: dict[str, list[float]] = {name: [] for name in kinds}
@@ -137,13 +136,6 @@ class Plain(Nothing):
             file.flush()
             os.fsync(file.fileno())
         return True
-
-
-def tensors(value: object) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for item in items for tensor in tensors(item)]
 
 
 if __name__ == "__main__":

@@ -209,10 +209,7 @@ def render(glyphs: Tensor, count: int, generator: torch.Generator) -> tuple[Tens
     digits = torch.randint(10, (count,), generator=generator)
     pictures = glyphs[torch.randint(len(glyphs), (count,), generator=generator), digits]
     angle, shear = uniform(-0.25, 0.25), uniform(-0.3, 0.3)
-    width, height = (
-        uniform(0.45, 1.0),
-        uniform(0.5, 0.75),
-    )  # shares of the canvas that are shown: the ink fills the frame
+    width, height = uniform(0.45, 1.0), uniform(0.5, 0.75)  # shares of the canvas that the ink fills
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
     skew = torch.stack([torch.stack([width, shear], -1), torch.stack([torch.zeros(count), height], -1)], 1)

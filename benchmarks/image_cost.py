@@ -111,10 +111,6 @@ def scans(width: int, height: int, count: int) -> bytes:
     return data[:second] + extra * (count - 2) + data[second:]
 
 
-def cmyk(width: int, height: int) -> bytes:
-    return encode(texture(width, height, "CMYK"), "JPEG")
-
-
 def exif_of_itself(tags: int, size: int) -> bytes:
     """A JPEG whose EXIF entries all point at the same bytes, in APP1 segments that Pillow joins."""
     entries = b"".join(struct.pack("<HHLL", 1000 + n, 7, size, 8) for n in range(tags))
@@ -165,42 +161,27 @@ def cmyk_profile(steps: int) -> bytes:
 CASES: dict[str, Callable[[], bytes]] = {
     "JPEG 4:2:0": lambda: encode(texture(9400, 9400), "JPEG", quality=85),
     "JPEG 4:4:4": lambda: encode(texture(9400, 9400), "JPEG", quality=85, subsampling=0),
-    "JPEG grey": lambda: encode(texture(9400, 9400, "L"), "JPEG"),
     "JPEG turned (EXIF 6)": lambda: encode(texture(9400, 9400), "JPEG", exif=orientation(6)),
-    "JPEG CMYK": lambda: cmyk(9400, 9400),
-    "JPEG progressive, 12 MP": lambda: encode(texture(4000, 3000), "JPEG", progressive=True),
+    "JPEG CMYK": lambda: encode(texture(9400, 9400, "CMYK"), "JPEG"),
     "JPEG progressive": lambda: encode(texture(9400, 9400), "JPEG", progressive=True),
-    "JPEG 20 scans, 20 MP": lambda: scans(4500, 4500, 12),
     "JPEG 99 scans": lambda: scans(9400, 9400, 90),
-    "JPEG 99 scans, 4 MP": lambda: scans(2000, 2000, 90),
     "JPEG EXIF of itself": lambda: exif_of_itself(4000, 1_000_000),
     "JPEG with 40 MB of tables": lambda: segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 615),
-    "JPEG with 250 MB of tables": lambda: segments(0xDB, (b"\0" + b"\1" * 64) * 1000, 3850),
     "JPEG with 40 MB of Photoshop's": lambda: segments(
         0xED, b"Photoshop 3.0\0" + b"8BIM\4\4".ljust(12, b"\0") * 5400, 615
     ),
     "JPEG CMYK, profile of 30,000 steps": lambda: cmyk_profile(30_000),
     "PNG with 3,000 profiles": lambda: profiles(3000),
-    "PNG with 9,000 profiles": lambda: profiles(9000),
     "PNG RGB": lambda: encode(texture(9400, 9400), "PNG", compress_level=1),
-    "PNG RGB zeros": lambda: png(9400, 9400, 8, 2),
     "PNG RGBA": lambda: png(9400, 9400, 8, 6),
-    "PNG palette": lambda: png(9400, 9400, 8, 3),
     "PNG palette, transparent": lambda: png(9400, 9400, 8, 3, more=chunk(b"tRNS", b"\0" * 200)),
-    "PNG grey": lambda: png(9400, 9400, 8, 0),
-    "PNG 1 bit": lambda: png(9400, 9400, 1, 0),
-    "PNG grey 16": lambda: png(9400, 9400, 16, 0),
-    "PNG grey-alpha 16": lambda: png(9400, 9400, 16, 4),
-    "PNG RGB 16": lambda: png(9400, 9400, 16, 2),
     "PNG RGBA 16": lambda: png(9400, 9400, 16, 6),
-    "PNG RGBA interlaced": lambda: png(9400, 9400, 8, 6, interlaced=True),
     "PNG RGBA 16 interlaced": lambda: png(9400, 9400, 16, 6, interlaced=True),
     "WebP lossy, 20 MP": lambda: encode(texture(5000, 4000), "WEBP", quality=80, method=0),
     "WebP lossless, 20 MP": lambda: encode(texture(5000, 4000), "WEBP", lossless=True, quality=0, method=0),
     "WebP alpha, 20 MP": lambda: encode(texture(5000, 4000, "RGBA"), "WEBP", quality=80, method=0),
     "WebP 88 MP": lambda: encode(Image.new("RGB", (16383, 5400)), "WEBP", method=0),
     "WebP animated 20 MP": lambda: webp_animated(5000, 4000),
-    "WebP animated 88 MP": lambda: webp_animated(16383, 5400),
 }
 
 

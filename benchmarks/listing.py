@@ -48,13 +48,8 @@ def main() -> None:
             url = f"http://{HOST}:{int(server.stdout.readline())}"
             settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
             settings |= {"AWS_REGION": "us-east-1", "STORAGE_EMULATOR_HOST": url}
-            result = subprocess.run(
-                [*command, str(count), "--measure"],
-                env=os.environ | settings,
-                check=True,
-                capture_output=True,
-                text=True,
-            )
+            measuring, environment = [*command, str(count), "--measure"], os.environ | settings
+            result = subprocess.run(measuring, env=environment, check=True, capture_output=True, text=True)
             server.kill()
         cost = json.loads(result.stdout)
         assert cost["items"] == count

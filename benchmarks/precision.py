@@ -10,13 +10,12 @@ from the first run's, and top-1 of teacher and zero-shot model on the test part.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.digits import accuracy, prepare
+from benchmarks.digits import accuracy, must, prepare
 from must.evaluation.report.provenance import training_log
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -31,12 +30,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="17 steps each [%(default)s]")
     options = parser.parse_args()
     prepare(options.output)
-    zero_shot = zero_shot_bundle(load_text_classifier(str(options.output / "classifier.safetensors")))
-    print(f"zero-shot: top-1 {accuracy(zero_shot, 'test'):.1f}")
+    classifier = str(options.output / "classifier.safetensors")
+    print(f"zero-shot: top-1 {accuracy(zero_shot_bundle(load_text_classifier(classifier)), 'test'):.1f}")
     logs, base = {}, None
     for name, (precision, seed) in RUNS.items():
         folder = options.output / f"{precision}-{seed}-{options.epochs}"
-        train(options.output, folder, precision, seed, options.epochs)
+        flags = ("--precision", precision, "--seed", seed, "--epochs", options.epochs, "--log-every", 10)
+        must("train", "--preset", "digits", "--shards", options.output / "shards", "--classifier", classifier,
+             "--output", folder, *flags)  # fmt: skip
         logs[name] = training_log(str(folder))
         base = base or logs[name]
         distance = {
@@ -48,13 +49,6 @@ def main() -> None:
         print("  " + "  ".join(f"{value} {number:.4f}" for value, number in distance.items()))
         for line in logs[name][4::5]:
             print(f"  step {line['step'] + 1:3}  " + "  ".join(f"{value} {line[value]:.3f}" for value in VALUES))
-
-
-def train(work: Path, output: Path, precision: str, seed: int, epochs: int) -> None:
-    command: list[object] = [sys.executable, "-m", "must", "train", "--preset", "digits", "--log-every", "10"]
-    command += ["--shards", work / "shards", "--classifier", work / "classifier.safetensors", "--output", output]
-    command += ["--precision", precision, "--seed", str(seed), "--epochs", str(epochs)]
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

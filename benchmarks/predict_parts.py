@@ -1,4 +1,4 @@
-"""Labels a folder of shards with one to four processes, compared with plain onnxruntime on decoded images.
+"""Labels a folder of shards with one process and with two, compared with plain onnxruntime on decoded images.
 
     python benchmarks/predict_parts.py --model onnx/ --shards shards/ [--split train] [--runs 3]
 
@@ -52,8 +52,6 @@ def main() -> None:
         "plain onnxruntime, decoded images": plain,
         "must predict, 1 part": lambda: label(options, ["1/1"], cores(), 0),
         "must predict, 2 parts": lambda: label(options, ["1/2", "2/2"], 1, 1),
-        "must predict, 4 parts": lambda: label(options, ["1/4", "2/4", "3/4", "4/4"], 1, 1),
-        "Python's start and imports alone": start_alone,
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.runs):
@@ -65,12 +63,8 @@ def main() -> None:
     for name, times in seconds.items():
         middle, speeds = statistics.median(times), [len(pixels) / duration for duration in times]
         rate = f"{len(pixels) / middle:8.0f} images/s [{min(speeds):.0f}, {max(speeds):.0f}]"
-        print(f"{name:<36}{middle:7.2f} s" + ("" if run_only(name) else f"{rate:>34}  {best / middle:5.2f} x plain"))
+        print(f"{name:<36}{middle:7.2f} s{rate:>34}  {best / middle:5.2f} x plain")
     print(f"load after: {os.getloadavg()[0]:.1f}")
-
-
-def run_only(name: str) -> bool:
-    return name.startswith("Python")
 
 
 def decode_split(options: argparse.Namespace, preprocess: Preprocess) -> np.ndarray:
@@ -91,11 +85,6 @@ def label(options: argparse.Namespace, parts: list[str], workers: int, threads: 
         command += ["--workers", str(workers), "--threads", str(threads)]
         programs = [subprocess.Popen([*command, "--part", part], stdout=subprocess.DEVNULL) for part in parts]
         assert [program.wait() for program in programs] == [0] * len(parts)
-
-
-def start_alone() -> None:
-    code = "import must.api.cli, must.deploy.predict.images, onnxruntime, pyarrow.parquet"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ machine affects all of them; ratios are of medians. With shards, top-1 on the la
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,8 +41,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--seconds", type=float, default=4, help="of measuring, for each candidate and batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also torch.compile")
-    parser.add_argument("--json", help="write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +59,6 @@ def main() -> None:
             print(f"{name:<22}{1e3 * middle:>10.2f}{1e3 * p99:>10.2f}{batch / middle:>11.1f}{ratio:>9.2f}")
     for name, value in accuracy.items():
         print(f"top-1 {name:<16}{100 * value:>10.2f}%")
-    if options.json:
-        numbers = {str(batch): {name: list(times) for name, times in rows.items()} for batch, rows in results.items()}
-        Path(options.json).write_text(json.dumps({"seconds": numbers, "top1": accuracy}))
 
 
 def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, folder: Path) -> dict[str, Classify]:
@@ -77,9 +71,10 @@ def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, fold
 
         return run
 
-    candidates: dict[str, Classify] = {"torch eager": torch_run(bundle.model)}
-    if options.compile:
-        candidates["torch.compile"] = torch_run(torch.compile(bundle.model))
+    candidates: dict[str, Classify] = {
+        "torch eager": torch_run(bundle.model),
+        "torch.compile": torch_run(torch.compile(bundle.model)),
+    }
     for precision in ("fp32", "int8"):
         output = str(folder / precision)
         config = ExportConfig(

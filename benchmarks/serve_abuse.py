@@ -16,7 +16,6 @@ import json
 import re
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import threading
@@ -29,13 +28,6 @@ from pathlib import Path
 from benchmarks.image_cost import chunk, encode, png, scans, segments, texture, webp_animated
 
 NAME = "photos"
-
-
-def make_body(files: list[bytes]) -> bytes:
-    data = [base64.b64encode(file).decode() for file in files]
-    return json.dumps(
-        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": data}]}
-    ).encode()
 
 
 class Client:
@@ -68,37 +60,14 @@ class Client:
             stop.wait(pause)
 
 
-def requests(files: list[bytes], clients: int) -> Callable[[int, threading.Event], None]:
-    """`clients` clients, each of which repeats the same request as soon as it is answered."""
-    body = make_body(files)
+def sends(data: bytes, clients: int) -> Callable[[int, threading.Event], None]:
+    """`clients` clients, each of which sends these bytes over new connections and reads the response."""
 
     def client(port: int, stop: threading.Event) -> None:
         while not stop.is_set():
-            with suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-                connection.request("POST", f"/v2/models/{NAME}/infer", body)
-                connection.getresponse().read()
-                connection.close()
-
-    def abuse(port: int, stop: threading.Event) -> None:
-        threads = [threading.Thread(target=client, args=(port, stop), daemon=True) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        stop.wait()
-
-    return abuse
-
-
-def sends(data: bytes, clients: int, reset: bool = False) -> Callable[[int, threading.Event], None]:
-    """`clients` clients, each of which sends these bytes over new connections and reads the response, or resets it."""
-
-    def client(port: int, stop: threading.Event) -> None:
-        while not stop.is_set():
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(data)
-                if reset:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                elif data:
+                if data:
                     connection.recv(200)
 
     def abuse(port: int, stop: threading.Event) -> None:
@@ -109,25 +78,25 @@ def sends(data: bytes, clients: int, reset: bool = False) -> Callable[[int, thre
     return abuse
 
 
+def infer(file: bytes, count: int) -> bytes:
+    """A request with `count` times the same file."""
+    data = [base64.b64encode(file).decode()] * count
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [count], "data": data}
+    return post(f"/v2/models/{NAME}/infer", json.dumps({"inputs": [tensor]}).encode())
+
+
 def post(path: str, body: bytes) -> bytes:
     return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def of_json(data: bytes, shape: str) -> bytes:
-    tensor = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":%s,"data":%s}]}' % (shape.encode(), data)
-    return post(f"/v2/models/{NAME}/infer", tensor)
-
-
-def connections(count: int, start: bytes) -> Callable[[int, threading.Event], None]:
-    """`count` connections that send `start` and then nothing, opened again when they are closed."""
+def connections(count: int) -> Callable[[int, threading.Event], None]:
+    """`count` connections that send nothing, opened again when they are closed."""
 
     def abuse(port: int, stop: threading.Event) -> None:
         open_clients: list[socket.socket] = []
         while not stop.is_set():
             with suppress(OSError):
-                client = socket.create_connection(("127.0.0.1", port), timeout=5)
-                client.sendall(start)
-                open_clients.append(client)
+                open_clients.append(socket.create_connection(("127.0.0.1", port), timeout=5))
             if len(open_clients) > count:
                 open_clients.pop(0).close()
                 stop.wait(0.002)
@@ -139,31 +108,22 @@ def connections(count: int, start: bytes) -> Callable[[int, threading.Event], No
 
 def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
     photo = encode(texture(1000, 800), "JPEG")
-    small, get = encode(texture(32, 32), "PNG"), b"GET /metrics HTTP/1.1\r\nhost: x\r\n"
-    chunked = b"POST /classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    small = encode(texture(32, 32), "PNG")
+    data = b"[" + b"{}," * 5_000_000 + b"{}]"
+    objects = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1],"data":%s}]}' % data
     return {
         "nothing": lambda port, stop: None,
-        "64 animated WebPs of 90 bytes, 36 MP each, 4 clients": requests([webp_animated(6000, 6000)] * 64, 4),
-        "1 animated WebP of 36 MP, 8 clients": requests([webp_animated(6000, 6000)], 8),
-        "1 PNG RGBA-16 of 36 MP, 8 clients": requests([png(6000, 6000, 16, 6)], 8),
-        "1 JPEG of 90 scans, 20 MP, 8 clients": requests([scans(4500, 4500, 90)], 8),
-        "64 photos of 0.8 MP, 8 clients": requests([photo] * 64, 8),
+        "1 animated WebP of 36 MP, 8 clients": sends(infer(webp_animated(6000, 6000), 1), 8),
+        "1 PNG RGBA-16 of 36 MP, 8 clients": sends(infer(png(6000, 6000, 16, 6), 1), 8),
+        "1 JPEG of 90 scans, 20 MP, 8 clients": sends(infer(scans(4500, 4500, 90), 1), 8),
+        "64 photos of 0.8 MP, 8 clients": sends(infer(photo, 64), 8),
         "connections opened and closed, 50 clients": sends(b"", 50),
-        "a picture sent and reset, 20 clients": sends(post("/classify", small), 20, reset=True),
-        "200 requests for /metrics at once, 20 clients": sends((get + b"\r\n") * 200, 20),
-        "heads of 12,000 fields, 8 clients": sends(get + b"a: b\r\n" * 12_000 + b"\r\n", 8),
-        "6 MB in chunks of one byte, 4 clients": sends(chunked + b"1\r\nx\r\n" * 1_000_000, 4),
         "a JPEG of 64,500 segments, 4 clients": sends(post("/classify", segments(0xFE, b"", 64_500)), 4),
         "a PNG of 21,000 chunks, 4 clients": sends(
             post("/classify", small[:33] + chunk(b"aaAa", b"") * 21_000 + small[33:]), 4
         ),
-        "15 MB of JSON that is empty objects, 4 clients": sends(of_json(b"[" + b"{}," * 5_000_000 + b"{}]", "[1]"), 4),
-        "15 MB of JSON that is numbers, 4 clients": sends(of_json(b"[" + b"0," * 7_500_000 + b"0]", "[1]"), 4),
-        "2,000 silent connections": connections(2000, b""),
-        "2,000 half heads": connections(2000, b"POST /classify HTTP/1.1\r\nhost: x\r\n"),
-        "2,000 half bodies": connections(
-            2000, b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n\xff"
-        ),
+        "15 MB of JSON that is empty objects, 4 clients": sends(post(f"/v2/models/{NAME}/infer", objects), 4),
+        "2,000 silent connections": connections(2000),
     }
 
 

@@ -86,10 +86,11 @@ def main() -> None:
         print("\n| | clients | p50 ms | p99 ms | images/s | of onnxruntime | of decode + onnxruntime | x plain |")
         print("|---|--:|--:|--:|--:|--:|--:|--:|", flush=True)
         plain: dict[int, float] = {}
-        for name, command in {
-            "FastAPI + torch": [sys.executable, "-c", PLAIN, bundle, "PORT"],
-            **{f"must serve {name}": serve_command(path) for name, path in models.items()},
-        }.items():
+        commands = {"FastAPI + torch": [sys.executable, "-c", PLAIN, bundle, "PORT"]}
+        for name, path in models.items():
+            serve = ["serve", "--model", str(path), "--port", "PORT", "--drain", "0"]
+            commands[f"must serve {name}"] = [sys.executable, "-m", "must", *serve]
+        for name, command in commands.items():
             for clients in options.clients:
                 speed = measure(command, folder / "pictures", clients, options)
                 plain.setdefault(clients, speed["rate"])
@@ -113,14 +114,9 @@ def make_models(options, folder: Path) -> tuple[str, dict[str, Path]]:
     models = {}
     for precision in ("fp32", "int8"):
         models[precision] = folder / precision
+        output = str(models[precision])
         export(
-            ExportConfig(
-                model=bundle,
-                output=str(models[precision]),
-                precision=precision,
-                shards=options.shards,
-                min_agreement=1e-9,
-            )
+            ExportConfig(model=bundle, output=output, precision=precision, shards=options.shards, min_agreement=1e-9)
         )
     return bundle, models
 
@@ -186,34 +182,16 @@ def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tupl
     return max(rates)[0], rate
 
 
-def serve_command(path: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "must",
-        "serve",
-        "--model",
-        str(path),
-        "--port",
-        "PORT",
-        "--drain",
-        "0",
-    ]
-
-
 def measure(command: list[str], pictures: Path, clients: int, options) -> dict:
     """Starts the server, warms it up, and runs the clients' process."""
+    from benchmarks.stores import free_port, running
+
     port = free_port()
-    server = subprocess.Popen([str(port) if word == "PORT" else word for word in command], stdout=subprocess.DEVNULL)
-    try:
-        wait_for(port, server)
+    with running([str(port) if word == "PORT" else word for word in command], port):
         load_command = [sys.executable, __file__, "--load", str(port), str(pictures), "--clients", str(clients)]
         subprocess.run([*load_command, "--seconds", "2"], check=True, capture_output=True)
         load_command += ["--seconds", str(options.seconds)]
         return json.loads(subprocess.run(load_command, check=True, capture_output=True, text=True).stdout)
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def load(port: int, folder: Path, clients: int, seconds: float) -> None:
@@ -248,27 +226,6 @@ def load(port: int, folder: Path, clients: int, seconds: float) -> None:
     duration = asyncio.run(all_clients())
     p50, p99 = np.percentile(times, [50, 99]) * 1e3
     print(json.dumps({"p50": p50, "p99": p99, "rate": len(times) / duration, "failed": failed}))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port: int, server: subprocess.Popen) -> None:
-    import socket
-
-    for _ in range(600):
-        assert server.poll() is None, "the server has ended"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit("the server does not answer")
 
 
 if __name__ == "__main__":

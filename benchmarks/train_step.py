@@ -29,13 +29,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-16-quickgelu", help="an open_clip ViT [%(default)s]")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step [%(default)s]")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step, ours only")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two others [%(default)s]")
     parser.add_argument("--rounds", type=int, default=1, help="times that all variants take turns [%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
-    parser.add_argument("--checkpointing", action="store_true", help="also measure ours with activation checkpointing")
     parser.add_argument("--profile", action="store_true", help="print where the time of each variant's step goes")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -57,8 +55,6 @@ def variants(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     if options.compile:
         rows.append({"name": "must, bf16, compiled", "precision": "bf16", "compile": True})
-    if options.checkpointing:
-        rows.append({"name": "must, bf16, checkpointing", "precision": "bf16", "activation_checkpointing": True})
     plain = {"name": "plain, fp32", "plain": True, "precision": "fp32"}
     return [plain, {"name": "plain, bf16 autocast", "plain": True, "precision": "bf16"}, *rows]
 
@@ -168,25 +164,17 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
 
     prepare_machine(device)
     settings = {name: value for name, value in variant.items() if name not in ("name", "plain")}
-    config = TrainConfig(
-        shards="-", classifier="-", output="-", batch_size=options.batch_size, accumulate=options.accumulate, **settings
-    )
+    config = TrainConfig(shards="-", classifier="-", output="-", batch_size=options.batch_size, **settings)
     student = MaskedViT(visual, classifier).to(device)
     preprocess, alone = Preprocess(size=visual.image_size[0]), World(0, 1, device)
     step = MustStep(student, preprocess, config, alone, 1000, 1000)
     if device.type == "cpu":
         share_cores(division(step.work).threads)
-    size, (weak, strong, masked) = options.batch_size // options.accumulate, data
+    weak, strong, masked = data
     if config.compile:
-        compile_blocks(step, masked.shape[1], size)
-    samples = torch.arange(len(weak))
-    parts = [
-        TrainBatch(
-            weak[n : n + size], strong[n : n + size], masked[n : n + size], samples[n : n + size], torch.tensor(0)
-        )
-        for n in range(0, options.batch_size, size)
-    ]
-    return lambda number: step(number, parts), step.precision
+        compile_blocks(step, masked.shape[1], len(weak))
+    batch = TrainBatch(weak, strong, masked, torch.arange(len(weak)), torch.tensor(0))
+    return lambda number: step(number, [batch]), step.precision
 
 
 def forward_flops(visual: Any) -> float:

@@ -155,7 +155,7 @@ def pipeline() -> str:
     out += ["| command | does |\n|---|---|"]
     out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text) in COMMANDS.items()]
     out.append(
-        "\nEach has `--help`. In a checkout `python pipeline/compile.py` and its neighbours are the same commands.\n"
+        "\nEach has `--help`. In a checkout `python pipeline/compile.py` and `pipeline/run_local.py` do the same.\n"
     )
     out.append("## A run's parameters\n")
     out.append("The lines of `run.yaml`, and of `parameters:` in a schedule.\n")

@@ -41,21 +41,17 @@ def hello(config: HelloConfig) -> dict[str, int]:
     storage.write_bytes(config.output, f"hello, {config.name}".encode())
     return {"greetings": 1}
 """,
-    "components/must_components/hello.py": """
-from kfp import dsl
-
-from must_components import images
-
-
-@dsl.component(base_image=images.SHARD, install_kfp_package=False)
+}
+HELLO = """@dsl.component(base_image=SHARD, install_kfp_package=False)
 def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifact]) -> None:
     from must.runtime.stages import library
     from must.runtime.supervise import supervised
 
     values = {"name": name, "output": greeting.path}
     supervised("hello", library, run_id, work_uri, stage="hello", values=values)
-""",
-}
+
+
+"""
 EDITS = {  # file: (before what, what)
     "must/config/__init__.py": [("from must.config.predict", "from must.config.hello import HelloConfig\n")],
     "must/api/stages.py": [
@@ -63,15 +59,17 @@ EDITS = {  # file: (before what, what)
     ],
     "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
     "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard", 4),\n')],
+    "components/must_components/components.py": [
+        ("@dsl.component(base_image=TORCH, install_kfp_package=False)\ndef inputs(", HELLO)
+    ],
     "pipeline/must_pipeline/dag.py": [
-        ("from must_components.inputs", "from must_components.hello import hello\n"),
-        ("            classifier_task = classifier(", '            configure(hello(name="world", **run), "hello")\n'),
+        ('            weights = add("classifier"', '            add("hello", name="world", **run)\n')
     ],
 }
 MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml", "docs/reference/", "docs/architecture.md")
 COMPONENT = """
 from kfp import local
-from must_components.hello import hello
+from must_components.components import hello
 
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root="runs")
 task = hello(work_uri="work", run_id="7", name="world")

@@ -1,10 +1,15 @@
-"""Kubernetes' API with a pod's service account; standard library only, because not every image has a client."""
+"""Kubernetes' API with a pod's service account, and what an Argo workflow says about a run's stages.
+
+Standard library only, because not every image has a client.
+"""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
-import logging
 import os
+import re
 import ssl
 import urllib.error
 import urllib.parse
@@ -15,25 +20,14 @@ from typing import Any
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
-from must.base.text import one_line
 from must.config.defaults import list_parts
 from must.runtime.notes import Facts, part_name
 from must.runtime.places import WorkUri
-from must_components.serving.manifest import (
-    GROUP,
-    KIND,
-    PLURAL,
-    VERSION,
-    inference_service,
-    keep_size,
-    require_reachable,
-)
-
-logger = logging.getLogger(__name__)
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
 TIMEOUT = 30  # seconds
 TRAINER = "trainer.kubeflow.org"
+RUN = "pipeline/runid"  # label: the run whose TrainJob it is; nothing deletes or follows a job of another run
 
 
 class Cluster:
@@ -72,52 +66,23 @@ class Cluster:
         except OSError as error:
             raise TransientError(f"the API server of Kubernetes does not answer ({type(error).__name__})") from None
 
-    @classmethod
-    def to_serve(cls) -> Cluster:
-        """The cluster of this pod. Raises ValueError: this process is not in a pod."""
-        if (cluster := cls.of_this_pod()) is None:
-            raise UserError("serve: apply works in a pod of the cluster only; here, use `write`")
-        return cluster
-
-    def apply(self, manifest: dict[str, Any], dry: bool = False) -> str:
-        """Server-side apply; a running server's replicas and resources are kept (see keep_size). Returns the namespace.
-
-        `dry`: only check the permissions, KServe, and its webhooks.
-        Raises ValueError: no permission, or the cluster has no InferenceService; TransientError: see `request`.
-        """
-        path = f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{PLURAL}/{manifest['metadata']['name']}"
-        status, response = self.request("GET", path)
-        if status == 200 and (sizes := keep_size(manifest, response)) and not dry:
-            logger.warning(f"serve: the cluster's values are kept, not those of cluster.yaml: {sizes}")
-        if status == 403 and not dry:
-            logger.warning(
-                "serve: no right to read the server, so replicas and resources are those of cluster.yaml; "
-                "apply deploy/serving.yaml"
-            )
-        patch_path = f"{path}?fieldManager=must&force=true{'&dryRun=All' * dry}"
-        status, response = self.request("PATCH", patch_path, manifest, "application/apply-patch+yaml")
-        message = one_line(response.get("message") or "no reason")[:300]
-        if status == 403:
-            raise UserError(
-                f"serve: the service account may not apply an {KIND} in {self.namespace}; apply "
-                f"deploy/serving.yaml or use `write` ({message})"
-            )
-        require(status != 404, f"serve: this cluster has no {KIND}; install KServe")
-        require(status < 400, f"serve: the API server refuses the {KIND}: {status} {message}")
-        return self.namespace
-
     def check_trainer(self, runtime: str) -> None:
         """Raises ValueError: the training runtime does not exist, or no permission to create TrainJobs."""
         self.runtime_kind(runtime)
+        attributes = {"namespace": self.namespace, "group": TRAINER, "resource": "trainjobs", "verb": "create"}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }  # fmt: skip
+        status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         require(
-            self.may("create", TRAINER, "trainjobs"),
+            status >= 400 or bool(response.get("status", {}).get("allowed")),  # a cluster may not answer the question
             f"train: the service account may not create TrainJobs in {self.namespace}; give it the role in "
             "deploy/trainjobs.yaml",
         )
 
     def runtime_kind(self, runtime: str) -> str:
-        """TrainingRuntime or ClusterTrainingRuntime: the one of this name that is there.
-        Raises ValueError: there is none, or it cannot be read."""
+        """TrainingRuntime or ClusterTrainingRuntime: the one of this name that is there."""
         path = f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainingruntimes/{runtime}"
         status, _ = self.request("GET", path)
         if status == 200:
@@ -134,16 +99,6 @@ class Cluster:
             "deploy/training-runtime.yaml applied? (for a runtime of the cluster also deploy/trainjobs-cluster.yaml)"
         )
 
-    def may(self, verb: str, group: str, resource: str) -> bool:
-        """Whether this account has a permission in its namespace; True if the cluster does not answer the question."""
-        attributes = {"namespace": self.namespace, "group": group, "resource": resource, "verb": verb}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes},
-        }  # fmt: skip
-        status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-        return status >= 400 or bool(response.get("status", {}).get("allowed"))
-
     def job_path(self, name: str = "") -> str:
         """Of a TrainJob, or of all of them."""
         return f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainjobs" + (f"/{name}" if name else "")
@@ -157,6 +112,17 @@ class Cluster:
         options = {"propagationPolicy": propagation, "preconditions": {"uid": job["metadata"]["uid"]}}
         status, _ = self.request("DELETE", self.job_path(job["metadata"]["name"]), options)
         return status
+
+    def end_job(self, name: str, run_id: str) -> str:
+        """Deletes the run's TrainJob. Returns a clause about the outcome."""
+        status, job = self.request("GET", self.job_path(name))
+        if status == 200:
+            if (owner := (job["metadata"].get("labels") or {}).get(RUN, "")) != run_id:
+                return f"belongs to the run {owner or '(no label)'} and was not deleted"
+            status = self.delete_job(job, "Background")
+        if status < 400 or status in (404, 409):
+            return "was deleted; its checkpoints stay"
+        return f"still runs ({status}): kubectl delete trainjob {name} -n {self.namespace}"
 
     def node_pods(self, job: str) -> list[dict[str, Any]]:
         """The pods of a TrainJob's nodes, the newest first."""
@@ -201,22 +167,59 @@ class Cluster:
 def check_inputs(
     facts: Facts, work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str
 ) -> str:  # fmt: skip
-    """The stage inputs: checks the run's `parameters`, and whether the cluster has what later stages need. Returns a
-    sha256 of the contents of class file and model.
-
-    `runtime` is empty if training is not a TrainJob.
-    Raises ValueError: the cluster would refuse a request of a later stage; TransientError if it does not answer.
-    """
+    """The stage inputs: also checks whether the cluster would refuse a request of a later stage."""
     from must.runtime import inputs  # not in the image of the launcher
+    from must_components.serving import service
 
     parts, serve = list_parts(int(parameters.get("predict_pods", 0))), parameters.get("serve", "none")
     facts.then = [part_name("predict", part) for part in parts] + ["serve"] * (serve != "none")
     result = inputs.check_inputs(parameters, work_uri)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
     if serve == "apply":
-        require_reachable(registry, server)
-        Cluster.to_serve().apply(inference_service(registry, parameters["model_name"], server), dry=True)
+        service.require_reachable(registry, server)
+        service.apply(service.inference_service(registry, parameters["model_name"], server), dry=True)
     if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"
     return result
+
+
+def failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
+    """By stage, the messages of its failed pods in an Argo workflow, the latest last. Kubeflow's own step before a
+    stage has a name such as train-driver."""
+    messages = dict[str, list[str]]()
+    for node in sorted(read_nodes(workflow), key=lambda node: node.get("startedAt") or ""):
+        if node.get("type") == "Pod" and node.get("phase") in ("Failed", "Error"):
+            messages.setdefault(parse_stage(node["name"]), []).append(node.get("message") or "no reason given")
+    return messages
+
+
+def read_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes, which Argo compresses in a large workflow."""
+    status = workflow.get("status") or {}
+    packed = status.get("compressedNodes")
+    nodes = json.loads(gzip.decompress(base64.b64decode(packed))) if packed else status.get("nodes")
+    return list((nodes or {}).values())
+
+
+def parse_stage(node: str) -> str:
+    """The stage: train for must-x(0).root(0).exit-handler-1(0).train(0).executor(0)."""
+    parts = [re.sub(r"\([\d:]+\)$", "", part) for part in node.split(".")]
+    return next(part for part in reversed(parts) if part != "executor")
+
+
+def is_refused(message: str) -> bool:
+    """Whether Kubernetes refuses the pod permanently; a pod over a quota only waits."""
+    refused = re.search(r"is forbidden: |denied the request: ", message)
+    return refused is not None and "exceeded quota" not in message
+
+
+def parse_exit_code(message: str) -> int | None:
+    """The exit code of a pod that ended by itself; None if it was killed, or unknown."""
+    match = re.search(r"^main: Error \(exit code (\d+)\)", message)
+    return int(match[1]) if match and match[1] not in ("137", "143") else None
+
+
+def is_stopped(workflow: dict[str, Any]) -> bool:
+    """Kubeflow Pipelines terminates a run by a deadline of 0 s, Argo by `shutdown`."""
+    return workflow["spec"].get("activeDeadlineSeconds") == 0 or bool(workflow["spec"].get("shutdown"))

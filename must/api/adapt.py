@@ -259,7 +259,7 @@ def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
 def check_labels(test_images: str, state: WorkState) -> None:
     """Raises UserError: no labelled image has a label, or one is not a class."""
     index = load_index(str(state.part(TEST)))
-    classes = read_header(str(state.part(CLASSIFIER_FILE)), "--classifier")["classes"]
+    classes = read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes
     unknown = [label for label in index.labels if label not in set(classes)]
     require(
         bool(index.labels),

@@ -14,29 +14,20 @@ COMMANDS = {
     "run": ("run_local", "run the compiled pipeline on this machine"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
-EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> its extra
+EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline", "docker": "dev"}  # package -> extra
 
 
 def main() -> None:
-    try:
-        run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # must-pipeline ... | head
-        sys.stderr.close()
-        raise SystemExit(1) from None
-
-
-def run() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         lines = [f"  must-pipeline {name:10} {text}" for name, (_, text) in COMMANDS.items()]
         print("\n".join(["The Kubeflow pipeline. Each command has --help:", "", *lines]))
-        return
-    if command not in COMMANDS:
+    elif command not in COMMANDS:
         print(f"must-pipeline: no command '{command}'; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT)
-    sys.argv = [f"must-pipeline {command}", *sys.argv[2:]]
-    call(command)
+    else:
+        sys.argv = [f"must-pipeline {command}", *sys.argv[2:]]
+        call(command)
 
 
 def call(command: str, *arguments: str) -> None:
@@ -46,16 +37,16 @@ def call(command: str, *arguments: str) -> None:
     sys.argv[1:1] = arguments
     try:
         importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in EXTRA:
-            raise
-        message = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
-    except BrokenPipeError:
-        raise
-    except (MustError, OSError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # must-pipeline ... | head
+        sys.stderr.close()
+        raise SystemExit(1) from None
+    except (ModuleNotFoundError, MustError, OSError) as error:
         message = format_error(error)
-    else:
-        return
-    print(f"{program}: {message}", file=sys.stderr)
-    raise SystemExit(WRONG_INPUT)
+        if isinstance(error, ModuleNotFoundError):
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRA:
+                raise
+            message = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
+        print(f"{program}: {message}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from error

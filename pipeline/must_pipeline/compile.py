@@ -14,12 +14,10 @@ import yaml
 from kfp import compiler
 
 from must.base.flags import OneLineParser
-from must.base.parameters import StageConfig
 from must.config import ExportConfig, GateConfig, ShardConfig
 from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.nodes import spot_warning
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.dag import make_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
 
@@ -54,17 +52,9 @@ def offer_choices(spec: dict[str, Any]) -> None:
         spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
 
 
-def list_choices(config: type[StageConfig], name: str) -> tuple[str, ...]:
-    return get_args(get_type_hints(config)[name])
-
-
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
-CHOICES: Final = {  # of the pipeline's parameters
-    "gate": list_choices(GateConfig, "gate"),
-    "labels": list_choices(ShardConfig, "labels"),
-    "precision": list_choices(ExportConfig, "precision"),
-    "serve": SERVED,
-}
+CONFIGS: Final = {"gate": GateConfig, "labels": ShardConfig, "precision": ExportConfig}  # of these parameters
+CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config in CONFIGS.items()} | {"serve": SERVED}
 
 
 def main() -> None:

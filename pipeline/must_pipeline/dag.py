@@ -5,34 +5,30 @@ A stage in several pods is a loop over its parts. Each part writes to the bucket
 loop returns nothing.
 """
 
-from functools import partial
 from typing import Any
 
 from kfp import dsl
 
 from must.config.defaults import list_parts
-from must_components.champion import champion
-from must_components.classifier import classifier
-from must_components.evaluate import evaluate
-from must_components.export import export
-from must_components.gate import gate as gate_stage
-from must_components.inputs import inputs
-from must_components.predict import predict
-from must_components.promote import promote
-from must_components.serve import serve as serve_stage
-from must_components.shard import shard, shard_part
-from must_components.summary import close, summary
-from must_components.train import train
+from must_components import components
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.nodes import encode_nodes, encode_server
-from must_pipeline.cluster.placement import configure_task
+from must_pipeline.cluster.placement import configure_task, encode_nodes, encode_server
 
 
 def make_pipeline(cluster: Cluster) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
-    configure = partial(configure_task, cluster=cluster)
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
+
+    def add(stage: str, component: str = "", title: str = "", after: Any = None, **inputs: Any) -> Any:
+        """A task of the stage; `component` and `title` (shown in the graph) if they are not called as it is."""
+        task = getattr(components, component or stage)(**inputs)
+        if after is not None:
+            task.after(after)
+        return configure_task(task, stage, cluster, title)
+
+    def end(why: str, title: str) -> None:
+        add("close", title=title, why=why)
 
     @dsl.pipeline(name="must", description=DESCRIPTION)
     def must_pipeline(
@@ -91,112 +87,71 @@ def make_pipeline(cluster: Cluster) -> Any:
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
                 write and apply it; or none.
         """
-        run = {"work_uri": work_uri, "run_id": run_id}
-        summary_task = summary(**run)
-        configure(summary_task, "summary")
-        with dsl.ExitHandler(summary_task, name="stages"):
-            names = {**run, "classes": classes, "model": model, "pretrained": pretrained}
-            recipe, server = {"preset": preset, "settings": settings, "epochs": epochs}, encode_server(cluster)
-            inputs_task = inputs(
-                labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
-                gate_settings=gate_settings, model_name=model_name, serve=serve,
-                registry_uri=registry_uri, predict_uri=cluster.predict.uri, predict_pods=cluster.predict.pods,
-                tensorboard_uri=cluster.tensorboard, answers=answers, server=server,
-                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **names, **recipe,
+        run: dict[str, Any] = {"work_uri": work_uri, "run_id": run_id}
+        with dsl.ExitHandler(add("summary", **run), name="stages"):
+            names = {"classes": classes, "model": model, "pretrained": pretrained, **run}
+            recipe: dict[str, Any] = {"preset": preset, "settings": settings, "epochs": epochs}
+            server = encode_server(cluster)
+            registry = {"registry_uri": registry_uri, "model_name": model_name}
+            inputs = add(
+                "inputs", labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
+                gate_settings=gate_settings, serve=serve, predict_uri=cluster.predict.uri,
+                predict_pods=cluster.predict.pods, tensorboard_uri=cluster.tensorboard, answers=answers, server=server,
+                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry, **names, **recipe,
             )  # fmt: skip
-            configure(inputs_task, "inputs")
-            classifier_task = classifier(fingerprint=inputs_task.output, **names)
-            configure(classifier_task, "classifier")
-            images = {
+            weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
+            images: dict[str, Any] = {
                 "source": source, "test_source": test_source, "labels": labels, "split": split, "append": append,
                 "settings": shard_settings, **run,
             }  # fmt: skip
+            previous = inputs
             if cluster.shard.pods > 1:
                 with dsl.ParallelFor(list_parts(cluster.shard.pods), name="shard parts") as part:
-                    last_task = shard_part(part=part, **images)
-                    configure(last_task, "shard", title="shard part").after(inputs_task)
-            else:
-                last_task = inputs_task
-            shard_task = shard(**images)
-            configure(shard_task, "shard").after(last_task)
-            index_sha256, weights = shard_task.outputs["Output"], classifier_task.outputs["weights"]
-            registry = {"registry_uri": registry_uri, "model_name": model_name}
-            champion_task = champion(
-                index_sha256=index_sha256, classifier=weights, only_new=only_new, gate=gate,
+                    previous = add("shard", "shard_part", "shard part", inputs, part=part, **images)
+            index_sha256 = add("shard", after=previous, **images).outputs["Output"]
+            champion = add(
+                "champion", index_sha256=index_sha256, classifier=weights, only_new=only_new, gate=gate,
                 evaluate_split=evaluate_split, answers=answers, **run, **registry, **recipe,
-            )  # fmt: skip
-            configure(champion_task, "champion")
-            shards = {**run, "index_sha256": index_sha256}
-            with dsl.If(champion_task.outputs["Output"] == "train", name="something new"):
-                start = {**recipe, "answers": answers, "classifier": weights}
-                bundle = add_training(cluster, {**shards, **start}, model_name)
-                judged = add_decision(
-                    cluster, bundle, weights, champion_task, shards, registry, gate=gate, gate_settings=gate_settings
-                )
-                export_task = export(
-                    bundle=bundle, details=judged["details"], precision=precision, embeddings=embeddings, **shards
-                )
-                configure(export_task, "export")
-                with dsl.If(judged["action"] == "promote", name="passed the gate"):
-                    promote_task = promote(
-                        bundle=bundle, onnx=export_task.outputs["onnx"], details=judged["details"],
-                        decision=judged["decision"], key=champion_task.outputs["key"],
-                        champion=champion_task.outputs["version"], **run, **registry,
-                    )  # fmt: skip
-                    configure(promote_task, "promote")
-                    add_predictions(cluster, export_task.outputs["onnx"], promote_task.outputs["promoted"], shards)
+            ).outputs  # fmt: skip
+            shards = {"index_sha256": index_sha256, **run}
+            with dsl.If(champion["Output"] == "train", name="something new"):
+                pods: dict[str, Any] = {"processes": cluster.training.processes}
+                if cluster.trains_in_trainjob:
+                    pods = {"nodes": encode_nodes(cluster), "model_name": model_name}
+                bundle = add(
+                    "train", classifier=weights, answers=answers, tensorboard_uri=cluster.tensorboard, **pods,
+                    **shards, **recipe,
+                ).outputs["bundle"]  # fmt: skip
+                details = add("evaluate", bundle=bundle, classifier=weights, split=champion["split"], **shards).outputs[
+                    "details"
+                ]
+                judged = {"bundle": bundle, "details": details, "key": champion["key"], "champion": champion["version"]}
+                decision = add(
+                    "gate", champion_uri=champion["bundle_uri"], split=champion["split"], gate=gate,
+                    gate_settings=gate_settings, **judged, **run, **registry,
+                ).outputs  # fmt: skip
+                onnx = add(
+                    "export", bundle=bundle, details=details, precision=precision, embeddings=embeddings, **shards
+                ).outputs["onnx"]
+                with dsl.If(decision["Output"] == "promote", name="passed the gate"):
+                    promoted = add(
+                        "promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry
+                    ).outputs
+                    if cluster.predict.pods:
+                        with dsl.ParallelFor(list_parts(cluster.predict.pods), name="predict parts") as part:
+                            # The version is passed as an artifact: in a loop, kfp 2.17's local runner replaces every
+                            # parameter that comes from a task outside the loop by the loop's item.
+                            add(
+                                "predict", title="predict part", part=part, onnx=onnx, promoted=promoted["promoted"],
+                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **shards,
+                            )  # fmt: skip
                     with dsl.If(serve != "none", name="served"):
-                        serve_task = serve_stage(
-                            version=promote_task.outputs["Output"], server=server, how=serve, **run, **registry
-                        )
-                        configure(serve_task, "serve")
+                        add("serve", version=promoted["Output"], server=server, how=serve, **run, **registry)
                     with dsl.Else(name="not served"):
-                        configure(close(why="serve is none: no server is written"), "close", title="not served")
+                        end("serve is none: no server is written", "not served")
                 with dsl.Else(name="not promoted"):
-                    configure(
-                        close(why="the gate promotes nothing: the champion stays"), "close", title="champion stays"
-                    )
+                    end("the gate promotes nothing: the champion stays", "champion stays")
             with dsl.Else(name="nothing new"):
-                configure(close(why="nothing is new: nothing is trained"), "close", title="nothing new")
+                end("nothing is new: nothing is trained", "nothing new")
 
     return must_pipeline
-
-
-def add_training(cluster: Cluster, inputs: dict[str, Any], model_name: Any) -> Any:
-    """The task train, in its own pod or as a TrainJob; returns the bundle."""
-    inputs = {**inputs, "tensorboard_uri": cluster.tensorboard}
-    if cluster.trains_in_trainjob:
-        task = train(nodes=encode_nodes(cluster), model_name=model_name, **inputs)
-    else:
-        task = train(processes=cluster.training.processes, **inputs)
-    return configure_task(task, "train", cluster=cluster).outputs["bundle"]
-
-
-def add_decision(
-    cluster: Cluster, bundle: Any, weights: Any, champion_task: Any, shards: dict[str, Any], registry: dict[str, Any],
-    **settings: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """The tasks evaluate and gate; returns the gate's action and decision, and the evaluation's details."""
-    champion_outputs = champion_task.outputs
-    evaluate_task = evaluate(bundle=bundle, classifier=weights, split=champion_outputs["split"], **shards)
-    configure_task(evaluate_task, "evaluate", cluster=cluster)
-    details, run = evaluate_task.outputs["details"], {name: shards[name] for name in ("work_uri", "run_id")}
-    gate_task = gate_stage(
-        bundle=bundle, details=details, key=champion_outputs["key"], champion=champion_outputs["version"],
-        champion_uri=champion_outputs["bundle_uri"], split=champion_outputs["split"], **settings, **run, **registry,
-    )  # fmt: skip
-    configure_task(gate_task, "gate", cluster=cluster)
-    return {"action": gate_task.outputs["Output"], "decision": gate_task.outputs["decision"], "details": details}
-
-
-def add_predictions(cluster: Cluster, onnx: Any, promoted: Any, shards: dict[str, Any]) -> None:
-    """The tasks predict, if cluster.yaml has pods for them. The version is passed as an artifact: in a loop, kfp 2.17's
-    local runner replaces every parameter that comes from a task outside the loop by the loop's item."""
-    if not cluster.predict.pods:
-        return
-    with dsl.ParallelFor(list_parts(cluster.predict.pods), name="predict parts") as part:
-        task = predict(
-            part=part, onnx=onnx, promoted=promoted, predict_uri=cluster.predict.uri,
-            settings=cluster.predict.settings, **shards,
-        )  # fmt: skip
-        configure_task(task, "predict", cluster=cluster, title="predict part")

@@ -120,7 +120,7 @@ def docker_runner(
 
     Every path has the same name inside and outside. Containers run as `user` ("UID:GID"; by default the user who
     started the run, with group 0), on a read-only file system with a tmpfs at /tmp.
-    Raises ValueError: the docker package is missing, or no engine answers.
+    Raises ValueError: no engine answers.
     """
     client = connect()
     from docker.types import DeviceRequest, Mount
@@ -182,11 +182,8 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
 
 
 def as_first_process(command: list[str]) -> list[str]:
-    """kfp's command, with Python instead of the shell as the container's first process.
-
-    The shell would neither handle SIGTERM nor pass it on, so that a stage could not save its state when its container
-    is stopped.
-    """
+    """kfp's command, with Python instead of the shell as the container's first process: the shell would not pass
+    SIGTERM on, and a stage could not save its state when its container is stopped."""
     return [part.replace("_KFP_RUNTIME=true python3 ", "_KFP_RUNTIME=true exec python3 ") for part in command]
 
 
@@ -204,10 +201,8 @@ def local_paths(value: Any) -> Iterator[Path]:
 
 
 def connect() -> Any:
-    try:
-        import docker
-    except ImportError as error:
-        raise UserError(f"--runner docker needs the package docker ({error}): pip install 'must-clip[dev]'") from None
+    import docker
+
     try:
         client = docker.from_env()
         client.ping()

@@ -17,9 +17,7 @@ from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping
 from must_pipeline import DESCRIPTION
-from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.files import CLUSTER, COMPILED, nearest
-from must_pipeline.server.account import refused_account
+from must_pipeline.files import COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import OVER
@@ -42,20 +40,17 @@ def main() -> None:
     parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
     parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
     parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
     add_arguments(parser)
     options = parser.parse_args()
-    cluster = load_cluster(options.cluster)
-    namespace = options.namespace or cluster.namespace
     if options.action != "list" and not options.what:
         raise UserError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
     if options.action == "apply":
         schedule = read_schedule(Path(options.what), options.pipeline)
-        apply(Kfp(options), schedule, options.pipeline, namespace, cluster.service_account)
+        apply(Kfp(options), schedule, options.pipeline)
     elif options.action == "list":
-        print_schedules(Kfp(options), namespace)
+        print_schedules(Kfp(options))
     else:
-        switch(Kfp(options), options.action, options.what, namespace)
+        switch(Kfp(options), options.action, options.what)
 
 
 def read_schedule(path: Path, pipeline: Path) -> Schedule:
@@ -78,7 +73,7 @@ def six_fields(cron: str) -> str:
     return f"0 {cron}" if count == 5 else cron
 
 
-def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, account: str) -> None:
+def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
     """Kubeflow cannot change a recurring run: creates a new one, then deletes the old one (pauses it if it has a run in
     progress).
 
@@ -86,25 +81,25 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path, namespace: str, acc
     with a message: shards and checkpoints have locks, a stage refuses shards that another run has changed since, and
     after one model is promoted the other is refused.
     """
-    experiment = kfp.experiment(schedule.experiment, namespace)
-    pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline, namespace)
+    experiment = kfp.experiment(schedule.experiment)
+    pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline)
     if uploaded:
         print(f"pipeline {schedule.pipeline}: new version uploaded; every schedule of it uses it from now on")
-    expected = recurring_run(schedule, experiment, pipeline, namespace, account)
-    existing = kfp.schedules(namespace, schedule.name)
+    expected = recurring_run(kfp, schedule, experiment, pipeline)
+    existing = kfp.schedules(schedule.name)
     if existing and facts(existing[0]) == facts(expected):
-        remove(kfp, existing[1:], namespace)
+        remove(kfp, existing[1:])
         print(f"{schedule.name}: is up to date ({state(existing[0])})")
         return
-    with api_errors(kfp.host, lambda: refused_account(account, namespace)):
+    with api_errors(kfp.host, kfp.account):
         if existing and state(existing[0]) == "paused":
             expected.mode = "DISABLE"
         kfp.recurring.recurring_run_service_create_recurring_run(expected)
-    remove(kfp, existing, namespace)
+    remove(kfp, existing)
     print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
 
 
-def recurring_run(schedule: Schedule, experiment: str, pipeline: str, namespace: str, account: str) -> Any:
+def recurring_run(kfp: Kfp, schedule: Schedule, experiment: str, pipeline: str) -> Any:
     return api.V2beta1RecurringRun(
         display_name=schedule.name,
         description=schedule.description or DESCRIPTION,
@@ -115,8 +110,8 @@ def recurring_run(schedule: Schedule, experiment: str, pipeline: str, namespace:
         max_concurrency="1",
         no_catchup=True,
         mode="ENABLE",
-        namespace=namespace or None,
-        service_account=account or None,
+        namespace=kfp.namespace or None,
+        service_account=kfp.account or None,
     )
 
 
@@ -135,16 +130,15 @@ def facts(run: Any) -> list[Any]:
     ]
 
 
-def remove(kfp: Kfp, runs: list[Any], namespace: str) -> bool:
+def remove(kfp: Kfp, runs: list[Any]) -> bool:
     """Whether all could be deleted. One with a run in progress is only paused: deleting it would end that run."""
     if not runs:
         return True
     all_deleted = True
     with api_errors(kfp.host):
-        call = kfp.runs.run_service_list_runs
         busy = {
             run.recurring_run_id: run.run_id
-            for run in kfp.pages(call, "runs", namespace=namespace)
+            for run in kfp.pages(kfp.runs.run_service_list_runs, "runs")
             if run.recurring_run_id and (run.state or "PENDING") not in OVER
         }
         for run in runs:
@@ -160,8 +154,8 @@ def remove(kfp: Kfp, runs: list[Any], namespace: str) -> bool:
     return all_deleted
 
 
-def print_schedules(kfp: Kfp, namespace: str) -> None:
-    runs = kfp.schedules(namespace)
+def print_schedules(kfp: Kfp) -> None:
+    runs = kfp.schedules()
     for run in runs:
         cron = run.trigger.cron_schedule.cron if run.trigger and run.trigger.cron_schedule else "(no cron)"
         version = run.pipeline_version_reference and run.pipeline_version_reference.pipeline_version_id
@@ -170,16 +164,16 @@ def print_schedules(kfp: Kfp, namespace: str) -> None:
         print("no schedules")
 
 
-def switch(kfp: Kfp, action: str, name: str, namespace: str) -> None:
-    runs = kfp.schedules(namespace, name)
+def switch(kfp: Kfp, action: str, name: str) -> None:
+    runs = kfp.schedules(name)
     if not runs and action == "delete":
         print(f"{name}: there is no such schedule; nothing to do")
         return
     if not runs:
-        known = ", ".join(sorted(run.display_name for run in kfp.schedules(namespace))) or "none"
+        known = ", ".join(sorted(run.display_name for run in kfp.schedules())) or "none"
         raise UserError(f"{action} {name}: there is no such schedule; there are: {known}")
     if action == "delete":
-        if not remove(kfp, runs, namespace):
+        if not remove(kfp, runs):
             return
     else:
         call = {

@@ -9,7 +9,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Stage:
-    image: str  # of must_components/images.py; on a GPU it is GPU_IMAGE instead
+    image: str  # on a GPU it is GPU_IMAGE instead
     # The memory limit in GiB if cluster.yaml sets none. ViT-B/16 in float32 with a copy of its weights and a forward
     # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
     # for decoding.
@@ -20,6 +20,7 @@ class Stage:
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
 
 
+IMAGES: Final = ("must-shard", "must-torch", "must-train", "must-serve")
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
 LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
 

@@ -13,9 +13,7 @@ from must.base.errors import UserError
 from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping
 from must.base.text import without_secrets
-from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.files import CLUSTER, COMPILED, nearest
-from must_pipeline.server.account import refused_account
+from must_pipeline.files import COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import wait
@@ -27,7 +25,6 @@ def main() -> None:
     source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
     source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
     parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
     parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
     parser.add_argument("--experiment", default="must", help="the group of runs it belongs to [must]")
     parser.add_argument("--name", default="", help="the run's name")
@@ -46,42 +43,40 @@ def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
     if options.restarts < 0:
         raise UserError(f"--restarts {options.restarts}: must not be negative")
-    cluster = load_cluster(options.cluster)
-    namespace = options.namespace or cluster.namespace
     kfp = Kfp(options)
     if options.again:
         body = copy_run(kfp, options.again)
     else:
         parameters = read_mapping(options.parameters, f"--parameters {options.parameters}")
         parameters = check_parameters(options.pipeline, parameters)
-        experiment = kfp.experiment(options.experiment, namespace)
-        pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name, namespace)
+        experiment = kfp.experiment(options.experiment)
+        pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name)
         print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
         body = api.V2beta1Run(
             experiment_id=experiment,
             pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
             runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
-            service_account=cluster.service_account or None,
+            service_account=kfp.account or None,
         )
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
-    run_id = start(kfp, body, namespace)
+    run_id = start(kfp, body)
     if not options.wait:
         return 0
     work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
     for restarts in range(options.restarts, -1, -1):
-        ending = wait(kfp, run_id, work_uri, f"must-pipeline submit --again {run_id}", namespace)
+        ending = wait(kfp, run_id, work_uri, f"must-pipeline submit --again {run_id}")
         if not (ending.lost and restarts):
             break
         restarted = copy_run(kfp, run_id)
         restarted.display_name = f"{body.display_name} again"
         print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
-        run_id = start(kfp, restarted, namespace)
+        run_id = start(kfp, restarted)
     return ending.code
 
 
-def start(kfp: Kfp, body: Any, namespace: str) -> str:
+def start(kfp: Kfp, body: Any) -> str:
     """The new run's id."""
-    with api_errors(kfp.host, lambda: refused_account(body.service_account or "", namespace)):
+    with api_errors(kfp.host, body.service_account or ""):
         run = kfp.runs.run_service_create_run(body)
     print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
     return str(run.run_id)

@@ -53,8 +53,9 @@ def failed_job(api, work):
 
 
 @pytest.fixture
-def kubernetes(tmp_path):
-    """`answers`: (method, path) -> (status, body); anything else is 404. What was asked is in `asked`."""
+def kubernetes(tmp_path, monkeypatch):
+    """The cluster of this pod. `answers`: (method, path) -> (status, body); anything else is 404. What was asked is in
+    `asked`."""
 
     def answer(request):
         path = request.path.partition("?")[0]
@@ -67,4 +68,5 @@ def kubernetes(tmp_path):
     with serving(answer) as url:
         made: Any = Cluster(url, tmp_path)
         made.answers, made.asked = answers, asked
+        monkeypatch.setattr(Cluster, "of_this_pod", lambda: made)
         yield made

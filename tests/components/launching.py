@@ -13,7 +13,7 @@ import pytest
 from must.method.model.description import RunSummary
 from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
-from must_pipeline.cluster.nodes import encode_nodes
+from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.deploy.promote.bundles import make_bundle

@@ -1,43 +1,13 @@
-"""The first stage asks the cluster what later stages need of it: against a server that answers as Kubernetes does."""
+"""The first stage asks the cluster what a TrainJob needs of it: against a server that answers as Kubernetes does."""
 
 import pytest
 
 from must.base.storage import TransientError
 from must_components import cluster
 from must_components.cluster import Cluster
-from must_components.serving.manifest import inference_service
-from must_pipeline.cluster.config import Cluster as ClusterFile
-from must_pipeline.cluster.nodes import encode_server
 
-SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/digits"
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-
-
-def manifest():
-    return inference_service("gs://b/registry", "digits", encode_server(ClusterFile()))
-
-
-def test_what_serve_will_apply_is_tried_without_a_trace(kubernetes):
-    kubernetes.answers["PATCH", SERVICES] = (200, manifest())
-    kubernetes.apply(manifest(), dry=True)
-    _, (_, path, headers, body) = kubernetes.asked  # after a look at what is there
-    assert path == f"{SERVICES}?fieldManager=must&force=true&dryRun=All" and body == manifest()
-    assert headers["Content-Type"] == "application/apply-patch+yaml" and headers["Authorization"] == "Bearer secret"
-
-
-@pytest.mark.parametrize(
-    "answer, said",
-    [
-        ((403, {"message": "cannot patch"}), "may not apply an InferenceService in vision; apply deploy/serving.yaml"),
-        ((404, {}), "this cluster has no InferenceService; install KServe"),
-        ((400, {"message": "admission webhook denied"}), "refuses the InferenceService: 400 admission webhook denied"),
-    ],
-)
-def test_what_it_would_be_refused_for_is_said_before_the_training(kubernetes, answer, said):
-    kubernetes.answers["PATCH", SERVICES] = answer
-    with pytest.raises(ValueError, match=said):
-        kubernetes.apply(manifest(), dry=True)
 
 
 def trainer(kubernetes, runtimes, allowed):
@@ -68,10 +38,7 @@ def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubern
         kubernetes.check_trainer("must-torch")
 
 
-def test_a_server_in_trouble_may_pass(kubernetes):
-    kubernetes.answers["PATCH", SERVICES] = (503, {})
-    with pytest.raises(TransientError, match="answers 503"):
-        kubernetes.apply(manifest(), dry=True)
+def test_a_server_that_does_not_answer_may_pass(kubernetes):
     gone = Cluster("http://127.0.0.1:9", kubernetes.account)
     with pytest.raises(TransientError, match="does not answer"):
         gone.check_trainer("must-torch")

@@ -1,8 +1,12 @@
 """Two real nodes whose launcher is killed: training goes on, and the next launcher follows it to its end."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -12,13 +16,49 @@ from must.method.model.description import load_description
 from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
-from must_pipeline.cluster.nodes import encode_nodes
-from tests.components.fleet import Fleet
+from must_pipeline.cluster.placement import encode_nodes
 from tests.components.launching import start_launcher
 from tests.evaluation.digits import digits as make_digits
+from tests.gcs import free_port
 
 SETTINGS = {"batch_size": 50, "workers": 0, "device": "cpu", "log_every": 1}
 STEPS, EPOCHS = 3, 20  # steps an epoch
+
+
+class Fleet:
+    """Real nodes for the pods of the stand-in API server: a process for each, with the command of its TrainJob. What it
+    prints is the pod's log; how it ends is how the pod does."""
+
+    def __init__(self, api):
+        self.api, self.processes = api, []
+        api.on_start = self.start
+
+    def start(self, api, name):
+        port = str(free_port())
+        for pod in api.pods[name]:
+            (container,) = pod.to_dict()["spec"]["containers"]
+            given = {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+            meeting = {"PET_NODE_RANK": str(pod.node), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+            process = subprocess.Popen(
+                [sys.executable, *container["command"][1:], *container["args"]],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=os.environ | given | meeting | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            self.processes.append(process)
+            threading.Thread(target=self.live, args=(name, pod, process), daemon=True).start()
+
+    def live(self, name, pod, process):
+        for line in process.stdout:
+            pod.say(line.rstrip("\n"))
+        code = process.wait()
+        pod.ended = code
+        if pod in self.api.pods.get(name, []):
+            self.api.exit(name, pod.node, code)
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ import pytest
 import yaml
 
 from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
-from must.base.storage import TransientError
 from must.runtime.notes import Facts
-from must_components.cluster import Cluster as Account
 from must_components.serving import service
-from must_components.serving.manifest import inference_service, is_reachable
-from must_pipeline.cluster.config import Cluster, CpuPool, Credentials, Server, Toleration, Volume
-from must_pipeline.cluster.nodes import encode_server
+from must_components.serving.service import inference_service, is_reachable
+from must_pipeline.cluster.config import Cluster, Credentials, Pool, Server, Toleration, Volume
+from must_pipeline.cluster.placement import encode_server
 
 REGISTRY = "gs://models/registry"
 SERVICE = "/apis/serving.kserve.io/v1beta1/namespaces/vision/inferenceservices/photos"
@@ -35,10 +33,14 @@ def test_the_manifest_is_as_small_as_a_cluster_says():
 def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     cluster = Cluster(
         registry="registry.example/team", service_account="must", pull_secrets=["pull"], env={"A": "b"},
+        labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"},
         credentials=Credentials(kind="secret", secret="key"), volume=Volume(claim="data", mount="/data"),
-        cpu=CpuPool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
+        cpu=Pool(node_selector={"pool": "cpu"}, tolerations=[Toleration("pool", value="cpu", effect="NoSchedule")]),
     )  # fmt: skip
-    predictor = inference_service("/data/registry", "photos", encode_server(cluster))["spec"]["predictor"]
+    found = inference_service("/data/registry", "photos", encode_server(cluster))
+    labels = {"app.kubernetes.io/managed-by": "must", "team": "vision"}  # it does not wait in the queue of the stages
+    assert found["metadata"]["labels"] == labels
+    predictor = found["spec"]["predictor"]
     assert predictor["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoSchedule"}]
     (container,) = predictor["containers"]
     assert container["image"].startswith("registry.example/team/must-serve:")
@@ -49,25 +51,18 @@ def test_what_a_cluster_says_of_its_pods_is_said_of_the_servers():
     assert {"A", "GOOGLE_APPLICATION_CREDENTIALS"} == {entry["name"] for entry in container["env"]}
 
 
-def test_a_server_does_not_wait_in_the_queue_of_the_stages():
-    cluster = Cluster(labels={"team": "vision", "kueue.x-k8s.io/queue-name": "must"})
-    found = inference_service(REGISTRY, "photos", encode_server(cluster))
-    assert found["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "must", "team": "vision"}
-
-
 def test_names_and_places():
     for name in ("a.model", "7up", "m" * 54):  # its Service is called NAME-predictor
         with pytest.raises(ValueError, match="a name that Kubernetes takes"):
             inference_service(REGISTRY, name, encode_server(Cluster()))
     assert inference_service(REGISTRY, "m" * 53, encode_server(Cluster()))["metadata"]["name"] == "m" * 53
-    assert is_reachable(REGISTRY, {}) and is_reachable("/data/registry", {"mount": "/data/"})
-    assert not is_reachable("/database", {"mount": "/data"}) and not is_reachable("/data/registry", {})
+    assert is_reachable(REGISTRY, "") and is_reachable("/data/registry", "/data/")
+    assert not is_reachable("/database", "/data") and not is_reachable("/data/registry", "")
 
 
 @pytest.fixture
-def cluster(kubernetes, monkeypatch):
-    """The cluster of the pod that the stage runs in; it takes what is applied."""
-    monkeypatch.setattr(Account, "of_this_pod", lambda: kubernetes)
+def cluster(kubernetes):
+    """It takes what is applied."""
     kubernetes.answers["PATCH", SERVICE] = 200, {}
     return kubernetes
 
@@ -81,7 +76,7 @@ def serve(tmp_path, how="apply", **cluster):
 def test_applying(cluster, tmp_path):
     applied = serve(tmp_path)
     _, (method, path, headers, body) = cluster.asked  # after a look at what is there
-    assert method == "PATCH" and path.startswith(f"{SERVICE}?") and "fieldManager=must" in path
+    assert method == "PATCH" and path == f"{SERVICE}?fieldManager=must&force=true"
     assert headers["Content-Type"] == "application/apply-patch+yaml"
     written = yaml.safe_load((tmp_path / "registry/photos/inferenceservice.yaml").read_text())
     assert json.loads(written["metadata"]["annotations"]["must/server"]) == vars(Server())
@@ -101,18 +96,14 @@ def measure_size(manifest):
     return predictor["minReplicas"], predictor["containers"][0]["resources"]
 
 
-def test_what_its_operators_gave_a_server_stays_at_a_promotion_until_cluster_yaml_says_another(
-    cluster, tmp_path, caplog
-):
+def test_a_promotion_keeps_a_servers_size_until_cluster_yaml_changes(cluster, tmp_path, caplog):
     live = applied(cluster, tmp_path, 404)
     assert measure_size(live) == (1, {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}})
     live["spec"]["predictor"] |= {"minReplicas": 3, "maxReplicas": 5}
     more = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "1", "memory": "8Gi"}}
     live["spec"]["predictor"]["containers"][0]["resources"] = more
-    marks = live["metadata"]["annotations"]
-    marks["must/server"] = json.dumps({name: vars(Server())[name] for name in sorted(vars(Server()))}, indent=1)
-    assert '"replicas": 1' in marks["must/server"]
-    marks["must/server"] = marks["must/server"].replace('"replicas": 1', '"replicas": 1.0')  # the same values
+    same = json.dumps(vars(Server()) | {"replicas": 1.0}, sort_keys=True, indent=1)  # in another form
+    live["metadata"]["annotations"]["must/server"] = same
     for _ in range(2):  # the next promotion as well
         live = applied(cluster, tmp_path, 200, live)
         assert measure_size(live) == (3, more) and "maxReplicas" not in live["spec"]["predictor"]  # never ours
@@ -126,22 +117,39 @@ def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, t
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
 
 
-@pytest.mark.parametrize("status, kind, code", [(403, ValueError, WRONG_INPUT), (503, TransientError, PREEMPTED)])
-def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, kind, code):
-    """What it says: test_cluster_checks.py."""
-    cluster.answers["PATCH", SERVICE] = status, {}
-    with pytest.raises(kind) as error:
+@pytest.mark.parametrize(
+    "status, answer, code, said",
+    [
+        (
+            403,
+            {"message": "cannot patch"},
+            WRONG_INPUT,
+            "may not apply an InferenceService in vision; apply deploy/serving",
+        ),
+        (404, {}, WRONG_INPUT, "this cluster has no InferenceService; install KServe"),
+        (400, {"message": "admission denied"}, WRONG_INPUT, "refuses the InferenceService: 400 admission denied"),
+        (503, {}, PREEMPTED, "answers 503"),
+    ],
+)
+def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, answer, code, said):
+    cluster.answers["PATCH", SERVICE] = status, answer
+    with pytest.raises(ValueError, match=said) as error:
         serve(tmp_path)
     assert find_exit_code(error.value) == code
     assert (tmp_path / "registry/photos/inferenceservice.yaml").exists()
 
 
-def test_outside_of_a_cluster(tmp_path):
+def test_the_first_stage_tries_without_a_trace_whether_it_could_be_applied(cluster):
+    manifest = inference_service(REGISTRY, "photos", encode_server(Cluster()))
+    service.apply(manifest, dry=True)
+    _, (_, path, headers, body) = cluster.asked
+    assert path == f"{SERVICE}?fieldManager=must&force=true&dryRun=All" and body == manifest
+    assert headers["Authorization"] == "Bearer secret"
+
+
+def test_outside_of_a_cluster_or_of_what_its_pods_see(tmp_path):
     with pytest.raises(ValueError, match="use `write`"):
         serve(tmp_path)
-    assert serve(tmp_path, how="write")["namespace"] == ""
-
-
-def test_a_registry_that_no_pod_sees_is_not_applied(tmp_path):
     with pytest.raises(ValueError, match="does not see the registry"):
         serve(tmp_path, volume=Volume())
+    assert serve(tmp_path, how="write")["namespace"] == ""

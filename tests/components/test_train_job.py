@@ -1,6 +1,5 @@
 """Training as a TrainJob: what is asked for, and a launcher that follows it to its end."""
 
-import shutil
 import signal
 import threading
 import time
@@ -12,8 +11,11 @@ import yaml
 from must.runtime.evaluation import plain
 from must.runtime.notes import Facts
 from must_components.cluster import Cluster
-from must_components.train_job import log
-from must_components.train_job.launch import Launch
+from must_components.train_job import launch
+from must_components.train_job.launch import JobLog, Launch
+from must_components.train_job.manifest import make_manifest
+from must_pipeline.cluster.config import Cluster as ClusterFile
+from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
@@ -22,13 +24,11 @@ NUMBERS = plain(SUMMARY)  # what Kubeflow takes
 
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])
-def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api, work, name):
+def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(name):
     from kubeflow_trainer_api import models  # a thousand models, which every process that collects tests would wait for
 
-    api.on_start = completes(work)
     cluster = load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml")
-    train(work, nodes=nodes(name))
-    (manifest,) = api.created
+    manifest = make_manifest("must-train-1", nodes(name), "gs://b/jobs/r1", "r1", "digits")
     job = models.TrainerV1alpha1TrainJob.from_dict(manifest)
     assert job.spec.to_dict() == manifest["spec"]  # nothing that the published models do not know
     assert job.spec.runtime_ref.name == cluster.training.runtime
@@ -38,9 +38,9 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
     limits = manifest["spec"]["trainer"]["resourcesPerNode"]["limits"]
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
-    uri = str(work / "jobs" / "r1")
     assert trainer.command == ["python", "-m", "must.method.distributed.torchrun"]
-    assert trainer.args == [f"--nproc-per-node={cluster.training.processes}", "-m", "must.runtime.node", uri]
+    module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.node gs://b/jobs/r1"
+    assert trainer.args == module.split()
     (patch,) = job.spec.runtime_patches
     (node,) = patch.training_runtime_spec.template.spec.replicated_jobs
     template = node.template.spec.template
@@ -61,7 +61,11 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(api,
 
 
 def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):
-    api.on_start = completes(work, *(f"step {number}" for number in range(30)))
+    def on_start(api, name):
+        api.outage = 6  # the API server is away for a moment
+        completes(work, *(f"step {number}" for number in range(30)))(api, name)
+
+    api.on_start = on_start
     trained = train(work, facts := Facts(), model_name="digits-v2.")
     shown = capfd.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("step ")] == [f"step {number}" for number in range(30)]
@@ -76,15 +80,6 @@ def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):
     assert (labels["pipeline/runid"], labels["must/model"]) == ("r1", "digits-v2")  # a label ends in a letter or digit
 
 
-def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api, work):
-    def on_start(api, name):
-        api.outage = 6
-        completes(work)(api, name)
-
-    api.on_start = on_start
-    assert train(work)["summary"] == NUMBERS
-
-
 @pytest.mark.parametrize("code, hint", [(403, "give the service account the role in deploy/"), (422, "")])
 def test_a_job_that_is_refused_is_one_line(api, work, code, hint):
     api.refuse["POST", "/trainjobs"] = code
@@ -92,20 +87,13 @@ def test_a_job_that_is_refused_is_one_line(api, work, code, hint):
         train(work)
 
 
-def test_gpus_of_any_maker_are_requested(api, work):
-    api.on_start = completes(work)
-    train(work, nodes=nodes() | {"accelerator": "amd.com/gpu", "cpu": ""})
-    resources = api.created[0]["spec"]["trainer"]["resourcesPerNode"]
-    assert resources["limits"]["amd.com/gpu"] == "8" and "cpu" not in resources["limits"]
-
-
-def test_without_a_time_limit_the_job_ends_with_the_retries(api, work):
-    """When nobody watches it any more, Trainer ends it."""
-    api.on_start = completes(work)
-    train(work, nodes=nodes("eks") | {"nodes": 2})
-    cluster = load_cluster(CLUSTER.with_name("clusters") / "eks.yaml")
-    expected = cluster.timeouts.get("train", cluster.retries.window)
-    assert api.created[0]["spec"]["activeDeadlineSeconds"] == expected > 0
+def test_gpus_of_any_maker_and_a_time_limit_are_in_the_manifest():
+    made = make_manifest("must-train-1", nodes("eks") | {"accelerator": "amd.com/gpu", "cpu": ""}, "job", "r1", "")
+    limits = made["spec"]["trainer"]["resourcesPerNode"]["limits"]
+    assert limits["amd.com/gpu"] == "8" and "cpu" not in limits
+    assert made["spec"]["activeDeadlineSeconds"] == 259_200
+    free = make_manifest("must-train-1", encode_nodes(ClusterFile()), "job", "r1", "")
+    assert free["spec"]["activeDeadlineSeconds"] == ClusterFile().retries.window  # it ends when nobody watches it
 
 
 # --- a launcher that finds the run's job
@@ -132,10 +120,6 @@ def test_the_next_launcher_follows_the_job_of_a_lost_one_or_takes_its_result(api
     assert train(work)["summary"] == NUMBERS and f"following the TrainJob {name}" in capfd.readouterr().out
     assert train(work)["summary"] == NUMBERS and f"following the TrainJob {name} (Complete)" in capfd.readouterr().out
     assert len(api.created) == 1 and not api.deleted
-    shutil.rmtree(work / "jobs" / "r1" / "bundle")
-    api.on_start = completes(work)
-    train(work)
-    assert len(api.created) == 2 and "its model is gone" in capfd.readouterr().out
 
 
 def test_each_run_has_its_own_job(api, work, monkeypatch):
@@ -209,44 +193,36 @@ def test_the_deadline_is_the_stages_time_limit(api, work, capfd):
     assert exit_code(work) == 124 and "failed (DeadlineExceeded: deadline exceeded)" in capfd.readouterr().err
 
 
-def test_under_another_runtime_crashes_are_repeated_in_place_and_their_lines_still_shown(api, work, capfd, monkeypatch):
-    """As with Trainer's own torch-distributed: the pods are gone at the limit, and so are their logs."""
+def test_under_another_runtime_the_log_of_the_last_try_is_told(api, work, capfd, monkeypatch):
+    """As with Trainer's own torch-distributed, which restarts in place; in the end pods and logs are gone."""
 
-    def show(line, **how):
-        print(line, **how)
-        shown.append(line)
+    def follow(cluster, name):
+        followers.append(JobLog(cluster, name))
+        return followers[0]
 
     def on_start(api, name):
-        def live():
-            for life in range(7):
-                lines = [f"life {life} line {number}" for number in range(3)]
-                api.pods[name][0].say(*lines)
-                while lines[-1] not in shown:
-                    time.sleep(0.01)
-                api.exit(name, 0, 1)
+        for life in range(7):
+            api.pods[name][0].say(f"life {life}")
+            followers[0].print_new()
+            api.exit(name, 0, 1)
 
-        threading.Thread(target=live, daemon=True).start()
-
-    shown = []
-    monkeypatch.setattr(log, "print", show, raising=False)
-    api.on_start = on_start
+    followers, api.on_start = [], on_start
+    monkeypatch.setattr(launch, "JobLog", follow)
     assert exit_code(work, nodes=nodes() | {"runtime": "torch-distributed"}) == 1
     captured = capfd.readouterr()
-    lines = [f"life {life} line {number}" for life in range(7) for number in range(3)]
-    assert [line for line in captured.out.splitlines() if line.startswith("life")] == lines
-    assert "was restarted in place]" in captured.out
-    assert "failed (FailedJobs" in captured.err and "Last lines of rank 0:" in captured.err
-    assert "  life 6 line 2" in captured.err
+    assert [line for line in captured.out.splitlines() if line.startswith("life")] == [f"life {n}" for n in range(7)]
+    assert captured.out.count("was restarted in place]") == 6 and "failed (FailedJobs" in captured.err
+    assert "Last lines of rank 0:" in captured.err and "  life 6\n" in captured.err
 
 
 def test_every_line_is_printed_once_also_of_equal_times(api, failed_job, capfd):
-    node, follower = api.pods[failed_job][0], log.JobLog(Cluster.of_this_pod(), failed_job)
+    node, follower = api.pods[failed_job][0], JobLog(Cluster.of_this_pod(), failed_job)
     capfd.readouterr()
     stamp = node.lines[-1][0]
     for more in ([], ["step 1", "step 1"], [], ["25%\r50%", "step 2"]):
         node.lines += [(stamp, line) for line in more]
         follower.print_new()
-    assert capfd.readouterr().out == "no\nstep 1\nstep 1\n25%\r50%\nstep 2\n"
+    assert capfd.readouterr().out == "no\nstep 1\nstep 1\n25%\r50%\nstep 2\n" and list(follower.last)[-1] == "step 2"
 
 
 def test_a_job_that_somebody_deletes_is_an_error_that_may_be_tried_again(api, work, capfd):

@@ -22,7 +22,6 @@ from must.base import storage
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import CLUSTER
 from must_pipeline.server.api import Kfp, add_arguments
 from tests.kfp.cases import CASES, Case
 from tests.kfp.cluster import Pods
@@ -31,7 +30,6 @@ from tests.kfp.runs import Runs, Seen, StuckError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cluster", type=Path, default=CLUSTER, help="the cluster's file [pipeline/cluster.yaml]")
     store = "build/kfp-check"
     parser.add_argument("--store", default=store, metavar="URI", help=f"gs://... or a path [{store}]")
     parser.add_argument("--only", default="", metavar="NAME,...", help=f"of: {', '.join(case.name for case in CASES)}")
@@ -48,14 +46,12 @@ def main() -> None:
 
 def check(options: argparse.Namespace) -> int:
     """Returns the exit code: 0 if every case that could be tried ended as expected."""
-    cluster = load_cluster(options.cluster)
-    wanted = chosen(options.only)
-    name = f"must-check-{uuid.uuid4().hex[:6]}"
+    cluster, wanted = load_cluster(options.cluster), chosen(options.only)
+    name, kfp = f"must-check-{uuid.uuid4().hex[:6]}", Kfp(options)
     store = options.store if storage.is_remote(options.store) else str(Path(options.store).resolve())
     place = storage.join(store, name)
-    namespace = options.namespace or cluster.namespace
-    pods = Pods(namespace or "kubeflow")
-    runs = Runs(Kfp(options), pods, name, namespace, cluster, place, 60 * options.minutes)
+    pods = Pods(kfp.namespace or "kubeflow")
+    runs = Runs(kfp, pods, name, cluster, place, 60 * options.minutes)
     results: list[tuple[Case, Seen | None, str]] = []
     try:
         upload_data(place)
@@ -79,29 +75,30 @@ def chosen(only: str) -> list[Case]:
 
 
 def try_all(wanted: list[Case], runs: Runs, pods: Pods, cluster: Cluster, folder: Path, results: list[Any]) -> None:
-    """One after the other: they share a place. What goes wrong in one of them is what was seen of it."""
+    """One after the other: they share a place. What goes wrong in one of them is what was seen of it. Pipelines are
+    compiled to `folder`."""
     stuck = ""
     for case in wanted:
         print(f"-- {case.name}", flush=True)
-        try:
-            seen, why = (None, stuck) if stuck else tried(case, runs, pods, cluster, folder)
-        except StuckError as error:  # so would be the next one, and each would take an hour
-            seen, why, stuck = Seen("", str(error), 0), "", f"{case.name} did not go on"
-        except Exception as error:  # the API servers', the store's, a websocket's
-            seen, why = Seen("", " ".join(f"{type(error).__name__}: {error}".split())[:300], 0), ""
+        seen, why = None, stuck or case.why_not(pods, cluster)
+        if not why:
+            try:
+                seen = case.run(runs, pods, compiled(case.nodes, cluster, folder))
+            except StuckError as error:  # so would be the next one, and each would take an hour
+                seen, stuck = Seen("", str(error), 0), f"{case.name} did not go on"
+            except Exception as error:  # the API servers', the store's, a websocket's
+                seen = Seen("", " ".join(f"{type(error).__name__}: {error}".split())[:300], 0)
         results.append((case, seen, why))
 
 
-def tried(case: Case, runs: Runs, pods: Pods, cluster: Cluster, folder: Path) -> tuple[Seen | None, str]:
-    """What was seen, or None and why it was not tried. Compiled pipelines go to `folder`."""
-    if why := case.why_not(pods, cluster):
-        return None, why
-    compiled = folder / f"nodes-{case.nodes}.yaml"
-    if not compiled.exists():
-        as_ = "trainjob" if case.nodes > 1 else cluster.training.as_
-        training = dataclasses.replace(cluster.training, nodes=case.nodes, as_=as_)
-        compile_pipeline(dataclasses.replace(cluster, training=training), compiled)
-    return case.run(runs, pods, compiled), ""
+def compiled(nodes: int, cluster: Cluster, folder: Path) -> Path:
+    """The pipeline that trains on so many nodes."""
+    file = folder / f"nodes-{nodes}.yaml"
+    if not file.exists():
+        as_ = "trainjob" if nodes > 1 else cluster.training.as_
+        training = dataclasses.replace(cluster.training, nodes=nodes, as_=as_)
+        compile_pipeline(dataclasses.replace(cluster, training=training), file)
+    return file
 
 
 def delete_data(place: str) -> None:

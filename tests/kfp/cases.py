@@ -32,7 +32,7 @@ class Case:
     name: str
     expected: str  # what the page begins with
     parameters: dict[str, Any] = field(default_factory=dict)
-    act: Callable[[Runs, Pods, str], None] | None = None  # on the run of this id, once it has a checkpoint
+    act: Callable[[Any, str], None] | None = None  # of Pods or Runs, on a run that has a checkpoint
     tries: int = 1  # of the training, at least
     state: str = "SUCCEEDED"  # or several, as in A|B
     needs: str = ""  # pods, or trainer
@@ -54,19 +54,16 @@ class Case:
         if values["epochs"] == LONG and runs.cluster.uses_gpu("train"):
             values["epochs"] = ON_GPU
         before = runs.trainings()
-        run_id = runs.by_schedule(pipeline, values) if self.scheduled else runs.start(pipeline, values, self.name)
+        run_id = runs.start(pipeline, values, self.name, self.scheduled)
+        if self.act is not None or self.twice:
+            runs.until_checkpoint(run_id, before)
         if self.act is not None:
-            runs.until_checkpoint(run_id, before)
-            self.act(runs, pods, run_id)
-        if self.twice:
-            runs.until_checkpoint(run_id, before)
-            second = runs.start(pipeline, values, f"{self.name}, the second")
-            runs.until_over(run_id)
-            return runs.until_over(second)
+            self.act(runs if self.act is Runs.terminate else pods, run_id)
+        second = runs.start(pipeline, values, f"{self.name}, the second") if self.twice else ""
         seen = runs.until_over(run_id)
-        if self.vanishes:
-            seen = dataclasses.replace(seen, promised=pods.retries())
-        return seen
+        if second:
+            return runs.until_over(second)
+        return dataclasses.replace(seen, promised=pods.retries()) if self.vanishes else seen
 
     def fits(self, seen: Seen) -> bool:
         if self.vanishes and seen.promised != RETRIED and seen.state == "FAILED":  # a race that was lost
@@ -85,32 +82,18 @@ def long(seed: int) -> dict[str, Any]:
 
 CASES = (
     Case("promoted", "Promoted r0000-"),
-    Case(
-        "zero-shot kept", "Kept zero-shot: .*nothing is promoted; the champion, r0000-", UNCHANGED, after="promoted",
-    ),
+    Case("zero-shot kept", "Kept zero-shot: .*nothing is promoted; the champion, r0000-", UNCHANGED, after="promoted"),
     Case("gate stopped", "Not promoted: stopped by the gate", {"gate": "labelled", "gate_settings": {"min_gain": 0.9}}),
     Case("nothing new", "Nothing new: ", {"only_new": True, "append": True}, tries=0, after="promoted"),
     Case("wrong input", "Run failed: inputs: the input is wrong", {"model": "ViT-B-17"}, tries=0, state="FAILED"),
-    Case(
-        "worker killed", "Promoted r0000-", long(1), lambda runs, pods, run_id: pods.kill_worker(run_id), tries=2,
-        needs="pods",
-    ),
-    Case(
-        "pod deleted in training", "Promoted r0000-", long(2), lambda runs, pods, run_id: pods.delete(run_id), tries=2,
-        needs="pods", vanishes=True,
-    ),
-    Case(
-        "pod evicted in training", "Promoted r0000-", long(5), lambda runs, pods, run_id: pods.evict(run_id), tries=2,
-        needs="pods", vanishes=True,
-    ),
+    Case("worker killed", "Promoted r0000-", long(1), Pods.kill_worker, tries=2, needs="pods"),
+    Case("pod deleted in training", "Promoted r0000-", long(2), Pods.delete, tries=2, needs="pods", vanishes=True),
+    Case("pod evicted in training", "Promoted r0000-", long(5), Pods.evict, tries=2, needs="pods", vanishes=True),
     Case(
         "two runs at one place", "Promoted r0000-|Run stopped: another run, ", long(6), twice=True,
         state="SUCCEEDED|FAILED",
     ),
-    Case(
-        "terminated", "Run stopped from outside|Run failed: train: its pod is gone|Run broken off", long(3),
-        lambda runs, pods, run_id: runs.terminate(run_id), state="FAILED|CANCELED",
-    ),
+    Case("terminated", f"{LOST_RACE}|Run broken off", long(3), Runs.terminate, state="FAILED|CANCELED"),
     Case("two nodes", "Promoted r0000-", {"settings": {"seed": 4}}, needs="trainer", nodes=2),
     Case(
         "schedule of a minute", "Nothing new: ", {"only_new": True, "append": True}, tries=0, scheduled=True,

@@ -19,9 +19,10 @@ for number in filter(str.isdigit, os.listdir("/proc")):
     except OSError:  # it has just ended
         pass
 """
-CONFIG = "workflow-controller-configmap"  # Argo's
 RETRIED, RACE, UNKNOWN = "repeated", "mostly repeated", "not to be seen from here"
 HOPELESS = {"ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"}  # why a container waits
+TRAINER = ("trainer.kubeflow.org", "v1alpha1")
+SOON = {"_request_timeout": 10}
 
 
 class Pods:
@@ -38,44 +39,42 @@ class Pods:
         if self.core is None:
             return "no access to Kubernetes from here (kubectl's configuration)"
         try:
-            self.core.list_namespaced_pod(self.namespace, limit=1, _request_timeout=10)
+            self.core.list_namespaced_pod(self.namespace, limit=1, **SOON)
         except Exception as error:  # whatever keeps it from us
             return f"pods of {self.namespace} cannot be listed ({type(error).__name__})"
         return ""
 
     def no_trainer(self, runtime: str) -> str:
+        """Why there can be no TrainJob; '' if there can."""
         if self.extensions is None:
             return "no access to Kubernetes from here, to look for Kubeflow Trainer"
         try:
-            self.extensions.get_api_resources("trainer.kubeflow.org", "v1alpha1", _request_timeout=10)
+            self.extensions.get_api_resources(*TRAINER, **SOON)
         except Exception as error:  # not there, or not for us
             return f"no Kubeflow Trainer to be seen ({type(error).__name__})"
-        if self.is_missing(runtime):
-            return f"no runtime {runtime} in {self.namespace}: deploy/training-runtime.yaml is not applied"
-        return ""
+        missing = f"no runtime {runtime} in {self.namespace}: deploy/training-runtime.yaml is not applied"
+        return missing if self.is_missing(runtime) else ""
 
     def is_missing(self, runtime: str) -> bool:
         """Of the namespace and of the cluster. Not where it cannot be looked at."""
         from kubernetes.client import ApiException
 
-        get, group = self.extensions, ("trainer.kubeflow.org", "v1alpha1")
+        get = self.extensions
         try:
-            get.get_namespaced_custom_object(*group, self.namespace, "trainingruntimes", runtime, _request_timeout=10)
+            get.get_namespaced_custom_object(*TRAINER, self.namespace, "trainingruntimes", runtime, **SOON)
         except ApiException as error:
             if error.status != 404:
                 return False
             try:
-                get.get_cluster_custom_object(*group, "clustertrainingruntimes", runtime, _request_timeout=10)
+                get.get_cluster_custom_object(*TRAINER, "clustertrainingruntimes", runtime, **SOON)
             except ApiException as error:
                 return error.status in (403, 404)  # the pods' account would have to be allowed to read it, too
         return False
 
     def cannot_start(self, run_id: str) -> str:
         """Why a pod of the run will never start, as far as it can be seen: its image, a volume or a Secret."""
-        if self.core is None:
-            return ""
         try:
-            pods = self.of(run_id)
+            pods = self.of(run_id) if self.core is not None else []
         except Exception:  # no right to look, or no answer now
             return ""
         for pod in pods:
@@ -87,8 +86,7 @@ class Pods:
 
     def of(self, run_id: str) -> list[Any]:
         selector = f"pipeline/runid={run_id}"
-        found = self.core.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=30)
-        return list(found.items)
+        return list(self.core.list_namespaced_pod(self.namespace, label_selector=selector, **SOON).items)
 
     def training(self, run_id: str) -> str:
         """The name of the run's training pod."""
@@ -100,16 +98,13 @@ class Pods:
         raise ValueError(f"the run {run_id} has no training pod among {[pod.metadata.name for pod in pods]}")
 
     def retries(self) -> str:
-        """What Argo's setting promises for a pod that vanishes.
-
-        RETRIED (deploy/argo-retries.yaml), a RACE (Pipelines' own: only one that Argo sees gone before it sees it
-        failed), or UNKNOWN, where it cannot be read.
-        """
+        """What Argo's setting promises for a pod that vanishes: RETRIED (deploy/argo-retries.yaml), a RACE (Pipelines'
+        own: only one that Argo sees gone before it sees it failed), or UNKNOWN, where it cannot be read."""
         try:
-            found = self.core.read_namespaced_config_map(CONFIG, "kubeflow", _request_timeout=10)
+            settings = self.core.read_namespaced_config_map("workflow-controller-configmap", "kubeflow", **SOON).data
         except Exception:  # no right to look, or installed elsewhere
             return UNKNOWN
-        text = (found.data or {}).get("workflowDefaults", "")
+        text = (settings or {}).get("workflowDefaults", "")
         return RETRIED if "lastRetry.message matches" in text and "evict" in text else RACE
 
     def evict(self, run_id: str) -> None:
@@ -127,9 +122,8 @@ class Pods:
         """SIGKILL to the process below the one that supervises it."""
         from kubernetes.stream import stream
 
-        call: Any = self.core.connect_get_namespaced_pod_exec
-        command = ["python3", "-c", KILL]
-        pod = self.training(run_id)
-        said = stream(call, pod, self.namespace, container="main", command=command, stdout=True, stderr=True)
+        pod, call = self.training(run_id), self.core.connect_get_namespaced_pod_exec
+        more: Any = {"container": "main", "command": ["python3", "-c", KILL], "stdout": True, "stderr": True}
+        said = stream(call, pod, self.namespace, **more)
         if "killed" not in said:
             raise ValueError(f"no process of the training found in {pod}: {said[:200]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,12 @@ import kfp_server_api as api
 from must.base import storage
 from must.runtime.notes import read_notes
 from must.runtime.summary import determine_outcome
+from must_pipeline import schedule
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.schedule import Schedule, recurring_run
 from must_pipeline.server import wait
 from must_pipeline.server.api import Kfp, api_errors
 from must_pipeline.server.parameters import check_parameters
+from must_pipeline.submit import start
 from tests.kfp.cluster import Pods
 
 
@@ -35,71 +37,61 @@ class Seen:
 
 
 class Runs:
-    """Everything goes by one name: a pipeline, an experiment, runs, schedules and a folder."""
+    """Everything goes by one name: a pipeline, an experiment, runs, a schedule and a folder."""
 
-    def __init__(
-        self, kfp: Kfp, pods: Pods, name: str, namespace: str, cluster: Cluster, place: str, longest: float
-    ) -> None:
+    def __init__(self, kfp: Kfp, pods: Pods, name: str, cluster: Cluster, place: str, longest: float) -> None:
         """Args: `longest`: seconds a run may take."""
         self.kfp, self.pods, self.longest = kfp, pods, longest
-        self.name, self.namespace, self.cluster, self.place = name, namespace, cluster, place
+        self.name, self.cluster, self.place = name, cluster, place
         self.work = storage.join(place, "work")
-        self.experiment = kfp.experiment(name, namespace)
+        self.experiment = kfp.experiment(name)
         self.pipeline = ""
         self.made: list[str] = []
         self.shown = ""
 
-    def values(self, parameters: dict[str, Any], pipeline: Path) -> dict[str, Any]:
+    def start(self, file: Path, parameters: dict[str, Any], name: str, scheduled: bool = False) -> str:
+        """The new run's id. `scheduled`: it is the first one of a schedule of every minute."""
         demo = storage.join(self.place, "demo")
-        found = {
+        values = {
             "source": f"{demo}/images/unlabeled", "test_source": f"{demo}/images/test", "labels": "folder",
             "classes": f"{demo}/classes.yaml", "model": f"{demo}/model", "pretrained": "", "model_name": "digits",
             "work_uri": self.work, **parameters,
         }  # fmt: skip
-        check_parameters(pipeline, found)
-        return found
-
-    def start(self, pipeline: Path, parameters: dict[str, Any], name: str) -> str:
-        values = self.values(parameters, pipeline)
-        self.pipeline, version, _ = self.kfp.upload(pipeline, self.name, self.namespace)
-        body = api.V2beta1Run(
-            display_name=f"{self.name} {name}",
-            experiment_id=self.experiment,
-            pipeline_version_reference=api.V2beta1PipelineVersionReference(self.pipeline, version),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=values),
-            service_account=self.cluster.service_account or None,
-        )
-        with api_errors(self.kfp.host):
-            self.made.append(self.kfp.runs.run_service_create_run(body).run_id)
+        check_parameters(file, values)
+        self.pipeline, version, _ = self.kfp.upload(file, self.name)
+        if scheduled:
+            wanted = schedule.Schedule(self.name, "0 * * * * *", self.name, self.name, parameters=values)
+            schedule.apply(self.kfp, wanted, file)
+            try:
+                self.made.append(self.first_of_schedule())
+            finally:  # not deleted yet: Kubernetes deletes a schedule's workflows with it
+                schedule.switch(self.kfp, "pause", self.name)
+        else:
+            body = api.V2beta1Run(
+                display_name=f"{self.name} {name}",
+                experiment_id=self.experiment,
+                pipeline_version_reference=api.V2beta1PipelineVersionReference(self.pipeline, version),
+                runtime_config=api.V2beta1RuntimeConfig(parameters=values),
+                service_account=self.kfp.account or None,
+            )
+            self.made.append(start(self.kfp, body))
         return self.made[-1]
 
-    def by_schedule(self, pipeline: Path, parameters: dict[str, Any]) -> str:
-        """The first run of a schedule of every minute, which is then paused: Kubernetes deletes a schedule's workflows
-        with it."""
-        values = self.values(parameters, pipeline)
-        self.pipeline, _, _ = self.kfp.upload(pipeline, self.name, self.namespace)
-        wanted = Schedule(self.name, "0 * * * * *", parameters=values)
-        body = recurring_run(wanted, self.experiment, self.pipeline, self.namespace, self.cluster.service_account)
-        with api_errors(self.kfp.host):
-            self.kfp.recurring.recurring_run_service_create_recurring_run(body)
-        try:
-            return self.first_of_schedule()
-        finally:
-            for schedule in self.kfp.schedules(self.namespace, self.name):
-                with api_errors(self.kfp.host):
-                    self.kfp.recurring.recurring_run_service_disable_recurring_run(schedule.recurring_run_id)
-
     def first_of_schedule(self) -> str:
-        deadline = time.monotonic() + self.longest
-        call = self.kfp.runs.run_service_list_runs
-        while time.monotonic() < deadline:
+        for _ in self.until(f"the schedule {self.name} started no run"):
             with api_errors(self.kfp.host):
-                for run in self.kfp.pages(call, "runs", namespace=self.namespace):
+                for run in self.kfp.pages(self.kfp.runs.run_service_list_runs, "runs"):
                     if run.recurring_run_id and run.experiment_id == self.experiment and run.run_id not in self.made:
-                        self.made.append(run.run_id)
                         return run.run_id
-            time.sleep(wait.POLL)
-        raise ValueError(f"the schedule {self.name} started no run in {self.longest:g} s")
+        raise AssertionError
+
+    def until(self, trouble: str, pause: float = wait.POLL) -> Iterator[None]:
+        """A turn now and after each pause. Raises StuckError when a run's longest time is over."""
+        deadline = time.monotonic() + self.longest
+        while time.monotonic() < deadline:
+            yield
+            time.sleep(pause)
+        raise StuckError(f"{trouble} after {self.longest:g} s")
 
     def trainings(self) -> set[str]:
         """Those that have a checkpoint. Each combination of data and settings has a folder of its own."""
@@ -111,13 +103,11 @@ class Runs:
 
     def until_checkpoint(self, run_id: str, before: set[str]) -> None:
         """So that what happens next happens in the middle of training. `before`: trainings() when the run began."""
-        deadline = time.monotonic() + self.longest
-        while not self.trainings() - before:
+        for _ in self.until(f"the run {run_id} had no checkpoint", pause=2.0):
+            if self.trainings() - before:
+                return
             if self.look(run_id) in wait.OVER:
                 raise ValueError(f"the run {run_id} was over before its training had a checkpoint")
-            if time.monotonic() > deadline:
-                raise StuckError(f"the run {run_id} had no checkpoint after {self.longest:g} s")
-            time.sleep(min(2.0, wait.POLL))
 
     def look(self, run_id: str) -> str:
         """The run's state; what it does is shown when it changes. Raises StuckError if it will never start."""
@@ -132,11 +122,9 @@ class Runs:
         return state
 
     def until_over(self, run_id: str) -> Seen:
-        deadline = time.monotonic() + self.longest
-        while (state := self.look(run_id)) not in wait.OVER:
-            if time.monotonic() > deadline:
-                raise StuckError(f"{state}, not over after {self.longest:g} s")
-            time.sleep(wait.POLL)
+        for _ in self.until(f"the run {run_id} is not over"):
+            if (state := self.look(run_id)) in wait.OVER:
+                break
         notes = read_notes(self.work, run_id)
         tries = [len(note.tries) + 1 for note in notes if note.stage == "train"]
         return Seen(state, determine_outcome(notes, state).headline, max(tries, default=0))
@@ -145,26 +133,23 @@ class Runs:
         with api_errors(self.kfp.host):
             self.kfp.runs.run_service_terminate_run(run_id)
 
-    def delete_schedules(self) -> None:
-        for schedule in self.kfp.schedules(self.namespace, self.name):
-            self.kfp.recurring.recurring_run_service_delete_recurring_run(schedule.recurring_run_id)
-
     def delete_all(self) -> None:
         """What cannot be deleted is named, and does not keep the rest."""
-        steps: list[tuple[str, Any]] = [("schedules", self.delete_schedules)]
-        steps += [(f"run {run_id}", partial(self.stop_and_delete, run_id)) for run_id in self.made]
+        steps: list[Any] = [partial(self.stop_and_delete, run_id) for run_id in self.made]
+        steps.append(partial(schedule.switch, self.kfp, "delete", self.name))
         if self.pipeline:
+            pipelines = self.kfp.pipelines
             for version in self.kfp.versions(self.pipeline):
-                call, number = self.kfp.pipelines.pipeline_service_delete_pipeline_version, version.pipeline_version_id
-                steps.append((f"version {number}", partial(call, self.pipeline, number)))
-            steps.append(("pipeline", lambda: self.kfp.pipelines.pipeline_service_delete_pipeline(self.pipeline)))
-        steps.append(("experiment", lambda: self.kfp.experiments.experiment_service_delete_experiment(self.experiment)))
-        for what, step in steps:
+                number = version.pipeline_version_id
+                steps.append(partial(pipelines.pipeline_service_delete_pipeline_version, self.pipeline, number))
+            steps.append(partial(pipelines.pipeline_service_delete_pipeline, self.pipeline))
+        steps.append(partial(self.kfp.experiments.experiment_service_delete_experiment, self.experiment))
+        for step in steps:
             try:
                 with api_errors(self.kfp.host):
                     step()
             except ValueError as error:
-                print(f"could not be deleted: {what} of {self.name}: {error}")
+                print(f"could not be deleted ({step.func.__name__} of {self.name}): {error}")
 
     def stop_and_delete(self, run_id: str) -> None:
         if self.kfp.runs.run_service_get_run(run_id).state not in wait.OVER:

@@ -2,16 +2,15 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
-from must_pipeline.cluster.config import Cluster, Resources
-from must_pipeline.cluster.nodes import encode_nodes, encode_server, spot_warning
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.placement import encode_nodes, encode_server
+from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 from tests.pipeline.compiled import compile_apart, compiled_for
@@ -22,22 +21,12 @@ CLUSTERS = Path(CLUSTER).with_name("clusters")
 class Compiled:
     """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
 
-    def __init__(self, name, folder, cluster=None):
-        self.cluster = cluster or load_cluster(CLUSTERS / f"{name}.yaml")
-        if cluster is None:
-            file = compiled_for(CLUSTERS / f"{name}.yaml")
-        else:
-            file = folder / f"{name}.yaml"
-            compile_apart(cluster, file)
+    def __init__(self, file):
         self.spec, platform = documents(file.read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.tasks = {}
         for dag in [self.spec["root"], *self.spec["components"].values()]:
             self.tasks |= dag.get("dag", {}).get("tasks", {})
-
-    @property
-    def stages(self):
-        return [stage for stage in STAGES if self.cluster.predict.pods or not STAGES[stage].optional]
 
     def container(self, stage):
         return self.spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
@@ -45,76 +34,74 @@ class Compiled:
     def environment(self, stage):
         return {one["name"]: one["value"] for one in self.container(stage).get("env", [])}
 
-    def kubernetes(self, stage):
-        return self.platform[f"exec-{stage}"]
-
-    def nodes(self):
-        """What the launcher gets for the TrainJob's nodes."""
-        return self.tasks["train"]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"]
+    def constant(self, stage, parameter):
+        return self.tasks[stage]["inputs"]["parameters"][parameter]["runtimeValue"]["constant"]
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory):
-    """example(name): an example of ours, compiled once."""
-    return cache(lambda name: Compiled(name, tmp_path_factory.mktemp("compiled")))
+@cache
+def example(name):
+    return Compiled(compiled_for(CLUSTERS / f"{name}.yaml"))
 
 
-@pytest.fixture(params=["gke", "eks", "openshift"])
-def compiled(request, example):
-    return example(request.param)
+RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
+DAY = 86_400
 
 
-def test_every_stage_runs_the_registrys_image(compiled):
-    cluster = compiled.cluster
-    for stage in compiled.stages:
-        image = compiled.container(stage)["image"]
-        assert image.startswith(cluster.registry + "/must-")
-        assert ("@sha256:" in image) is bool(cluster.digests) and (cluster.digests or image.endswith(f":{cluster.tag}"))
-    kinds = {stage: compiled.container(stage)["image"].split("/must-")[1][:5] for stage in compiled.stages}
-    assert kinds["shard"] == "shard" and kinds["classifier"] == "torch"
-    assert kinds["train"] == ("shard" if cluster.trains_in_trainjob else "train")
-    assert kinds["evaluate"] == ("train" if "evaluate" in cluster.gpu.stages else "torch")
+@pytest.mark.parametrize(
+    "stage, image, resources, gpus, shm, limit, seconds",  # time limits: the stage's own, and Kubernetes'
+    [
+        ("gke inputs", "must-torch", ("500m", None, "1Gi", "8Gi"), 0, "", None, 0),  # not in the file
+        ("gke shard", "must-shard", ("14", None, "24Gi", "32Gi"), 0, "", "43200", 44_100),
+        ("gke classifier", "must-torch", ("4", None, "8Gi", None), 0, "", None, 0),
+        # A launcher. Each of its tries may take the TrainJob's time, with pauses of up to an hour in between.
+        ("gke train", "must-shard", ("500m", None, "1Gi", "16Gi"), 0, "", None,
+         11 * (2 * DAY + 300) + 60 * (1 + 2 + 4 + 8 + 16 + 32) + 4 * 3_600),
+        ("gke evaluate", "must-torch", ("14", None, "24Gi", "48Gi"), 0, "24Gi", "14400", 15_300),
+        ("gke predict", "must-torch", ("14", None, "16Gi", "32Gi"), 0, "24Gi", None, 0),
+        ("eks train", "must-train", ("90", "95", "900Gi", "1000Gi"), 8, "64Gi", "259200", 3 * DAY + 900),
+        ("eks evaluate", "must-train", ("40", None, "200Gi", "400Gi"), 8, "64Gi", None, 0),
+        ("eks gate", "must-torch", ("500m", None, "1Gi", "96Gi"), 0, "64Gi", None, 0),  # shm counts against the limit
+        # Kueue may let its TrainJob wait for as long as it takes.
+        ("openshift train", "must-shard", ("500m", None, "1Gi", "16Gi"), 0, "", None, 0),
+        ("openshift shard", "must-shard", ("8", "8", "16Gi", "16Gi"), 0, "", "21600", 22_500),
+    ],
+)  # fmt: skip
+def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm, limit, seconds):
+    name, stage = stage.split()
+    cluster, settings, container = (
+        load_cluster(CLUSTERS / f"{name}.yaml"), example(name).platform[f"exec-{stage}"], example(name).container(stage)
+    )  # fmt: skip
+    digest = cluster.digests.get(image)
+    assert container["image"] == f"{cluster.registry}/{image}" + (f"@{digest}" if digest else f":{cluster.tag}")
+    assert tuple(container["resources"].get(f"resource{kind}") for kind in RESOURCES) == resources
+    accelerator = container["resources"].get("accelerator", {})
+    assert (accelerator.get("resourceType"), accelerator.get("resourceCount")) == (
+        ("nvidia.com/gpu", str(gpus)) if gpus else (None, None)
+    )
+    mount = {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": shm, "volumeName": "shm"}
+    assert settings.get("emptyDirMounts", []) == ([mount] if shm else [])
+    assert example(name).environment(stage).get("MUST_TIME_LIMIT") == limit
+    assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
+    pool = cluster.gpu if gpus else cluster.cpu
+    assert settings["nodeSelector"]["labels"] == pool.node_selector
+    tolerations = [{k: v for k, v in one.items() if v} for one in settings.get("tolerations", [])]
+    assert tolerations == [{k: v for k, v in vars(one).items() if v} for one in pool.tolerations]
 
 
-def test_pools_labels_secrets_and_volumes_are_in_the_platform_document(compiled):
-    cluster = compiled.cluster
-    for stage in compiled.stages:
-        settings = compiled.kubernetes(stage)
-        on_gpu = cluster.uses_gpu(stage) and not (stage == "train" and cluster.trains_in_trainjob)
-        pool = cluster.gpu if on_gpu else cluster.cpu
-        assert settings["nodeSelector"]["labels"] == pool.node_selector
-        found = [{k: v for k, v in t.items() if v} for t in settings.get("tolerations", [])]
-        assert found == [{k: v for k, v in vars(t).items() if v} for t in pool.tolerations]
+@pytest.mark.parametrize("name", ["gke", "eks", "openshift"])
+def test_what_all_pods_of_a_cluster_have(name):
+    cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
+    retries, volume = cluster.retries, cluster.volume
+    for stage in [stage for stage, row in STAGES.items() if cluster.predict.pods or not row.optional]:
+        settings = found.platform[f"exec-{stage}"]
         assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
-        assert [s["secretName"] for s in settings.get("imagePullSecret", [])] == cluster.pull_secrets
+        assert [one["secretName"] for one in settings.get("imagePullSecret", [])] == cluster.pull_secrets
         assert settings.get("imagePullPolicy", "") == cluster.pull_policy
         mounts = settings.get("pvcMount", [])
         claims = [(one["pvcNameParameter"]["runtimeValue"]["constant"], one["mountPath"]) for one in mounts]
-        assert claims == ([(cluster.volume.claim, cluster.volume.mount)] if cluster.volume.claim else [])
-        secrets = [s["secretName"] for s in settings.get("secretAsVolume", [])]
-        assert secrets == ([cluster.credentials.secret] if cluster.credentials.secret else [])
-        assert ("GOOGLE_APPLICATION_CREDENTIALS" in compiled.environment(stage)) is bool(secrets)
-
-
-def test_shared_memory_limits_and_retries(compiled):
-    cluster = compiled.cluster
-    for stage in compiled.stages:
-        settings = compiled.kubernetes(stage)
-        launcher = stage == "train" and cluster.trains_in_trainjob
-        shm = [m for m in settings.get("emptyDirMounts", []) if m["mountPath"] == "/dev/shm"]
-        expected = [{"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": cluster.shm, "volumeName": "shm"}]
-        assert shm == (expected if STAGES[stage].loaders and not launcher else [])
-        seconds = cluster.timeouts.get(stage, 0)
-        limit = str(seconds) if seconds and not launcher else None
-        assert compiled.environment(stage).get("MUST_TIME_LIMIT") == limit
-        seconds += 900 * bool(seconds)
-        if launcher:  # each of its tries may take the TrainJob's time, with the pauses between them
-            seconds = (seconds - 900 + 300) * (cluster.retries.count + 1)
-            seconds += sum(min(3600, cluster.retries.backoff * 2**number) for number in range(cluster.retries.count))
-        if launcher and "kueue.x-k8s.io/queue-name" in cluster.labels:  # the job may wait there for as long as it takes
-            seconds = 0
-        assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
-        policy, retries = compiled.tasks[stage].get("retryPolicy"), cluster.retries
+        assert claims == ([(volume.claim, volume.mount)] if volume.claim else [])
+        assert found.environment(stage).items() >= cluster.env.items()
+        policy = found.tasks[stage].get("retryPolicy")
         if stage == "summary":
             assert policy is None
             continue
@@ -123,63 +110,33 @@ def test_shared_memory_limits_and_retries(compiled):
             "backoffDuration": f"{retries.backoff}s", "backoffMaxDuration": f"{retries.window}s",
         }  # fmt: skip
         own_tries = f"{retries.count},{retries.backoff},{retries.factor}"
-        assert compiled.environment(stage)["MUST_RETRIES"] == own_tries
-
-
-def test_requests_limits_and_accelerators(compiled):
-    cluster = compiled.cluster
-    for stage in compiled.stages:
-        resources = compiled.container(stage).get("resources", {})
-        launcher = stage == "train" and cluster.trains_in_trainjob
-        given = Resources() if launcher else cluster.resources.get(stage, Resources())
-        asked = {"cpu": "500m", "memory": "1Gi"}  # unless there is a limit, which is a request, too
-        if not given.memory and not given.memory_limit:
-            row = STAGES["promote" if launcher else stage]
-            shm = int(cluster.shm.removesuffix("Gi")) if row.loaders else 0
-            gpus = cluster.gpu.count if cluster.uses_gpu(stage) and not launcher else 1
-            given = replace(given, memory="1Gi", memory_limit=f"{row.memory * gpus + shm}Gi")
-        missing = [key for key in asked if not (getattr(given, key) or getattr(given, f"{key}_limit"))]
-        wanted = replace(given, **{key: asked[key] for key in missing})
-        names = {"CpuRequest": "cpu", "CpuLimit": "cpu_limit", "MemoryRequest": "memory", "MemoryLimit": "memory_limit"}
-        found = {name: resources.get(f"resource{name}") for name in names}
-        assert found == {name: getattr(wanted, key) or None for name, key in names.items()}
-        accelerator = resources.get("accelerator")
-        if cluster.uses_gpu(stage) and not launcher:
-            assert accelerator["resourceType"] == cluster.gpu.accelerator
-            assert accelerator["resourceCount"] == str(cluster.gpu.count)
-        else:
-            assert accelerator is None
-
-
-def test_what_the_servers_pods_get_arrives_in_the_stage_that_applies_it(compiled):
-    """What comes of it: tests/components/test_serving.py."""
-    given = compiled.tasks["serve"]["inputs"]["parameters"]["server"]["runtimeValue"]["constant"]
-    assert given == encode_server(compiled.cluster) and given["size"] == vars(compiled.cluster.server)
-
-
-def test_training_on_one_node_or_several(compiled):
-    """What comes of the parameter `nodes`: tests/components/test_train_job.py."""
-    cluster = compiled.cluster
-    parameters = compiled.tasks["train"]["inputs"]["parameters"]
-    assert parameters["tensorboard_uri"]["runtimeValue"]["constant"] == cluster.tensorboard
-    assert ("nodes" in parameters) is cluster.trains_in_trainjob
-    if not cluster.trains_in_trainjob:
-        assert parameters["processes"]["runtimeValue"]["constant"] == cluster.training.processes
+        assert found.environment(stage)["MUST_RETRIES"] == own_tries
+    # What comes of these parameters: tests/components/test_serving.py and test_train_job.py.
+    assert found.constant("serve", "server") == encode_server(cluster)
+    assert found.constant("train", "tensorboard_uri") == cluster.tensorboard
+    if cluster.trains_in_trainjob:
+        assert found.constant("train", "nodes") == encode_nodes(cluster)
     else:
-        assert compiled.nodes() == encode_nodes(cluster) and compiled.nodes()["cpu"]
+        assert found.constant("train", "processes") == cluster.training.processes
 
 
-def test_one_node_may_be_a_trainjob(tmp_path):
-    (tmp_path / "cluster.yaml").write_text("{gpu: {count: 1}, training: {as: trainjob}, timeouts: {train: 3600}}")
-    found = Compiled("one", tmp_path, load_cluster(tmp_path / "cluster.yaml"))
-    nodes = found.nodes()
-    assert (nodes["nodes"], nodes["gpus"], nodes["deadline"]) == (1, 1, 3600)
+def test_one_node_may_be_a_trainjob_and_a_key_file_a_secret(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(
+        "{gpu: {count: 1}, training: {as: trainjob}, timeouts: {train: 3600}, credentials: {kind: secret, secret: gcs}}"
+    )
+    compile_apart(load_cluster(tmp_path / "cluster.yaml"), tmp_path / "one.yaml")
+    found = Compiled(tmp_path / "one.yaml")
+    nodes = found.constant("train", "nodes")
+    assert (nodes["nodes"], nodes["gpus"], nodes["deadline"], nodes["secret"]) == (1, 1, 3600, "gcs")
     assert found.container("train")["image"].startswith("must-shard:")
     assert "accelerator" not in found.container("train").get("resources", {})
-    assert found.kubernetes("train")["activeDeadlineSeconds"] == str(4 * 3900 + 60 + 120 + 240)
+    assert found.platform["exec-train"]["activeDeadlineSeconds"] == str(4 * 3900 + 60 + 120 + 240)
+    (secret,) = found.platform["exec-shard"]["secretAsVolume"]
+    key = found.environment("shard")["GOOGLE_APPLICATION_CREDENTIALS"]
+    assert secret["secretName"] == "gcs" and key == f"{secret['mountPath']}/key.json"
 
 
-def test_several_pods_are_a_loop_over_parts_and_nothing_is_collected_from_it(example):
+def test_several_pods_are_a_loop_over_parts_and_nothing_is_collected_from_it():
     found = example("gke")
     loops = {}
     for name, task in found.tasks.items():
@@ -223,10 +180,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("cpu: {tolerations: [{kee: a}]}", "cpu.tolerations[0].kee: unknown key; did you mean 'key'?"),
         ("resources: {trian: {cpu: 1}}", "resources.trian: unknown; did you mean 'train'?"),
         ("zzz: 1", "zzz: unknown key; known: registry"),
-        ("gpu: 4", "gpu: expected 'name: value' lines, got '4'"),
         ("labels: {a: true}", "labels.a: expected text, got 'True'"),
-        ("tag:", "tag: has no value"),
-        ("pull_policy: Sometimes", "pull_policy must be one of"),
         ("tag: latest", "tag 'latest': may name another image during a run"),
         ("registry: https://ghcr.io/x", "without https://"),
         ("digests: {must-train: sha256:12}", "digests.must-train 'sha256:12': expected sha256: and 64 hex digits"),
@@ -238,9 +192,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("labels: {'my team': x}", "labels.my team 'x': Kubernetes allows no such label"),
         ("cpu: {node_selector: {pool: 'a,b'}}", "cpu.node_selector.pool 'a,b': Kubernetes allows no such label"),
         ("gpu: {count: 1, accelerator: NVIDIA L4}", "gpu.accelerator 'NVIDIA L4': is no resource's name"),
-        ("registry: my registry", "registry 'my registry': is no registry"),
         ("volume: {claim: x, mount: '/a:b'}", "volume.mount '/a:b': expected a folder"),
-        ("volume: {claim: x, mount: /a/../b}", "volume.mount '/a/../b': expected a folder"),
         ("volume: {claim: x}", "volume: claim and mount go together"),
         ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
         ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
@@ -251,22 +203,18 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
         ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),
         ("resources: {train: {cpu: 4, cpu_limit: 9m}}", "resources.train.cpu 4 contradicts resources.train.cpu_limit"),
-        ("resources: {train: {memory: 2Gi, memory_limit: 2G}}", "resources.train.memory 2Gi contradicts"),
         ("resources: {train: {memory: lots}}", "resources.train 'lots': expected an amount of memory"),
         ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
         ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
         ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
-        ("retries: {factor: 0}", "retries.factor 0: must be 1 or more"),
+        ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
-        ("training: {as_: pod}", "training.as_: unknown key; did you mean 'as'?"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
-        ("shard: {pods: 0}", "shard.pods must be from 1 to 500"),
         ("predict: {pods: 2}", "predict.pods needs predict.uri"),
         ("predict: {uri: gs://b/p}", "predict.uri contradicts predict.pods 0"),
         ("predict: {pods: 2, uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
         ("predict: {pods: 1, uri: gs://b/p, settings: {part: 1/2}}", "predict.settings.part: is set by the pipeline"),
         ("predict: {pods: 1, uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
-        ("training: {nodes: 0}", "training.nodes must be at least 1"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
         ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),
@@ -279,24 +227,22 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        {"node_selector": {"cloud.google.com/gke-spot": "true"}},
-        {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
-        {"node_selector": {"karpenter.sh/capacity-type": "spot"}},
-        {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
-        {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
-    ],
-)
+SPOT = [
+    {"node_selector": {"cloud.google.com/gke-spot": "true"}},
+    {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
+    {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
+    {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
+]
+
+
+@pytest.mark.parametrize("pool", SPOT)
 def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_path, pool):
     def said(**more):
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
         return spot_warning(load_cluster(tmp_path / "cluster.yaml"))
 
     assert "Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob" in said()
-    assert not said(retries={"policy": "Always"})
-    assert not said(training={"as": "trainjob"})
+    assert not said(retries={"policy": "Always"}) and not said(training={"as": "trainjob"})
     assert not said(gpu={"count": 1, "node_selector": {"cloud.google.com/gke-spot": "false", "team": "spotlight"}})
     assert not said(gpu={"count": 0}, cpu={})
 

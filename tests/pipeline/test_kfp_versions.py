@@ -56,20 +56,3 @@ def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):
     dags = [part["dag"] for part in [spec["root"], *spec["components"].values()] if "dag" in part]
     tasks = {name: task for dag in dags for name, task in dag["tasks"].items()}
     assert "Always" in yaml.safe_dump(tasks["train"]["retryPolicy"])
-
-
-@pytest.mark.slow
-def test_a_policy_of_another_sdk_reaches_every_retried_stage(tmp_path, monkeypatch):
-    """As 2.18's documentation has the argument; which policy the file then holds is kfp's matter."""
-    given, real = [], dsl.PipelineTask.set_retry
-
-    def set_retry(
-        self, num_retries, backoff_duration=None, backoff_factor=None, backoff_max_duration=None, policy=None
-    ):
-        given.append(policy)
-        return real(self, num_retries, backoff_duration, backoff_factor, backoff_max_duration)
-
-    monkeypatch.setattr(dsl.PipelineTask, "set_retry", set_retry)
-    (tmp_path / "cluster.yaml").write_text("retries: {policy: OnError}")
-    compile_pipeline(load_cluster(tmp_path / "cluster.yaml"), tmp_path / "p.yaml")
-    assert len(given) > 9 and set(given) == {"OnError"}

@@ -6,7 +6,7 @@ import pytest
 
 from must.data.format.index import load_index
 from must.runtime.notes import read_notes
-from must_components.shard import shard, shard_part
+from must_components.components import shard, shard_part
 from tests import zoo
 
 SETTINGS = {"samples_per_shard": 4, "workers": 1}
@@ -16,35 +16,23 @@ def part(number, source, work):
     shard_part.python_func(f"{number}/2", str(source), str(work), "7", settings=SETTINGS)
 
 
-def finish(source, work, tmp_path, run="7", **settings):
+def finish(source, work, tmp_path, run="7"):
     artifact = SimpleNamespace(path=str(tmp_path / "index"), metadata={})
-    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS | settings)
+    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS)
     return sha256, artifact.metadata["images"]
 
 
 def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
-    zoo.fill(tmp_path / "in", 20)
-    part(2, tmp_path / "in", tmp_path / "work")
+    source, work = tmp_path / "in", tmp_path / "work"
+    zoo.fill(source, 20)
+    part(2, source, work)
     with pytest.raises(SystemExit, match="2"):
-        finish(tmp_path / "in", tmp_path / "work", tmp_path)
+        finish(source, work, tmp_path)
     assert "these are not done: --part 1/2" in capfd.readouterr().err
-    part(1, tmp_path / "in", tmp_path / "work")
-    made = finish(tmp_path / "in", tmp_path / "work", tmp_path, "8")
-    assert made == (load_index(str(tmp_path / "work" / "shards")).sha256, 20)
-    results = {n.stage: n.facts.result for run in "78" for n in read_notes(str(tmp_path / "work"), run)}
-    assert results["shard-1-of-2"] == results["shard-2-of-2"] == "done"
-    assert results["shard"] == "20 images, revision 0"
-    part(1, tmp_path / "in", tmp_path / "work")  # the run is submitted again: nothing is packed again
-    assert finish(tmp_path / "in", tmp_path / "work", tmp_path, "8") == made
-
-
-def test_a_run_may_allow_more_rejected_files(tmp_path, capfd):
-    zoo.fill(tmp_path / "in", 10)
-    for number in range(6):
-        (tmp_path / "in" / f"junk-{number}.jpg").write_bytes(b"no image")
-    with pytest.raises(SystemExit, match="2"):
-        finish(tmp_path / "in", tmp_path / "work", tmp_path)
-    assert "--max-rejected" in capfd.readouterr().err
-    finish(tmp_path / "in", tmp_path / "work", tmp_path, "8", **{"max-rejected": 0.4})
-    index = load_index(str(tmp_path / "work" / "shards"))
-    assert index.rejected == 6 and max(part.samples for part in index.shards) == 4
+    part(1, source, work)
+    made = finish(source, work, tmp_path, "8")
+    assert made == (load_index(str(work / "shards")).sha256, 20)
+    results = {n.stage: n.facts.result for run in "78" for n in read_notes(str(work), run)}
+    assert results == {"shard-1-of-2": "done", "shard-2-of-2": "done", "shard": "20 images, revision 0"}
+    part(1, source, work)  # the run is submitted again: nothing is packed again
+    assert finish(source, work, tmp_path, "8") == made

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,8 @@ import yaml
 from kfp import compiler, components
 
 from must import __version__
-from must_components.shard import shard
+from must_components import components as our_components
+from must_components.components import shard
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster.rules import load_cluster
@@ -54,7 +54,7 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(spec):
     assert set(map(parse_stage, tasks_of(spec))) == set(ALWAYS)
     for name, row in STAGES.items():
-        component = getattr(import_module(f"must_components.{'summary' if name == 'close' else name}"), name)
+        component = getattr(our_components, name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
 
 
@@ -69,25 +69,18 @@ def test_the_example_schedule_trains_as_the_example_run():
     assert schedule["parameters"] == run | {"append": True, "only_new": True}
 
 
-def test_no_stage_is_answered_from_kubeflows_cache(spec):
-    """It believes in artifacts that are gone, and none but the classifier could ever be found there."""
-    assert not [name for name, task in tasks_of(spec).items() if task["cachingOptions"].get("enableCache")]
-
-
-def test_every_stage_gets_the_id_of_its_run(spec):
-    for name, task in tasks_of(spec).items():
-        if parse_stage(name) == "close":  # it leaves no note
-            continue
-        given = task["inputs"]["parameters"]["run_id"]
-        assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
-
-
-def test_every_stage_but_the_summary_is_tried_again_by_itself_and_by_kubeflow(spec):
+def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(spec):
+    """Kubeflow's cache believes in artifacts that are gone, and none but the classifier could ever be found there."""
     executors = spec["deploymentSpec"]["executors"]
     for name, task in tasks_of(spec).items():
-        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is STAGES[parse_stage(name)].retried
+        assert not task["cachingOptions"].get("enableCache"), name
+        retried = STAGES[parse_stage(name)].retried
+        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is retried
         environment = {one["name"]: one["value"] for one in executors[f"exec-{name}"]["container"].get("env", [])}
-        assert environment.get("MUST_RETRIES") == ("3,60,2" if STAGES[parse_stage(name)].retried else None)
+        assert environment.get("MUST_RETRIES") == ("3,60,2" if retried else None)
+        if parse_stage(name) != "close":  # it leaves no note
+            given = task["inputs"]["parameters"]["run_id"]
+            assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
 
 def test_every_group_ends_in_something_that_runs(spec):
@@ -110,12 +103,8 @@ def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(spec):
     assert choices["gate"] == ["auto", "labelled", "label-free", "none"]
     assert choices["serve"] == ["none", "write", "apply"]
     assert all(parameters[name]["defaultValue"] in values for name, values in choices.items())
+    assert all(one.get("description") for one in parameters.values())  # shown on the upload page
     components.load_component_from_text(COMPILED.read_text())  # kfp's own loader takes it
-
-
-def test_every_parameter_is_explained_on_the_upload_page(spec):
-    for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
-        assert parameter.get("description"), name
 
 
 def test_the_whole_stays_far_below_kubeflows_limits(spec):

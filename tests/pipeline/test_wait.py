@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from must.runtime.notes import Facts, Note, write_note
-from must_components.argo import failures, is_refused, parse_exit_code
+from must_components.cluster import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
 
@@ -70,33 +70,26 @@ def test_of_a_stage_in_parts_the_stage_is_named_and_not_what_kubeflow_wraps_arou
     assert "failed: shard-part\n" in capsys.readouterr().out
 
 
-def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys, monkeypatch):
+def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys):
     """After Kubeflow's own Retry too, which repeats stages, but not the stage summary."""
     play(server, "wrong input")
-    move = server.move
-
-    def leave_and_move(run, state):  # as the stages in the cluster do meanwhile
-        write_note(waiting.work, run["run_id"], Note("classifier", "failed", code=2, lines=["no such model"]))
-        move(run, state)
-
-    monkeypatch.setattr(server, "move", leave_and_move)
+    note = Note("classifier", "failed", code=2, lines=["no such model"])
+    server.meanwhile = lambda run: write_note(waiting.work, run["run_id"], note)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
     assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
     assert "\nCommand to go on: must-pipeline submit --again " in out
 
 
-def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys, monkeypatch):
+def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys):
     """The notes know how many labelling pods there should be."""
-    play(server, "success")
-    move = server.move
 
-    def leave_and_move(run, state):
+    def leave(run):
         for stage, facts in (("inputs", Facts(then=["predict-1-of-3", "serve"])), ("promote", Facts(version="r7"))):
             write_note(waiting.work, run["run_id"], Note(stage, "done", facts=facts))
-        move(run, state)
 
-    monkeypatch.setattr(server, "move", leave_and_move)
+    play(server, "success")
+    server.meanwhile = leave
     waiting()
     assert "\nPromoted r7. Then broken off: predict-1-of-3 and 1 more never started\n" in capsys.readouterr().out
 
@@ -173,14 +166,12 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
     (tmp_path / "token").write_text("first")
     server.access.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
     server.wanted_header = ("Authorization", "Bearer first")
-    move = server.move
 
-    def expire_and_move(run, state):
+    def expire(run):
         (tmp_path / "token").write_text("second")
         server.wanted_header = ("Authorization", "Bearer second")
-        move(run, state)
 
-    monkeypatch.setattr(server, "move", expire_and_move)
+    server.meanwhile = expire
     assert waiting("--token-file", tmp_path / "token") == 0
 
 

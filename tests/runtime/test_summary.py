@@ -12,7 +12,7 @@ import pytest
 from must.base.storage import exists
 from must.runtime.notes import Facts, Note, read_notes, write_note
 from must.runtime.summary import determine_outcome, summarize
-from must_components.summary import summary as summary_stage
+from must_components.components import summary as summary_stage
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]

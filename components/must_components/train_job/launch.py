@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -18,25 +19,23 @@ import yaml
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.exits import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, handling
-from must.base.files import DESCRIPTION_FILE
 from must.base.lock import RUN_ID
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.text import one_line
 from must.method.model.description import summary_at
 from must.runtime.notes import Facts
-from must.runtime.places import JobUri, WorkUri
+from must.runtime.places import WorkUri
 from must.runtime.training import describe_bundle, describe_run, job_values
-from must_components.argo import is_stopped
-from must_components.cluster import Cluster
-from must_components.job_at_end import end_job
-from must_components.train_job.log import JobLog, failed_nodes
-from must_components.train_job.manifest import RUN, make_manifest
+from must_components.cluster import RUN, Cluster, is_stopped
+from must_components.train_job.manifest import NODE, make_manifest
 
 POLL_JOB = 5.0  # seconds between requests for the job's state and its new log lines
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
-LINES = 30  # of a failed job's log and of its events
+INDEX = "batch.kubernetes.io/job-completion-index"
+SECOND_LENGTH = len("2026-01-01T12:00:00")  # the beginning of a timestamp
+LINES = 30  # of a failed job's log and of its events, for its last message
 
 
 def train_on_nodes(
@@ -58,10 +57,9 @@ def train_on_nodes(
     content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "answers": answers}
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
-    cluster = Cluster.of_this_pod()
-    require(cluster is not None, "train: a TrainJob is submitted in a pod of the cluster only")
-    assert cluster is not None
-    Launch(cluster, make_manifest(facts.trainjob, "", nodes, job.uri, run_id, model_name), job, run_id).run()
+    if (cluster := Cluster.of_this_pod()) is None:
+        raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
+    Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id).run()
     copy_bundle(job.bundle, output)
     summary = summary_at(output)
     facts.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
@@ -80,8 +78,8 @@ class StoppedError(BaseException):
 class Launch:
     """One run's TrainJob, from its creation, or from an earlier launcher's, to its end."""
 
-    def __init__(self, cluster: Cluster, manifest: dict[str, Any], job: JobUri, run_id: str) -> None:
-        self.cluster, self.manifest, self.job, self.run_id = cluster, manifest, job, run_id
+    def __init__(self, cluster: Cluster, manifest: dict[str, Any], run_id: str) -> None:
+        self.cluster, self.manifest, self.run_id = cluster, manifest, run_id
         self.name: str = manifest["metadata"]["name"]
         self.log = JobLog(cluster, self.name)
         self.workflow = ""
@@ -109,7 +107,7 @@ class Launch:
         """Deletes the job if the whole run is being stopped. If only this pod is, the next launcher follows the job."""
         with suppress(TransientError):
             if self.workflow and ((workflow := self.cluster.workflow(self.workflow)) is None or is_stopped(workflow)):
-                return end_job(self.cluster, self.name, self.run_id)
+                return self.cluster.end_job(self.name, self.run_id)
         return "continues; the next launcher follows it, or the run's end deletes it"
 
     def find_or_create(self) -> None:
@@ -120,8 +118,6 @@ class Launch:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
                 print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
-            elif outcome == "Complete" and not storage.exists(storage.join(self.job.bundle, DESCRIPTION_FILE)):
-                print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
                 print(f"following the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
                 return
@@ -220,3 +216,62 @@ def exit_code(codes: list[int]) -> int:
         if code in codes:
             return code
     return PREEMPTED if codes and set(codes) == {PREEMPTED} else BUG
+
+
+class JobLog:
+    """Prints the new lines of rank 0, also of a pod or a container that replaced another one."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
+        self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
+        self.last: deque[str] = deque(maxlen=LINES)
+
+    def print_new(self) -> None:
+        with suppress(TransientError):  # the job's state matters, not the log
+            if (current := self.find()) is None:
+                return
+            pod, container = current
+            if container != self.container:
+                if self.container:
+                    event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
+                    print(f"[{self.pod} {event}]", flush=True)
+                self.pod, self.container, self.since, self.printed = pod, container, "", Counter()
+            known = Counter(self.printed)
+            for line in filter(None, self.cluster.pod_log(pod, since=self.since).split("\n")):
+                if known[line]:
+                    known[line] -= 1
+                    continue
+                time, _, text = line.partition(" ")
+                print(text, flush=True)
+                self.last.append(text)
+                self.since = max(self.since, time)
+                self.printed[line] += 1
+            second = self.since[:SECOND_LENGTH]
+            self.printed = Counter(
+                {line: count for line, count in self.printed.items() if line[:SECOND_LENGTH] >= second}
+            )
+
+    def find(self) -> tuple[str, str] | None:
+        """The newest pod of the first node and its current container, once it runs."""
+        for pod in self.cluster.node_pods(self.name):
+            if pod["metadata"]["labels"].get(INDEX) == "0":
+                for status in pod.get("status", {}).get("containerStatuses", []):
+                    if status["name"] == NODE and status.get("containerID"):
+                        return pod["metadata"]["name"], status["containerID"]
+                return None
+        return None
+
+
+def failed_nodes(cluster: Cluster, name: str) -> list[tuple[str, int, str]]:
+    """(node, exit code, pod) of the failed containers, by time; those that ended because a peer failed come last."""
+    failed: list[tuple[bool, str, str, int, str]] = []
+    for pod in cluster.node_pods(name):
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            states: list[dict[str, Any]] = [status.get("state") or {}, status.get("lastState") or {}]
+            ended = next((state["terminated"] for state in states if "terminated" in state), None)
+            if ended and ended["exitCode"]:
+                code, time = int(ended["exitCode"]), ended.get("finishedAt") or pod["metadata"]["creationTimestamp"]
+                node = pod["metadata"]["labels"].get(INDEX, "?")
+                failed.append((code == PREEMPTED, time, node, code, pod["metadata"]["name"]))
+    return [(node, code, pod) for _, _, node, code, pod in sorted(failed)]

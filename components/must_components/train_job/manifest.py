@@ -2,21 +2,18 @@
 
 from typing import Any
 
+from must_components.cluster import RUN, TRAINER
+
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
-RUN = "pipeline/runid"  # label: the run whose job it is; nothing deletes or follows a job of another run
 MODEL = "must/model"  # label: the model's name in the registry
 POD_LABELS = {"app.kubernetes.io/name": "must"}  # of the job and its pods; used by deploy/network-policy.yaml
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
 
 
-def make_manifest(
-    name: str, runtime_kind: str, nodes: dict[str, Any], job: str, run_id: str, model: str
-) -> dict[str, Any]:
-    """The job that runs `must.runtime.node` for the folder `job` on every node.
+def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model: str) -> dict[str, Any]:
+    """The job that runs `must.runtime.node` for the folder `job` on every node; the runtime's kind is missing.
 
-    Args:
-        runtime_kind: TrainingRuntime, or ClusterTrainingRuntime.
-        nodes: from cluster/nodes.py.
+    `nodes`: from `encode_nodes` in must_pipeline/cluster/placement.py.
     """
     gpus = int(nodes["gpus"])
     processes = max(1, gpus) if nodes["processes"] == "auto" else int(nodes["processes"])
@@ -34,14 +31,14 @@ def make_manifest(
         trainer["resourcesPerNode"] = {"requests": resources, "limits": resources}
     labels = {RUN: run_id, MODEL: model.rstrip("-._")}  # Kubernetes' rule for a label's end
     return {
-        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "apiVersion": f"{TRAINER}/v1alpha1",
         "kind": "TrainJob",
         "metadata": {
             "name": name,
             "labels": POD_LABELS | nodes["labels"] | {key: value for key, value in labels.items() if value},
         },
         "spec": {
-            "runtimeRef": {"name": nodes["runtime"], "kind": runtime_kind},
+            "runtimeRef": {"name": nodes["runtime"]},
             "activeDeadlineSeconds": int(nodes["deadline"]),
             "trainer": trainer,
             "runtimePatches": [{"manager": "must/launcher", "trainingRuntimeSpec": pod_patch(nodes)}],

@@ -15,18 +15,16 @@ class Toleration:
 
 
 @dataclass(frozen=True)
-class CpuPool:
+class Pool:
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: list[Toleration] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class GpuPool:
+class GpuPool(Pool):
     count: int = 0  # per node, for training; 0: train on CPUs
     accelerator: str = "nvidia.com/gpu"
     stages: list[str] = field(default_factory=lambda: ["train"])
-    node_selector: dict[str, str] = field(default_factory=dict)
-    tolerations: list[Toleration] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Cluster:
     credentials: Credentials = field(default_factory=Credentials)
     env: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
-    cpu: CpuPool = field(default_factory=CpuPool)
+    cpu: Pool = field(default_factory=Pool)
     gpu: GpuPool = field(default_factory=GpuPool)
     resources: dict[str, Resources] = field(default_factory=dict)
     shm: str = ""
@@ -114,7 +112,7 @@ class Cluster:
     tensorboard: str = ""
 
     def image(self, name: str) -> str:
-        """The full name of one of must_components/images.py's images."""
+        """The full name of one of IMAGES."""
         repository = f"{self.registry.rstrip('/')}/{name}" if self.registry else name
         return f"{repository}@{self.digests[name]}" if name in self.digests else f"{repository}:{self.tag}"
 

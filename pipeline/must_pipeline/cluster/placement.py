@@ -1,4 +1,5 @@
-"""Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit."""
+"""Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit. For pods that other controllers
+create, a TrainJob's nodes and a server's, its settings are a parameter of the task: a plain dictionary."""
 
 import inspect
 import math
@@ -9,8 +10,8 @@ from kfp import dsl, kubernetes
 
 from must.base.parameters import require
 from must.runtime.supervise import Policy
-from must_pipeline.cluster.config import Cluster, Resources, Retries, Toleration
-from must_pipeline.cluster.rules import parse_bytes
+from must_pipeline.cluster.config import Cluster, Pool, Resources, Retries, Toleration
+from must_pipeline.cluster.rules import parse_quantity
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -58,15 +59,13 @@ def estimate_limit(stage: str, cluster: Cluster) -> int:
     """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
     against the limit."""
     row = STAGES[stage]
-    shm = parse_bytes(cluster.shm) if cluster.shm and row.loaders else 0.0
+    shm = parse_quantity(cluster.shm) if cluster.shm and row.loaders else 0.0
     return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
 
 
 def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: int) -> None:
-    """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them.
-
-    `default_limit`: GiB of memory for a pod for which cluster.yaml sets none.
-    """
+    """Every pod gets requests: in a namespace with a quota Kubernetes refuses a pod without them. `default_limit`: GiB
+    of memory for a pod for which cluster.yaml sets none."""
     cpu = resources.cpu or ("" if resources.cpu_limit else REQUESTS.cpu)  # a limit is also the request
     memory = resources.memory or ("" if resources.memory_limit else REQUESTS.memory)
     limit = resources.memory_limit or ("" if resources.memory else f"{default_limit}Gi")
@@ -127,3 +126,46 @@ def retry_policy(retries: Retries) -> dict[str, str]:
 
 def toleration_fields(toleration: Toleration) -> dict[str, Any]:
     return {name: value for name, value in vars(toleration).items() if value}
+
+
+def encode_nodes(cluster: Cluster) -> dict[str, Any]:
+    """The launcher's parameter `nodes`."""
+    resources = cluster.resources.get("train")
+    return encode_pods(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
+        "image": cluster.image(GPU_IMAGE),
+        "nodes": cluster.training.nodes,
+        "processes": cluster.training.processes,
+        "runtime": cluster.training.runtime,
+        "gpus": cluster.gpu.count,
+        "accelerator": cluster.gpu.accelerator,
+        # A node's request is its limit.
+        "cpu": (resources.cpu_limit or resources.cpu) if resources else "",
+        "memory": (resources.memory_limit or resources.memory) if resources else "",
+        "shm": cluster.shm,
+        "deadline": cluster.timeouts.get("train", cluster.retries.window),
+    }
+
+
+def encode_server(cluster: Cluster) -> dict[str, Any]:
+    """The parameter `server` of the stage serve."""
+    # Without Kueue's label: KServe copies the labels to the server's pods, which would wait for a quota of batch jobs.
+    labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
+    size = {"size": vars(cluster.server)}
+    return encode_pods(cluster, cluster.cpu) | {"image": cluster.image("must-serve"), "labels": labels} | size
+
+
+def encode_pods(cluster: Cluster, pool: Pool) -> dict[str, Any]:
+    return {
+        "node_selector": pool.node_selector,
+        "tolerations": [{"operator": "Equal", **toleration_fields(toleration)} for toleration in pool.tolerations],
+        "labels": cluster.labels,
+        "service_account": cluster.service_account,
+        "pull_secrets": cluster.pull_secrets,
+        "secret": cluster.credentials.secret,
+        "secret_mount": KEY_FOLDER,
+        "secret_key": cluster.credentials.key,
+        "secret_variable": cluster.credentials.variable,
+        "env": cluster.env,
+        "claim": cluster.volume.claim,
+        "mount": cluster.volume.mount,
+    }

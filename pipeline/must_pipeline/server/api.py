@@ -17,13 +17,20 @@ from must.base.errors import TransientError, UserError
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
+from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.files import CLUSTER, nearest
 
 __all__ = ["Kfp", "add_arguments", "api", "api_errors"]
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # a pod's token, if its spec projects one
-SECOND = 1.1  # Kubeflow's times are whole seconds: of two versions of one second, either may count as the newest
 MAX_MESSAGE = 1000  # characters of the server's message: the missing permission comes last
 IDENTITY = 1800.0  # seconds for which a Google identity token is used; it is valid for an hour
+UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
+REFUSED_ACCOUNT = (  # 2.18 checks what 2.17 does not
+    "Pipelines 2.18 starts a run as the service account {} only if you may `use` it, by deploy/scheduler.yaml, and its "
+    "administrator lists it in ALLOWEDSERVICEACCOUNTS. Or leave service_account out of cluster.yaml (docs/kubeflow.md, "
+    "step 2)"
+)
 LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
     "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
@@ -31,6 +38,7 @@ LOGIN = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
     group = parser.add_argument_group(
         "the URL of Kubeflow Pipelines, and the credentials",
         "Inside a pod the projected service account token is found by itself.",
@@ -48,9 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Kfp:
-    """A Kubeflow Pipelines server. Its errors are raised as ValueError, one line each."""
+    """A Kubeflow Pipelines server, and the namespace and the service account that cluster.yaml names for it. Its errors
+    are raised as ValueError, one line each."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        cluster = load_cluster(options.cluster)
+        self.namespace, self.account = options.namespace or cluster.namespace, cluster.service_account
         if not options.host:
             raise UserError("--host is missing: the URL of Kubeflow Pipelines; or set $KFP_HOST")
         self.host = options.host.rstrip("/")
@@ -71,56 +82,46 @@ class Kfp:
         self.runs = api.RunServiceApi(client)
         self.recurring = api.RecurringRunServiceApi(client)
 
-    def upload(self, file: Path, name: str, namespace: str) -> tuple[str, str, bool]:
-        """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new.
-
-        A version's name is the code's version and the content's checksum: the same file is not uploaded twice in a row.
-        If the new version has the same time as the previous one, it is uploaded again, a second later.
-        """
+    def upload(self, file: Path, name: str) -> tuple[str, str, bool]:
+        """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new. A
+        version's name has the content's checksum: the same file is not uploaded twice in a row."""
         content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
         with api_errors(self.host):
-            pipeline = self.pipeline(name, namespace)
+            pipeline = self.pipeline(name)
             known = self.versions(pipeline)
-            if known and get_name(known[0]).startswith(content):
+            if known and known[0].display_name.startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
-            number = sum(get_name(version).startswith(content) for version in known)
-            while True:
-                version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
-                uploaded = self.uploads.upload_pipeline_version(
-                    str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
-                )
-                if not known or uploaded.created_at > known[0].created_at:
-                    return pipeline, uploaded.pipeline_version_id, True
-                number += 1
-                time.sleep(SECOND)
+            number = sum(version.display_name.startswith(content) for version in known)
+            version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
+            uploaded = self.uploads.upload_pipeline_version(
+                str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
+            )
+            return pipeline, uploaded.pipeline_version_id, True
 
-    def pipeline(self, name: str, namespace: str) -> str:
+    def pipeline(self, name: str) -> str:
         """The id of the pipeline `name`, which is created if there is none."""
-        for pipeline in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace):
-            if get_name(pipeline) == name:
+        for pipeline in self.pages(self.pipelines.pipeline_service_list_pipelines, "pipelines"):
+            if pipeline.display_name == name:
                 return pipeline.pipeline_id
-        body = api.V2beta1Pipeline(name=name, display_name=name, description=DESCRIPTION, namespace=namespace or None)
+        space = self.namespace or None
+        body = api.V2beta1Pipeline(name=name, display_name=name, description=DESCRIPTION, namespace=space)
         return self.pipelines.pipeline_service_create_pipeline(body).pipeline_id
 
     def versions(self, pipeline: str) -> list[Any]:
         """The newest first."""
         call = self.pipelines.pipeline_service_list_pipeline_versions
-        versions = self.pages(lambda **page: call(pipeline, **page), "pipeline_versions")
-        return sorted(versions, key=lambda version: version.created_at, reverse=True)
+        return sorted(
+            self.pages(call, "pipeline_versions", pipeline), key=lambda version: version.created_at, reverse=True
+        )
 
-    def experiment(self, name: str, namespace: str) -> str:
-        """The id of the experiment `name`, which is created if there is none. Runs get its namespace.
-
-        Raises ValueError: a namespace was requested, but the server has none.
-        """
-        call = self.experiments.experiment_service_list_experiments
+    def experiment(self, name: str) -> str:
+        """The id of the experiment `name`, which is created if there is none. Runs get its namespace."""
+        namespace, call = self.namespace or None, self.experiments.experiment_service_list_experiments
         with api_errors(self.host):
-            matches = (item for item in self.pages(call, "experiments", namespace=namespace)
-                       if item.display_name == name)  # fmt: skip
-            experiment = next(matches, None)
+            experiment = next((item for item in self.pages(call, "experiments") if item.display_name == name), None)
             if experiment is None:
                 description = f"Runs of the pipeline must. {DESCRIPTION}"
-                body = api.V2beta1Experiment(display_name=name, description=description, namespace=namespace or None)
+                body = api.V2beta1Experiment(display_name=name, description=description, namespace=namespace)
                 experiment = self.experiments.experiment_service_create_experiment(body)
         if namespace and not experiment.namespace:
             raise UserError(
@@ -129,25 +130,23 @@ class Kfp:
             )
         return experiment.experiment_id
 
-    def schedules(self, namespace: str, name: str = "") -> list[Any]:
+    def schedules(self, name: str = "") -> list[Any]:
         """Recurring runs, of that name if one is given; the newest first."""
         call = self.recurring.recurring_run_service_list_recurring_runs
         with api_errors(self.host):
-            runs = [run for run in self.pages(call, "recurring_runs", namespace=namespace)
-                    if not name or run.display_name == name]  # fmt: skip
+            runs = [run for run in self.pages(call, "recurring_runs") if not name or run.display_name == name]
         return sorted(runs, key=lambda run: run.created_at, reverse=True)
 
-    def pages(self, call: Callable[..., Any], field: str, namespace: str = "") -> Iterator[Any]:
-        token: str | None = None
+    def pages(self, call: Callable[..., Any], field: str, *parent: str) -> Iterator[Any]:
+        """All items of a list in the namespace, or in something else: of its id."""
+        query: dict[str, Any] = {"page_size": 100}
+        query |= {"namespace": self.namespace} if self.namespace and not parent else {}
         while True:
-            query: dict[str, Any] = {"page_size": 100}
-            query |= {"page_token": token} if token else {}
-            query |= {"namespace": namespace} if namespace else {}
-            page = call(**query)
+            page = call(*parent, **query)
             yield from getattr(page, field) or []
-            token = page.next_page_token
-            if not token:
+            if not page.next_page_token:
                 return
+            query["page_token"] = page.next_page_token
 
 
 class JsonClient(api.ApiClient):
@@ -176,19 +175,12 @@ class Token:
         configuration.api_key["authorization"] = self.value
 
 
-def get_name(item: Any) -> str:
-    return item.display_name or item.name or ""
-
-
 def find_token(options: argparse.Namespace) -> str:
-    """A bearer token, or ''. Raises ValueError: the file is missing, or Google gives none."""
+    """A bearer token, or ''. Raises OSError: the file is missing; ValueError: Google gives none."""
     if options.iap_client_id:
         return identity_token(options.iap_client_id)
     if options.token_file:
-        try:
-            return options.token_file.read_text().strip()
-        except OSError as error:
-            raise UserError(f"--token-file {options.token_file}: {(error.strerror or '').lower()}") from None
+        return options.token_file.read_text().strip()
     if token := os.environ.get("KFP_TOKEN"):
         return token
     projected = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", POD_TOKEN))
@@ -210,17 +202,15 @@ def identity_token(audience: str) -> str:
 
 
 @contextmanager
-def api_errors(host: str, forbidden: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError.
-
-    `forbidden` explains a refusal (403), instead of advice to log in; '' if it cannot.
-    """
+def api_errors(host: str, account: str = "") -> Iterator[None]:
+    """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError. `account`: the
+    service account as which a run or a schedule was to be started; '' for the default one."""
     try:
         yield
     except api.ApiException as error:
-        hints = {401: f"; {LOGIN}", 403: f"; ask for access to the namespace, or {LOGIN}"}
+        refused = REFUSED_ACCOUNT.format(account) if account else f"ask for access to the namespace, or {LOGIN}"
+        hints = {401: f"; {LOGIN}", 403: f"; {refused}"}
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
-        hint = (error.status == 403 and forbidden()) or hint
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
         # the server answers 500 for a version that does not exist
         transient = error.status == 401 or (is_transient(error.status) and error.status != 500)
@@ -235,9 +225,6 @@ def api_errors(host: str, forbidden: Callable[[], str] = lambda: "") -> Iterator
         raise UserError(
             f"{host}: answers, but not as Kubeflow Pipelines does ({one_line(error)[:200]}); {LOGIN}"
         ) from None
-
-
-UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
 
 
 def detail(error: api.ApiException) -> str:

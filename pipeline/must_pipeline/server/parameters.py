@@ -20,10 +20,7 @@ KINDS: dict[str, Any] = {
 
 
 def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values, converted to their parameters' types. Raises ValueError: the pipeline or a stage would refuse them.
-
-    An unknown or missing parameter, a wrong type, too many bytes, settings that a stage does not have.
-    """
+    """The values, converted to their parameters' types. Raises ValueError: pipeline or stage would refuse them."""
     try:
         spec = documents(pipeline.read_text())[0]
         known = spec["root"]["inputDefinitions"]["parameters"]

@@ -11,7 +11,7 @@ from must.base import storage
 from must.base.exits import format_error
 from must.base.text import printable
 from must.runtime.summary import Summary, summarize
-from must_components.argo import failures, is_refused
+from must_components.cluster import failures, is_refused
 from must_pipeline.server.api import Kfp, api_errors
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
@@ -30,14 +30,12 @@ class Ending(NamedTuple):
     lost: bool = False  # it was stopped from outside, but not by a person: it may be started again
 
 
-def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") -> Ending:
+def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
     """How the run ended, once it is over. Raises TransientError: no answer for SERVER_TIMEOUT seconds.
 
-    Args:
-        work_uri: has the notes of the stages, which are summarized if this machine can read them.
-        again: the command that starts the run again.
+    The notes of the stages at `work_uri` are summarized if this machine can read them. `again` starts the run again.
     """
-    workflow, printed, missed = Workflows(namespace or "kubeflow", run_id), "", 0
+    workflow, printed, missed = Workflows(kfp.namespace or "kubeflow", run_id), "", 0
     reported = set[str]()
     while True:
         run = get_run_with_retry(kfp, run_id)
@@ -47,7 +45,7 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str, namespace: str = "") 
             printed = status
             print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
         if state in OVER:
-            workflow.exists()
+            workflow.is_gone()  # reads its last state
             summary = summarize(work_uri, run_id, state, again)
             report(run, state, summary, failures(workflow.latest))
             lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
@@ -86,10 +84,8 @@ def report_retry(error: Exception) -> None:
 
 
 def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> str | None:
-    """Prints once for each stage that it has failed for the third time, and why. Returns a stage that can never start.
-
-    Without permission to read the workflow, Kubeflow's list of tries has the number of failures but no reason.
-    """
+    """Prints once for each stage that it has failed for the third time, and why (unknown without permission to read the
+    workflow). Returns a stage that can never start."""
     stages = failures(workflow) or {name: [""] * count for name, count in failed_tries(run).items()}
     for stage, messages in stages.items():
         if len(messages) >= FAILURES_REPORTED and stage not in reported:
@@ -128,20 +124,16 @@ def was_terminated(run: Any) -> bool:
 
 
 def tasks(run: Any, state: str) -> list[str]:
-    """Names of the stages, and of Kubeflow's own steps before them, without the tasks that wrap them.
-
-    A repeated step is listed by its name and, for each try, as NAME(0), NAME(1), ...; these are left out.
-    """
+    """Names of the stages, and of Kubeflow's own steps before them, without the tasks that wrap them, and without the
+    tries of a repeated step, NAME(0), NAME(1), ..."""
     details = (run.run_details and run.run_details.task_details) or []
     names = [task.display_name for task in details if task.state == state]
     return [name for name in dict.fromkeys(names) if not FRAMES.fullmatch(name) and not name.endswith(")")]
 
 
 class Workflows:
-    """A run's workflow in the cluster: Kubeflow Pipelines reports neither its deletion nor why its pods fail.
-
-    It is read with kubectl's configuration or the pod's service account, if either has the permission.
-    """
+    """A run's workflow, read with kubectl's configuration or the pod's service account, if either has the permission:
+    Kubeflow Pipelines reports neither its deletion nor why its pods fail."""
 
     def __init__(self, namespace: str, run_id: str) -> None:
         self.namespace, self.run_id = namespace, run_id
@@ -150,28 +142,23 @@ class Workflows:
         self.api = connect()
 
     def is_gone(self) -> bool:
-        """Whether it was deleted. False if it never existed: the configuration may be of another cluster."""
-        exists = self.exists()
-        self.existed = self.existed or bool(exists)
-        return self.existed and exists is False
-
-    def exists(self) -> bool | None:
-        """Whether the workflow exists; None: unknown."""
+        """Whether it was deleted. False if that is unknown, or if it never existed: the configuration may be of another
+        cluster."""
         if self.api is None:
-            return None
+            return False
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
-            label = f"pipeline/runid={self.run_id}"
-            response = self.api.list_namespaced_custom_object(
-                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=label,
+            items = self.api.list_namespaced_custom_object(
+                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=f"pipeline/runid={self.run_id}",
                 _request_timeout=WATCH_TIMEOUT,
-            )  # fmt: skip
-            self.latest = next(iter(response["items"]), self.latest)
-            return bool(response["items"])
+            )["items"]  # fmt: skip
         except (ApiException, HTTPError, OSError):
-            return None
+            return False
+        self.latest = next(iter(items), self.latest)
+        self.existed = self.existed or bool(items)
+        return self.existed and not items
 
 
 def connect() -> Any:

@@ -1,0 +1,393 @@
+"""The Kubeflow components, in the order of the DAG: each takes parameters and artifacts, calls `supervised` once, and
+returns metadata. None is answered from Kubeflow's cache: what it reads may change, and what it wrote may be gone.
+
+All share `work_uri` and `run_id`. `index_sha256` names the shards; others are refused. cluster.yaml's registry, tag and
+digests replace the images when the pipeline is compiled. Stages without torch get an image without it, and only
+training gets CUDA.
+"""
+
+from typing import Any
+
+from kfp import dsl
+
+from must import __version__
+
+SHARD = f"must-shard:{__version__}"  # must and the storage clients; also for TrainJobs and servers
+TORCH = f"must-torch:{__version__}"  # torch for CPUs
+TRAIN = f"must-train:{__version__}"  # torch with CUDA
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def inputs(
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    pretrained: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    preset: str = "",
+    epochs: int = 0,
+    settings: dict = {},  # noqa: B006
+    precision: str = "fp32",
+    gate: str = "auto",
+    gate_settings: dict = {},  # noqa: B006
+    model_name: str = "model",
+    serve: str = "none",
+    registry_uri: str = "",
+    predict_uri: str = "",
+    predict_pods: int = 0,
+    tensorboard_uri: str = "",
+    answers: str = "",
+    server: dict = {},  # noqa: B006
+    runtime: str = "",
+) -> str:
+    """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
+    them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
+    from must.runtime.supervise import supervised
+    from must_components import cluster
+
+    parameters = {
+        "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
+        "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
+        "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
+        "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
+        "tensorboard_uri": tensorboard_uri, "predict_pods": predict_pods, "answers": answers,
+    }  # fmt: skip
+    return supervised(
+        "inputs", cluster.check_inputs, run_id, work_uri, parameters=parameters, server=server, runtime=runtime
+    )
+
+
+@dsl.component(base_image=SHARD, install_kfp_package=False)
+def shard(
+    source: str,
+    work_uri: str,
+    run_id: str,
+    index: dsl.Output[dsl.Dataset],
+    test_source: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    append: bool = False,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+) -> str:
+    """Packs images into WebDataset shards below work_uri. `settings`: other parameters of `must shard` by name.
+    Returns the sha256 of the shards' index; `index` is a copy of it."""
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    sharded = supervised(
+        "shard", stages.shard, run_id, work_uri, index=index.path, settings=settings, source=source,
+        test_source=test_source, labels=labels, split=split, append=append,
+    )  # fmt: skip
+    sha256 = sharded.pop("sha256")
+    index.metadata.update(sharded)
+    return sha256
+
+
+@dsl.component(base_image=SHARD, install_kfp_package=False)
+def shard_part(
+    part: str,
+    source: str,
+    work_uri: str,
+    run_id: str,
+    test_source: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    append: bool = False,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+):
+    """Reads, checks and packs this part's share of the images, by a hash of their names. `part` is I/N, such as 1/4."""
+    from must.runtime import stages
+    from must.runtime.notes import part_name
+    from must.runtime.supervise import supervised
+
+    supervised(
+        part_name("shard", part), stages.shard, run_id, work_uri, part=part, settings=settings,
+        source=source, test_source=test_source, labels=labels, split=split, append=append,
+    )  # fmt: skip
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def classifier(
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    weights: dsl.Output[dsl.Model],
+    pretrained: str = "",
+    fingerprint: str = "",
+) -> str:
+    """Computes the zero-shot classifier, or reuses an earlier run's of the same input. `fingerprint`: what the stage
+    inputs returns; '' to compute it. Returns the sha256 of the file."""
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    computed = supervised(
+        "classifier", stages.classifier, run_id, work_uri, classes=classes, model=model,
+        pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
+    )  # fmt: skip
+    weights.metadata["display_name"] = f"zero-shot classifier, {computed['classes']} classes"
+    weights.metadata.update(model=model, pretrained=pretrained, classes=computed["classes"], fingerprint=fingerprint)
+    return computed["sha256"]
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def champion(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    model_name: str,
+    version: dsl.OutputPath(str),  # type: ignore[valid-type]
+    bundle_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
+    key: dsl.OutputPath(str),  # type: ignore[valid-type]
+    split: dsl.OutputPath(str),  # type: ignore[valid-type]
+    registry_uri: str = "",
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    only_new: bool = False,
+    gate: str = "auto",
+    evaluate_split: str = "",
+    answers: str = "",
+) -> str:
+    """Reads the registry: the champion's version, or none, and its bundle; checks that the run can be evaluated. `key`
+    identifies the run's data, classes, settings and answers; `split` is evaluated on. Returns train, or nothing new."""
+    from pathlib import Path
+
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    best = supervised(
+        "champion", stages.champion, run_id, work_uri, registry_uri=registry_uri, name=model_name,
+        index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
+        only_new=only_new, gate=gate, evaluate_split=evaluate_split, answers=answers,
+    )  # fmt: skip
+    for path, name in ((version, "version"), (bundle_uri, "bundle"), (key, "key"), (split, "split")):
+        Path(path).write_text(best[name])
+    return best["action"]
+
+
+@dsl.component(base_image=TRAIN, install_kfp_package=False)
+def train(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    bundle: dsl.Output[dsl.Model],
+    training: dsl.Output[dsl.Metrics],
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    processes: str = "auto",
+    nodes: dict = {},  # noqa: B006
+    tensorboard_uri: str = "",
+    model_name: str = "",
+    answers: str = "",
+) -> str:
+    """Trains MUST; a retry resumes from the newest checkpoint. `processes`: a number, or auto for one per GPU; several
+    run under torchrun. `nodes`, from cluster.yaml: trains in a TrainJob of Kubeflow Trainer instead, which a retry
+    follows; `model_name` is a label of the job. Returns the weights' sha256."""
+    from must.runtime.supervise import supervised
+
+    values: dict[str, Any] = {
+        "index_sha256": index_sha256, "classifier": classifier.path, "output": bundle.path, "preset": preset,
+        "settings": settings, "epochs": epochs, "tensorboard_uri": tensorboard_uri, "answers": answers,
+    }  # fmt: skip
+    if nodes:
+        from must_components.train_job.launch import train_on_nodes
+
+        trained = supervised("train", train_on_nodes, run_id, work_uri, nodes=nodes, model_name=model_name, **values)
+    else:
+        from must.runtime import stages
+
+        trained = supervised("train", stages.train, run_id, work_uri, processes=processes, **values)
+    for name, value in trained["summary"].items():
+        training.log_metric(name, float(value))
+    bundle.metadata.update(trained["metadata"])
+    return trained["metadata"]["sha256"]
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def evaluate(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    bundle: dsl.Input[dsl.Model],
+    classifier: dsl.Input[dsl.Model],
+    figures: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    details: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    split: str = "test",
+) -> float:
+    """Compares the adapted model with the zero-shot one on one split, labelled or not; `details` is the folder that
+    `must evaluate` writes. Returns top-1 of the adapted model, 0..1; -1 if the split has no labels."""
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    evaluated = supervised(
+        "evaluate", stages.evaluate, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        classifier=classifier.path, split=split, details=details.path, report=report.path,
+    )  # fmt: skip
+    for name, value in evaluated["figures"].items():
+        figures.log_metric(name, value)
+    if evaluated["confusion"]:
+        confusion.metadata["display_name"] = "confusion matrix of the adapted model"
+        confusion.log_confusion_matrix(evaluated["classes"], evaluated["confusion"])
+    return evaluated["top1"]
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def gate(
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Output[dsl.Artifact],
+    reasons: dsl.Output[dsl.Markdown],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+    champion_uri: str = "",
+    gate: str = "auto",
+    gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    split: str = "test",
+) -> str:
+    """Compares with the zero-shot model, and with the champion if any (labelled: only with that). `details`: what
+    `must evaluate` wrote. A stopped model is recorded under `key`. Returns promote or stop."""
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    return supervised(
+        "gate", stages.gate, run_id, work_uri, bundle=bundle.path, details=details.path,
+        registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
+        champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
+        page=reasons.path,
+    )  # fmt: skip
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def export(
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    bundle: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    onnx: dsl.Output[dsl.Model],
+    precision: str = "fp32",
+    embeddings: bool = False,
+) -> None:
+    """Exports the model with its class names and preprocessing, and checks it on images of the shards."""
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    facts = supervised(
+        "export", stages.export, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings,
+    )  # fmt: skip
+    onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})
+
+
+@dsl.component(base_image=SHARD, install_kfp_package=False)
+def promote(
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    onnx: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact],
+    promoted: dsl.Output[dsl.Model],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+) -> str:
+    """Copies bundle and ONNX model, sets LATEST unless another run has changed it. `champion` is the version that the
+    model was compared with. Returns the version."""
+    from must.runtime import stages
+    from must.runtime.supervise import supervised
+
+    facts = supervised(
+        "promote", stages.promote, run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
+        details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
+        champion=champion, output=promoted.path,
+    )  # fmt: skip
+    promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
+    return facts["version"]
+
+
+@dsl.component(base_image=TORCH, install_kfp_package=False)
+def predict(
+    part: str,
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    onnx: dsl.Input[dsl.Model],
+    promoted: dsl.Input[dsl.Model],
+    predict_uri: str,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+):
+    """Predicts a class for every image of every N-th shard, as Parquet files; the last part writes the summary. `part`
+    is I/N, such as 1/4. `promoted` has the version; the files go to its folder in `predict_uri`."""
+    from must.runtime import stages
+    from must.runtime.notes import part_name
+    from must.runtime.supervise import supervised
+
+    supervised(
+        part_name("predict", part), stages.predict, run_id, work_uri, part=part, index_sha256=index_sha256,
+        onnx=onnx.path, settings=settings, output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
+    )  # fmt: skip
+
+
+@dsl.component(base_image=SHARD, install_kfp_package=False)
+def serve(
+    work_uri: str,
+    run_id: str,
+    version: str,
+    service: dsl.Output[dsl.Artifact],
+    server: dict,
+    model_name: str,
+    registry_uri: str = "",
+    how: str = "write",
+) -> str:
+    """Writes a KServe InferenceService beside LATEST, and may apply it. `server`: settings of the server's pods, from
+    cluster.yaml. `how`: write, or apply (write and apply). Returns the manifest's URI."""
+    from must.runtime.supervise import supervised
+    from must_components.serving.service import serve as service_stage
+
+    written = supervised(
+        "serve", service_stage, run_id, work_uri, registry_uri=registry_uri,
+        model_name=model_name, how=how, server=server, output=service.path,
+    )  # fmt: skip
+    service.metadata.update(written | {"version": version})
+    return written["manifest"]
+
+
+@dsl.component(base_image=SHARD, install_kfp_package=False)
+def summary(
+    status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, run_summary: dsl.Output[dsl.Markdown]
+) -> None:
+    """The exit handler: summarizes the stages' notes: which one failed, its last lines, whether and how to resume."""
+    import os
+
+    from must.base.console import attach
+    from must.base.storage import wait_for_credentials
+    from must.runtime.summary import summarize, write_page
+    from must_components.job_at_end import settle_run
+
+    attach()
+    wait_for_credentials(work_uri)
+    again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
+    page = summarize(work_uri, run_id, status.state, again, settle_run(work_uri, run_id))
+    print(page.to_text())
+    write_page(page, run_summary.path)
+
+
+@dsl.component(base_image=SHARD, install_kfp_package=False)
+def close(why: str) -> None:
+    """Prints why nothing follows: Kubeflow shows a group whose last step was skipped as running for ever."""
+    print(why)
