@@ -26,7 +26,6 @@ from must.api.inputs import (
     folder_names,
     identify_model,
     read_classes,
-    require_enough,
     to_source,
 )
 from must.api.preflight import check_device, require_apart
@@ -68,6 +67,7 @@ CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that m
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 MISFITS_SHOWN = 3  # lines
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 
@@ -149,17 +149,14 @@ def steps(
     file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
-    unchecked = not test_images or storage.is_remote(test_images) or "{" in test_images
-    require(unchecked or Path(test_images).exists(), f"test_images {test_images}: there is no such folder or file")
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     check_model_name(model, pretrained)
     shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
     with shown, opened(folder) as written:
         source = to_source(images, written)
         in_memory = Path(source.source).parent == written
-        require_enough(source.source, str(folder), "images" if in_memory else f"images {source.source}")
         inputs = {
-            "images": fingerprint_source(source, "images", output),
+            "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
             "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
             "classes": hashlib.sha256(content).hexdigest() if content else file,
             "model": identify_model(model),

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,6 @@ ACCEPTED = (
 )
 MANIFEST = "adapt-images.jsonl"  # paths, and
 FOLDER = "adapt-images"  # images that were in memory, as they are written to WORK
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
 FOLDER_NAMES = "folders"  # the value of `classes` for the names of the folders of images
 
 
@@ -53,41 +51,35 @@ def to_source(images: Any, folder: Path) -> ImageSource:
     return write_images(list_items(images), folder / FOLDER)
 
 
-def fingerprint_source(source: ImageSource, label: str, exclude: str) -> str:
+def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> str:
     """Changes when the images change: names, sizes and times of a local folder's or table's files, and the table, or
-    those of an archive; wherever the folder is. A bucket's is its URI. `exclude`: a folder that is not read."""
-    if source.key or storage.is_remote(source.source) or "{" in source.source:
-        return source.key or source.source
+    those of an archive; wherever the folder is. A bucket's is its URI. `exclude`: a folder that is not read. Raises
+    UserError: on this machine there are fewer than `fewest` images."""
+    if storage.is_remote(source.source) or "{" in source.source:
+        return source.source
     path = Path(source.source)
-    require(path.exists(), f"{label} {source.source}: there is no such folder or file")
+    where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
+    require(path.exists(), f"{where}: there is no such folder or file")
     listing = open_source(source.source, "none", label, exclude)
     if not isinstance(listing, Folder | Manifest):
         status = path.stat()
         return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+    problems = ListingReport(lambda _name, _reason: None)
+    names = sorted(item.name for item in listing.items(problems))
+    require(len(names) > 0 or not fewest, f"{where}: {no_images(problems.skipped)}")
+    enough = f"at least {fewest} are needed, and hundreds are better"
+    require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
+    if source.key:
+        return source.key
     digest = hashlib.sha256(b"" if isinstance(listing, Folder) else path.read_bytes())
     base = path if isinstance(listing, Folder) else path.parent
-    for name in sorted(item.name for item in listing.items(ListingReport(lambda _name, _reason: None))):
+    for name in names:
         try:
             status = (base / name).stat()
         except (OSError, ValueError):
             continue
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def require_enough(source: str, output: str, label: str) -> None:
-    """Counts images on this machine, up to FEWEST_IMAGES. Raises UserError: there are fewer; `label` names them."""
-    if storage.is_remote(source) or "{" in source:
-        return
-    listing = open_source(source, "none", "images", output)
-    if isinstance(listing, Folder | Manifest):
-        problems = ListingReport(lambda name, reason: None)
-        count = len(list(islice(listing.items(problems), FEWEST_IMAGES)))
-        require(count > 0, f"{label}: {no_images(problems.skipped)}")
-        require(
-            count >= FEWEST_IMAGES,
-            f"{label}: too few images ({count}); at least {FEWEST_IMAGES} are needed, and hundreds are better",
-        )
 
 
 def identify_model(model: str) -> str:

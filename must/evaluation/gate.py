@@ -46,12 +46,13 @@ class Decision:
         return json.dumps(asdict(self), indent=1).encode()
 
 
-def read_decision(uri: str, flag: str = "--decision") -> Decision:
-    """Reads the file of `must gate`. Raises UserError: no such file, or another kind of file."""
+def read_decision(uri: str) -> Decision:
+    """Reads the file of `must gate`."""
+    content = storage.read_json(uri, "--decision")
     try:
-        return make_record(Decision, storage.read_json(uri, flag))
+        return make_record(Decision, content)
     except UserError as error:
-        raise UserError(str(error) if str(error).startswith(flag) else f"{flag} {uri}: is damaged: {error}") from None
+        raise UserError(f"--decision {uri}: is damaged: {error}") from None
 
 
 def gate(config: GateConfig) -> Decision:

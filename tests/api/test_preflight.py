@@ -14,6 +14,7 @@ from must.api.preflight import check_output
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
 CODE = f"""
 import os, sys
+from must.api.cli import main
 for number, line in enumerate(sys.argv[1:]):
     if not os.fork():  # as a program of its own, but for the interpreter's start
         os.dup2(os.open(f"../told/{{number}}", os.O_WRONLY | os.O_CREAT), 2)

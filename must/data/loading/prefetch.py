@@ -28,7 +28,7 @@ def prefetch_batches(batches: GlobalBatches, reader: ShardReader, in_flight: int
     def shard_range(number: int) -> tuple[int, int]:
         return batches.shard_range(batches.first_step + number // batches.micro_batches)
 
-    yield from prefetch(batches, reader, shard_at, batches.window, shard_range, in_flight)
+    return prefetch(batches, reader, shard_at, batches.window, shard_range, in_flight)
 
 
 def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int) -> Iterator[int]:
@@ -39,7 +39,7 @@ def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int
         return shard, shard + 1
 
     shards = dict(enumerate(reader.shards))
-    yield from prefetch(numbers, reader, shards.get, SHARDS_AHEAD, shard_range, in_flight)
+    return prefetch(numbers, reader, shards.get, SHARDS_AHEAD, shard_range, in_flight)
 
 
 def prefetch(

@@ -28,7 +28,6 @@ class Axes:
     def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = CHART_HEIGHT) -> None:
         self.x_range, self.y_range = x, y
         self.bottom = height - MARGIN_BOTTOM
-        self.height = height
 
     def x(self, value: float) -> float:
         low, high = self.x_range

@@ -33,13 +33,9 @@ def build_memory(
     limit: int = LARGEST_MEMORY,
     near: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Memory, Propagated]:
-    """(the memory on the CPU, the refined labels of all N images on the device).
-
-    Args:
-        answers: int64 [2, A], as of `answer_rows`.
-        limit: images that are kept; the others only take part in the propagation.
-        near: as of `find_neighbours`, where several memories of one pool are made.
-    """
+    """(the memory on the CPU, the refined labels of all N images on the device). `answers`: of `answer_rows`; `limit`:
+    images that are kept; the others only take part in the propagation; `near`: of `find_neighbours`, where several
+    memories of one pool are made."""
     values, P = F.normalize(pool.vectors.to(device).float(), dim=1), pool.probabilities.to(device).float()
     answered, labels = answers.to(device)
     correction = fit_correction(P, values, answered, labels)

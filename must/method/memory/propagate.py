@@ -44,13 +44,8 @@ def refine_probabilities(
     values: Tensor,
     answers: Tensor,
 ) -> Propagated:
-    """The probabilities [N, K], corrected by answers, then propagated.
-
-    Args:
-        neighbours, cosines: as of `nearest(values)`.
-        correction: as of `fit_correction`; None: no answers, or they correct nothing.
-        answers: int64 [2, A], as of `answer_rows`.
-    """
+    """The probabilities [N, K], corrected by answers, then propagated. `neighbours`, `cosines`: of `nearest(values)`;
+    `correction`: of `fit_correction`; `answers`: of `answer_rows`."""
     P = probabilities.float()
     if correction is not None:
         P = apply_correction(P, values, correction)

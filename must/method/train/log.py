@@ -124,12 +124,11 @@ class TrainLog:
     def __init__(
         self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], tensorboard: bool
     ) -> None:
-        self.path = folder / LOG_FILE
         folder.mkdir(parents=True, exist_ok=True)
-        self.lines = lines
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self.file = self.path.open("a")
-        self.steps = steps
+        self.steps, self.lines = steps, lines
+        path = folder / LOG_FILE
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.file = path.open("a")
         self.bar = bar(total=steps, initial=first_step, unit="step", leave=True)
         self.started, self.first_step = time.monotonic(), first_step
         self.last_line = 0.0

@@ -88,6 +88,19 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
     assert names(tmp_path) == ["LAST", "step-000000004.json", "step-000000004.pt"]
 
 
+def test_the_times_of_files_mean_nothing(tmp_path):
+    """A clock that jumped: the newest checkpoint looks the oldest, another one comes from the future."""
+    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    for step, date in [(1, time.time()), (2, time.time() + 10**9), (3, 0.0)]:
+        checkpoints.save(step, state(step))
+        checkpoints.wait()
+        for path in tmp_path.glob(f"step-{step:09d}.*"):
+            os.utime(path, (date, date))
+    checkpoints.save(4, state(4))
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3, 4] and newest_state(checkpoints)["progress"]["step"] == 4
+
+
 def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(str(folder))
