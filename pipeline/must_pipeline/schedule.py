@@ -91,7 +91,7 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
         remove(kfp, existing[1:])
         print(f"{schedule.name}: is up to date ({state(existing[0])})")
         return
-    with api_errors(kfp.host, kfp.account):
+    with api_errors(kfp.host, kfp.account, kfp.namespace):
         if existing and state(existing[0]) == "paused":
             expected.mode = "DISABLE"
         kfp.recurring.recurring_run_service_create_recurring_run(expected)

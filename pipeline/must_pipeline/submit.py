@@ -76,7 +76,7 @@ def submit(options: argparse.Namespace) -> int:
 
 def start(kfp: Kfp, body: Any) -> str:
     """The new run's id."""
-    with api_errors(kfp.host, body.service_account or ""):
+    with api_errors(kfp.host, body.service_account or "", kfp.namespace):
         run = kfp.runs.run_service_create_run(body)
     print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
     return str(run.run_id)

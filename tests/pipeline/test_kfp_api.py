@@ -1,11 +1,14 @@
 """submit and schedule against a server that speaks the v2beta1 API: what is sent, said and left behind."""
 
+import json
+
 import pytest
 import yaml
 
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED
 from must_pipeline.server import wait
+from tests.local_server import Answer, LocalServer
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
@@ -199,18 +202,43 @@ def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
     assert "answers, but not as Kubeflow Pipelines does" in refused("list")
 
 
-def test_a_service_account_that_pipelines_refuses_is_explained(server, submitter, scheduler, files, capsys):
+@pytest.mark.parametrize("allowed, known", [(None, ""), (False, " (kubectl's user may not)")])
+def test_a_service_account_that_pipelines_refuses_is_explained(
+    server, submitter, scheduler, files, capsys, monkeypatch, allowed, known
+):
     """As 2.18 does it: 403 for an account that is not listed, or that the caller may not use."""
+    if allowed is not None:
+        asked = []
+
+        def review(request):
+            content = json.loads(request.body)
+            asked.append(content["spec"]["resourceAttributes"])
+            return Answer(201, content | {"status": {"allowed": allowed}})
+
+        cluster = LocalServer(review)
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(files / "kubeconfig", cluster.url)))
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words, kind in ((submitter, submit, "runs"), (scheduler, apply, "recurringruns")):
         server.refuse = {("POST", kind): (403, "service account must is not allowed")}
         assert command(*words) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "service account must only if you may `use` it, by deploy/scheduler.yaml" in line
+        assert f"service account must only if you may `use` it{known}, by deploy/scheduler.yaml" in line
         assert "ALLOWEDSERVICEACCOUNTS" in line and not server.stored[kind]
+    if allowed is not None:
+        assert asked[0] == {"namespace": "vision", "verb": "use", "resource": "serviceaccounts", "name": "must"}
+        cluster.close()
     (files / "cluster.yaml").write_text("{namespace: vision}")  # the default account
     server.refuse = {("POST", "runs"): (403, "no")}
     assert submitter(*submit) == 2 and "ask for access to the namespace" in capsys.readouterr().err
+
+
+def kubeconfig(path, url):
+    context = {"name": "here", "context": {"cluster": "here", "user": "me"}}
+    clusters, users = [{"name": "here", "cluster": {"server": url}}], [{"name": "me", "user": {"token": "t"}}]
+    path.write_text(
+        json.dumps({"current-context": "here", "clusters": clusters, "users": users, "contexts": [context]})
+    )
+    return path
 
 
 def test_a_server_that_cannot_be_reached_is_one_line(files, must_pipeline, capsys):

@@ -27,9 +27,9 @@ MAX_MESSAGE = 1000  # characters of the server's message: the missing permission
 IDENTITY = 1800.0  # seconds for which a Google identity token is used; it is valid for an hour
 UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
 REFUSED_ACCOUNT = (  # 2.18 checks what 2.17 does not
-    "Pipelines 2.18 starts a run as the service account {} only if you may `use` it, by deploy/scheduler.yaml, and its "
-    "administrator lists it in ALLOWEDSERVICEACCOUNTS. Or leave service_account out of cluster.yaml (docs/kubeflow.md, "
-    "step 2)"
+    "Pipelines 2.18 starts a run as the service account {} only if you may `use` it{}, by deploy/scheduler.yaml, and "
+    "its administrator lists it in ALLOWEDSERVICEACCOUNTS. Or leave service_account out of cluster.yaml "
+    "(docs/kubeflow.md, step 2)"
 )
 LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
@@ -202,13 +202,15 @@ def identity_token(audience: str) -> str:
 
 
 @contextmanager
-def api_errors(host: str, account: str = "") -> Iterator[None]:
+def api_errors(host: str, account: str = "", namespace: str = "") -> Iterator[None]:
     """Raises the server's errors as one line: TransientError if it may pass by itself, else ValueError. `account`: the
-    service account as which a run or a schedule was to be started; '' for the default one."""
+    service account of the namespace as which a run or a schedule was to be started; '' for the default one."""
     try:
         yield
     except api.ApiException as error:
-        refused = REFUSED_ACCOUNT.format(account) if account else f"ask for access to the namespace, or {LOGIN}"
+        refused = f"ask for access to the namespace, or {LOGIN}"
+        if account and error.status == 403:
+            refused = REFUSED_ACCOUNT.format(account, may_use(account, namespace))
         hints = {401: f"; {LOGIN}", 403: f"; {refused}"}
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
         text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
@@ -231,3 +233,34 @@ def detail(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
     fields = object_or_none(body, lambda content: [content.get(name) for name in ("message", "error_message", "error")])
     return one_line(next(filter(None, fields or ()), body))[:MAX_MESSAGE]
+
+
+def connect() -> Any:
+    """The Kubernetes API, or None: no configuration, or no client (kfp installs it, but submitting needs no kfp)."""
+    try:
+        from kubernetes import client, config
+    except ModuleNotFoundError:
+        return None
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        try:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
+        except (config.ConfigException, OSError, TypeError):
+            return None
+    return client.CustomObjectsApi()
+
+
+def may_use(account: str, namespace: str) -> str:
+    """Whether kubectl's user, or this pod's account, may use the service account; "" if the cluster cannot be asked."""
+    if connect() is None:
+        return ""
+    from kubernetes import client
+
+    attributes = client.V1ResourceAttributes(namespace=namespace, verb="use", resource="serviceaccounts", name=account)
+    review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
+    try:
+        answer = client.AuthorizationV1Api().create_self_subject_access_review(review, _request_timeout=10)
+    except (client.ApiException, urllib3.exceptions.HTTPError, OSError, ValueError):
+        return ""
+    return " (kubectl's user may)" if answer.status.allowed else " (kubectl's user may not)"

@@ -1,6 +1,5 @@
 """Waits for the end of a run on Kubeflow Pipelines and prints its summary."""
 
-import os
 import re
 import sys
 import time
@@ -12,7 +11,7 @@ from must.base.exits import format_error
 from must.base.text import printable
 from must.runtime.summary import Summary, summarize
 from must_components.cluster import failures, is_refused
-from must_pipeline.server.api import Kfp, api_errors
+from must_pipeline.server.api import Kfp, api_errors, connect
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 GOOD = ("SUCCEEDED", "SKIPPED")
@@ -159,19 +158,3 @@ class Workflows:
         self.latest = next(iter(items), self.latest)
         self.existed = self.existed or bool(items)
         return self.existed and not items
-
-
-def connect() -> Any:
-    """The Kubernetes API, or None: no configuration, or no client (kfp installs it, but submitting needs no kfp)."""
-    try:
-        from kubernetes import client, config
-    except ModuleNotFoundError:
-        return None
-    try:
-        config.load_incluster_config()
-    except config.ConfigException:
-        try:
-            config.load_kube_config(os.environ.get("KUBECONFIG"))
-        except (config.ConfigException, OSError, TypeError):
-            return None
-    return client.CustomObjectsApi()
