@@ -53,6 +53,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 
     Under torchrun every process scores its part of the split, and rank 0 writes.
     """
+    from must.evaluation.report.map import read_vectors
     from must.evaluation.report.page import render_report  # fails now, not after the work, if jinja2 is missing
 
     refined = RefinedLabels.read(config.refined) if config.refined else None
@@ -92,7 +93,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
-        report = render_report(config, metrics, samples, after, before, refined)
+        vectors = read_vectors(config, bundle, samples, world.device) if baseline else None
+        report = render_report(config, metrics, samples, after, before, refined, vectors)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:

@@ -127,10 +127,10 @@ class Pictures:
             for i, row in enumerate(rows)
         ]
 
-    def picture(self, row: int) -> dict[str, Any]:
+    def picture(self, row: int, side: int = SIDE) -> dict[str, Any]:
         classes, samples, after, before = self.metrics.classes, self.samples, self.after, self.before
         return {
-            "data": self.thumbnail(int(samples.numbers[row])),
+            "data": self.thumbnail(int(samples.numbers[row]), side),
             "source": samples.sources[row],
             "label": classes[samples.labels[row]] if samples.labels[row] >= 0 else None,
             "adapted": classes[after.prediction[row]],

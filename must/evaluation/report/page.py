@@ -13,6 +13,7 @@ from must.config import EvaluateConfig
 from must.evaluation.report import charts
 from must.evaluation.report.charts import percent, points, signed
 from must.evaluation.report.gallery import SMALL_SIDE, Pictures
+from must.evaluation.report.map import Vectors, draw_map
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
@@ -45,9 +46,9 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None,
+    refined: RefinedLabels | None = None, vectors: Vectors | None = None,
 ) -> str:  # fmt: skip
-    """The page. Class and file names are escaped by the template."""
+    """The page. Class and file names are escaped by the template. `vectors`: of the images on the map."""
     pictures = Pictures(config, metrics, samples, after, before, refined)
     headline = verdict(metrics)
     page = template().render(
@@ -62,6 +63,7 @@ def render_report(
         matrices=matrices(metrics),
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
+        map=draw_map(pictures, vectors) if vectors else None,
         reliability=reliability(metrics),
         histogram=histogram(metrics),
         selection=selection(metrics),

@@ -1,0 +1,97 @@
+"""The report's map of images: similar ones near each other, by t-SNE (van der Maaten and Hinton 2008).
+
+N images, V numbers a vector.
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from must.config import EvaluateConfig
+from must.data.loading.loader import EvalSource
+from must.evaluation.report.gallery import Pictures
+from must.evaluation.scores import Samples
+from must.method.memory.pool import read_pool, subsample
+from must.method.model.bundle import Bundle
+from must.method.model.description import get_preprocess
+
+COLOURS, MAP_SIDE = 10, 96  # classes with a colour of their own; pixels of a picture on the map
+MAP_IMAGES = 240  # at most
+PERPLEXITY = 15.0  # about how many neighbours an image has
+MAP_ROUNDS, EARLY = 400, 100
+
+Vectors = tuple[np.ndarray, np.ndarray]  # int64 [N], rows of `Samples`; float32 [N, V], unit vectors
+
+
+def read_vectors(config: EvaluateConfig, bundle: Bundle, samples: Samples, device: torch.device) -> Vectors:
+    """Of at most MAP_IMAGES of the images. Runs in this process only."""
+    source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), MAP_IMAGES)
+    memory = bundle.memory.to(device) if bundle.memory else None
+    pool = read_pool(bundle.model, source, device, whitening=(memory.tokens, memory.embedding) if memory else None)
+    return np.searchsorted(samples.numbers, pool.numbers.numpy()), pool.vectors.float().numpy()
+
+
+def draw_map(pictures: Pictures, vectors: Vectors) -> dict[str, Any]:
+    """`points`: an image each; `classes`: the most frequent predictions with their colours. All other classes share the
+    last colour."""
+    shown = np.linspace(0, len(vectors[0]) - 1, min(MAP_IMAGES, len(vectors[0]))).astype(int)
+    rows, places = vectors[0][shown].tolist(), place(vectors[1][shown]).tolist()
+    predictions, labels = pictures.after.prediction, pictures.samples.labels
+    frequent = [k for k, _ in Counter(predictions[rows].tolist()).most_common(COLOURS)]
+    points = []
+    for row, (x, y) in zip(rows, places, strict=True):
+        predicted, label = int(predictions[row]), int(labels[row])
+        points.append(
+            {
+                "x": round(100 * x, 1),
+                "y": round(100 * y, 1),
+                "colour": frequent.index(predicted) if predicted in frequent else COLOURS,
+                "wrong": label >= 0 and label != predicted,
+                "image": pictures.picture(row, MAP_SIDE),
+            }
+        )
+    names = [(pictures.metrics.classes[k], colour) for colour, k in enumerate(frequent)]
+    return {"points": points, "classes": names, "others": any(point["colour"] == COLOURS for point in points)}
+
+
+def place(values: np.ndarray) -> np.ndarray:
+    """Float [N, 2] from 0 to 1: the images' places, by t-SNE of the vectors [N, V]. Deterministic."""
+    images = len(values)
+    if images < 3:
+        return np.full((images, 2), 0.5)
+    P = affinities(values.astype(np.float64), min(PERPLEXITY, (images - 1) / 3))
+    Y = np.linalg.svd(values - values.mean(0), full_matrices=False)[0][:, :2].astype(np.float64)
+    Y = 1e-2 * np.pad(Y, ((0, 0), (0, 2 - Y.shape[1])))
+    step, gains = np.zeros_like(Y), np.ones_like(Y)
+    for iteration in range(MAP_ROUNDS):
+        similarity = 1 / (1 + squared_distances(Y))
+        np.fill_diagonal(similarity, 0)
+        attraction = (P * (12 if iteration < EARLY else 1) - similarity / similarity.sum()) * similarity
+        gradient = 4 * (attraction.sum(1)[:, None] * Y - attraction @ Y)
+        gains = np.where(np.sign(gradient) != np.sign(step), gains + 0.2, gains * 0.8).clip(0.01)
+        step = (0.5 if iteration < EARLY else 0.8) * step - max(images / 12, 50) * gains * gradient
+        Y = Y + step
+    low, high = Y.min(0), Y.max(0)
+    return (Y - low) / np.maximum(high - low, 1e-12)
+
+
+def affinities(values: np.ndarray, perplexity: float) -> np.ndarray:
+    """Float [N, N] with sum 1: similarity of images, each with about `perplexity` neighbours."""
+    distances, images = squared_distances(values), len(values)
+    precision, low, high = np.ones(images), np.zeros(images), np.full(images, np.inf)
+    for _ in range(50):
+        P = np.exp(-precision[:, None] * (distances - np.partition(distances, 1, axis=1)[:, 1:2]))
+        np.fill_diagonal(P, 0)
+        P /= P.sum(1, keepdims=True)
+        wide = -(P * np.log(np.maximum(P, 1e-300))).sum(1) > np.log(perplexity)
+        low, high = np.where(wide, precision, low), np.where(wide, high, precision)
+        precision = np.where(np.isinf(high), 2 * precision, (low + np.where(np.isinf(high), 0, high)) / 2)
+    return (P + P.T) / (2 * images)
+
+
+def squared_distances(values: np.ndarray) -> np.ndarray:
+    """Float [N, N]."""
+    norms = (values**2).sum(1)
+    return np.maximum(norms[:, None] + norms - 2 * values @ values.T, 0)
