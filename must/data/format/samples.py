@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import printable
 from must.data.format.index import Index, Shard, load_index
@@ -128,11 +129,14 @@ def verify(uri: str) -> Index:
     """Reads all files of an index; prints a line for each that is damaged."""
     index = load_index(uri)
     faults: dict[str, str] = {}
-    checks = [(shard.name, partial(find_shard_fault, uri, shard)) for shard in index.shards]
-    checks += [(table["name"], partial(find_table_fault, uri, **table)) for table in index.tables]
-    for name, find_fault in bar(checks, desc="verify", unit="file"):
-        if fault := find_fault():
-            faults[name] = f"{name}: {fault}"
+    checks: list[tuple[str, Callable[[], object]]]
+    checks = [(shard.name, partial(check_shard, uri, shard)) for shard in index.shards]
+    checks += [(table["name"], partial(read_file, uri, **table)) for table in index.tables]
+    for name, check in bar(checks, desc="verify", unit="file"):
+        try:
+            check()
+        except UserError as error:
+            faults[name] = f"{name}: {error}"
             with tqdm.external_write_mode(file=sys.stdout):
                 logger.info(printable(faults[name]))
     if faults:
@@ -143,30 +147,15 @@ def verify(uri: str) -> Index:
     return index
 
 
-def find_shard_fault(uri: str, shard: Shard) -> str:
-    """What is wrong with a shard, its table or a sample in it; "" if nothing is."""
+def check_shard(uri: str, shard: Shard) -> None:
+    """Raises UserError: something is wrong with the shard, its table or a sample in it."""
     location = storage.join(uri, shard.name)
     try:
         size = storage.size(location)
-        if size != shard.bytes:
-            return f"{size} bytes instead of {shard.bytes}"
+        require(size == shard.bytes, f"{size} bytes instead of {shard.bytes}")
         with storage.local_copy(location) as path:
-            if storage.compute_sha256(path) != shard.sha256:
-                return "its bytes have changed (sha256)"
-            try:
-                offsets = load_offsets(uri, shard)
-                for _ in read_samples(path, offsets):
-                    pass
-            except UserError as error:
-                return str(error)
+            require(storage.compute_sha256(path) == shard.sha256, "its bytes have changed (sha256)")
+            for _ in read_samples(path, load_offsets(uri, shard)):
+                pass
     except FileNotFoundError:
-        return "missing"
-    return ""
-
-
-def find_table_fault(uri: str, name: str, sha256: str) -> str:
-    try:
-        read_file(uri, name, sha256)
-    except UserError as error:
-        return str(error)
-    return ""
+        raise UserError("missing") from None

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import BLOCKSIZE
@@ -51,19 +51,15 @@ class ShardJob:
     tars: tuple[ChunkTar, ...]
 
 
-def plan_shards(tars: Iterator[ChunkTar], split: str, samples_per_shard: int, first: int) -> Iterator[ShardJob]:
+def plan_shards(tars: Iterable[ChunkTar], split: str, samples_per_shard: int, first: int) -> list[ShardJob]:
     """Joins consecutive tars as long as they fit into a shard. Shards are numbered from `first`."""
-    waiting: list[ChunkTar] = []
-    number = first
+    groups: list[list[ChunkTar]] = []
     for tar in tars:
-        if tar.samples == 0:
-            continue
-        if waiting and sum(tar.samples for tar in waiting) + tar.samples > samples_per_shard:
-            yield ShardJob(f"{split}-{number:06d}.tar", split, tuple(waiting))
-            waiting, number = [], number + 1
-        waiting.append(tar)
-    if waiting:
-        yield ShardJob(f"{split}-{number:06d}.tar", split, tuple(waiting))
+        if tar.samples and (not groups or sum(t.samples for t in groups[-1]) + tar.samples > samples_per_shard):
+            groups.append([])
+        if tar.samples:
+            groups[-1].append(tar)
+    return [ShardJob(f"{split}-{n:06d}.tar", split, tuple(group)) for n, group in enumerate(groups, first)]
 
 
 def assemble(job: ShardJob, output: str) -> Shard:

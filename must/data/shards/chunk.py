@@ -49,7 +49,7 @@ class TarWriter:
 
     def __init__(self, file: BinaryIO) -> None:
         self.target, self.file = file, storage.HashingFile(file)
-        self.offsets = array("q")
+        self.offsets = array("q")  # of each sample: image offset, image size, json offset, json size
         self.on_disk = 0  # bytes that the system has been told to write
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
@@ -77,10 +77,6 @@ class TarWriter:
     @property
     def position(self) -> int:
         return self.file.size
-
-    def offset_table(self) -> np.ndarray:
-        """int64 [samples, 4]: image offset, image size, json offset, json size."""
-        return np.frombuffer(self.offsets, np.int64).reshape(-1, 4).copy()
 
 
 def padding(data: bytes) -> bytes:
@@ -200,7 +196,8 @@ def process_chunk(
                 labelled[split] += 1
         for split, writer in writers.items():
             writer.close()
-            record.offsets[split], record.hashes[split] = writer.offset_table(), as_numbers(hashes[split])
+            record.offsets[split] = np.array(writer.offsets, np.int64).reshape(-1, 4)
+            record.hashes[split] = as_numbers(hashes[split])
             tar = {"sha256": writer.file.sha256, "bytes": writer.position, "labelled": labelled[split]}
             record.tars[split] = tar
     record.labels, record.names = sorted(labels), as_numbers(names)

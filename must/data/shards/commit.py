@@ -21,7 +21,6 @@ from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.assemble import ChunkTar, Pool, ShardJob, plan_shards
 from must.data.shards.chunk import ChunkResult
 from must.data.shards.history import (
-    OLD,
     Duplicates,
     History,
     find_duplicates,
@@ -58,7 +57,8 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     records = Records(config, work, numbers)
     splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
-    duplicates = list_duplicates(task, records, splits)
+    new = ((record.number, split, values) for record in records for split, values in record.hashes.items())
+    duplicates = find_duplicates(chain(task.history.hashes(), new), splits, config.drop_duplicates)
     rejected = write_rejected(task, records, duplicates)
     if previous and records.samples == len(duplicates.drops):
         return previous
@@ -125,17 +125,6 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     """The splits in the order of --split, then test, then others by name."""
     known = [name for name in (*config.split, "test") if name in splits]
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
-
-
-def list_duplicates(task: Task, records: Records, splits: tuple[str, ...]) -> Duplicates:
-    def hashes() -> Iterator[tuple[int, str, np.ndarray]]:
-        for split, values in task.history.hashes():
-            yield OLD, split, values
-        for record in records:
-            for split, values in record.hashes.items():
-                yield record.number, split, values
-
-    return find_duplicates(hashes(), splits, task.config.drop_duplicates)
 
 
 def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:

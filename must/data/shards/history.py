@@ -19,6 +19,7 @@ from must.data.format.index import Index
 from must.data.sources.base import Item
 
 BATCH = 8192  # names that are searched at once
+OLD = -1  # the chunk number of samples in shards of earlier revisions
 
 
 class History:
@@ -44,11 +45,11 @@ class History:
             known = self.names[rows] == hashes
             yield from (item for item, old in zip(batch, known, strict=True) if not old)
 
-    def hashes(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(split, uint64 [samples]) of each shard of the index."""
+    def hashes(self) -> Iterator[tuple[int, str, np.ndarray]]:
+        """(OLD, split, uint64 [samples]) of each shard of the index."""
         start = 0
         for shard in self.index.shards if self.index else ():
-            yield shard.split, self.contents[start : start + shard.samples]
+            yield OLD, shard.split, self.contents[start : start + shard.samples]
             start += shard.samples
 
 
@@ -95,7 +96,6 @@ def write_table(values: np.ndarray, uri: str) -> dict[str, str]:
     return {"name": uri.rpartition("/")[2], "sha256": table.sha256}
 
 
-OLD = -1  # the chunk number of samples in shards of earlier revisions
 DROP = np.dtype([("chunk", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_in", "<i2")])
 
 

@@ -245,7 +245,7 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     if not config.answers:
         return Answers({}, {})
     history = History(config.shards, load_index(config.shards))
-    contents = [values for split, values in history.hashes() if split == config.split]
+    contents = [values for _, split, values in history.hashes() if split == config.split]
     numbers = {int(value): number for number, value in enumerate(np.concatenate([np.empty(0, np.uint64), *contents]))}
     known, random, others = dict[int, int](), dict[int, int](), 0
     for sha256, answer in read_answers(config.answers).items():
