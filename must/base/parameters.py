@@ -121,7 +121,8 @@ class StageConfig:
         return load(cls, values, file)
 
     def convert_values(self) -> None:
-        hints = get_hints(type(self))
+        kind: Any = type(self)
+        hints = get_hints(kind)
         for parameter in list_parameters(type(self)):
             name, value = parameter.name, getattr(self, parameter.name)
             if parameter.metadata["positional"] and isinstance(value, str) and value:

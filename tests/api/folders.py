@@ -35,11 +35,11 @@ def weights(work):
     return json.loads((work / "model/model.json").read_text())["weights_sha256"]
 
 
-def answer(work, photos, labels):
+def answer(work, photos, labels, sampled="coverage"):
     """Answers about photos, {file name: label}, as `must review` writes them."""
     lines = [
         {"image": name, "sha256": hashlib.sha256((photos / name).read_bytes()).hexdigest(), "label": label}
-        | {"sampled": "coverage", "when": "2026-01-01T12:00"}
+        | {"sampled": sampled, "when": "2026-01-01T12:00"}
         for name, label in labels.items()
     ]
     (work / "review").mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from must_pipeline.server.wait import connect
+from must_pipeline.server.api import connect
 
 TRAINING = re.compile(r"\.train(-job)?(\(\d+\))?\.executor")  # in the name of the workflow's node
 KILL = """
