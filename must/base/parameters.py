@@ -115,11 +115,6 @@ class StageConfig:
         """Whether the user gave this parameter: it is in `passed`, or its value is not the default."""
         return name in self.passed or getattr(self, name) != get_default(type(self).__dataclass_fields__[name])
 
-    @classmethod
-    def load(cls: type[Config], file: str | None = None, **values: Any) -> Config:
-        """The parameters in a YAML `file`, overridden by `values`."""
-        return load(cls, values, file)
-
     def convert_values(self) -> None:
         hints = get_hints(type(self))
         for parameter in list_parameters(type(self)):
