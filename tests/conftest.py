@@ -146,11 +146,8 @@ def embedded(digits):
     from must.config import ExportConfig
     from must.deploy.export.export import export
 
-    def make(folder):
-        values = {"shards": digits.shards, "images": 40, "embeddings": True}
-        export(ExportConfig(model=digits.adapted, output=str(folder), **values))
-
-    return made_once("embedded", make)
+    values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "embeddings": True}
+    return made_once("embedded", lambda folder: export(ExportConfig(**values, output=str(folder))))
 
 
 @pytest.fixture(scope="session")

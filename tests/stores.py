@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from must.base import storage
+from must.base.storage import retry
 from tests.gcs import HOST, Faults, served
 
 numbers = itertools.count()
@@ -71,6 +72,7 @@ def bucket_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str) -> Server:
     """Found by this process and those that it starts."""
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)  # tests need not be polite
     make = {"gs": on_gcs, "s3": on_s3, "az": on_azure}[store]
     uri, faults = make(request, monkeypatch, f"bucket-{os.getpid()}-{next(numbers)}")
     faults.plan, faults.requests, faults.done = [], 0, Counter()
@@ -80,39 +82,34 @@ def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Requests are given up after so many seconds of failure."""
-    from must.base.storage import retry
-
     monkeypatch.setattr(retry, "RETRY_TIMEOUT", seconds)
 
 
 def on_gcs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.base.storage import gcs, retry
+    from must.base.storage import gcs
 
     url, faults = request.getfixturevalue("gcs_process")
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)  # tests need not be polite
     gcs.client().create_bucket(name)
     return f"gs://{name}", faults
 
 
 def on_s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.base.storage import retry, s3
+    from must.base.storage import s3
 
     url, faults = request.getfixturevalue("moto_process")
     settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
     for key, value in {**settings, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     s3.client().create_bucket(Bucket=name)
     return f"s3://{name}", faults
 
 
 def on_azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.base.storage import azure, retry
+    from must.base.storage import azure
 
     url, faults = request.getfixturevalue("azurite_process")
     account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY}"
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"{account};BlobEndpoint={url}/{ACCOUNT};")
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     azure.client().create_container(name)
     return f"az://{name}", faults

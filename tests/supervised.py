@@ -56,12 +56,12 @@ def chatty(facts, work_uri) -> None:
     subprocess.Popen(["cat", f"{work_uri}/fifo"])
 
 
-def patient(facts, work_uri) -> None:
-    """Saves when it is asked to stop, once the note says so: an order of events, no matter how fast."""
+def patient(facts, work_uri, noted: bool = True) -> None:
+    """Saves when it is asked to stop, once the note says so if it will: an order of events, no matter how fast."""
 
     def save(number, frame):
         note = Path(work_uri) / "notes" / "7" / "train.json"
-        while not json.loads(note.read_text()).get("signalled"):
+        while noted and not json.loads(note.read_text()).get("signalled"):
             time.sleep(0.01)
         (Path(work_uri) / "saved").write_text("")
         raise SystemExit(75)
@@ -81,15 +81,3 @@ def late(facts, work_uri) -> str:
     while not asked.is_set():
         time.sleep(0.05)
     return "done"
-
-
-def endless(facts, work_uri) -> None:
-    """Saves when it is asked to stop."""
-
-    def save(number, frame):
-        (Path(work_uri) / "saved").write_text("")
-        raise SystemExit(75)
-
-    signal.signal(signal.SIGTERM, save)
-    while True:
-        time.sleep(0.05)

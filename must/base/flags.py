@@ -3,11 +3,10 @@
 import argparse
 import re
 import sys
-from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from must.base.exits import WRONG_INPUT
-from must.base.parameters import StageConfig, flag, is_required, list_parameters, with_headings
+from must.base.parameters import StageConfig, flag, get_default, is_required, list_parameters, with_headings
 from must.base.text import close_to
 
 
@@ -36,12 +35,9 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
     for title, parameter in with_headings(stage):
         target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         kind = hints[parameter.name]
-        required = is_required(parameter)
-        default = parameter.default if parameter.default is not MISSING else None
-        if parameter.default_factory is not MISSING:
-            default = format_value(parameter.default_factory())
+        required, default = is_required(parameter), get_default(parameter)
         text = parameter.metadata["help"].replace("%", "%%")
-        value = str(default) if default not in ("", None) else ""
+        value = format_value(default) if isinstance(default, dict | list) else str(default)
         if parameter.name in stage.by_preset:
             value = preset_text(stage.by_preset[parameter.name], value)
         if required:

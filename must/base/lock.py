@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from must.base import storage
-from must.base.background import every
 from must.base.errors import MustError, UserError
+from must.base.processes import every
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ RUN_ID = "MUST_RUN_ID"  # environment variable: the id of the pipeline run of th
 LOCK_BEAT_S = 10.0  # seconds between heartbeats
 DEAD_AFTER = 60.0  # seconds without a heartbeat after which the owner counts as dead
 LOOK_S = 1.0  # seconds between two checks for a heartbeat
-MOMENT = 5.0  # seconds in which a folder is created again that others delete while the lock file is created
 
 
 class HeldError(MustError, ValueError):
@@ -108,8 +107,6 @@ def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:  # another process has just removed the folder
-                if time.monotonic() > deadline + MOMENT:
-                    raise
                 continue
         try:
             # Forked workers do not inherit POSIX locks: when this process dies, the lock is free.
@@ -161,7 +158,7 @@ class BucketLock:
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
         self.generation: storage.Generation = 0
-        self.identity = {"who": owner_text(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
+        self.identity = {"who": owner_text(), "id": uuid.uuid4().hex}
         self.writing = threading.Lock()
         self.lost = False
         self.last_beat = time.monotonic()  # start time of the last successful heartbeat
@@ -170,7 +167,7 @@ class BucketLock:
         """Takes the lock. If it exists, first waits for its next heartbeat or for DEAD_AFTER seconds."""
         deadline = time.monotonic() + DEAD_AFTER
         generation = storage.generation(self.uri)
-        if generation is not None and (self.is_released() or self.owner_is_dead()):
+        if generation is not None and self.is_released():
             deadline = 0.0
         elif generation is not None:
             logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
@@ -210,23 +207,6 @@ class BucketLock:
     def is_released(self) -> bool:
         return self.owner() == RELEASED
 
-    def owner_is_dead(self) -> bool:
-        """Whether the owner was a process of this machine and container that has ended.
-
-        False for processes of other machines and containers.
-        """
-        owner = self.owner()
-        if any(owner.get(name, "") != value for name, value in pid_scope().items()):
-            return False
-        try:
-            pid = int(owner["pid"])
-            os.kill(pid, 0)
-            return pid == os.getpid()  # this process has the number of an owner that has ended
-        except PermissionError:
-            return False
-        except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
-            return True
-
     def write(self, expected: storage.Generation) -> None:
         started = time.monotonic()
         self.count += 1
@@ -253,19 +233,6 @@ class BucketLock:
             with suppress(Exception):  # another run took it over after the last heartbeat, or the bucket is unreachable
                 content = json.dumps(RELEASED).encode()
                 storage.remote(self.uri).write_bytes(self.uri, content, self.generation)
-
-
-def pid_scope() -> dict[str, str]:
-    """Identifies the machine and container in which a process id is valid: containers may share a host's name.
-
-    The boot id and the process namespace are "" where the system does not have them.
-    """
-    boot, pids = "", ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with suppress(OSError):
-        pids = str(Path("/proc/self/ns/pid").readlink())
-    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
 def owner_text() -> str:

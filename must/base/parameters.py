@@ -5,7 +5,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="StageConfig")
 Part = TypeVar("Part", bound="DataclassInstance")
 Record = TypeVar("Record")
-get_hints = cache(partial(get_type_hints, include_extras=True))
+get_hints: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
 
 LARGEST_FILE = 1 << 20  # bytes of a file of parameters
@@ -46,7 +46,7 @@ COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operato
 
 
 def check_bounds(value: Any, bounds: dict[str, float], name: str) -> None:
-    """Raises ValueError: `value`, or a number in it if it is a list, is outside the limits."""
+    """Refuses a number, or a number in a list, that is outside the limits."""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float):
             inside = all(COMPARISONS[word](number, limit) for word, limit in bounds.items())
@@ -115,11 +115,6 @@ class StageConfig:
         """Whether the user gave this parameter: it is in `passed`, or its value is not the default."""
         return name in self.passed or getattr(self, name) != get_default(type(self).__dataclass_fields__[name])
 
-    @classmethod
-    def load(cls: type[Config], file: str | None = None, **values: Any) -> Config:
-        """The parameters in a YAML `file`, overridden by `values`. Raises ValueError, like the function `load`."""
-        return load(cls, values, file)
-
     def convert_values(self) -> None:
         kind: Any = type(self)
         hints = get_hints(kind)
@@ -132,7 +127,7 @@ class StageConfig:
             setattr(self, name, value)
 
     def check_values(self) -> None:
-        """Raises ValueError: the values contradict each other."""
+        """Refuses values that contradict each other."""
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters by name."""
@@ -235,8 +230,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
 
 
 def make_record(kind: type[Record], content: Any) -> Record:
-    """Makes a dataclass from a JSON object, as `asdict` wrote it. Unknown names are ignored.
-    Raises UserError: a value is missing or has a wrong type; the message begins with its name."""
+    """Makes a dataclass from a JSON object, as `asdict` wrote it. Unknown names are ignored."""
     return convert(content, kind, "", strict=True)
 
 

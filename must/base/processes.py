@@ -1,4 +1,5 @@
-"""Worker processes: how they start and end, and which open files of its parent a forked process closes.
+"""Worker processes: how they start and end, and which open files of its parent a forked process closes; a thread that
+calls a function periodically; the cores and the memory of this machine.
 
 Only this module selects the start method. Arguments of workers can be pickled, so all methods work:
 MUST_START_METHOD selects one (fork, forkserver, spawn), else the program's own `multiprocessing.set_start_method`.
@@ -153,6 +154,40 @@ class per_process(Generic[Value]):  # noqa: N801 - a decorator
         keys = [key for key in list(self.cache) if key[0] == os.getpid()]
         for key in keys[: max(0, len(keys) - keep)]:
             self.cache.pop(key, None)
+
+
+@contextmanager
+def every(
+    seconds: float,
+    work: Callable[[], object],
+    last: Callable[[], object] | None = None,
+    at_once: threading.Event | None = None,
+) -> Iterator[None]:
+    """Calls `work` every `seconds` while the block runs, then `last`, and waits for the thread for at most `seconds`.
+
+    Both must handle their errors: an exception would end the thread without a message.
+    Setting the event `at_once` makes the thread call `work` immediately.
+    """
+    stopped, wake = threading.Event(), at_once or threading.Event()
+
+    def run() -> None:
+        while True:
+            wake.wait(seconds)
+            wake.clear()
+            if stopped.is_set():
+                break
+            work()
+        if last:
+            last()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        wake.set()
+        thread.join(timeout=seconds)
 
 
 PROCESSES_PER_CORE = 16

@@ -134,7 +134,7 @@ class Workers:
         connection, worker_end = context.Pipe()
         note = context.RawArray("c", NOTE_BYTES)
         process = context.Process(target=do_jobs, args=(worker_end, note, dict(os.environ), self.begin))
-        with without_collector():  # a new process must not collect anything before `begin_in_pool`
+        with without_collector():  # a new process must not collect anything before `do_jobs` freezes it
             process.start()
         worker_end.close()  # so that `recv` raises EOFError when the worker ends
         self.all.append(Worker(process, connection, note))
@@ -163,10 +163,15 @@ def write_note(text: bytes) -> None:
 
 
 def do_jobs(connection: Connection, note: Any, environment: dict[str, str], begin: Callable[[], object]) -> None:
-    """The main function of a worker: does jobs until it receives None."""
+    """The main function of a worker: does jobs until it receives None. It exits with its parent."""
     global _note
     _note = note
-    begin_in_pool(environment, begin)
+    gc.freeze()  # deleting the parent's session of onnxruntime would wait for threads that a forked process has not
+    gc.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin_worker(environment)
+    begin()
     while (message := connection.recv()) is not None:
         function, job = message
         try:
@@ -191,17 +196,3 @@ def killed_workers() -> Iterator[None]:
         if text.startswith("DataLoader worker") and ("exited unexpectedly" in text or "killed by signal" in text):
             raise KilledWorkerError from None
         raise
-
-
-def begin_in_pool(environment: dict[str, str], begin: Callable[[], object]) -> None:
-    """Prepares a worker: it exits with its parent, and the parent handles SIGINT.
-
-    Objects of the parent are never garbage collected in the worker: deleting a session of onnxruntime would wait for
-    its threads, which a forked process does not have.
-    """
-    gc.freeze()
-    gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    begin_worker(environment)
-    begin()

@@ -23,7 +23,7 @@ class AdaptConfig(StageConfig):
         "any settings of `must train`: preset=digits,epochs=9; its flags work, too", factory=dict, metavar="NAME=VALUE"
     )
     train: Literal["auto", "yes", "no"] = param(
-        "no: only a memory of the images; yes: train besides; auto: with a CUDA GPU, or in half an hour", "auto"
+        "no: only a memory of the images; yes: train besides; auto: with a CUDA GPU, or in under half an hour", "auto"
     )
     again: bool = param("make everything anew; what there is goes to OUTPUT/before", False)
     max_rejected: float = param("largest share of undecodable images", 0.01, metavar="SHARE", between=(0, 1))

@@ -83,5 +83,6 @@ def parse_part(part: str) -> tuple[int, int]:
     numbers = [int(text) for text in part.split("/") if text.isascii() and text.isdigit() and len(text) < 10]
     require(part.count("/") == 1 and len(numbers) == 2, f"--part {part}: expected I/N, such as 1/4")
     number, count = numbers
+    require(count >= 1, f"--part {part}: there is at least 1 part")
     require(1 <= number <= count, f"--part {part}: parts are numbered from 1 to {count}")
     return number, count

@@ -22,7 +22,7 @@ class ShardConfig(StageConfig):
     output: str = param("folder or URI for the shards and index.json", metavar="URI", often=True, kind="apart")
     test_source: str = param("labelled images, as --source, for the split test", "", metavar="URI", often=True)
     labels: Literal["folder", "csv", "none"] = param(
-        "an image's folder; a table's column label, or a WebDataset sample's cls or json; or nowhere",
+        "folder: of the folder an image is in; csv: the column label, or a WebDataset sample's cls or json",
         "none",
         often=True,
     )

@@ -21,9 +21,11 @@ SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 
 
 def check_run(values: Mapping[str, Any]) -> None:
-    """Raises ValueError: a stage would refuse a parameter of the pipeline. Missing parameters have their defaults."""
+    """Refuses what a stage would refuse of the pipeline's parameters. Missing parameters have their defaults."""
     name = values.get("model_name", "model")
-    check_sharding(values)
+    parameters = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
+    settings = values.get("shard_settings") or {}
+    with_name("shard_settings" if settings else "", ShardConfig, **sharding_settings(settings, parameters))
     check_training(values)
     check_gate(values.get("gate", "auto"), values.get("gate_settings") or {})
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
@@ -35,18 +37,11 @@ def check_run(values: Mapping[str, Any]) -> None:
 
 
 def check_service_name(name: str) -> None:
-    """Raises ValueError: an InferenceService may not have this name."""
     require(
         SERVICE_NAME.fullmatch(name) is not None,
         f"model_name {name}: a service needs a name that Kubernetes takes: small letters, digits, '-', a letter first, "
         "at most 53 characters",
     )
-
-
-def check_sharding(values: Mapping[str, Any]) -> None:
-    parameters = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
-    settings = values.get("shard_settings") or {}
-    with_name("shard_settings" if settings else "", ShardConfig, **sharding_settings(settings, parameters))
 
 
 def check_training(values: Mapping[str, Any]) -> None:
@@ -74,6 +69,5 @@ def training_settings(settings: dict[str, Any], preset: str, epochs: int) -> dic
 
 
 def sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `must shard`: those of the pipeline, and the run's settings. Raises ValueError: a setting is
-    unknown, or the pipeline itself sets it."""
+    """The parameters of `must shard`: those of the pipeline, and the run's settings."""
     return parameters | require_settings(ShardConfig, settings, "shard_settings", OF_SHARDING)

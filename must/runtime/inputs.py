@@ -12,7 +12,13 @@ from must.base.exits import format_error
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.method.answers.answers_file import read_answers
+<<<<<<< HEAD
 from must.method.model.hub import HUB, check_model_name, is_folder, parse_model_name
+=======
+from must.method.model.hub import is_folder
+from must.method.model.model_name import HUB, check_model_name, parse_model_name
+from must.runtime.check import check_run
+>>>>>>> base
 from must.runtime.places import WorkUri
 
 URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
@@ -21,15 +27,13 @@ PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permission
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
-    Raises ValueError: a later stage would fail: a wrong parameter or class file, a missing model, a folder without
-    write permission, a registry that refuses access; TransientError if the problem may be temporary.
+    Refuses what a later stage could not read or write.
 
     Args:
         values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
         work_uri: if given, the folders to which later stages write are tested.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
-    from must.runtime.check import check_run
 
     check_run(values)
     if work_uri:
@@ -49,7 +53,6 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
 
 
 def check_writable(name: str, uri: str) -> None:
-    """Raises ValueError: a test file cannot be written and read; TransientError if it may work later."""
     if not uri:
         return
     file = storage.join(uri, PROBE_FILE)
@@ -65,14 +68,13 @@ def check_writable(name: str, uri: str) -> None:
 
 
 def check_answers(uri: str, classes: list[str]) -> None:
-    """Raises ValueError: no such file, no answers in it, or answers with other classes."""
     require(uri.endswith(".jsonl"), f"answers {uri}: expected {ANSWERS_FILE} of `must review`")
     require(storage.exists(uri), f"answers {uri}: no such file")
     require(bool(read_answers(uri, classes)), f"answers {uri}: there are no answers in it")
 
 
 def check_model(model: str, pretrained: str) -> None:
-    """Raises ValueError: no later stage could load the model. Reads no weights; imports no torch for a folder."""
+    """Reads no weights; imports no torch for a folder."""
     check_model_name(model, pretrained)
     if pretrained and storage.is_remote(pretrained):
         require(storage.exists(pretrained), f"--pretrained {pretrained}: no such file")

@@ -160,7 +160,6 @@ def champion(
 
 
 def choose_split(index: Index, name: str, gate: str) -> str:
-    """Raises ValueError: no such split, or the gate needs labels and the split has none."""
     split = name or ("test" if "test" in index.splits else "train")
     index.list_shards(split)
     require(

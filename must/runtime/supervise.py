@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
 
-from must.base.background import every
 from must.base.exits import (
     HELD,
     INTERRUPTED,
@@ -37,7 +36,7 @@ from must.base.exits import (
 )
 from must.base.lock import RUN_ID
 from must.base.parameters import make_record
-from must.base.processes import child_environment, end_with_parent
+from must.base.processes import child_environment, end_with_parent, every
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
 from must.runtime.notes import FACTS_FILE, Facts, Note, read_note, write_note

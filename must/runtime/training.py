@@ -20,12 +20,17 @@ import yaml
 
 from must.api.stages import call
 from must.base import storage
-from must.base.background import every
 from must.base.exits import BUG, PREEMPTED, format_error, handling
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
+<<<<<<< HEAD
 from must.base.processes import check_processes, child_environment
 from must.method.model.description import RunSummary, load_description, summary_at
+=======
+from must.base.processes import check_processes, child_environment, every
+from must.method.model.description import load_description, summary_at
+from must.method.model.provenance import RunSummary
+>>>>>>> base
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
@@ -36,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def parse_processes(text: str) -> int:
-    """Parses a number, or auto: one process per GPU of this machine, at least one. Raises ValueError: it is neither."""
+    """Parses a number, or auto: one process per GPU of this machine, at least one."""
     if text == "auto":
         import torch
 

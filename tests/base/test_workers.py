@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -61,14 +62,9 @@ class Faulty(Dataset[int]):
         return number
 
 
-def of_a_pool(fault: Callable[[int], None]) -> Iterator[int]:
+def of_a_pool(fault: Callable[[int], None], ordered: bool = False) -> Iterator[int]:
     with Workers(2, __name__) as workers:
-        yield from workers.unordered(fault, [(1,), (2,)])
-
-
-def of_a_pool_in_order(fault: Callable[[int], None]) -> Iterator[int]:
-    with Workers(2, __name__) as workers:
-        yield from workers.in_order(fault, [(1,), (2,)])
+        yield from (workers.in_order if ordered else workers.unordered)(fault, [(1,), (2,)])
 
 
 def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
@@ -76,7 +72,7 @@ def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
         yield from iterate(DataLoader(Faulty(fault), num_workers=1))
 
 
-@pytest.mark.parametrize("where", [of_a_pool, of_a_pool_in_order, of_a_loader])
+@pytest.mark.parametrize("where", [of_a_pool, partial(of_a_pool, ordered=True), of_a_loader])
 @pytest.mark.parametrize("fault, code, line", FAULTS)
 def test_a_fault_of_a_worker_keeps_its_meaning(
     where: Callable[[Callable[[int], None]], Iterator[int]], fault: Callable[[int], None], code: int, line: str

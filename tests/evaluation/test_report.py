@@ -13,7 +13,7 @@ import torch
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
 from must.evaluation.report.gallery import limit_kinds
-from must.evaluation.report.map import place, squared_distances
+from must.evaluation.report.map import lay_out, squared_distances
 from must.evaluation.report.page import list_worse, render_report
 from must.evaluation.report.provenance import command_line, next_steps, stability, training_log
 from must.evaluation.report.verdict import verdict
@@ -89,12 +89,12 @@ def test_on_the_map_similar_images_are_near_each_other():
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(4), 20)
     values = 4 * np.eye(4, 16)[groups] + 0.3 * generator.normal(size=(80, 16))
-    places = place(values)
-    assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1 and (places == place(values)).all()
+    places = lay_out(values)
+    assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1 and (places == lay_out(values)).all()
     distances = squared_distances(places) + 9 * np.eye(80)
     assert (groups[distances.argmin(1)] == groups).all()
     for same in (np.ones((50, 8)), np.repeat(np.eye(2), 30, 0), np.eye(2), np.ones((4, 1)), np.zeros((0, 3))):
-        assert np.isfinite(place(same)).all() and len(place(same)) == len(same), "copies of one image"
+        assert np.isfinite(lay_out(same)).all() and len(lay_out(same)) == len(same), "copies of one image"
 
 
 def synthetic(classes, images=400, labelled=True, after_quality=3.0):

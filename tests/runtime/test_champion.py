@@ -90,23 +90,18 @@ UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
 
 
 @pytest.mark.parametrize(
-    "splits, given, split",
+    "splits, given, gate, split",
     [
-        (SPLITS, "", "test"),
-        (SPLITS, "train", "train"),
-        (UNLABELLED, "", "train"),
-        (UNLABELLED, "test", "no split 'test'"),
+        (SPLITS, "", "labelled", "test"),
+        (SPLITS, "train", "auto", "train"),
+        (UNLABELLED, "", "auto", "train"),
+        (UNLABELLED, "test", "auto", "no split 'test'"),
+        (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
     ],
-)  # fmt: skip
-def test_the_split_to_evaluate_on_is_known_before_the_training(place, tmp_path, splits, given, split):
+)
+def test_the_split_to_evaluate_on_is_known_before_the_training(place, tmp_path, splits, given, gate, split):
     with nullcontext() if split in splits else pytest.raises(ValueError, match=split):
-        assert ask(place, tmp_path, splits=splits, evaluate_split=given)["split"] == split
-
-
-def test_the_labelled_gate_without_labels_is_refused_before_the_training(place, tmp_path):
-    assert ask(place, tmp_path, gate="labelled")["split"] == "test"
-    with pytest.raises(ValueError, match="gate labelled: the split train has no labels; give test_source and labels"):
-        ask(place, tmp_path, gate="labelled", splits=UNLABELLED)
+        assert ask(place, tmp_path, splits=splits, evaluate_split=given, gate=gate)["split"] == split
 
 
 def test_a_champion_with_other_classes_is_not_compared(place, tmp_path):

@@ -51,24 +51,23 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
     assert not ask(work, tmp_path / "c", key="other classes")[1] and len(made) == 2
 
 
-@pytest.mark.parametrize("file", [CLASSIFIER_FILE, CLASSIFIER_JSON])
-@pytest.mark.parametrize("damage", ["gone", "cut short", "empty"])
+KEPT = [f"classifiers/k/{CLASSIFIER_FILE}", f"classifiers/k/{CLASSIFIER_JSON}"]
+MODEL = [f"models/ViT-B-16/{name}" for name in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS)]
+
+
+@pytest.mark.parametrize(
+    "file, damage",
+    [*((file, damage) for file in KEPT for damage in ("gone", "cut short", "empty")), *((m, "gone") for m in MODEL)],
+)
 def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
     ask(tmp_path, tmp_path / "a")
-    kept = tmp_path / "classifiers" / "k" / file
+    kept = tmp_path / file
     if damage == "gone":
         kept.unlink()
     else:
         kept.write_bytes(kept.read_bytes()[:-3] if damage == "cut short" else b"")
     assert not ask(tmp_path, tmp_path / "b")[1] and (tmp_path / "b").read_bytes() == made[1]
     assert ask(tmp_path, tmp_path / "c")[1] and (tmp_path / "c").read_bytes() == made[1]
-
-
-@pytest.mark.parametrize("file", [MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS])
-def test_a_classifier_whose_model_is_gone_is_made_again(made, tmp_path, file):
-    ask(tmp_path, tmp_path / "a")
-    (tmp_path / "models" / "ViT-B-16" / file).unlink()
-    assert not ask(tmp_path, tmp_path / "b")[1] and ask(tmp_path, tmp_path / "c")[1]
 
 
 def test_metadata_has_nothing_that_kubeflow_refuses():

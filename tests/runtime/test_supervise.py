@@ -137,7 +137,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
     with pytest.raises(SystemExit) as error:
-        supervised("train", endings.endless, "7", str(tmp_path))
+        supervised("train", endings.patient, "7", str(tmp_path), noted=False)
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()

@@ -68,9 +68,7 @@ def is_remote(uri: str | Path) -> bool:
 
 def join(uri: str | Path, *parts: str) -> str:
     """The path or URI of `parts` below `uri`, with one "/" between them."""
-    base = str(uri)
-    if base.startswith("file://"):
-        base = base.removeprefix("file://")
+    base = str(uri).removeprefix("file://")
     for part in parts:
         base = f"{base.rstrip('/')}/{part}" if base.rstrip("/") else f"{base}{part}"
     return base

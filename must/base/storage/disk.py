@@ -65,7 +65,9 @@ def open_local(path: Path, expected: Generation | None = None) -> Iterator[Binar
     with disk_errors(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = temporary_file(path.parent)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+        if hasattr(os, "fchmod"):  # missing on some versions of Windows
+            os.fchmod(descriptor, 0o666 & ~umask())  # mkstemp makes files private; pods of other users read shards
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -87,15 +89,6 @@ def start_writing(file: BinaryIO, start: int, stop: int) -> int:
         file.flush()
         os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
     return stop
-
-
-def temporary_file(folder: Path) -> tuple[int, str]:
-    """A new file in `folder` to write to: its descriptor and its name."""
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
-    # mkstemp makes files private, but other users' pods read shards from a shared volume
-    if hasattr(os, "fchmod"):  # missing on some versions of Windows
-        os.fchmod(descriptor, 0o666 & ~umask())
-    return descriptor, name
 
 
 def remove_leftovers(folder: str | Path) -> None:

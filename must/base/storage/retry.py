@@ -49,7 +49,6 @@ def repeat(
     where: str,
     call: Callable[[], Result],
     may_pass: Callable[[BaseException], bool] = lambda error: isinstance(error, TransientError),
-    tries: int = 0,
     timeout: float | None = None,
     on_first: Callable[[Exception], None] = lambda error: None,
 ) -> Result:
@@ -58,22 +57,21 @@ def repeat(
 
     Args:
         where: a URI or address, for the message.
-        tries: largest number of calls; 0: no limit.
         timeout: seconds of failures after which it gives up; RETRY_TIMEOUT if not given.
         on_first: called with the first transient error, for a line on the terminal.
     """
     timeout = RETRY_TIMEOUT if timeout is None else timeout
-    deadline, pause, failures = time.monotonic() + timeout, FIRST_PAUSE, 0
+    deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
     while True:
         try:
             return call()
         except Exception as error:
             if not may_pass(error):
                 raise
-            if not failures:
+            if pause == FIRST_PAUSE:
                 on_first(error)
-            wait, failures = random.uniform(0, pause), failures + 1
-            if failures == tries or time.monotonic() + wait > deadline:
+            wait = random.uniform(0, pause)
+            if time.monotonic() + wait > deadline:
                 if isinstance(error, TransientError):
                     raise
                 raise given_up(where, error, timeout) from error

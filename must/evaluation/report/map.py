@@ -37,11 +37,11 @@ def draw_map(pictures: Pictures, vectors: Vectors) -> dict[str, Any]:
     """`points`: an image each; `classes`: the most frequent predictions with their colours. All other classes share the
     last colour."""
     shown = np.linspace(0, len(vectors[0]) - 1, min(MAP_IMAGES, len(vectors[0]))).astype(int)
-    rows, places = vectors[0][shown].tolist(), place(vectors[1][shown]).tolist()
+    rows, positions = vectors[0][shown].tolist(), lay_out(vectors[1][shown]).tolist()
     predictions, labels = pictures.after.prediction, pictures.samples.labels
     frequent = [k for k, _ in Counter(predictions[rows].tolist()).most_common(COLOURS)]
     points = []
-    for row, (x, y) in zip(rows, places, strict=True):
+    for row, (x, y) in zip(rows, positions, strict=True):
         predicted, label = int(predictions[row]), int(labels[row])
         points.append(
             {
@@ -56,8 +56,8 @@ def draw_map(pictures: Pictures, vectors: Vectors) -> dict[str, Any]:
     return {"points": points, "classes": names, "others": any(point["colour"] == COLOURS for point in points)}
 
 
-def place(values: np.ndarray) -> np.ndarray:
-    """Float [N, 2] from 0 to 1: the images' places, by t-SNE of the vectors [N, V]. Deterministic."""
+def lay_out(values: np.ndarray) -> np.ndarray:
+    """Float [N, 2] from 0 to 1: the images' positions, by t-SNE of the vectors [N, V]. Deterministic."""
     images = len(values)
     if images < 3:
         return np.full((images, 2), 0.5)

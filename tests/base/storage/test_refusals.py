@@ -58,40 +58,29 @@ def refused(
     return str(error.value)
 
 
+REFUSALS = [
+    ("gs", 403, "forbidden", "no permission; ask for the role Storage Object User"),
+    ("s3", 403, "AccessDenied", "no permission ("),
+    ("az", 403, "AuthorizationPermissionMismatch", "no permission ("),
+    ("s3", 403, "InvalidAccessKeyId", "does not accept these credentials"),
+    ("az", 403, "AuthenticationFailed", "does not accept these credentials"),
+    ("s3", 400, "ExpiredToken", "these credentials (ExpiredToken)"),
+    ("s3", 301, "PermanentRedirect", "set AWS_REGION=eu-north-1"),
+    ("s3", 400, "AuthorizationHeaderMalformed", "set AWS_REGION=eu-north-1"),
+    ("s3", 501, "NotImplemented", "has no conditional writes"),
+    ("gs", 404, "notFound", "there is no bucket 'bucket', or you may not see it"),
+    ("s3", 404, "NoSuchBucket", "there is no bucket 'bucket' at http://"),
+    ("az", 404, "ContainerNotFound", "there is no container 'bucket'"),
+]
+
+
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize(
-    "store, status, code, message",
-    [
-        pytest.param("gs", 403, "forbidden", "no permission; ask for the role Storage Object User", id="no rights-gs"),
-        pytest.param("s3", 403, "AccessDenied", "no permission (", id="no rights-s3"),
-        pytest.param("az", 403, "AuthorizationPermissionMismatch", "no permission (", id="no rights-az"),
-        pytest.param("s3", 403, "InvalidAccessKeyId", "does not accept these credentials", id="wrong credentials-s3"),
-        pytest.param("az", 403, "AuthenticationFailed", "does not accept these credentials", id="wrong credentials-az"),
-        pytest.param("s3", 400, "ExpiredToken", "these credentials (ExpiredToken)", id="expired credentials-s3"),
-        pytest.param("s3", 301, "PermanentRedirect", "set AWS_REGION=eu-north-1", id="another region-s3"),
-        pytest.param("s3", 400, "AuthorizationHeaderMalformed", "set AWS_REGION=eu-north-1", id="another region-s3-2"),
-        pytest.param("s3", 501, "NotImplemented", "has no conditional writes", id="no conditions-s3"),
-    ],
-)
+@pytest.mark.parametrize("store, status, code, message", REFUSALS, ids=lambda value: str(value)[:20])
 def test_a_refusal_is_one_line_whatever_was_called(
     monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, message: str, call: str
 ) -> None:
-    assert message in refused(monkeypatch, store, status, code, call)
-
-
-@pytest.mark.parametrize("call", ["write", "list"])
-@pytest.mark.parametrize(
-    "store, code, message",
-    [
-        pytest.param("gs", "notFound", "there is no bucket 'bucket', or you may not see it", id="wrong bucket-gs"),
-        pytest.param("s3", "NoSuchBucket", "there is no bucket 'bucket' at http://", id="wrong bucket-s3"),
-        pytest.param("az", "ContainerNotFound", "there is no container 'bucket'", id="wrong bucket-az"),
-    ],
-)
-def test_a_missing_bucket_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, store: str, code: str, message: str, call: str
-) -> None:
-    assert message in refused(monkeypatch, store, 404, code, call)
+    if status != 404 or call in ("write", "list"):  # a missing object, else
+        assert message in refused(monkeypatch, store, status, code, call)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -150,7 +139,7 @@ def test_credentials_that_stay_refused_where_they_have_worked_are_transient(
 ) -> None:
     monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, f"{store}://bucket")
     said = refused(monkeypatch, store, status, code, call, storage.TransientError, patience=0.05)
-    assert said.endswith("credentials worked before, and were tried for minutes; run this again when they work")
+    assert "the server could not be reached for 0.05 s: " in said
 
 
 @pytest.mark.parametrize("store", ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)])

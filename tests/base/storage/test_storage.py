@@ -205,22 +205,16 @@ except ValueError as error:
     assert "the disk is full" in done.stdout and done.stdout.strip().endswith("[]"), done.stderr
 
 
-def test_symbolic_links_in_circles_end(tmp_path: Path) -> None:
+def test_circles_of_links_and_folders_without_end_are_named(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"x")
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    problems: dict[str, str] = {}
-    assert list(storage.list_files(tmp_path, problems.__setitem__)) == [("deep/file", 1)]
-    assert problems == {"deep/up": "symbolic link into a folder above it", "nowhere": "symbolic link to nowhere"}
-
-
-def test_folders_without_end_are_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "/".join("a" * 210)).mkdir(parents=True)
     problems: dict[str, str] = {}
-    assert list(storage.list_files(tmp_path, problems.__setitem__)) == [("file", 1)]
-    assert problems == {"/".join("a" * 201): "more than 200 folders deep"}
+    assert list(storage.list_files(tmp_path, problems.__setitem__)) == [("deep/file", 1)]
+    assert problems.pop("/".join("a" * 201)) == "more than 200 folders deep"
+    assert problems == {"deep/up": "symbolic link into a folder above it", "nowhere": "symbolic link to nowhere"}
 
 
 def test_after_a_power_loss_a_file_has_its_name_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
