@@ -12,13 +12,8 @@ from must.base.exits import format_error
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.method.answers.answers_file import read_answers
-<<<<<<< HEAD
 from must.method.model.hub import HUB, check_model_name, is_folder, parse_model_name
-=======
-from must.method.model.hub import is_folder
-from must.method.model.model_name import HUB, check_model_name, parse_model_name
 from must.runtime.check import check_run
->>>>>>> base
 from must.runtime.places import WorkUri
 
 URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml

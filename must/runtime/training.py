@@ -23,14 +23,8 @@ from must.base import storage
 from must.base.exits import BUG, PREEMPTED, format_error, handling
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
-<<<<<<< HEAD
-from must.base.processes import check_processes, child_environment
-from must.method.model.description import RunSummary, load_description, summary_at
-=======
 from must.base.processes import check_processes, child_environment, every
-from must.method.model.description import load_description, summary_at
-from must.method.model.provenance import RunSummary
->>>>>>> base
+from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
 from must.runtime.evaluation import plain
