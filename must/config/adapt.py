@@ -11,22 +11,38 @@ from must.config import defaults
 class AdaptConfig(StageConfig):
     example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10"
 
-    images: str = param("a folder, tar, zip or table of images, as `must shard --source`", metavar="URI", bare=True)
+    images: str = param(
+        "a folder, tar, zip or table of images, as `must shard --source`; also without the flag: must adapt photos/",
+        metavar="URI",
+        bare=True,
+    )
     classes: str | list[str] = param(
-        "cat,dog,horse; a .txt with a name a line; a .yaml (docs/data.md)", metavar="NAMES|FILE"
+        "the class names: cat,dog,horse; a .txt with one a line; a .yaml (see docs/data.md)", metavar="NAMES|FILE"
     )
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
     model: str = param("an open_clip name, hf-hub:TEAM/NAME, or a model's folder", "ViT-B-16", metavar="NAME|URI")
-    pretrained: str = param("its weights: an open_clip tag or a file", "", metavar="TAG|PATH")
-    test_images: str = param("labelled images: a folder per class, or a .csv of image and class", "", metavar="URI")
+    pretrained: str = param(
+        "its weights: an open_clip tag or a file [for ViT-B-16: datacomp_xl_s13b_b90k]", "", metavar="TAG|PATH"
+    )
+    test_images: str = param(
+        "labelled images to measure the accuracy with: a folder per class, or a table (.csv) of image and class",
+        "",
+        metavar="DIR|FILE",
+    )
     settings: dict[str, str] = param(
-        "any settings of `must train`: preset=digits,epochs=9; its flags work, too", factory=dict, metavar="NAME=VALUE"
+        "any settings of `must train`: preset=digits,epochs=9; its flags work, too: --epochs 9",
+        factory=dict,
+        metavar="NAME=VALUE,...",
     )
     train: Literal["auto", "yes", "no"] = param(
-        "no: only a memory of the images; yes: train besides; auto: with a CUDA GPU, or in under half an hour", "auto"
+        "no: one pass over the images gives the model a memory of them; yes: train it besides; auto: with a CUDA GPU, "
+        "or if training takes less than half an hour here",
+        "auto",
     )
     again: bool = param("make everything anew; what there is goes to OUTPUT/before", False)
-    max_rejected: float = param("largest share of undecodable images", 0.01, metavar="SHARE", between=(0, 1))
+    max_rejected: float = param(
+        "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
+    )
     device: str = defaults.device()
 
     def check_values(self) -> None:

@@ -22,7 +22,7 @@ def classifier(text: str, default: Any = MISSING) -> Any:
 
 
 def shards(work: str = "shards", **more: Any) -> Any:
-    return param("folder of `must shard`", metavar="URI", often=True, kind="shards", work=work, **more)
+    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", work=work, **more)
 
 
 def output(text: str, work: str, **more: Any) -> Any:
@@ -60,7 +60,7 @@ def device(of: str = "", **more: Any) -> Any:
 
 
 def timeout() -> Any:
-    text = "seconds that a process waits for the others before the run ends (exit code 75)"
+    text = "with several processes: seconds that one waits for the others before the run ends (exit code 75)"
     return param(text, 600, metavar="S", at_least=1)
 
 

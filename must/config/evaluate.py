@@ -17,7 +17,7 @@ class EvaluateConfig(StageConfig):
 
     model: str = defaults.bundle("the bundle written by `must train`")
     baseline: str = param(
-        "classifier file (its zero-shot model) or bundle to compare with",
+        "what it is compared with: a classifier file (its zero-shot model), or another bundle",
         "",
         metavar="FILE|BUNDLE",
         often=True,
@@ -28,11 +28,22 @@ class EvaluateConfig(StageConfig):
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
     output: str = defaults.output("folder of metrics.json, predictions.csv, report.html", "report")
-    labels: Literal["auto", "ignore"] = param("auto: use the labels there are; ignore: as if there were none", "auto")
-    refined: str = param(
-        "folder of `must refine`, to compare its labels", "", metavar="URI", kind="refined", work="labels"
+    labels: Literal["auto", "ignore"] = param(
+        "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
-    risk: float = param("largest share of wrong classes, for abstention", defaults.RISK, above=0, below=1)
+    refined: str = param(
+        "folder of `must refine`, whose labels the report compares with zero-shot's",
+        "",
+        metavar="URI",
+        kind="refined",
+        work="labels",
+    )
+    risk: float = param(
+        "largest share of wrong classes among classified images, for the abstention threshold",
+        defaults.RISK,
+        above=0,
+        below=1,
+    )
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")
@@ -55,7 +66,9 @@ class GateConfig(StageConfig):
         "auto",
     )
     metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")
-    min_gain: float = param("labelled: the 95% interval's lower end must be above this", 0.0, between=(-1, 1))
+    min_gain: float = param(
+        "labelled: the 95% interval's lower end must be above this; 0.01 is a point", 0.0, between=(-1, 1)
+    )
     min_images: int = param("labelled: images below which no decision is made", 100, at_least=1)
 
 
@@ -68,34 +81,50 @@ class RefineConfig(StageConfig):
 
     shards: str = defaults.shards(group="input and output")
     index_sha256: str = defaults.index_sha256()
-    classifier: str = defaults.classifier("file of `must classifier`: the zero-shot model")
+    classifier: str = defaults.classifier("classifier file made by `must classifier`: the zero-shot model")
     model: str = param(
-        f"the bundle that gets the memory; without one, it is made of the zero-shot model; {defaults.WORK}",
+        "the bundle that gets the memory: of `must train`; where there is none yet, the zero-shot model is written "
+        f"there with its memory; {defaults.WORK}",
         metavar="BUNDLE|WORK",
         often=True,
         bare=True,
         kind="output",
         work="bundle",
     )
-    answers: str = param("folder of `must review`", "", metavar="URI", often=True, kind="answers", work="answers")
+    answers: str = param(
+        "folder of `must review`: answered images keep their answer, similar ones are corrected, and so are new ones",
+        "",
+        metavar="URI",
+        often=True,
+        kind="answers",
+        work="answers",
+    )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
     output: str = defaults.output("folder for predictions.csv and refined.json", "labels")
     alpha: float | Literal["auto"] = param(
-        "share of the trained model in the weights; auto: as trained, unless random answers favour another",
+        "weight interpolation between the zero-shot (0) and the trained model (1); auto: as trained, or the one of "
+        f"0, {defaults.ALPHA} and 1 whose refined labels are right most often on the answers drawn at random, if it is "
+        "better by more than one standard error",
         "auto",
         metavar="X|auto",
         between=(0, 1),
     )
     risk: float = param(
-        "largest share of wrong labels among `accepted` ones; needs 59 or more answers drawn at random",
+        "largest share of wrong labels among those that can be taken unseen (`accepted` in predictions.csv); needs 59 "
+        "or more answers drawn at random",
         defaults.RISK,
         above=0,
         below=1,
     )
     classes: str = param(
-        "only compare with these class names, on at most 2,000 images; write nothing", "", metavar="NAMES|FILE"
+        "only compare: the neighbours' agreement, labels and findings with these class names, beside those of the "
+        "classifier's, on at most 2,000 images; nothing is written",
+        "",
+        metavar="NAMES|FILE",
     )
-    images: int = param("images at most, evenly spread; time grows with their square", 1_000_000, at_least=1)
+    images: int = param(
+        "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
+    )
     memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=1)
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
@@ -115,11 +144,16 @@ class ReviewConfig(StageConfig):
     baseline: str = defaults.classifier("the classifier file that it was trained with")
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
-    output: str = defaults.output("folder here for review.json and answers.jsonl", "review", metavar="DIR")
-    page: str = param("write one HTML file for somebody without this program; do not serve", "", metavar="FILE")
+    output: str = defaults.output("folder on this machine for review.json and answers.jsonl", "review", metavar="DIR")
+    page: str = param(
+        "write one HTML file with the pictures, for somebody without this program; do not serve", "", metavar="FILE"
+    )
     pictures: int = param("pictures in --page at most", 200, at_least=1)
     add: str = param(
-        "add answers made elsewhere, and end: answers.jsonl, or a .csv of image and class", "", metavar="FILE"
+        "answers made elsewhere: answers.jsonl as --page saves it, or a .csv file with the columns image and class; "
+        "adds them, and ends",
+        "",
+        metavar="FILE",
     )
     browser: bool = param("open the page in a browser, from a terminal with a display", True)
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")

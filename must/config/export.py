@@ -19,17 +19,23 @@ class ExportConfig(StageConfig):
     model: str = defaults.bundle("the bundle written by `must train`")
     output: str = defaults.output("folder for the exported model and its card", "{to}")
     to: Literal["onnx", "open_clip"] = param(
-        "what reads it: any ONNX runtime, or open_clip's own code", "onnx", often=True
+        "what reads it: any ONNX runtime, or open_clip's own code, without this library", "onnx", often=True
     )
     classifier: str = defaults.classifier("for open_clip: the classifier file of the training", "")
-    license: str = param("licence for the card, by the hub's short name (mit)", "", metavar="ID", group="model card")
+    license: str = param(
+        "licence for the model card, by the hub's short name (mit, apache-2.0)", "", metavar="ID", group="model card"
+    )
     precision: Literal["fp32", "int8"] = param("of weights and arithmetic; outputs are float32", "fp32", group="ONNX")
-    input: Literal["normalized", "uint8"] = param("float32 [N,3,S,S], normalised; or uint8 [N,S,S,3]", "normalized")
+    input: Literal["normalized", "uint8"] = param(
+        "what the graph takes: float32 [N,3,S,S], normalised; or uint8 [N,S,S,3], which it normalises", "normalized"
+    )
     embeddings: bool = param(
-        "also return each image's `embedding`, float32 [N,D] of length 1, for similarity searches", False
+        "the graph also returns each image's embedding: `embedding`, float32 [N,D] of length 1, from which the classes "
+        "are computed; for your own searches of similar images",
+        False,
     )
     shards: str = param(
-        "shards to check the export with, and to calibrate int8; random pixels without",
+        "shards whose images the export is checked with, and int8 is calibrated on; random pixels without",
         "",
         metavar="URI",
         group="images to check with",
@@ -41,10 +47,10 @@ class ExportConfig(StageConfig):
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
     images: int = param("images of --shards to check and calibrate with", 256, at_least=1)
     min_agreement: float = param(
-        "smallest share of images with PyTorch's class; 0: 1 for fp32, 0.97 for int8", 0.0, between=(0, 1)
+        "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.97 for int8", 0.0, between=(0, 1)
     )
     metrics: str = param(
-        "metrics.json of `must evaluate`",
+        "metrics.json of `must evaluate`, for the model card",
         "",
         metavar="FILE",
         group="model card",
@@ -82,9 +88,18 @@ class PromoteConfig(StageConfig):
     onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, work="onnx")
     metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", work="metrics")
     decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", work="decision")
-    champion: str = param("version it was compared with, or none; refused if LATEST is another", "", metavar="VERSION")
-    version: str = param("the version's name; if empty, of the data's revision and the weights", "", metavar="VERSION")
-    rollback: bool = param("go back to the champion before; again changes nothing", False, group="what there is")
+    champion: str = param(
+        "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
+    )
+    version: str = param(
+        "the version's name; if empty, from the data's revision and the weights, and from the ONNX file where these "
+        "weights are there with another one",
+        "",
+        metavar="VERSION",
+    )
+    rollback: bool = param(
+        "go back to the champion before; given again, it changes nothing", False, group="what there is"
+    )
     to: str = param("with --rollback: to this earlier champion, also further back", "", metavar="VERSION")
     list: bool = param("show the versions there are", False)
 

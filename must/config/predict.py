@@ -18,27 +18,39 @@ class PredictConfig(StageConfig):
     )
 
     model: str = param(
-        "model.onnx or its folder; a bundle; a classifier file; with --classes any CLIP model: ViT-B-16/openai",
+        "model.onnx, or the folder it is in; or what torch runs: a bundle's folder, a classifier file, or, with "
+        "--classes, any CLIP model by its name, such as ViT-B-16/datacomp_xl_s13b_b90k",
         metavar="FILE|DIR|NAME",
         often=True,
     )
     images: list[str] = param(
-        "images, folders, globs; -: a picture or names on standard input",
+        "images, folders or globs; -: a picture on standard input, or names on it",
         factory=list,
         metavar="IMAGE|DIR",
         positional=True,
         often=True,
     )
     classes: str | list[str] = param(
-        "as in `must classifier`, for an unadapted CLIP model", "", metavar="NAMES|FILE|SET", often=True
+        "for a CLIP model that was not adapted: its classes, as `must classifier --classes`",
+        "",
+        metavar="NAMES|FILE|SET",
+        often=True,
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
-    output: str = param("CSV or JSONL file; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True)
+    output: str = param(
+        "CSV or JSONL file in place of the table; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True
+    )
     abstain: float = defaults.abstain(often=True)
-    shards: str = param("classify a folder of shards instead", "", metavar="URI", group="a whole bucket", often=True)
+    shards: str = param(
+        "classify a folder of shards instead: a path or URI", "", metavar="URI", group="a whole bucket", often=True
+    )
     split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
     index_sha256: str = defaults.index_sha256()
-    part: str = param("only the shards I, I+N, I+2N, ...: one of N programs that share the work", "1/1", metavar="I/N")
+    part: str = param(
+        "classify the shards I, I+N, I+2N, ... only, I from 1 to N: one of N programs that share the work",
+        "1/1",
+        metavar="I/N",
+    )
     workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, at_least=0)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     threads: int = defaults.threads()
@@ -76,7 +88,7 @@ class ServeConfig(StageConfig):
     )
 
     model: str = param(
-        f"model.onnx, or the folder it is in, here or in a bucket; {defaults.WORK}",
+        f"model.onnx, or the folder it is in: a path or a bucket's URI; {defaults.WORK}",
         "",
         metavar="FILE|URI|WORK",
         bare=True,
@@ -85,11 +97,15 @@ class ServeConfig(StageConfig):
         often=True,
     )
     registry: str = param(
-        "in place of --model: serve its champion, and the next when promoted", "", metavar="URI", often=True
+        "in place of --model: serve this registry's champion, and the next when promoted", "", metavar="URI", often=True
     )
     name: str = param("the model's name in the registry and in addresses", "must", metavar="NAME", often=True)
-    poll: float = param("seconds between looks at the registry's LATEST (hot swap)", 10.0, metavar="S", above=0)
-    top_k: int = param("classes in an answer, if the request does not say", 5, metavar="K", group="answers", at_least=1)
+    poll: float = param(
+        "seconds between looks at the registry's LATEST; its model is swapped in (hot swap)", 10.0, metavar="S", above=0
+    )
+    top_k: int = param(
+        "classes in an answer, unless the request says how many", 5, metavar="K", group="answers", at_least=1
+    )
     abstain: float = defaults.abstain()
     host: str = param("address to listen at; 0.0.0.0 for all", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port for HTTP; 0: any that is free", 8080, often=True, between=(0, 65535))
@@ -100,14 +116,20 @@ class ServeConfig(StageConfig):
     max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)
     max_images: int = param("images of a request", 64, at_least=1)
     max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", above=0)
-    request_pixels: float = param("megapixels of a request; costly forms of pictures count more", 64.0, metavar="MP")
+    request_pixels: float = param(
+        "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
+    )
     queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
     decode_memory: float = param(
-        "megabytes that images being decoded may take at a time", 1000.0, metavar="MB", above=0
+        "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB", above=0
     )
     queue: int = param("images that may wait; more are refused with 503", 512, at_least=1)
-    patience: float = param("seconds to send a request, and for an answer", 30.0, metavar="S", above=0)
-    drain: float = param("seconds from SIGTERM until no connections are taken", 5.0, metavar="S", at_least=0)
+    patience: float = param(
+        "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
+    )
+    drain: float = param(
+        "seconds from SIGTERM, when readiness ends, until no connections are taken", 5.0, metavar="S", at_least=0
+    )
 
     def check_values(self) -> None:
         require(bool(self.model) or bool(self.registry), "--model is missing; or give --registry with --name")

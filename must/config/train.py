@@ -30,66 +30,134 @@ class TrainConfig(StageConfig):
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
-    shards: str = param("folder of `must shard`", metavar="URI", group="input and output", often=True, kind="shards")
+    shards: str = param(
+        "folder of shards made by `must shard`", metavar="URI", group="input and output", often=True, kind="shards"
+    )
     index_sha256: str = defaults.index_sha256()
-    classifier: str = param("file of `must classifier`", metavar="FILE", often=True, kind="classifier")
-    output: str = param("folder for the model, logs and curves", metavar="DIR", often=True, kind="bundle output")
+    classifier: str = param(
+        "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
+    )
+    output: str = param(
+        "folder for the adapted model (the bundle), the logs and the curves",
+        metavar="DIR",
+        often=True,
+        kind="bundle output",
+    )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
-        "a set of settings. auto, the default: by the number of images and the model; as published for a data set: "
-        "imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: of the demo. Flags override it",
+        "a set of settings. auto, the default: from the number of images and the model; the published ones of a data "
+        "set: imagenet, sun397, food101, gtsrb, dtd, ucf101, pets, caltech101; digits: for the bundled example. "
+        "It sets the values marked auto or by preset; flags override it; `must plan` prints all values of auto",
         "",
         metavar="NAME",
         often=True,
         kind="preset",
     )
-    model: str = param("the model's name or path, if not that in the classifier file", "", metavar="NAME|PATH")
-    pretrained: str = param("its weights, if not those in the classifier file", "", metavar="TAG|PATH")
+    model: str = param(
+        "name or path of the model, if it differs from that in the classifier file", "", metavar="NAME|PATH"
+    )
+    pretrained: str = param("weights, if they differ from those in the classifier file", "", metavar="TAG|PATH")
     epochs: int = param("passes over the split", 30, group="optimisation", often=True, at_least=1)
     batch_size: int = param("global batch: images a step, over all processes", 1024, often=True, at_least=1)
-    accumulate: int = param("gradient accumulation: micro-batches a step, for less memory", 1, at_least=1)
-    lr: float = param("learning rate for 256 images a step; scaled by batch size / 256", 2e-5, often=True, at_least=0)
-    min_lr: float = param("learning rate at the end of the cosine schedule, as --lr", 1e-6, at_least=0)
+    accumulate: int = param(
+        "gradient accumulation: micro-batches per process and step; less memory, the same gradients, a quarter "
+        "more work",
+        1,
+        at_least=1,
+    )
+    lr: float = param(
+        "learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True, at_least=0
+    )
+    min_lr: float = param(
+        "learning rate at the end of the cosine schedule, for 256 images a step like --lr", 1e-6, at_least=0
+    )
     weight_decay: float = param("AdamW weight decay of everything but one-dimensional tensors", 0.05, at_least=0)
-    layer_decay: float = param("factor of the learning rate from a layer to the one below", 0.65, above=0, at_most=1)
+    layer_decay: float = param(
+        "factor of the learning rate from each layer to the next one towards the input", 0.65, above=0, at_most=1
+    )
     seed: int = param("random seed of sample order, augmentation, masks and new weights", 0, at_least=0)
     pseudo_labels: Literal["teacher", "propagated"] = param(
-        "teacher: the EMA teacher's, as published; propagated: the mean of the zero-shot model's and the teacher's, "
-        "corrected by similar images (label propagation)",
+        "teacher: from the EMA teacher's probabilities, as published; propagated: from the mean of the "
+        "zero-shot model's and the teacher's probabilities, corrected by similar images (label propagation)",
         "teacher",
         group="the method",
     )
     confidence_threshold: float = param(
-        "probability from which a pseudo-label counts, unless set by a share", 0.7, at_least=0, below=1
+        "probability from which a pseudo-label is used in the loss; if given, --confident-share is 0",
+        0.7,
+        at_least=0,
+        below=1,
     )
     confident_share: float = param(
-        "share of images above the threshold at first; 0: off", 0.0, metavar="SHARE", between=(0, 1)
+        "share of the images above the threshold before training, which sets it (to 0.98 at most); 0: "
+        "--confidence-threshold sets it",
+        0.0,
+        metavar="SHARE",
+        between=(0, 1),
     )
-    fairness_weight: float = param("weight of the class balance (fairness) term", 1.0, at_least=0)
-    class_prior: Literal["uniform", "given"] = param("target of the class balance; given: in the class file", "uniform")
+    fairness_weight: float = param(
+        "weight of the class balance (fairness) term, which counters imbalance in the predictions", 1.0, at_least=0
+    )
+    class_prior: Literal["uniform", "given"] = param(
+        "target of the class balance term. uniform, as published: equally frequent classes; given: the class shares "
+        "in the class file, which --preset auto uses if there are some",
+        "uniform",
+    )
     reconstruction_weight: float = param("weight of the masked image modelling term", 1.0, at_least=0)
     align_weight: float = param("weight of the global-local alignment term", 0.2, at_least=0)
-    mask_patch_size: int = param("a masked cell's side; a multiple of the model's patch", 32, metavar="PX", at_least=1)
+    mask_patch_size: int = param(
+        "side of a masked cell in pixels; a multiple of the model's patch", 32, metavar="PX", at_least=1
+    )
     mask_ratio: float = param("share of cells that are masked (rounded up)", 0.3, above=0, below=1)
-    mask_token: Literal["random", "mean"] = param("what it is at first; mean: the mean patch", "random")
+    mask_token: Literal["random", "mean"] = param(
+        "initial value of the mask token. random: as published; mean: the mean patch of the images", "random"
+    )
     ema_decay_init: float = param("EMA teacher: decay at the first step", 0.999, between=(0, 1))
     ema_decay: float = param("EMA teacher: decay after the ramp", 0.9998, between=(0, 1))
     ema_warmup_steps: int = param("steps of the linear ramp between the two", 2000, at_least=0)
-    logit_factor: str = param("of the cosine logits; model: its logit scale", "100", metavar="X|model")
-    loss_reduction: Literal["global", "rank"] = param("mean over all confident images, or a process's", "global")
-    weak_padding: int = param("pixels around the weak view before its crop", 0, metavar="PX", group="views", at_least=0)
-    strong_scale: list[float] = param("area of the strong view's crop", factory=lambda: [0.3, 1.0], metavar="LOW,HIGH")
-    flip: float = param("probability of mirroring the strong view; 0 for digits, text, signs", 0.5, between=(0, 1))
-    randaugment: str = param("RandAugment of the strong view in timm's notation; empty: none", "rand-m9-mstd0.5-inc1")
-    randaugment_ops: list[str] = param("operations of RandAugment; all if empty", factory=list, metavar="NAME,...")
+    logit_factor: str = param(
+        "factor on the cosine logits: 100 as published; model: the model's own logit scale", "100", metavar="X|model"
+    )
+    loss_reduction: Literal["global", "rank"] = param(
+        "mean of the self-training loss over all processes' confident images, or per process (published)", "global"
+    )
+    weak_padding: int = param(
+        "pixels of padding before the weak view's random crop, which shifts images no larger than the model's input",
+        0,
+        metavar="PX",
+        group="views",
+        at_least=0,
+    )
+    strong_scale: list[float] = param(
+        "smallest and largest area of the strong view's random crop, as shares of the image",
+        factory=lambda: [0.3, 1.0],
+        metavar="LOW,HIGH",
+    )
+    flip: float = param(
+        "probability of mirroring the strong view (0 for digits, text, traffic signs)", 0.5, between=(0, 1)
+    )
+    randaugment: str = param(
+        "RandAugment of the strong view in timm's notation; empty for none", "rand-m9-mstd0.5-inc1"
+    )
+    randaugment_ops: list[str] = param(
+        "operations to draw from, by timm's names (Rotate, ShearX, ...); all if empty", factory=list, metavar="NAME,..."
+    )
 
-    views: Literal["exact", "fast"] = param("exact: as published, bit for bit; fast: by faster arithmetic", "exact")
+    views: Literal["exact", "fast"] = param(
+        "exact: the published views bit for bit; fast: the same crops and operations by faster arithmetic", "exact"
+    )
     shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
-    max_replaced: float = param("largest share of undecodable images", 0.01, metavar="SHARE", between=(0, 1))
+    max_replaced: float = param(
+        "largest share of undecodable images (the next image takes their place); above it training stops",
+        0.01,
+        metavar="SHARE",
+        between=(0, 1),
+    )
     cache: str = defaults.cache()
     cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
-        "loader processes of a training process; auto: on a CPU 2 or more, with GPUs (cores / GPUs) - 1, at most 16",
+        "loader processes for each training process; auto: on a CPU 2, or as many as a large model needs; with GPUs "
+        "(cores / GPUs) - 1, at most 16",
         "auto",
         metavar="N|auto",
         often=True,
@@ -97,20 +165,39 @@ class TrainConfig(StageConfig):
     )
     device: str = defaults.device(group="how it runs", often=True)
     precision: Literal["auto", "fp32", "bf16"] = param(
-        "auto: bf16 autocast on a GPU that has it, and for large models on a CPU with bf16 instructions; else fp32",
+        "mixed precision; auto: bf16 autocast on a GPU that has it, and for large models (ViT-B/32 and more) on a CPU "
+        "with bf16 instructions (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a resumed run keeps "
+        "its own",
         "auto",
     )
-    parallel: Literal["ddp", "fsdp"] = param("fsdp: the processes share the parameters (ViT-H and larger)", "ddp")
-    activation_checkpointing: bool = param("gradient checkpointing: less memory, a quarter more work", False)
-    compile: bool = param("torch.compile: a minute or two at the start, faster steps on a GPU", False)
-    checkpoints: str = param("OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output")
+    parallel: Literal["ddp", "fsdp"] = param(
+        "with several processes, ddp: each holds the whole model; fsdp: they split its parameters (ViT-H and larger)",
+        "ddp",
+    )
+    activation_checkpointing: bool = param(
+        "gradient checkpointing: less memory, a quarter more work, the same gradients", False
+    )
+    compile: bool = param(
+        "compile the blocks with torch.compile: a minute or two at the start, faster steps on a GPU", False
+    )
+    checkpoints: str = param(
+        "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
+    )
     checkpoint_every: int = param("steps between checkpoints; 0: once an epoch", 0, at_least=0)
-    checkpoint_seconds: int = param("also save after these seconds without one; 0: off", 0, metavar="S", at_least=0)
+    checkpoint_seconds: int = param(
+        "also save after this many seconds without a checkpoint; 0: off", 0, metavar="S", at_least=0
+    )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, at_least=1)
-    keep_every: int = param("also keep the checkpoint of every Nth step; 0: none", 0, at_least=0)
+    keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, at_least=0)
     resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
     save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
-    alpha: float = param("weight interpolation: zero-shot + X (trained - zero-shot)", 1.0, metavar="X", between=(0, 1))
+    alpha: float = param(
+        "weight interpolation: the model is zero-shot + X (trained - zero-shot). The trained one, 1, is also saved, in "
+        "OUTPUT/adapted, from which `must refine --alpha` makes another",
+        1.0,
+        metavar="X",
+        between=(0, 1),
+    )
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
     tensorboard: bool = param("also write the log's numbers as TensorBoard's files, in OUTPUT/tensorboard", True)
     timeout: int = defaults.timeout()
