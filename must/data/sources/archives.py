@@ -26,12 +26,14 @@ from must.base.text import brief, one_line
 from must.data.sources.base import (
     EXPANDED,
     EXPANSION,
+    LONGEST_NAME,
     Item,
     ListingReport,
     Source,
     UnreadableError,
     folder_label,
     report_damage,
+    utf8_size,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -145,6 +147,9 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if not member.isreg() or member.issparse():
                 problems.reject(name, "a link, device or sparse file inside an archive")
                 continue
+            if utf8_size(name) > LONGEST_NAME:  # not kept until the sample's end
+                problems.reject(name, f"a name of more than {LONGEST_NAME} bytes")
+                continue
             base, extension = split_key(name)
             if base != key:
                 yield from ((*image, label) for image in images)
@@ -224,7 +229,7 @@ def unzipped(path: str, item: Item, limit: int) -> bytes:
         try:
             file.seek(start)
             file.seek(sum(HEADER.unpack(file.read(HEADER.size))), os.SEEK_CUR)
-            return zipfile.ZipExtFile(file, "r", member).read(limit)
+            return zipfile.ZipExtFile(file, "r", member).read(min(limit, item.size))
         except zipfile.BadZipFile:
             raise UnreadableError("damaged in the archive: wrong checksum") from None
         except (zlib.error, struct.error, EOFError, ValueError) as error:
