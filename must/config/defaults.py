@@ -70,7 +70,8 @@ def abstain(**more: Any) -> Any:
 
 
 def check_abstain(value: float) -> None:
-    require(0 <= value <= 1 or value == -1, "--abstain must be from 0 to 1, or -1 for the threshold in the model")
+    message = "--abstain must be from 0 to 1: it is a probability; or -1, for the threshold in the model"
+    require(0 <= value <= 1 or value == -1, message)
 
 
 def list_parts(programs: int) -> list[str]:
@@ -83,5 +84,6 @@ def parse_part(part: str) -> tuple[int, int]:
     numbers = [int(text) for text in part.split("/") if text.isascii() and text.isdigit() and len(text) < 10]
     require(part.count("/") == 1 and len(numbers) == 2, f"--part {part}: expected I/N, such as 1/4")
     number, count = numbers
+    require(count >= 1, f"--part {part}: there is at least 1 part")
     require(1 <= number <= count, f"--part {part}: parts are numbered from 1 to {count}")
     return number, count
