@@ -70,7 +70,8 @@ def abstain(**more: Any) -> Any:
 
 
 def check_abstain(value: float) -> None:
-    require(0 <= value <= 1 or value == -1, "--abstain must be from 0 to 1, or -1 for the threshold in the model")
+    message = "--abstain must be from 0 to 1: it is a probability; or -1, for the threshold in the model"
+    require(0 <= value <= 1 or value == -1, message)
 
 
 def list_parts(programs: int) -> list[str]:
