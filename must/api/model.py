@@ -54,14 +54,14 @@ class Model:
         predictions = self.predict(images, **options)
         return predictions[0] if is_single(images) else predictions
 
-    def predict(self, images: Any, *, top_k: int = 5, abstain: float = -1.0, batch_size: int = 32) -> Predictions:
+    def predict(self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32) -> Predictions:
         """The classes of images, most probable first: `.name` and `.probability` of the first, `.top` for all of them.
 
         Args:
             images: paths, folders, patterns or URIs of buckets; PIL images; arrays uint8 [H, W, 3]; or one of them. A
                 file that cannot be read does not stop the others: see `unreadable`.
-            abstain: a probability below which a prediction is `abstained` and has no name; -1: the threshold in the
-                model, 0: always a name.
+            abstain: a probability below which a prediction is `abstained` and has no name; 0: always a name, -1:
+                the threshold in the model.
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")

@@ -65,8 +65,8 @@ def timeout() -> Any:
 
 
 def abstain(**more: Any) -> Any:
-    text = "no class where the top probability is below this; -1: the model's threshold, 0: always one"
-    return param(text, -1.0, metavar="T", **more)
+    text = "name no class where the top probability is below this; 0: always one; -1: the model's own threshold"
+    return param(text, 0.0, metavar="T", **more)
 
 
 def check_abstain(value: float) -> None:

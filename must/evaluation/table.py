@@ -54,7 +54,8 @@ def abstention_lines(metrics: Metrics) -> list[str]:
     if abstention.threshold is None:
         return [f"abstention: no threshold for {target} wrong ({abstention.reason})"]
     named, wrong, most = (percent(value or 0.0) for value in (abstention.coverage, abstention.risk, abstention.bound))
-    return [f"abstention below {abstention.threshold:.3f}: {named} get a class; {wrong} of those wrong, at most {most}"]
+    below = f"abstention (predict --abstain -1) below {abstention.threshold:.6g}"
+    return [f"{below}: {named} get a class; {wrong} of those wrong, at most {most}"]
 
 
 def metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:

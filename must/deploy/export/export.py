@@ -122,8 +122,10 @@ def export_onnx(
         storage.upload(path, target)
     logger.info(f"{target}  {method}, {result['megabytes']:.1f} MB")
     if abstention:
-        below = f"below a probability of {abstention['threshold']:.4g} (by {abstention['by']})"
-        logger.info(f"no class is named {below}; {abstention['coverage']:.0%} of the measured images get a class")
+        below = f"below a probability of {abstention['threshold']:.6g} (by {abstention['by']})"
+        logger.info(
+            f"with --abstain -1 no class is named {below}; {abstention['coverage']:.0%} of the measured images get one"
+        )
     logger.info(check.line() + ("" if config.shards else " of random pixels; --shards checks it on real ones"))
     return result
 

@@ -63,9 +63,11 @@ def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp
     metrics = replace(MEASURED, model=Model(weights_sha256=written.weights_sha256), abstention=by_labels)
     write_metrics(str(work / "report/metrics.json"), metrics)
     must.export(model=work, output=work / "onnx")
-    sure = {name: [found.name for found in must.load(work / name)(images)] for name in ("onnx", "", "model")}
+    sure = {
+        name: [found.name for found in must.load(work / name)(images, abstain=-1)] for name in ("onnx", "", "model")
+    }
     (work / "report").rename(tmp_path / "report")
-    plain, some = must.load(digits.adapted)(images), must.load(work)(images)
+    plain, some = must.load(digits.adapted)(images, abstain=-1), must.load(work)(images, abstain=-1)
     for threshold, names in ((0.9, sure["onnx"]), (0.9, sure[""]), (0.9, sure["model"]), (0.6, [p.name for p in some])):
         assert names == [p.name if p.probability >= threshold else None for p in plain]
     assert None not in [p.name for p in plain] and 0 < sum(p.abstained for p in some) < sure["onnx"].count(None)

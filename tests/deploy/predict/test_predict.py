@@ -165,21 +165,28 @@ def calibrated(exported, tmp_path_factory):
 
 def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
     images = [str(digits.images / "test")]
-    plain = must.predict(model=calibrated, images=images, abstain=0).predictions
+    plain = must.predict(model=calibrated, images=images).predictions
     unsure = [found.probability < 0.8 for found in plain]
     assert 0 < sum(unsure) < len(unsure) and not any(row.abstained for row in plain)
     names = [None if found.probability < 0.8 else found.top[0][0] for found in plain]
     given = must.predict(model=calibrated, images=images, abstain=0.8).predictions
-    for found in (given, must.load(calibrated)(images)):
+    for found in (given, must.load(calibrated)(images, abstain=-1)):
         assert [row.abstained for row in found] == unsure and [row.name for row in found] == names
     capsys.readouterr()
-    main(["predict", "--model", calibrated, *images])
+    main(["predict", "--model", calibrated, "--abstain", "-1", *images])
     assert ["none of these: " in line for line in capsys.readouterr().out.splitlines()] == unsure
-    must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.csv"))
+    must.predict(model=calibrated, images=images, top_k=2, abstain=-1, output=str(tmp_path / "p.csv"))
     rows = read_csv(tmp_path / "p.csv")
     assert [row["abstained"] == "1" for row in rows] == unsure
     assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
-    values = {"shards": digits.shards, "split": "test", "output": str(tmp_path), "top_k": 2, "workers": 1}
+    values = {
+        "shards": digits.shards,
+        "split": "test",
+        "output": str(tmp_path),
+        "top_k": 2,
+        "workers": 1,
+        "abstain": -1,
+    }
     capsys.readouterr()
     main(["predict", "--model", calibrated, *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())])
     run = json.loads((tmp_path / "predictions.json").read_text())
@@ -190,10 +197,10 @@ def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
     assert all(
         (row["class"] is row["class_2"] is None) == row["abstained"] == (row["probability"] < 0.8) for row in rows
     )
-    must.predict(model=calibrated, images=images, top_k=2, output=str(tmp_path / "p.jsonl"))
+    must.predict(model=calibrated, images=images, top_k=2, abstain=-1, output=str(tmp_path / "p.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [line["class"] for line in lines] == names
-    with running("--model", calibrated, "--top-k", 2) as server:
+    with running("--model", calibrated, "--top-k", 2, "--abstain", -1) as server:
         for line in lines[:20]:
             served = server.ask("POST", "/classify", Path(line["image"]).read_bytes())[1]
             assert (served["class"], served["abstained"]) == (line["class"], line["abstained"])

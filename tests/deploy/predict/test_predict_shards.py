@@ -187,7 +187,7 @@ def test_wrong_inputs(digits, exported, tmp_path):
         ({"output": "out.csv"}, "with --shards it is a folder"),
         ({"images": ["a.png"]}, "give one or the other"),
         ({"shards": "", "images": ["a.png"], "output": "", "part": "1/2"}, "--part is for --shards"),
-        ({"abstain": -0.5}, "or -1 for the threshold in the model"),
+        ({"abstain": -0.5}, "or -1, for the threshold in the model"),
         ({"split": "none"}, "no split 'none'"),
         ({"shards": str(tmp_path)}, "holds no index.json"),
         ({"model": str(tmp_path)}, "no such file"),
