@@ -65,7 +65,7 @@ class Model:
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
-        unsure = threshold(abstain, self._classifier.metadata, self.where)
+        unsure = threshold(abstain, self._classifier, self.where)
         settings = Options(min(top_k, len(self.classes)), unsure, batch_size)
         predictions = Predictions()
         problems = ListingReport(predictions.unreadable.__setitem__)

@@ -86,6 +86,10 @@ class WorkState:
             bool(before) or not others or is_work(str(work)),
             f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
         )
+        for name in (SHARDS, TEST):
+            if (work / name / INDEX_FILE).exists() and (missing := find_missing(work / name)):
+                logger.info(f"{missing} is missing; {work / name} is made anew")
+                remove(work / name)
         if again or (others and before != inputs):
             self.changed = {name for name in inputs if again or before.get(name) != inputs[name]}
             key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]
@@ -242,6 +246,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def find_missing(shards: Path) -> Path | None:
+    """The first file of the index that is not there."""
+    index = load_index(str(shards))
+    names = [*(shard.name for shard in index.shards), *(table["name"] for table in index.tables)]
+    return next((shards / name for name in names if not (shards / name).exists()), None)
 
 
 def list_checksums(shards: Path) -> list[str]:

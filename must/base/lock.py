@@ -106,7 +106,10 @@ def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another process has just removed the folder
+            except FileNotFoundError:  # another process has just removed the folder, or `path` is a link to nothing
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
                 continue
         try:
             # Forked workers do not inherit POSIX locks: when this process dies, the lock is free.

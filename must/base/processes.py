@@ -156,6 +156,9 @@ class per_process(Generic[Value]):  # noqa: N801 - a decorator
             self.cache.pop(key, None)
 
 
+LONGEST_JOIN = 60.0  # seconds: a write to a slow bucket must not end after the last one
+
+
 @contextmanager
 def every(
     seconds: float,
@@ -163,7 +166,8 @@ def every(
     last: Callable[[], object] | None = None,
     at_once: threading.Event | None = None,
 ) -> Iterator[None]:
-    """Calls `work` every `seconds` while the block runs, then `last`, and waits for the thread for at most `seconds`.
+    """Calls `work` every `seconds` while the block runs, then `last`, and waits for the thread for LONGEST_JOIN, or for
+    `seconds` if that is more.
 
     Both must handle their errors: an exception would end the thread without a message.
     Setting the event `at_once` makes the thread call `work` immediately.
@@ -187,7 +191,7 @@ def every(
     finally:
         stopped.set()
         wake.set()
-        thread.join(timeout=seconds)
+        thread.join(timeout=max(seconds, LONGEST_JOIN))
 
 
 PROCESSES_PER_CORE = 16

@@ -47,6 +47,7 @@ class AdaptConfig(StageConfig):
 
     def check_values(self) -> None:
         require(bool(self.images), "--images is missing; give a folder, tar, zip or table of images")
+        require(bool(self.output), "--output is empty; give a folder")
 
 
 @dataclass(kw_only=True)

@@ -191,6 +191,7 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
         ("classifier.safetensors", ["classifier"]),
         ("classes.yaml", []),
         ("shards", ["shard"]),
+        ("shards/train-000000.tar", ["shard"]),
         ("adapt.json", STAGES),
     ):
         del ran[:]

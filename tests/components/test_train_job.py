@@ -1,5 +1,6 @@
 """Training as a TrainJob: what is asked for, and a launcher that follows it to its end."""
 
+import shutil
 import signal
 import threading
 import time
@@ -120,6 +121,10 @@ def test_the_next_launcher_follows_the_job_of_a_lost_one_or_takes_its_result(api
     assert train(work)["summary"] == NUMBERS and f"following the TrainJob {name}" in capfd.readouterr().out
     assert train(work)["summary"] == NUMBERS and f"following the TrainJob {name} (Complete)" in capfd.readouterr().out
     assert len(api.created) == 1 and not api.deleted
+    shutil.rmtree(work / "jobs" / "r1" / "bundle")
+    api.on_start = completes(work)
+    train(work)
+    assert len(api.created) == 2 and "its model is gone" in capfd.readouterr().out
 
 
 def test_each_run_has_its_own_job(api, work, monkeypatch):

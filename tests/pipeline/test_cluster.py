@@ -213,6 +213,8 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("predict: {pods: 2}", "predict.pods needs predict.uri"),
         ("predict: {uri: gs://b/p}", "predict.uri contradicts predict.pods 0"),
         ("predict: {pods: 2, uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
+        ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
+        ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
         ("predict: {pods: 1, uri: gs://b/p, settings: {part: 1/2}}", "predict.settings.part: is set by the pipeline"),
         ("predict: {pods: 1, uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),

@@ -7,6 +7,7 @@ import yaml
 
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED
+from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
 from tests.local_server import Answer, LocalServer
 
@@ -200,6 +201,19 @@ def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
     assert "400 Bad Request: Invalid cron" in refused(*apply)
     server.html = True  # a login page in front
     assert "answers, but not as Kubeflow Pipelines does" in refused("list")
+
+
+def test_the_version_that_was_applied_last_is_the_newest_also_within_a_second(server, scheduler, files, monkeypatch):
+    monkeypatch.setattr(kfp_api, "SECOND", 0)
+    changed = files / "changed.yaml"
+    changed.write_text(COMPILED.read_text() + "\n")
+    server.seconds = iter([1, 1, 1, 1, 1, 1, 2, 2, 3])  # the clock when the pipeline, its versions, ... are made
+    scheduler("apply", files / "schedule.yaml")
+    scheduler("apply", files / "schedule.yaml", "--pipeline", changed)
+    moments = [version["created_at"] for version in server.stored["versions"].values()]
+    assert moments.count(max(moments)) == 1
+    count = len(server.uploads)
+    assert scheduler("apply", files / "schedule.yaml", "--pipeline", changed) == 0 and len(server.uploads) == count
 
 
 @pytest.mark.parametrize("allowed, known", [(None, ""), (False, " (kubectl's user may not)")])

@@ -19,6 +19,7 @@ import yaml
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.exits import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, handling
+from must.base.files import DESCRIPTION_FILE
 from must.base.lock import RUN_ID
 from must.base.names import listed
 from must.base.parameters import require
@@ -59,7 +60,7 @@ def train_on_nodes(
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
     if (cluster := Cluster.of_this_pod()) is None:
         raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
-    Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id).run()
+    Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id, job.bundle).run()
     copy_bundle(job.bundle, output)
     summary = summary_at(output)
     facts.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
@@ -78,8 +79,8 @@ class StoppedError(BaseException):
 class Launch:
     """One run's TrainJob, from its creation, or from an earlier launcher's, to its end."""
 
-    def __init__(self, cluster: Cluster, manifest: dict[str, Any], run_id: str) -> None:
-        self.cluster, self.manifest, self.run_id = cluster, manifest, run_id
+    def __init__(self, cluster: Cluster, manifest: dict[str, Any], run_id: str, bundle: str) -> None:
+        self.cluster, self.manifest, self.run_id, self.bundle = cluster, manifest, run_id, bundle
         self.name: str = manifest["metadata"]["name"]
         self.log = JobLog(cluster, self.name)
         self.workflow = ""
@@ -118,6 +119,8 @@ class Launch:
                 print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
             elif outcome == "Failed":
                 print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
+            elif outcome == "Complete" and not storage.exists(storage.join(self.bundle, DESCRIPTION_FILE)):
+                print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)
             else:
                 print(f"following the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
                 return

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from must.base.errors import TransientError, UserError
 from must.base.processes import per_process
-from must.base.storage.retry import is_transient, may_retry_auth_error, repeat
+from must.base.storage.retry import UnreachableError, is_transient, may_retry_auth_error, repeat
 from must.base.text import one_line, without_secrets
 
 Generation = int | str
@@ -40,6 +40,7 @@ class ConflictError(OSError):
 Result = TypeVar("Result")
 KEY, RIGHT = "key", "right"
 RETRY_SECONDS = 2.0  # seconds between two renewals of the client: many threads are refused at once
+WORKED_BEFORE = ". The same credentials worked before, and were tried for minutes; run this again when they work"
 MARK = "mustwrite"  # the object's metadata field with the identifier of the write that made it
 
 
@@ -242,10 +243,13 @@ class Store(ABC):
         try:
             result = repeat(location.uri, call, partial(self.may_pass, location))
         except Exception as error:
-            translated = self.translate(location, error)
+            cause = error.__cause__ if isinstance(error, UnreachableError) else None
+            refusal = cause if isinstance(cause, Exception) and self.refused(cause) else None
+            translated = self.translate(location, refusal or error)
             if translated is None:
                 raise
-            raise type(translated)(without_secrets(str(translated))) from error
+            kind = TransientError if refusal else type(translated)
+            raise kind(without_secrets(f"{translated}{WORKED_BEFORE if refusal else ''}")) from error
         self.worked.add((location.account, location.bucket))
         return result
 

@@ -23,7 +23,7 @@ MAX_PARTS = 200_000
 MAX_SCANS = 100
 """Of a progressive JPEG, in which each scan covers the whole image. Encoders write 3 to 20."""
 
-MAX_EXIF = 1_000_000  # bytes
+MAX_EXIF = 16_000_000  # bytes, as a camera's preview may have
 RGB_BYTES = 8  # per pixel of any image: RGB in Pillow's memory layout (4), and a second copy while it is rotated
 SLACK = 16_000_000  # bytes for the strip that is being converted, which does not depend on the size of the image
 PART_SECONDS = 7e-6  # that Pillow takes for each segment or chunk, whatever its content

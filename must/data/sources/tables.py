@@ -52,6 +52,7 @@ def choose(schema: Any, image_column: str, label_column: str, labels: str, where
     """
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
+    require(len(set(schema.names)) == len(schema.names), f"{where}: two columns have the same name; {hint}")
     image = find_column(types, image_column, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
     if image is None:
         binary = [name for name, kind in types.items() if has_bytes(kind)]

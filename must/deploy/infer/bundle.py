@@ -3,6 +3,8 @@
 import hashlib
 import json
 import tempfile
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ class BundleClassifier:
             torch.set_num_threads(config.threads)
         self.where, self.classes, self.sha256 = config.model, bundle.description.classes, sha256
         self.preprocess = get_preprocess(bundle.description)
-        self.metadata = find_threshold(bundle, config.model)
+        self.selection = bundle.description.provenance.selection
         self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
 
     def __call__(self, pixels: np.ndarray) -> Classified:
@@ -46,13 +48,16 @@ class BundleClassifier:
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
         return Classified(probability, similarity[0] if similarity else np.full(len(pixels), np.nan, np.float32))
 
-
-def find_threshold(bundle: Bundle, model: str) -> dict[str, str]:
-    """What `must export` writes into the ONNX file about abstaining: by the report in WORK, or else by the bundle."""
-    work, _, name = model.rstrip("/").rpartition("/")
-    report = find_part(work, "metrics") if name == PARTS["bundle"].path and is_measured(work) else ""
-    abstention = measured_abstention(read_metrics(report) if report else None, bundle.description.provenance.selection)
-    return {ABSTENTION: json.dumps(abstention)} if abstention else {}
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What `must export` writes to the ONNX file about abstaining: by the report in WORK, or else by the bundle."""
+        work, _, name = self.where.rstrip("/").rpartition("/")
+        metrics = None
+        if name == PARTS["bundle"].path and is_measured(work):
+            with suppress(UserError):  # a damaged report
+                metrics = read_metrics(find_part(work, "metrics"))
+        abstention = measured_abstention(metrics, self.selection)
+        return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 
 
 def open_bundle(config: PredictConfig) -> BundleClassifier:

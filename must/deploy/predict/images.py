@@ -38,7 +38,7 @@ def predict_images(
     if config.shards:
         return predict_shards(config, open_model)
     classifier = open_model(config)
-    unsure = threshold(config.abstain, classifier.metadata, config.model)
+    unsure = threshold(config.abstain, classifier, config.model)
     view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
     counts = {"images": 0, "unreadable": 0}
     problems = ListingReport(lambda name, why: warn(name, why, counts))

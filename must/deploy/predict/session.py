@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -149,9 +149,9 @@ ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
-def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
-    """`abstain`, or for -1 the threshold in the metadata; 0, which never abstains, if there is none."""
-    if abstain != STORED or ABSTENTION not in metadata:
+def threshold(abstain: float, classifier: "Classifier", where: str) -> float:
+    """`abstain`, or for -1 the threshold in the model's metadata; 0, which never abstains, if there is none."""
+    if abstain != STORED or ABSTENTION not in classifier.metadata:
         return max(abstain, 0.0)
 
     def parse(content: dict[str, Any]) -> float:
@@ -160,7 +160,7 @@ def threshold(abstain: float, metadata: Mapping[str, str], where: str) -> float:
         return float(value)
 
     damaged = UserError(f"{where}: the threshold in its metadata is damaged")
-    return storage.parse_object(metadata[ABSTENTION], parse, damaged)
+    return storage.parse_object(classifier.metadata[ABSTENTION], parse, damaged)
 
 
 class Classifier(Protocol):
@@ -169,8 +169,10 @@ class Classifier(Protocol):
     where: str
     classes: list[str]
     preprocess: Preprocess
-    metadata: dict[str, str]
     sha256: str
+
+    @property
+    def metadata(self) -> dict[str, str]: ...
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         """Classifies uint8 [B, S, S, 3]."""

@@ -79,7 +79,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = open_onnx) -> dic
     part = shards[number - 1 :: parts]
     with Workers(config.workers or cores(), decode_rows.__module__, silence_pillow) as decoders:
         classifier = open_model(config)
-        abstain = threshold(config.abstain, classifier.metadata, classifier.where)
+        abstain = threshold(config.abstain, classifier, classifier.where)
         run = Run(classifier.sha256, index.sha256, config.split, config.top_k, abstain)
         claim(config.output, run)
         sizes = predictions_in(config.output, shards)

@@ -204,8 +204,11 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
         previous = tuple(safe_relative_path(version, uri) for version in content["previous"])
         return Latest(safe_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
 
-    bundle = storage.join(uri.rpartition("/")[0], "VERSION", BUNDLE_FOLDER)
-    damage = f"{uri} is damaged; delete it, then promote the champion again: must promote --model {bundle}"
+    folder = uri.rpartition("/")[0]
+    registry, _, name = folder.rpartition("/")
+    bundle = storage.join(folder, "VERSION", BUNDLE_FOLDER)
+    command = f"must promote --model {bundle} --registry {registry} --name {name}"
+    damage = f"{uri} is damaged; delete it, then promote the champion again: {command}"
     return storage.parse_object(data, parse, UserError(damage))
 
 

@@ -98,7 +98,9 @@ def read_correction_rows(uri: str, where: str) -> Iterator[tuple[int, str, str]]
     """(line, image, class), '' where a cell is empty."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
-        delimiter = "," if "," in text.partition("\n")[0] else ";"  # Excel writes semicolons in many countries
+        first = text.partition("\n")[0]
+        named = {*CORRECTION_COLUMNS} <= {*next(csv.reader([first]), ())}
+        delimiter = "," if named or ";" not in first else ";"  # Excel writes semicolons in many countries
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns = table.fieldnames or ()
         predicted = [name for name in columns if name == "confidence" or name.endswith(PREDICTED_ENDINGS)]
@@ -109,7 +111,7 @@ def read_correction_rows(uri: str, where: str) -> Iterator[tuple[int, str, str]]
         )
         require(
             {*CORRECTION_COLUMNS} <= {*columns},
-            f"{where}: the first line must name the columns image and class; it is: {brief(','.join(columns))}",
+            f"{where}: the first line must name the columns image and class; it is: {brief(first)}",
         )
         for row in table:
             yield table.line_num, row["image"] or "", row["class"] or ""

@@ -1,5 +1,6 @@
 """Computes the review: one pass of the zero-shot and the adapted model over the images, then the effect of answers."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,8 @@ from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
 from must.method.model.vectors import nearest
+
+logger = logging.getLogger(__name__)
 
 SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
@@ -113,6 +116,7 @@ class AnswerEffect:
     def update(self, labels: NumberedLabels) -> None:
         self.newest.append(labels)
         self.last = self.thread.submit(self.work)
+        self.last.add_done_callback(log_failure)
 
     def wait(self, seconds: float | None = None) -> None:
         with suppress(TimeoutError):
@@ -131,6 +135,11 @@ class AnswerEffect:
             changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
             changed[[self.index[number] for number, _ in labels if number in self.index]] = False
             self.changed = len(labels), int(changed.sum())
+
+
+def log_failure(work: Future[None]) -> None:
+    if error := work.exception():
+        logger.error("the effect of the answers could not be computed", exc_info=error)
 
 
 def prepare(config: ReviewConfig) -> tuple[Review, Images]:

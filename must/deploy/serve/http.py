@@ -178,10 +178,14 @@ class Api:
             return parse_request(body, limits)
         # One at a time: its Python objects take up to thirty times its bytes, which max_memory does not count.
         try:
-            async with asyncio.timeout(self.work.config.patience), self.large_json:
-                return await asyncio.to_thread(parse_request, body, limits)
+            async with asyncio.timeout(self.work.config.patience):
+                await self.large_json.acquire()
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
+        try:
+            return await asyncio.to_thread(parse_request, body, limits)
+        finally:
+            self.large_json.release()
 
     async def live(self, request: Request) -> Response:
         return self.close_if_draining(Json({"live": True}))

@@ -49,7 +49,7 @@ class ServedModel:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
-        self.threshold = threshold(config.abstain, classifier.metadata, version)
+        self.threshold = threshold(config.abstain, classifier, version)
         self.users, self.retired = 0, False
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
 

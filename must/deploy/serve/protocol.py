@@ -20,6 +20,7 @@ from must.base.text import printable
 from must.data.image.cost import cost, detect_format, refusal
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
+from must.deploy.predict.session import STORED
 from must.deploy.predict.writer import Options, make_json, rank_classes
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
@@ -174,7 +175,9 @@ def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     """top_k and abstain of a request."""
     top_k, abstain = values.get("top_k"), values.get("abstain")
     expect(top_k is None or (type(top_k) is int and 1 <= top_k < 1 << 31), "top_k must be a whole number from 1")
-    expect(abstain is None or (type(abstain) in (int, float) and 0 <= abstain <= 1), "abstain must be from 0 to 1")
+    if abstain is not None:
+        valid = type(abstain) in (int, float) and (0 <= abstain <= 1 or abstain == STORED)
+        expect(valid, "abstain must be from 0 to 1, or -1 for the model's threshold")
     return {"top_k": top_k, "abstain": abstain}
 
 
@@ -187,7 +190,7 @@ COST_OF_PIXELS: Cost = (0.05, 0)
 def estimate_cost(data: bytes, max_pixels: int) -> Cost:
     """The cost of decoding the picture, from its header. Fewer formats than `must predict` reads, so that clients can
     reach fewer decoders.
-    Raises Refused: 415 for another format, 422 for a picture that is damaged, too large, or costs too much."""
+    Raises Refused: 415 for another format, 422 for a picture that is damaged or too large."""
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     unknown = f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--")
     expect(bool(detect_format(data)), unknown, 415)

@@ -14,6 +14,7 @@ import numpy as np
 
 from must.base.processes import cores
 from must.config.predict import ServeConfig
+from must.deploy.predict.session import threshold
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel, fail
 from must.deploy.serve.protocol import (
@@ -136,9 +137,11 @@ class Work:
         probability, similarity = rows[:, :-1], rows[:, -1]
         finite = bool(np.isfinite(probability).all())
         expect(finite, "the model's output is not finite; remove NaN and infinity from the input", 422)
-        threshold = served.threshold if request.abstain is None else request.abstain
+        unsure = served.threshold
+        if request.abstain is not None:
+            unsure = threshold(request.abstain, served.classifier, served.version)
         top_k = min(request.top_k or self.config.top_k, probability.shape[1])
-        predictions = Predictions(served.classifier.classes, probability, similarity, threshold, top_k)
+        predictions = Predictions(served.classifier.classes, probability, similarity, unsure, top_k)
         self.metrics.observe_predictions(predictions)
         return predictions
 

@@ -160,6 +160,8 @@ def checked(values: dict[str, Any]) -> Description | int | float:
         return number
     description = make_record(Description, values)
     require(0 < description.logit_factor <= LARGEST_LOGIT_FACTOR, "a factor out of range")
+    selection = description.provenance.selection
+    require(selection is None or 0 <= selection.alpha <= 1, "an alpha out of range")
     require(re.fullmatch("[0-9a-f]{64}", description.weights_sha256) is not None, "no sha256 of the weights")
     return description
 

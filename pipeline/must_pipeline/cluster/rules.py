@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 
+from must.base.errors import UserError
 from must.base.parameters import convert_fields, read_mapping, require, require_settings, with_name
 from must.base.text import did_you_mean
 from must.config import PredictConfig
@@ -27,6 +29,7 @@ FORMS = {  # kind of a value -> its form, and what is said of another one
     "resource": (LABEL, "is no resource's name, as nvidia.com/gpu is"),
     "label": (rf"{LABEL}=({LABEL_PART})?", LABEL_RULE),
     "variable": (r"[A-Za-z_][A-Za-z0-9_]*", "is no name of an environment variable"),
+    "our variable": (r"(?!MUST_|PET_).*", "names that begin so are set by the pipeline"),
     "volume": (r"[^.]*", "Kubeflow makes a volume's name of it, which cannot have dots"),
     "cpu": (r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
     "memory": (r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?", "expected an amount of memory, such as 16Gi"),
@@ -43,6 +46,7 @@ FORMS_OF_KEYS = {  # a key of FORMS -> keys of cluster.yaml
     "namespace": "namespace",
     "volume": "credentials.secret volume.claim",
     "variable": "credentials.variable",
+    "our variable": "credentials.variable",
     "mount": "volume.mount",
     "memory": "shm",
     "resource": "gpu.accelerator",
@@ -86,7 +90,7 @@ def list_values(cluster: Cluster) -> Iterator[tuple[str, str, str]]:
         yield from [("memory", where, text) for text in (it.memory, it.memory_limit) if text]
     yield from [("name", "pull_secrets", name) for name in cluster.pull_secrets]
     yield from [("digest", f"digests.{name}", digest) for name, digest in cluster.digests.items()]
-    yield from [("variable", "env", name) for name in cluster.env]
+    yield from [(form, "env", name) for form in ("variable", "our variable") for name in cluster.env]
     pools = {"cpu.node_selector": cluster.cpu.node_selector, "gpu.node_selector": cluster.gpu.node_selector}
     for key, labels in {"labels": cluster.labels, **pools}.items():
         yield from [("label", f"{key}.{name}", f"{name}={value}") for name, value in labels.items()]
@@ -115,7 +119,10 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
     for key, uri in (("tensorboard", cluster.tensorboard), ("predict.uri", predict.uri)):
         rule = "must be a bucket's URI or lie below volume.mount; a pod's own disk does not stay"
-        yield not uri or is_reachable(uri, volume.mount), f"{key} '{uri}': {rule}"
+        with suppress(UserError):  # an unknown scheme
+            if not uri or is_reachable(uri, volume.mount):
+                continue
+        yield False, f"{key} '{uri}': {rule}"
     for key in ("node_selector", "tolerations"):
         rule = "set the number of GPUs a node, or leave the pool out"
         yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"

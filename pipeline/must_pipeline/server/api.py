@@ -23,6 +23,7 @@ from must_pipeline.files import CLUSTER, nearest
 __all__ = ["Kfp", "add_arguments", "api", "api_errors"]
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # a pod's token, if its spec projects one
+SECOND = 1.1  # Kubeflow's times are whole seconds: of two versions of one second, either may count as the newest
 MAX_MESSAGE = 1000  # characters of the server's message: the missing permission comes last
 IDENTITY = 1800.0  # seconds for which a Google identity token is used; it is valid for an hour
 UPLOADING = "; if no reason is given: may this account create pipelines in the namespace (deploy/scheduler.yaml)?"
@@ -84,7 +85,8 @@ class Kfp:
 
     def upload(self, file: Path, name: str) -> tuple[str, str, bool]:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new. A
-        version's name has the content's checksum: the same file is not uploaded twice in a row."""
+        version's name has the content's checksum: the same file is not uploaded twice in a row. If the new version has
+        the time of the previous one, it is uploaded again, a second later."""
         content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
         with api_errors(self.host):
             pipeline = self.pipeline(name)
@@ -92,11 +94,15 @@ class Kfp:
             if known and known[0].display_name.startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
             number = sum(version.display_name.startswith(content) for version in known)
-            version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
-            uploaded = self.uploads.upload_pipeline_version(
-                str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
-            )
-            return pipeline, uploaded.pipeline_version_id, True
+            while True:
+                version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
+                uploaded = self.uploads.upload_pipeline_version(
+                    str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
+                )
+                if not known or uploaded.created_at > known[0].created_at:
+                    return pipeline, uploaded.pipeline_version_id, True
+                number += 1
+                time.sleep(SECOND)
 
     def pipeline(self, name: str) -> str:
         """The id of the pipeline `name`, which is created if there is none."""

@@ -139,7 +139,7 @@ def test_credentials_that_stay_refused_where_they_have_worked_are_transient(
 ) -> None:
     monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, f"{store}://bucket")
     said = refused(monkeypatch, store, status, code, call, storage.TransientError, patience=0.05)
-    assert "the server could not be reached for 0.05 s: " in said
+    assert said.endswith("credentials worked before, and were tried for minutes; run this again when they work")
 
 
 @pytest.mark.parametrize("store", ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)])

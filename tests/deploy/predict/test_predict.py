@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -205,9 +206,13 @@ def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
             served = server.ask("POST", "/classify", Path(line["image"]).read_bytes())[1]
             assert (served["class"], served["abstained"]) == (line["class"], line["abstained"])
             assert [row["class"] for row in served["predictions"]] == [row["class"] for row in line["predictions"]]
+    with running("--model", calibrated) as server:
+        picture = Path(lines[unsure.index(True)]["image"]).read_bytes()
+        for query, abstained in (("", False), ("?abstain=-1", True)):
+            assert server.ask("POST", f"/classify{query}", picture)[1]["abstained"] is abstained
 
 
 @pytest.mark.parametrize("value", ['"0.5"', "2", "true", "NaN", "1}", ""])
 def test_a_damaged_threshold(value):
     with pytest.raises(ValueError, match="is damaged"):
-        threshold(-1, {ABSTENTION: f'{{"threshold": {value}}}'}, "model.onnx")
+        threshold(-1, SimpleNamespace(metadata={ABSTENTION: f'{{"threshold": {value}}}'}), "model.onnx")

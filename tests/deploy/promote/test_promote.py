@@ -284,7 +284,8 @@ def test_a_latest_that_is_damaged_is_deleted_and_a_version_promoted_again_as_its
     for damage in ("", DEEP, '{"version": "x"}'):
         (place / "LATEST").write_text(damage)
         line = refused(capsys, 2, registry, "--rollback")
-        assert "LATEST is damaged; delete it, then promote" in line and line.endswith(f"--model {place}/VERSION/bundle")
+        command = f"must promote --model {place}/VERSION/bundle --registry {place.parent} --name {place.name}"
+        assert line.endswith(f"LATEST is damaged; delete it, then promote the champion again: {command}")
     (place / "LATEST").unlink()
     promote(registry, "--model", place / version / "bundle")
     assert latest(registry).version == version
