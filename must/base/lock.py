@@ -161,7 +161,7 @@ class BucketLock:
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
         self.generation: storage.Generation = 0
-        self.identity = {"who": owner_text(), "id": uuid.uuid4().hex}
+        self.identity = {"who": owner_text(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
         self.writing = threading.Lock()
         self.lost = False
         self.last_beat = time.monotonic()  # start time of the last successful heartbeat
@@ -170,7 +170,7 @@ class BucketLock:
         """Takes the lock. If it exists, first waits for its next heartbeat or for DEAD_AFTER seconds."""
         deadline = time.monotonic() + DEAD_AFTER
         generation = storage.generation(self.uri)
-        if generation is not None and self.is_released():
+        if generation is not None and (self.is_released() or self.owner_is_dead()):
             deadline = 0.0
         elif generation is not None:
             logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
@@ -210,6 +210,23 @@ class BucketLock:
     def is_released(self) -> bool:
         return self.owner() == RELEASED
 
+    def owner_is_dead(self) -> bool:
+        """Whether the owner was a process of this machine and container that has ended.
+
+        False for processes of other machines and containers.
+        """
+        owner = self.owner()
+        if any(owner.get(name, "") != value for name, value in pid_scope().items()):
+            return False
+        try:
+            pid = int(owner["pid"])
+            os.kill(pid, 0)
+            return pid == os.getpid()  # this process has the number of an owner that has ended
+        except PermissionError:
+            return False
+        except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
+            return True
+
     def write(self, expected: storage.Generation) -> None:
         started = time.monotonic()
         self.count += 1
@@ -236,6 +253,19 @@ class BucketLock:
             with suppress(Exception):  # another run took it over after the last heartbeat, or the bucket is unreachable
                 content = json.dumps(RELEASED).encode()
                 storage.remote(self.uri).write_bytes(self.uri, content, self.generation)
+
+
+def pid_scope() -> dict[str, str]:
+    """Identifies the machine and container in which a process id is valid: containers may share a host's name.
+
+    The boot id and the process namespace are "" where the system does not have them.
+    """
+    boot, pids = "", ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        pids = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
 def owner_text() -> str:
