@@ -28,6 +28,7 @@ RUN_ID = "MUST_RUN_ID"  # environment variable: the id of the pipeline run of th
 LOCK_BEAT_S = 10.0  # seconds between heartbeats
 DEAD_AFTER = 60.0  # seconds without a heartbeat after which the owner counts as dead
 LOOK_S = 1.0  # seconds between two checks for a heartbeat
+MOMENT = 5.0  # seconds in which a folder is created again that others delete while the lock file is created
 
 
 class HeldError(MustError, ValueError):
@@ -107,9 +108,8 @@ def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:  # another process has just removed the folder, or `path` is a link to nothing
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline + MOMENT:
                     raise
-                time.sleep(0.1)
                 continue
         try:
             # Forked workers do not inherit POSIX locks: when this process dies, the lock is free.
