@@ -5,14 +5,12 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from must.api.stages import STAGES as LIBRARY_STAGES
 from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +35,7 @@ text
 files
 errors
 console
-processes   errors
+processes   console errors
 storage     errors processes text
 lock        errors processes storage
 exits       console errors lock text
@@ -100,10 +98,6 @@ NO_TORCH = (  # not in any function either
     "method.answers",
     "method.model.description",
 )
-
-# What stands for the same in several modules: a stage in the library, in a pod and in the DAG; the stores.
-SAME_FUNCTIONS = {"main", "client", "make_client", *STAGES, *LIBRARY_STAGES}
-SAME_CONSTANTS = {"STAGES", "STORE", "NO_CREDENTIALS"}
 
 
 def module_of(path):
@@ -223,27 +217,6 @@ def test_the_page_says_what_is_here():
     numbers = [[int(one.replace(",", "")) for one in re.findall(r"\d[\d,]*", text)] for text in (told, measured())]
     for said, true in zip(*numbers, strict=True):  # lines change daily
         assert abs(said - true) <= (0.03 * true if true > 60 else 0), "run `make reference`"
-
-
-def test_a_name_means_one_thing():
-    """Constants with one value each, and no name of a function in three modules; so both can be searched for."""
-    constants, functions = defaultdict(set), defaultdict(set)
-    for path in sorted(path for folder in ("must", "components", "pipeline") for path in (ROOT / folder).rglob("*.py")):
-        if "headers" in path.parts:  # formats' own words, each in its module
-            continue
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                functions[node.name].add(path)
-            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-                name, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
-                pairs = [(name, value)]
-                if isinstance(name, ast.Tuple) and isinstance(value, ast.Tuple):
-                    pairs = list(zip(name.elts, value.elts, strict=True))
-                for one, its in pairs:
-                    if ast.unparse(one).isupper():
-                        constants[ast.unparse(one)].add(ast.unparse(its))
-    several = {name for name, values in constants.items() if len(values) > 1} - SAME_CONSTANTS
-    assert not several | {name for name, paths in functions.items() if len(paths) > 2} - SAME_FUNCTIONS
 
 
 def test_no_cycle_between_modules():

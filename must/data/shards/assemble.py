@@ -10,7 +10,6 @@ from tarfile import BLOCKSIZE
 import numpy as np
 
 from must.base import storage
-from must.base.console import silence_pillow
 from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.data.format.index import Shard
@@ -109,7 +108,7 @@ def join_tars(job: ShardJob, offsets: list[np.ndarray], output: str) -> tuple[st
 
 class Pool(Workers):
     def __init__(self, workers: int) -> None:
-        super().__init__(workers, __name__, silence_pillow)
+        super().__init__(workers, __name__)
 
     def process_chunks(self, chunks: list[Chunk], config: ShardConfig, work: Workdir) -> Iterator[tuple[int, int]]:
         """Processes chunks in any order; yields their numbers of files and of rejected ones.
@@ -127,10 +126,10 @@ class Pool(Workers):
             raise KilledWorkerError(f"; it was at one of: {', '.join(sorted(names))}" if names else "")
 
         jobs: list[Job] = [(chunk, config, work.uri, work.records, {}) for chunk in chunks]
-        return self.unordered(process_chunk, jobs, retry)
+        return self.run(process_chunk, jobs, retry)
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""
-        shards = self.unordered(assemble, [(job, work.output) for job in jobs])
+        shards = self.run(assemble, [(job, work.output) for job in jobs])
         by_name = {shard.name: shard for shard in shards}
         return [by_name[job.name] for job in jobs]
