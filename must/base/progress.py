@@ -75,8 +75,7 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[A
 def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
     """Yields the batches and shows a bar of their images; of several processes only rank 0 shows it."""
     total = len(batches.numbers) if hasattr(batches, "numbers") else None
-    first = is_first_rank()
-    with bar(total=total, unit="img", desc=description, leave=False, quiet=not first) as shown:
+    with bar(total=total, unit="img", desc=description, leave=False, quiet=not is_first_rank()) as shown:
         for batch in batches:
             yield batch
             shown.update(len(batch.samples))
@@ -96,7 +95,7 @@ def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
         yield begin
 
 
-def loading(command: str = "") -> None:
+def loading(command: str) -> None:
     """Logs in a terminal that torch and a model are being loaded, which takes seconds, unless torch is loaded."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=TO_STDERR)
+        logger.info(f"must {command}: loading torch and the model ...", extra=TO_STDERR)
