@@ -154,14 +154,11 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
         with open_local(local(uri)) as file:
             yield file
         return
-    descriptor, name = tempfile.mkstemp(prefix="must-")
-    try:
-        with disk_errors(name):
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-            remote(uri).upload(Path(name), str(uri))
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="must-") as folder, disk_errors(folder):
+        path = Path(folder) / "file"
+        with path.open("wb") as file:
+            yield file
+        remote(uri).upload(path, str(uri))
 
 
 def download(uri: str | Path, path: str | Path) -> None:
@@ -214,13 +211,9 @@ def upload(path: str | Path, uri: str | Path) -> None:
 
 
 def move(uri: str | Path, target: str | Path) -> None:
-    """Renames a file within one bucket or disk. In a bucket: a copy on the server, then a deletion; safe to repeat."""
+    """Renames a file within one bucket or disk. In a bucket: a copy on the server, then a deletion."""
     if is_remote(uri):
-        try:
-            remote(uri).copy(str(uri), str(target))
-        except FileNotFoundError:
-            if not exists(target):
-                raise
+        remote(uri).copy(str(uri), str(target))
         delete(uri)
     else:
         local(target).parent.mkdir(parents=True, exist_ok=True)
