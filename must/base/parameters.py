@@ -133,9 +133,8 @@ def load(stage: type[Config], values: dict[str, Any]) -> Config:
 
 def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
     """The values of parameters in a file of --config."""
-    values = {
-        str(name).replace("-", "_"): value for name, value in read_mapping(Path(file), f"--config {file}").items()
-    }
+    content = read_mapping(Path(file), f"--config {file}")
+    values = {str(name).replace("-", "_"): value for name, value in content.items()}
     check_names(stage, values, f"--config {file}")
     return values
 
