@@ -166,7 +166,8 @@ class BucketLock:
         while waits and time.monotonic() < deadline:
             time.sleep(LOOK_S)
             generation = storage.generation(self.uri)
-            waits = generation is not None and not self.is_free()
+            free = self.is_free() and storage.generation(self.uri) == generation  # else that is of the owner before
+            waits = generation is not None and not free
             if waits and generation != first:
                 self.refuse()
         self.generation = generation or 0
