@@ -4,25 +4,16 @@ nothing shows the log."""
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from tqdm.std import tqdm
 
 from must.base.console import TO_STDERR, Console, is_heard
-from must.base.exits import is_first_rank
 
 logger = logging.getLogger(__name__)
 
-
-class Images(Protocol):
-    @property
-    def samples(self) -> Any:
-        """The numbers of the samples."""
-
-
-Batch = TypeVar("Batch", bound=Images)
 
 LINE_INTERVAL = 60.0  # seconds between two lines
 
@@ -70,15 +61,6 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[A
 
     is_widget = issubclass(tqdm_auto, tqdm_notebook)  # it needs no terminal
     return tqdm_auto(iterable, disable=True if quiet else False if is_widget else None, **options)
-
-
-def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
-    """Yields the batches and shows a bar of their images; of several processes only rank 0 shows it."""
-    total = len(batches.numbers) if hasattr(batches, "numbers") else None
-    with bar(total=total, unit="img", desc=description, leave=False, quiet=not is_first_rank()) as shown:
-        for batch in batches:
-            yield batch
-            shown.update(len(batch.samples))
 
 
 @contextmanager
