@@ -90,9 +90,11 @@ def proxy_to(port: int, faults: Faults) -> LocalServer:
             known = piece, *ask(port, request.method, request.path, request.body, dict(request.headers))
             faults.persisted |= {request.path: known} if piece else {}
         _, status, headers, body = known
-        headers = {name.title(): value for name, value in headers.items()}
-        for name in ("Transfer-Encoding", "Connection", "Date", "Server"):
-            headers.pop(name, None)
+        hops = ("transfer-encoding", "connection", "date", "server")
+        headers = {
+            name.title() if name.lower().startswith("content-") else name: value
+            for name, value in headers.items() if name.lower() not in hops
+        }  # fmt: skip
         spoilt = fault in ("cut", "slow") and body
         if spoilt:
             headers["Content-Length"] = str(len(body))
