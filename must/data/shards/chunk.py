@@ -215,8 +215,7 @@ def checked_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
     header = images.identify(data, config.max_pixels)
     if config.resize and min(header.size) > config.resize:
         return "jpg", resized(data, config)
-    if config.validate == "decode":
-        images.check(header)
+    images.check(header)
     return images.extension(header), data
 
 

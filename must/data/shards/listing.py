@@ -235,7 +235,7 @@ def max_bytes(config: ShardConfig) -> int:
 
 def settings_json(config: ShardConfig) -> dict[str, Any]:
     """The settings in the index, which determine the shards' bytes."""
-    names = ("labels", "samples_per_shard", "split", "resize", "quality", "validate", "max_pixels")
+    names = ("labels", "samples_per_shard", "split", "resize", "quality", "max_pixels")
     settings = {name: getattr(config, name) for name in names}
     return settings | {"max_bytes": max_bytes(config), "drop_duplicates": config.drop_duplicates}
 

@@ -76,7 +76,7 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: st
 
 
 FREE = (
-    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "validate", "max_bytes", "drop_duplicates"
+    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "max_bytes", "drop_duplicates"
 )  # fmt: skip
 
 
