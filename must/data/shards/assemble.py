@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from tarfile import BLOCKSIZE
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +15,7 @@ from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.data.format.index import Shard
 from must.data.image.bounds import describe_exit
-from must.data.shards.chunk import (
-    ChunkResult,
-    TarWriter,
-    npy,
-    process_chunk,
-)
+from must.data.shards.chunk import ChunkResult, TarWriter, npy, process_chunk
 from must.data.shards.listing import Chunk
 from must.data.shards.workdir import Workdir
 
@@ -28,83 +23,60 @@ COPY = 8 << 20  # bytes per read while joining tars
 
 
 @dataclass(frozen=True)
-class ChunkTar:
-    """A chunk's samples of one split, without those at the positions `drop`."""
-
-    uri: str
-    record: Path  # a local copy of the chunk's record
-    chunk: int
-    split: str
-    samples: int  # without the dropped ones
-    labelled: int  # with the dropped ones
-    bytes: int
-    sha256: str
-    drop: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
 class ShardJob:
-    """The tars that become the shard `name`, in order."""
+    """The shard `name`: of these chunks, in order, the samples of one split."""
 
     name: str
     split: str
-    tars: tuple[ChunkTar, ...]
+    chunks: list[tuple[int, list[int]]]  # (chunk, positions of the samples that are dropped, ascending)
 
 
-def plan_shards(tars: Iterable[ChunkTar], split: str, samples_per_shard: int, first: int) -> list[ShardJob]:
-    """Joins consecutive tars as long as they fit into a shard. Shards are numbered from `first`."""
-    groups: list[list[ChunkTar]] = []
-    for tar in tars:
-        if tar.samples and (not groups or sum(t.samples for t in groups[-1]) + tar.samples > samples_per_shard):
-            groups.append([])
-        if tar.samples:
-            groups[-1].append(tar)
-    return [ShardJob(f"{split}-{n:06d}.tar", split, tuple(group)) for n, group in enumerate(groups, first)]
-
-
-def assemble(job: ShardJob, output: str) -> Shard:
+def assemble(job: ShardJob, work: Workdir) -> Shard:
     """Writes a shard and its table of offsets."""
-    offsets = [ChunkResult.read(tar.record).offsets[tar.split] for tar in job.tars]
-    if len(job.tars) == 1 and not job.tars[0].drop:
-        tar, table = job.tars[0], offsets[0]
-        move_tar(tar.uri, storage.join(output, job.name), tar)
-        sha256, size, labelled = tar.sha256, tar.bytes, tar.labelled
+    (number, drop), *others = job.chunks
+    target = storage.join(work.output, job.name)
+    if drop or others:
+        tar, table = join_tars(job, work, target)
     else:
-        sha256, size, labelled, table = join_tars(job, offsets, output)
+        record = ChunkResult.read(work.record(number))
+        tar, table = record.tars[job.split], record.offsets[job.split]
+        move_tar(work.tar(number, job.split), target, tar["bytes"])
     data = npy(table)
-    shard = Shard(job.name, job.split, len(table), size, sha256, hashlib.sha256(data).hexdigest(), labelled)
-    storage.write_bytes(storage.join(output, shard.offsets_name), data)
+    shard = Shard(job.name, job.split, len(table), offsets_sha256=hashlib.sha256(data).hexdigest(), **tar)
+    storage.write_bytes(storage.join(work.output, shard.offsets_name), data)
     return shard
 
 
-def move_tar(source: str, target: str, tar: ChunkTar) -> None:
+def move_tar(source: str, target: str, size: int) -> None:
     """Renames a tar, unless an earlier run has done so before it was killed."""
     try:
         storage.move(source, target)
     except FileNotFoundError:
-        if not storage.exists(target) or storage.size(target) != tar.bytes:
+        if not storage.exists(target) or storage.size(target) != size:
             raise
 
 
-def join_tars(job: ShardJob, offsets: list[np.ndarray], output: str) -> tuple[str, int, int, np.ndarray]:
-    """Writes the shard. Returns (sha256, bytes, labelled samples, offsets)."""
-    tables, labelled = [], 0
-    with storage.open_write(storage.join(output, job.name)) as file:
+def join_tars(job: ShardJob, work: Workdir, target: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Writes the shard. Returns its sha256, bytes and labelled samples, and the table of offsets."""
+    tables = []
+    with storage.open_write(target) as file:
         writer = TarWriter(file)
-        for tar, table in zip(job.tars, offsets, strict=True):
+        for number, drop in job.chunks:
+            record, tar = ChunkResult.read(work.record(number)), work.tar(number, job.split)
+            table = record.offsets[job.split]
             starts, stops = table[:, 0] - BLOCKSIZE, -(-(table[:, 2] + table[:, 3]) // BLOCKSIZE) * BLOCKSIZE
-            samples = np.setdiff1d(np.arange(len(table)), np.asarray(tar.drop, np.int64))
-            labelled += tar.labelled
-            for sample in tar.drop:
-                text = storage.read_bytes(tar.uri, int(table[sample, 2]), int(table[sample, 3]))
-                labelled -= json.loads(text)["label"] is not None
+            writer.labelled += record.tars[job.split]["labelled"]
+            for sample in drop:
+                text = storage.read_bytes(tar, int(table[sample, 2]), int(table[sample, 3]))
+                writer.labelled -= json.loads(text)["label"] is not None
+            samples = np.delete(np.arange(len(table)), drop)
             for run in np.split(samples, np.flatnonzero(np.diff(samples) > 1) + 1):  # consecutive samples
                 start, stop = int(starts[run[0]]), int(stops[run[-1]])
                 tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
                 for offset in range(start, stop, COPY):
-                    writer.add_raw(storage.read_bytes(tar.uri, offset, min(COPY, stop - offset)))
+                    writer.add_raw(storage.read_bytes(tar, offset, min(COPY, stop - offset)))
         writer.close()
-    return writer.file.sha256, writer.position, labelled, np.concatenate(tables)
+    return writer.describe(), np.concatenate(tables)
 
 
 class Pool(Workers):
@@ -131,6 +103,6 @@ class Pool(Workers):
 
     def assemble(self, jobs: list[ShardJob], work: Workdir) -> list[Shard]:
         """The shards, in the order of `jobs`."""
-        shards = self.unordered(assemble, [(job, work.output) for job in jobs])
+        shards = self.unordered(assemble, [(job, work) for job in jobs])
         by_name = {shard.name: shard for shard in shards}
         return [by_name[job.name] for job in jobs]

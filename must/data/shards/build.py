@@ -10,7 +10,6 @@ If several programs share the work (`--part`), each ends after its chunks; see w
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from must.base import storage
@@ -80,7 +79,7 @@ def shard(config: ShardConfig) -> Index | None:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
-            write_part(Part(asdict(task.run), task.numbers, task.listing), work)
+            write_part(Part(task.run, task.numbers, task.listing), work)
             done = f"part {config.part} is done: {task.listing.items} files"
             logger.info(f"{done}; `must shard` without --part makes the shards")
             return None

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from array import array
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -36,8 +36,6 @@ from must.data.sources.base import Item, UnreadableError
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
 TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
 CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
-
-
 WRITE_BEHIND = 16 << 20  # bytes after which a tar is sent to the disk
 
 
@@ -50,6 +48,8 @@ class TarWriter:
     def __init__(self, file: BinaryIO) -> None:
         self.target, self.file = file, storage.HashingFile(file)
         self.offsets = array("q")  # of each sample: image offset, image size, json offset, json size
+        self.hashes = bytearray()  # the first 8 bytes of the sha256 of each sample's file
+        self.labelled = 0
         self.on_disk = 0  # bytes that the system has been told to write
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
@@ -78,6 +78,9 @@ class TarWriter:
     def position(self) -> int:
         return self.file.size
 
+    def describe(self) -> dict[str, Any]:
+        return {"sha256": self.file.sha256, "bytes": self.position, "labelled": self.labelled}
+
 
 def padding(data: bytes) -> bytes:
     return bytes(-len(data) % tarfile.BLOCKSIZE)
@@ -101,8 +104,6 @@ def npy(values: np.ndarray) -> bytes:
 
 READERS = 16  # threads that read from a bucket for one worker; each waits for the network most of the time
 AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
-
-
 META = ("number", "tars", "rejected", "other", "labels")  # fields of a chunk's result that are stored as JSON
 
 
@@ -121,11 +122,10 @@ class ChunkResult:
 
     def to_bytes(self) -> bytes:
         meta = json.dumps({name: getattr(self, name) for name in META}).encode()
-        arrays = {"meta": np.frombuffer(meta, np.uint8), "names": self.names}
-        arrays |= {f"hashes.{split}": values for split, values in self.hashes.items()}
+        arrays = {f"hashes.{split}": values for split, values in self.hashes.items()}
         arrays |= {f"offsets.{split}": values for split, values in self.offsets.items()}
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, meta=np.frombuffer(meta, np.uint8), names=self.names, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @staticmethod
@@ -162,9 +162,7 @@ def process_chunk(
     limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
     record = ChunkResult(chunk.number)
     writers: dict[str, TarWriter] = {}
-    hashes: defaultdict[str, bytearray] = defaultdict(bytearray)  # by split, as `names` 8 bytes each
-    names, labels, labelled = bytearray(), set[str](), Counter[str]()
-    source = source_place(chunk.source.uri)
+    names, labels, source = bytearray(), set[str](), source_place(chunk.source.uri)
     with ExitStack() as stack:
         for position, (item, data) in enumerate(prefetched(chunk, config)):
             write_note(b"%d " % position + item.name.encode("utf-8", "surrogateescape"))
@@ -189,17 +187,16 @@ def process_chunk(
             text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
-            hashes[split] += digest[:8]
+            writers[split].hashes += digest[:8]
             names += name_hash(source, item.name)
             if item.label is not None:
                 labels.add(item.label)
-                labelled[split] += 1
+                writers[split].labelled += 1
         for split, writer in writers.items():
             writer.close()
             record.offsets[split] = np.array(writer.offsets, np.int64).reshape(-1, 4)
-            record.hashes[split] = as_numbers(hashes[split])
-            tar = {"sha256": writer.file.sha256, "bytes": writer.position, "labelled": labelled[split]}
-            record.tars[split] = tar
+            record.hashes[split] = as_numbers(writer.hashes)
+            record.tars[split] = writer.describe()
     record.labels, record.names = sorted(labels), as_numbers(names)
     data = record.to_bytes()
     if storage.is_remote(work):
@@ -223,8 +220,8 @@ def resized(data: bytes, config: ShardConfig) -> bytes:
     """A JPEG whose shorter side is `config.resize`, without orientation and transparency."""
     picture = images.decode(data, config.max_pixels, shorter_side=config.resize)
     scale = config.resize / min(picture.size)
-    width, height = (max(config.resize, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    size = [max(config.resize, round(side * scale)) for side in picture.size]
+    picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=config.quality)
     return buffer.getvalue()

@@ -18,7 +18,7 @@ from must.base.parameters import make_record, require
 from must.base.text import printable
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
-from must.data.shards.assemble import ChunkTar, Pool, ShardJob, plan_shards
+from must.data.shards.assemble import Pool, ShardJob
 from must.data.shards.chunk import ChunkResult
 from must.data.shards.history import (
     Duplicates,
@@ -59,8 +59,9 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
     splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
     new = ((record.number, split, values) for record in records for split, values in record.hashes.items())
     duplicates = find_duplicates(chain(task.history.hashes(), new), splits, config.drop_duplicates)
-    rejected = write_rejected(task, records, duplicates)
-    if previous and records.samples == len(duplicates.drops):
+    unchanged = previous is not None and records.samples == len(duplicates.drops)
+    rejected = write_rejected(task, records, duplicates, unchanged)
+    if previous and unchanged:
         return previous
 
     max_pixels = max(config.max_pixels, previous.max_pixels if previous else 0)  # of old images too
@@ -76,7 +77,7 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
             "fingerprint": fingerprint(listing.shares),
             "files": listing.items + len(listing.rejected),
         },
-        settings=task.run.settings | {"max_pixels": max_pixels},
+        settings=task.run["settings"] | {"max_pixels": max_pixels},
         shards=shards,
         splits=count_splits(shards, splits),
         labels=tuple(sorted({*records.labels, *(previous.labels if previous else ())})),
@@ -128,22 +129,24 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
 
 
 def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
-    previous = task.previous
-
-    work = records.work
-
-    def tars(split: str) -> Iterator[ChunkTar]:
-        for record in records:
-            if split in record.tars:
-                number, drop = record.number, duplicates.among(record.number, split)["sample"]
-                samples, files = len(record.hashes[split]) - len(drop), (work.tar(number, split), work.record(number))
-                yield ChunkTar(*files, number, split, samples, drop=tuple(drop.tolist()), **record.tars[split])
-
+    """The samples of consecutive chunks are joined as long as they fit into a shard. Shards are numbered after those of
+    earlier revisions."""
     jobs: list[ShardJob] = []
     for split in splits:
-        old = previous.list_shards(split) if previous and split in previous.splits else ()
+        groups: list[list[tuple[int, list[int]]]] = []
+        room = 0
+        for record in records:
+            drop = duplicates.among(record.number, split)["sample"].tolist()
+            samples = len(record.hashes.get(split, ())) - len(drop)
+            if samples > room:
+                groups.append([])
+                room = task.config.samples_per_shard
+            if samples:
+                groups[-1].append((record.number, drop))
+                room -= samples
+        old = [shard for shard in (task.previous.shards if task.previous else ()) if shard.split == split]
         first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
-        jobs += plan_shards(tars(split), split, task.config.samples_per_shard, first)
+        jobs += [ShardJob(f"{split}-{n:06d}.tar", split, chunks) for n, chunks in enumerate(groups, first)]
     return jobs
 
 
@@ -160,7 +163,7 @@ def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[
     output = records.work.output
     names = np.sort(joined(record.names for record in records))
     contents = joined(
-        np.delete(records.read(tar.chunk).hashes[tar.split], list(tar.drop)) for job in jobs for tar in job.tars
+        np.delete(records.read(number).hashes[job.split], drop) for job in jobs for number, drop in job.chunks
     )
     tables = {"names": names, "contents": contents}
     return [write_table(values, storage.join(output, f"{name}-{revision:04d}.npy")) for name, values in tables.items()]
@@ -176,52 +179,44 @@ class Line:
     duplicate: bool = False
 
     def to_json(self) -> bytes:
-        return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode()
+        return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode() + b"\n"
 
 
-def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Counter[str]:
+def write_rejected(task: Task, records: Records, duplicates: Duplicates, unchanged: bool) -> Counter[str]:
     """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
     If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
     them; the lines of earlier revisions stay."""
-    config, listing, previous = task.config, task.listing, task.previous
-    path = storage.join(config.output, REJECTED)
+    listing, previous = task.listing, task.previous
+    path = storage.join(task.config.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous else []
-    names = {name for name, _ in rejected_now(listing, records)} if earlier else set()
-    retried = names | accepted_now(earlier, listing, records)
-    kinds = Counter(
-        re.sub(r"\d+", "N", reason)
-        for reason in chain(
-            (line.reason for line in earlier if not line.duplicate and line.source not in retried),
-            (reason for _, reason in rejected_now(listing, records)),
-        )
-    )
-    examples = chain(rejected_now(listing, records), ((line.source, line.reason) for line in earlier))
-    refused = explain_refusal(config, records, kinds, examples, previous)
-    replaced = names if refused else retried
-    unchanged = previous and records.samples == len(duplicates.drops) and not refused
-    revision = previous.revision if previous and unchanged else task.revision
     since = {line.source: line.revision for line in earlier if not line.duplicate}
-    lines = chain(
-        (line for line in earlier if line.duplicate or line.source not in replaced),
-        (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, records)),
-        (
-            Line(name, reason, revision, duplicate=True)
-            for name, reason in (() if unchanged else dropped(duplicates, records))
-        ),
+    again = {name for name, _ in rejected_now(listing, records) if name in since}
+    mended = accepted_now(earlier, listing, records)
+    stay = [line for line in earlier if line.duplicate or line.source not in again]
+    left = [line for line in stay if line.duplicate or line.source not in mended]
+    reasons = chain(
+        (line.reason for line in left if not line.duplicate), (r for _, r in rejected_now(listing, records))
     )
+    kinds = Counter(re.sub(r"\d+", "N", reason) for reason in reasons)
+    examples = chain(rejected_now(listing, records), ((line.source, line.reason) for line in earlier))
+    refused = explain_refusal(task.config, records, kinds, examples, previous)
+    unchanged = unchanged and not refused
+    revision = task.revision - unchanged
     with storage.open_write(path) as file:
-        for line in lines:
-            file.write(line.to_json() + b"\n")
+        for line in stay if refused else left:
+            file.write(line.to_json())
+        for name, reason in rejected_now(listing, records):
+            file.write(Line(name, reason, since.get(name, revision)).to_json())
+        for name, reason in () if unchanged else dropped(duplicates, records):
+            file.write(Line(name, reason, revision, duplicate=True).to_json())
     require(not refused, refused)
     return kinds
 
 
 def rejected_now(listing: Listing, records: Records) -> Iterator[tuple[str, str]]:
     """(name, reason) of the files that this run has rejected."""
-    yield from listing.rejected
-    for record in records:
-        yield from record.rejected
+    return chain(listing.rejected, chain.from_iterable(record.rejected for record in records))
 
 
 def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
@@ -253,11 +248,8 @@ def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
     """
-    names = {
-        int.from_bytes(name_hash(source_place(uri), line.source), "big"): line.source
-        for uri in listing.uris
-        for line in earlier
-    }
+    places = [source_place(uri) for uri in listing.uris]
+    names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
     hashes = np.fromiter(names, np.uint64, len(names))
     matches = (np.intersect1d(hashes, record.names) for record in records) if names else ()
     return {names[int(value)] for values in matches for value in values}

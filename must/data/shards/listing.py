@@ -7,6 +7,7 @@ chunks start, so that a worker reads only its own part.
 
 import hashlib
 import json
+import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,8 @@ from must.data.sources.base import (
 )
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
+
+logger = logging.getLogger(__name__)
 
 
 def open_source(
@@ -70,22 +73,19 @@ def open_source(
             ".parquet table",
         )
     inside = below(uri, exclude)
-    archives: list[str] = []
-    tables: list[str] = []
+    found = []
     for entry in storage.list_files(uri):
         if (inside and entry.name.startswith(inside)) or find_kind(entry.name) == "hidden":
             continue
         if find_kind(entry.name) is None and "." in entry.name.rpartition("/")[2]:
             return Folder(uri, labels, exclude)
-        if ARCHIVE.search(entry.name):
-            archives.append(entry.name)
-        if is_table(entry.name):
-            tables.append(entry.name)
-    if archives:
-        files = [storage.join(uri, name) for name in sorted(archives)]
-        return Archives(uri, files, labels, option, sorted(archives), Folder(uri, labels, exclude, set(archives)))
-    if tables:
-        named = name_tables((storage.join(uri, name), name) for name in sorted(tables))
+        if ARCHIVE.search(entry.name) or is_table(entry.name):
+            found.append(entry.name)
+    if archives := sorted(filter(ARCHIVE.search, found)):
+        files = [storage.join(uri, name) for name in archives]
+        return Archives(uri, files, labels, option, archives, Folder(uri, labels, exclude, set(archives)))
+    if tables := sorted(filter(is_table, found)):
+        named = name_tables((storage.join(uri, name), name) for name in tables)
         return Tables(uri, named, labels, option, columns)
     require(not TABLE_FILE.search(uri), f"{option} {uri}: there is no such file, and no tables are below it")
     return Folder(uri, labels, exclude)
@@ -171,11 +171,9 @@ def fingerprint(sums: Iterable[int]) -> str:
 def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
     """The test source comes first, so that its shards do not depend on the size of the other source."""
     columns = (config.image_column, config.label_column)
-    sources = [(open_source(config.source, config.labels, "--source", config.output, *columns), "")]
-    if config.test_source:
-        test = open_source(config.test_source, config.labels, "--test-source", config.output, *columns)
-        sources.insert(0, (test, "test"))
-    return sources
+    given = [(config.test_source, "--test-source", "test")] if config.test_source else []
+    given.append((config.source, "--source", ""))
+    return [(open_source(uri, config.labels, flag, config.output, *columns), split) for uri, flag, split in given]
 
 
 def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, folder: Path) -> Listing:
@@ -191,6 +189,8 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         source.prepare(part_folder)
         items = history.unseen(source.uri, without_long_texts(source.items(problems), problems))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
+    if problems.unread_labels:
+        logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")
     first = part[0] == 1
     return Listing(
         uris=tuple(source.uri for source, _ in sources),

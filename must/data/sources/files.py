@@ -5,6 +5,7 @@ Listings are streamed; the workers read the images.
 
 import csv
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 from must.base import storage
@@ -40,6 +41,7 @@ class Folder(Source):
 class Manifest(Source):
     """A .csv, .tsv or .jsonl file with the columns path (or image), and optionally label (or class) and split.
 
+    Columns are separated by what the first line has most of: commas, semicolons or tabs.
     Paths are absolute, gs:// URIs, or relative to the manifest.
     """
 
@@ -59,6 +61,7 @@ class Manifest(Source):
             if self.labels == "folder":
                 label = folder_label(path)
             elif self.labels == "none":
+                problems.unread_labels += label not in (None, "")
                 label = None
             yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
 
@@ -70,13 +73,15 @@ class Manifest(Source):
             if ending not in ("csv", "tsv"):
                 yield from ((n, storage.object_or_none(line, dict)) for n, line in enumerate(lines, 1) if line.strip())
                 return
-            table = csv.DictReader(lines, dialect="excel-tab" if ending == "tsv" else "excel")
+            first = next(lines, "")
+            delimiter = max("\t,;" if ending == "tsv" else ",;\t", key=first.count)
+            table = csv.DictReader(chain([first], lines), delimiter=delimiter)
             try:
                 table.fieldnames = [OTHER_COLUMNS.get(name, name) for name in table.fieldnames or ()]
                 require(
                     "path" in table.fieldnames,
                     f"{where}: the first line must name the columns path[,label][,split], not: "
-                    f"{brief(','.join(table.fieldnames))}",
+                    f"{brief(delimiter.join(table.fieldnames))}",
                 )
                 yield from ((table.line_num, row) for row in table)
             except csv.Error as error:

@@ -23,18 +23,19 @@ def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
     return {name: content["label"] for name, (_, content) in samples(output, split).items()}
 
 
-@pytest.mark.parametrize("head", ["path,label,split", "image,class,split"])
-def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str) -> None:
+@pytest.mark.parametrize("head", ["path,label,split", "image,class,split", "path;label;split", "path\tlabel\tsplit"])
+def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]) -> None:
     zoo.fill(tmp_path / "in", 6)
     (tmp_path / "elsewhere.png").write_bytes(zoo.encoded(zoo.picture(50)))
     rows = [
         head,
-        '"in/00000.png","a, quoted ""cat""",test',
-        "in/00001.png,dog,train",
-        "in/00002.png,,",
-        f"{tmp_path / 'elsewhere.png'},dog,validation",
-        "in/missing.png,dog,train",
+        '"in/00000.png"|"a, quoted ""cat"""|test',
+        "in/00001.png|dog|train",
+        "in/00002.png||",
+        f"{tmp_path / 'elsewhere.png'}|dog|validation",
+        "in/missing.png|dog|train",
     ]
+    rows = [row.replace("|", head[-6]) for row in rows]
     (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(rows), encoding="utf-8")
     index = run(tmp_path / "list.csv", tmp_path / "out", labels="csv", max_rejected=0.5)
     assert labels_of(tmp_path / "out", "test") == {"in/00000.png": 'a, quoted "cat"'}
@@ -44,6 +45,7 @@ def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str) -> None:
     assert index.labels == ('a, quoted "cat"', "dog")
     run(tmp_path / "list.csv", tmp_path / "unlabelled", max_rejected=0.5)
     assert set(labels_of(tmp_path / "unlabelled").values()) == {None}
+    assert capsys.readouterr().out.count("4 labels are not read; --labels csv reads them") == 1
 
 
 def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> None:
