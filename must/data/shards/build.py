@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
+from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import locked
@@ -20,12 +21,14 @@ from must.base.parameters import require
 from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import printable
+from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.format import index
 from must.data.format.index import Index
+from must.data.image.bounds import describe_exit
 from must.data.shards import commit
-from must.data.shards.assemble import Pool
+from must.data.shards.chunk import process_chunk
 from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import (
@@ -75,7 +78,8 @@ def shard(config: ShardConfig) -> Index | None:
             work.clear_up_to(task)
             return task
         work.start(task.run)
-        with Pool(max(1, min(config.workers or cores(), len(task.numbers)))) as pool:
+        workers = max(1, min(config.workers or cores(), len(task.numbers)))
+        with Workers(workers, process_chunk.__module__, silence_pillow) as pool:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
@@ -117,21 +121,33 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     return Task(config, listing, chunks, numbers, previous, history, before, run)
 
 
-def process(task: Task, pool: Pool, work: Workdir) -> None:
-    """Processes those of the chunks that have no record."""
+def process(task: Task, pool: Workers, work: Workdir) -> None:
+    """Processes those of the chunks that have no record. If a file ends its worker, by time or a crash, its chunk is
+    redone without it.
+    Raises KilledWorkerError: something else has killed a worker; names the files that were being processed."""
     done = work.done([chunk.number for chunk in task.chunks])
     if done:
         logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
     remaining = [chunk for chunk in task.chunks if chunk.number not in done]
+
+    def retry(job: Job, exit_code: int | None, note: bytes) -> Job:
+        *others, bad = job
+        why, position = describe_exit(exit_code, task.config.max_pixels), int(note.split(b" ")[0] or -1)
+        if why and position >= 0 and position not in bad:
+            return (*others, {**bad, position: why})
+        names = [text.partition(b" ")[2].decode("utf-8", "surrogateescape") for text in pool.notes()]
+        raise KilledWorkerError(f"; it was at one of: {', '.join(sorted(names))}" if names else "")
+
+    jobs: list[Job] = [(chunk, task.config, work, {}) for chunk in remaining]
     rejected = 0
     with bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
-        for files, more_rejected in pool.process_chunks(remaining, task.config, work):
+        for files, more_rejected in pool.unordered(process_chunk, jobs, retry):
             rejected += more_rejected
             shown.update(files)
             shown.set_postfix({"rejected": rejected}, refresh=False)
 
 
-def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]) -> Index:
+def finish(task: Task, pool: Workers, work: Workdir, check_lock: Callable[[], None]) -> Index:
     """Makes the shards of all chunks' tars, and the index, which does not change if nothing is new."""
     check_lock()
     work.fetch(task.numbers)

@@ -1,7 +1,8 @@
-"""One chunk of the listing: reads and checks its files, and writes the valid ones to tars, one for each split.
+"""What the workers do: a chunk's valid files become tars, one for each split, and the chunks' tars become shards.
 
 A chunk depends only on its own files, so chunks are processed in any order by any number of processes, and after a kill
-only chunks without a record are processed again. A chunk's record is written after its tars.
+only chunks without a record are processed again. A chunk's record is written after its tars. A shard is a chunk's tar,
+renamed, or several small ones and those with dropped samples, joined.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,10 +28,12 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.workers import write_note
 from must.config import ShardConfig
+from must.data.format.index import Shard
 from must.data.image import decode as images
 from must.data.image.bounds import deadline, limit_memory
 from must.data.shards.history import as_numbers, name_hash, source_place
 from must.data.shards.listing import Chunk, max_bytes, read_chunk
+from must.data.shards.workdir import Workdir
 from must.data.sources.base import Item, UnreadableError
 
 # A member's header without its name, size and checksum. The constant part of the checksum is the sum of these bytes.
@@ -54,7 +58,7 @@ class TarWriter:
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
         """Members `key`.`extension` and `key`.json. The key must not have a dot: WebDataset's readers end it there."""
-        start = self.position + tarfile.BLOCKSIZE
+        start = self.position + BLOCKSIZE
         self.file.write(make_header(f"{key}.{extension}", len(image)))
         self.file.write(image)
         between = padding(image) + make_header(f"{key}.json", len(text))
@@ -65,12 +69,12 @@ class TarWriter:
 
     def add_raw(self, block: bytes) -> None:
         """Complete members, with headers and padding, copied from another tar; the caller keeps their offsets."""
-        assert len(block) % tarfile.BLOCKSIZE == 0
+        assert len(block) % BLOCKSIZE == 0
         self.file.write(block)
 
     def close(self) -> None:
         """Writes two empty blocks, as the format requires, and pads to a record of 20 blocks, as `tar` does."""
-        end = self.position + 2 * tarfile.BLOCKSIZE
+        end = self.position + 2 * BLOCKSIZE
         end += -end % tarfile.RECORDSIZE
         self.add_raw(bytes(end - self.position))
 
@@ -83,7 +87,7 @@ class TarWriter:
 
 
 def padding(data: bytes) -> bytes:
-    return bytes(-len(data) % tarfile.BLOCKSIZE)
+    return bytes(-len(data) % BLOCKSIZE)
 
 
 def make_header(name: str, size: int) -> bytes:
@@ -141,19 +145,8 @@ class ChunkResult:
             )
 
 
-def tar_name(number: int, split: str) -> str:
-    return f"chunk-{number:06d}.{split}.tar"
-
-
-def record_name(number: int) -> str:
-    return f"chunk-{number:06d}.npz"
-
-
-def process_chunk(
-    chunk: Chunk, config: ShardConfig, work: str, records: Path, rejected: dict[int, str]
-) -> tuple[int, int]:
-    """Writes the chunk's tars to `work` and its record to `work` and to the local folder `records`.
-    Returns the numbers of its files and of the rejected ones.
+def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: dict[int, str]) -> tuple[int, int]:
+    """Writes the chunk's tars and its record. Returns the numbers of its files and of the rejected ones.
 
     The worker's note is "POSITION NAME" of the file that is being processed. An image that takes much more time than
     its header may announce ends this process; one that takes much more memory is rejected.
@@ -182,7 +175,7 @@ def process_chunk(
             digest = hashlib.sha256(data).digest()
             split = chunk.split or item.split or split_by_hash(digest, config.split)
             if split not in writers:
-                file = stack.enter_context(storage.open_write(storage.join(work, tar_name(chunk.number, split))))
+                file = stack.enter_context(storage.open_write(work.tar(chunk.number, split)))
                 writers[split] = TarWriter(file)
             text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
             key = f"{chunk.number:06d}-{position:06d}"
@@ -198,10 +191,7 @@ def process_chunk(
             record.hashes[split] = as_numbers(writer.hashes)
             record.tars[split] = writer.describe()
     record.labels, record.names = sorted(labels), as_numbers(names)
-    data = record.to_bytes()
-    if storage.is_remote(work):
-        storage.write_bytes(storage.join(work, record_name(chunk.number)), data)
-    storage.write_bytes(records / record_name(chunk.number), data)
+    storage.write_bytes(work.record(chunk.number), record.to_bytes())
     return chunk.files, len(record.rejected)
 
 
@@ -287,3 +277,63 @@ def rejection_reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     return str(error)
+
+
+COPY = 8 << 20  # bytes per read while joining tars
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """The shard `name`: of these chunks, in order, the samples of one split."""
+
+    name: str
+    split: str
+    chunks: list[tuple[int, list[int]]]  # (chunk, positions of the samples that are dropped, ascending)
+
+
+def assemble(job: ShardJob, work: Workdir) -> Shard:
+    """Writes a shard and its table of offsets."""
+    (number, drop), *others = job.chunks
+    target = storage.join(work.output, job.name)
+    if drop or others:
+        tar, table = join_tars(job, work, target)
+    else:
+        record = ChunkResult.read(work.local_record(number))
+        tar, table = record.tars[job.split], record.offsets[job.split]
+        move_tar(work.tar(number, job.split), target, tar["bytes"])
+    data = npy(table)
+    shard = Shard(job.name, job.split, len(table), offsets_sha256=hashlib.sha256(data).hexdigest(), **tar)
+    storage.write_bytes(storage.join(work.output, shard.offsets_name), data)
+    return shard
+
+
+def move_tar(source: str, target: str, size: int) -> None:
+    """Renames a tar, unless an earlier run has done so before it was killed."""
+    try:
+        storage.move(source, target)
+    except FileNotFoundError:
+        if not storage.exists(target) or storage.size(target) != size:
+            raise
+
+
+def join_tars(job: ShardJob, work: Workdir, target: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Writes the shard. Returns its sha256, bytes and labelled samples, and the table of offsets."""
+    tables = []
+    with storage.open_write(target) as file:
+        writer = TarWriter(file)
+        for number, drop in job.chunks:
+            record, tar = ChunkResult.read(work.local_record(number)), work.tar(number, job.split)
+            table = record.offsets[job.split]
+            starts, stops = table[:, 0] - BLOCKSIZE, -(-(table[:, 2] + table[:, 3]) // BLOCKSIZE) * BLOCKSIZE
+            writer.labelled += record.tars[job.split]["labelled"]
+            for sample in drop:
+                text = storage.read_bytes(tar, int(table[sample, 2]), int(table[sample, 3]))
+                writer.labelled -= json.loads(text)["label"] is not None
+            samples = np.delete(np.arange(len(table)), drop)
+            for run in np.split(samples, np.flatnonzero(np.diff(samples) > 1) + 1):  # consecutive samples
+                start, stop = int(starts[run[0]]), int(stops[run[-1]])
+                tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
+                for offset in range(start, stop, COPY):
+                    writer.add_raw(storage.read_bytes(tar, offset, min(COPY, stop - offset)))
+        writer.close()
+    return writer.describe(), np.concatenate(tables)

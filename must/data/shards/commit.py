@@ -16,10 +16,10 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.text import printable
+from must.base.workers import Workers
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
-from must.data.shards.assemble import Pool, ShardJob
-from must.data.shards.chunk import ChunkResult
+from must.data.shards.chunk import ChunkResult, ShardJob, assemble
 from must.data.shards.history import (
     Duplicates,
     History,
@@ -52,7 +52,7 @@ class Task:
         return self.previous.revision + 1 if self.previous else 0
 
 
-def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
+def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     records = Records(config, work, numbers)
@@ -66,7 +66,8 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
 
     max_pixels = max(config.max_pixels, previous.max_pixels if previous else 0)  # of old images too
     jobs = shard_jobs(task, splits, duplicates, records)
-    shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
+    made = {shard.name: shard for shard in pool.unordered(assemble, [(job, work) for job in jobs])}
+    shards = (*(previous.shards if previous else ()), *(made[job.name] for job in jobs))
     tables = write_tables(jobs, records, task.revision)
     return Index(
         revision=task.revision,
@@ -119,7 +120,7 @@ class Records:
         return map(self.read, self.numbers)
 
     def read(self, chunk: int) -> ChunkResult:
-        return ChunkResult.read(self.work.record(chunk))
+        return ChunkResult.read(self.work.local_record(chunk))
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ from must.base.processes import is_running
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.format import index
-from must.data.shards.chunk import record_name, tar_name
 from must.data.shards.history import source_place
 from must.data.shards.listing import Listing, settings_json
 
@@ -63,17 +62,15 @@ def make_run(config: ShardConfig, previous: str, listing: str) -> Run:
 class Workdir:
     """The folders of one program of a run.
 
-    `uri` has the chunks' tars and records. `local` is a folder on this host for this program's lists, `records` one for
-    its records; if the output is a bucket, both are temporary. `folders`: where chunks are, that of part I at I - 1.
+    `uri` has the chunks' tars and records. `local` is a folder on this host for this program's lists; if the output is
+    a bucket, it is temporary and has copies of the records. `folders`: where chunks are, that of part I at I - 1.
     """
 
     def __init__(self, output: str, root: str = "") -> None:
         self.output, self.root = output, root or output
         self.uri = storage.join(self.root, WORK_FOLDER)
         self.remote = storage.is_remote(output)
-        lists = storage.join(self.uri, "lists")
-        self.local = temporary_folder() if self.remote else storage.local(lists)
-        self.records = self.local if self.remote else storage.local(self.uri)
+        self.local = temporary_folder() if self.remote else storage.local(self.uri) / "lists"
         self.folders, self.first = [self.uri], 0
 
     def __enter__(self) -> Self:
@@ -92,11 +89,14 @@ class Workdir:
             shutil.rmtree(storage.local(self.uri), ignore_errors=True)  # there is nothing to resume
 
     def tar(self, number: int, split: str) -> str:
-        return storage.join(self.folder(number), tar_name(number, split))
+        return storage.join(self.folder(number), f"chunk-{number:06d}.{split}.tar")
 
-    def record(self, number: int) -> Path:
-        """The local file of a chunk's record; see `fetch`."""
-        return (self.records if self.remote else storage.local(self.folder(number))) / record_name(number)
+    def record(self, number: int) -> str:
+        return storage.join(self.folder(number), record_name(number))
+
+    def local_record(self, number: int) -> Path:
+        """The record or, if it is in a bucket, its copy by `fetch`."""
+        return self.local / record_name(number) if self.remote else storage.local(self.record(number))
 
     def use_parts(self, parts: int) -> None:
         """From now on the chunks are those of so many parts."""
@@ -148,10 +148,9 @@ class Workdir:
 
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
-        missing = [number for number in numbers if self.remote and not self.record(number).exists()]
-        uris = [storage.join(self.folder(number), record_name(number)) for number in missing]
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(storage.download, uris, map(self.record, missing)))
+        if self.remote:
+            with ThreadPoolExecutor(READERS) as pool:
+                list(pool.map(storage.download, map(self.record, numbers), map(self.local_record, numbers)))
 
     def clear_up_to(self, previous: index.Index) -> None:
         """Deletes finished work. The work of an interrupted run that adds to the index `previous` is kept."""
@@ -170,6 +169,10 @@ class Workdir:
         if len(self.folders) > 1:  # the parts are joined
             storage.delete_folder(storage.join(self.output, PARTS_FOLDER))
         shutil.rmtree(self.local, ignore_errors=True)
+
+
+def record_name(number: int) -> str:
+    return f"chunk-{number:06d}.npz"
 
 
 def temporary_folder() -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from must.base import storage
 from must.data.augment.views import TrainViews
@@ -273,32 +272,6 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
         assert file is not None
         cache.release(file)
     assert [reader.image(number) for number in range(60)] == images
-
-
-def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[list[torch.Tensor]]:
-    reader = open_reader(uri, "train", str(cache), cache_gb, window=2)
-    dataset = TrainDataset(reader, TrainViews(SETTINGS), seed=3)
-    order = GlobalBatches(reader.sizes, 8, 2, 3, window=2, first_step=1)
-    return [list(batch) for batch in train_batches(dataset, order, workers)]
-
-
-@pytest.mark.slow
-def test_batches_from_a_failing_bucket_are_those_of_a_folder(bucket_server: Server, tmp_path: Path) -> None:
-    """With a cache of all shards, and with one of a few that must be cleared again and again."""
-    index = sharded(tmp_path, 60, samples_per_shard=6)
-    upload(tmp_path / "out", bucket_server.uri)
-    expected = batches(str(tmp_path / "out"), tmp_path / "unused", 0)
-    bucket_server.faults.plan = FAULTS
-    few = 5 * max(shard.bytes for shard in index.shards) / 1e9
-    for name, workers, size in (("all", 2, 1.0), ("few", 2, few), ("alone", 0, few)):
-        found = batches(bucket_server.uri, tmp_path / name, workers, size)
-        assert len(found) == len(expected) == 13
-        for ours, theirs in zip(found, expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-        assert sum(path.stat().st_size for path in (tmp_path / name).glob("*.tar")) <= size * 1e9
-    assert len(list((tmp_path / "all").glob("*.tar"))) == 10
-    assert not (tmp_path / "unused").exists()
-    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
 
 def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from must.base import storage
-from must.data.format.samples import verify
 from must.data.shards import commit
 from tests import zoo
 from tests.data.shards.test_shard import refused, run, samples, sharded, tree
@@ -104,7 +102,3 @@ def test_in_a_bucket_as_well(bucket_server: Server, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds train-00000\d\.tar"):
         run(tmp_path / "in", uri)
     assert remote_tree(bucket_server.uri) == before
-    storage.delete_folder(uri)
-    upload(tmp_path / "in", uri + "/images")
-    run(uri, uri + "/shards")
-    verify(uri + "/shards")

@@ -51,7 +51,7 @@ def start(source: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
 KILLED = """
 import os, signal
 os.setsid()  # a group of its own, which is killed whole
-from must.data.shards import assemble, chunk
+from must.data.shards import chunk
 module, name = {function}
 whole, made = getattr(module, name), []
 
@@ -66,7 +66,7 @@ setattr(module, name, killing)
 """
 KILLED_DECODING = KILLED.format(function="chunk.storage, 'write_bytes'")
 """Code in front of a command: killed when the third chunk's tars are there and its record is not."""
-KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_tar'")
+KILLED_ASSEMBLING = KILLED.format(function="chunk, 'move_tar'")
 """Killed when two shards are there."""
 
 
