@@ -37,7 +37,7 @@ from torchvision.datasets import ImageFolder
 
 from must.base.parameters import make_part
 from must.config import ShardConfig, TrainConfig
-from must.data.augment.draws import AugmentParams, PatchMask, seed_views
+from must.data.augment.draws import AugmentParams, PatchMask, ViewSettings, seed_views
 from must.data.augment.views import TrainViews, fill_color, posterize
 from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, Preprocess

@@ -34,9 +34,6 @@ class EpochOrder:
         self.window_ends = ends if len(ends) and ends[-1] == total else np.append(ends, total)
         self.samples = lru_cache(maxsize=2)(self.window_samples)
 
-    def __len__(self) -> int:
-        return int(self.window_ends[-1])
-
     def window_samples(self, number: int) -> np.ndarray:
         shards = self.shards[number * self.window : (number + 1) * self.window]
         samples = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])

@@ -25,7 +25,7 @@ from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.format import index
-from must.data.format.index import Index
+from must.data.format.index import NO_INDEX, Index
 from must.data.image.bounds import describe_exit
 from must.data.shards import commit
 from must.data.shards.chunk import process_chunk
@@ -92,19 +92,18 @@ def shard(config: ShardConfig) -> Index | None:
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources, or takes finished parts' listings. Returns the existing index if there is nothing to do."""
     before = storage.generation(storage.join(config.output, INDEX_FILE)) or 0
-    previous = index.load_index(config.output) if before else None
-    if previous is None or config.append:
+    previous = index.load_index(config.output) if before else NO_INDEX
+    if not before or config.append:
         refuse_unknown_files(config.output, previous)
-    if previous and config.append:
+    if before and config.append:
         resize = previous.settings["resize"]
         message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
         require(resize == config.resize, message)
-    adds_to = previous.sha256 if previous else ""
-    parts = finished_parts(config, adds_to) if work.root == config.output else []
-    history = History(config.output, previous if config.append else None)
-    if previous and not config.append:
+    parts = finished_parts(config, previous.sha256) if work.root == config.output else []
+    history = History(config.output, previous if config.append else NO_INDEX)
+    if before and not config.append:
         return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
-    work.first = previous.chunks if previous else 0
+    work.first = previous.chunks
     chunks: list[Chunk] = []
     if parts:
         work.use_parts(len(parts))
@@ -114,10 +113,10 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
-        if previous is None:
+        if not before:
             raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
-    run = make_run(config, adds_to, listing.key)
+    run = make_run(config, previous.sha256, listing.key)
     return Task(config, listing, chunks, numbers, previous, history, before, run)
 
 
@@ -172,11 +171,11 @@ def refuse_source_in_output(config: ShardConfig) -> None:
         )
 
 
-def refuse_unknown_files(output: str, previous: Index | None) -> None:
+def refuse_unknown_files(output: str, previous: Index) -> None:
     """Raises ValueError for files with names of shards or tables that are not of the index there."""
     if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
         return
-    known = previous.files if previous else set()
+    known = previous.files if previous.sha256 else set()
     for entry in storage.list_files(output):
         require(
             entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),

@@ -35,42 +35,36 @@ from must.data.shards.workdir import Run, Workdir
 
 @dataclass(frozen=True)
 class Task:
-    """The work of a run. `before`: the generation of the index that `previous` was read from."""
+    """The work of a run that adds to the index `previous`, whose generation is `before`."""
 
     config: ShardConfig
     listing: Listing
     chunks: list[Chunk]  # that this program processes
     numbers: list[int]  # of all chunks that become shards
-    previous: Index | None
+    previous: Index
     history: History
     before: storage.Generation
     run: Run
-
-    @property
-    def revision(self) -> int:
-        """Of the index that the run will write."""
-        return self.previous.revision + 1 if self.previous else 0
 
 
 def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file."""
     config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
     records = Records(config, work, numbers)
-    splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
+    splits = in_order({*records.splits, *previous.splits}, config)
     new = ((record.number, split, values) for record in records for split, values in record.hashes.items())
     duplicates = find_duplicates(chain(task.history.hashes(), new), splits, config.drop_duplicates)
-    unchanged = previous is not None and records.samples == len(duplicates.drops)
+    unchanged = records.samples == len(duplicates.drops)
     rejected = write_rejected(task, records, duplicates, unchanged)
-    if previous and unchanged:
+    if unchanged:
         return previous
 
-    max_pixels = max(config.max_pixels, previous.max_pixels if previous else 0)  # of old images too
+    max_pixels = max(config.max_pixels, previous.max_pixels)  # of old images too
     jobs = shard_jobs(task, splits, duplicates, records)
     made = {shard.name: shard for shard in pool.unordered(assemble, [(job, work) for job in jobs])}
-    shards = (*(previous.shards if previous else ()), *(made[job.name] for job in jobs))
-    tables = write_tables(jobs, records, task.revision)
+    shards, revision = (*previous.shards, *(made[job.name] for job in jobs)), previous.revision + 1
     return Index(
-        revision=task.revision,
+        revision=revision,
         created_by=f"must {__version__}",
         source={
             "uri": config.source,
@@ -81,13 +75,13 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
         settings=task.run["settings"] | {"max_pixels": max_pixels},
         shards=shards,
         splits=count_splits(shards, splits),
-        labels=tuple(sorted({*records.labels, *(previous.labels if previous else ())})),
+        labels=tuple(sorted({*records.labels, *previous.labels})),
         rejected=rejected.total(),
         reasons=dict(rejected.most_common()),
-        duplicates=duplicates.count + (previous.duplicates if previous else 0),
-        dropped=len(duplicates.drops) + (previous.dropped if previous else 0),
+        duplicates=duplicates.count + previous.duplicates,
+        dropped=len(duplicates.drops) + previous.dropped,
         skipped=dict(sorted((listing.skipped | ({NO_SUFFIX: records.other} if records.other else {})).items())),
-        tables=(*(previous.tables if previous else ()), *tables),
+        tables=(*previous.tables, *write_tables(jobs, records, revision)),
         chunks=numbers[-1] + 1,
     )
 
@@ -145,8 +139,8 @@ def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, reco
             if samples:
                 groups[-1].append((record.number, drop))
                 room -= samples
-        old = [shard for shard in (task.previous.shards if task.previous else ()) if shard.split == split]
-        first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
+        old = (int(shard.name[len(split) + 1 : -len(".tar")]) for shard in task.previous.shards if shard.split == split)
+        first = 1 + max(old, default=-1)
         jobs += [ShardJob(f"{split}-{n:06d}.tar", split, chunks) for n, chunks in enumerate(groups, first)]
     return jobs
 
@@ -190,7 +184,7 @@ def write_rejected(task: Task, records: Records, duplicates: Duplicates, unchang
     them; the lines of earlier revisions stay."""
     listing, previous = task.listing, task.previous
     path = storage.join(task.config.output, REJECTED)
-    earlier = earlier_lines(path, previous) if previous else []
+    earlier = earlier_lines(path, previous) if previous.sha256 else []
     since = {line.source: line.revision for line in earlier if not line.duplicate}
     again = {name for name, _ in rejected_now(listing, records) if name in since}
     mended = accepted_now(earlier, listing, records)
@@ -203,7 +197,7 @@ def write_rejected(task: Task, records: Records, duplicates: Duplicates, unchang
     examples = chain(rejected_now(listing, records), ((line.source, line.reason) for line in earlier))
     refused = explain_refusal(task.config, records, kinds, examples, previous)
     unchanged = unchanged and not refused
-    revision = task.revision - unchanged
+    revision = previous.revision + (not unchanged)
     with storage.open_write(path) as file:
         for line in stay if refused else left:
             file.write(line.to_json())
@@ -261,17 +255,17 @@ def explain_refusal(
     records: Records,
     kinds: Counter[str],
     examples: Iterable[tuple[str, str]],
-    previous: Index | None,
+    previous: Index,
 ) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share is of all revisions: files that are rejected each time must not make every small append fail.
     """
-    old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
+    old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped
     rejected = kinds.total()
     files = old + records.samples + rejected
     path = storage.join(config.output, REJECTED)
-    if records.samples == 0 and previous is None:
+    if records.samples == 0 and not previous.sha256:
         why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
         return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
     if rejected > max(FEW_REJECTED, config.max_rejected * files):
