@@ -214,23 +214,15 @@ def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) ->
     assert run(tmp_path / "in", tmp_path / "out", append=True).splits["train"]["samples"] == 5
 
 
-def test_hidden_files_beside_archives_are_no_archives(tmp_path: Path) -> None:
-    """As macOS leaves them on other machines' disks."""
-    make_zip(tmp_path / "in" / "images.zip", 0)
-    (tmp_path / "in" / "._images.zip").write_bytes(b"Mac OS X")
-    (tmp_path / "in" / "._x.png").write_bytes(b"Mac OS X")
-    (tmp_path / "in" / "list.txt").touch()
-    index = run(tmp_path / "in", tmp_path / "out")
-    assert set(labels_of(tmp_path / "out")) == {"images.zip/0.png"} and index.skipped == {"hidden": 2, ".txt": 1}
-
-
-def test_files_without_an_extension_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
+def test_other_files_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
+    """Hidden ones, as macOS leaves them on other machines' disks, and those without an extension."""
     make_zip(tmp_path / "in" / "cat" / "images.zip", 0)
-    (tmp_path / "in" / "README").write_text("Photos")
+    for name in ("._images.zip", "._x.png", "list.txt", "README"):
+        (tmp_path / "in" / name).write_text("Mac OS X")
     (tmp_path / "in" / "cat" / "5f2a").write_bytes(zoo.encoded(zoo.picture(1)))
     index = run(tmp_path / "in", tmp_path / "out", labels="folder")
     assert labels_of(tmp_path / "out") == {"cat/images.zip/0.png": None, "cat/5f2a": "cat"}
-    assert rejected(tmp_path / "out") == {} and index.skipped == {"without a suffix": 1}
+    assert rejected(tmp_path / "out") == {} and index.skipped == {"hidden": 2, ".txt": 1, "without a suffix": 1}
     (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
     run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}
