@@ -16,12 +16,8 @@ SHARDS_ORDER, WINDOW_ORDER = 0, 1  # seeds of the two uses of the generator
 
 
 class EpochOrder:
-    """Sample numbers of one epoch by position.
-
-    Args:
-        sizes: samples of each shard, in index order; samples are numbered in this order.
-        window: shards that are shuffled together.
-    """
+    """Sample numbers of one epoch by position. `sizes`: samples of each shard, in index order, in which samples are
+    numbered; `window`: shards that are shuffled together."""
 
     def __init__(self, sizes: list[int], seed: int, epoch: int, window: int) -> None:
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -62,11 +62,8 @@ def prefetch(
 
 class ShardPrefetcher:
     """Download threads of one process. The processes of a node share the cache, so no shard is downloaded twice.
-
-    Args:
-        shard_at: the shard at a position of the sequence in which shards are used; None past its end.
-        ahead: number of shards to prefetch, besides those in use.
-    """
+    `shard_at`: the shard at a position of the sequence in which shards are used, None past its end; `ahead`: number of
+    shards to prefetch, besides those in use."""
 
     def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
         self.cache, self.uri, self.shard_at, self.ahead = cache, uri, shard_at, ahead

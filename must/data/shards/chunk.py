@@ -31,8 +31,8 @@ from must.config import ShardConfig
 from must.data.format.index import Shard
 from must.data.image import decode as images
 from must.data.image.bounds import deadline, limit_memory
-from must.data.shards.history import as_numbers, name_hash, source_place
-from must.data.shards.listing import Chunk, max_bytes, read_chunk
+from must.data.shards.history import as_numbers, name_hash, source_place, write_table
+from must.data.shards.listing import Chunk, max_bytes
 from must.data.shards.workdir import Workdir
 from must.data.sources.base import Item, UnreadableError
 
@@ -100,12 +100,6 @@ def make_header(name: str, size: int) -> bytes:
     )
 
 
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
 READERS = 16  # threads that read from a bucket for one worker; each waits for the network most of the time
 AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
 META = ("number", "tars", "rejected", "other", "labels")  # fields of a chunk's result that are stored as JSON
@@ -148,10 +142,8 @@ class ChunkResult:
 def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: dict[int, str]) -> tuple[int, int]:
     """Writes the chunk's tars and its record. Returns the numbers of its files and of the rejected ones.
 
-    The worker's note is "POSITION NAME" of the file that is being processed. An image that takes much more time than
-    its header may announce ends this process; one that takes much more memory is rejected.
-    `rejected`: position in the chunk -> reason, for files that have ended a process before.
-    """
+    The worker's note is "POSITION NAME" of the file that is being processed. An image that takes too much time ends
+    this process. `rejected`: position in the chunk -> reason, for files that have ended a process before."""
     limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
     record = ChunkResult(chunk.number)
     writers: dict[str, TarWriter] = {}
@@ -242,14 +234,13 @@ def prefetched(chunk: Chunk, config: ShardConfig) -> Iterator[tuple[Item, bytes 
         except UserError as error:  # such as missing credentials
             raise UserError(f"{chunk.source.uri}: {item.name}: {error}") from None
 
-    items = read_chunk(chunk.plan, chunk.start, chunk.stop)
     if not chunk.source.may_be_remote:
-        yield from ((item, read(item)) for item in items)
+        yield from ((item, read(item)) for item in chunk.read())
         return
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[tuple[Item, Future[bytes | Exception]]] = deque()
         size = 0
-        for item in items:
+        for item in chunk.read():
             waiting.append((item, pool.submit(read, item)))
             size += item.size
             while len(waiting) >= 2 * READERS or (size > AHEAD and waiting):
@@ -301,10 +292,8 @@ def assemble(job: ShardJob, work: Workdir) -> Shard:
         record = ChunkResult.read(work.local_record(number))
         tar, table = record.tars[job.split], record.offsets[job.split]
         move_tar(work.tar(number, job.split), target, tar["bytes"])
-    data = npy(table)
-    shard = Shard(job.name, job.split, len(table), offsets_sha256=hashlib.sha256(data).hexdigest(), **tar)
-    storage.write_bytes(storage.join(work.output, shard.offsets_name), data)
-    return shard
+    offsets = write_table(table, target.removesuffix(".tar") + ".npy")
+    return Shard(job.name, job.split, len(table), offsets_sha256=offsets["sha256"], **tar)
 
 
 def move_tar(source: str, target: str, size: int) -> None:

@@ -87,7 +87,7 @@ def as_numbers(data: bytes | bytearray) -> np.ndarray:
 
 
 def write_table(values: np.ndarray, uri: str) -> dict[str, str]:
-    """Writes a table. Returns its name and checksum for the index."""
+    """Writes a .npy file. Returns its name and checksum for the index."""
     with storage.open_write(uri) as file:
         table = storage.HashingFile(file)
         np.lib.format.write_array(table, values, allow_pickle=False)
@@ -124,11 +124,7 @@ def find_duplicates(
 
     Of identical images the first one is kept, in this order: in older shards, in the split `test`, in splits other than
     `train`, in `train`. So no test image is in the training data, and nothing is added that an older shard holds.
-
-    Args:
-        hashes: (chunk or OLD, split, uint64 [samples]) of every split of every chunk.
-        drop_all: drop repeated new images within a split, too.
-    """
+    `hashes`: (chunk or OLD, split, uint64 [samples]); `drop_all`: repeated new images within a split, too."""
     groups = sorted(hashes, key=lambda group: (group[0] != OLD, rank(group[1]), group[0]))
     ends = np.cumsum([len(values) for _, _, values in groups], dtype=np.int64)
     contents = joined(values for _, _, values in groups)

@@ -44,12 +44,7 @@ class Columns(NamedTuple):
 
 
 def choose(schema: Any, image_column: str, label_column: str, labels: str, where: str) -> Columns:
-    """The columns to read of a table with this pyarrow schema.
-
-    Args:
-        labels: "folder", "csv" or "none", as `must shard --labels`.
-        where: the option and file, for messages.
-    """
+    """The columns to read of a table with this pyarrow schema. `where`: the option and file, for messages."""
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(set(schema.names)) == len(schema.names), f"{where}: two columns have the same name; {hint}")

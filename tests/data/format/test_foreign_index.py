@@ -1,6 +1,7 @@
 """An index is what anybody who may write to the bucket has written: no name, number or checksum of it is believed."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from must.data.format.index import load_index, parse_index
 from must.data.format.samples import load_offsets
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
-from must.data.shards.chunk import npy
 from must.data.shards.history import History
 from tests.data.shards.test_shard import sharded
 
@@ -28,6 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("foreign")
     sharded(folder, 12, samples_per_shard=5)
     return folder / "out"
+
+
+def npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
 
 
 def edited(folder: Path | str, edit: Callable[[dict[str, Any]], object]) -> bytes:
