@@ -48,7 +48,6 @@ class Manifest(Source):
     def __init__(self, uri: str, labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option
         self.may_be_remote = True  # its lines may have any path
-        self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         file = self.uri.rpartition("/")[2]
@@ -88,8 +87,7 @@ class Manifest(Source):
                 raise UserError(f"{where}: cannot be read after line {table.line_num}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
-        relative = self.base and not is_absolute(item.name)
-        return storage.read_bytes(storage.join(self.base, item.name) if relative else item.name, 0, limit)
+        return storage.read_bytes(beside(self.uri, item.name), 0, limit)
 
 
 def read_lines(file: BinaryIO, where: str) -> Iterator[str]:
@@ -133,9 +131,10 @@ def refusal(path: str) -> str:
     return ""
 
 
-def is_absolute(path: str) -> bool:
-    """Whether it does not depend on the folder of its list or table."""
-    return path.startswith("/") or "://" in path
+def beside(uri: str, path: str) -> str:
+    """A path in the list or table at `uri`, which is absolute or relative to its folder."""
+    folder, slash, _ = uri.rpartition("/")
+    return path if path.startswith("/") or "://" in path else folder + slash + path
 
 
 def is_split(name: object) -> bool:
