@@ -5,6 +5,7 @@ I - 1, as a run in a folder of its own, `.shard-parts/I-of-N`, and needs no othe
 then makes the shards of the chunks of all parts, as if they were its own.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -177,7 +178,7 @@ def record_name(number: int) -> str:
 
 def temporary_folder() -> Path:
     """A folder for the time of this process. Removes those that killed processes of this container have left."""
-    prefix = f"must-shard-{re.sub(r'[^0-9]', '', pid_scope()['pids'])}-"
+    prefix = f"must-shard-{hashlib.sha256(str(pid_scope()).encode()).hexdigest()[:12]}-"
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         process = path.name.removeprefix(prefix).partition("-")[0]
         if process.isdecimal() and not is_running(int(process)):
