@@ -94,9 +94,9 @@ class GlobalBatches:
             for part in np.split(samples, self.micro_batches):
                 yield [(epoch, int(sample)) for sample in part]
 
-    def shard_range(self, step: int) -> tuple[int, int]:
-        """The positions [first, stop) of a step's windows in the run's sequence of shards."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+    def shard_range(self, number: int) -> tuple[int, int]:
+        """The positions [first, stop) in the run's sequence of shards of the windows of the n-th list of samples."""
+        epoch, step_of_epoch = divmod(self.first_step + number // self.micro_batches, self.steps_per_epoch)
         start, shards = step_of_epoch * self.batch_size, len(self.sizes)
         first, last = (self.order(epoch).window_at(position) for position in (start, start + self.batch_size - 1))
         return epoch * shards + first * self.window, epoch * shards + min((last + 1) * self.window, shards)

@@ -25,10 +25,7 @@ def prefetch_batches(batches: GlobalBatches, reader: ShardReader, in_flight: int
         number = batches.shard_at(position)
         return None if number is None else reader.shards[number]
 
-    def shard_range(number: int) -> tuple[int, int]:
-        return batches.shard_range(batches.first_step + number // batches.micro_batches)
-
-    return prefetch(batches, reader, shard_at, batches.window, shard_range, in_flight)
+    return prefetch(batches, reader, shard_at, batches.window, batches.shard_range, in_flight)
 
 
 def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int) -> Iterator[int]:
