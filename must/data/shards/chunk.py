@@ -102,41 +102,32 @@ def make_header(name: str, size: int) -> bytes:
 
 READERS = 16  # threads that read from a bucket for one worker; each waits for the network most of the time
 AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
-META = ("number", "tars", "rejected", "other", "labels")  # fields of a chunk's result that are stored as JSON
 
 
 @dataclass
 class ChunkResult:
-    """The results for a chunk's files."""
+    """The results for a chunk's files. `arrays`: "names", uint64 [accepted], hashes of the files' names; of each split
+    "hashes.SPLIT", uint64 [samples], of the files' sha256, and "offsets.SPLIT", int64 [samples, 4], in the tar."""
 
     number: int
-    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint64 [samples], of the files' sha256
-    offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the tar
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     tars: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
-    names: np.ndarray = field(default_factory=lambda: np.empty(0))  # uint64 [accepted]: hashes of the files' names
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     other: int = 0  # files without a suffix that are no images
     labels: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
-        meta = json.dumps({name: getattr(self, name) for name in META}).encode()
-        arrays = {f"hashes.{split}": values for split, values in self.hashes.items()}
-        arrays |= {f"offsets.{split}": values for split, values in self.offsets.items()}
+        others = {name: value for name, value in vars(self).items() if name != "arrays"}
         buffer = io.BytesIO()
-        np.savez(buffer, meta=np.frombuffer(meta, np.uint8), names=self.names, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, others=np.frombuffer(json.dumps(others).encode(), np.uint8), **self.arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @staticmethod
     def read(path: Path) -> ChunkResult:
         with np.load(path, allow_pickle=False) as content:
-            meta = json.loads(content["meta"].tobytes())
-            splits = list(meta["tars"])
-            return ChunkResult(
-                hashes={split: content[f"hashes.{split}"] for split in splits},
-                offsets={split: content[f"offsets.{split}"] for split in splits},
-                names=content["names"],
-                **{name: meta[name] for name in META},
-            )
+            arrays = dict(content)
+        others = json.loads(arrays.pop("others").tobytes())
+        return ChunkResult(arrays=arrays, **others)
 
 
 def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: dict[int, str]) -> tuple[int, int]:
@@ -179,10 +170,10 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
                 writers[split].labelled += 1
         for split, writer in writers.items():
             writer.close()
-            record.offsets[split] = np.array(writer.offsets, np.int64).reshape(-1, 4)
-            record.hashes[split] = as_numbers(writer.hashes)
+            record.arrays[f"offsets.{split}"] = np.array(writer.offsets, np.int64).reshape(-1, 4)
+            record.arrays[f"hashes.{split}"] = as_numbers(writer.hashes)
             record.tars[split] = writer.describe()
-    record.labels, record.names = sorted(labels), as_numbers(names)
+    record.labels, record.arrays["names"] = sorted(labels), as_numbers(names)
     storage.write_bytes(work.record(chunk.number), record.to_bytes())
     return chunk.files, len(record.rejected)
 
@@ -290,7 +281,7 @@ def assemble(job: ShardJob, work: Workdir) -> Shard:
         tar, table = join_tars(job, work, target)
     else:
         record = ChunkResult.read(work.local_record(number))
-        tar, table = record.tars[job.split], record.offsets[job.split]
+        tar, table = record.tars[job.split], record.arrays[f"offsets.{job.split}"]
         move_tar(work.tar(number, job.split), target, tar["bytes"])
     offsets = write_table(table, target.removesuffix(".tar") + ".npy")
     return Shard(job.name, job.split, len(table), offsets_sha256=offsets["sha256"], **tar)
@@ -312,7 +303,7 @@ def join_tars(job: ShardJob, work: Workdir, target: str) -> tuple[dict[str, Any]
         writer = TarWriter(file)
         for number, drop in job.chunks:
             record, tar = ChunkResult.read(work.local_record(number)), work.tar(number, job.split)
-            table = record.offsets[job.split]
+            table = record.arrays[f"offsets.{job.split}"]
             starts, stops = table[:, 0] - BLOCKSIZE, -(-(table[:, 2] + table[:, 3]) // BLOCKSIZE) * BLOCKSIZE
             writer.labelled += record.tars[job.split]["labelled"]
             for sample in drop:

@@ -49,18 +49,18 @@ class Task:
 
 def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file."""
-    config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
-    records = Records(config, work, numbers)
+    config, listing, previous = task.config, task.listing, task.previous
+    records = Records(task, work)
     splits = in_order({*records.splits, *previous.splits}, config)
-    new = ((record.number, split, values) for record in records for split, values in record.hashes.items())
+    new = ((record.number, split, record.arrays[f"hashes.{split}"]) for record in records for split in record.tars)
     duplicates = find_duplicates(chain(task.history.hashes(), new), splits, config.drop_duplicates)
     unchanged = records.samples == len(duplicates.drops)
-    rejected = write_rejected(task, records, duplicates, unchanged)
+    rejected = write_rejected(records, duplicates, unchanged)
     if unchanged:
         return previous
 
     max_pixels = max(config.max_pixels, previous.max_pixels)  # of old images too
-    jobs = shard_jobs(task, splits, duplicates, records)
+    jobs = shard_jobs(splits, duplicates, records)
     made = {shard.name: shard for shard in pool.unordered(assemble, [(job, work) for job in jobs])}
     shards, revision = (*previous.shards, *(made[job.name] for job in jobs)), previous.revision + 1
     return Index(
@@ -82,7 +82,7 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
         dropped=len(duplicates.drops) + previous.dropped,
         skipped=dict(sorted((listing.skipped | ({NO_SUFFIX: records.other} if records.other else {})).items())),
         tables=(*previous.tables, *write_tables(jobs, records, revision)),
-        chunks=numbers[-1] + 1,
+        chunks=task.numbers[-1] + 1,
     )
 
 
@@ -94,8 +94,8 @@ MOST_LABELS = 100_000  # every process reads all of them with the index
 class Records:
     """The records of a run's chunks, read one at a time (that of 1000 samples has 80 kB), and sums over all of them."""
 
-    def __init__(self, config: ShardConfig, work: Workdir, numbers: list[int]) -> None:
-        self.work, self.numbers = work, numbers
+    def __init__(self, task: Task, work: Workdir) -> None:
+        self.task, self.work = task, work
         self.splits: set[str] = set()
         self.labels: set[str] = set()
         self.samples = self.other = 0
@@ -103,18 +103,22 @@ class Records:
             self.other += record.other
             self.splits |= set(record.tars)
             self.labels |= set(record.labels)
+            self.samples += sum(len(record.arrays[f"hashes.{split}"]) for split in record.tars)
             require(
                 len(self.labels) <= MOST_LABELS,
-                f"--labels {config.labels}: more than {MOST_LABELS} different labels, which the index would name one "
-                "by one; are these captions? Use --labels none",
+                f"--labels {task.config.labels}: more than {MOST_LABELS} different labels, which the index would name "
+                "one by one; are these captions? Use --labels none",
             )
-            self.samples += sum(len(values) for values in record.hashes.values())
 
     def __iter__(self) -> Iterator[ChunkResult]:
-        return map(self.read, self.numbers)
+        return map(self.read, self.task.numbers)
 
     def read(self, chunk: int) -> ChunkResult:
         return ChunkResult.read(self.work.local_record(chunk))
+
+    def rejected(self) -> Iterator[tuple[str, str]]:
+        """(name, reason) of the files that this run has rejected."""
+        return chain(self.task.listing.rejected, chain.from_iterable(record.rejected for record in self))
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
@@ -123,7 +127,7 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
-def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
+def shard_jobs(splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
     """The samples of consecutive chunks are joined as long as they fit into a shard. Shards are numbered after those of
     earlier revisions."""
     jobs: list[ShardJob] = []
@@ -132,14 +136,18 @@ def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, reco
         room = 0
         for record in records:
             drop = duplicates.among(record.number, split)["sample"].tolist()
-            samples = len(record.hashes.get(split, ())) - len(drop)
+            samples = len(record.arrays.get(f"hashes.{split}", ())) - len(drop)
             if samples > room:
                 groups.append([])
-                room = task.config.samples_per_shard
+                room = records.task.config.samples_per_shard
             if samples:
                 groups[-1].append((record.number, drop))
                 room -= samples
-        old = (int(shard.name[len(split) + 1 : -len(".tar")]) for shard in task.previous.shards if shard.split == split)
+        old = (
+            int(shard.name[len(split) + 1 : -len(".tar")])
+            for shard in records.task.previous.shards
+            if shard.split == split
+        )
         first = 1 + max(old, default=-1)
         jobs += [ShardJob(f"{split}-{n:06d}.tar", split, chunks) for n, chunks in enumerate(groups, first)]
     return jobs
@@ -156,9 +164,11 @@ def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str
 def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[dict[str, str]]:
     """Writes the tables of this revision that --append reads."""
     output = records.work.output
-    names = np.sort(joined(record.names for record in records))
+    names = np.sort(joined(record.arrays["names"] for record in records))
     contents = joined(
-        np.delete(records.read(number).hashes[job.split], drop) for job in jobs for number, drop in job.chunks
+        np.delete(records.read(number).arrays[f"hashes.{job.split}"], drop)
+        for job in jobs
+        for number, drop in job.chunks
     )
     tables = {"names": names, "contents": contents}
     return [write_table(values, storage.join(output, f"{name}-{revision:04d}.npy")) for name, values in tables.items()]
@@ -177,31 +187,29 @@ class Line:
         return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode() + b"\n"
 
 
-def write_rejected(task: Task, records: Records, duplicates: Duplicates, unchanged: bool) -> Counter[str]:
+def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) -> Counter[str]:
     """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
     If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
     them; the lines of earlier revisions stay."""
-    listing, previous = task.listing, task.previous
-    path = storage.join(task.config.output, REJECTED)
+    previous = records.task.previous
+    path = storage.join(records.work.output, REJECTED)
     earlier = earlier_lines(path, previous) if previous.sha256 else []
     since = {line.source: line.revision for line in earlier if not line.duplicate}
-    again = {name for name, _ in rejected_now(listing, records) if name in since}
-    mended = accepted_now(earlier, listing, records)
+    again = {name for name, _ in records.rejected() if name in since}
+    mended = accepted_now(earlier, records)
     stay = [line for line in earlier if line.duplicate or line.source not in again]
     left = [line for line in stay if line.duplicate or line.source not in mended]
-    reasons = chain(
-        (line.reason for line in left if not line.duplicate), (r for _, r in rejected_now(listing, records))
-    )
+    reasons = chain((line.reason for line in left if not line.duplicate), (r for _, r in records.rejected()))
     kinds = Counter(re.sub(r"\d+", "N", reason) for reason in reasons)
-    examples = chain(rejected_now(listing, records), ((line.source, line.reason) for line in earlier))
-    refused = explain_refusal(task.config, records, kinds, examples, previous)
+    examples = chain(records.rejected(), ((line.source, line.reason) for line in earlier))
+    refused = explain_refusal(records, kinds, examples)
     unchanged = unchanged and not refused
     revision = previous.revision + (not unchanged)
     with storage.open_write(path) as file:
         for line in stay if refused else left:
             file.write(line.to_json())
-        for name, reason in rejected_now(listing, records):
+        for name, reason in records.rejected():
             file.write(Line(name, reason, since.get(name, revision)).to_json())
         for name, reason in () if unchanged else dropped(duplicates, records):
             file.write(Line(name, reason, revision, duplicate=True).to_json())
@@ -209,19 +217,14 @@ def write_rejected(task: Task, records: Records, duplicates: Duplicates, unchang
     return kinds
 
 
-def rejected_now(listing: Listing, records: Records) -> Iterator[tuple[str, str]]:
-    """(name, reason) of the files that this run has rejected."""
-    return chain(listing.rejected, chain.from_iterable(record.rejected for record in records))
-
-
 def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
     """(name, reason) of the dropped duplicates. The names are in the tars, which exist until the index is written."""
-    last, offsets = -1, {}
+    last, arrays = -1, {}
     for chunk, split, sample, kept_in in duplicates.drops.tolist():
         if chunk != last:
-            last, offsets = chunk, records.read(chunk).offsets
+            last, arrays = chunk, records.read(chunk).arrays
         name = duplicates.splits[split]
-        _, _, start, size = offsets[name][sample].tolist()
+        _, _, start, size = arrays[f"offsets.{name}"][sample].tolist()
         text = storage.read_bytes(records.work.tar(chunk, name), start, size)
         where = "" if kept_in == split else f" in the split {duplicates.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}"
@@ -238,29 +241,24 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
     return [line for line in lines if line.revision <= previous.revision]
 
 
-def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set[str]:
+def accepted_now(earlier: list[Line], records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
     """
-    places = [source_place(uri) for uri in listing.uris]
+    places = [source_place(uri) for uri in records.task.listing.uris]
     names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
     hashes = np.fromiter(names, np.uint64, len(names))
-    matches = (np.intersect1d(hashes, record.names) for record in records) if names else ()
+    matches = (np.intersect1d(hashes, record.arrays["names"]) for record in records) if names else ()
     return {names[int(value)] for values in matches for value in values}
 
 
-def explain_refusal(
-    config: ShardConfig,
-    records: Records,
-    kinds: Counter[str],
-    examples: Iterable[tuple[str, str]],
-    previous: Index,
-) -> str:
+def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tuple[str, str]]) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share is of all revisions: files that are rejected each time must not make every small append fail.
     """
+    config, previous = records.task.config, records.task.previous
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped
     rejected = kinds.total()
     files = old + records.samples + rejected
