@@ -221,11 +221,8 @@ class Tables:
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
-            try:
-                with storage.local_copy(table.uri) as path, report_damage(where, "table"):
-                    yield from self.read_items(number, table, path, where, problems)
-            except FileNotFoundError:
-                raise UserError(f"{where}: there is no such file") from None
+            with storage.local_copy(table.uri) as path, report_damage(where, "table"):
+                yield from self.read_items(number, table, path, where, problems)
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         limit = min(problems.max_bytes, EXPANDED)
