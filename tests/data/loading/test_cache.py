@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def held(cache: ShardCache, shards: Path) -> list[int]:
     return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
 
 
-def in_processes(function: Callable[[], None], count: int = 1) -> list[int | None]:
-    """Their exit codes."""
-    processes = [FORK.Process(target=function) for _ in range(count)]
+def in_processes(*functions: Callable[[], None]) -> list[int | None]:
+    """Their exit codes, each of a process of its own."""
+    processes = [FORK.Process(target=function) for function in functions]
     for process in processes:
         process.start()
     for process in processes:
@@ -220,12 +221,7 @@ def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, s
                 largest = max(largest, sum(file.size for file in cache.files() if file.path.suffix != ".npy"))
         sizes.put(largest)
 
-    processes = [FORK.Process(target=read, args=(seed,)) for seed in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert in_processes(*(partial(read, seed) for seed in range(4))) == [0] * 4
     assert max(sizes.get() for _ in range(4)) <= cache.limit
     assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
@@ -238,7 +234,7 @@ def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, sha
     def fetch() -> None:
         assert cache.open(bucket_server.uri, shard) is not None
 
-    assert in_processes(fetch, 6) == [0] * 6
+    assert in_processes(*[fetch] * 6) == [0] * 6
     assert bucket_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
 
 
