@@ -273,7 +273,7 @@ class RunMonitor:
             reason = (
                 f"{progress.replaced} of {images:,} images could not be decoded, more than --max-replaced "
                 f"{config.max_replaced:g}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
-                "shard again with --validate decode, or allow more"
+                "shard again with the packages of this machine, or allow more"
             )
         elif progress.skipped > min(most, MAX_SKIPPED):
             skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"

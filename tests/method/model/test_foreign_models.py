@@ -91,6 +91,7 @@ def test_a_model_folder_with_an_odd_preprocessing_is_named(tmp_path):
         ("provenance", [], "model.json: is damaged"),
         ("architecture", 1, "model.json: is damaged"),
         ("backbone", None, "model.json: is damaged"),
+        ("classes", [1, [2]], "model.json: is damaged"),
         ("classes", ["a", "b"], "model.json: names 2 classes, model.safetensors has 10"),
         ("preprocess", {"std": [0, 1, 1]}, "model.json: .*mean or deviation out of range"),
         ("format", 99, "its format is '99', and must .* reads format 1"),  # whatever version it says that it is of
