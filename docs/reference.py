@@ -38,16 +38,6 @@ def main() -> None:
         print(FOLDER / name)
     STUB.write_text(stub())
     print(STUB)
-    print(measure())
-
-
-def measure() -> Path:
-    """Writes the measurements into docs/architecture.md, under "Size and dependencies of the code"."""
-    from tests.test_architecture import MEASURED, measured
-
-    page = FOLDER.with_name("architecture.md")
-    page.write_text(MEASURED.sub(lambda _: measured(), page.read_text()))
-    return page
 
 
 def pages() -> dict[str, str]:

@@ -125,29 +125,29 @@ def digits():
     return digits()
 
 
-@pytest.fixture(scope="session")
-def exported(digits):
-    """(result, folder) of a float32 export checked on shard images. Only read it."""
+def export_once(digits, name, **more):
+    """(result, folder) of a float32 export checked on shard images."""
     from must.config import ExportConfig
     from must.deploy.export.export import export
 
     def make(folder):
-        values = {"model": digits.adapted, "shards": digits.shards, "images": 40}
-        result = export(ExportConfig(**values, output=str(folder / "onnx")))
-        (folder / "result.json").write_text(json.dumps(result))
+        values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "output": str(folder / "onnx")}
+        (folder / "result.json").write_text(json.dumps(export(ExportConfig(**values, **more))))
 
-    folder = made_once("exported", make)
+    folder = made_once(name, make)
     return json.loads((folder / "result.json").read_text()), folder / "onnx"
 
 
 @pytest.fixture(scope="session")
-def embedded(digits):
-    """The folder of a float32 export with --embeddings, made once a run. Only read it."""
-    from must.config import ExportConfig
-    from must.deploy.export.export import export
+def exported(digits):
+    """(result, folder) of an export. Only read it."""
+    return export_once(digits, "exported")
 
-    values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "embeddings": True}
-    return made_once("embedded", lambda folder: export(ExportConfig(**values, output=str(folder))))
+
+@pytest.fixture(scope="session")
+def embedded(digits):
+    """The folder of an export with --embeddings. Only read it."""
+    return export_once(digits, "embedded", embeddings=True)[1]
 
 
 @pytest.fixture(scope="session")

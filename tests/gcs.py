@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.local_server import Answer, LocalServer, Request
 
 HOST = "127.0.0.1"
 
@@ -61,82 +62,54 @@ def served(
     for _ in range(5):  # the tests of another process may take a port that was free a moment ago
         port, faults = free_port(), Faults()
         proxy = proxy_to(port, faults)
-        url = f"http://{HOST}:{proxy.server_port}"
         with log.open("wb") as file:
-            process = subprocess.Popen(command(port, url), stdout=file, stderr=file, env=os.environ | settings)
+            process = subprocess.Popen(command(port, proxy.url), stdout=file, stderr=file, env=os.environ | settings)
         if is_up(process, port, log, started):
             break
-        proxy.shutdown()
+        proxy.close()
     else:
         raise AssertionError(f"the server did not start: {log.read_text()}")
-    yield url, faults
+    yield proxy.url, faults
     process.kill()
     process.wait()
-    proxy.shutdown()
+    proxy.close()
 
 
-def proxy_to(port: int, faults: Faults) -> ThreadingHTTPServer:
-    class Proxy(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
+def proxy_to(port: int, faults: Faults) -> LocalServer:
+    def answer(request: Request) -> Answer:
+        fault = faults.next()
+        if fault == "late":
+            time.sleep(0.2)
+        if fault.isdigit() or fault == "unsent":
+            return Answer(int(fault) if fault.isdigit() else 0, b"try again")
+        piece = request.headers.get("Content-Range", "") if "upload_id=" in request.path else ""
+        known = faults.persisted.get(request.path)
+        if (
+            not piece or not known or known[0] != piece
+        ):  # Cloud Storage ignores bytes that it has; this server adds them
+            known = piece, *ask(port, request.method, request.path, request.body, dict(request.headers))
+            faults.persisted |= {request.path: known} if piece else {}
+        _, status, headers, body = known
+        headers = {name.title(): value for name, value in headers.items()}
+        for name in ("Transfer-Encoding", "Connection", "Date", "Server"):
+            headers.pop(name, None)
+        spoilt = fault in ("cut", "slow") and body
+        if spoilt:
+            headers["Content-Length"] = str(len(body))
+        return Answer(0 if fault == "lost" else status, spoil(body, fault) if spoilt else body, headers)
 
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fault = faults.next()
-            if fault == "late":
-                time.sleep(0.2)
-            if fault.isdigit():
-                self.answer(int(fault), {}, b"try again", "")
-                return
-            if fault == "unsent":
-                self.close_connection = True
-                return
-            piece = self.headers.get("Content-Range", "") if "upload_id=" in self.path else ""
-            known = faults.persisted.get(self.path)
-            if piece and known and known[0] == piece:  # Cloud Storage ignores bytes that it has; this server adds them
-                _, status, headers, content = known
-                self.answer(status, headers, content, fault)
-                return
-            answer = ask(port, self.command, self.path, body, dict(self.headers))
-            faults.persisted |= {self.path: (piece, *answer)} if piece else {}
-            self.answer(*answer, fault)
+    return LocalServer(answer)
 
-        def answer(self, status: int, headers: dict[str, str], body: bytes, fault: str) -> None:
-            if fault == "lost":
-                self.close_connection = True
-                return
-            self.send_response_only(status)
-            for name, value in headers.items():
-                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                    self.send_header(name, value)
-            length = {name.lower(): value for name, value in headers.items()}.get("content-length", str(len(body)))
-            self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            if fault == "cut":
-                body = body[: len(body) // 2]
-                self.close_connection = True
-            pieces = 5 if fault == "slow" else 1
-            step = -(-len(body) // pieces) or 1
-            for start in range(0, len(body), step):
-                self.wfile.write(body[start : start + step])
-                time.sleep(0.02 * (pieces > 1))
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = handle_any  # noqa: N815
-
-    class QuietServer(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *args: object) -> None:
-            pass  # a client that was killed
-
-    server = QuietServer((HOST, 0), Proxy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+def spoil(body: bytes, fault: str) -> Iterator[bytes]:
+    """Half of it, or all in pieces."""
+    if fault == "cut":
+        yield body[: len(body) // 2]
+        raise OSError
+    step = -(-len(body) // 5)
+    for start in range(0, len(body), step):
+        yield body[start : start + step]
+        time.sleep(0.02)
 
 
 def ask(port: int, *request: Any) -> tuple[int, dict[str, str], bytes]:

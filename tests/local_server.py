@@ -22,7 +22,7 @@ class Request:
 @dataclass
 class Answer:
     """`status` 0: the connection is closed instead. `body`: bytes as they are; of an iterator, its pieces as they come,
-    until it ends or raises an OSError; anything else as JSON."""
+    until it ends or raises an OSError; anything else as JSON. `headers` may tell the length."""
 
     status: int
     body: Any = b""
@@ -46,15 +46,18 @@ class LocalServer:
                 self.send_response(answered.status)
                 for name, value in {"Content-Type": "application/json", **(answered.headers or {})}.items():
                     self.send_header(name, value)
+                has_length = "Content-Length" in (answered.headers or {})
                 if isinstance(answered.body, Iterator):
-                    self.send_header("Transfer-Encoding", "chunked")
+                    if not has_length:
+                        self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                     for piece in answered.body:
-                        self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                    self.wfile.write(b"0\r\n\r\n")
+                        self.wfile.write(piece if has_length else b"%x\r\n%b\r\n" % (len(piece), piece))
+                    self.wfile.write(b"" if has_length else b"0\r\n\r\n")
                     return
                 body = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
-                self.send_header("Content-Length", str(len(body)))
+                if not has_length:
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)

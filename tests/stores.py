@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import shutil
@@ -73,43 +74,27 @@ def bucket_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str) -> Server:
     """Found by this process and those that it starts."""
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)  # tests need not be polite
-    make = {"gs": on_gcs, "s3": on_s3, "az": on_azure}[store]
-    uri, faults = make(request, monkeypatch, f"bucket-{os.getpid()}-{next(numbers)}")
+    name, process = f"bucket-{os.getpid()}-{next(numbers)}", {"gs": "gcs", "s3": "moto", "az": "azurite"}[store]
+    url, faults = request.getfixturevalue(f"{process}_process")
+    account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={url}/{ACCOUNT};"
+    settings = {
+        "gs": {"STORAGE_EMULATOR_HOST": url},
+        "s3": dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
+        | {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"},
+        "az": {"AZURE_STORAGE_CONNECTION_STRING": account},
+    }
+    for key, value in settings[store].items():
+        monkeypatch.setenv(key, value)
+    client = importlib.import_module(storage.STORES[store][0]).client()
+    if store == "s3":
+        client.create_bucket(Bucket=name)
+    else:
+        (client.create_bucket if store == "gs" else client.create_container)(name)
     faults.plan, faults.requests, faults.done = [], 0, Counter()
     request.addfinalizer(lambda: setattr(faults, "plan", []))
-    return Server(uri, faults)
+    return Server(f"{store}://{name}", faults)
 
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Requests are given up after so many seconds of failure."""
     monkeypatch.setattr(retry, "RETRY_TIMEOUT", seconds)
-
-
-def on_gcs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.base.storage import gcs
-
-    url, faults = request.getfixturevalue("gcs_process")
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-    gcs.client().create_bucket(name)
-    return f"gs://{name}", faults
-
-
-def on_s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.base.storage import s3
-
-    url, faults = request.getfixturevalue("moto_process")
-    settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret"}
-    for key, value in {**settings, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(key, value)
-    s3.client().create_bucket(Bucket=name)
-    return f"s3://{name}", faults
-
-
-def on_azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, Faults]:
-    from must.base.storage import azure
-
-    url, faults = request.getfixturevalue("azurite_process")
-    account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY}"
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"{account};BlobEndpoint={url}/{ACCOUNT};")
-    azure.client().create_container(name)
-    return f"az://{name}", faults

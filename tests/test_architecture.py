@@ -1,18 +1,14 @@
 """Which parts of must/ may import which, what runs without torch, and how small components stay."""
 
 import ast
-import re
 import subprocess
 import sys
-import textwrap
-from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from must.api.stages import STAGES as LIBRARY_STAGES
 from must_pipeline.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -37,11 +33,11 @@ text
 files
 errors
 console
-processes   errors
+processes   console errors
 storage     errors processes text
 lock        errors processes storage
 exits       console errors lock text
-progress    console exits
+progress    console
 parameters  errors text
 flags       exits parameters text
 names       errors parameters storage text
@@ -101,10 +97,6 @@ NO_TORCH = (  # not in any function either
     "method.model.description",
 )
 
-# What stands for the same in several modules: a stage in the library, in a pod and in the DAG; the stores.
-SAME_FUNCTIONS = {"main", "client", "make_client", *STAGES, *LIBRARY_STAGES}
-SAME_CONSTANTS = {"STAGES", "STORE", "NO_CREDENTIALS"}
-
 
 def module_of(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -162,31 +154,6 @@ def reachable(module):
     return seen
 
 
-def measured():
-    """The measured paragraph at the end of docs/architecture.md; `make reference` writes it."""
-    between = {(package_of(a), package_of(b)) for a, b in dependencies() if package_of(a) != package_of(b)}
-    inside = {(unit_of(a), unit_of(b), package) for package in UNITS for a, b in between_units(package)}
-    sizes = sorted(len(path.read_text().splitlines()) for path in MODULES.values())
-    median = sizes[len(sizes) // 2]
-
-    def lines(*folders):
-        files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
-        return f"{round(sum(len(path.read_text().splitlines()) for path in files), -2):,}"
-
-    text = (
-        f"`python -m pytest tests/test_architecture.py` reads the imports of all files of `must/`, lazy ones included: "
-        f"{len(PACKAGES)} packages with {len(between)} imports between them, {sum(map(len, UNITS.values()))} units in "
-        f"{len(UNITS)} of them with {len(inside)}, all of them downwards and in use, and no cycle between any two "
-        f"of the {len(MODULES)} modules. These are {lines('must')} lines, half of the files shorter than {median + 1}, "
-        f"none longer than {sizes[-1]}; components and pipeline add {lines('components', 'pipeline')}, the tests have "
-        f"{lines('tests')}."
-    )
-    return textwrap.fill(text, 120, break_on_hyphens=False)
-
-
-MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=\n<!-- end -->)", re.S)
-
-
 def only_down(plan):
     above = set()
     for name, below in plan.items():
@@ -216,34 +183,6 @@ def test_the_units_of_a_package_import_what_its_plan_allows(package):
     assert not [f"{a} -> {b}" for a, b in found if unit_of(b) not in units[unit_of(a)]]
     used = {unit: {unit_of(b) for a, b in found if unit_of(a) == unit} for unit in units}
     assert units == used, "the plan allows more than is used"
-
-
-def test_the_page_says_what_is_here():
-    (told,) = MEASURED.findall((ROOT / "docs/architecture.md").read_text())
-    numbers = [[int(one.replace(",", "")) for one in re.findall(r"\d[\d,]*", text)] for text in (told, measured())]
-    for said, true in zip(*numbers, strict=True):  # lines change daily
-        assert abs(said - true) <= (0.03 * true if true > 60 else 0), "run `make reference`"
-
-
-def test_a_name_means_one_thing():
-    """Constants with one value each, and no name of a function in three modules; so both can be searched for."""
-    constants, functions = defaultdict(set), defaultdict(set)
-    for path in sorted(path for folder in ("must", "components", "pipeline") for path in (ROOT / folder).rglob("*.py")):
-        if "headers" in path.parts:  # formats' own words, each in its module
-            continue
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                functions[node.name].add(path)
-            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-                name, value = node.targets[0] if isinstance(node, ast.Assign) else node.target, node.value
-                pairs = [(name, value)]
-                if isinstance(name, ast.Tuple) and isinstance(value, ast.Tuple):
-                    pairs = list(zip(name.elts, value.elts, strict=True))
-                for one, its in pairs:
-                    if ast.unparse(one).isupper():
-                        constants[ast.unparse(one)].add(ast.unparse(its))
-    several = {name for name, values in constants.items() if len(values) > 1} - SAME_CONSTANTS
-    assert not several | {name for name, paths in functions.items() if len(paths) > 2} - SAME_FUNCTIONS
 
 
 def test_no_cycle_between_modules():

@@ -1,5 +1,5 @@
 """The steps of "Adding a stage" (docs/architecture.md), taken in a copy of the tree: a command, a function, a component
-and a task of the DAG come of them, and no other file has to be touched."""
+and a task of the DAG come of them."""
 
 import os
 import re
@@ -16,26 +16,18 @@ RECIPE = PAGE[PAGE.index("## Adding a stage") : PAGE.index("## Tests")]
 
 NEW = {
     "must/config/hello.py": """
-from __future__ import annotations
-
 from dataclasses import dataclass
-
 from must.base.parameters import StageConfig, param
-
 
 @dataclass(kw_only=True)
 class HelloConfig(StageConfig):
     example = "must hello --name world --output hello.txt"
-
     name: str = param("who is greeted")
     output: str = param("file to write", metavar="FILE")
 """,
     "must/evaluation/hello.py": """
-from __future__ import annotations
-
 from must.base import storage
 from must.config import HelloConfig
-
 
 def hello(config: HelloConfig) -> dict[str, int]:
     storage.write_bytes(config.output, f"hello, {config.name}".encode())
@@ -66,7 +58,7 @@ EDITS = {  # file: (before what, what)
         ('            weights = add("classifier"', '            add("hello", name="world", **run)\n')
     ],
 }
-MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml", "docs/reference/", "docs/architecture.md")
+MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml")
 COMPONENT = """
 from kfp import local
 from must_components.components import hello
@@ -110,9 +102,9 @@ def run(tree, *command):
 
 def test_the_recipe_names_the_files_that_are_touched():
     named = {name.replace("NAME", "hello") for name in re.findall(r"`([\w/]+\.(?:py|pyi|yaml))`", RECIPE)}
-    assert {*NEW, *EDITS, *MADE[:2]} - named == {"must/evaluation/hello.py"}  # "in a package that may import config"
+    assert {*NEW, *EDITS, *MADE} - named == {"must/evaluation/hello.py"}  # "in a package that may import config"
     optional = {"must/api/results.py", "must/api/preflight.py", "must/runtime/stages.py", "pipeline/cluster.yaml"}
-    assert named - {*NEW, *EDITS, *MADE[:2]} == optional | {"tests/test_architecture.py", "tests/test_recipe.py"}
+    assert named - {*NEW, *EDITS, *MADE} == optional | {"tests/test_architecture.py", "tests/test_recipe.py"}
     assert all((ROOT / name).exists() for name in named - NEW.keys())
 
 
@@ -131,20 +123,3 @@ def test_a_component_that_runs_and_a_task_of_the_dag(tree):
     assert "WROTE hello, world" in run(tree, "-c", COMPONENT)
     assert '"result": "greetings 1"' in (tree / "work/notes/7/hello.json").read_text()
     assert "comp-hello:" in (tree / "pipeline/must_pipeline.yaml").read_text()
-
-
-@pytest.mark.slow
-def test_the_architecture_holds_and_nothing_else_was_touched(tree):
-    checks = ("tests/test_architecture.py", "-k", "not without_torch")
-    run(tree, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *checks)
-    differ = {
-        str(path.relative_to(tree)) for folder in ("must", "components", "pipeline", "docs") for path in
-        (tree / folder).rglob("*.*") if path.is_file() and path.suffix != ".pyc" and changed(tree, path)
-    }  # fmt: skip
-    assert all(name in NEW or name in EDITS or name.startswith(MADE) for name in differ), differ
-    assert differ >= {*NEW, *EDITS}
-
-
-def changed(tree, path):
-    before = ROOT / path.relative_to(tree)
-    return not before.exists() or before.read_bytes() != path.read_bytes()

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from must.base.console import attach
 from must.base.errors import MustError, TransientError, UserError
@@ -81,39 +82,31 @@ def ending_on_sigterm(command: str) -> Iterator[None]:
     In a container a stage has the process number 1, which the kernel does not end by a signal without a handler. Stages
     that save their state install their own handler while they run.
     """
+    with handling(signal.SIGTERM, partial(end_program, command)):
+        yield
 
-    global _programs
 
-    def stop(number: int, frame: object) -> None:
-        # When one rank has failed, torchrun stops the others: they print nothing, so that the error is the last line.
-        if is_first_rank():
-            print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(PREEMPTED)
-
-    with handling(signal.SIGTERM, stop) as installed:
-        _programs += installed
-        try:
-            yield
-        finally:
-            _programs -= installed
+def end_program(command: str, number: int, frame: object) -> NoReturn:
+    # When one rank has failed, torchrun stops the others: they print nothing, so that the error is the last line.
+    if is_first_rank():
+        print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+    raise SystemExit(PREEMPTED)
 
 
 @contextmanager
-def handling(number: int, handler: Callable[[int, Any], object]) -> Iterator[bool]:
-    """Installs a signal handler while the block runs; yields whether it could: only the main thread may."""
+def handling(number: int, handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """Installs a signal handler while the block runs, in the main thread: no other may."""
     if threading.current_thread() is not threading.main_thread():
-        yield False
+        yield
         return
     previous = signal.signal(number, handler)
     try:
-        yield True
+        yield
     finally:
         signal.signal(number, previous)
 
 
-_programs = 0  # number of active blocks of `ending_on_sigterm`
-
-
 def answers_signals() -> bool:
     """Whether must may install signal handlers: in the main thread of a must program, not in one that imports must."""
-    return _programs > 0 and threading.current_thread() is threading.main_thread()
+    is_program = getattr(signal.getsignal(signal.SIGTERM), "func", None) is end_program
+    return is_program and threading.current_thread() is threading.main_thread()

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from must.base.exits import WRONG_INPUT
@@ -34,37 +35,38 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for title, parameter in with_headings(stage):
         target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
-        kind = hints[parameter.name]
-        required, default = is_required(parameter), get_default(parameter)
-        text = parameter.metadata["help"].replace("%", "%%")
-        value = format_value(default) if isinstance(default, dict | list) else str(default)
-        if parameter.name in stage.by_preset:
-            value = preset_text(stage.by_preset[parameter.name], value)
-        if required:
-            value = "required without WORK" if parameter.metadata["work"] and parameter.name != "model" else "required"
-        text += f" [{value}]" if value else ""
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": parameter.name}
+        name, kind, metavar = parameter.name, hints[parameter.name], parameter.metadata["metavar"]
+        value = describe_default(stage, parameter)
+        text = parameter.metadata["help"].replace("%", "%%") + (f" [{value}]" if value else "")
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if parameter.metadata["positional"]:
-            del options["dest"]
-            target.add_argument(
-                parameter.name, nargs="+" if required else "*", metavar=parameter.metadata["metavar"], **options
-            )
+            target.add_argument(name, nargs="+" if is_required(parameter) else "*", metavar=metavar, **options)
         elif is_switch(kind):
-            target.add_argument(flag(parameter.name), action=argparse.BooleanOptionalAction, **options)
+            target.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
         else:
             if parameter.metadata["bare"]:
-                target.add_argument(
-                    parameter.name, nargs="?", action=Once, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-                )
                 options["action"] = Once
-            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else parameter.metadata["metavar"] or "X"
-            target.add_argument(flag(parameter.name), metavar=metavar, **options)
+                target.add_argument(name, nargs="?", **options | {"help": argparse.SUPPRESS})
+            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else metavar or "X"
+            target.add_argument(flag(name), metavar=metavar, **options)
 
 
-def preset_text(auto: str, published: str) -> str:
-    """The default of a parameter that presets choose: its value in the preset auto ("" if computed), and published."""
+def describe_default(stage: type[StageConfig], parameter: Field[Any]) -> str:
+    """What a value of the parameter is if it is not given. For one that presets choose: its value in the preset auto
+    (by_preset has "" if it is computed), and the published one."""
+    name, default = parameter.name, get_default(parameter)
+    if is_required(parameter):
+        return "required without WORK" if parameter.metadata["work"] and name != "model" else "required"
+    value = str(default)
+    if isinstance(default, dict):
+        value = ",".join(f"{key}={item:g}" for key, item in default.items())
+    elif isinstance(default, list):
+        value = ",".join(map(str, default))
+    if name not in stage.by_preset:
+        return value
+    auto = stage.by_preset[name]
     first = f"auto: {auto}" if auto not in ("", "auto") else auto or "by preset"
-    return first + (f"; published: {published}" if published else "")
+    return first + (f"; published: {value}" if value else "")
 
 
 def is_switch(kind: Any) -> bool:
@@ -91,12 +93,6 @@ def format_usage(stage: type[StageConfig]) -> str:
         if is_required(parameter):
             words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")
     return " ".join(["%(prog)s", *words, "[options]"])
-
-
-def format_value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{key}={item:g}" for key, item in value.items())
-    return ",".join(f"{item}" for item in value)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -59,40 +59,31 @@ class Kind:
         )
 
 
-@contextmanager
-def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
-    """Holds the lock of a folder. Yields a function that raises LockLostError if the lock has been lost.
-    Raises HeldError: another run holds it; CannotLockError: the file system does not support locks."""
-    path = storage.join(folder, kind.name)
-    if storage.is_remote(folder):
-        with held_once(path, kind.refusal(folder, owner_text())):
-            owner = BucketLock(path, kind)
-            owner.acquire()
-            with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
-                yield owner.check
-    else:
-        local = str(storage.local(folder))
-        with (
-            held_once(str(storage.local(path).resolve()), kind.refusal(local, owner_text())),
-            locked_file(storage.local(path), kind, local),
-        ):
-            yield lambda: None
-
-
 held = set[tuple[int, str]]()  # (process, path): the locks of the system and of a bucket do not tell threads apart
 changing = threading.Lock()
 
 
 @contextmanager
-def held_once(path: str, refusal: str) -> Iterator[None]:
-    """Raises HeldError: another thread of this process holds the lock at `path`."""
-    key = (os.getpid(), path)
+def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
+    """Holds the lock of a folder. Yields a function that raises LockLostError if the lock has been lost.
+    Raises HeldError: another run, or another thread of this one, holds it; CannotLockError: the file system does not
+    support locks."""
+    path, is_remote = storage.join(folder, kind.name), storage.is_remote(folder)
+    folder = folder if is_remote else str(storage.local(folder))
+    key = os.getpid(), path if is_remote else str(Path(path).resolve())
     with changing:
         if key in held:
-            raise HeldError(refusal)
+            raise HeldError(kind.refusal(folder, owner_text()))
         held.add(key)
     try:
-        yield
+        if is_remote:
+            owner = BucketLock(path, kind)
+            owner.acquire()
+            with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
+                yield owner.check
+        else:
+            with locked_file(Path(path), kind, folder):
+                yield lambda: None
     finally:
         held.discard(key)
 
@@ -167,24 +158,21 @@ class BucketLock:
         self.last_beat = time.monotonic()  # start time of the last successful heartbeat
 
     def acquire(self) -> None:
-        """Takes the lock. If it exists, first waits for its next heartbeat or for DEAD_AFTER seconds."""
-        deadline = time.monotonic() + DEAD_AFTER
-        generation = storage.generation(self.uri)
-        if generation is not None and (self.is_released() or self.owner_is_dead()):
-            deadline = 0.0
-        elif generation is not None:
+        """Takes the lock. If another run has it, first waits for its next heartbeat or for DEAD_AFTER seconds."""
+        first = generation = storage.generation(self.uri)
+        waits, deadline = first is not None and not self.is_free(), time.monotonic() + DEAD_AFTER
+        if waits:
             logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
-        while generation is not None and time.monotonic() < deadline:
+        while waits and time.monotonic() < deadline:
             time.sleep(LOOK_S)
-            current = storage.generation(self.uri)
-            if current is not None and current != generation:
-                if not self.is_released():
-                    self.refuse()
-                deadline = 0.0
-            generation = current
-        try:
-            self.write(generation or 0)
-        except storage.ConflictError:
+            generation = storage.generation(self.uri)
+            free = self.is_free() and storage.generation(self.uri) == generation  # else that is of the owner before
+            waits = generation is not None and not free
+            if waits and generation != first:
+                self.refuse()
+        self.generation = generation or 0
+        self.renew()
+        if self.lost:
             self.refuse()
 
     def refuse(self) -> None:
@@ -207,15 +195,11 @@ class BucketLock:
         except (FileNotFoundError, ValueError):
             return {}
 
-    def is_released(self) -> bool:
-        return self.owner() == RELEASED
-
-    def owner_is_dead(self) -> bool:
-        """Whether the owner was a process of this machine and container that has ended.
-
-        False for processes of other machines and containers.
-        """
+    def is_free(self) -> bool:
+        """Whether the lock was released, or its owner was a process of this machine and container that has ended."""
         owner = self.owner()
+        if owner == RELEASED:
+            return True
         if any(owner.get(name, "") != value for name, value in pid_scope().items()):
             return False
         try:
@@ -227,17 +211,15 @@ class BucketLock:
         except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
             return True
 
-    def write(self, expected: storage.Generation) -> None:
-        started = time.monotonic()
-        self.count += 1
-        content = json.dumps(self.identity | {"beat": self.count}).encode()
-        self.generation = storage.remote(self.uri).write_bytes(self.uri, content, expected)
-        self.last_beat = started
-
     def renew(self) -> None:
+        """Writes a heartbeat, unless another run has taken over the lock."""
         with self.writing:  # the heartbeat thread and `check` both replace the object
+            started = time.monotonic()
+            self.count += 1
+            content = json.dumps(self.identity | {"beat": self.count}).encode()
             try:
-                self.write(self.generation)
+                self.generation = storage.remote(self.uri).write_bytes(self.uri, content, self.generation)
+                self.last_beat = started
             except storage.ConflictError:
                 self.lost = True
 

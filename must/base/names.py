@@ -51,8 +51,8 @@ def require_no_links(uri: str, flag: str) -> None:
 
 def of_form(pattern: re.Pattern[str], value: object, noun: str) -> str:
     """Returns `value` if the whole of it matches."""
-    require(isinstance(value, str) and pattern.fullmatch(value) is not None, f"{brief(value)} is not a {noun}")
-    assert isinstance(value, str)
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise UserError(f"{brief(value)} is not a {noun}")
     return value
 
 

@@ -11,29 +11,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from must.base.errors import MustError, UserError
 from must.base.text import brief, did_you_mean, one_line, printable
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 Config = TypeVar("Config", bound="StageConfig")
-Part = TypeVar("Part", bound="DataclassInstance")
 Record = TypeVar("Record")
 get_hints: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
@@ -42,7 +27,7 @@ LARGEST_FILE = 1 << 20  # bytes of a file of parameters
 MOST_USED = "most used"  # the first heading of a stage's help
 
 
-COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def check_bounds(value: Any, bounds: dict[str, float], name: str) -> None:
@@ -50,7 +35,8 @@ def check_bounds(value: Any, bounds: dict[str, float], name: str) -> None:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float):
             inside = all(COMPARISONS[word](number, limit) for word, limit in bounds.items())
-            require(inside, f"{name} must be {' and '.join(f'{k} {v}' for k, v in bounds.items())} (got {number:g})")
+            limits = " and ".join(f"{word.replace('_', ' ')} {limit}" for word, limit in bounds.items())
+            require(inside, f"{name} must be {limits} (got {number:g})")
 
 
 def param(
@@ -64,11 +50,8 @@ def param(
     bare: bool = False,
     kind: str = "",
     work: str = "",
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
     between: tuple[float, float] | None = None,
+    **bounds: float,
 ) -> Any:
     """A field of a stage: its help text and, unless it is required, its default.
 
@@ -78,16 +61,16 @@ def param(
         often: the field is under the heading MOST_USED instead, above all others.
         bare: the value may also be given without the flag.
         kind: the kind of a file or folder that is checked before the stage begins; see must.api.preflight.
-        work: the path in WORK that is the default, see must.config.work; `to NAME`: the stage writes to WORK/NAME.
-        at_least, above, at_most, below, between: limits of a number, or of each number of a list; `between` includes
-            both ends.
+        work: the path in WORK that is the default, see `find_value` in must.config.work.
+        between: the limits of a number, or of each number of a list, both included.
+        bounds: other limits, by the words of COMPARISONS.
     """
-    at_least, at_most = between or (at_least, at_most)
+    if between:
+        bounds = {"at_least": between[0], "at_most": between[1]}
     metavar = "N" if metavar is None and type(default) is int else metavar
-    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     metadata = {
         "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
-        "kind": kind, "work": work, "bounds": {word: limit for word, limit in bounds.items() if limit is not None},
+        "kind": kind, "work": work, "bounds": bounds,
     }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
@@ -108,16 +91,7 @@ class StageConfig:
     passed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.convert_values()
-        self.check_values()
-
-    def is_passed(self, name: str) -> bool:
-        """Whether the user gave this parameter: it is in `passed`, or its value is not the default."""
-        return name in self.passed or getattr(self, name) != get_default(type(self).__dataclass_fields__[name])
-
-    def convert_values(self) -> None:
-        kind: Any = type(self)
-        hints = get_hints(kind)
+        hints = get_hints(type(self))
         for parameter in list_parameters(type(self)):
             name, value = parameter.name, getattr(self, parameter.name)
             if parameter.metadata["positional"] and isinstance(value, str) and value:
@@ -125,6 +99,11 @@ class StageConfig:
             value = convert(value, hints[name], flag(name))
             check_bounds(value, parameter.metadata["bounds"], flag(name))
             setattr(self, name, value)
+        self.check_values()
+
+    def is_passed(self, name: str) -> bool:
+        """Whether the user gave this parameter: it is in `passed`, or its value is not the default."""
+        return name in self.passed or getattr(self, name) != get_default(type(self).__dataclass_fields__[name])
 
     def check_values(self) -> None:
         """Refuses values that contradict each other."""
@@ -134,18 +113,18 @@ class StageConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "passed"}
 
 
-def make_part(config: StageConfig, kind: type[Part], **others: Any) -> Part:
+def make_part(config: StageConfig, kind: type[Record], **others: Any) -> Record:
     """A dataclass whose fields, except `others`, have the names and values of the stage's parameters.
 
     Lists become tuples.
     """
-    values = {field.name: getattr(config, field.name) for field in fields(kind) if field.name not in others}
+    names = [field.name for field in fields(cast(Any, kind)) if field.name not in others]
+    values = {name: getattr(config, name) for name in names}
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}, **others)
 
 
-def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) -> Config:
-    """A stage's parameters: flags override the YAML `file`, which overrides the defaults."""
-    values = (read_yaml(stage, file) if file else {}) | flags
+def load(stage: type[Config], values: dict[str, Any]) -> Config:
+    """A stage's parameters: `values` override the defaults."""
     check_names(stage, values, "parameters")
     missing = [flag(f.name) for f in list_parameters(stage) if f.name not in values and is_required(f)]
     require(not missing, f"missing: {', '.join(missing)}")
@@ -153,6 +132,7 @@ def load(stage: type[Config], flags: dict[str, Any], file: str | None = None) ->
 
 
 def read_yaml(stage: type[StageConfig], file: str) -> dict[str, Any]:
+    """The values of parameters in a file of --config."""
     content = read_mapping(Path(file), f"--config {file}")
     values = {str(name).replace("-", "_"): value for name, value in content.items()}
     check_names(stage, values, f"--config {file}")
@@ -283,12 +263,9 @@ def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
 def convert_scalar(value: Any, kind: Any, name: str, strict: bool) -> Any:
     expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
     message = f"{name}: expected {expected}, got {brief(value)}"
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        value = words.get(value.lower(), value) if isinstance(value, str) and not strict else value
-        require(isinstance(value, bool), message)
-        return value
-    require(isinstance(value, str | int | float) and not isinstance(value, bool), message)
+    if kind is bool and isinstance(value, str) and not strict:
+        value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(value.lower())
+    require(isinstance(value, str | int | float) and isinstance(value, bool) == (kind is bool), message)
     require(not strict or type(value) is kind or (kind is float and type(value) is int), message)
     require(kind is not int or not isinstance(value, float) or value.is_integer(), message)
     try:

@@ -21,6 +21,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from must.base.console import silence_pillow
 from must.base.errors import UserError
 
 METHOD = "MUST_START_METHOD"
@@ -53,14 +54,14 @@ def start_context(preload: str) -> BaseContext:
 def end_with_parent() -> None:
     """Ends this process when its launcher ends, however that ends: else it would train on beside a retry's processes.
 
-    Linux kills it when the parent dies after this call. If the parent died earlier, during this process's imports, its
-    process id in PARENT shows it.
+    Linux kills it when the parent dies after this call. If the parent died earlier, during this process's imports,
+    another process than PARENT is the parent now.
     """
     parent = os.environ.pop(PARENT, "")
     if sys.platform == "linux":
         set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
-        if parent and not is_running(int(parent)):
+        if parent and os.getppid() != int(parent):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -69,24 +70,14 @@ def child_environment() -> dict[str, str]:
     return os.environ | {PARENT: str(os.getpid())}
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process of this host runs; a zombie counts as ended."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        return not Path("/proc").exists()  # without /proc nothing is known
-    except OSError:
-        return True
-
-
 def begin_worker(environment: dict[str, str]) -> None:
-    """Sets this worker's environment, and ends the worker when its parent has ended.
+    """Sets up a worker process, which ends when its parent has ended.
     `environment`: the parent's current `os.environ`; a fork server has the one of its own start."""
     if dict(os.environ) != environment:  # a forked worker has it, and must not wait for a lock of the parent's threads
         os.environ.clear()
         os.environ.update(environment)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked in a fork server
+    silence_pillow()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -4,25 +4,16 @@ nothing shows the log."""
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from tqdm.std import tqdm
 
 from must.base.console import TO_STDERR, Console, is_heard
-from must.base.exits import is_first_rank
 
 logger = logging.getLogger(__name__)
 
-
-class Images(Protocol):
-    @property
-    def samples(self) -> Any:
-        """The numbers of the samples."""
-
-
-Batch = TypeVar("Batch", bound=Images)
 
 LINE_INTERVAL = 60.0  # seconds between two lines
 
@@ -72,16 +63,6 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[A
     return tqdm_auto(iterable, disable=True if quiet else False if is_widget else None, **options)
 
 
-def watched(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
-    """Yields the batches and shows a bar of their images; of several processes only rank 0 shows it."""
-    total = len(batches.numbers) if hasattr(batches, "numbers") else None
-    first = is_first_rank()
-    with bar(total=total, unit="img", desc=description, leave=False, quiet=not first) as shown:
-        for batch in batches:
-            yield batch
-            shown.update(len(batch.samples))
-
-
 @contextmanager
 def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
     """Shows a bar of a stage's `total` parts; yields a function to call with the name of each part that begins."""
@@ -96,7 +77,7 @@ def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
         yield begin
 
 
-def loading(command: str = "") -> None:
+def loading(command: str) -> None:
     """Logs in a terminal that torch and a model are being loaded, which takes seconds, unless torch is loaded."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
-        logger.info(f"{f'must {command}: ' if command else ''}loading torch and the model ...", extra=TO_STDERR)
+        logger.info(f"must {command}: loading torch and the model ...", extra=TO_STDERR)

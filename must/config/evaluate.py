@@ -24,7 +24,7 @@ class EvaluateConfig(StageConfig):
         kind="baseline",
         work="classifier",
     )
-    shards: str = defaults.shards(work="measured")
+    shards: str = defaults.shards(work="test or shards")
     index_sha256: str = defaults.index_sha256()
     split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
     output: str = defaults.output("folder of metrics.json, predictions.csv, report.html", "report")
@@ -89,7 +89,7 @@ class RefineConfig(StageConfig):
         often=True,
         bare=True,
         kind="output",
-        work="bundle",
+        work="to model",
     )
     answers: str = param(
         "folder of `must review`: answered images keep their answer, similar ones are corrected, and so are new ones",

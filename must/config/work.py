@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,20 +24,21 @@ class Part(NamedTuple):
     path: str  # in WORK
     marker: str  # the file in it that identifies it; "" if `path` is the file
     words: str
+    by_adapt: bool = False  # whether `must adapt` makes it
 
 
 PARTS = {
-    "bundle": Part("model", files.DESCRIPTION_FILE, "model of `must train` or `must refine`"),
-    "classifier": Part(files.CLASSIFIER_FILE, "", "classifier file of `must classifier`"),
-    "shards": Part("shards", files.INDEX_FILE, "shards of `must shard`"),
+    "bundle": Part("model", files.DESCRIPTION_FILE, "model of `must train` or `must refine`", True),
+    "classifier": Part(files.CLASSIFIER_FILE, "", "classifier file of `must classifier`", True),
+    "shards": Part("shards", files.INDEX_FILE, "shards of `must shard`", True),
     "test": Part("test", files.INDEX_FILE, "labelled images of `must adapt`"),
-    "labels": Part("labels", files.REFINED_FILE, "labels of `must refine`"),
-    "metrics": Part(f"report/{files.METRICS_FILE}", "", "report of `must evaluate`"),
+    "labels": Part("labels", files.REFINED_FILE, "labels of `must refine`", True),
+    "metrics": Part(f"report/{files.METRICS_FILE}", "", "report of `must evaluate`", True),
     "onnx": Part("onnx", files.ONNX_FILE, "ONNX file of `must export`"),
     "answers": Part("review", files.ANSWERS_FILE, "answers of `must review`"),
     "decision": Part("decision.json", "", "decision of `must gate`"),
 }
-MADE_BY_ADAPT = ("bundle", "classifier", "shards", "labels", "metrics")
+"""By the names that the metadata `work` of a parameter has."""
 
 
 def find_part(work: str, kind: str) -> str:
@@ -71,8 +73,6 @@ def is_work(folder: str) -> bool:
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
     """A stage's values, completed with paths in WORK if `model` is WORK or WORK/model.
 
-    The metadata `work` of a field names the part that it gets; `own NAME`: only if it is of the model that is there;
-    `to NAME`: the stage writes to WORK/NAME.
     Raises UserError: nothing of a kind that the stage needs is there."""
     parameters = [field for field in list_parameters(stage) if field.metadata["work"]]
     model = values.get("model")
@@ -80,41 +80,42 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
         return values
     folder = os.fspath(model).rstrip("/") or "/"
     if any(Path(folder, name).is_file() for name in (files.DESCRIPTION_FILE, files.ONNX_FILE)):
-        in_work = Path(folder).name == PARTS["bundle"].path and find_part(str(Path(folder).parent), "classifier")
-        if not in_work:  # a bundle or an ONNX file of its own
+        own, folder = Path(folder).name, str(Path(folder).parent)
+        if own != PARTS["bundle"].path or not find_part(folder, "classifier"):  # not in WORK
             return values
-        folder = str(Path(folder).parent)
-    if not is_work(folder):
+    elif not is_work(folder):
         missing = [field for field in parameters if is_required(field) and field.name not in values]
         lack = "no model of `must adapt` there" if Path(folder).exists() else "no such folder"
         require(not missing, f"--model {model}: {lack}; give a folder that `must adapt` made")
         return values
-    paths = dict[str, Any]()
-    for field in parameters:
-        name, kind = field.name, field.metadata["work"]
-        if name in values and name != "model":
-            continue
-        if kind.startswith("to "):
-            paths[name] = storage.join(folder, kind.removeprefix("to ").format(**{"to": "onnx"} | values))
-        elif kind == "split":
-            paths[name] = find_split(folder)
-        elif kind == "measured":
-            paths[name] = find_part(folder, "test") or find_part(folder, "shards")
-        elif path := find_part(folder, kind.removeprefix("own ")):
-            if not kind.endswith("metrics") or is_measured(folder):
-                paths[name] = path
-            else:
-                measure = f"its report is of the model before; must evaluate {shlex.quote(folder)} measures this one"
-                require(kind.startswith("own "), f"--model {model}: {measure}")
-                logger.info(f"{model}: {measure}")
-        elif name == "model" and field.metadata["kind"] == "output":
-            paths[name] = storage.join(folder, PARTS[kind].path)
-        else:
-            again = Path(folder, files.RECORD_FILE).exists() and kind in MADE_BY_ADAPT
-            make = "the same `must adapt` again makes it" if again else "make it"
-            message = f"--model {model}: no {PARTS[kind].words} is in it; {make}, or name it with {flag(name)}"
-            require(name != "model" and not is_required(field), message)
-    return values | paths
+    missing = [field for field in parameters if field.name == "model" or field.name not in values]
+    found = {field.name: find_value(folder, field, values) for field in missing}
+    return values | {name: value for name, value in found.items() if value}
+
+
+def find_value(work: str, field: Field[Any], values: dict[str, Any]) -> str:
+    """A parameter's value in WORK, by its metadata `work`; '' to leave its default.
+
+    A row of PARTS, or the first of several that is there (`test or shards`); `own metrics`: only if it is of the model
+    that is there; `split`: the split to measure on; `to PATH`: the stage writes to WORK/PATH."""
+    kind, model = field.metadata["work"], values["model"]
+    if kind.startswith("to "):
+        return storage.join(work, kind.removeprefix("to ").format(**{"to": "onnx"} | values))
+    if kind == "split":
+        return find_split(work)
+    kinds = kind.removeprefix("own ").split(" or ")
+    path = next(filter(None, (find_part(work, name) for name in kinds)), "")
+    if path and kinds == ["metrics"] and not is_measured(work):
+        measure = f"its report is of the model before; must evaluate {shlex.quote(work)} measures this one"
+        require(kind.startswith("own "), f"--model {model}: {measure}")
+        logger.info(f"{model}: {measure}")
+        return ""
+    part = PARTS[kinds[-1]]
+    again = part.by_adapt and Path(work, files.RECORD_FILE).exists()
+    make = "the same `must adapt` again makes it" if again else "make it"
+    message = f"--model {model}: no {part.words} is in it; {make}, or name it with {flag(field.name)}"
+    require(bool(path) or (field.name != "model" and not is_required(field)), message)
+    return path
 
 
 def find_adapted(model: str) -> str:

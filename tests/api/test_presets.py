@@ -7,7 +7,7 @@ import yaml
 
 from must.api import cli
 from must.api.stages import configure
-from must.base.parameters import load
+from must.base.parameters import load, read_yaml
 from must.config import TrainConfig
 from must.data.format.index import load_index
 from must.method.model.classifier import load_text_classifier
@@ -40,7 +40,7 @@ def test_every_way_to_configure_gives_the_same_settings(values, monkeypatch, tmp
     assert (found.config.epochs, found.config.preset, found.config.alpha) == (epochs, name, alpha)
     assert set(found.reasons) >= {"epochs", "lr", "alpha"} and all(found.reasons.values())
     assert resolved(found.config).config == found.config, "resolving twice changes nothing"
-    ways = [load(TrainConfig, values), load(TrainConfig, {}, str(file)), configure("train", values)]
+    ways = [load(TrainConfig, values), load(TrainConfig, read_yaml(TrainConfig, str(file))), configure("train", values)]
     for other in [*ways, on_the_command_line(monkeypatch, values)]:
         assert other == made and resolved(other) == found
 

@@ -56,6 +56,8 @@ def test_a_report_of_the_model_before_is_left_out_or_made_again(tmp_path, caplog
     for stage, values in (("gate", {}), ("promote", {"registry": "r", "name": "n"})):
         with pytest.raises(UserError, match=f"its report is of the model before; must evaluate {work} measures"):
             configure(stage, {"model": work, **values})
+    (tmp_path / "report/metrics.json").unlink()
+    assert configure("export", {"model": work}).metrics == ""
 
 
 def test_after_a_review_elsewhere_the_next_command_names_its_answers(tmp_path):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,19 +12,11 @@ from must.base.errors import MustError, TransientError, UserError
 from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT, exiting, find_exit_code
 from must.base.lock import HeldError
 from must.base.parameters import require
-from must.evaluation.metrics import confusion_matrix
-from must.evaluation.scores import concatenate
-
-BUGS = {  # ValueErrors that Python and numpy raise where our own code is wrong
-    "reshape": partial(confusion_matrix, np.array([0, 3]), np.array([0, 1]), 2),
-    "zip of scores": partial(concatenate, [(np.zeros(1), np.zeros(1)), (np.zeros(1),)]),
-}
 
 
-@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
-def test_a_bug_is_no_users_error(bug, capsys):
+def test_a_bug_is_no_users_error(capsys):
     with pytest.raises(ValueError) as raised, exiting("train"):
-        bug()
+        np.zeros(3).reshape(2)  # as numpy and Python raise where our own code is wrong
     assert find_exit_code(raised.value) == BUG and not isinstance(raised.value, MustError)
     assert capsys.readouterr().err == ""
 

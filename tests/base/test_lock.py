@@ -112,16 +112,12 @@ def test_without_a_good_beat_for_too_long_a_new_one_decides(held, monkeypatch):
     uri, check = held
     monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # any beat is too old
     check()  # the bucket answers, and the lock is ours
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="/nowhere"):
+        patch.setattr(storage.remote(uri), "write_bytes", lambda *_: Path("/nowhere").stat())
+        check()  # nothing is said to be ours
     storage.write_bytes(uri, b"{}")
     with pytest.raises(lock.LockLostError, match="is now held by another `must shard`"):
         check()
-
-
-def test_without_any_beat_nothing_is_said_to_be_ours(held, monkeypatch):
-    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)
-    monkeypatch.setattr(storage.remote(held[0]), "write_bytes", lambda *_: Path("/nowhere").stat())
-    with pytest.raises(FileNotFoundError, match="/nowhere"):
-        held[1]()
 
 
 def test_a_beat_and_checks_at_the_same_moment_are_one_owner(bucket_server, monkeypatch):
@@ -143,15 +139,6 @@ def test_a_run_releases_its_own_lock_and_not_its_successors(bucket_server, capsy
     assert storage.read_bytes(uri) == b'{"who": "the successor"}'
 
 
-@pytest.fixture
-def left(bucket_server):
-    """The content of a lock in a bucket that a process here has left which was killed; and where it is."""
-    code = "import json; from must.base.lock import BucketLock; from must.data.shards.workdir import SHARDS_LOCK; "
-    code += "print(json.dumps(BucketLock('gs://b/x', SHARDS_LOCK).identity))"
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(made.stdout), bucket_server.uri + "/run/.shard.lock"
-
-
 ELSEWHERE = {
     "another host": {"host": "another-pod"},
     "another container of that host name": {"pids": "pid:[1]"},
@@ -160,12 +147,16 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("where", ["here", *ELSEWHERE])
-def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(left, monkeypatch, capsys, where):
+def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(bucket_server, monkeypatch, capsys, where):
     monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
     monkeypatch.setattr(lock, "LOOK_S", 0.05)
-    storage.write_bytes(left[1], json.dumps(left[0] | lock.pid_scope() | ELSEWHERE.get(where, {})).encode())
-    with lock.locked(left[1].rpartition("/")[0], SHARDS):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    uri = bucket_server.uri + "/run/.shard.lock"
+    owner = lock.BucketLock(uri, SHARDS).identity | {"pid": str(process.pid)} | ELSEWHERE.get(where, {})
+    storage.write_bytes(uri, json.dumps(owner).encode())
+    with lock.locked(bucket_server.uri + "/run", SHARDS):
         assert ("watching its heartbeat for up to" in capsys.readouterr().out) == (where != "here")
 
 

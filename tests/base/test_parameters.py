@@ -7,7 +7,7 @@ import pytest
 
 from must.api.stages import STAGES
 from must.base.errors import UserError
-from must.base.parameters import list_parameters, load
+from must.base.parameters import list_parameters, load, read_yaml
 from must.config import PredictConfig, ShardConfig, TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -16,7 +16,7 @@ REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "train.yaml"
     file.write_text("lr: 2e-5\nepochs: 7\nstrong-scale: [0.5, 1]\n")
-    config = load(TrainConfig, {**REQUIRED, "epochs": "9"}, str(file))
+    config = load(TrainConfig, read_yaml(TrainConfig, str(file)) | {**REQUIRED, "epochs": "9"})
     assert (config.lr, config.epochs, config.strong_scale, config.batch_size) == (2e-5, 9, [0.5, 1.0], 1024)
     assert config.passed == {*REQUIRED, "lr", "epochs", "strong_scale"} and "passed" not in config.to_dict()
 
@@ -78,7 +78,7 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     file = tmp_path / "train.yaml"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as error:
-        load(TrainConfig, REQUIRED, str(file))
+        read_yaml(TrainConfig, str(file))
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 

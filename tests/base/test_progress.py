@@ -7,7 +7,7 @@ import pytest
 
 from must.base import progress
 from must.base.console import attach
-from must.base.progress import bar, watched
+from must.base.progress import bar
 
 
 @pytest.fixture(autouse=True)
@@ -36,5 +36,5 @@ def test_there_is_no_line_within_a_minute_nor_of_a_quiet_bar(capsys, monkeypatch
         shown.update(2)
         assert shown.disable
     monkeypatch.setattr(progress, "LINE_INTERVAL", 60)
-    assert list(bar(range(3), desc="short")) == [0, 1, 2] and list(watched([], "none")) == []
+    assert list(bar(range(3), desc="short")) == [0, 1, 2]
     assert capsys.readouterr().err == ""

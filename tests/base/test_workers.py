@@ -15,87 +15,74 @@ from torch.utils.data import DataLoader, Dataset
 
 from must.base.errors import UserError
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
-from must.base.parameters import require
 from must.base.storage import UnreachableError
 from must.base.workers import Job, KilledWorkerError, Workers, killed_workers, write_note
 from must.data.loading.loader import iterate
 
-
-def users_error(_: int) -> None:
-    require(False, "--source x: cannot be read")
-
-
-def full_disk(_: int) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device", "out/unit-0.tar")
-
-
-def transient(_: int) -> None:
-    raise UnreachableError("gs://bucket/x: the server could not be reached for 300 s")
-
-
-def bug(_: int) -> None:
-    json.loads("{")
+FAULTS: dict[str, tuple[Exception | None, int, str]] = {
+    "input": (UserError("--source x: cannot be read"), WRONG_INPUT, "--source x: cannot be read"),
+    "full disk": (
+        OSError(errno.ENOSPC, "No space left", "out/unit-0.tar"),
+        WRONG_INPUT,
+        "out/unit-0.tar: No space left",
+    ),
+    "transient": (UnreachableError("gs://bucket/x: the server"), PREEMPTED, "gs://bucket/x: the server"),
+    "bug": (json.JSONDecodeError("no value", "{", 1), BUG, ""),
+    "killed": (None, PREEMPTED, "a worker process was killed, most likely because the memory was full; run the same "),
+}
 
 
-def killed(_: int) -> None:
+def fail(how: str) -> int:
+    if error := FAULTS[how][0]:
+        raise error
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-FAULTS = [
-    (users_error, WRONG_INPUT, "--source x: cannot be read"),
-    (full_disk, WRONG_INPUT, "out/unit-0.tar: No space left on device"),
-    (transient, PREEMPTED, "gs://bucket/x: the server could not be reached for 300 s"),
-    (bug, BUG, ""),
-    (killed, PREEMPTED, "a worker process was killed, most likely because the memory was full; run the same command"),
-]
+    return 0
 
 
 class Faulty(Dataset[int]):
-    def __init__(self, fault: Callable[[int], None]) -> None:
-        self.fault = fault
+    def __init__(self, how: str) -> None:
+        self.how = how
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, number: int) -> int:
-        self.fault(number)
-        return number
+        return fail(self.how)
 
 
-def of_a_pool(fault: Callable[[int], None], ordered: bool = False) -> Iterator[int]:
+def of_a_pool(how: str, ordered: bool = False) -> Iterator[int]:
     with Workers(2, __name__) as workers:
-        yield from (workers.in_order if ordered else workers.unordered)(fault, [(1,), (2,)])
+        yield from workers.run(fail, [(how,), (how,)], ordered=ordered)
 
 
-def of_a_loader(fault: Callable[[int], None]) -> Iterator[int]:
+def of_a_loader(how: str) -> Iterator[int]:
     with killed_workers():
-        yield from iterate(DataLoader(Faulty(fault), num_workers=1))
+        yield from iterate(DataLoader(Faulty(how), num_workers=1))
 
 
 @pytest.mark.parametrize("where", [of_a_pool, partial(of_a_pool, ordered=True), of_a_loader])
-@pytest.mark.parametrize("fault, code, line", FAULTS)
-def test_a_fault_of_a_worker_keeps_its_meaning(
-    where: Callable[[Callable[[int], None]], Iterator[int]], fault: Callable[[int], None], code: int, line: str
-) -> None:
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_fault_of_a_worker_keeps_its_meaning(where: Callable[[str], Iterator[int]], how: str) -> None:
     before = multiprocessing.active_children()
     gc.disable()
     try:
         with pytest.raises(Exception) as error:
-            list(where(fault))
+            list(where(how))
         assert multiprocessing.active_children() == before, "none waits for garbage to be collected"
     finally:
         gc.enable()
+    _, code, line = FAULTS[how]
     assert find_exit_code(error.value) == code
-    if code != BUG and not (where is of_a_loader and fault is full_disk):  # torch keeps the text alone
+    if code != BUG and not (where is of_a_loader and how == "full disk"):  # torch keeps the text alone
         assert format_error(error.value).startswith(line)
-    assert isinstance(error.value, KilledWorkerError) == (fault is killed)
+    assert isinstance(error.value, KilledWorkerError) == (how == "killed")
 
 
 def test_results_come_in_order_or_as_they_are_ready() -> None:
     with Workers(2, __name__) as workers:
         for _ in range(2):
-            assert list(workers.in_order(abs, ((-n,) for n in range(20)))) == list(range(20))
-            assert sorted(workers.unordered(abs, [(-n,) for n in range(20)])) == list(range(20))
+            assert list(workers.run(abs, ((-n,) for n in range(20)), ordered=True)) == list(range(20))
+            assert sorted(workers.run(abs, [(-n,) for n in range(20)])) == list(range(20))
 
 
 def fails_late_at_0(number: int) -> None:
@@ -105,7 +92,7 @@ def fails_late_at_0(number: int) -> None:
 
 def test_of_several_errors_that_of_the_first_job_is_raised() -> None:
     with Workers(2, __name__) as workers, pytest.raises(UserError, match="job 0"):
-        next(workers.in_order(fails_late_at_0, [(0,), (1,)]))
+        next(workers.run(fails_late_at_0, [(0,), (1,)], ordered=True))
 
 
 def crash_at(number: int, bad: int) -> int:
@@ -123,5 +110,5 @@ def test_a_job_whose_worker_has_died_is_exchanged_and_the_others_go_on() -> None
         return (job[0] + 100, -1)
 
     with Workers(2, __name__) as workers:
-        assert sorted(workers.unordered(crash_at, [(n, 3) for n in range(8)], again)) == [0, 1, 2, 4, 5, 6, 7, 103]
+        assert sorted(workers.run(crash_at, [(n, 3) for n in range(8)], again)) == [0, 1, 2, 4, 5, 6, 7, 103]
     assert died == [((3, 3), -signal.SIGPROF, b"at 3")]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from must.base.processes import is_running
 from must.data.format.index import load_index
 from must.runtime.notes import read_notes
 from tests.method.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
@@ -66,5 +65,5 @@ def test_kills_at_random_moments_change_nothing(digits, tmp_path):
     assert process.wait(timeout=300) == 0, (work / "log").read_text()
     assert difference(undisturbed(digits, 2), tmp_path / "b") == 0.0
     (note,) = read_notes(str(work), "r")
-    assert note.state == "done" and len(note.tries) == 2 and not is_running(process.pid)
+    assert note.state == "done" and len(note.tries) == 2
     assert note.facts.result.startswith(f"{STEPS} steps, ")

@@ -7,6 +7,7 @@ permission, a full disk, an unknown scheme) raises ValueError with one line that
 
 import errno
 import importlib
+import io
 import json
 import os
 import shutil
@@ -30,7 +31,6 @@ from must.base.storage.disk import (
     open_regular,
     remove_leftovers,
     start_writing,
-    umask,
     walk,
 )  # fmt: skip
 from must.base.storage.retry import UnreachableError, is_transient, repeat, wait_for_credentials
@@ -40,16 +40,13 @@ from must.base.text import without_secrets
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
     "Writable", "compute_sha256", "disk_errors", "is_transient", "local", "remove_leftovers", "repeat",
-    "start_writing", "umask", "wait_for_credentials",
+    "start_writing", "wait_for_credentials",
 ]  # fmt: skip
 
-AZURE = ("must.base.storage.azure", "azure-storage-blob", "azure")
 STORES = {
     "gs": ("must.base.storage.gcs", "google-cloud-storage", "gcs"),
     "s3": ("must.base.storage.s3", "boto3", "s3"),
-    "az": AZURE,
-    "abfs": AZURE,
-    "abfss": AZURE,
+    **dict.fromkeys(("az", "abfs", "abfss"), ("must.base.storage.azure", "azure-storage-blob", "azure")),
 }
 """By scheme: the module with its STORE, the package that this needs, and the extra that installs the package."""
 
@@ -126,17 +123,11 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
         return remote(uri).read_bytes(str(uri), start, length)
-    # Unbuffered, with the exact size: this is the inner loop of sharding, and a buffered read of "at most N bytes"
-    # first allocates N bytes.
     with open_regular(str(uri).removeprefix("file://")) as file:
         available = max(0, os.fstat(file.fileno()).st_size - start)
-        length = available if length is None else min(length, available)
-        if start and length:
-            file.seek(start)
-        data = file.read(length) or b""
-        while len(data) < length and (more := file.read(length - len(data))):
-            data += more
-        return data
+        file.seek(start)
+        # With the exact size: a read of "at most N bytes" first allocates N bytes.
+        return io.BufferedReader(file).read(available if length is None else min(length, available))
 
 
 def read_versioned(uri: str | Path) -> tuple[bytes | None, Generation]:
@@ -163,14 +154,11 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
         with open_local(local(uri)) as file:
             yield file
         return
-    descriptor, name = tempfile.mkstemp(prefix="must-")
-    try:
-        with disk_errors(name):
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-            remote(uri).upload(Path(name), str(uri))
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="must-") as folder, disk_errors(folder):
+        path = Path(folder) / "file"
+        with path.open("wb") as file:
+            yield file
+        remote(uri).upload(path, str(uri))
 
 
 def download(uri: str | Path, path: str | Path) -> None:
@@ -197,22 +185,18 @@ def local_copy(uri: str | Path) -> Iterator[Path]:
 
 def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
     """Writes a file's bytes to an open file. Raises FileNotFoundError; ValueError: it is a link, with follow=False."""
-    if is_remote(uri):
-        copy_ranges(remote(uri), str(uri), file)
-    else:
+    if not is_remote(uri):
         with open_regular(local(uri)) as source:
             if not follow and not os.path.samestat(os.fstat(source.fileno()), local(uri).lstat()):
                 raise UserError(f"{uri}: is a link; put the file itself there")
             shutil.copyfileobj(source, file, 1 << 20)
-
-
-def copy_ranges(store: Store, uri: str, file: Writable) -> None:
-    """Downloads in ranges, all of one generation, so that a lost connection costs one range and versions never mix."""
-    size, generation, _ = store.stat(uri)
-    for start in range(0, size, store.RANGE):
+        return
+    store = remote(uri)
+    size, generation, _ = store.stat(str(uri))
+    for start in range(0, size, store.RANGE):  # a lost connection costs one range; all are of one generation
         length, data = min(store.RANGE, size - start), b""
         with suppress(ConflictError, FileNotFoundError):
-            data = store.read_bytes(uri, start, length, generation)
+            data = store.read_bytes(str(uri), start, length, generation)
         if len(data) != length:
             raise UserError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
         file.write(data)
@@ -227,13 +211,9 @@ def upload(path: str | Path, uri: str | Path) -> None:
 
 
 def move(uri: str | Path, target: str | Path) -> None:
-    """Renames a file within one bucket or disk. In a bucket: a copy on the server, then a deletion; safe to repeat."""
+    """Renames a file within one bucket or disk. In a bucket: a copy on the server, then a deletion."""
     if is_remote(uri):
-        try:
-            remote(uri).copy(str(uri), str(target))
-        except FileNotFoundError:
-            if not exists(target):
-                raise
+        remote(uri).copy(str(uri), str(target))
         delete(uri)
     else:
         local(target).parent.mkdir(parents=True, exist_ok=True)

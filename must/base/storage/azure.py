@@ -48,12 +48,7 @@ class Azure(Store):
         return [(blob.name, int(blob.size)) for blob in blobs], pages.continuation_token or ""
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
-        try:
-            return get_blob(location).download_blob(start, length, **make_condition(generation)).readall()
-        except core.HttpResponseError as error:
-            if error.status_code == 416:
-                return b""
-            raise
+        return get_blob(location).download_blob(start, length, **make_condition(generation)).readall()
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         options = {"overwrite": condition != 0, "metadata": {MARK: mark}, "validate_content": True}

@@ -10,8 +10,8 @@ import io
 import os
 import shutil
 import stat
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,11 +30,6 @@ def local(uri: str | Path) -> Path:
     return Path(str(uri).removeprefix("file://"))
 
 
-def without_waiting(path: str, flags: int) -> int:
-    """An opener for `open` that does not wait for the writer of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def check_regular(status: os.stat_result, path: str | Path) -> None:
     """Raises OSError: neither a file nor a folder. (`open` itself refuses folders.)"""
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
@@ -51,7 +46,8 @@ def check_replaceable(path: Path) -> None:
 
 def open_regular(path: str | Path) -> io.FileIO:
     """Opens a file unbuffered. Raises OSError: there is no such file, or it is no regular file."""
-    file = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115, the caller closes it
+    flag = getattr(os, "O_NONBLOCK", 0)  # or `open` waits for the writer of a pipe
+    file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | flag))  # noqa: SIM115
     try:
         check_regular(os.fstat(file.fileno()), path)
     except OSError:
@@ -65,21 +61,19 @@ def open_local(path: Path, expected: Generation | None = None) -> Iterator[Binar
     with disk_errors(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
-        if hasattr(os, "fchmod"):  # missing on some versions of Windows
-            os.fchmod(descriptor, 0o666 & ~umask())  # mkstemp makes files private; pods of other users read shards
+        temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             if expected is None:
-                Path(name).replace(path)
+                temporary.replace(path)
             else:
-                compare_and_swap(Path(name), path, expected)
+                compare_and_swap(temporary, path, expected)
             sync_folder(path.parent)
         finally:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def start_writing(file: BinaryIO, start: int, stop: int) -> int:
@@ -97,17 +91,6 @@ def remove_leftovers(folder: str | Path) -> None:
         with suppress(OSError):  # another program may remove it at the same time
             if max(entry.stat().st_mtime for entry in (path, *path.rglob("*"))) < time.time() - ABANDONED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def umask() -> int:
-    """The process's umask; where /proc does not have it, it can only be read by setting it."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def compare_and_swap(new: Path, path: Path, expected: Generation) -> None:
@@ -221,9 +204,6 @@ class HashingFile:
         if self.limit is None or self.size <= self.limit:
             self.file.write(data)
         return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def compute_sha256(path: Path) -> str:

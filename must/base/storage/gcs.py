@@ -62,11 +62,8 @@ class Gcs(Store):
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         end = None if length is None else start + length - 1
-        try:
-            blob = get_blob(location, generation=generation)
-            return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=HTTP_TIMEOUTS)
-        except api.RequestRangeNotSatisfiable:
-            return b""
+        blob = get_blob(location, generation=generation)
+        return blob.download_as_bytes(start=start or None, end=end, retry=None, timeout=HTTP_TIMEOUTS)
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         blob = self.marked(location, mark)

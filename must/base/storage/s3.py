@@ -72,12 +72,7 @@ class S3(Store):
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         options = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
-        try:
-            return client().get_object(**object_key(location), **options, **make_condition(generation))["Body"].read()
-        except boto.ClientError as error:
-            if self.read_error(error)[1] == "InvalidRange":
-                return b""
-            raise
+        return client().get_object(**object_key(location), **options, **make_condition(generation))["Body"].read()
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         options = object_key(location) | make_condition(condition)

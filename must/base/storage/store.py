@@ -91,7 +91,7 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
-        """Bytes from `start`; b"" if `start` is not before the object's end."""
+        """Bytes from `start`. Raises the client's error of status 416: `start` is not before the object's end."""
 
     @abstractmethod
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation: ...
@@ -136,6 +136,8 @@ class Store(ABC):
             return UserError(f"{uri}: the server does not accept these credentials{reason}. {self.log_in}")
         if status == 404:
             return FileNotFoundError(f"{uri} does not exist")
+        if status == 416:
+            return EOFError(f"{uri} ends before")
         if status in (409, 412):
             return ConflictError(f"{uri} was written by another program")
         if status == 403:
@@ -167,7 +169,9 @@ class Store(ABC):
         if length == 0:
             return b""
         location = self.object_at(uri)
-        return self.ask(location, lambda: self.get(location, start, length, generation))
+        with suppress(EOFError):
+            return self.ask(location, lambda: self.get(location, start, length, generation))
+        return b""
 
     def write_bytes(self, uri: str, data: bytes, if_generation_match: Generation | None = None) -> Generation:
         """Returns the new object's generation."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from must.base.console import silence_pillow
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
@@ -207,6 +206,5 @@ def quiet_worker(environment: dict[str, str], _: int) -> None:
     # process before that has saved its state, so loaders have separate groups; they end when their parent does.
     os.setpgrp()
     begin_worker(environment)
-    silence_pillow()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
-from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import locked
@@ -79,7 +78,7 @@ def shard(config: ShardConfig) -> Index | None:
             return task
         work.start(task.run)
         workers = max(1, min(config.workers or cores(), len(task.numbers)))
-        with Workers(workers, process_chunk.__module__, silence_pillow) as pool:
+        with Workers(workers, process_chunk.__module__) as pool:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
@@ -140,7 +139,7 @@ def process(task: Task, pool: Workers, work: Workdir) -> None:
     jobs: list[Job] = [(chunk, task.config, work, {}) for chunk in remaining]
     rejected = 0
     with bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
-        for files, more_rejected in pool.unordered(process_chunk, jobs, retry):
+        for files, more_rejected in pool.run(process_chunk, jobs, retry):
             rejected += more_rejected
             shown.update(files)
             shown.set_postfix({"rejected": rejected}, refresh=False)

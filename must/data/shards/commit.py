@@ -61,7 +61,7 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
 
     max_pixels = max(config.max_pixels, previous.max_pixels)  # of old images too
     jobs = shard_jobs(splits, duplicates, records)
-    made = {shard.name: shard for shard in pool.unordered(assemble, [(job, work) for job in jobs])}
+    made = {shard.name: shard for shard in pool.run(assemble, [(job, work) for job in jobs])}
     shards, revision = (*previous.shards, *(made[job.name] for job in jobs)), previous.revision + 1
     return Index(
         revision=revision,

@@ -154,5 +154,4 @@ def publish(scratch: Path, output: str) -> None:
     for name in sorted(OPTIONAL_FILES - set(files)):
         storage.delete(storage.join(output, name))
     for name in files:
-        (scratch / name).chmod(0o666 & ~storage.umask())
         (storage.upload if storage.is_remote(output) else storage.move)(scratch / name, storage.join(output, name))

@@ -18,7 +18,6 @@ import numpy as np
 
 import must
 from must.base import storage
-from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import cores
@@ -77,7 +76,7 @@ def predict_shards(config: PredictConfig, open_model: Opener = open_onnx) -> dic
     require(bool(shards), f"--shards {config.shards}: there are no images in it")
     number, parts = parse_part(config.part)
     part = shards[number - 1 :: parts]
-    with Workers(config.workers or cores(), decode_rows.__module__, silence_pillow) as decoders:
+    with Workers(config.workers or cores(), decode_rows.__module__) as decoders:
         classifier = open_model(config)
         abstain = threshold(config.abstain, classifier, classifier.where)
         run = Run(classifier.sha256, index.sha256, config.split, config.top_k, abstain)
@@ -106,7 +105,7 @@ def predict_missing(
             jobs = ((path, offsets[i : i + size], preprocess, index.max_pixels) for i in range(0, len(offsets), size))
             uri = storage.join(config.output, file_name(shard))
             with storage.open_write(uri) as file, ShardWriter(file, classifier.classes, run) as writer:
-                for batch in decoders.in_order(decode_rows, jobs):
+                for batch in decoders.run(decode_rows, jobs, ordered=True):
                     pixels = [item.pixels for item in batch if item.pixels is not None]
                     writer.add(batch, classifier(np.stack(pixels)) if pixels else None)
                     progress.update(len(batch))

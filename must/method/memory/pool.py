@@ -10,8 +10,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from must.base.exits import is_first_rank
 from must.base.parameters import require
-from must.base.progress import watched
+from must.base.progress import bar
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalBatch, EvalSource
 from must.method.model.description import CheckResult
@@ -45,14 +46,16 @@ def run_model(
     `flatten_tokens`) of all images. Does not change the state of torch's random generator. `pause`: called before every
     batch; it may raise to stop."""
     model, decodable = model.to(device).eval(), False
-    with torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
-        for batch in watched(source, activity):
+    progress = bar(total=len(source.numbers), unit="img", desc=activity, leave=False, quiet=not is_first_rank())
+    with progress, torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
+        for batch in source:
             if pause is not None:
                 pause()
             images = normalize(batch.pixels.to(device), source.preprocess)
             logits, feature, tokens = model.classify(images)
             decodable = True
             yield batch, images, logits, feature.float(), flatten_tokens(model.tower, tokens)
+            progress.update(len(batch.samples))
     require(decodable, "none of the split's images can be decoded; check them: must index verify")
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ def write_files(backbone: Backbone, folder: Path) -> None:
         text.config.save_pretrained(folder)
     for path in folder.rglob("*"):  # safetensors makes files private, and pods of other users read them
         if path.is_file():
-            path.chmod(0o666 & ~storage.umask())
+            shutil.copymode(folder / MODEL_FOLDER_FILE, path)
 
 
 def compact(clip: Any) -> dict[str, Any]:

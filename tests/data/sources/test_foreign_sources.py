@@ -15,7 +15,7 @@ import pytest
 
 from must.base.exits import WRONG_INPUT, find_exit_code, format_error
 from must.base.names import Headers
-from must.base.parameters import load
+from must.base.parameters import read_yaml
 from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
 from must.data.sources.archives import Archives, unzipped
@@ -100,7 +100,7 @@ def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -
         (load_class_set, "c.txt"),
         (load_text_classifier, "c.safetensors"),
         (lambda path: load_description(str(tmp_path)), "model.json"),
-        (lambda path: load(TrainConfig, {}, path), "c.yaml"),
+        (lambda path: read_yaml(TrainConfig, path), "c.yaml"),
         (predict, "m.onnx"),
         (predict, "pipe.onnx"),
     ]
