@@ -20,8 +20,7 @@ from typing import Any
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
-from must.config.defaults import list_parts
-from must.runtime.notes import Facts, part_name
+from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
@@ -171,8 +170,8 @@ def check_inputs(
     from must.runtime import inputs  # not in the image of the launcher
     from must_components.serving import service
 
-    parts, serve = list_parts(int(parameters.get("predict_pods", 0))), parameters.get("serve", "none")
-    facts.then = [part_name("predict", part) for part in parts] + ["serve"] * (serve != "none")
+    serve = parameters.get("serve", "none")
+    facts.then = ["predict"] * bool(parameters.get("predict_uri")) + ["serve"] * (serve != "none")
     result = inputs.check_inputs(parameters, work_uri)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
     if serve == "apply":

@@ -259,8 +259,8 @@ def export(
 
 
 def predict(
-    facts: Facts, work_uri: str, *, part: str, index_sha256: str, onnx: str, output: str, settings: dict[str, Any]
-) -> None:  # fmt: skip
+    facts: Facts, work_uri: str, *, index_sha256: str, onnx: str, output: str, settings: dict[str, Any]
+) -> None:
     """`settings`: other parameters of `must predict`."""
     inputs = {"model": onnx, "shards": WorkUri(work_uri).shards, "index_sha256": index_sha256, "output": output}
-    library(facts, work_uri, stage="predict", values={**settings, **inputs, "part": part})
+    library(facts, work_uri, stage="predict", values={**settings, **inputs})

@@ -82,16 +82,14 @@ def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, cap
 
 
 def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys):
-    """The notes know how many labelling pods there should be."""
-
     def leave(run):
-        for stage, facts in (("inputs", Facts(then=["predict-1-of-3", "serve"])), ("promote", Facts(version="r7"))):
+        for stage, facts in (("inputs", Facts(then=["predict", "serve"])), ("promote", Facts(version="r7"))):
             write_note(waiting.work, run["run_id"], Note(stage, "done", facts=facts))
 
     play(server, "success")
     server.meanwhile = leave
     waiting()
-    assert "\nPromoted r7. Then broken off: predict-1-of-3 and 1 more never started\n" in capsys.readouterr().out
+    assert "\nPromoted r7. Then broken off: predict and 1 more never started\n" in capsys.readouterr().out
 
 
 @pytest.fixture
