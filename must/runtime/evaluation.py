@@ -30,12 +30,14 @@ def evaluate(
         split=split, output=details,
     )  # fmt: skip
     page = storage.read_bytes(storage.join(details, REPORT_FILE))
-    copy = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
-    for uri in (report, copy):
+    facts.report = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
+    for uri in (report, facts.report):
         storage.write_bytes(uri, page)
-    facts.report = copy
     scores = accuracy(metrics)
-    facts.top1, facts.before, facts.result = scores.get("top1"), scores.get("before"), headline(metrics)
+    facts.top1, facts.before = scores.get("top1"), scores.get("before")
+    facts.result = "no labels" if facts.top1 is None else f"top-1 {facts.top1:.1%}"
+    if len(scores) == 2:
+        facts.result += f", zero-shot {facts.before:.1%}"
     matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
     top1 = scores.get("top1", -1.0)
     return {"top1": top1, "figures": figures(metrics), "classes": metrics.classes, "confusion": matrix}
@@ -43,17 +45,13 @@ def evaluate(
 
 def figures(metrics: Metrics) -> dict[str, float]:
     """The metrics of both models that are single numbers. The names put the gain first in Kubeflow's sorted table."""
-    after, before = metrics.adapted, metrics.baseline
-    first = {"accuracy": after.top1 if after else None, "accuracy_zero_shot": before.top1 if before else None}
-    if after and before:
-        first["accuracy_gain"] = after.top1 - before.top1
-    others = {
-        f"{model}_{name}": value
-        for model, scores in (("adapted", after), ("zero_shot", before))
-        for name, value in (scores.numbers if scores else {}).items()
-        if name != "top1"
-    }
-    return plain(first | others)
+    scores = accuracy(metrics)
+    found: dict[str, Any] = {"accuracy": scores.get("top1"), "accuracy_zero_shot": scores.get("before")}
+    if len(scores) == 2:
+        found["accuracy_gain"] = scores["top1"] - scores["before"]
+    for model, each in (("adapted", metrics.adapted), ("zero_shot", metrics.baseline)):
+        found |= {f"{model}_{name}": value for name, value in (each.numbers if each else {}).items() if name != "top1"}
+    return plain(found)
 
 
 def plain(facts: dict[str, Any]) -> dict[str, Any]:
@@ -69,10 +67,3 @@ def accuracy(metrics: Metrics) -> dict[str, float]:
     """Top-1 accuracy of the model (`top1`) and of its baseline (`before`), if there are labels."""
     pair = {"top1": metrics.adapted, "before": metrics.baseline}
     return {name: scores.top1 for name, scores in pair.items() if scores}
-
-
-def headline(metrics: Metrics) -> str:
-    after, before = metrics.adapted, metrics.baseline
-    if not after:
-        return "no labels"
-    return f"top-1 {after.top1:.1%}" + (f", zero-shot {before.top1:.1%}" if before else "")

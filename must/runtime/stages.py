@@ -18,7 +18,7 @@ from must.base import storage
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import make_record, require
 from must.base.text import encoded
-from must.data.format.index import Index, load_index
+from must.data.format.index import load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
@@ -33,7 +33,7 @@ from must.runtime.inputs import inputs_fingerprint
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 from must.runtime.summary import NOTHING_NEW
-from must.runtime.training import decision_key, origin, train
+from must.runtime.training import origin, train
 
 __all__ = ["champion", "classifier", "evaluate", "export", "gate", "library", "predict", "promote", "shard", "train"]
 logger = logging.getLogger(__name__)
@@ -136,14 +136,21 @@ def champion(
         version: of the champion; none before the first promotion.
         bundle: URI of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings and answers.
-        split: on which the run evaluates.
-        action: train, or nothing new.
+        split, action: on which the run evaluates; train, or nothing new.
     """
     work = WorkUri(work_uri)
     models = Registry(work.registry(registry_uri), name)
-    split = choose_split(load_index(work.shards, index_sha256), evaluate_split, gate)
+    index = load_index(work.shards, index_sha256)
+    split = evaluate_split or ("test" if "test" in index.splits else "train")
+    index.list_shards(split)  # refuses one that is not there
+    require(
+        gate != "labelled" or index.splits[split]["labelled"] > 0,
+        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
+    )
     latest = models.latest().version
-    key = decision_key(run_key(index_sha256, classifier, training_settings(settings, preset, epochs)), answers)
+    key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
+    if answers:
+        key += f"-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}"
     decided = models.decision(key) if only_new else None
     bundle = models.bundle(latest) if latest else ""
     facts.result = f"champion: {latest or 'none yet'}; evaluates on {split}"
@@ -157,16 +164,6 @@ def champion(
     logger.info(facts.result)
     action = NOTHING_NEW if decided else "train"
     return {"version": latest or "none", "bundle": bundle, "key": key, "split": split, "action": action}
-
-
-def choose_split(index: Index, name: str, gate: str) -> str:
-    split = name or ("test" if "test" in index.splits else "train")
-    index.list_shards(split)
-    require(
-        gate != "labelled" or index.splits[split]["labelled"] > 0,
-        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
-    )
-    return split
 
 
 def gate(
@@ -226,11 +223,8 @@ def promote(
     )  # fmt: skip
     registry = Registry(uri, model_name)
     registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
-    metadata = {
-        "version": latest.version,
-        "registry": registry.make_uri(latest.version),
-        **model_metadata(bundle, details),
-    }
+    place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
+    metadata = place | model_metadata(bundle, details)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(output).write_text(json.dumps(metadata, indent=1))
     again = latest.version == champion

@@ -3,7 +3,6 @@
 TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there.
 """
 
-import hashlib
 import logging
 import signal
 import subprocess
@@ -21,7 +20,6 @@ import yaml
 from must.api.stages import call
 from must.base import storage
 from must.base.exits import BUG, PREEMPTED, format_error, handling
-from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment, every
 from must.method.model.description import RunSummary, load_description, summary_at
@@ -119,11 +117,6 @@ def job_values(
     return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
-def decision_key(key: str, answers: str) -> str:
-    """The key of a run's decision: that of its training, and the content of the file of answers if there is one."""
-    return f"{key}-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}" if answers else key
-
-
 def train(
     facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "", answers: str = "",
@@ -137,7 +130,7 @@ def train(
     with mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        facts.result = describe_run(summary)
+        facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
         if answers:
             refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
             facts.result += f"; {refined['answers']:,} answers"
@@ -160,17 +153,12 @@ def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[s
     return result
 
 
-def describe_run(summary: RunSummary, where: str = "") -> str:
-    """A short description of the run for the note."""
-    return f"{summary.steps:,} steps{where}, {summary.images_per_s} images/s"
-
-
 def origin(bundle: str) -> dict[str, Any]:
     """The sha256 of the bundle's weights, and the revisions of its data and code."""
-    provenance = load_description(bundle).provenance
-    weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
+    description = load_description(bundle)
+    provenance = description.provenance
     return {
-        "sha256": hashlib.sha256(weights).hexdigest(),
+        "sha256": description.weights_sha256,
         "index_sha256": provenance.index_sha256 or None,
         "index_revision": provenance.index_revision,
         "git_revision": provenance.git_revision,
