@@ -150,7 +150,7 @@ def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, file
 
 def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, submitter, scheduler, files, capsys):
     """Installed for a single user, who has no namespaces to choose from."""
-    server.access.users = None
+    server.users = None
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words in ((submitter, submit), (scheduler, apply)):
         assert command(*words) == 2
@@ -173,7 +173,7 @@ def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, sub
 def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
     monkeypatch.chdir(files)
     monkeypatch.delenv("KFP_TOKEN")
-    server.access.users = None
+    server.users = None
     (files / "token").write_text("secret\n")
     server.wanted_header = header
     assert scheduler("list") == 2

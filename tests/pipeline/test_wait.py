@@ -162,7 +162,7 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
     """A pod's projected token is replaced by the kubelet before it expires."""
     monkeypatch.delenv("KFP_TOKEN")
     (tmp_path / "token").write_text("first")
-    server.access.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
+    server.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
     server.wanted_header = ("Authorization", "Bearer first")
 
     def expire(run):
