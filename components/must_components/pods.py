@@ -27,13 +27,13 @@ def list_volumes(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A pod's volumes, and its container's mounts. `scratch`: by name the folder and the source of a volume of its own;
     `read_only`: the others."""
-    more = {"readOnly": True} if read_only else {}
+    more: dict[str, Any] = {"readOnly": True} if read_only else {}
     others = dict[str, tuple[str, Any]]()
     if settings["secret"]:
         others["key"] = settings["secret_mount"], {"secret": {"secretName": settings["secret"]}}
     if settings["claim"]:
         claim = {"claimName": settings["claim"], **more}
         others["data"] = settings["mount"], {"persistentVolumeClaim": claim}
-    mounts = [{"name": name, "mountPath": mount} for name, (mount, _) in scratch.items()]
+    mounts: list[dict[str, Any]] = [{"name": name, "mountPath": mount} for name, (mount, _) in scratch.items()]
     mounts += [{"name": name, "mountPath": mount, **more} for name, (mount, _) in others.items()]
     return [{"name": name, **source} for name, (_, source) in (scratch | others).items()], mounts

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.runtime.evaluation import plain
 from must.runtime.notes import Facts
+from must.runtime.training import plain
 from must_components.cluster import Cluster
 from must_components.train_job import launch
 from must_components.train_job.launch import JobLog, Launch
@@ -40,7 +40,7 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(name
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
     assert trainer.command == ["python", "-m", "must.method.distributed.torchrun"]
-    module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.node gs://b/jobs/r1"
+    module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.training gs://b/jobs/r1"
     assert trainer.args == module.split()
     (patch,) = job.spec.runtime_patches
     (node,) = patch.training_runtime_spec.template.spec.replicated_jobs

@@ -11,31 +11,11 @@ import yaml
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.placement import encode_nodes, encode_server
 from must_pipeline.cluster.rules import load_cluster, spot_warning
-from must_pipeline.files import CLUSTER, documents
+from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
-from tests.pipeline.compiled import compile_apart, compiled_for
+from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
-
-
-class Compiled:
-    """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
-
-    def __init__(self, file):
-        self.spec, platform = documents(file.read_text())
-        self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        self.tasks = {}
-        for dag in [self.spec["root"], *self.spec["components"].values()]:
-            self.tasks |= dag.get("dag", {}).get("tasks", {})
-
-    def container(self, stage):
-        return self.spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
-
-    def environment(self, stage):
-        return {one["name"]: one["value"] for one in self.container(stage).get("env", [])}
-
-    def constant(self, stage, parameter):
-        return self.tasks[stage]["inputs"]["parameters"][parameter]["runtimeValue"]["constant"]
 
 
 @cache

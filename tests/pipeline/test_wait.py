@@ -81,17 +81,6 @@ def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, cap
     assert "\nCommand to go on: must-pipeline submit --again " in out
 
 
-def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys):
-    def leave(run):
-        for stage, facts in (("inputs", Facts(then=["predict", "serve"])), ("promote", Facts(version="r7"))):
-            write_note(waiting.work, run["run_id"], Note(stage, "done", facts=facts))
-
-    play(server, "success")
-    server.meanwhile = leave
-    waiting()
-    assert "\nPromoted r7. Then broken off: predict and 1 more never started\n" in capsys.readouterr().out
-
-
 @pytest.fixture
 def evicted(server, waiting, monkeypatch):
     """Plays a node that is taken back: the stage was asked to end, then the run fails. Returns how often it happens."""

@@ -12,7 +12,7 @@ NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's proces
 
 
 def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model: str) -> dict[str, Any]:
-    """The job that runs `must.runtime.node` for the folder `job` on every node; the runtime's kind is missing.
+    """The job that runs `must.runtime.training` for the folder `job` on every node; the runtime's kind is missing.
 
     `nodes`: from `encode_nodes` in must_pipeline/cluster/placement.py.
     """
@@ -23,7 +23,7 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
         "numNodes": int(nodes["nodes"]),
         "command": ["python", "-m", "must.method.distributed.torchrun"],
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
-        "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.node", job],
+        "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.training", job],
         "env": list_environment(nodes, PYTHONUNBUFFERED="1"),
     }
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}

@@ -95,13 +95,13 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
         # also retry a stage that has given up, which then ends at once (must/runtime/supervise.py).
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
-        policy = {"policy": retries.policy} if retries.policy else {}
+        when = {"policy": retries.policy} if retries.policy else {}
         require(
-            not policy or "policy" in inspect.signature(task.set_retry).parameters,  # new in kfp 2.18
+            not when or "policy" in inspect.signature(task.set_retry).parameters,  # new in kfp 2.18
             f"retries.policy {retries.policy}: the installed kfp {kfp.__version__} cannot set it; install kfp 2.18, or "
             "leave it out and apply deploy/argo-retries.yaml",
         )
-        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **policy)
+        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **when)
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
