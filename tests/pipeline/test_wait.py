@@ -12,6 +12,7 @@ from must.runtime.notes import Facts, Note, write_note
 from must_components.cluster import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
+from tests.pipeline.conftest import kubeconfig
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
 
@@ -176,11 +177,7 @@ def cluster(tmp_path, monkeypatch):
 
     looks = []
     with serving(answer) as url:
-        user, cluster = {"name": "u", "user": {}}, {"name": "c", "cluster": {"server": url}}
-        config = {"current-context": "c", "clusters": [cluster], "users": [user]}
-        config |= {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, url))
         yield looks
 
 
