@@ -76,9 +76,7 @@ def test_compiled_blocks_give_the_same_losses(digits):
     np.testing.assert_allclose(ours, eager, rtol=COMPILED)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}, {"augment_device": "gpu"}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}], ids=str)
 def test_the_host_waits_for_nothing_in_a_step(settings, digits):
     with trainer_of(digits, workers=1, **settings) as trainer:
         trainer.start_labels(StopSignal())

@@ -122,7 +122,7 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
         if world.sum(len(ends) > FEWEST_TIMED and ends[-1] - ends[0] >= seconds):
             break
     began = time.monotonic()
-    trainer.monitor.agreement(micro_batches[0])
+    trainer.must_step.agreement(trainer.reference, micro_batches[0])
     reading = (time.monotonic() - began) / config.log_every
     times = [(after - before) * local / count + reading for before, after in itertools.pairwise(ends)]
     share = (waited[-1] - waited[0]) / (ends[-1] - ends[0])

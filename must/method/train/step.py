@@ -81,21 +81,16 @@ class MustStep:
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
         self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
-        self.prepare()
+        if config.activation_checkpointing:
+            student.tower.checkpoint_activations()
+        if self.uses_fsdp:  # before the optimizer gets the parameters
+            for network in (student, self.teacher):
+                apply_fsdp(network, list(network.tower.blocks), self.precision == "bf16")
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
         self.network = student if self.uses_fsdp else apply_ddp(student, world)
-
-    def prepare(self) -> None:
-        """Sets up activation checkpointing and FSDP, before the optimizer gets the parameters."""
-        if self.config.activation_checkpointing:
-            self.student.tower.checkpoint_activations()
-        for network in (self.student, self.teacher):
-            blocks = list(network.tower.blocks)
-            if self.uses_fsdp:
-                apply_fsdp(network, blocks, self.precision == "bf16")
 
     def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
@@ -159,10 +154,14 @@ class MustStep:
         return all_reduce_sums(terms)
 
     @torch.no_grad()
-    def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:
-        """Class numbers [B] that a network predicts for uint8 pixels [B, H, W, 3]."""
+    def agreement(self, zero_shot: MaskedViT, batch: TrainBatch) -> dict[str, float]:
+        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
+        process calls this, as parameters may be sharded."""
+        images = normalize(batch.weak.to(self.world.device), self.preprocess)
         with self.autocast():
-            return network(normalize(pixels.to(self.world.device), self.preprocess)).argmax(-1)
+            teacher, other, student = (net(images).argmax(-1) for net in (self.teacher, zero_shot, self.student))
+        shares = {"agreement": teacher == other, "stability": teacher == student}
+        return {name: same.float().mean().item() for name, same in shares.items()}
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the topmost layer."""

@@ -1,8 +1,6 @@
 """The model folder beside a classifier: whole, shared, found wherever it goes, and all that later stages read."""
 
-import resource
 import shutil
-import signal
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from must.config import ClassifierConfig
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier, read_header
+from tests.deploy.export.conftest import files_up_to
 from tests.method.model.tiny import FAMILIES, SIZE, model_folder
 
 CLASSES = "classes: [cat, dog]\n"
@@ -84,15 +83,8 @@ def test_classifiers_of_one_model_share_a_folder_and_of_another_do_not(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    try:
-        with pytest.raises(ValueError, match=r"models: the model cannot be written: .*"):
-            make(tmp_path / "w")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, before)
+    with files_up_to(100_000), pytest.raises(ValueError, match=r"models: the model cannot be written: .*"):
+        make(tmp_path / "w")
     assert [path.name for path in (tmp_path / "w").rglob("*") if path.is_file()] == ["classes.yaml"]
 
 

@@ -14,7 +14,7 @@ from must.data.loading.reader import ShardReader
 from must.method.distributed.process_group import StopSignal, World, init_distributed
 from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.train_state import SHARE, CheckpointTimer
+from must.method.train.train_state import SHARE, RunTimer, TrainProgress
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, sigterm_when, training
 from tests.method.train.processes import on_ranks
@@ -82,26 +82,27 @@ def clock(monkeypatch):
 
 
 def test_one_is_due_after_its_seconds_and_is_asked_for_once(clock):
-    asked = CheckpointTimer(60)
+    timer = RunTimer(TrainProgress(), 60)
     clock.now = 59.9
-    assert not asked.due(busy=False)
+    assert not timer.due(busy=False)
     clock.now = 60.0
-    assert not asked.due(busy=True)  # saving would wait for the one before
-    assert asked.due(busy=False) and not asked.due(busy=False)  # on a GPU the answer comes a step later
-    asked.saved(cost=0.1)
+    assert not timer.due(busy=True)  # saving would wait for the one before
+    assert timer.due(busy=False) and not timer.due(busy=False)  # on a GPU the answer comes a step later
+    timer.save(lambda: None)
     clock.now = 119.9
-    assert not asked.due(busy=False)
+    assert not timer.due(busy=False)
     clock.now = 120.0
-    assert asked.due(busy=False)
+    assert timer.due(busy=False)
 
 
 def test_saving_that_costs_much_is_done_less_often(clock):
-    asked = CheckpointTimer(60)
-    asked.saved(cost=10.0)
-    clock.now = 10 * SHARE - 0.1
-    assert not asked.due(busy=False)
-    clock.now = 10 * SHARE
-    assert asked.due(busy=False)
+    timer = RunTimer(TrainProgress(), 60)
+    timer.save(lambda: vars(clock).update(now=10.0))
+    assert timer.progress.saving == 10.0
+    clock.now = 10 + 10 * SHARE - 0.1
+    assert not timer.due(busy=False)
+    clock.now = 10 + 10 * SHARE
+    assert timer.due(busy=False)
 
 
 @pytest.mark.slow

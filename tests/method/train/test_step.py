@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 
-from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches
@@ -128,13 +127,6 @@ def test_micro_batches_are_the_batches_in_pieces():
     )
     assert len(pieces) == 12 and all(len(piece) == 2 for piece in pieces)
     assert [pieces[i] + pieces[i + 1] for i in range(0, 12, 2)] == batches
-
-
-def test_micro_batches_must_divide():
-    with pytest.raises(ValueError, match="--accumulate 3: must divide the 8 images"):
-        GlobalBatches([20], 8, 1, seed=0, micro_batches=3)
-    with pytest.raises(ValueError, match="--accumulate must be at least 1"):
-        load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "accumulate": 0})
 
 
 @pytest.mark.parametrize("classes", [10, 600])
