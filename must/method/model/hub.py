@@ -210,21 +210,16 @@ def ensure_local(uri: str) -> str:
     target = cache_folder() / hashlib.sha256(json.dumps([uri, contents]).encode()).hexdigest()[:32]
     with in_turn(target.with_suffix(".lock")):  # so that one process downloads it for all
         if not target.exists():
-            fetch(uris, target, PurePosixPath(uri).name)
+            logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
+            storage.remove_leftovers(target.parent)
+            unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
+            try:
+                for name, file_uri in uris.items():
+                    storage.download(file_uri, unfinished / (name or PurePosixPath(uri).name))
+                unfinished.replace(target)  # which appears only when it is complete
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     return str(target / PurePosixPath(uri).name) if single else str(target)
-
-
-def fetch(uris: dict[str, str], target: Path, single_name: str) -> None:
-    """Downloads the files to `target`, which appears only when it is complete."""
-    logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
-    storage.remove_leftovers(target.parent)
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
-    try:
-        for name, uri in uris.items():
-            storage.download(uri, unfinished / (name or single_name))
-        unfinished.replace(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def cache_folder() -> Path:

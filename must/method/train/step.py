@@ -19,17 +19,8 @@ from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
+from must.method.distributed import parallel
 from must.method.distributed.cpu import auto_precision
-from must.method.distributed.parallel import (
-    all_ranks,
-    apply_ddp,
-    apply_fsdp,
-    full_state_dict,
-    gradient_sync,
-    load_network,
-    load_optimizer,
-    to_local,
-)
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT, StudentOutput
 from must.method.train.losses import (
@@ -85,12 +76,12 @@ class MustStep:
             student.tower.checkpoint_activations()
         if self.uses_fsdp:  # before the optimizer gets the parameters
             for network in (student, self.teacher):
-                apply_fsdp(network, list(network.tower.blocks), self.precision == "bf16")
+                parallel.apply_fsdp(network, list(network.tower.blocks), self.precision == "bf16")
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
-        self.network = student if self.uses_fsdp else apply_ddp(student, world)
+        self.network = student if self.uses_fsdp else parallel.apply_ddp(student, world)
 
     def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
@@ -117,7 +108,7 @@ class MustStep:
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
-            with gradient_sync(self.network, number == len(batches)):
+            with parallel.gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
                 losses = must_losses(
                     output, label, strong, batch.masked, self.objective, self.class_balance, totals, self.prior
@@ -196,12 +187,12 @@ class MustStep:
         more: dict[str, Any] = {"class_balance": self.class_balance}
         if self.propagated is not None:
             more |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
-        return full_state_dict(state, self.world.is_main) | more
+        return parallel.full_state_dict(state, self.world.is_main) | more
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_network(self.student, state["student"])
-        load_network(self.teacher, state["teacher"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        parallel.load_network(self.student, state["student"])
+        parallel.load_network(self.teacher, state["teacher"])
+        parallel.load_optimizer(self.optimizer, state["optimizer"])
         balance = state["class_balance"]
         self.class_balance = None if balance is None else balance.to(self.world.device)
         if "propagated" in state:
@@ -255,8 +246,9 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     The fused kernel skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not wait.
     After averaging, all processes have the same gradients, or their shards of the same."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = torch.isfinite(torch.stack(torch._foreach_norm([to_local(gradient) for gradient in gradients]))).all()
-    finite = all_ranks(finite, like=gradients[0])
+    norms = torch._foreach_norm([parallel.to_local(gradient) for gradient in gradients])
+    finite = torch.isfinite(torch.stack(norms)).all()
+    finite = parallel.all_ranks(finite, like=gradients[0])
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()
@@ -280,7 +272,8 @@ def make_teacher(student: Model) -> Model:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    average, current = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    networks = teacher, student
+    average, current = ([parallel.to_local(weights) for weights in net.parameters()] for net in networks)
     torch._foreach_lerp_(average, current, 1 - decay)
 
 

@@ -95,13 +95,6 @@ def resolved(values):
     return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
 
 
-@pytest.mark.parametrize("named", [{}, {"preset": ""}])
-def test_must_train_takes_it_if_none_is_named(digits, named):
-    config = resolved(list_values(digits, **named))
-    expected = chosen(150, 10, *TOWERS["tiny"])
-    assert {name: getattr(config, name) for name in expected} == expected
-
-
 def test_a_threshold_that_is_given_is_used(digits):
     config = resolved(list_values(digits, confidence_threshold="0.7"))
     assert (config.confidence_threshold, config.confident_share) == (0.7, 0)
