@@ -23,8 +23,8 @@ from must.base.text import brief
 from must.data.image.preprocess import Preprocess
 from must.method.model import hub
 from must.method.model.masked_vit import make_tower
-from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.weights import AVERAGED, find_weights, from_transformers, weights_problem
+from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, write_open_clip_folder
+from must.method.model.weights import AVERAGED, find_weights, from_transformers, read_weights, weights_problem
 
 logger = logging.getLogger(__name__)
 

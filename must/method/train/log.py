@@ -4,7 +4,6 @@ summary at the end; and the conditions, checked with each log line, that stop a 
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,42 +81,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-class Meter:
-    """Sums values on the device; only `read` makes the host wait."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.total: Tensor | None = None
-        self.count = 0
-        self.since, self.steps_per_s = time.monotonic(), 0.0  # between the last two readings
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        stacked = torch.stack([value.detach() for value in values.values()])
-        self.names = list(values)
-        if stacked.device.type != "mps":  # MPS has no float64
-            stacked = stacked.double()
-        self.total = stacked if self.total is None else self.total + stacked
-        self.count += 1
-
-    def take_sums(self, names: Sequence[str]) -> list[float]:
-        """The sums of some values since the last call or `read`, which begin again from 0."""
-        if self.total is None:
-            return [0.0] * len(names)
-        positions = [self.names.index(name) for name in names]
-        sums = self.total[positions].tolist()
-        self.total[positions] = 0.0
-        return sums
-
-    def read(self) -> dict[str, float]:
-        """Means since the last call."""
-        assert self.total is not None
-        means = dict(zip(self.names, (self.total / self.count).tolist(), strict=True))
-        now = time.monotonic()
-        self.since, self.steps_per_s = now, self.count / (now - self.since)
-        self.total, self.count = None, 0
-        return means
-
-
 class TrainLog:
     """Every process of a run has one and calls its methods; the main process writes. A resumed run starts with the
     lines in its checkpoint, in any folder. It ends a run with too many problems."""
@@ -125,8 +88,12 @@ class TrainLog:
     def __init__(self, folder: Path, reader: ShardReader, must_step: MustStep, state: TrainState, zero_shot: MaskedViT):
         """`zero_shot`: the model before training, for the share of labels that changed."""
         self.reader, self.must_step, self.state, self.zero_shot = reader, must_step, state, zero_shot
-        self.meter, self.path, self.writer = Meter(), folder / LOG_FILE, None
-        self.started, self.first_step, self.last_line = time.monotonic(), state.progress.step, 0.0
+        self.path, self.first_step, self.last_line = folder / LOG_FILE, state.progress.step, 0.0
+        self.started = self.since = time.monotonic()
+        self.names: list[str] = []
+        self.total: Tensor | None = None  # of the values of `count` steps, since the last line
+        self.count = 0
+        self.writer: Any = None
         is_main, config = must_step.world.is_main, must_step.config
         self.bar = bar(total=must_step.steps, initial=self.first_step, unit="step", leave=True, quiet=not is_main)
         if is_main:
@@ -139,15 +106,24 @@ class TrainLog:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=self.first_step or None)
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """The values of a step."""
-        self.meter.add(values)
+        """The values of a step. They are added up on the device: only reading the sums makes the host wait."""
+        stacked = torch.stack([value.detach() for value in values.values()])
+        if stacked.device.type != "mps":  # MPS has no float64
+            stacked = stacked.double()
+        self.names, self.count = list(values), self.count + 1
+        self.total = stacked if self.total is None else self.total + stacked
         self.bar.update()
 
     def write(self, batch: TrainBatch) -> None:
         """A line: the means since the last one, and other values of the step just taken, of which `batch` is a part."""
         progress, must_step, step = self.state.progress, self.must_step, self.state.progress.step - 1
         self.count_problems()
-        line: dict[str, Any] = {name: mean for name, mean in self.meter.read().items() if name not in COUNTS}
+        assert self.total is not None
+        means = zip(self.names, (self.total / self.count).tolist(), strict=True)
+        line: dict[str, Any] = {name: mean for name, mean in means if name not in COUNTS}
+        now, left = time.monotonic(), must_step.steps - step - 1
+        steps_per_s = self.count / (now - self.since)
+        self.since, self.total, self.count = now, None, 0
         self.stop_on_problems()
         line |= {
             **must_step.agreement(self.zero_shot, batch),
@@ -156,7 +132,7 @@ class TrainLog:
             "ema_decay": must_step.ema_decay(step),
             "skipped_steps": progress.skipped,
             "replaced_samples": progress.replaced,
-            "images_per_s": self.meter.steps_per_s * must_step.config.batch_size,
+            "images_per_s": steps_per_s * must_step.config.batch_size,
         }
         if not must_step.world.is_main:
             return
@@ -167,7 +143,6 @@ class TrainLog:
             for name, value in line.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
         self.bar.set_postfix_str(brief(line))
-        now, left = time.monotonic(), must_step.steps - step - 1
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or not left):
             self.last_line = now
             eta = (now - self.started) / (step + 1 - self.first_step) * left
@@ -175,7 +150,11 @@ class TrainLog:
 
     def count_problems(self) -> None:
         """Adds skipped steps and undecodable images to the progress, which checkpoints hold. Every process calls it."""
-        skipped, replaced = self.meter.take_sums(COUNTS)
+        skipped = replaced = 0.0
+        if self.total is not None:
+            positions = [self.names.index(name) for name in COUNTS]
+            skipped, replaced = self.total[positions].tolist()
+            self.total[positions] = 0.0
         self.state.progress.skipped += round(skipped)
         self.state.progress.replaced += round(self.must_step.world.sum(replaced))
 

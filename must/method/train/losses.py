@@ -5,28 +5,18 @@ the global batch: the self-training loss is a mean over the confident images of 
 that of the global batch. This needs one all-reduce of K + 6 numbers.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from must.config import TrainConfig
 from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
 
 MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The settings of the losses, with the names that they have in TrainConfig."""
-
-    fairness_weight: float
-    reconstruction_weight: float
-    align_weight: float
-    loss_reduction: Literal["global", "rank"]
 
 
 class PseudoLabels(NamedTuple):
@@ -73,7 +63,7 @@ def must_losses(
     labels: PseudoLabels,
     strong_images: Tensor,
     masked: Tensor,
-    objective: Objective,
+    config: TrainConfig,
     class_balance: Tensor | None = None,
     totals: GlobalSums | None = None,
     prior: Tensor | None = None,
@@ -85,6 +75,7 @@ def must_losses(
         labels: from the teacher on the weak views of the same images.
         strong_images: [B, 3, H, W], normalised; the reconstruction target.
         masked: [B, M] numbers of the masked patches, the same M for every image.
+        config: of which it uses the weights of the losses, and loss_reduction.
         class_balance: [K], running, of this epoch's earlier steps (512 classes and more); None or NaN: none yet.
         totals: of the global batch, if these images are only a micro-batch of it: the gradients of all micro-batches
             then add up to the batch's. Without it these images are this process's part of the batch.
@@ -93,7 +84,7 @@ def must_losses(
     terms = loss_sums(student, labels, strong_images, masked)
     sums, rank_means, local_confident = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
-    if objective.loss_reduction == "global":
+    if config.loss_reduction == "global":
         self_training = world * terms.cross_entropy / sums.confident.clamp(min=1)
         self_training_value = sums.cross_entropy / sums.confident.clamp(min=1)
     else:  # the mean is taken per process, then over processes, as published
@@ -102,8 +93,8 @@ def must_losses(
     # The value is the global batch's; the gradient is that of these images, times `world`, which DDP's mean cancels.
     balance, local = sums.probability / sums.images, world * terms.probability / sums.images
     fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
-    pixels = objective.reconstruction_weight * terms.reconstruction + objective.align_weight * terms.alignment
-    total = self_training + objective.fairness_weight * fairness + world * pixels / sums.images
+    pixels = config.reconstruction_weight * terms.reconstruction + config.align_weight * terms.alignment
+    total = self_training + config.fairness_weight * fairness + world * pixels / sums.images
 
     values = {
         "loss_self_training": self_training_value,
@@ -114,9 +105,9 @@ def must_losses(
     }
     values["loss"] = (
         values["loss_self_training"]
-        + objective.fairness_weight * values["loss_fairness"]
-        + objective.reconstruction_weight * values["loss_reconstruction"]
-        + objective.align_weight * values["loss_alignment"]
+        + config.fairness_weight * values["loss_fairness"]
+        + config.reconstruction_weight * values["loss_reconstruction"]
+        + config.align_weight * values["loss_alignment"]
     )
     return Losses(total, values, running)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from must.base.errors import UserError
-from must.base.parameters import make_part
 from must.base.text import one_line, printable
 from must.config import TrainConfig
 from must.data.augment.normalize import normalize
@@ -26,7 +25,6 @@ from must.method.model.masked_vit import MaskedViT, StudentOutput
 from must.method.train.losses import (
     GlobalSums,
     Losses,
-    Objective,
     PseudoLabels,
     all_reduce_sums,
     loss_sums,
@@ -64,7 +62,6 @@ class MustStep:
         prior: Sequence[float] = (),
     ) -> None:
         self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
-        self.objective = make_part(config, Objective)
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.threshold = config.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
@@ -111,7 +108,7 @@ class MustStep:
             with parallel.gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
                 losses = must_losses(
-                    output, label, strong, batch.masked, self.objective, self.class_balance, totals, self.prior
+                    output, label, strong, batch.masked, self.config, self.class_balance, totals, self.prior
                 )  # fmt: skip
                 losses.total.backward()
         return losses, labels
@@ -200,8 +197,9 @@ class MustStep:
             self.threshold = state["threshold"]
 
 
-def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
-    """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer).
+def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, with a group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer). The
+    learning rate is set by `set_learning_rate` before every step.
 
     Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed.
     """
@@ -220,13 +218,7 @@ def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) 
             },
         )
         group["params"].append(parameter)
-    return list(groups.values())
-
-
-def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; the learning rate is set by `set_learning_rate` before every step."""
-    groups = parameter_groups(model, layer_decay, weight_decay)
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+    return torch.optim.AdamW(list(groups.values()), lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

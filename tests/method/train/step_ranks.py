@@ -12,7 +12,7 @@ from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as method_step
-from must.method.train.losses import Objective, must_losses, pseudo_labels
+from must.method.train.losses import must_losses, pseudo_labels
 from must.method.train.step import (
     MustStep,
     build_optimizer,
@@ -45,6 +45,12 @@ def recorded_model(classes: int = 0, dtype: torch.dtype = torch.float32) -> Mask
         weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
         model.classifier = torch.nn.Parameter(weights)
     return model
+
+
+def recorded_config(reduction: str = "global") -> TrainConfig:
+    """The weights of the losses in the recorded steps."""
+    weights = {"fairness_weight": 0.2, "reconstruction_weight": 1.0, "align_weight": 0.5}
+    return TrainConfig(shards="-", classifier="-", output="-", loss_reduction=reduction, **weights)
 
 
 def run_steps(processes: World, state: dict | None = None, steps: range = range(STEPS), **settings) -> dict:
@@ -94,8 +100,7 @@ def four_steps(part=slice(None), reduction="global", classes=0, dtype=torch.floa
         with torch.no_grad():
             labels = pseudo_labels(teacher(weak).softmax(-1), THRESHOLD)
         balance = None if step % 2 == 0 else balance
-        objective = Objective(0.2, 1.0, 0.5, reduction)
-        losses = must_losses(network(strong, masked), labels, strong, masked, objective, balance)
+        losses = must_losses(network(strong, masked), labels, strong, masked, recorded_config(reduction), balance)
         balance = losses.class_balance
         optimizer.zero_grad()
         losses.total.backward()
