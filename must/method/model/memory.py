@@ -65,10 +65,6 @@ class Memory(nn.Module):
         total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
         return (as_probabilities(probability).log() + total).softmax(-1), similarity
 
-    @property
-    def images(self) -> int:
-        return len(self.vectors)
-
 
 class MemoryClassifier(nn.Module):
     """A model with its memory: images [B, 3, H, W], normalised -> log probabilities [B, K], as logits."""

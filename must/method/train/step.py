@@ -213,7 +213,7 @@ def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -
             {
                 "name": f"layer_{number}_{'decay' if decayed else 'no_decay'}",
                 "params": [],
-                "lr_scale": layer_decay ** (model.layers + 1 - number),
+                "lr_scale": layer_decay ** (len(model.tower.blocks) + 1 - number),
                 "weight_decay": weight_decay if decayed else 0.0,
             },
         )

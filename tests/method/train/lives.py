@@ -9,9 +9,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -139,28 +138,6 @@ def live_and_die(digits: Any, output: Path, processes: int, number: int, chance:
     code = process.wait(timeout=120)
     assert code in (0, 75, -signal.SIGKILL, -signal.SIGTERM), f"{code}:\n{log_of(output)}"
     return f"{signal.Signals(number).name} while {where}" if alive else "had ended before"
-
-
-@contextlib.contextmanager
-def sigterm_when(condition: Callable[[], bool]) -> Iterator[None]:
-    """In the block, this process gets a SIGTERM as soon as the condition holds."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # should it come when the block's own handler is gone
-    ended = threading.Event()
-
-    def send() -> None:
-        while not condition():
-            if ended.wait(0.001):
-                return
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        signal.signal(signal.SIGTERM, previous)
 
 
 def difference(folder: Path, other: Path) -> float:

@@ -16,7 +16,7 @@ from must.method.train.step import (
     set_learning_rate,
 )
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
-from tests.method.train.step_ranks import four_steps, recorded_config
+from tests.method.train.step_ranks import ALONE, four_steps, recorded_config
 
 CONFIG = recorded_config()
 TERMS = {
@@ -41,7 +41,7 @@ def first_step(dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def float32_run():
-    return four_steps()
+    return four_steps(ALONE)
 
 
 def test_first_step_teacher(record_property):
@@ -98,7 +98,7 @@ def largest_deviation(values, dtype):
 
 
 def test_trajectory_in_float64_is_the_rounding_free_one(record_property):
-    _, values, *_ = four_steps(dtype=torch.float64)
+    _, values, *_ = four_steps(ALONE, dtype=torch.float64)
     worst = largest_deviation(values, "f64")
     record_property("largest deviation", worst)
     assert worst < 1e-8

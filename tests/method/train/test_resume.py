@@ -1,6 +1,7 @@
 """Going on under circumstances: checkpoints on a bucket, shards that cannot be reached, a signal that comes twice."""
 
 import signal
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,7 +17,8 @@ from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.train_state import SHARE, RunTimer, TrainProgress
 from must.method.train.trainer import train
-from tests.method.train.lives import difference, sigterm_when, training
+from tests.method.train import lives
+from tests.method.train.lives import difference, finish, log_of, start, training, undisturbed
 from tests.method.train.processes import on_ranks
 
 STEPS = 12
@@ -25,18 +27,16 @@ config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=
 
 @pytest.mark.slow
 def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, bucket_server, tmp_path):
-    uri = bucket_server.uri + "/run"
-    with (
-        sigterm_when(lambda: storage.exists(f"{uri}/LAST")),
-        ending_on_sigterm("train"),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        train(config(digits, tmp_path / "first", checkpoints=uri))
-    assert stopped.value.code == 75
-    assert 0 < Checkpoints(uri).steps()[-1] < STEPS
-    train(config(digits, tmp_path / "second", checkpoints=uri))
-    train(config(digits, tmp_path / "undisturbed"))
-    assert difference(tmp_path / "second", tmp_path / "undisturbed") == 0.0
+    uri, first, second = bucket_server.uri + "/run", tmp_path / "first", tmp_path / "second"
+    process = start(digits, first, checkpoints=uri)
+    while not storage.exists(f"{uri}/LAST"):
+        assert process.poll() is None, log_of(first)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75, log_of(first)
+    assert 0 < Checkpoints(uri).steps()[-1] < lives.STEPS
+    finish(start(digits, second, checkpoints=uri), second)
+    assert difference(second, undisturbed(digits, 1)) == 0.0
 
 
 def test_a_signal_that_arrives_twice_is_one_signal():

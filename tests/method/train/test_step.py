@@ -10,7 +10,6 @@ import torch
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches
-from must.method.distributed.process_group import World
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
 from must.method.train.losses import fairness_loss
@@ -18,10 +17,9 @@ from must.method.train.step import MustStep
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks
-from tests.method.train.step_ranks import IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
+from tests.method.train.step_ranks import ALONE, IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
 
-ALONE = World(0, 1, torch.device("cpu"))
 PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())  # shares of the classes that are known
 
 
