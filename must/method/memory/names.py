@@ -178,13 +178,11 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
 @torch.inference_mode()
 def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
     """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory."""
-    features, flats, sources = list[Tensor](), list[Tensor](), list[str]()
-    for batch, _, _, feature, flat in run_model(model, source, device, "predictions"):
-        features.append(feature.cpu())
-        flats.append(flat.half().cpu())
-        sources += batch.sources
-    joined, flat = torch.cat(features), torch.cat(flats)
-    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined)), sources
+    outputs = run_model(model, source, device, "predictions")
+    rows = [(feature.cpu(), flat.half().cpu(), batch.sources) for batch, _, _, feature, flat in outputs]
+    features, flats = (torch.cat([row[part] for row in rows]) for part in (0, 1))
+    vectors = join_vectors(Whitening.fit(flats)(flats), Whitening.fit(features)(features))
+    return features, vectors, [name for row in rows for name in row[2]]
 
 
 def judge_list(

@@ -18,6 +18,7 @@ from must.method.model.bundle import save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from tests.method.model.tiny import make_classifier, model_config, model_folder, named_model
 from tests.method.model.transformers_clip import SIZE, TEXTS, by_hand
+from tests.method.train.lives import same
 
 
 @pytest.fixture
@@ -28,10 +29,6 @@ def ours(tmp_path):
 @pytest.fixture
 def folder(ours, tmp_path):
     return by_hand(ours, tmp_path / "theirs")
-
-
-def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
 def test_the_classifier_keeps_it_as_a_model_folder(folder):
