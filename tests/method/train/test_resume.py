@@ -6,13 +6,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from must.base import storage
 from must.base.exits import ending_on_sigterm
 from must.base.processes import METHOD
 from must.data.loading.reader import ShardReader
-from must.method.distributed.process_group import StopSignal, World, init_distributed
+from must.method.distributed.process_group import StopSignal, init_distributed
 from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.train_state import SHARE, RunTimer, TrainProgress
@@ -20,6 +19,7 @@ from must.method.train.trainer import train
 from tests.method.train import lives
 from tests.method.train.lives import difference, finish, log_of, start, training, undisturbed
 from tests.method.train.processes import on_ranks
+from tests.method.train.step_ranks import ALONE
 
 STEPS = 12
 config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=2, seed=1, log_every=2)
@@ -39,16 +39,19 @@ def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, bucket_serve
     assert difference(second, undisturbed(digits, 1)) == 0.0
 
 
-def test_a_signal_that_arrives_twice_is_one_signal():
+@pytest.fixture
+def stop():
+    with ending_on_sigterm("test"):
+        signals = StopSignal()
+        yield signals
+        signals.restore()
+
+
+def test_a_signal_that_arrives_twice_is_one_signal(stop):
     """Ctrl-C reaches the processes from the terminal, and again from torchrun, which hands it on."""
-    with ending_on_sigterm("train"):
-        stop = StopSignal()
-        try:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            assert stop.received
-        finally:
-            stop.restore()
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert stop.received
 
 
 def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, monkeypatch, capsys):
@@ -144,15 +147,10 @@ def test_the_main_process_learns_what_another_one_wants(signalled, due, first, s
     assert on_ranks(2, agreements, signalled, due) == [first, second, signalled is not None]
 
 
-def test_alone_there_is_nobody_to_ask():
-    with ending_on_sigterm("test"):
-        stop = StopSignal()
-        try:
-            assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
-        finally:
-            stop.restore()
+def test_alone_there_is_nobody_to_ask(stop):
+    assert stop.agreed(ALONE, due=True) == (False, True)
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.agreed(ALONE) == (True, False)
 
 
 def test_outside_of_a_must_program_signals_are_left_alone():
