@@ -24,7 +24,7 @@ from must.base.files import MODEL_FOLDER_FILE
 from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
-from must.base.text import close_to, without_secrets
+from must.base.text import close_to, one_line, without_secrets
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,7 @@ def labelled(label: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The message of an exception in one line, of at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return without_secrets(" ".join(lines))[:300] if lines else type(error).__name__
+    return without_secrets(one_line(error))[:300]
 
 
 def ensure_local(uri: str) -> str:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from must.base import storage
-from must.base.exits import is_first_rank
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import make_part
 from must.base.storage import UnreachableError
@@ -124,16 +123,23 @@ class Trainer:
             logger.info(f"going on after step {step} of {uri}")
 
     def choose(self) -> None:
-        """Chooses the `auto` settings on this machine, after it is known whether the run resumes."""
-        config, step = self.config, self.must_step
+        """Chooses the `auto` settings on this machine, after it is known whether the run resumes: such a run keeps its
+        threads and its precision, as sums in another order differ in the last bits."""
+        config, step, progress = self.config, self.must_step, self.state.progress
+        on_cpu = self.world.device.type == "cpu"
         if config.workers != "auto":
             self.loaders = config.workers
-        elif self.world.device.type == "cpu":
+        elif on_cpu:
             self.loaders = division(step.work).loaders
         else:
             view_bytes = 2 * step.preprocess.size**2 * 3  # of an image's two views
             self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes)
-        self.choose_arithmetic()
+        if config.precision == "auto":
+            step.precision = progress.precision or self.world.gather(step.precision)[0]
+        progress.precision = step.precision
+        if on_cpu:
+            share_cores(min(progress.threads, own_cores()) or division(step.work).threads)
+            progress.threads = torch.get_num_threads()
         if config.compile:
             compile_blocks(step, self.masked, self.micro_batch)
 
@@ -143,23 +149,13 @@ class Trainer:
         if step.propagated is not None:  # from the checkpoint
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
-        pause = raise_if_stopped(stop, "predicting all images")
+        pause = partial(stop.check, "predicting all images")
         if config.pseudo_labels == "propagated":
             step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world, pause)
         elif config.confident_share:
             confidence = zero_shot_confidence(self.reference, source, self.world.device)
         if config.confident_share:
             step.threshold = self.world.gather(find_threshold(config.confident_share, confidence))[0]
-
-    def choose_arithmetic(self) -> None:
-        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits."""
-        must_step, progress = self.must_step, self.state.progress
-        if self.config.precision == "auto":
-            must_step.precision = progress.precision or self.world.gather(must_step.precision)[0]
-        progress.precision = must_step.precision
-        if self.world.device.type == "cpu":
-            share_cores(min(progress.threads, own_cores()) or division(must_step.work).threads)
-            progress.threads = torch.get_num_threads()
 
     def run(self, stop: StopSignal) -> RunSummary:
         self.choose()
@@ -249,7 +245,7 @@ class Trainer:
                 threads=progress.threads or None, summary=summary, class_shares=list(self.prior), **self.origin,
             )  # fmt: skip
             description = replace(self.zero_shot.description, provenance=origin)
-            self.save_model(networks["teacher"], description, raise_if_stopped(stop, "checking the model"))
+            self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
@@ -279,16 +275,6 @@ class Trainer:
         selection = Selection(alpha=alpha, by="--alpha", check=check)
         description = replace(description, provenance=replace(description.provenance, selection=selection))
         save_bundle(config.output, network.cpu(), description, memory)
-
-
-def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
-    def check() -> None:
-        if stop.received:
-            if is_first_rank():
-                logger.info(f"stopped by a signal while {activity}; run the same command to go on")
-            raise Preempted
-
-    return check
 
 
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:
