@@ -14,6 +14,7 @@ Shapes: N images, K classes, C neighbours of an image, V numbers a vector, G gro
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -179,10 +180,11 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
 def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
     """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory."""
     outputs = run_model(model, source, device, "predictions")
-    rows = [(feature.cpu(), flat.half().cpu(), batch.sources) for batch, _, _, feature, flat in outputs]
-    features, flats = (torch.cat([row[part] for row in rows]) for part in (0, 1))
-    vectors = join_vectors(Whitening.fit(flats)(flats), Whitening.fit(features)(features))
-    return features, vectors, [name for row in rows for name in row[2]]
+    rows = ((feature.cpu(), flat.half().cpu(), batch.sources) for batch, _, _, feature, flat in outputs)
+    features, flats, sources = zip(*rows, strict=True)
+    joined, flat = torch.cat(features), torch.cat(flats)
+    vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined))
+    return joined, vectors, list(chain.from_iterable(sources))
 
 
 def judge_list(
