@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
+CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 MISFITS_SHOWN = 3  # lines

@@ -57,7 +57,8 @@ def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
 
 def test_no_preset_is_auto_for_the_stage_and_the_defaults_for_the_class(values):
     assert resolved(TrainConfig(**values)) == recipe.Resolved(TrainConfig(**values), {})
-    assert configure("train", values) == TrainConfig(**values, preset="auto")
+    for named in ({}, {"preset": ""}):
+        assert configure("train", values | named) == TrainConfig(**values, preset="auto")
 
 
 def test_a_published_preset_takes_the_model_of_the_classifier_file(values):

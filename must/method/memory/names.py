@@ -14,6 +14,7 @@ Shapes: N images, K classes, D numbers of the joint space, C neighbours of an im
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -186,13 +187,12 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
 @torch.inference_mode()
 def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
     """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory."""
-    features, flats, sources = list[Tensor](), list[Tensor](), list[str]()
-    for batch, _, _, feature, flat in run_model(model, source, device, "predictions"):
-        features.append(feature.cpu())
-        flats.append(flat.half().cpu())
-        sources += batch.sources
+    outputs = run_model(model, source, device, "predictions")
+    rows = ((feature.cpu(), flat.half().cpu(), batch.sources) for batch, _, _, feature, flat in outputs)
+    features, flats, sources = zip(*rows, strict=True)
     joined, flat = torch.cat(features), torch.cat(flats)
-    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined)), sources
+    vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined))
+    return joined, vectors, list(chain.from_iterable(sources))
 
 
 def judge_list(

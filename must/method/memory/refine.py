@@ -176,7 +176,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
         f"{f', using {len(answers.known):,} answers' if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
-        f"a memory of {refined.memory.images:,} images -> {config.model}"
+        f"a memory of {refined.memory.facts.images:,} images -> {config.model}"
     )
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")

@@ -52,3 +52,5 @@ def test_batches_that_cannot_be_are_refused():
         GlobalBatches(SIZES, 10, 1, 0, 0, 3)
     with pytest.raises(ValueError, match="holds 160 images only"):
         GlobalBatches(SIZES, 161, 1, 0)
+    with pytest.raises(ValueError, match="--accumulate 3: must divide the 8 images"):
+        GlobalBatches(SIZES, 8, 1, 0, micro_batches=3)
