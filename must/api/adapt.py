@@ -11,10 +11,10 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from must.api.adapted import Adapted
@@ -44,7 +44,7 @@ from must.api.work_state import (
 )
 from must.base import storage
 from must.base.console import quieted, replaced
-from must.base.files import CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
+from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
@@ -152,9 +152,8 @@ def steps(
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     check_model_name(model, pretrained)
     shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
-    with shown, opened(folder) as written:
-        source = to_source(images, written)
-        in_memory = Path(source.source).parent == written
+    with shown, opened(folder) as scratch:
+        source = to_source(images, scratch)
         inputs = {
             "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
             "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
@@ -169,41 +168,41 @@ def steps(
         if workers not in (None, "auto"):  # it also bounds the processes that read images
             pack["workers"] = max(1, int(workers))
         try:
-            make_classifier(state, {"classes": file, "model": model, "pretrained": pretrained}, content, device)
+            if not all(state.part(name).exists() for name in (CLASSIFIER_FILE, MODELS_FOLDER)):  # without it, no pass
+                if not file:
+                    file = str(state.part("classes.yaml"))
+                    storage.write_bytes(file, content)
+                named = {"classes": file, "model": model, "pretrained": pretrained, "device": device}
+                call("classifier", **named, output=state.part(CLASSIFIER_FILE))
             if test_images:
                 if not (state.part(TEST) / INDEX_FILE).exists():
-                    labels = "csv" if is_table(test_images) else "folder"
-                    values = {"source": test_images, "labels": labels, "split": {"test": 1.0}}
-                    call("shard", **values, **pack, output=state.part(TEST))
+                    is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
+                    labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
+                    call("shard", source=test_images, **labels, **pack, output=state.part(TEST))
                 check_labels(test_images, state)
         except BaseException:
             state.abandon()
             raise
         if not (state.part(SHARDS) / INDEX_FILE).exists():
-            uri = state.take_images(Path(source.source)) if in_memory else source.source
+            uri = Path(source.source)
+            if uri.parent == scratch:  # images that were in memory, or the list of their paths
+                uri = state.part(uri.name)
+                if not uri.exists():  # else of a call that was interrupted, with the same key
+                    Path(source.source).rename(uri)
             call("shard", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()
         common = {"shards": state.part(SHARDS), "device": device, "workers": workers}
-        paths = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "shards": state.part(SHARDS)}
-        if state.training_is_unfinished():
-            call("train", **settings, **paths, device=device)
+        training = settings | {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE)}
+        training |= {"shards": state.part(SHARDS), "device": device}
+        if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
+            call("train", **training)  # a kill while the model was written left checkpoints without it
         make_model(state, common)
         if should_train(state, train, settings, common):
-            call("train", **settings, **paths, device=device)
+            call("train", **training)
             make_model(state, common)
         state.finish()
     return Adapted(folder)
-
-
-def make_classifier(state: WorkState, options: dict[str, Any], content: bytes, device: str) -> None:
-    """First of all: without a model, no images are packed. `content`: of a class file, if `options` names none."""
-    if state.part(CLASSIFIER_FILE).exists() and state.part(MODELS_FOLDER).exists():
-        return
-    if not options["classes"]:
-        options = options | {"classes": state.part("classes.yaml")}
-        storage.write_bytes(str(options["classes"]), content)
-    call("classifier", **options, output=state.part(CLASSIFIER_FILE), device=device)
 
 
 def make_model(state: WorkState, common: dict[str, Any]) -> None:
@@ -255,13 +254,13 @@ def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
 
 def check_labels(test_images: str, state: WorkState) -> None:
     """Raises UserError: no labelled image has a label, or one is not a class."""
-    index = load_index(str(state.part(TEST)))
-    classes = read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes
-    unknown = [label for label in index.labels if label not in set(classes)]
+    labels = load_index(str(state.part(TEST))).labels
     require(
-        bool(index.labels),
+        bool(labels),
         f"test_images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
     )
+    classes = set(read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes)
+    unknown = [label for label in labels if label not in classes]
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,
@@ -276,23 +275,18 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
             path, work = Path(value).resolve(), folder.resolve()
             require(path != work, f"{label} {value}: is the output, too; choose another output")
-            part = path.relative_to(work).parts[:1] if path.is_relative_to(work) else ()
-            parts = {*MADE_FROM, *DERIVED, BEFORE} & set(part)
-            require(not parts, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
+            part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
+            is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
+            require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
 
 
 @contextmanager
 def opened(work: Path) -> Iterator[Path]:
     """Locks WORK; yields a folder in it for what is written before the inputs are known to be right. At the end that is
     removed, and WORK if it is empty."""
-    scratch = work / ".given"
     try:
-        with locked(str(work), ADAPT_LOCK):
-            shutil.rmtree(scratch, ignore_errors=True)
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        with locked(str(work), ADAPT_LOCK), TemporaryDirectory(prefix=NEXT_PREFIX, dir=work) as scratch:
+            yield Path(scratch)
     finally:
         with suppress(OSError):
             work.rmdir()
@@ -309,8 +303,3 @@ def check_settings(settings: dict[str, Any]) -> None:
     workers = TrainConfig(shards="-", classifier="-", output="-", **settings).workers
     if isinstance(workers, int):
         check_processes(workers, "--workers")
-
-
-def is_table(test_images: str) -> bool:
-    """Whether it is a table of images and classes on this machine, not a folder or an archive of images."""
-    return test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()

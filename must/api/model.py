@@ -116,8 +116,7 @@ def is_single(images: Any) -> bool:
     """Whether a single image was given: not a collection, nor a path of several images."""
     if not isinstance(images, str | os.PathLike):
         return is_image(images)
-    name = os.fspath(images)
-    return list(find_images([name], ListingReport(lambda *_: None))) == [name]
+    return list(find_images([os.fspath(images)], ListingReport(lambda *_: None))) == [os.fspath(images)]
 
 
 def is_image(item: Any) -> bool:

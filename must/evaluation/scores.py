@@ -135,9 +135,7 @@ class Collector:
         of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
         of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
         entropy = -(probability * log_probability).sum(-1)
-        self.images.append(
-            (top.int().cpu().numpy(), *(v.cpu().numpy() for v in (values, of_label, entropy, similarity)))
-        )
+        self.images.append(tuple(v.cpu().numpy() for v in (top.int(), values, of_label, entropy, similarity)))
         exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
         self.probability_sum += exact.sum(0).cpu().numpy()
 

@@ -15,7 +15,6 @@ from docs.stub import STUB, stub
 from must.api.functions import ERRORS, NOT_STAGES, as_python
 from must.api.stages import STAGES
 from must.base.parameters import list_parameters
-from must.config import TrainConfig
 from must.method.distributed.process_group import Preempted
 from must.method.train import trainer
 
@@ -96,15 +95,6 @@ def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
 def test_a_plan_says_what_training_would_cost(digits):
     planned = must.plan(shards=digits.shards, classifier=digits.classifier, seconds=0.1, **SHORT | {"epochs": 2})
     assert planned.steps == 6 and planned.seconds > 0 and planned.plan["images_per_s"] == planned.images_per_s
-
-
-def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(trainer, "train", lambda config: seen.append(config) or 1 / 0)
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path), "preset": "digits"}
-    with pytest.raises(ZeroDivisionError):
-        must.train(**values, epochs=30, model=None)
-    assert seen == [TrainConfig(**values)] and seen[0].passed == {*values, "epochs"}
 
 
 @pytest.mark.parametrize(

@@ -53,15 +53,3 @@ def test_what_is_passed_wins_even_where_it_is_the_default(values, monkeypatch):
     assert found == resolved(on_the_command_line(monkeypatch, values))
     assert resolved(TrainConfig(**values, passed=frozenset(["epochs"]))) == found, "without `load` the caller names it"
     assert resolved(replace(load(TrainConfig, values), seed=1)).config == replace(found.config, seed=1)
-
-
-def test_no_preset_is_auto_for_the_stage_and_the_defaults_for_the_class(values):
-    assert resolved(TrainConfig(**values)) == recipe.Resolved(TrainConfig(**values), {})
-    assert configure("train", values) == TrainConfig(**values, preset="auto")
-
-
-def test_a_published_preset_takes_the_model_of_the_classifier_file(values):
-    with pytest.raises(ValueError, match="--preset imagenet: published for ViT-B/16 and ViT-L/14 only"):
-        resolved(TrainConfig(**values, preset="imagenet"))
-    large = TrainConfig(**values, preset="imagenet", model="ViT-L-14", pretrained="openai")
-    assert resolved(large).config.mask_patch_size == 56

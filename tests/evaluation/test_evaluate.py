@@ -53,6 +53,10 @@ def test_the_numbers_fit_together(evaluated):
     assert low < gain < high
     matrix = np.array(metrics["confusion"]["adapted"]["matrix"])
     assert np.trace(matrix) / matrix.sum() == pytest.approx(metrics["adapted"]["top1"])
+    bins = metrics["adapted"]["reliability"]
+    assert all(one["low"] < one["confidence"] <= one["high"] for one in bins)
+    right = sum(one["images"] * one["accuracy"] for one in bins) / sum(one["images"] for one in bins)
+    assert right == pytest.approx(metrics["adapted"]["top1"])
     with (output / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 120
@@ -148,13 +152,9 @@ def refined(digits, tmp_path_factory):
     pictures = [reader.description(number) for number in range(0, 140, 2)]
     lines = [{"sha256": one["sha256"], "label": one["label"], "sampled": "random"} for one in pictures]
     append(folder / "answers.jsonl", *lines)
-    values = {
-        "shards": digits.shards,
-        "classifier": digits.classifier,
-        "model": str(folder / "model"),
-        "answers": str(folder),
-    }
-    summary = refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
+    places = {"shards": digits.shards, "classifier": digits.classifier, "answers": str(folder)}
+    places |= {"model": str(folder / "model"), "output": str(folder / "labels")}
+    summary = refine(RefineConfig(**places, workers=0, device="cpu"))
     finding = {"kind": "pair", "classes": ["<i>"], "images": 1, "examples": ["a.png"], "text": "<i> fits no image"}
     finding["samples"] = [0]
     (folder / "labels/refined.json").write_text(json.dumps(summary | {"misfits": [finding]}))
@@ -239,7 +239,7 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("must.evaluation.report.page.column", lambda title, check: 1 / 0)
+    monkeypatch.setattr("must.evaluation.report.page.class_chart", lambda metrics: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(evaluation(digits, tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "predictions.csv"}

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 
 import numpy as np
 import pytest
@@ -137,12 +136,12 @@ def test_labels_below_the_limit_do_not_decide():
 
 
 @pytest.mark.parametrize("value", [float("nan"), "much", None, 10**400])
-@pytest.mark.parametrize("names", ["label_free compared check effective_after", "label_free baseline confidence"])
+@pytest.mark.parametrize("names", ["label_free compared check effective_after", "adapted top1", "intervals top1 0"])
 def test_no_number_is_one_line(tmp_path, value, names):
     """Each number of the metrics as something else."""
     metrics = json.loads(json.dumps(checked()))
     *path, name = names.split()
-    functools.reduce(dict.__getitem__, path, metrics)[name] = value
+    functools.reduce(dict.__getitem__, path, metrics)[int(name) if name.isdigit() else name] = value
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(ValueError, match=f"--metrics {tmp_path}/metrics.json: is not what .* evaluate again") as error:
         gate.gate(GateConfig(metrics=str(tmp_path / "metrics.json")))
@@ -183,13 +182,6 @@ def test_labelled_gate_needs_the_interval_above_the_gain():
     assert not labelled_gate(good, min_gain=low).passed
     assert not labelled_gate(worse).passed
     assert not labelled_gate(parse_metrics(unchanged)).passed, "no change is no gain"
-
-
-@pytest.mark.parametrize("interval", [[math.nan, 1.0], [0.1, math.inf]])
-def test_labelled_gate_takes_no_interval_that_is_no_number(interval):
-    good = parse_metrics(better)
-    with pytest.raises(ValueError, match="expected a number"):
-        labelled_gate(good | {"intervals": good["intervals"] | {"top1": interval}})
 
 
 def test_labelled_gate_makes_no_decision_on_few_images():
