@@ -1,7 +1,18 @@
 """What an evaluation of 200 labelled images found, for tests of those who read it."""
 
+import numpy as np
+import torch
+
 from must.evaluation.result import Accuracy, Compared, Data, LabelFree, Metrics, ModelFigures, Paired
+from must.evaluation.scores import Collector, merge
 from must.method.model.description import CheckResult
+
+
+def scores_of(logits, labels):
+    """One model's scores, of logits [N, K] and class numbers [N]."""
+    collector = Collector(logits.shape[1])
+    collector.add(torch.from_numpy(logits).float(), torch.ones(len(logits)), np.asarray(labels))
+    return merge([collector])
 
 
 def accuracy(top1):

@@ -24,6 +24,7 @@ from must.method.answers.answers_file import append
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
+from must.method.model.masked_vit import MaskedViT
 from tests.evaluation.digits import decode_pixels, evaluation
 from tests.method.train.processes import on_ranks
 
@@ -171,6 +172,27 @@ def test_a_model_with_a_memory_is_measured_as_it_is_used_and_without_it(digits, 
     assert metrics["tower"] == before["adapted"] and metrics["baseline"] == before["baseline"]
     assert metrics["adapted"] != metrics["tower"] and metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
     assert 0 < metrics["similarity"] < 1 and before["similarity"] is None and before["tower"] is None
+
+
+@pytest.mark.parametrize("name, passes", [("zero_shot", {"classify": 1}), ("adapted", {"classify": 1, "forward": 1})])
+def test_a_network_with_and_without_its_memory_runs_once(digits, refined, tmp_path, monkeypatch, name, passes):
+    """The report of a model that was not trained takes one pass."""
+    model, images = refined.parent / "model", Counter()
+    if name == "zero_shot":
+        model, places = tmp_path / "model", {"shards": digits.shards, "classifier": digits.classifier}
+        refine(RefineConfig(**places, model=str(model), output=str(tmp_path / "labels"), workers=0, device="cpu"))
+    for method in ("classify", "forward"):
+        original = getattr(MaskedViT, method)
+
+        def count(self, pixels, *more, method=method, original=original):
+            images[method] += len(pixels)
+            return original(self, pixels, *more)
+
+        monkeypatch.setattr(MaskedViT, method, count)
+    metrics = evaluate(evaluation(digits, tmp_path / "report", model=str(model)))
+    of_the_map = {"classify": 120}  # whose vectors are computed besides
+    assert images == {method: 120 * times + of_the_map.get(method, 0) for method, times in passes.items()}
+    assert (metrics.tower.top1 == metrics.baseline.top1) is (name == "zero_shot")
 
 
 def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, refined, tmp_path):

@@ -11,10 +11,11 @@ from must.config import GateConfig
 from must.evaluation import gate
 from must.evaluation.evaluate import evaluate, measure
 from must.evaluation.result import parse_metrics as metrics_from
-from must.evaluation.scores import Collector, Samples, merge
+from must.evaluation.scores import Samples
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import load_description
 from tests.evaluation.digits import evaluation
+from tests.evaluation.measured import scores_of
 
 CLASSES = list("abcdefghij")
 
@@ -33,14 +34,9 @@ def parse_metrics(after, labelled=True, images=500, seed=0):
     labels = generator.integers(0, 10, images)
     logits = generator.normal(size=(images, 10))
     logits[np.arange(images), labels] += 2
-    scores = []
     shown = labels if labelled else np.full(images, -1)
-    for values in (after(logits.copy(), labels, generator), logits):
-        collector = Collector(10)
-        collector.add(torch.from_numpy(values).float(), torch.ones(images), shown)
-        scores.append(merge([collector]))
+    adapted, baseline = (scores_of(values, shown) for values in (after(logits.copy(), labels, generator), logits))
     samples = Samples(np.arange(images), shown, np.full(images, "file", dtype=object))
-    adapted, baseline = scores
     return measure(samples, adapted, baseline, None, CLASSES).to_dict()
 
 

@@ -21,17 +21,12 @@ from must.evaluation.metrics import (
     scalar_metrics,
 )  # fmt: skip
 from must.evaluation.scores import NO_LABEL, Collector, merge
-
-
-def scores_of(probability, labels):
-    collector = Collector(probability.shape[1])
-    collector.add(torch.from_numpy(np.log(probability)).float(), torch.ones(len(labels)), np.asarray(labels))
-    return merge([collector])
+from tests.evaluation.measured import scores_of
 
 
 def results_of(probability, labels):
     labels = np.asarray(labels)
-    return labelled_results(scores_of(probability, labels), labels, labels != NO_LABEL, probability.shape[1])
+    return labelled_results(scores_of(np.log(probability), labels), labels, labels != NO_LABEL, probability.shape[1])
 
 
 def random_task(images=400, classes=12, seed=0):
@@ -103,7 +98,7 @@ def test_confused_pairs_come_by_frequency_and_without_the_diagonal():
 
 def test_the_collector_does_not_depend_on_the_batches():
     probability, labels = random_task(images=64)
-    whole, parts = scores_of(probability, labels), Collector(12)
+    whole, parts = scores_of(np.log(probability), labels), Collector(12)
     for rows in np.array_split(np.arange(64), 5):
         parts.add(torch.from_numpy(np.log(probability[rows])).float(), torch.ones(len(rows)), labels[rows])
     joined = merge([parts])
@@ -150,7 +145,7 @@ def one_hot_scores(classes, sharpness=0.999):
     """Of images of five classes, without labels."""
     probability = np.full((len(classes), 5), (1 - sharpness) / 4)
     probability[np.arange(len(classes)), classes] = sharpness
-    return scores_of(probability, np.full(len(classes), NO_LABEL))
+    return scores_of(np.log(probability), np.full(len(classes), NO_LABEL))
 
 
 @pytest.mark.parametrize("classes, information", [(np.arange(100) % 5, 1), (np.zeros(100, int), 0)])
@@ -164,7 +159,7 @@ def test_sure_and_balanced_is_the_best_there_is_and_collapsed_says_nothing(class
 
 def test_mutual_information_against_its_definition():
     probability, _ = random_task(images=80, classes=7)
-    values = label_free(scores_of(probability, np.full(80, NO_LABEL)))
+    values = label_free(scores_of(np.log(probability), np.full(80, NO_LABEL)))
     entropy = lambda p: -(p * np.log(p)).sum(-1)  # noqa: E731
     information = entropy(probability.mean(0)) - entropy(probability).mean()
     assert values.mutual_information == pytest.approx(information / np.log(7), rel=1e-5)

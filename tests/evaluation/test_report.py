@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
 
 from must.config import EvaluateConfig
 from must.evaluation.evaluate import MATRIX_LIMIT, measure
@@ -17,11 +16,11 @@ from must.evaluation.report.page import list_worse, render_report
 from must.evaluation.report.provenance import command_line, next_steps, stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
-from must.evaluation.scores import Collector, Samples, merge
+from must.evaluation.scores import Samples
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_bundle, save_bundle
 from tests.evaluation.digits import evaluation
-from tests.evaluation.measured import CHECK, MEASURED, accuracy
+from tests.evaluation.measured import CHECK, MEASURED, accuracy, scores_of
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -104,9 +103,7 @@ def synthetic(classes, images=400, labelled=True, after_quality=3.0):
     for quality in (after_quality, 1.0):
         logits = generator.normal(size=(images, len(classes)))
         logits[np.arange(images), labels] += quality
-        collector = Collector(len(classes))
-        collector.add(torch.from_numpy(logits).float(), torch.ones(images), shown)
-        scores.append(merge([collector]))
+        scores.append(scores_of(logits, shown))
     sources = np.array([f"folder/{HOSTILE[i % len(HOSTILE)]}/{i}.png" for i in range(images)], dtype=object)
     return Samples(np.arange(images) % 100, shown, sources), *scores
 
@@ -179,9 +176,8 @@ def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear(labelled
 
 def test_collapse_is_named_without_labels():
     samples, _, before = synthetic(list("abcd"), labelled=False)
-    collector = Collector(4)
-    collector.add(torch.tensor([[9.0, 0, 0, 0]]).repeat(400, 1), torch.ones(400), samples.labels)
-    metrics = measure(samples, merge([collector]), before, None, list("abcd"))
+    collapsed = scores_of(np.tile([9.0, 0, 0, 0], (400, 1)), samples.labels)
+    metrics = measure(samples, collapsed, before, None, list("abcd"))
     found = verdict(checked(metrics, 400, ["the model predicts few of the classes"]))
     assert (found.tone, found.plain) == ("bad", "Do not use it: the model predicts few of the classes.")
     found = verdict(checked(metrics, 400, []))

@@ -89,12 +89,8 @@ def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
     table = np.loadtxt(DIGITS, delimiter=",")
     pixels = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     digits = table[:, -1].astype(int)
+    images = [Image.fromarray(one).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for one in pixels]
     order = iter(sorted(range(len(pixels)), key=lambda i: hashlib.sha256(pixels[i].tobytes()).digest()))
     return {
-        part: [(enlarge(pixels[i]), CLASSES[digits[i]]) for i in islice(order, count)]
-        for part, count in SPLIT_SIZES.items()
+        part: [(images[i], CLASSES[digits[i]]) for i in islice(order, count)] for part, count in SPLIT_SIZES.items()
     }
-
-
-def enlarge(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
