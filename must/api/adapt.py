@@ -144,7 +144,7 @@ def steps(
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
     require_apart(folder, "output")
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
-    check_settings(settings)
+    wanted = parse_settings(settings)
     check_device(device)
     file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
@@ -163,10 +163,8 @@ def steps(
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
         }
         state = WorkState(folder, inputs, again)
-        workers = settings.get("workers")
-        pack = {"max_rejected": max_rejected}
-        if workers not in (None, "auto"):  # it also bounds the processes that read images
-            pack["workers"] = max(1, int(workers))
+        workers = wanted.workers if isinstance(wanted.workers, int) else None  # those who read images, too
+        pack = {"max_rejected": max_rejected, "workers": None if workers is None else max(1, workers)}
         try:
             if not all(state.part(name).exists() for name in (CLASSIFIER_FILE, MODELS_FOLDER)):  # without it, no pass
                 if not file:
@@ -198,7 +196,7 @@ def steps(
         if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
             call("train", **training)  # a kill while the model was written left checkpoints without it
         make_model(state, common)
-        if should_train(state, train, settings, common):
+        if should_train(state, train, settings, wanted, common):
             call("train", **training)
             make_model(state, common)
         state.finish()
@@ -217,12 +215,16 @@ def make_model(state: WorkState, common: dict[str, Any]) -> None:
         call("evaluate", **common | paths | measured)
 
 
-def should_train(state: WorkState, train: str, settings: dict[str, Any], common: dict[str, Any]) -> bool:
+def should_train(
+    state: WorkState, train: str, settings: dict[str, Any], wanted: TrainConfig, common: dict[str, Any]
+) -> bool:
     """Whether training is wanted and not done yet; says what it would take if it is not worth it here."""
     origin = load_description(str(state.part(BUNDLE))).provenance
     if train == "no":
         return False
-    if origin.config and "settings" not in state.changed and has_settings(origin.config, settings):
+    compared = {"preset", *settings} - CHANGEABLE
+    is_trained = origin.config and all(origin.config.get(name) == getattr(wanted, name) for name in compared)
+    if is_trained and "settings" not in state.changed:
         same = origin.index_sha256 == load_index(str(state.part(SHARDS))).sha256
         if not same and train == "auto":
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
@@ -244,12 +246,6 @@ def should_train(state: WorkState, train: str, settings: dict[str, Any], common:
         "--train yes does it, and a GPU makes it short. The model and the labels are ready without it"
     )
     return False
-
-
-def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether a model that was trained with `config` has these settings."""
-    values = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings).to_dict()
-    return all(config.get(name) == values[name] for name in {"preset", *settings} - CHANGEABLE)
 
 
 def check_labels(test_images: str, state: WorkState) -> None:
@@ -292,14 +288,14 @@ def opened(work: Path) -> Iterator[Path]:
             work.rmdir()
 
 
-def check_settings(settings: dict[str, Any]) -> None:
+def parse_settings(settings: dict[str, Any]) -> TrainConfig:
     """Raises ValueError: a setting that `must train` would refuse, as far as can be checked before there are shards."""
     for name in SET_BY_ADAPT:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "settings")
-    preset = settings.get("preset") or AUTO
-    if preset != AUTO:
-        published(preset, "ViT-B-16")
-    workers = TrainConfig(shards="-", classifier="-", output="-", **settings).workers
-    if isinstance(workers, int):
-        check_processes(workers, "--workers")
+    wanted = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings)
+    if wanted.preset not in ("", AUTO):
+        published(wanted.preset, "ViT-B-16")
+    if isinstance(wanted.workers, int):
+        check_processes(wanted.workers, "--workers")
+    return wanted

@@ -104,9 +104,9 @@ class WorkState:
 
     def abandon(self) -> None:
         """Removes what this call has made; for inputs that are refused."""
-        if self.new:
-            for name in (*MADE_FROM, RECORD_FILE) if self.folder == self.work else ("",):
-                remove(self.folder / name)
+        made = [self.work / name for name in (*MADE_FROM, RECORD_FILE)] if self.folder == self.work else [self.folder]
+        for path in made if self.new else ():
+            remove(path)
 
     @property
     def outdated(self) -> set[str]:

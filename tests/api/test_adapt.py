@@ -116,6 +116,12 @@ def test_numpys_texts_are_names_and_prompts():
     assert read_classes(prompts)[1]
 
 
+def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits, tmp_path):
+    few = sorted(digits.images.glob("train/*/*.png"))[:12]
+    given = inputs(digits, tmp_path / "work", images=few, test_images="", train="no", workers="auto")
+    assert must.adapt(**given).metrics["images"] == 12
+
+
 def test_class_names_from_folder_names(digits, tmp_path):
     assert folder_names(digits.images / "train") == sorted(CLASSES)
     for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
