@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from must.evaluation.metrics import (
     bootstrap,
@@ -20,7 +19,7 @@ from must.evaluation.metrics import (
     per_class,
     scalar_metrics,
 )  # fmt: skip
-from must.evaluation.scores import NO_LABEL, Collector, merge
+from must.evaluation.scores import NO_LABEL
 from tests.evaluation.measured import scores_of
 
 
@@ -94,17 +93,6 @@ def test_a_class_without_images_has_no_recall_and_does_not_count():
 def test_confused_pairs_come_by_frequency_and_without_the_diagonal():
     matrix = np.array([[9, 2, 0], [5, 9, 0], [1, 0, 9]])
     assert confused_pairs(matrix, 2) == [(1, 0, 5), (0, 1, 2)] and len(confused_pairs(matrix, 50)) == 3
-
-
-def test_the_collector_does_not_depend_on_the_batches():
-    probability, labels = random_task(images=64)
-    whole, parts = scores_of(np.log(probability), labels), Collector(12)
-    for rows in np.array_split(np.arange(64), 5):
-        parts.add(torch.from_numpy(np.log(probability[rows])).float(), torch.ones(len(rows)), labels[rows])
-    joined = merge([parts])
-    assert (whole.top == joined.top).all()
-    for name in ("top_probability", "label_log_probability", "entropy", "probability_sum"):
-        np.testing.assert_allclose(getattr(whole, name), getattr(joined, name), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 5), (2, 10), (600, 520)])
