@@ -92,7 +92,7 @@ def score_split(
             samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
             images = normalize(batch.pixels.to(world.device), source.preprocess)
             for output, rows, total in zip(classify(models, images), collected, sums, strict=True):
-                *arrays, of_batch = summarize(*output, labels)
+                *arrays, of_batch = score_batch(*output, labels)
                 rows.append(tuple(arrays))
                 total += of_batch
             progress.update(len(images))
@@ -124,7 +124,7 @@ def classify(models: Sequence[MaskedViT | MemoryClassifier], images: Tensor) -> 
             yield logits, torch.full((len(images),), torch.nan)
 
 
-def summarize(logits: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+def score_batch(logits: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """A batch's values of the fields of Scores. Logits [B, K], similarity [B], class numbers [B] or NO_LABEL."""
     log_probability = logits.float().log_softmax(dim=-1)
     probability = log_probability.exp()
