@@ -182,11 +182,11 @@ def steps(
             state.abandon()
             raise
         if not (state.part(SHARDS) / INDEX_FILE).exists():
-            uri = Path(source.source)
-            if uri.parent == scratch:  # images that were in memory, or the list of their paths
-                uri = state.part(uri.name)
+            uri: str | Path = source.source
+            if (written := Path(uri)).parent == scratch:  # images that were in memory, or the list of their paths
+                uri = state.part(written.name)
                 if not uri.exists():  # else of a call that was interrupted, with the same key
-                    Path(source.source).rename(uri)
+                    written.rename(uri)
             call("shard", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class Model:
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+        self._classifier, self._view = classifier, EvalView(classifier.preprocess)
         self.where, self.classes = classifier.where, list(classifier.classes)
 
     def __repr__(self) -> str:
@@ -79,10 +78,6 @@ class Model:
             name, reason = next(iter(predictions.unreadable.items()))
             raise UserError(f"{name}: {reason}")
         return predictions
-
-    @cached_property
-    def _view(self) -> EvalView:
-        return EvalView(self._classifier.preprocess)
 
     def _read(self, item: Any) -> tuple[np.ndarray | None, str]:
         """(pixels, reason why not) of a file, as in `must predict`. Raises ValueError: an object is not an image."""

@@ -104,7 +104,7 @@ def score_split(
     numbers, labels, sources = concatenate(batches)
     order = np.argsort(numbers, kind="stable")
     scores = []
-    for number, total in enumerate(sum(part[2] for part in parts)):
+    for number, total in enumerate(np.sum([part[2] for part in parts], axis=0)):
         columns = concatenate([batch for part in parts for batch in part[1][number]])
         scores.append(Scores(*(column[order] for column in columns), total))
     return Samples(numbers[order], labels[order], sources[order], skipped), scores

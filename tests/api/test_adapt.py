@@ -122,6 +122,16 @@ def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits
     assert must.adapt(**given).metrics["images"] == 12
 
 
+def test_a_bucket_is_packed_by_its_uri(tmp_path, monkeypatch):
+    def call(name, **values):
+        if name == "shard":
+            raise must.UserError(str(values["source"]))
+
+    monkeypatch.setattr("must.api.adapt.call", call)
+    with pytest.raises(must.UserError, match=r"^gs://bucket/photos$"):
+        must.adapt("gs://bucket/photos", classes="cat,dog", model=asset_folder(), output=tmp_path / "work")
+
+
 def test_class_names_from_folder_names(digits, tmp_path):
     assert folder_names(digits.images / "train") == sorted(CLASSES)
     for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
