@@ -184,7 +184,9 @@ def measure(
         differences |= {key: difference(old.rights[key], right)[1:] for key, right in new.rights.items()}
     return replace(
         metrics,
-        **accuracies,
+        adapted=accuracies["adapted"],
+        baseline=accuracies.get("baseline"),
+        tower=accuracies.get("tower"),
         intervals=differences,
         paired=paired(old, new) if old else None,
         per_class=class_table(new, old, classes),

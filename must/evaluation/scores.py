@@ -106,7 +106,8 @@ def score_split(
     scores = []
     for number, total in enumerate(np.sum([part[2] for part in parts], axis=0)):
         columns = concatenate([batch for part in parts for batch in part[1][number]])
-        scores.append(Scores(*(column[order] for column in columns), total))
+        top, values, of_label, entropy, similarity = (column[order] for column in columns)
+        scores.append(Scores(top, values, of_label, entropy, similarity, total))
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
