@@ -126,12 +126,9 @@ class WorkState:
     def labels_are_up_to_date(self) -> bool:
         """Whether they are of this model, these images, and the answers that there are."""
         file, weights = self.part(LABELS) / REFINED_FILE, self.weights_sha256()
-        return (
-            bool(weights)
-            and value(file, "weights_sha256") == weights
-            and value(file, "answers_sha256") == hash_answers(str(self.part(ANSWERS)))
-            and (self.part(LABELS) / PREDICTIONS_FILE).exists()
-        )
+        made_of = [value(file, name) for name in ("weights_sha256", "answers_sha256")]
+        is_whole = bool(weights) and (self.part(LABELS) / PREDICTIONS_FILE).exists()
+        return is_whole and made_of == [weights, hash_answers(str(self.part(ANSWERS)))]
 
     def report_is_up_to_date(self) -> bool:
         """Whether it measured this model."""
