@@ -87,7 +87,8 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         version = store(registry, config, description, version, facts)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
-    logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.make_uri(version)}")
+    state = "already" if version == current else f"now (before: {before})"
+    logger.info(f"{registry.uri}: LATEST is {version} {state} -> {registry.make_uri(version)}")
     if f"{ONNX_FOLDER}/{ONNX_FILE}" not in registry.checksums(version):
         work = find_work(PromoteConfig, {"model": config.model})
         export, flag = (f"must export {shlex.quote(work)}", "") if work else ("must export", " with --onnx")
