@@ -53,7 +53,7 @@ review work --add nowhere.csv                                                | -
 review work --add classes.txt                                                | --add classes.txt: there are no answers in it
 review work --add wrong.csv                                                  | the first line must name the columns image and class
 review work --add typo.csv                                                   | did you mean 'three'?
-review work --page                                                           | expected one argument
+review work --add                                                            | expected one argument
 evaluate work --split tset                                                   | hold no split 'tset'
 evaluate work --baseline model                                               | --baseline model: is a folder
 evaluate work --refined photos                                               | --refined photos/refined.json: no such file

@@ -142,17 +142,12 @@ def log_failure(work: Future[None]) -> None:
         logger.error("the effect of the answers could not be computed", exc_info=error)
 
 
-def prepare(config: ReviewConfig) -> tuple[Review, Images]:
-    """The review of all images. Of several copies of a file, only the first that is drawn is asked about."""
-    *_, last = compute_reviews(config)
-    return last
-
-
 def compute_reviews(
     config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int], None] = lambda *_: None
 ) -> Iterator[tuple[Review, Images]]:
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
-    few images or a review was `saved`. The pictures of the earlier review come first.
+    few images or a review was `saved`. The pictures of the earlier review come first. Of several copies of a file, only
+    the first that is drawn is asked about.
     `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
     bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes

@@ -32,9 +32,9 @@ from must.config.evaluate import ReviewConfig
 from must.config.work import PARTS, find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
-from must.deploy.review.corrections import add_answers, check_added
-from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, static
-from must.deploy.review.session import Session
+from must.deploy.review.corrections import add_corrections, check_corrections
+from must.deploy.review.page import SIDES, STATIC, Pictures, static
+from must.deploy.review.session import ACTIONS, Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 from must.deploy.serve.serve import check_no_loop, format_url, listen, serve_until_signal
@@ -47,7 +47,6 @@ REVIEW = Kind("must review", "--output", ".review.lock")
 RELABELLED = "relabelled.csv"
 CONNECTIONS = 64  # of all browsers together, at most
 LARGEST_REQUEST = 1 << 16  # bytes of a request
-ACTIONS = ("start", "next", "show", "answer", "undo", "grid", "end", "leave")
 DECODING = 2  # pictures that are decoded at a time
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -61,14 +60,14 @@ SAFE = {
     "cache-control": "no-store",
 }
 CACHED = {"cache-control": "private, max-age=3600"}  # by the browser
-KEEP_ALIVE = 30.0  # seconds in which a browser must send a request's head, and read a response
+KEEP_ALIVE = 30  # seconds in which a browser must send a request's head, and read a response
 
 
 def review(config: ReviewConfig) -> None:
-    """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
+    """Serves until SIGINT or SIGTERM. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
     if config.add:
-        check_added(config.add, list(load_description(config.model).classes))
-    elif not config.page:
+        check_corrections(config.add, list(load_description(config.model).classes))
+    else:
         check_no_loop("must review")
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,32 +78,19 @@ def review(config: ReviewConfig) -> None:
         )
         if config.add:
             review = saved or prepare_review(config)
-            added = add_answers(config, review, reader)
+            added = add_corrections(config, review.classes, reader)
             logger.info(printable_page(f"{added}\n{review.text(review.answers(config.output))}"))
             return
-        pictures = Pictures(reader)
-        if config.page:
-            review = saved if saved and has_all_images(config) else prepare_review(config)
-            page, count = self_contained(Session(review, str(folder), config.signature), pictures, config.pictures)
-            storage.write_bytes(config.page, page)
-            size = f"{counted(count, 'picture')}, {len(page) / 1e6:.1f} MB"
-            logger.info(printable(f"{config.page}: {size}; it saves answers.jsonl"))
-            return
         with listen(config.host, config.port) as listener:
-            questions = Questions(config, App(None, pictures, secrets.token_urlsafe(18)), saved)
+            questions = Questions(config, App(None, Pictures(reader), secrets.token_urlsafe(18)), saved)
             asyncio.run(serve_page(config, questions, listener))
-
-
-def has_all_images(config: ReviewConfig) -> bool:
-    """Whether the review in the folder is of all images, not only of the first ones."""
-    return storage.exists(storage.join(config.output, IMAGES_FILE))
 
 
 def prepare_review(config: ReviewConfig) -> Review:
     loading("review")
-    from must.deploy.review.prepare import prepare  # imports torch
+    from must.deploy.review.prepare import compute_reviews  # imports torch
 
-    review, images = prepare(config)
+    *_, (review, images) = compute_reviews(config)
     review.save(config.output)
     images.save(config.output)
     return review
@@ -159,14 +145,14 @@ class App:
             return await self.get(parts)
         expect(request.method == "POST" and len(parts) == 1, "no such address", 404)
         values = await read_json(request)
-        expect(parts[0] in ACTIONS, "no such address", 404)
-        session = self.session
+        action, session = parts[0], self.session
+        expect(action in ("start", *ACTIONS), "no such address", 404)
         if session is None:
             return Json({"wait": self.wait})
-        if parts[0] == "start":
+        if action == "start":
             return Json({"classes": session.review.classes, "who": session.who})
         page = str(values.get("page"))[:64] or "?"
-        return Json(await asyncio.to_thread(getattr(session, parts[0]), page, values))
+        return Json(await asyncio.to_thread(session.act, action, page, values))
 
     async def get(self, parts: list[str]) -> Response:
         name = parts[0] if parts else "index.html"
@@ -200,7 +186,7 @@ class Questions:
 
     def compute(self) -> None:
         """Raises the errors of `compute_reviews`."""
-        complete = has_all_images(self.config)
+        complete = storage.exists(storage.join(self.config.output, IMAGES_FILE))
         if self.saved:
             self.show(self.saved)
         from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
@@ -257,7 +243,9 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
     if config.browser and sys.stdout.isatty():
         threading.Thread(target=open_browser, args=(url,), daemon=True).start()
     serving = asyncio.ensure_future(
-        serve_until_signal(app, listener, KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5)
+        serve_until_signal(
+            app, listener, timeout_keep_alive=KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+        )
     )
     computing = asyncio.ensure_future(asyncio.to_thread(questions.compute))
     await asyncio.wait((serving, computing), return_when=asyncio.FIRST_COMPLETED)

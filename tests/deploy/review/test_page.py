@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.page import Pictures, self_contained
+from must.deploy.review.page import Pictures
 from must.deploy.review.prepare import AnswerEffect, Images
 from must.deploy.review.review import App
 from must.deploy.review.session import Session
@@ -282,45 +282,6 @@ def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(re
     page.close(run_before_unload=True)
     third = visit(url)
     shown(third, review.pictures[0].number)
-
-
-def test_a_page_that_is_a_file_keeps_its_own_answers_and_saves_them(review, folder, tmp_path, visit):
-    session = Session(review, str(folder), "")
-    for name, count in (("page", 5), ("less", 3)):
-        (tmp_path / f"{name}.html").write_bytes(self_contained(session, pictures_of(review), count)[0])
-    page = visit((tmp_path / "page.html").as_uri())
-    numbers = [picture.number for picture in review.pictures]
-    for at, key in enumerate("12nc"):
-        shown(page, numbers[at])
-        page.keyboard.press(key)
-    shown(page, numbers[4])
-    expect(page.locator("#place")).to_have_text("picture 5 of 5")
-    page.reload()
-    shown(page, numbers[4])
-    page.locator("#recent button").last.click()
-    shown(page, numbers[0])
-    page.keyboard.press("3")
-    shown(page, numbers[4])
-    for number in (0, 3):  # the changed answer is the first one again, and then the last one is taken back
-        page.keyboard.press("z")
-        shown(page, numbers[number])
-        page.keyboard.press("o")
-    for key in "45":
-        page.keyboard.press(key)
-    expect(page.locator("#end")).to_have_text("All pictures are answered.")
-    other = page.context.new_page()
-    other.goto((tmp_path / "less.html").as_uri())
-    shown(other, numbers[0])
-    expect(other.locator("#place")).to_have_text("picture 1 of 3")
-    with page.expect_download() as download:
-        page.click("#save")
-    file = tmp_path / "answers.jsonl"
-    download.value.save_as(file)
-    shutil.copy(file, folder)
-    answers = review.answers(str(folder))
-    expected = [*review.classes[:2], None, *review.classes[3:5]]
-    assert [answers[one.sha256].label for one in review.pictures[:5]] == expected
-    assert review.measured(answers).answers == 5
 
 
 @pytest.mark.slow
