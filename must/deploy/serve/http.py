@@ -29,11 +29,11 @@ from must.deploy.serve.protocol import (
     Refused,
     classification,
     expect,
-    output_tensor,
+    output_tensors,
     parse_request,
     read_parameters,
 )
-from must.deploy.serve.work import Work
+from must.deploy.serve.work import PATIENCE, Work
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Refusal(Json):
     def __init__(self, refused: Refused, headers: dict[str, str] | None = None) -> None:
         self.unread = refused.unread
         more = {"connection": "close"} if self.unread else {}
-        retry = {"retry-after": "1"} if refused.retry else {}
+        retry = {"retry-after": "1"} if refused.status == 503 else {}
         super().__init__({"error": refused.reason}, refused.status, {**(headers or {}), **more, **retry})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,8 +74,8 @@ class Refusal(Json):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def make_app(work: Work, name: str) -> Starlette:
-    api, model = Api(work, name), f"/v2/models/{name}"
+def make_app(work: Work) -> Starlette:
+    api, model = Api(work), f"/v2/models/{work.config.name}"
     routes = [
         Route("/classify", api.answer(api.classify), methods=["POST"]),
         Route(f"{model}/infer", api.answer(api.infer), methods=["POST"]),
@@ -95,8 +95,8 @@ def make_app(work: Work, name: str) -> Starlette:
 class Api:
     """The functions behind the addresses."""
 
-    def __init__(self, work: Work, name: str) -> None:
-        self.work, self.name, self.large_json = work, name, asyncio.Lock()
+    def __init__(self, work: Work) -> None:
+        self.work, self.name, self.large_json = work, work.config.name, asyncio.Lock()
 
     def answer(self, handler: Callable[[Request, bytes], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
         """Reads a request's body, and responds with what the handler makes of it, as JSON."""
@@ -140,7 +140,7 @@ class Api:
             plain = request.headers.get("content-encoding", "identity") == "identity"
             expect(plain, "send the body without compression", 415)
             check(int(request.headers.get("content-length", "0")[:18]))
-            async with asyncio.timeout(config.patience):
+            async with asyncio.timeout(PATIENCE):
                 async for part in request.stream():
                     self.work.reserve(len(part))
                     size += len(part)
@@ -149,7 +149,7 @@ class Api:
         except BaseException as error:
             self.work.held_bytes -= size
             if isinstance(error, TimeoutError):
-                error = Refused(408, f"the body was not received within {config.patience:g} seconds")
+                error = Refused(408, f"the body was not received within {PATIENCE:g} seconds")
             if isinstance(error, Refused):
                 error.unread = True
             raise error from None
@@ -168,22 +168,23 @@ class Api:
         with self.work.models.borrow() as served:
             inference = await self.parse(body, served)
             predictions = await cancel_on_disconnect(self.work.predict(inference, served), request.receive)
-            outputs = [output_tensor(predictions, output) for output in inference.outputs]
+            outputs = output_tensors(predictions, inference.outputs)
             answer = {"model_name": self.name, "model_version": served.version, "outputs": outputs}
             return answer | ({"id": inference.id} if inference.id else {})
 
     async def parse(self, body: bytes, served: ServedModel) -> InferRequest:
-        limits = self.work.limits(served)
+        classifier = served.classifier
+        limits = self.work.config.max_images, classifier.preprocess.size, not classifier.takes_pixels
         if len(body) <= LARGE_JSON:
-            return parse_request(body, limits)
-        # One at a time: its Python objects take up to thirty times its bytes, which max_memory does not count.
+            return parse_request(body, *limits)
+        # One at a time: its Python objects take up to thirty times its bytes, which --memory does not count.
         try:
-            async with asyncio.timeout(self.work.config.patience):
+            async with asyncio.timeout(PATIENCE):
                 await self.large_json.acquire()
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
         try:
-            return await asyncio.to_thread(parse_request, body, limits)
+            return await asyncio.to_thread(parse_request, body, *limits)
         finally:
             self.large_json.release()
 

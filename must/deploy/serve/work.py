@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from queue import PriorityQueue
@@ -13,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from must.base.processes import cores
-from must.config.predict import ServeConfig
+from must.config.predict import QUEUE, ServeConfig
 from must.deploy.predict.session import threshold
+from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models, ServedModel, fail
 from must.deploy.serve.protocol import (
     COST_OF_PIXELS,
     Cost,
     InferRequest,
-    Limits,
     Predictions,
     Refused,
     estimate_cost,
@@ -31,15 +32,17 @@ from must.deploy.serve.protocol import (
 logger = logging.getLogger(__name__)
 
 SMALL = 1 << 18  # bytes of files up to which their headers are read in the event loop; above it in a thread
+PATIENCE = 30.0  # seconds that a client may take to send a request, and an answer may take
 DELAY = 0.5  # seconds by which each megapixel puts a picture back in the queue: small ones pass large ones
 FULL = "the queue of waiting images is full; try again later"
 
 
+@dataclass(eq=False)
 class PendingRequest:
     """The images of one request that wait for their predictions."""
 
-    def __init__(self, megapixels: float, futures: list[asyncio.Future[Any]]) -> None:
-        self.megapixels, self.futures = megapixels, futures
+    megapixels: float
+    futures: list[asyncio.Future[Any]]
 
 
 class Decoders:
@@ -86,7 +89,7 @@ class Work:
     def __init__(self, config: ServeConfig, models: Models, metrics: Metrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
         self.loop = asyncio.get_running_loop()
-        self.decoders = Decoders(config.decoders or cores(), int(config.decode_memory * 1e6))
+        self.decoders = Decoders(config.decoders or cores(), int(config.decoding_bytes))
         self.requests: list[PendingRequest] = []  # that were admitted and have no predictions yet
         self.held_bytes = 0  # of the bodies of requests
         self.draining = False  # once it is true, only a new pod will be ready
@@ -104,13 +107,9 @@ class Work:
     def megapixels(self) -> float:
         return sum(request.megapixels for request in self.requests)
 
-    def limits(self, served: ServedModel) -> Limits:
-        classifier = served.classifier
-        return Limits(self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels)
-
     def reserve(self, size: int) -> None:
         """Counts bytes of a request's body."""
-        full = self.held_bytes + size > self.config.max_memory * 1e6
+        full = self.held_bytes + size > self.config.body_bytes
         expect(not full, "the memory for request bodies is full; try again later", 503)
         self.held_bytes += size
 
@@ -126,24 +125,25 @@ class Work:
             for image, (size, memory), future in zip(request.images, costs, pending.futures, strict=True):
                 delay += DELAY * size
                 self.decoders.put(memory, partial(self.prepare, image, future, served), delay)
-            async with asyncio.timeout(self.config.patience):
+            async with asyncio.timeout(PATIENCE):
                 rows = np.stack([await future for future in pending.futures])
         except TimeoutError:
-            raise Refused(504, f"no answer within {self.config.patience:g} seconds") from None
+            raise Refused(504, f"no answer within {PATIENCE:g} seconds") from None
         finally:
             self.requests = [other for other in self.requests if other is not pending]
             for future in pending.futures:
                 future.cancel()
-        probability, similarity = rows[:, :-1], rows[:, -1]
+        probability = rows[:, :-1]
         finite = bool(np.isfinite(probability).all())
         expect(finite, "the model's output is not finite; remove NaN and infinity from the input", 422)
         unsure = served.threshold
         if request.abstain is not None:
             unsure = threshold(request.abstain, served.classifier, served.version)
-        top_k = min(request.top_k or self.config.top_k, probability.shape[1])
-        predictions = Predictions(served.classifier.classes, probability, similarity, unsure, top_k)
-        self.metrics.observe_predictions(predictions)
-        return predictions
+        options = Options(request.top_k or self.config.top_k, unsure)
+        classes = served.classifier.classes
+        ranked = [rank_classes("", row[:-1], float(row[-1]), classes, options) for row in rows]
+        self.metrics.observe_predictions(ranked)
+        return Predictions(ranked, probability, unsure)
 
     async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[Cost]:
         """The cost of each image, from its header."""
@@ -158,7 +158,7 @@ class Work:
         one if that would not make enough room."""
         waiting, megapixels = self.waiting + len(request.futures), self.megapixels + request.megapixels
         others, refused = sorted(self.requests, key=lambda other: -other.megapixels), list[PendingRequest]()
-        while waiting > self.config.queue or megapixels > self.config.queue_pixels:
+        while waiting > QUEUE or megapixels > self.config.queue_pixels:
             costly = others.pop(0) if others else request
             if costly.megapixels <= request.megapixels:
                 raise Refused(503, FULL)
@@ -174,6 +174,6 @@ class Work:
         if future.done():
             return
         try:
-            served.put(served.row(image), future)
+            served.queue.put((served.row(image), future))
         except Exception as error:
             self.loop.call_soon_threadsafe(fail, future, error)

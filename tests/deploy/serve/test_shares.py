@@ -50,14 +50,14 @@ def test_cheap_pictures_pass_costly_ones_that_came_just_before():
     decoders.close()
 
 
-def with_work(test, **values):
+def with_work(test):
     """Runs `await test(work)` with a Work of no model."""
 
     def borrow():
         raise Refused(503, "no model is loaded yet")
 
     async def run():
-        config = ServeConfig(model="none", decoders=1, **values)
+        config = ServeConfig(model="none", decoders=1)
         work = Work(config, SimpleNamespace(borrow=borrow), Metrics())
         try:
             await test(work)
@@ -76,7 +76,9 @@ def with_work(test, **values):
         (0.2, 5, ["large", "small"]),  # more than the queue holds
     ],
 )
-def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay):
+def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay, monkeypatch):
+    monkeypatch.setattr("must.deploy.serve.work.QUEUE", 4)
+
     async def admit(work):
         names = {}
         for name, size, count in (("large", 10, 1), ("small", 0.3, 3), ("new", megapixels, images)):
@@ -91,7 +93,7 @@ def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(mega
         errors = [future.exception() for pending in refused for future in pending.futures]
         assert all(isinstance(error, Refused) and error.status == 503 for error in errors)
 
-    with_work(admit, queue=4, max_images=4)
+    with_work(admit)
 
 
 BEGUN = [b"", b"POST /classify HTTP/1.1\r\nhost:", b"POST /classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n\xff"]
@@ -110,6 +112,9 @@ def test_health_and_pictures_are_answered_beside_silent_connections(server, pict
             client.close()
 
 
+SCOPE = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
+
+
 def test_a_requests_memory_is_released_before_its_answer_is_sent():
     seen = []
 
@@ -124,12 +129,28 @@ def test_a_requests_memory_is_released_before_its_answer_is_sent():
             seen.append(("handled", work.held_bytes))
             raise Refused(503, "no model is loaded yet")
 
-        scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
-        response = await Api(work, "digits").answer(infer)(Request(scope, receive))
-        await response(scope, receive, send)
+        response = await Api(work).answer(infer)(Request(SCOPE, receive))
+        await response(SCOPE, receive, send)
 
     with_work(exchange)
     assert seen == [("handled", 1000), ("http.response.start", 0), ("http.response.body", 0)]
+
+
+def test_a_client_that_sends_its_body_slowly_is_ended(monkeypatch):
+    monkeypatch.setattr(http, "PATIENCE", 0.05)
+
+    async def exchange(work):
+        parts = iter([b"\xff\xd8"])
+
+        async def receive():
+            for part in parts:
+                return {"type": "http.request", "body": part, "more_body": True}
+            await asyncio.sleep(SILENCE)
+
+        response = await Api(work).answer(None)(Request(SCOPE, receive))
+        assert (response.status_code, response.headers["connection"], work.held_bytes) == (408, "close", 0)
+
+    with_work(exchange)
 
 
 def test_work_for_a_client_that_has_left_is_cancelled():
@@ -169,18 +190,19 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json
         inside -= 1
 
     async def parse_all(work):
-        api = Api(work, "digits")
+        monkeypatch.setattr(http, "PATIENCE", 0.05)
+        api = Api(work)
         async with api.large_json:
             with pytest.raises(Refused, match='"inputs" must be'):
                 await api.parse(small, served)
             with pytest.raises(Refused, match="other large requests") as refused:
                 await api.parse(large, served)
-        assert refused.value.retry
+        assert refused.value.status == 503
         with pytest.raises(Refused, match='"inputs" must be'):
             await api.parse(large, served)
-        work.config.patience = SILENCE
+        monkeypatch.setattr(http, "PATIENCE", SILENCE)
         monkeypatch.setattr(http, "parse_request", parse_slowly)
         await asyncio.gather(*[api.parse(large, served) for _ in range(5)])
 
-    with_work(parse_all, patience=0.05)
+    with_work(parse_all)
     assert most == 1 and threading.main_thread() not in threads
