@@ -31,7 +31,7 @@ from must.data.format.samples import load_offsets, local_shard, read_samples
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView, Preprocess
 from must.data.sources.tables import need_pyarrow
-from must.deploy.predict.session import Classifier, Opener, open_onnx, threshold
+from must.deploy.predict.session import Classifier, Opener, classify_readable, open_onnx, threshold
 from must.deploy.predict.writer import Options, make_row, rank_classes
 
 logger = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ class Run:
     top_k: int
     abstain: float
 
-    def require_same(self, stored: Any, where: str) -> None:
+    def require_same(self, stored: dict[str, Any], where: str) -> None:
         for name, value in asdict(self).items():
-            stored_value = stored.get(name) if isinstance(stored, dict) else None
+            stored_value = stored.get(name)
             require(
                 stored_value == value and type(stored_value) is type(value),
                 f"{where} is of another run: its {name} is {brief(stored_value)}, here it is {brief(value)}; "
@@ -93,7 +93,7 @@ def predict_missing(
     """Writes these shards' files, one after the other; returns their metadata."""
     file_stats, size, total = [], config.batch_size, sum(shard.samples for shard in shards)
     names = [utf8(name) for name in classifier.classes]
-    options = Options(min(run.top_k, len(names)), run.abstain)
+    options = Options(run.top_k, run.abstain)
     with (
         bar(unit="img", desc="predict", total=total) as progress,
         closing(prefetched(config.shards, shards)) as shard_files,
@@ -201,16 +201,14 @@ def make_rows(
 ) -> Iterator[dict[str, Any]]:
     """The columns of `write_rows`, and others, of each sample."""
     for batch in batches:
-        pixels = [item.pixels for item in batch if item.pixels is not None]
-        answers = iter(zip(*classifier(np.stack(pixels)), strict=True) if pixels else ())
-        for item in batch:
+        answers = classify_readable(classifier, [item.pixels for item in batch])
+        for item, answer in zip(batch, answers, strict=True):
             row: dict[str, Any] = {"key": utf8(item.key), "source": utf8(item.source), "abstained": False}
-            if item.pixels is None:
+            if answer is None:
                 row["reason"] = utf8(item.reason)
             else:
-                probability, similarity = next(answers)
-                best = np.sort(probability)
-                row |= make_row(rank_classes("", probability, similarity, names, options))
+                best = np.sort(answer[0])
+                row |= make_row(rank_classes("", *answer, names, options))
                 row["margin"] = best[-1] - (best[-2] if len(best) > 1 else 0)
             yield row
         on_batch(len(batch))
@@ -264,14 +262,16 @@ def read_stats(output: str, sizes: dict[str, int], shard: Shard, run: Run) -> di
     footer = int.from_bytes(end[-8:-4], "little") + 8
     if len(end) < footer <= size:
         end = storage.read_bytes(uri, size - footer)
+    damaged = f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again"
     try:
         stats = json.loads(pq.read_metadata(pa.BufferReader(end[-footer:])).metadata[STATS_KEY])
-        stored_run, stored_shard = stats["run"], (stats["shard"], stats["shard_sha256"], stats["rows"])
+        stored_shard = stats["shard"], stats["shard_sha256"], stats["rows"]
         numbers = [stats["unreadable"], stats["abstained"], *stats["classes"].values()]
-        valid = all(type(number) is int and number >= 0 for number in numbers) and sum(numbers) == stats["rows"]
+        require(all(type(number) is int and number >= 0 for number in numbers), damaged)
+        require(sum(numbers) == stats["rows"], damaged)
+        stored_run = dict(stats["run"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
-        valid = False
-    require(valid, f"{uri} is damaged, or no file of `must predict --shards`; delete it and run the same command again")
+        raise UserError(damaged) from None
     run.require_same(stored_run, uri)
     require(
         stored_shard == (shard.name, shard.sha256, shard.samples),

@@ -159,7 +159,9 @@ class Registry:
                 f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
-        previous = before_last(version, old.previous) if back else (*old.previous, old.version)
+        previous = (*old.previous, old.version)
+        if back:  # to before the last time that `version` was champion
+            previous = old.previous[: len(old.previous) - 1 - old.previous[::-1].index(version)]
         new = Latest(version, tuple(v for v in previous if v)[-50:], now(), reason)
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
@@ -189,11 +191,6 @@ class Registry:
 
     def make_uri(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
-
-
-def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
-    """The champions before the last time that `version` was champion."""
-    return previous[: len(previous) - 1 - previous[::-1].index(version)]
 
 
 def parse_latest(data: bytes | None, uri: str) -> Latest:

@@ -23,16 +23,9 @@ PREDICTED_ENDINGS = "probability", "zero_shot"  # of columns in tables of `must 
 NAMED = 3  # images or classes in a message
 
 
-def check_corrections(file: str, classes: list[str]) -> None:
-    """Called before the pictures are looked at, which takes longer."""
-    require(storage.exists(file), f"--add {file}: no such file")
-    require(bool(read_corrections(file, classes)), f"--add {file}: has no row with an image and a class")
-
-
-def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReader) -> str:
-    """Adds the corrections in --add to OUTPUT/answers.jsonl; returns a line about them. An answer about a picture that
-    was drawn at random measures also when it is corrected."""
-    labels = read_corrections(config.add, classes)
+def add_corrections(config: ReviewConfig, labels: dict[str, str | None], reader: ShardReader) -> str:
+    """Adds answers to OUTPUT/answers.jsonl; returns a line about them. An answer about a picture that was drawn at
+    random measures also when it is corrected. `labels`: from `read_corrections`."""
     pictures = PicturesByName(reader)
     numbers = {name: pictures.find(name) for name in labels}
     missing = [name for name, number in numbers.items() if number is None]
@@ -46,8 +39,7 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     for name, number in numbers.items():
         assert number is not None
         sha256 = fingerprint(reader.image(number))
-        label = labels[name] if labels[name] in classes else None
-        before = current.get(sha256)
+        label, before = labels[name], current.get(sha256)
         sampled = RANDOM if before and before.sampled == RANDOM else ADDED
         if before and before.label == label and not before.unsure:
             continue
@@ -56,9 +48,10 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
 
 
-def read_corrections(uri: str, classes: list[str]) -> dict[str, str]:
-    """image -> class. Rows without a class are left out."""
-    labels, unknown, known = dict[str, str](), dict[str, int](), (*classes, NONE_OF_THESE)
+def read_corrections(uri: str, classes: list[str]) -> dict[str, str | None]:
+    """image -> class, None for none of the classes. Rows without a class are left out."""
+    require(storage.exists(uri), f"--add {uri}: no such file")
+    labels, unknown, known = dict[str, str | None](), dict[str, int](), (*classes, NONE_OF_THESE)
     for line, name, text in read_correction_rows(uri):
         if not text.strip():
             continue
@@ -66,13 +59,14 @@ def read_corrections(uri: str, classes: list[str]) -> dict[str, str]:
         if (label := next((form for form in forms if form in known), None)) is None:
             unknown.setdefault(text.strip(), line)
         else:
-            labels[name] = label
+            labels[name] = label if label in classes else None
     if unknown:
         (first, line), *others = unknown.items()
         near = close_to(first, known)
         advice = f"did you mean '{near[0]}'?" if near else f"classes: {named(classes)}"
         also = f"; also unknown: {named([label for label, _ in others])}" if others else ""
         raise UserError(f"--add {uri}, line {line}: {brief(first)} is not a class of the model; {advice}{also}")
+    require(bool(labels), f"--add {uri}: has no row with an image and a class")
     return labels
 
 

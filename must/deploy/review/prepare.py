@@ -1,7 +1,6 @@
 """Computes the review: one pass of the zero-shot and the adapted model over the images, then the effect of answers."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -107,16 +106,14 @@ class AnswerEffect:
 
     def __init__(self, images: Images) -> None:
         self.images = images
-        self.index = {number: index for index, number in enumerate(images.numbers.tolist())}
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
+        self.newest: NumberedLabels = []
         self.last: Future[None] | None = None
-        self.newest: deque[NumberedLabels] = deque(maxlen=1)  # those before it need not be computed any more
         self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
 
     def update(self, labels: NumberedLabels) -> None:
-        self.newest.append(labels)
-        self.last = self.thread.submit(self.work)
-        self.last.add_done_callback(log_failure)
+        self.newest = labels
+        self.last = self.thread.submit(self.work, labels)
 
     def wait(self, seconds: float | None = None) -> None:
         with suppress(TimeoutError):
@@ -129,17 +126,15 @@ class AnswerEffect:
         answers, changed = self.changed
         return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
 
-    def work(self) -> None:
-        if self.newest:
-            labels = self.newest.pop()
+    def work(self, labels: NumberedLabels) -> None:
+        if labels is not self.newest:  # those are computed next
+            return
+        try:
             changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
-            changed[[self.index[number] for number, _ in labels if number in self.index]] = False
-            self.changed = len(labels), int(changed.sum())
-
-
-def log_failure(work: Future[None]) -> None:
-    if error := work.exception():
-        logger.error("the effect of the answers could not be computed", exc_info=error)
+            answered = torch.tensor([number for number, _ in labels], dtype=torch.int64)
+            self.changed = len(labels), int((changed & ~torch.isin(self.images.numbers, answered)).sum())
+        except Exception:  # a bug; the answers are stored nevertheless
+            logger.exception("the effect of the answers could not be computed")
 
 
 def compute_reviews(

@@ -255,19 +255,19 @@ def read_query(request: Request) -> dict[str, Any]:
 
 async def cancel_on_disconnect(coroutine: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The coroutine's result; cancels the coroutine when the client disconnects. Raises ClientDisconnect."""
-    working = asyncio.ensure_future(coroutine)
 
     async def wait_for_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        working.cancel()
 
-    waiting = asyncio.create_task(wait_for_disconnect())
+    working, leaving = asyncio.ensure_future(coroutine), asyncio.ensure_future(wait_for_disconnect())
     try:
-        return await working
-    except asyncio.CancelledError:
-        if waiting.done() and not waiting.cancelled():
-            raise ClientDisconnect from None
-        raise
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.wait((working,))
+        raise ClientDisconnect
     finally:
-        waiting.cancel()
+        working.cancel()
+        leaving.cancel()

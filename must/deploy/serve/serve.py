@@ -74,7 +74,6 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
     )
     if following:
         following.cancel()
-    work.decoders.close()
 
 
 class Bounded(HttpToolsProtocol):

@@ -49,13 +49,13 @@ class Decoders:
     """Threads that decode. `memory`: bytes for all pictures that are decoded at a time; a single one may take more."""
 
     def __init__(self, threads: int, memory: int) -> None:
-        self.memory, self.used, self.threads = memory, 0, threads
-        self.queue: PriorityQueue[tuple[float, int, int, Callable[[], None] | None]] = PriorityQueue()
+        self.memory, self.used = memory, 0
+        self.queue: PriorityQueue[tuple[float, int, int, Callable[[], None]]] = PriorityQueue()
         self.numbers, self.used_changed = count(), threading.Condition()
         for number in range(threads):
             threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
 
-    def put(self, memory: int, job: Callable[[], None] | None, delay: float = 0) -> None:
+    def put(self, memory: int, job: Callable[[], None], delay: float = 0) -> None:
         """Thread-safe. `job` is called once, in one of the threads; its place in the queue is as if it had arrived
         `delay` seconds later."""
         self.queue.put((time.monotonic() + delay, next(self.numbers), memory, job))
@@ -63,8 +63,6 @@ class Decoders:
     def work(self) -> None:
         while True:
             *_, memory, job = self.queue.get()
-            if job is None:
-                return
             with self.used_changed:
                 while self.used and self.used + memory > self.memory:
                     self.used_changed.wait()
@@ -77,10 +75,6 @@ class Decoders:
                 with self.used_changed:
                     self.used -= memory
                     self.used_changed.notify_all()
-
-    def close(self) -> None:
-        for _ in range(self.threads):
-            self.put(0, None, -1e9)
 
 
 class Work:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.corrections import add_corrections
+from must.deploy.review.corrections import add_corrections, read_corrections
 from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews
 from must.deploy.review.review import review as must_review
 from must.deploy.review.review import review_at
@@ -319,8 +319,8 @@ def test_a_class_is_read_as_a_spreadsheet_writes_it(folder, review, tmp_path):
     review.classes[0] = "-none"
     names, cells = [picture.image for picture in review.pictures[:4]], ["'-none", "-none", " one ", '"two "']
     (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{a};{b}\n" for a, b in zip(names, cells, strict=True)))
-    config, reader = config_at(folder, add=str(tmp_path / "c.csv")), ShardReader(review.shards, review.split)
-    add_corrections(config, review.classes, reader)
+    read = read_corrections(str(tmp_path / "c.csv"), review.classes)
+    add_corrections(config_at(folder), read, ShardReader(review.shards, review.split))
     labels = {answer.image: answer.label for answer in read_answers(str(folder)).values()}
     assert [labels[name] for name in names] == ["-none", "-none", "one", "two"]
 

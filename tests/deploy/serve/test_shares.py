@@ -36,7 +36,6 @@ def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take
     for size in [60, 60, 30, 30, 250, 60, 10] * 5:
         decoders.put(size, partial(job, size))
     assert all(done.acquire(timeout=SILENCE) for _ in range(35)) and most[0] == 250
-    decoders.close()
 
 
 def test_cheap_pictures_pass_costly_ones_that_came_just_before():
@@ -47,7 +46,6 @@ def test_cheap_pictures_pass_costly_ones_that_came_just_before():
     decoders.put(0, done.set, 1000)
     begun.set()
     assert done.wait(SILENCE) and order == ["small", "many, first", "large", "many, last"]
-    decoders.close()
 
 
 def with_work(test):
@@ -59,10 +57,7 @@ def with_work(test):
     async def run():
         config = ServeConfig(model="none", decoders=1)
         work = Work(config, SimpleNamespace(borrow=borrow), Metrics())
-        try:
-            await test(work)
-        finally:
-            work.decoders.close()
+        await test(work)
 
     asyncio.run(run())
 
