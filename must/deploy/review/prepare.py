@@ -50,7 +50,6 @@ SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
 LISTED_CLASSES = 30  # with more, the order by coverage prefers images like those that the model is not sure of
-NumberedLabels = list[tuple[int, int]]  # (number in the split, class number), in the order of the review
 
 
 def limit_threads() -> None:
@@ -107,11 +106,12 @@ class AnswerEffect:
     def __init__(self, images: Images) -> None:
         self.images = images
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
-        self.newest: NumberedLabels = []
+        self.newest: dict[int, int] = {}
         self.last: Future[None] | None = None
         self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
 
-    def update(self, labels: NumberedLabels) -> None:
+    def update(self, labels: dict[int, int]) -> None:
+        """`labels`: {number in the split: class number}."""
         self.newest = labels
         self.last = self.thread.submit(self.work, labels)
 
@@ -126,12 +126,12 @@ class AnswerEffect:
         answers, changed = self.changed
         return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
 
-    def work(self, labels: NumberedLabels) -> None:
+    def work(self, labels: dict[int, int]) -> None:
         if labels is not self.newest:  # those are computed next
             return
         try:
-            changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
-            answered = torch.tensor([number for number, _ in labels], dtype=torch.int64)
+            changed = self.images.refined(labels).argmax(1) != self.images.initial_labels
+            answered = torch.tensor(list(labels), dtype=torch.int64)
             self.changed = len(labels), int((changed & ~torch.isin(self.images.numbers, answered)).sum())
         except Exception:  # a bug; the answers are stored nevertheless
             logger.exception("the effect of the answers could not be computed")

@@ -72,8 +72,8 @@ class Session:
     def update_effect(self) -> None:
         if self.effect is not None:
             pictures, labels = self.review.truth(self.answers)
-            numbers = (picture.number for picture in pictures)
-            self.effect.update(list(zip(numbers, labels.tolist(), strict=True)))
+            numbers = [picture.number for picture in pictures]
+            self.effect.update(dict(zip(numbers, labels.tolist(), strict=True)))
 
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers."""

@@ -132,19 +132,18 @@ class Api:
     async def read_body(self, request: Request) -> bytes:
         """The body; its size is added to `work.held_bytes`."""
         config, size, parts = self.work.config, 0, list[bytes]()
-
-        def check(size: int) -> None:
-            expect(size <= config.max_body * 1e6, f"the body is above {config.max_body:g} MB", 413)
-
+        large = f"the body is above {config.max_body:g} MB"
         try:
             plain = request.headers.get("content-encoding", "identity") == "identity"
             expect(plain, "send the body without compression", 415)
-            check(int(request.headers.get("content-length", "0")[:18]))
+            expect(int(request.headers.get("content-length", "0")[:18]) <= config.max_body * 1e6, large, 413)
             async with asyncio.timeout(PATIENCE):
                 async for part in request.stream():
-                    self.work.reserve(len(part))
+                    full = self.work.held_bytes + len(part) > config.body_bytes
+                    expect(not full, "the memory for request bodies is full; try again later", 503)
+                    self.work.held_bytes += len(part)
                     size += len(part)
-                    check(size)
+                    expect(size <= config.max_body * 1e6, large, 413)
                     parts.append(part)
         except BaseException as error:
             self.work.held_bytes -= size
@@ -192,7 +191,7 @@ class Api:
         return self.close_if_draining(Json({"live": True}))
 
     async def ready(self, request: Request) -> Response:
-        ready = self.work.ready
+        ready = self.work.models.current is not None and not self.work.draining
         return self.close_if_draining(Json({"name": self.name, "ready": ready}, 200 if ready else 503))
 
     async def server(self, request: Request) -> Response:

@@ -89,10 +89,6 @@ class Work:
         self.draining = False  # once it is true, only a new pod will be ready
 
     @property
-    def ready(self) -> bool:
-        return self.models.current is not None and not self.draining
-
-    @property
     def waiting(self) -> int:
         """Images."""
         return sum(len(request.futures) for request in self.requests)
@@ -100,12 +96,6 @@ class Work:
     @property
     def megapixels(self) -> float:
         return sum(request.megapixels for request in self.requests)
-
-    def reserve(self, size: int) -> None:
-        """Counts bytes of a request's body."""
-        full = self.held_bytes + size > self.config.body_bytes
-        expect(not full, "the memory for request bodies is full; try again later", 503)
-        self.held_bytes += size
 
     async def predict(self, request: InferRequest, served: ServedModel) -> Predictions:
         costs = await self.estimate(request.images, served.max_pixels)
