@@ -22,7 +22,7 @@ from must.data.sources.archives import Archives
 from must.data.sources.base import Item, ListingReport, Source, UnreadableError
 from must.data.sources.files import Manifest
 from must.data.sources.tables import Table, Tables
-from must.deploy.serve.protocol import Limits, Refused, parse_request
+from must.deploy.serve.protocol import Refused, parse_request
 from must.method.model.classifier import load_class_set
 from must.method.model.description import load_description
 from tests import zoo
@@ -213,7 +213,7 @@ def bundles() -> list[bytes]:
 
 # -- the server --------------------------------------------------------------------------------------------------------
 def request(data: bytes) -> None:
-    assert 1 <= len(parse_request(data, Limits(64, 32, True)).images) <= 64
+    assert 1 <= len(parse_request(data, 64, 32, True).images) <= 64
 
 
 def requests() -> list[bytes]:
