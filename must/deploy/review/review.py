@@ -57,8 +57,7 @@ def review(config: ReviewConfig) -> None:
             logger.info(printable_page(f"{added}\n{review.text(review.answers(config.output))}"))
             return
         with listen(config.host, config.port) as listener:
-            questions = Questions(config, App(None, reader, secrets.token_urlsafe(18)), saved)
-            asyncio.run(serve_page(config, questions, listener))
+            asyncio.run(serve_page(config, App(None, reader, secrets.token_urlsafe(18)), saved, listener))
 
 
 def prepare_review(config: ReviewConfig) -> Review:
@@ -75,46 +74,37 @@ class StoppedError(Exception):
     """The program ends."""
 
 
-class Questions:
-    """Computes the review in a thread: first of some images, so that questions can begin, then of all images."""
+def compute_questions(config: ReviewConfig, app: App, saved: Review | None, ending: threading.Event) -> None:
+    """Computes the review: first of some images, so that questions can begin, then of all images; or ends before, once
+    `ending` is set. Raises the errors of `compute_reviews`."""
 
-    def __init__(self, config: ReviewConfig, app: App, saved: Review | None) -> None:
-        self.config, self.app, self.saved = config, app, saved
-        self.stopped = False
+    def show(review: Review, effect: Any = None) -> None:
+        if app.session:
+            app.session.set_review(review, effect)
+        else:
+            app.session = Session(review, config.output, config.signature, effect, commands=list_commands(config))
 
-    def compute(self) -> None:
-        """Raises the errors of `compute_reviews`."""
-        complete = storage.exists(storage.join(self.config.output, IMAGES_FILE))
-        if self.saved:
-            self.show(self.saved)
-        from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
-
-        limit_threads()
-        if self.saved and complete:
-            self.show(self.saved, AnswerEffect(Images.load(self.config.output)))
-            return
-        (Path(storage.local(self.config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
-        try:
-            for review, images in compute_reviews(self.config, self.saved, self.check_stopped):
-                review.save(self.config.output)
-                self.show(review, AnswerEffect(images))
-            images.save(self.config.output)  # last: this file marks the review as complete
-            logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
-        except StoppedError:
-            return
-
-    def show(self, review: Review, effect: Any = None) -> None:
-        if self.app.session:
-            self.app.session.set_review(review, effect)
-            return
-        config, commands = self.config, list_commands(self.config)
-        self.app.session = Session(review, config.output, config.signature, effect, commands=commands)
-
-    def check_stopped(self, done: int, part: int) -> None:
-        """Updates the page's text of progress. Raises StoppedError: the program ends."""
-        if self.stopped:
+    def pause(done: int, part: int) -> None:
+        if ending.is_set():
             raise StoppedError
-        self.app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
+        app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
+
+    complete = storage.exists(storage.join(config.output, IMAGES_FILE))
+    if saved:
+        show(saved)
+    from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
+
+    limit_threads()
+    if saved and complete:
+        show(saved, AnswerEffect(Images.load(config.output)))
+        return
+    (Path(storage.local(config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
+    with suppress(StoppedError):
+        for review, images in compute_reviews(config, saved, pause):
+            review.save(config.output)
+            show(review, AnswerEffect(images))
+        images.save(config.output)  # last: this file marks the review as complete
+        logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
 
 
 def review_at(config: ReviewConfig) -> Review | None:
@@ -130,9 +120,8 @@ def review_at(config: ReviewConfig) -> Review | None:
     return None
 
 
-async def serve_page(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
-    """Serves until a signal. Raises the errors of `Questions.compute`."""
-    app = questions.app
+async def serve_page(config: ReviewConfig, app: App, saved: Review | None, listener: socket.socket) -> None:
+    """Serves until a signal. Raises the errors of `compute_questions`."""
     url = f"{format_url(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {url}"))
     logger.info(
@@ -145,12 +134,13 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
             app, listener, timeout_keep_alive=KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
         )
     )
-    computing = asyncio.ensure_future(asyncio.to_thread(questions.compute))
+    ending = threading.Event()
+    computing = asyncio.ensure_future(asyncio.to_thread(compute_questions, config, app, saved, ending))
     await asyncio.wait((serving, computing), return_when=asyncio.FIRST_COMPLETED)
     if computing.done():
         computing.result()
     await serving
-    questions.stopped = True
+    ending.set()
     await computing
     if app.session:
         logger.info(printable_page(summarize(config, app.session)))
