@@ -25,7 +25,7 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.config.work import PARTS
-from must.data.image.preprocess import EvalView, normalize_pixels
+from must.data.image.preprocess import EvalView
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
@@ -55,7 +55,8 @@ class ServedModel:
         self.max_pixels = int(config.max_pixels * 1e6)
         self.threshold = threshold(config.abstain, classifier, version)
         self.users, self.retired = 0, False
-        self.queue: SimpleQueue[Row | None] = SimpleQueue()  # a future gets the result of its row, or the pass's error
+        # A future gets float32 [K + 1], the probabilities of its row and the similarity, or the error of the pass.
+        self.queue: SimpleQueue[Row | None] = SimpleQueue()
 
     def start(self, loop: asyncio.AbstractEventLoop, on_pass: Callable[[int, float], None]) -> None:
         """Starts the thread. `loop`: of the futures; `on_pass`: called after every pass with the number of images,
@@ -83,7 +84,7 @@ class ServedModel:
         start = time.perf_counter()
         results: Any
         try:
-            results = self.run(np.stack([row for row, _ in rows]))
+            results = np.column_stack(self.classifier.run(np.stack([row for row, _ in rows])))
         except Exception as error:  # the images of this pass fail; the thread continues
             results = [error] * len(rows)
         self.on_pass(len(rows), time.perf_counter() - start)
@@ -93,23 +94,13 @@ class ServedModel:
         """One image as the graph's input."""
         if not isinstance(image, np.ndarray):
             image = decode_pixels(image, self.view, self.max_pixels)
-        if image.dtype == np.uint8 and not self.classifier.takes_pixels:
-            return normalize_pixels(image[None], self.classifier.preprocess)[0]
-        return image
-
-    def run(self, rows: np.ndarray) -> np.ndarray:
-        """The graph's input [N, ...] -> float32 [N, K + 1]: probabilities, then the similarity."""
-        return np.column_stack(self.classifier.run(rows))
+        return self.classifier.prepare(image[None])[0] if image.dtype == np.uint8 else image
 
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs."""
         size = self.classifier.preprocess.size
-        blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, self.batch_size):
-            try:
-                total = float(self.run(np.stack([blank] * images))[:, :-1].sum()) / images
-            except Exception as error:  # onnxruntime's own exception classes are private
-                raise UserError(f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
+            total = float(self.classifier(np.full((images, size, size, 3), 127, np.uint8)).probability.sum()) / images
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
 
 
@@ -128,14 +119,11 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.exception()  # asyncio logs those that nobody reads, as those after a request's first one
 
 
-# Both return (version, classifier) of the model to serve, complete and verified; None if its version is `current`.
-def load_file(config: ServeConfig, current: str) -> tuple[str, OnnxClassifier] | None:
-    """The file at --model."""
+def load_file(config: ServeConfig) -> tuple[str, OnnxClassifier]:
+    """(version, classifier) of the file at --model, verified."""
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
         version = storage.compute_sha256(path)[:12]
-        if version == current:
-            return None
         classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=True)
     description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
     if not storage.is_remote(uri) and description.is_file():  # of WORK: it may have another model by now
@@ -147,11 +135,10 @@ def load_file(config: ServeConfig, current: str) -> tuple[str, OnnxClassifier] |
     return version, classifier
 
 
-def load_champion(config: ServeConfig, current: str) -> tuple[str, OnnxClassifier] | None:
-    """The version in the registry's LATEST. Raises NoModelError: there is none; the message names the registry's other
-    models."""
-    root, registry = config.registry, Registry(config.registry, config.name)
-    version = registry.latest().version
+def load_champion(registry: Registry, config: ServeConfig, current: str) -> tuple[str, OnnxClassifier] | None:
+    """As `load_file`, of the version in LATEST; None if that is `current`.
+    Raises NoModelError: there is none; the message names the registry's other models."""
+    root, version = config.registry, registry.latest().version
     if not version:
         marks = [entry.name for entry in storage.list_existing(root) if entry.name.count("/") == 1]
         names = sorted(mark.removesuffix(f"/{LATEST}") for mark in marks if mark.endswith(f"/{LATEST}"))
@@ -180,6 +167,7 @@ class Models:
 
     def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
         self.config, self.metrics = config, metrics
+        self.registry = Registry(config.registry, config.name) if config.registry else None
         self.current: ServedModel | None = None
         self.last_log = ""
 
@@ -214,10 +202,11 @@ class Models:
 
     def load(self, current: str) -> ServedModel | None:
         """Runs in a thread. The newest version, tested; None if that is `current`."""
-        loaded = (load_champion if self.config.registry else load_file)(self.config, current)
+        config, registry = self.config, self.registry
+        loaded = load_champion(registry, config, current) if registry else load_file(config)
         if loaded is None:
             return None
-        served = ServedModel(*loaded, self.config)
+        served = ServedModel(*loaded, config)
         served.try_out()
         return served
 

@@ -108,7 +108,7 @@ import os, signal, sys
 from must.config import ServeConfig
 from must.deploy.serve import models
 models.OnnxClassifier = lambda *values, **more: os.kill(os.getpid(), signal.SIGKILL)
-models.load_champion(ServeConfig(registry=sys.argv[1], name=sys.argv[2]), "")
+models.Models(ServeConfig(registry=sys.argv[1], name=sys.argv[2]), None).load("")
 """
 
 
