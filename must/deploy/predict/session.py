@@ -124,7 +124,6 @@ def check_onnx(uri: str) -> dict[str, str] | None:
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
-    """Class names and preprocessing."""
     try:
         classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
     except (ValueError, RecursionError) as error:
@@ -187,7 +186,6 @@ def classify_readable(
 
 
 def open_onnx(config: PredictConfig) -> OnnxClassifier:
-    """The ONNX file of --model."""
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:

@@ -87,7 +87,6 @@ class Registry:
         return self.make_uri(version, BUNDLE_FOLDER)
 
     def describe(self, version: str) -> dict[str, Any]:
-        """The content of version.json."""
         uri = self.make_uri(version, VERSION_FILE)
 
         def check(content: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,6 @@ def summarize(config: ReviewConfig, session: Session) -> str:
 
 
 def list_commands(config: ReviewConfig) -> list[str]:
-    """The commands to run with the answers."""
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
         is_default = Path(work, PARTS["answers"].path).resolve() == storage.local(config.output).resolve()
         return [shlex.join(["must", "refine", work, *([] if is_default else ["--answers", config.output])])]

@@ -172,7 +172,6 @@ class Session:
         }
 
     def show(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """A picture again, to change its answer."""
         return self.reply(page, request, self.describe(self.picture(request.get("number"))))
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -93,8 +93,6 @@ def make_app(work: Work) -> Starlette:
 
 
 class Api:
-    """The functions behind the addresses."""
-
     def __init__(self, work: Work) -> None:
         self.work, self.name, self.large_json = work, work.config.name, asyncio.Lock()
 
@@ -225,7 +223,6 @@ class Api:
         return self.close_if_draining(Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"))
 
     async def refuse_address(self, request: Request, error: Any) -> Response:
-        """Of an address or a method that does not exist."""
         known = f"images go to POST /classify, the model is at /v2/models/{self.name}"
         if error.status_code == 405 and request.url.path == "/classify":
             known = "POST the image file itself: curl --data-binary @photo.jpg ADDRESS/classify"

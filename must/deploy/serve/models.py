@@ -105,7 +105,6 @@ class ServedModel:
 
 
 def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:
-    """In the event loop."""
     for future, result in zip(futures, results, strict=True):
         if isinstance(result, Exception):
             fail(future, result)
@@ -224,7 +223,6 @@ class Models:
             await asyncio.sleep(self.config.poll)
 
     def log(self, line: str) -> None:
-        """Logs a line, unless it is the last one again."""
         if line != self.last_log:
             self.last_log = line
             logger.warning(f"must serve: {printable(line, 2000)}")

@@ -45,7 +45,6 @@ class Refused(Exception):  # noqa: N818, mostly an error of the client, not of t
 
 
 def expect(condition: bool, reason: str, status: int = 400) -> None:
-    """Raises Refused unless the condition holds."""
     if not condition:
         raise Refused(status, reason)
 
@@ -77,7 +76,6 @@ def parse_request(data: bytes, max_images: int, size: int, takes_floats: bool) -
 
 
 def parse_json(data: bytes, most: int = FEWEST_VALUES) -> dict[str, Any]:
-    """A JSON object."""
     few = data.count(b",") + data.count(b"[") <= most and data.count(b"{") <= OBJECTS
     expect(few, "JSON of too many values; send pictures as base64, or as files to /classify", 413)
     try:
@@ -115,7 +113,6 @@ def read_images(tensor: Mapping[str, Any], max_images: int, size: int, takes_flo
 
 
 def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
-    """Numbers from JSON, flat or nested."""
     check_leaves(data, math.prod(shape), where)
     try:
         with np.errstate(all="raise"):
@@ -147,7 +144,6 @@ def from_base64(text: Any) -> bytes:
 
 
 def read_outputs(entries: Any) -> tuple[str, ...]:
-    """The names of the requested outputs, or DEFAULT_OUTPUTS."""
     valid = isinstance(entries, list | None) and all(isinstance(entry, dict) for entry in entries or [])
     names: list[Any] = [entry.get("name") for entry in entries or []] if valid else [None]
     expect(
@@ -158,7 +154,6 @@ def read_outputs(entries: Any) -> tuple[str, ...]:
 
 
 def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """top_k and abstain of a request."""
     top_k, abstain = values.get("top_k"), values.get("abstain")
     expect(top_k is None or (type(top_k) is int and 1 <= top_k < 1 << 31), "top_k must be a whole number from 1")
     if abstain is not None:
