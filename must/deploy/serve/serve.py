@@ -16,10 +16,9 @@ from must.base.console import TO_STDERR
 from must.base.errors import UserError
 from must.base.text import printable
 from must.config.predict import ServeConfig
-from must.deploy.serve.http import make_app
+from must.deploy.serve.http import PATIENCE, Api, make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models
-from must.deploy.serve.work import PATIENCE, Work
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def serve(config: ServeConfig) -> None:
 async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
     metrics = Metrics()
     models = Models(config, metrics)
-    work = Work(config, models, metrics)
+    api = Api(config, models, metrics)
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
     following = asyncio.create_task(models.follow()) if config.registry else None
@@ -57,7 +56,7 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
     async def drain() -> None:
-        work.draining = True
+        api.draining = True
         logger.warning("must serve: not ready; answering the remaining requests")
         await asyncio.sleep(config.drain)
 
@@ -65,7 +64,7 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
     logger.info(printable(f"must serve: {url} (model {config.name})"))
     logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=TO_STDERR)
     await serve_until_signal(
-        make_app(work),
+        make_app(api),
         listener,
         drain,
         date_header=False,

@@ -13,10 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from must.config import ServeConfig
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect
+from must.deploy.serve.http import LARGE_JSON, Api, Decoders, PendingRequest, cancel_on_disconnect
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
-from must.deploy.serve.work import Decoders, PendingRequest, Work
 from tests.deploy.serve.server import SILENCE
 
 
@@ -60,16 +59,14 @@ def test_memory_is_divided_among_bodies_decoding_and_waiting():
             ServeConfig(model="none", **values)
 
 
-def with_work(test):
-    """Runs `await test(work)` with a Work of no model."""
+def with_api(test):
+    """Runs `await test(api)` with an Api of no model."""
 
     def borrow():
         raise Refused(503, "no model is loaded yet")
 
     async def run():
-        config = ServeConfig(model="none", decoders=1)
-        work = Work(config, SimpleNamespace(borrow=borrow), Metrics())
-        await test(work)
+        await test(Api(ServeConfig(model="none", decoders=1), SimpleNamespace(borrow=borrow), Metrics()))
 
     asyncio.run(run())
 
@@ -84,23 +81,23 @@ def with_work(test):
     ],
 )
 def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay, monkeypatch):
-    monkeypatch.setattr("must.deploy.serve.work.QUEUE", 4)
+    monkeypatch.setattr("must.deploy.serve.http.QUEUE", 4)
 
-    async def admit(work):
+    async def admit(api):
         names = {}
         for name, size, count in (("large", 10, 1), ("small", 0.3, 3), ("new", megapixels, images)):
-            pending = PendingRequest(size, [work.loop.create_future() for _ in range(count)])
+            pending = PendingRequest(size, [api.loop.create_future() for _ in range(count)])
             names[pending] = name
             with suppress(Refused):
-                work.admit(pending)
-        assert [names[pending] for pending in work.requests] == stay
-        assert work.waiting == sum(len(pending.futures) for pending in work.requests)
-        assert work.megapixels == pytest.approx(sum(pending.megapixels for pending in work.requests))
-        refused = [pending for pending in names if pending not in work.requests and names[pending] != "new"]
+                api.admit(pending)
+        assert [names[pending] for pending in api.requests] == stay
+        assert api.waiting == sum(len(pending.futures) for pending in api.requests)
+        assert api.megapixels == pytest.approx(sum(pending.megapixels for pending in api.requests))
+        refused = [pending for pending in names if pending not in api.requests and names[pending] != "new"]
         errors = [future.exception() for pending in refused for future in pending.futures]
         assert all(isinstance(error, Refused) and error.status == 503 for error in errors)
 
-    with_work(admit)
+    with_api(admit)
 
 
 BEGUN = [b"", b"POST /classify HTTP/1.1\r\nhost:", b"POST /classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n\xff"]
@@ -125,28 +122,28 @@ SCOPE = {"type": "http", "method": "POST", "path": "/classify", "query_string": 
 def test_a_requests_memory_is_released_before_its_answer_is_sent():
     seen = []
 
-    async def exchange(work):
+    async def exchange(api):
         async def receive():
             return {"type": "http.request", "body": b"[" * 1000, "more_body": False}
 
         async def send(message):
-            seen.append((message["type"], work.held_bytes))
+            seen.append((message["type"], api.held_bytes))
 
         async def infer(request, body):
-            seen.append(("handled", work.held_bytes))
+            seen.append(("handled", api.held_bytes))
             raise Refused(503, "no model is loaded yet")
 
-        response = await Api(work).answer(infer)(Request(SCOPE, receive))
+        response = await api.answer(infer)(Request(SCOPE, receive))
         await response(SCOPE, receive, send)
 
-    with_work(exchange)
+    with_api(exchange)
     assert seen == [("handled", 1000), ("http.response.start", 0), ("http.response.body", 0)]
 
 
 def test_a_client_that_sends_its_body_slowly_is_ended(monkeypatch):
     monkeypatch.setattr(http, "PATIENCE", 0.05)
 
-    async def exchange(work):
+    async def exchange(api):
         parts = iter([b"\xff\xd8"])
 
         async def receive():
@@ -154,10 +151,10 @@ def test_a_client_that_sends_its_body_slowly_is_ended(monkeypatch):
                 return {"type": "http.request", "body": part, "more_body": True}
             await asyncio.sleep(SILENCE)
 
-        response = await Api(work).answer(None)(Request(SCOPE, receive))
-        assert (response.status_code, response.headers["connection"], work.held_bytes) == (408, "close", 0)
+        response = await api.answer(None)(Request(SCOPE, receive))
+        assert (response.status_code, response.headers["connection"], api.held_bytes) == (408, "close", 0)
 
-    with_work(exchange)
+    with_api(exchange)
 
 
 def test_work_for_a_client_that_has_left_is_cancelled():
@@ -196,9 +193,8 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json
         time.sleep(0.01)
         inside -= 1
 
-    async def parse_all(work):
+    async def parse_all(api):
         monkeypatch.setattr(http, "PATIENCE", 0.05)
-        api = Api(work)
         async with api.large_json:
             with pytest.raises(Refused, match='"inputs" must be'):
                 await api.parse(small, served)
@@ -211,5 +207,5 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json
         monkeypatch.setattr(http, "parse_request", parse_slowly)
         await asyncio.gather(*[api.parse(large, served) for _ in range(5)])
 
-    with_work(parse_all)
+    with_api(parse_all)
     assert most == 1 and threading.main_thread() not in threads
