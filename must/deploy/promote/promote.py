@@ -150,7 +150,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
 def print_champion(registry: Registry) -> Latest:
     versions, latest = registry.versions(), registry.latest()
     for version in versions:
-        top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
+        top1 = ((version.get("metrics") or {}).get("adapted") or {}).get("top1")
         columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
         logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
     require_model(registry, bool(versions or latest.version))

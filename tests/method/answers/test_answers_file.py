@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from must.method.answers.answers_file import Answer, add, append, read_answers
+from must.method.answers.answers_file import Answer, append, read_answers
 from tests.deploy.export.conftest import files_up_to
 
 A, B = "a" * 64, "b" * 64
@@ -32,18 +32,14 @@ def test_an_answer_that_is_taken_back_leaves_those_of_others(tmp_path):
         assert read_answers(str(file)).get(A) == (counts and Answer(A, counts, False, "x.png", "bob", "bob dog"))
 
 
-@pytest.mark.parametrize("programs", ["append", "add"])
 @pytest.mark.parametrize("torn", ['{"image": "y.png", "sha2', "{"])
-def test_an_incomplete_last_line_does_not_count_and_is_removed(tmp_path, torn, programs):
+def test_an_incomplete_last_line_does_not_count_and_is_removed(tmp_path, torn):
     file = tmp_path / "answers.jsonl"
     append(file, line(A, label="cat"))
     with file.open("a") as out:
         out.write(torn)
     assert read_answers(str(file)).keys() == {A}
-    if programs == "append":
-        append(file, line(B, label="dog"))
-    else:
-        assert add(str(file), json.dumps(line(B, label="dog")).encode() + b"\n" + torn.encode()) == 1
+    append(file, line(B, label="dog"))
     assert [json.loads(text)["sha256"] for text in file.read_text().splitlines()] == [A, B]
 
 
