@@ -135,8 +135,9 @@ def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     packed = torch.cat([torch.stack([*local[:-1], rank_mean]), local.probability])
     if dist.is_initialized():
         dist.all_reduce(packed)
-    *scalars, rank_means = packed[: len(local)]
-    return GlobalSums(LossSums(*scalars, packed[len(local) :]), rank_means, local.confident)
+    values = packed[: len(local)]
+    sums = LossSums(*values[:-1], probability=packed[len(local) :])
+    return GlobalSums(sums, values[-1], local.confident)
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
