@@ -100,15 +100,6 @@ test-heic: build/heic/installed  ## Run the tests of HEIC images
 test-labels: build/labels/installed  ## Run the recipes for labelling tools with the tools' packages
 	@PYTHONPATH=$(CURDIR) build/labels/bin/python -m pytest tests/docs/test_recipes.py
 
-SECONDS ?= 60
-TARGETS ?=
-.PHONY: fuzz
-fuzz: setup  ## Fuzz the parsers of untrusted input (SECONDS=60 each; TARGETS="tar zip" for some)
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
-		--only-binary=atheris --editable '.[fuzz]' 2>/dev/null || true
-	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS); \
-		else echo "make: fuzzing is skipped: atheris cannot be had for $$($(BIN)/python --version)"; fi
-
 .PHONY: test-kfp
 test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
 	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }

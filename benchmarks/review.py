@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 import must
-from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts, write_images
+from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.deploy.review.prepare import Images, prepare
@@ -56,9 +55,8 @@ def main() -> None:
 
 def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
     """(the images' data of `must review`, their true classes int64 [N])."""
-    write_images(folder / "images")
-    (folder / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "templates": list(TEMPLATES)}))
-    shards, classifier, model = (str(folder / name) for name in ("shards", "classifier.safetensors", "model"))
+    must.demo(output=folder)
+    shards, classifier, model = (str(folder / name) for name in ("shards", "classifier.safetensors", "bundle"))
     must.shard(source=str(folder / "images/unlabeled"), output=shards, workers=1)
     must.classifier(classes=str(folder / "classes.yaml"), model=str(asset_folder()), output=classifier)
     if epochs:

@@ -36,7 +36,8 @@ import torch, uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.method.model.bundle import load_bundle, get_preprocess
+from must.method.model.bundle import load_bundle
+from must.method.model.description import get_preprocess
 
 bundle = load_bundle(sys.argv[1])
 preprocess = get_preprocess(bundle.description)

@@ -44,7 +44,7 @@ def main() -> None:
 
     images, shards = options.folder / f"images-{options.images}", options.folder / f"shards-{options.images}"
     size = make_images(images, options.images)
-    shard(ShardConfig(source=str(images), output=str(shards), samples_per_shard=200, validate="header"))
+    shard(ShardConfig(source=str(images), output=str(shards), samples_per_shard=200))
     print(f"{options.images} JPEGs, {size / 1e6:.0f} MB; load before: {os.getloadavg()[0]:.1f}")
     with ExitStack() as stack:
         servers = {"gs": stack.enter_context(fake_gcs()), "s3": stack.enter_context(moto())}

@@ -9,9 +9,7 @@ import argparse
 import csv
 import json
 import shutil
-import subprocess
 import sys
-import tempfile
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pictures_dag import dag
-from pictures_report import annotate
+from pictures_report import annotate, photograph
 
 from must.data.loading.order import EpochOrder
 
@@ -48,9 +46,9 @@ def main() -> None:
     (output / "order.svg").write_text(order())
     (output / "pipeline.svg").write_text(dag())
     if options.chromium:
-        screenshot(options.chromium, details / "report.html", output / "report.png", options.demo)
-        replaced = {str(options.demo.resolve()): "demo"}
-        annotate(options.chromium, details / "report.html", output / "report-explained.png", replaced)
+        report = (details / "report.html").read_text().replace(str(options.demo.resolve()), "demo")
+        photograph(options.chromium, report, 1000, 1250).quantize(96).save(output / "report.png", optimize=True)
+        annotate(options.chromium, report, output / "report-explained.png")
     else:
         print("pictures: those of the report are left as they were: no chromium here", file=sys.stderr)
     for file in sorted(output.iterdir()):
@@ -61,7 +59,7 @@ def main() -> None:
 
 def digits(rows: list[dict[str, str]], metrics: dict[str, Any], folder: Path, per_class: int = 4) -> Image.Image:
     """One column per class: test images with the zero-shot model's class above and the adapted model's below."""
-    names = list(dict.fromkeys(sorted((row["label"] for row in rows), key=class_number(metrics))))
+    names = [name for name in metrics["classes"] if any(row["label"] == name for row in rows)]
     cell, gap, margin, top = 64, 14, 16, 84
     width, height = margin * 2 + len(names) * (cell + gap) - gap, top + per_class * (cell + 50) + 6
     picture = Image.new("RGB", (width, height), "white")
@@ -88,11 +86,6 @@ def digits(rows: list[dict[str, str]], metrics: dict[str, Any], folder: Path, pe
                 centre = column_x + (cell - draw.textlength(predicted, small)) / 2
                 draw.text((centre, line), predicted, GOOD if predicted == name else BAD, small)
     return picture.quantize(64)
-
-
-def class_number(metrics: dict[str, Any]) -> Any:
-    names = [item if isinstance(item, str) else item["name"] for item in metrics["classes"]]
-    return names.index
 
 
 def curves(log: list[dict[str, Any]]) -> str:
@@ -151,18 +144,6 @@ def order(shards: int = 24, images: int = 48, window: int = 6, processes: int = 
         lines.append(text(x0 + 330 + process * 112, top + height + 28, f"● process {process}", SERIES[process], 12))
     lines.append(text(x0, top + height + 28, f"steps 1 to {total // batch}, {batch} images each", GREY, 12))
     return page(870, 430, lines)
-
-
-def screenshot(chromium: str, report: Path, target: Path, demo: Path) -> None:
-    """The page's top, without this machine's path of the demo."""
-    with tempfile.TemporaryDirectory() as folder:
-        shot = Path(folder) / "report.png"
-        page = Path(folder) / "report.html"
-        page.write_text(report.read_text().replace(str(demo.resolve()), "demo"))
-        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1250"]
-        command += [f"--screenshot={shot}", page.as_uri()]
-        subprocess.run(command, check=True, capture_output=True)
-        Image.open(shot).convert("RGB").quantize(96).save(target, optimize=True)
 
 
 def page(width: int, height: int, body: list[str]) -> str:

@@ -32,26 +32,23 @@ points.forEach((point, at) => {
 """
 
 
-def annotate(chromium: str, report: Path, target: Path, replaced: dict[str, str]) -> None:
-    """`replaced`: texts of the page -> their replacements.
-
-    Raises:
-        SystemExit: a section that the page explains is missing in the report.
-        CalledProcessError: chromium failed.
-    """
-    page = report.read_text()
-    if missing := [name for name in SECTIONS if f">{name}</h2>" not in page]:
-        raise SystemExit(f"pictures: {report} has no section {', '.join(missing)}")
-    for old, new in replaced.items():
-        page = page.replace(old, new)
-    page = page.replace('http-equiv="Content-Security-Policy"', "")  # the report itself runs no scripts
+def annotate(chromium: str, report: str, target: Path) -> None:
+    """`report`: the page. Raises SystemExit: a section that docs/report.md explains is missing in it."""
+    if missing := [name for name in SECTIONS if f">{name}</h2>" not in report]:
+        raise SystemExit(f"pictures: the report has no section {', '.join(missing)}")
+    page = report.replace('http-equiv="Content-Security-Policy"', "")  # the report itself runs no scripts
     page = page.replace("</body>", f"<script>{DRAW.replace('POINTS', json.dumps(PARTS + SECTIONS))}</script></body>")
-    with tempfile.TemporaryDirectory() as folder:
-        source, shot = Path(folder) / "report.html", Path(folder) / "report.png"
-        source.write_text(page)
-        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
-        subprocess.run([*command, f"--screenshot={shot}", source.as_uri()], check=True, capture_output=True)
-        picture = Image.open(shot).convert("RGB")
+    picture = photograph(chromium, page, WIDTH, HEIGHT)
     empty = Image.new("RGB", picture.size, picture.getpixel((0, HEIGHT - 1)))
     _, _, _, bottom = ImageChops.difference(picture, empty).getbbox() or (0, 0, 0, HEIGHT)
     picture.crop((0, 0, WIDTH, min(bottom + 16, HEIGHT))).quantize(64).save(target, optimize=True)
+
+
+def photograph(chromium: str, page: str, width: int, height: int) -> Image.Image:
+    """The top of a page. Raises CalledProcessError: chromium failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, shot = Path(folder) / "report.html", Path(folder) / "report.png"
+        source.write_text(page)
+        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
+        subprocess.run([*command, f"--screenshot={shot}", source.as_uri()], check=True, capture_output=True)
+        return Image.open(shot).convert("RGB")

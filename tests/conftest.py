@@ -162,6 +162,6 @@ def record_property(record_property):
     return lambda name, value: record_property(name, value.item() if hasattr(value, "item") else value)
 
 
-# The same examples each time, however slow the machine: a test is not to fail now and then. `make fuzz` searches.
+# The same examples each time, however slow the machine: a test is not to fail now and then.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("steady")

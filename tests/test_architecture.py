@@ -221,7 +221,7 @@ def test_components_stay_thin():
 def test_what_runs_without_torch_does_not_import_it():
     modules = """
         api.cli base.exits api.stages data.shards.build data.format.samples deploy.infer.predict deploy.predict.images
-        evaluation.gate deploy.promote.promote runtime.check runtime.evaluation runtime.inputs runtime.stages
+        evaluation.gate deploy.promote.promote runtime.check runtime.inputs runtime.stages
         runtime.summary runtime.supervise runtime.training deploy.serve.serve
     """
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"

@@ -51,7 +51,7 @@ def main() -> None:
         hidden = torch.tensor(truth(shards, "train", data.hidden))
         for kind, rows, numbers, columns, target in spoil(classifier.weights, hidden):
             logits = classifier.logit_scale * feature[rows] @ columns
-            verdicts = judge(logits, vectors[rows], hidden[rows], numbers, target)
+            verdicts = judge(logits, columns, vectors[rows], hidden[rows], numbers, target)
             lists[kind] += 1
             hits[kind] += "found" in verdicts
             false[kind] += "false" in verdicts
@@ -78,7 +78,9 @@ def spoil(weights: Tensor, hidden: Tensor) -> Iterator[tuple[str, Tensor, list[i
         yield "wrong name", without, others, weights[:, others], {a, b}
 
 
-def judge(logits: Tensor, vectors: Tensor, hidden: Tensor, numbers: list[int], target: set[int]) -> set[str]:
+def judge(
+    logits: Tensor, columns: Tensor, vectors: Tensor, hidden: Tensor, numbers: list[int], target: set[int]
+) -> set[str]:
     """Of what there is of found, false and other among the findings."""
     P, near = logits.softmax(1), nearest(vectors)
     labels = propagate(*near, P).labels.argmax(1)
@@ -99,7 +101,7 @@ def judge(logits: Tensor, vectors: Tensor, hidden: Tensor, numbers: list[int], t
         ]
         return rate(torch.stack(recalls).nanmean(), 0.8)
 
-    return {judge_one(finding) for finding in find_misfits(P, logits.amax(1), vectors, near)}
+    return {judge_one(finding) for finding in find_misfits(P, columns, logits.amax(1), vectors, near)}
 
 
 def rate(share: Tensor, limit: float) -> str:

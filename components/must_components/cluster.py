@@ -20,8 +20,7 @@ from typing import Any
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
-from must.config.defaults import list_parts
-from must.runtime.notes import Facts, part_name
+from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
@@ -142,12 +141,10 @@ class Cluster:
 
     def events(self, name: str) -> list[str]:
         """Kubernetes' events about the objects whose names contain `name`, the oldest first."""
-        _, response = self.request("GET", f"/api/v1/namespaces/{self.namespace}/events")
-        events = [event for event in response.get("items", []) if name in event["involvedObject"].get("name", "")]
-        times = ("lastTimestamp", "firstTimestamp", "eventTime")
-        events.sort(key=lambda event: next((event[name] for name in times if event.get(name)), ""))
-        about = [(event["involvedObject"], event) for event in events]
-        return [f"{it['kind']} {it['name']}: {event.get('reason')}: {event.get('message')}" for it, event in about]
+        items = self.request("GET", f"/api/v1/namespaces/{self.namespace}/events")[1].get("items", [])
+        items.sort(key=lambda it: it.get("lastTimestamp") or it.get("firstTimestamp") or it.get("eventTime") or "")
+        about = [(it["involvedObject"], f"{it.get('reason')}: {it.get('message')}") for it in items]
+        return [f"{it['kind']} {it['name']}: {text}" for it, text in about if name in it.get("name", "")]
 
     def workflow_name(self) -> str:
         """The Argo workflow that this pod belongs to; '' if it is not known."""
@@ -157,8 +154,9 @@ class Cluster:
 
     def workflow(self, name: str) -> dict[str, Any] | None:
         """An Argo workflow; None if it was deleted. Raises TransientError: it cannot be read."""
-        path = f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows/{name}"
-        status, workflow = self.request("GET", path)
+        status, workflow = self.request(
+            "GET", f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows/{name}"
+        )
         if status not in (200, 404):
             raise TransientError(f"the workflow {name} cannot be read ({status})")
         return workflow if status == 200 else None
@@ -171,8 +169,8 @@ def check_inputs(
     from must.runtime import inputs  # not in the image of the launcher
     from must_components.serving import service
 
-    parts, serve = list_parts(int(parameters.get("predict_pods", 0))), parameters.get("serve", "none")
-    facts.then = [part_name("predict", part) for part in parts] + ["serve"] * (serve != "none")
+    serve = parameters.get("serve", "none")
+    facts.then = ["predict"] * bool(parameters.get("predict_uri")) + ["serve"] * (serve != "none")
     result = inputs.check_inputs(parameters, work_uri)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
     if serve == "apply":

@@ -37,7 +37,6 @@ def inputs(
     serve: str = "none",
     registry_uri: str = "",
     predict_uri: str = "",
-    predict_pods: int = 0,
     tensorboard_uri: str = "",
     answers: str = "",
     server: dict = {},  # noqa: B006
@@ -53,7 +52,7 @@ def inputs(
         "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
         "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
         "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
-        "tensorboard_uri": tensorboard_uri, "predict_pods": predict_pods, "answers": answers,
+        "tensorboard_uri": tensorboard_uri, "answers": answers,
     }  # fmt: skip
     return supervised(
         "inputs", cluster.check_inputs, run_id, work_uri, parameters=parameters, server=server, runtime=runtime
@@ -322,24 +321,21 @@ def promote(
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def predict(
-    part: str,
     work_uri: str,
     run_id: str,
     index_sha256: str,
     onnx: dsl.Input[dsl.Model],
-    promoted: dsl.Input[dsl.Model],
+    version: str,
     predict_uri: str,
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
-    """Predicts a class for every image of every N-th shard, as Parquet files; the last part writes the summary. `part`
-    is I/N, such as 1/4. `promoted` has the version; the files go to its folder in `predict_uri`."""
+    """Predicts a class for every image in the shards, as Parquet files in the folder `version` of `predict_uri`."""
     from must.runtime import stages
-    from must.runtime.notes import part_name
     from must.runtime.supervise import supervised
 
     supervised(
-        part_name("predict", part), stages.predict, run_id, work_uri, part=part, index_sha256=index_sha256,
-        onnx=onnx.path, settings=settings, output=f"{predict_uri.rstrip('/')}/{promoted.metadata['version']}",
+        "predict", stages.predict, run_id, work_uri, index_sha256=index_sha256, onnx=onnx.path, settings=settings,
+        output=f"{predict_uri.rstrip('/')}/{version}",
     )  # fmt: skip
 
 

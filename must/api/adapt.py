@@ -11,10 +11,10 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from must.api.adapted import Adapted
@@ -44,7 +44,7 @@ from must.api.work_state import (
 )
 from must.base import storage
 from must.base.console import quieted, replaced
-from must.base.files import CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
+from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
-CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "save", "alpha"}  # settings that may change from one call to the next
+CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 MISFITS_SHOWN = 3  # lines
@@ -144,7 +144,7 @@ def steps(
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
     require_apart(folder, "output")
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
-    check_settings(settings)
+    wanted = parse_settings(settings)
     check_device(device)
     file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
@@ -152,9 +152,8 @@ def steps(
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
     check_model_name(model, pretrained)
     shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
-    with shown, opened(folder) as written:
-        source = to_source(images, written)
-        in_memory = Path(source.source).parent == written
+    with shown, opened(folder) as scratch:
+        source = to_source(images, scratch)
         inputs = {
             "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
             "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
@@ -164,46 +163,44 @@ def steps(
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
         }
         state = WorkState(folder, inputs, again)
-        workers = settings.get("workers")
-        pack = {"max_rejected": max_rejected}
-        if workers not in (None, "auto"):  # it also bounds the processes that read images
-            pack["workers"] = max(1, int(workers))
+        workers = wanted.workers if isinstance(wanted.workers, int) else None  # those who read images, too
+        pack = {"max_rejected": max_rejected, "workers": None if workers is None else max(1, workers)}
         try:
-            make_classifier(state, {"classes": file, "model": model, "pretrained": pretrained}, content, device)
+            if not all(state.part(name).exists() for name in (CLASSIFIER_FILE, MODELS_FOLDER)):  # without it, no pass
+                if not file:
+                    file = str(state.part("classes.yaml"))
+                    storage.write_bytes(file, content)
+                named = {"classes": file, "model": model, "pretrained": pretrained, "device": device}
+                call("classifier", **named, output=state.part(CLASSIFIER_FILE))
             if test_images:
                 if not (state.part(TEST) / INDEX_FILE).exists():
-                    labels = "csv" if is_table(test_images) else "folder"
-                    values = {"source": test_images, "labels": labels, "split": {"test": 1.0}}
-                    call("shard", **values, **pack, output=state.part(TEST))
+                    is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
+                    labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
+                    call("shard", source=test_images, **labels, **pack, output=state.part(TEST))
                 check_labels(test_images, state)
         except BaseException:
             state.abandon()
             raise
         if not (state.part(SHARDS) / INDEX_FILE).exists():
-            uri = state.take_images(Path(source.source)) if in_memory else source.source
+            uri: str | Path = source.source
+            if (written := Path(uri)).parent == scratch:  # images that were in memory, or the list of their paths
+                uri = state.part(written.name)
+                if not uri.exists():  # else of a call that was interrupted, with the same key
+                    written.rename(uri)
             call("shard", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()
         common = {"shards": state.part(SHARDS), "device": device, "workers": workers}
-        paths = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "shards": state.part(SHARDS)}
-        if state.training_is_unfinished():
-            call("train", **settings, **paths, device=device)
+        training = settings | {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE)}
+        training |= {"shards": state.part(SHARDS), "device": device}
+        if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
+            call("train", **training)  # a kill while the model was written left checkpoints without it
         make_model(state, common)
-        if should_train(state, train, settings, common):
-            call("train", **settings, **paths, device=device)
+        if should_train(state, train, settings, wanted, common):
+            call("train", **training)
             make_model(state, common)
         state.finish()
     return Adapted(folder)
-
-
-def make_classifier(state: WorkState, options: dict[str, Any], content: bytes, device: str) -> None:
-    """First of all: without a model, no images are packed. `content`: of a class file, if `options` names none."""
-    if state.part(CLASSIFIER_FILE).exists() and state.part(MODELS_FOLDER).exists():
-        return
-    if not options["classes"]:
-        options = options | {"classes": state.part("classes.yaml")}
-        storage.write_bytes(str(options["classes"]), content)
-    call("classifier", **options, output=state.part(CLASSIFIER_FILE), device=device)
 
 
 def make_model(state: WorkState, common: dict[str, Any]) -> None:
@@ -218,12 +215,16 @@ def make_model(state: WorkState, common: dict[str, Any]) -> None:
         call("evaluate", **common | paths | measured)
 
 
-def should_train(state: WorkState, train: str, settings: dict[str, Any], common: dict[str, Any]) -> bool:
+def should_train(
+    state: WorkState, train: str, settings: dict[str, Any], wanted: TrainConfig, common: dict[str, Any]
+) -> bool:
     """Whether training is wanted and not done yet; says what it would take if it is not worth it here."""
     origin = load_description(str(state.part(BUNDLE))).provenance
     if train == "no":
         return False
-    if origin.config and "settings" not in state.changed and has_settings(origin.config, settings):
+    compared = {"preset", *settings} - CHANGEABLE
+    is_trained = origin.config and all(origin.config.get(name) == getattr(wanted, name) for name in compared)
+    if is_trained and "settings" not in state.changed:
         same = origin.index_sha256 == load_index(str(state.part(SHARDS))).sha256
         if not same and train == "auto":
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
@@ -247,21 +248,15 @@ def should_train(state: WorkState, train: str, settings: dict[str, Any], common:
     return False
 
 
-def has_settings(config: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether a model that was trained with `config` has these settings."""
-    values = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings).to_dict()
-    return all(config.get(name) == values[name] for name in {"preset", *settings} - CHANGEABLE)
-
-
 def check_labels(test_images: str, state: WorkState) -> None:
     """Raises UserError: no labelled image has a label, or one is not a class."""
-    index = load_index(str(state.part(TEST)))
-    classes = read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes
-    unknown = [label for label in index.labels if label not in set(classes)]
+    labels = load_index(str(state.part(TEST))).labels
     require(
-        bool(index.labels),
+        bool(labels),
         f"test_images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
     )
+    classes = set(read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes)
+    unknown = [label for label in labels if label not in classes]
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,
@@ -276,41 +271,31 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
             path, work = Path(value).resolve(), folder.resolve()
             require(path != work, f"{label} {value}: is the output, too; choose another output")
-            part = path.relative_to(work).parts[:1] if path.is_relative_to(work) else ()
-            parts = {*MADE_FROM, *DERIVED, BEFORE} & set(part)
-            require(not parts, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
+            part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
+            is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
+            require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
 
 
 @contextmanager
 def opened(work: Path) -> Iterator[Path]:
     """Locks WORK; yields a folder in it for what is written before the inputs are known to be right. At the end that is
     removed, and WORK if it is empty."""
-    scratch = work / ".given"
     try:
-        with locked(str(work), ADAPT_LOCK):
-            shutil.rmtree(scratch, ignore_errors=True)
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        with locked(str(work), ADAPT_LOCK), TemporaryDirectory(prefix=NEXT_PREFIX, dir=work) as scratch:
+            yield Path(scratch)
     finally:
         with suppress(OSError):
             work.rmdir()
 
 
-def check_settings(settings: dict[str, Any]) -> None:
+def parse_settings(settings: dict[str, Any]) -> TrainConfig:
     """Raises ValueError: a setting that `must train` would refuse, as far as can be checked before there are shards."""
     for name in SET_BY_ADAPT:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
     check_names(TrainConfig, settings, "settings")
-    preset = settings.get("preset") or AUTO
-    if preset != AUTO:
-        published(preset, "ViT-B-16")
-    workers = TrainConfig(shards="-", classifier="-", output="-", **settings).workers
-    if isinstance(workers, int):
-        check_processes(workers, "--workers")
-
-
-def is_table(test_images: str) -> bool:
-    """Whether it is a table of images and classes on this machine, not a folder or an archive of images."""
-    return test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
+    wanted = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings)
+    if wanted.preset not in ("", AUTO):
+        published(wanted.preset, "ViT-B-16")
+    if isinstance(wanted.workers, int):
+        check_processes(wanted.workers, "--workers")
+    return wanted

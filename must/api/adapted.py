@@ -1,7 +1,6 @@
 """What `must.adapt` returns: the adapted model, its report, and methods to predict and export."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ class Adapted:
 
     output: Path
     metrics: dict[str, Any] = field(init=False, repr=False, compare=False)
+    _models: dict[str, Model] = field(init=False, repr=False, compare=False, default_factory=dict)  # by device
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", Path(self.output))
@@ -73,10 +73,6 @@ class Adapted:
         if device not in self._models:
             self._models[device] = load(self.bundle, device=device)
         return self._models[device].predict(images, top_k=top_k, batch_size=batch_size)
-
-    @cached_property
-    def _models(self) -> dict[str, Model]:
-        return {}
 
     def to_open_clip(self) -> OpenClip:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.

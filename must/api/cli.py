@@ -128,7 +128,10 @@ def run_index(options: dict[str, Any]) -> None:
     from must.data.format.samples import verify
     from must.data.shards.build import show_index
 
-    (show_index if options["action"] == "show" else verify)(options["uri"])
+    action, *uris = options["words"] or [""]
+    usage = "expected `must index show SHARDS` or `must index verify SHARDS`, such as: must index verify work/shards"
+    require(action in ("show", "verify") and len(uris) == 1, usage)
+    (show_index if action == "show" else verify)(uris[0])
 
 
 def run_env(options: dict[str, Any]) -> None:
@@ -174,14 +177,9 @@ def build_parser() -> argparse.ArgumentParser:
         general.add_argument("-h", "--help", action="help", help="show this and exit")
         text = "YAML file with these parameters (batch_size: 64); flags override it"
         general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
-    index = commands.add_parser("index", help="Show or verify a folder of shards.")
-    actions = index.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, text in (
-        ("show", "Show what a folder of shards holds."),
-        ("verify", "Read everything again and compare."),
-    ):
-        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("uri", metavar="URI", help="folder of shards made by `must shard`")
+    index = commands.add_parser("index", help="Show or verify a folder of shards.", allow_abbrev=False)
+    text = "show what a folder of shards holds, or read everything again and compare"
+    index.add_argument("words", nargs="*", metavar="show|verify URI", help=text)
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
     completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))

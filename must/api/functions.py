@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
-from must.api.results import RESULTS
+from must.api.results import RESULTS, Predicted, make_result
 from must.api.stages import STAGES, Stage, configure, run
 from must.base.errors import TransientError
 from must.base.parameters import get_default, is_required, naming_parameters, with_headings
@@ -47,13 +47,11 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
     """Runs a stage of the table in this thread. Handles no signals."""
     config = configure(name, values)
     predictions: list[Any] = []
-    extra = {"take": predictions.append} if name == "predict" and not values.get("output") else {}
     with resumable(name):
-        output = run(name, config, **extra)
-    kind: Any = RESULTS.get(name)
-    if not hasattr(kind, "from_output"):
-        return output
-    return kind.from_output(config, (predictions, output) if name == "predict" else output)
+        if name != "predict":
+            return make_result(config, run(name, config))
+        counts = run(name, config, **({} if values.get("output") else {"take": predictions.append}))
+        return Predicted(predictions, counts["images"], counts["unreadable"])
 
 
 @contextmanager
@@ -70,15 +68,11 @@ def signature(name: str, stage: Stage) -> inspect.Signature:
     """Keyword parameters: the required ones first, then the most used."""
     hints = get_type_hints(stage.config)
     fields = sorted((field for _, field in with_headings(stage.config)), key=lambda field: not is_required(field))
-    parameters = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if is_required(field) else get_default(field),
-            annotation=hints[field.name],
-        )
-        for field in fields
-    ]
+    parameters = []
+    for field in fields:
+        default = inspect.Parameter.empty if is_required(field) else get_default(field)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
     return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
 
 
@@ -87,11 +81,10 @@ def docstring(stage: Stage) -> str:
     groups: dict[str, list[str]] = {}
     for heading, field in with_headings(stage.config):
         text = f"{field.name}: {as_python(field.metadata['help'])}"
-        groups.setdefault(heading, []).extend(
-            textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent=" " * 8)
-        )
-    blocks = ["\n".join([*([f"    {heading}:"] if heading else []), *lines]) for heading, lines in groups.items()]
-    return f"{as_python(stage.help)}\n\nArgs:\n" + "\n\n".join(blocks) + "\n" + ENDING
+        lines = groups.setdefault(heading, [f"    {heading}:"] if heading else [])
+        lines += textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent=" " * 8)
+    blocks = "\n\n".join(map("\n".join, groups.values()))
+    return f"{as_python(stage.help)}\n\nArgs:\n{blocks}\n{ENDING}"
 
 
 def as_python(text: str) -> str:

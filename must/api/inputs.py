@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,11 +75,9 @@ def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: in
     digest = hashlib.sha256(b"" if isinstance(listing, Folder) else path.read_bytes())
     base = path if isinstance(listing, Folder) else path.parent
     for name in names:
-        try:
+        with suppress(OSError, ValueError):
             status = (base / name).stat()
-        except (OSError, ValueError):
-            continue
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -93,14 +92,16 @@ def identify_model(model: str) -> str:
 
 
 def list_items(images: Any) -> Iterator[Any]:
-    """The images of a collection."""
+    """The images of a collection, also of (image, label) pairs or of mappings with an image in them."""
     require(images is not None and not isinstance(images, bytes), f"images: expected {ACCEPTED}")
     if hasattr(images, "column_names"):
-        return find_image_column(images)
-    if hasattr(images, "__len__") and hasattr(images, "__getitem__"):
-        return (take_image(images[number]) for number in range(len(images)))
+        images = find_image_column(images)
+    elif hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+        images = map(images.__getitem__, range(len(images)))
     require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
-    return map(take_image, images)
+    for item in images:
+        image = item[0] if isinstance(item, tuple | list) and item else item
+        yield image["image"] if isinstance(image, dict) and "image" in image else image
 
 
 def find_image_column(dataset: Any) -> Iterator[Any]:
@@ -113,13 +114,6 @@ def find_image_column(dataset: Any) -> Iterator[Any]:
     columns = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     require(len(columns) > 0, f"images: the dataset has no column of images; it has: {', '.join(dataset.column_names)}")
     return (row[columns[0]] for row in dataset.select_columns([columns[0]]))
-
-
-def take_image(item: Any) -> Any:
-    """The image of an (image, label) pair, or of a mapping with an image in it."""
-    if isinstance(item, tuple | list) and item:
-        return item[0]
-    return item["image"] if isinstance(item, dict) and "image" in item else item
 
 
 def write_images(items: Iterable[Any], folder: Path) -> ImageSource:

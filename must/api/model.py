@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from must.base.parameters import naming_parameters, require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
-from must.deploy.infer.predict import find_model, zero_shot
+from must.deploy.infer.predict import find_model, torch_opener
 from must.deploy.predict.images import Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import Classifier, threshold
@@ -40,7 +39,7 @@ class Model:
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+        self._classifier, self._view = classifier, EvalView(classifier.preprocess)
         self.where, self.classes = classifier.where, list(classifier.classes)
 
     def __repr__(self) -> str:
@@ -80,10 +79,6 @@ class Model:
             raise UserError(f"{name}: {reason}")
         return predictions
 
-    @cached_property
-    def _view(self) -> EvalView:
-        return EvalView(self._classifier.preprocess)
-
     def _read(self, item: Any) -> tuple[np.ndarray | None, str]:
         """(pixels, reason why not) of a file, as in `must predict`. Raises ValueError: an object is not an image."""
         if isinstance(item, str):
@@ -109,15 +104,14 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
     text = class_names if isinstance(class_names, str) else "names and prompts"
     parameters = PredictConfig(model=os.fspath(model), classes=text, device=device, threads=threads, images=["-"])
     config, opener = find_model(parameters)
-    return Model(opener(config) if isinstance(class_names, str) else zero_shot()(config, class_names))
+    return Model(opener(config) if isinstance(class_names, str) else torch_opener(zero_shot=True)(config, class_names))
 
 
 def is_single(images: Any) -> bool:
     """Whether a single image was given: not a collection, nor a path of several images."""
     if not isinstance(images, str | os.PathLike):
         return is_image(images)
-    name = os.fspath(images)
-    return list(find_images([name], ListingReport(lambda *_: None))) == [name]
+    return list(find_images([os.fspath(images)], ListingReport(lambda *_: None))) == [os.fspath(images)]
 
 
 def is_image(item: Any) -> bool:

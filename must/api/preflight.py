@@ -6,8 +6,6 @@ from Python can do without them: it raises the same errors, later.
 
 import os
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,16 @@ from must.base.processes import check_processes
 
 
 def preflight(config: Any) -> None:
-    """Checks every given parameter with the function in CHECKS for its kind, in the order of their declaration."""
+    """Checks every given parameter that has a kind, in the order of their declaration."""
     if isinstance(workers := getattr(config, "workers", 0), int):
         check_processes(workers, "--workers")
     check_device(getattr(config, "device", "auto"))
     for field in list_parameters(type(config)):
-        if value := getattr(config, field.name):
-            CHECKS[field.metadata["kind"]](config, value, flag(field.name))
+        kind, value = field.metadata["kind"], getattr(config, field.name)
+        if value and ("output" in kind or kind == "apart"):
+            check_output(value, flag(field.name), kind)
+        elif value and kind:
+            check_input(config, kind, value, flag(field.name))
 
 
 def check_device(device: str) -> None:
@@ -32,33 +33,34 @@ def check_device(device: str) -> None:
     require(known is not None, f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
 
 
-def check_class_set(config: Any, classes: str, flag: str) -> None:
-    from must.method.model.classifier import BUNDLED_SET, load_class_set
-
-    if classes != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
-        load_class_set(classes)
-
-
-def check_bundle(config: Any, uri: str, flag: str) -> None:
-    from must.method.model.description import load_description
-
-    load_description(uri)
-
-
-def check_backbone(config: Any, model: str, flag: str) -> None:
-    from must.method.model.hub import check_model_name
-
-    check_model_name(model, config.pretrained)
-
-
-def check_metrics(config: Any, file: str, flag: str) -> None:
+def check_input(config: Any, kind: str, value: str, flag: str) -> None:
+    from must.data.format.index import load_index
     from must.evaluation.result import read_metrics
+    from must.method.answers.answers_file import answers_file, read_answers
+    from must.method.model.classifier import BUNDLED_SET, load_class_set, read_header
+    from must.method.model.description import load_description
+    from must.method.model.hub import check_model_name
+    from must.method.train.recipe import AUTO, preset_rows, published
 
-    read_metrics(file)
-
-
-def check_refined(config: Any, folder: str, flag: str) -> None:
-    storage.read_json(storage.join(folder, REFINED_FILE), flag)
+    if kind == "class set" and value != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
+        load_class_set(value)
+    elif kind == "model":
+        check_model_name(value, config.pretrained)
+    elif kind == "metrics":
+        read_metrics(value)
+    elif kind == "refined":
+        storage.read_json(storage.join(value, REFINED_FILE), flag)
+    elif kind == "bundle":
+        load_description(value)
+    elif kind == "classifier" or (kind == "baseline" and not storage.exists(storage.join(value, DESCRIPTION_FILE))):
+        check_classifier(config, value, flag)
+    elif kind == "shards":
+        load_index(value, getattr(config, "index_sha256", "")).list_shards(config.split)
+    elif kind == "preset" and value != AUTO:
+        published(value, config.model or ("" if "*" in preset_rows(value) else read_header(config.classifier).model))
+    elif kind == "answers":
+        require(storage.exists(answers_file(value)), f"{flag} {value}: no answers.jsonl there; `must review` writes it")
+        read_answers(value)
 
 
 def check_classifier(config: Any, file: str, flag: str) -> None:
@@ -73,60 +75,18 @@ def check_classifier(config: Any, file: str, flag: str) -> None:
         require_shares(header.shares, file)
 
 
-def check_baseline(config: Any, uri: str, flag: str) -> None:
-    """A classifier file or a bundle."""
-    if not storage.exists(storage.join(uri, DESCRIPTION_FILE)):
-        check_classifier(config, uri, flag)
-
-
-def check_shards(config: Any, uri: str, flag: str) -> None:
-    from must.data.format.index import load_index
-
-    index = load_index(uri, getattr(config, "index_sha256", ""))
-    index.list_shards(config.split)
-
-
-def check_preset(config: Any, name: str, flag: str) -> None:
-    from must.method.model.classifier import read_header
-    from must.method.train.recipe import AUTO, preset_rows, published
-
-    if name != AUTO:
-        published(name, config.model or ("" if "*" in preset_rows(name) else read_header(config.classifier).model))
-
-
-def check_answers(config: Any, uri: str, flag: str) -> None:
-    from must.method.answers.answers_file import answers_file, read_answers
-
-    require(storage.exists(answers_file(uri)), f"{flag} {uri}: no answers.jsonl there; `must review` writes it")
-    read_answers(uri)
-
-
 def require_apart(folder: Path, label: str) -> None:
     """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
     model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
     require(model is None, f"{label}: is in the model {model}; choose a folder beside it")
 
 
-def check_apart(config: Any, uri: str, flag: str) -> None:
-    check_output(config, uri, flag)
-    if not storage.is_remote(uri):
-        folder = storage.local(uri).absolute()
-        require_apart(folder, f"{flag} {uri}")
-        require(not (folder / RECORD_FILE).exists(), f"{flag} {uri}: is a folder of `must adapt`; choose another one")
-
-
-def check_bundle_output(config: Any, uri: str, flag: str) -> None:
-    """A model may be trained again in its place, but not in another one."""
-    check_output(config, uri, flag)
-    if not storage.is_remote(uri):
-        require_apart(storage.local(uri).absolute().parent, f"{flag} {uri}")
-
-
-def check_output(config: Any, uri: str, flag: str, is_file: bool = False) -> None:
-    """Checks paths on this machine only: a bucket's permissions show when it is written to."""
+def check_output(uri: str, flag: str, kind: str = "output") -> None:
+    """Checks paths on this machine only: a bucket's permissions show when it is written to. A model may be trained
+    again in its place ("bundle output"), but not in another one."""
     if storage.is_remote(uri):
         return
-    path = storage.local(uri).absolute()
+    path, is_file = storage.local(uri).absolute(), kind == "output file"
     require(
         not (path.is_dir() if is_file else path.is_file()),
         f"{flag} {uri}: is a {'folder; give a file' if is_file else 'file; give a folder'}",
@@ -134,22 +94,7 @@ def check_output(config: Any, uri: str, flag: str, is_file: bool = False) -> Non
     existing = path if path.exists() else next(parent for parent in path.parents if parent.exists())
     require(existing == path or existing.is_dir(), f"{flag} {uri}: cannot be written: {existing} is no folder")
     require(os.access(existing, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {existing}")
-
-
-CHECKS: dict[str, Callable[[Any, Any, str], None]] = {
-    "": lambda config, value, flag: None,
-    "class set": check_class_set,
-    "model": check_backbone,
-    "metrics": check_metrics,
-    "refined": check_refined,
-    "bundle": check_bundle,
-    "classifier": check_classifier,
-    "baseline": check_baseline,
-    "shards": check_shards,
-    "preset": check_preset,
-    "output": check_output,
-    "output file": partial(check_output, is_file=True),
-    "bundle output": check_bundle_output,
-    "apart": check_apart,
-    "answers": check_answers,
-}
+    if kind in ("apart", "bundle output"):
+        require_apart(path if kind == "apart" else path.parent, f"{flag} {uri}")
+    is_work = kind == "apart" and (path / RECORD_FILE).exists()
+    require(not is_work, f"{flag} {uri}: is a folder of `must adapt`; choose another one")

@@ -5,16 +5,16 @@ Paths are strings, as they may be URIs of a bucket; shares and accuracies are fr
 
 import html
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from must import config as configs
 from must.base import storage
 from must.base.files import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
+from must.base.parameters import StageConfig
 from must.deploy.predict.writer import Prediction, to_frame
 from must.deploy.promote.registry import Latest
 from must.evaluation.gate import Decision
-from must.evaluation.result import Metrics
-from must.method.model.description import RunSummary, load_description
+from must.method.model.description import load_description
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,6 @@ class Shards:
     revision: int
     sha256: str
 
-    @classmethod
-    def from_output(cls, config: configs.ShardConfig, index: Any) -> Self:
-        if index is None:
-            return cls(config.output, {}, 0, 0, 0, "")
-        counts = {name: split["samples"] for name, split in index.splits.items()}
-        return cls(config.output, counts, index.rejected, index.duplicates, index.revision, index.sha256)
-
 
 @dataclass(frozen=True)
 class Classifier:
@@ -46,10 +39,6 @@ class Classifier:
     dimensions: int
     model_folder: str
 
-    @classmethod
-    def from_output(cls, config: configs.ClassifierConfig, classifier: Any) -> Self:
-        return cls(config.output, classifier.classes, classifier.weights.shape[0], classifier.model_folder)
-
 
 @dataclass(frozen=True)
 class Planned:
@@ -59,10 +48,6 @@ class Planned:
     seconds: float
     images_per_s: float
     plan: dict[str, Any] = field(repr=False)
-
-    @classmethod
-    def from_output(cls, _config: configs.PlanConfig, content: dict[str, Any]) -> Self:
-        return cls(content["steps"], content["seconds"], content["images_per_s"], content)
 
 
 @dataclass(frozen=True)
@@ -77,12 +62,6 @@ class Trained:
     alpha: float
     summary: dict[str, Any] = field(repr=False)
 
-    @classmethod
-    def from_output(cls, config: configs.TrainConfig, summary: RunSummary) -> Self:
-        selection = load_description(config.output).provenance.selection
-        alpha = selection.alpha if selection else 1.0
-        return cls(config.output, summary.steps, summary.images, summary.seconds, alpha, asdict(summary))
-
 
 @dataclass(frozen=True)
 class Refined:
@@ -93,13 +72,6 @@ class Refined:
     images: int
     changed: float
     summary: dict[str, Any] = field(repr=False)
-
-    @classmethod
-    def from_output(cls, config: configs.RefineConfig, summary: dict[str, Any]) -> Self:
-        if config.classes:
-            return cls("", "", summary["images"], summary["changed"] / summary["images"], summary)
-        predictions = storage.join(config.output, PREDICTIONS_FILE)
-        return cls(config.output, predictions, summary["images"], summary["changed"], summary)
 
 
 @dataclass(frozen=True)
@@ -112,12 +84,6 @@ class Evaluated:
     top1: float | None
     baseline_top1: float | None
     metrics: dict[str, Any] = field(repr=False)
-
-    @classmethod
-    def from_output(cls, config: configs.EvaluateConfig, metrics: Metrics) -> Self:
-        top1, baseline_top1 = (accuracy.top1 if accuracy else None for accuracy in (metrics.adapted, metrics.baseline))
-        report = storage.join(config.output, REPORT_FILE)
-        return cls(config.output, report, metrics.images, top1, baseline_top1, metrics.to_dict())
 
     def _repr_html_(self) -> str:
         return iframe(storage.read_bytes(self.report).decode())
@@ -134,12 +100,6 @@ class Exported:
     largest_difference: float
     result: dict[str, Any] = field(repr=False)
 
-    @classmethod
-    def from_output(cls, config: configs.ExportConfig, result: dict[str, Any]) -> Self:
-        onnx = config.to == "onnx"
-        model = storage.join(config.output, ONNX_FILE) if onnx else config.output
-        return cls(config.output, model, result["check"]["images"], result["check"]["largest_difference"], result)
-
 
 @dataclass(frozen=True)
 class Predicted:
@@ -148,11 +108,6 @@ class Predicted:
     predictions: list[Prediction] = field(repr=False)
     images: int
     unreadable: int
-
-    @classmethod
-    def from_output(cls, _config: configs.PredictConfig, output: tuple[list[Prediction], dict[str, int]]) -> Self:
-        predictions, counts = output
-        return cls(predictions, counts["images"], counts["unreadable"])
 
     def to_frame(self) -> Any:
         """The predictions as a pandas DataFrame, with the columns of the CSV file."""
@@ -169,17 +124,47 @@ class Demo:
     classes: str
     model: str
 
-    @classmethod
-    def from_output(cls, config: configs.DemoConfig, _folder: Any) -> Self:
-        names = ("images/unlabeled", "images/test", "classes.yaml", "model")
-        return cls(config.output, *(storage.join(config.output, name) for name in names))
-
 
 RESULTS: dict[str, type] = {
     "shard": Shards, "classifier": Classifier, "plan": Planned, "train": Trained, "refine": Refined,
     "evaluate": Evaluated, "export": Exported, "predict": Predicted, "demo": Demo,
     "gate": Decision, "promote": Latest,  # as the stages return them
 }  # fmt: skip
+
+
+def make_result(config: StageConfig, output: Any) -> Any:
+    """What the function at `must` returns, from the stage's parameters and what the stage returned."""
+    match config:
+        case configs.ShardConfig() if output is None:
+            return Shards(config.output, {}, 0, 0, 0, "")
+        case configs.ShardConfig():
+            counts = {name: split["samples"] for name, split in output.splits.items()}
+            return Shards(config.output, counts, output.rejected, output.duplicates, output.revision, output.sha256)
+        case configs.ClassifierConfig():
+            return Classifier(config.output, output.classes, output.weights.shape[0], output.model_folder)
+        case configs.PlanConfig():
+            return Planned(output["steps"], output["seconds"], output["images_per_s"], output)
+        case configs.TrainConfig():
+            selection = load_description(config.output).provenance.selection
+            alpha = selection.alpha if selection else 1.0
+            return Trained(config.output, output.steps, output.images, output.seconds, alpha, asdict(output))
+        case configs.RefineConfig() if config.classes:
+            return Refined("", "", output["images"], output["changed"] / output["images"], output)
+        case configs.RefineConfig():
+            predictions = storage.join(config.output, PREDICTIONS_FILE)
+            return Refined(config.output, predictions, output["images"], output["changed"], output)
+        case configs.EvaluateConfig():
+            top1, baseline_top1 = (model.top1 if model else None for model in (output.adapted, output.baseline))
+            report = storage.join(config.output, REPORT_FILE)
+            return Evaluated(config.output, report, output.images, top1, baseline_top1, output.to_dict())
+        case configs.ExportConfig():
+            model = storage.join(config.output, ONNX_FILE) if config.to == "onnx" else config.output
+            check = output["check"]
+            return Exported(config.output, model, check["images"], check["largest_difference"], output)
+        case configs.DemoConfig():
+            names = ("images/unlabeled", "images/test", "classes.yaml", "model")
+            return Demo(config.output, *(storage.join(config.output, name) for name in names))
+    return output
 
 
 def iframe(page: str) -> str:

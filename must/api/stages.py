@@ -66,14 +66,8 @@ STAGES: Final[dict[str, Stage]] = {
 
 
 def call(stage: str, /, **values: Any) -> Any:
-    """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default.
-
-    Raises:
-        UserError: the input is wrong.
-        TransientError: the same may work later.
-        OSError: a path that cannot be read or written.
-        SystemExit: from training that was stopped (75, a checkpoint is saved) or lost a process.
-    """
+    """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default. Raises
+    what the functions at `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved)."""
     return run(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
 
 

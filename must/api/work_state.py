@@ -86,16 +86,17 @@ class WorkState:
             bool(before) or not others or is_work(str(work)),
             f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
         )
-        for name in (SHARDS, TEST):
-            if (work / name / INDEX_FILE).exists() and (missing := find_missing(work / name)):
-                logger.info(f"{missing} is missing; {work / name} is made anew")
-                remove(work / name)
+        for folder in (work / SHARDS, work / TEST):
+            if (folder / INDEX_FILE).exists() and (missing := find_missing(folder)):
+                logger.info(f"{missing} is missing; {folder} is made anew")
+                remove(folder)
         if again or (others and before != inputs):
             self.changed = {name for name in inputs if again or before.get(name) != inputs[name]}
             key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]
             self.folder = work / f"{NEXT_PREFIX}{key}"
-            why = "all is made anew" if again else f"{', '.join(sorted(self.changed))} changed since"
-            why = why if again or before else f"there is no {RECORD_FILE}, so that all is looked at again"
+            why = f"{', '.join(sorted(self.changed))} changed since"
+            if again or not before:
+                why = "all is made anew" if again else f"there is no {RECORD_FILE}, so that all is looked at again"
             logger.info(f"{why}; {work.name} is exchanged at the end")
         self.new = not (self.folder / RECORD_FILE).exists()  # made by this call
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +104,9 @@ class WorkState:
 
     def abandon(self) -> None:
         """Removes what this call has made; for inputs that are refused."""
-        if self.new and self.folder != self.work:
-            shutil.rmtree(self.folder)
-        elif self.new:
-            for name in (*MADE_FROM, RECORD_FILE):
-                remove(self.work / name)
+        made = [self.work / name for name in (*MADE_FROM, RECORD_FILE)] if self.folder == self.work else [self.folder]
+        for path in made if self.new else ():
+            remove(path)
 
     @property
     def outdated(self) -> set[str]:
@@ -124,41 +123,25 @@ class WorkState:
             (model / DESCRIPTION_FILE).unlink(missing_ok=True)
         return str(value(model / DESCRIPTION_FILE, "weights_sha256") or "")
 
-    def training_is_unfinished(self) -> bool:
-        """Whether a kill while the model was written left checkpoints without a model."""
-        return not self.weights_sha256() and (self.part(BUNDLE) / CHECKPOINTS).exists()
-
     def labels_are_up_to_date(self) -> bool:
         """Whether they are of this model, these images, and the answers that there are."""
         file, weights = self.part(LABELS) / REFINED_FILE, self.weights_sha256()
-        return (
-            bool(weights)
-            and value(file, "weights_sha256") == weights
-            and value(file, "answers_sha256") == hash_answers(str(self.part(ANSWERS)))
-            and (self.part(LABELS) / PREDICTIONS_FILE).exists()
-        )
+        made_of = [value(file, name) for name in ("weights_sha256", "answers_sha256")]
+        is_whole = bool(weights) and (self.part(LABELS) / PREDICTIONS_FILE).exists()
+        return is_whole and made_of == [weights, hash_answers(str(self.part(ANSWERS)))]
 
     def report_is_up_to_date(self) -> bool:
         """Whether it measured this model."""
         model = value(self.part(REPORT) / METRICS_FILE, "model") or {}
         return (self.part(REPORT) / REPORT_FILE).exists() and model.get("weights_sha256") == self.weights_sha256()
 
-    def take_images(self, written: Path) -> str:
-        """Moves images that were in memory, or the list of their paths, into WORK; returns the source."""
-        path = self.part(written.name)
-        if path.exists():  # of a call that was interrupted; their key is the same
-            remove(written)
-        else:
-            written.rename(path)
-        return str(path)
-
     def compare_images(self) -> None:
         """Says how many images are new or gone; if none is, the old shards and what was made of them stay."""
         if SHARDS not in self.outdated or not (self.work / SHARDS / INDEX_FILE).exists():
             return
-        old, new = (read_contents(folder / SHARDS) for folder in (self.work, self.folder))
+        (old, old_shards), (new, new_shards) = (read_contents(folder / SHARDS) for folder in (self.work, self.folder))
         added, gone = len(np.setdiff1d(new, old)), len(np.setdiff1d(old, new))
-        same = not added and not gone and list_checksums(self.work / SHARDS) == list_checksums(self.folder / SHARDS)
+        same = not added and not gone and old_shards == new_shards
         if added or gone:
             logger.info(f"{counted(added, 'new image')}, {gone:,} gone")
         else:
@@ -171,29 +154,27 @@ class WorkState:
         """A trained model of the same classes stays, as a copy: what took hours is not replaced by what takes none."""
         stays, model = BUNDLE in self.outdated and CLASSIFIER_FILE not in self.outdated, self.part(BUNDLE)
         if stays and is_trained(self.work) and not any((model / n).exists() for n in (DESCRIPTION_FILE, CHECKPOINTS)):
-            remove(model)
             copy = self.folder / f"{BUNDLE}.copy"
+            remove(model)
             remove(copy)
             shutil.copytree(self.work / BUNDLE, copy, ignore=shutil.ignore_patterns(CHECKPOINTS))
             copy.rename(model)
 
     def finish(self) -> None:
         """Exchanges the new parts for the old ones, and puts aside what was made of a model that is replaced."""
-        parts = [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
-        if self.folder == self.work:
-            parts = []
-        weights = self.weights_sha256()
+        folder, new, weights = self.work / f"{NEXT_PREFIX}aside", list[str](), self.weights_sha256()
+        if self.folder != self.work:
+            folder, new = self.folder, [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
         old = [name for name in self.outdated if (self.work / name).exists()]
         old += [name for name in DERIVED if (self.work / name).exists() and not derived_from(self.work / name, weights)]
-        old += [RECORD_FILE] if old and parts and (self.work / RECORD_FILE).exists() else []
+        old += [RECORD_FILE] if old and new and (self.work / RECORD_FILE).exists() else []
         for file in PATHS_IN:
-            if parts and (path := self.folder / file).exists():
+            if new and (path := folder / file).exists():
                 # this end of the path has no character that JSON or HTML escapes
-                storage.write_bytes(str(path), path.read_bytes().replace(f"/{self.folder.name}".encode(), b""))
-        if old or parts:
-            folder = self.folder if self.folder != self.work else self.work / f"{NEXT_PREFIX}aside"
+                storage.write_bytes(str(path), path.read_bytes().replace(f"/{folder.name}".encode(), b""))
+        if old or new:
             (folder / ASIDE).mkdir(parents=True, exist_ok=True)
-            storage.write_bytes(str(folder / EXCHANGE), json.dumps({"old": sorted(old), "new": parts}).encode())
+            storage.write_bytes(str(folder / EXCHANGE), json.dumps({"old": sorted(old), "new": new}).encode())
             exchange(self.work, folder)
         for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -205,10 +186,10 @@ def exchange(work: Path, folder: Path) -> None:
     What is in before/ stays, with old parts that are missing there, if it is worth more than the old parts: they are no
     model, or one without training, and before/ has a trained one."""
     plan = storage.read_json(str(folder / EXCHANGE), "adapt")
-    old, remaining, before = folder / ASIDE, folder / "remaining", work / BEFORE
-    if old.exists():  # else all of this was done before the kill
+    old, before = folder / ASIDE, work / BEFORE
+    if old.exists():  # else it is before/ already
         for name in plan["old"]:
-            if (work / name).exists() and not (old / name).exists():
+            if (work / name).exists() and (name not in plan["new"] or (folder / name).exists()):  # it is the old one
                 (work / name).rename(old / name)
         for name in plan["new"]:
             if (folder / name).exists():
@@ -217,11 +198,10 @@ def exchange(work: Path, folder: Path) -> None:
             shutil.rmtree(before, ignore_errors=True)
             old.rename(before)
         else:
-            old.rename(remaining)
-    for part in remaining.iterdir() if remaining.exists() else ():
-        before.mkdir(exist_ok=True)
-        if not (before / part.name).exists():
-            part.rename(before / part.name)
+            for part in old.iterdir():
+                before.mkdir(exist_ok=True)
+                if not (before / part.name).exists():
+                    part.rename(before / part.name)
     (folder / EXCHANGE).unlink()  # first: a call after a kill in the next line must not repeat the above
     shutil.rmtree(folder)
 
@@ -255,12 +235,9 @@ def find_missing(shards: Path) -> Path | None:
     return next((shards / name for name in names if not (shards / name).exists()), None)
 
 
-def list_checksums(shards: Path) -> list[str]:
-    """Of the shards, which hold the images and their names."""
+def read_contents(shards: Path) -> tuple[np.ndarray, list[str]]:
+    """uint64 [N], sorted and unique: hashes of the images' contents; and the checksums of the shards, which hold the
+    images and their names."""
     index = load_index(str(shards))
-    return [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
-
-
-def read_contents(shards: Path) -> np.ndarray:
-    """uint64 [N], sorted and unique: hashes of the images' contents."""
-    return np.unique(History(str(shards), load_index(str(shards))).contents)
+    checksums = [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
+    return np.unique(History(str(shards), index).contents), checksums

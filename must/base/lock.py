@@ -20,7 +20,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.errors import MustError, UserError
-from must.base.processes import every
+from must.base.processes import every, is_running
 
 logger = logging.getLogger(__name__)
 
@@ -204,12 +204,9 @@ class BucketLock:
             return False
         try:
             pid = int(owner["pid"])
-            os.kill(pid, 0)
-            return pid == os.getpid()  # this process has the number of an owner that has ended
-        except PermissionError:
-            return False
-        except (ProcessLookupError, ValueError, KeyError, OverflowError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return True
+        return not is_running(pid) or pid == os.getpid()  # or this process has the number of an owner that has ended
 
     def renew(self) -> None:
         """Writes a heartbeat, unless another run has taken over the lock."""

@@ -70,6 +70,17 @@ def child_environment() -> dict[str, str]:
     return os.environ | {PARENT: str(os.getpid())}
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this host runs; a zombie counts as ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return not Path("/proc").exists()  # without /proc nothing is known
+    except OSError:
+        return True
+
+
 def begin_worker(environment: dict[str, str]) -> None:
     """Sets up a worker process, which ends when its parent has ended.
     `environment`: the parent's current `os.environ`; a fork server has the one of its own start."""

@@ -145,15 +145,8 @@ class ReviewConfig(StageConfig):
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     output: str = defaults.output("folder on this machine for review.json and answers.jsonl", "review", metavar="DIR")
-    page: str = param(
-        "write one HTML file with the pictures, for somebody without this program; do not serve", "", metavar="FILE"
-    )
-    pictures: int = param("pictures in --page at most", 200, at_least=1)
     add: str = param(
-        "answers made elsewhere: answers.jsonl as --page saves it, or a .csv file with the columns image and class; "
-        "adds them, and ends",
-        "",
-        metavar="FILE",
+        "answers made elsewhere: a .csv file with the columns image and class; adds them, and ends", "", metavar="FILE"
     )
     browser: bool = param("open the page in a browser, from a terminal with a display", True)
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
@@ -170,7 +163,6 @@ class ReviewConfig(StageConfig):
     def check_values(self) -> None:
         require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
         require(len(self.who) <= 100, "--who must have at most 100 characters")
-        require(not (self.page and self.add), "--page and --add cannot both be given")
 
     @property
     def signature(self) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from must.base.parameters import StageConfig, flag, param, require
 from must.config import defaults
 
-OF_SHARDS = ("split", "index_sha256", "part", "workers")  # only valid with --shards
+OF_SHARDS = ("split", "index_sha256", "workers")  # only valid with --shards
+QUEUE = 512  # images that may wait in the server; more are refused with 503
 SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 
@@ -46,11 +47,6 @@ class PredictConfig(StageConfig):
     )
     split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
     index_sha256: str = defaults.index_sha256()
-    part: str = param(
-        "classify the shards I, I+N, I+2N, ... only, I from 1 to N: one of N programs that share the work",
-        "1/1",
-        metavar="I/N",
-    )
     workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, at_least=0)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     threads: int = defaults.threads()
@@ -66,7 +62,6 @@ class PredictConfig(StageConfig):
                 not suffix.endswith((".csv", ".jsonl", ".parquet")),
                 f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
             )
-            defaults.parse_part(self.part)
             return
         for field in fields(self):
             allowed = field.name not in OF_SHARDS or getattr(self, field.name) == field.default
@@ -113,19 +108,19 @@ class ServeConfig(StageConfig):
     threads: int = defaults.threads()
     decoders: int = param("threads that decode images; 0 means one a core", 0, at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
-    max_memory: float = param("megabytes that all requests' bodies may take at a time", 256.0, metavar="MB", above=0)
-    max_images: int = param("images of a request", 64, at_least=1)
-    max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", above=0)
-    request_pixels: float = param(
-        "megapixels of all a request's images together; costly forms of pictures count more", 64.0, metavar="MP"
+    max_images: int = param("images of a request", 64, between=(1, QUEUE))
+    max_pixels: float = param(
+        "megapixels of an image; of a request's images together 1.6 times as many, where costly forms count more",
+        40.0,
+        metavar="MP",
+        above=0,
     )
-    queue_pixels: float = param("megapixels that may wait; more are refused with 503", 256.0, metavar="MP")
-    decode_memory: float = param(
-        "megabytes that images being decoded may take at a time; one alone always may", 1000.0, metavar="MB", above=0
-    )
-    queue: int = param("images that may wait; more are refused with 503", 512, at_least=1)
-    patience: float = param(
-        "seconds that a client may take to send a request, and an answer may take", 30.0, metavar="S", above=0
+    memory: float = param(
+        "megabytes that requests may take at a time: bodies and images being decoded or waiting; more is refused with "
+        "503",
+        1250.0,
+        metavar="MB",
+        above=0,
     )
     drain: float = param(
         "seconds from SIGTERM, when readiness ends, until no connections are taken", 5.0, metavar="S", at_least=0
@@ -139,9 +134,24 @@ class ServeConfig(StageConfig):
             f"--name {self.name[:80]}: use letters, digits, '-', '.' and '_', at most 63 characters",
         )
         defaults.check_abstain(self.abstain)
-        require(
-            self.max_pixels <= self.request_pixels <= self.queue_pixels,
-            "--max-pixels must not be above --request-pixels, nor that above --queue-pixels",
-        )
-        require(self.max_body <= self.max_memory, "--max-body must not be above --max-memory")
-        require(self.max_images <= self.queue, "--max-images must not be above --queue")
+        require(self.max_body * 1e6 <= self.body_bytes, "--max-body must not be above a fifth of --memory")
+        require(self.request_pixels <= self.queue_pixels, "--max-pixels must not be above an eighth of --memory")
+
+    # What --memory and --max-pixels allow. A single image may take more to decode than there is for all.
+    @property
+    def body_bytes(self) -> float:
+        return self.memory * 1e6 / 5
+
+    @property
+    def decoding_bytes(self) -> float:
+        return self.memory * 1e6 - self.body_bytes
+
+    @property
+    def queue_pixels(self) -> float:
+        """Megapixels of the images that wait."""
+        return self.memory / 5
+
+    @property
+    def request_pixels(self) -> float:
+        """Megapixels of a request's images together."""
+        return 1.6 * self.max_pixels

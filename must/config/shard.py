@@ -67,9 +67,6 @@ class ShardConfig(StageConfig):
     drop_duplicates: bool = param(
         "deduplication: keep one of identical images; across splits, test always keeps it", False, group="images"
     )
-    validate: Literal["decode", "header"] = param(
-        "decode every image once, which finds damaged ones, or read headers only, which is faster", "decode"
-    )
     resize: int = param(
         "re-encode larger images as JPEG with this shorter side; 0 changes none", 0, metavar="PX", at_least=0
     )

@@ -188,14 +188,13 @@ class TrainConfig(StageConfig):
         "also save after this many seconds without a checkpoint; 0: off", 0, metavar="S", at_least=0
     )
     keep_checkpoints: int = param("newest checkpoints to keep", 2, at_least=1)
-    keep_every: int = param("also keep the checkpoint of every Nth step, for ever. 0: none", 0, at_least=0)
     resume: bool = param("resume from the newest checkpoint if there is one; --no-resume starts over", True)
-    save: Literal["teacher", "student"] = param("whose weights are saved as the model", "teacher", group="the model")
     alpha: float = param(
         "weight interpolation: the model is zero-shot + X (trained - zero-shot). The trained one, 1, is also saved, in "
         "OUTPUT/adapted, from which `must refine --alpha` makes another",
         1.0,
         metavar="X",
+        group="the model",
         between=(0, 1),
     )
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)

@@ -30,6 +30,8 @@ from must.evaluation.metrics import (
     reliability,
     scalar_metrics,
 )
+from must.evaluation.report.map import read_vectors
+from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, Interval, LabelFree, Metrics, Model, RefinedLabels, write_metrics
@@ -53,9 +55,6 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 
     Under torchrun every process scores its part of the split, and rank 0 writes.
     """
-    from must.evaluation.report.map import read_vectors
-    from must.evaluation.report.page import render_report  # fails now, not after the work, if jinja2 is missing
-
     refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as world:
         bundle = load_bundle(config.model)
@@ -63,20 +62,21 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if refined and refined.weights_sha256:
             remedy = "run `must refine` again"
             require_same_model(f"--refined {config.refined}", refined.weights_sha256, description, remedy)
-        baseline = load_baseline(config.baseline) if config.baseline else None
+        baseline, name = load_baseline(config.baseline) if config.baseline else None, "none"
         if baseline:
+            name = "baseline" if baseline.description.provenance else "zero-shot"
             require_classes(f"--baseline {config.baseline}", description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
         samples, after, before, tower = score(config, bundle, baseline, world)
         metrics = measure(samples, after, before, tower, description.classes)
-        correct = after.prediction[samples.labelled] == samples.labels[samples.labelled]
-        metrics = replace(metrics, abstention=abstention(config.risk, after.confidence[samples.labelled], correct))
         if not world.is_main:
             return metrics
+        correct = after.prediction[samples.labelled] == samples.labels[samples.labelled]
         metrics = replace(
             metrics,
+            abstention=abstention(config.risk, after.confidence[samples.labelled], correct),
             label_free=replace(metrics.label_free, training=stability(training_log(config.model))),
-            baseline_name=baseline_name(baseline),
+            baseline_name=name,
             model=Model(
                 config.model, description.backbone, description.pretrained, description.logit_factor,
                 description.must_version, description.weights_sha256, description.provenance.to_dict(),
@@ -135,9 +135,8 @@ def is_same_network(baseline: Bundle, bundle: Bundle) -> bool:
         {name: value for name, value in each.model.state_dict().items() if name.startswith(CLASSIFIER_PREFIXES)}
         for each in (baseline, bundle)
     )
-    if baseline.memory or first.keys() != second.keys() or baseline.model.logit_factor != bundle.model.logit_factor:
-        return False
-    return all(torch.equal(value, second[name]) for name, value in first.items())
+    same = not baseline.memory and baseline.model.logit_factor == bundle.model.logit_factor
+    return same and first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def predicted(scores: Scores) -> Predicted:
@@ -164,31 +163,25 @@ def measure(
     )
     if not chosen.any():
         return metrics
+    models = {"adapted": after, "baseline": before, "tower": tower}
     results = {
         name: labelled_results(scores, samples.labels, chosen, len(classes))
-        for name, scores in (("adapted", after), ("baseline", before), ("tower", tower))
+        for name, scores in models.items()
         if scores
     }
-    return measure_labelled(metrics, results)
-
-
-def measure_labelled(metrics: Metrics, models: dict[str, Labelled]) -> Metrics:
-    """`models`: the results of the model, "adapted", of its "baseline", and without its memory, "tower"."""
-    new, old = models["adapted"], models.get("baseline")
-    replicates = bootstrap(list(models.values()))
+    new, old = results["adapted"], results.get("baseline")
+    replicates = bootstrap([*results.values()])
+    del replicates["ece"]  # they are biased upwards, so that the interval may not hold the value
     accuracies = dict[str, Accuracy]()
-    for number, (name, results) in enumerate(models.items()):
-        values = scalar_metrics(results)
-        spread = {key: interval([replicate[number][key] for replicate in replicates]) for key in values}
-        spread |= {key: share(right)[1:] for key, right in rights(results).items()}
-        del spread["ece"]  # its replicates are biased upwards, so that the interval may not hold the value
-        accuracies[name] = Accuracy(**values, intervals=spread, reliability=reliability(results))
+    for number, (name, one) in enumerate(results.items()):
+        spread = {key: interval(values[:, number]) for key, values in replicates.items()}
+        spread |= {key: share(right)[1:] for key, right in one.rights.items()}
+        accuracies[name] = Accuracy(**scalar_metrics(one), intervals=spread, reliability=reliability(one))
     differences = dict[str, Interval]()  # adapted - baseline
     if old:
-        keys = [key for key in scalar_metrics(new) if key != "ece"]
-        differences = {key: interval([after[key] - before[key] for after, before, *_ in replicates]) for key in keys}
+        differences = {key: interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
         # valid also for few images and for none that was broken, where a bootstrap's interval is too narrow
-        differences |= {key: difference(rights(old)[key], right)[1:] for key, right in rights(new).items()}
+        differences |= {key: difference(old.rights[key], right)[1:] for key, right in new.rights.items()}
     return replace(
         metrics,
         adapted=accuracies["adapted"],
@@ -196,14 +189,9 @@ def measure_labelled(metrics: Metrics, models: dict[str, Labelled]) -> Metrics:
         tower=accuracies.get("tower"),
         intervals=differences,
         paired=paired(old, new) if old else None,
-        per_class=class_table(new, old, metrics.classes),
-        confusion={name: confusion(results) for name, results in models.items() if name != "tower"},
+        per_class=class_table(new, old, classes),
+        confusion={name: confusion(one) for name, one in results.items() if name != "tower"},
     )
-
-
-def rights(results: Labelled) -> dict[str, np.ndarray]:
-    """Bool [N] by the name of an accuracy: which images are right."""
-    return {"top1": results.correct, "top5": results.in_top}
 
 
 def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
@@ -211,7 +199,7 @@ def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list
     baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
     for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
         former = {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
-        known = after["recall"] is not None and former["baseline_recall"] is not None
+        known = None not in (after["recall"], former["baseline_recall"])
         change = after["recall"] - former["baseline_recall"] if known else None
         rows.append({"class": name, **after, **former, "difference": change})
     return rows
@@ -224,12 +212,6 @@ def confusion(results: Labelled) -> dict[str, Any]:
         "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
         "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
     }
-
-
-def baseline_name(baseline: Bundle | None) -> str:
-    if baseline is None:
-        return "none"
-    return "baseline" if baseline.description.provenance else "zero-shot"
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

@@ -6,7 +6,7 @@ fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed 
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from must.base import storage
 from must.base.errors import UserError
@@ -34,16 +34,19 @@ class Decision:
 
     passed: bool
     gate: str  # "labelled", "answers", "label-free" or "none"
-    reasons: list[str] = field(default_factory=list)
-    outcome: str = ""
+    reasons: list[str]
+    outcome: str
     weights_sha256: str = ""  # of the model that was decided on
-
-    def __post_init__(self) -> None:
-        if not self.outcome:
-            object.__setattr__(self, "outcome", GAIN if self.passed else STOPPED)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
+
+
+def decide(gate: str, *rules: tuple[bool, str], outcome: str = "") -> Decision:
+    """By rules, (whether it passed, text): all must pass."""
+    reasons = [f"{'ok' if passed else 'STOP'}  {text}" for passed, text in rules]
+    passed = all(passed for passed, _ in rules)
+    return Decision(passed, gate, reasons, outcome or (GAIN if passed else STOPPED))
 
 
 def read_decision(uri: str) -> Decision:
@@ -92,13 +95,10 @@ def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABE
     if compared is None or compared.check is None:
         raise UserError("the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
     if compared.agreement < 1:
-        rules = check_rules(compared.check, metrics.model.selection, name, unknown)
-        return Decision(all(passed for passed, _ in rules), "label-free", [text for _, text in rules])
+        return decide("label-free", *check_rules(compared.check, metrics.model.selection, name, unknown))
     if name.endswith("zero-shot"):
-        text = line(True, "zero-shot is kept: no image changes its class")
-        return Decision(True, "label-free", [text], NOTHING_KEPT)
-    text = line(False, f"no image changes its class against the {name}: there is nothing to promote")
-    return Decision(False, "label-free", [text])
+        return decide("label-free", (True, "zero-shot is kept: no image changes its class"), outcome=NOTHING_KEPT)
+    return decide("label-free", (False, f"no image changes its class against the {name}: there is nothing to promote"))
 
 
 def check_rules(check: CheckResult, selection: Selection | None, name: str, unknown: str) -> list[tuple[bool, str]]:
@@ -108,20 +108,17 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str, unkn
         check, source = selection.check, "training images"
     images = f"{check.images:,} {source}"
     if check.images < FEWEST_LABELS:
-        text = f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed"
-        return [(False, line(False, text))]
-    if check.warnings:
-        return [(False, line(False, f"{warning} ({images})")) for warning in check.warnings]
+        return [(False, f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed")]
     before, after = check.effective_before, check.effective_after
-    text = f"no collapse: effectively {before:.1f} classes before, {after:.1f} after ({images})"
-    return [(True, line(True, f"{text}; {unknown}"))]
+    text = f"no collapse: effectively {before:.1f} classes before, {after:.1f} after ({images}); {unknown}"
+    return [(False, f"{warning} ({images})") for warning in check.warnings] or [(True, text)]
 
 
 def answers_gate(measured: AccuracyEstimate) -> Decision:
     """Passes when people's answers show a gain over the zero-shot model: its 95% interval is above 0."""
     passed = measured.gain.low > 0
     advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
-    return Decision(passed, "answers", [line(passed, measured.text() + advice)])
+    return decide("answers", (passed, measured.text() + advice))
 
 
 def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
@@ -135,24 +132,19 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
         raise UserError("the labelled gate needs a baseline: must evaluate --baseline")
     low, high = metrics.intervals[config.metric]
     gain = getattr(metrics.adapted, config.metric) - getattr(metrics.baseline, config.metric)
-    enough, better = metrics.labelled >= config.min_images, low > config.min_gain
     text = (
         f"{config.metric} gained {100 * gain:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}; "
         f"its lower end must be above {100 * config.min_gain:+.1f}"
     )
-    reasons = [line(enough, f"labelled images {metrics.labelled}, needed {config.min_images}"), line(better, text)]
-    return Decision(enough and better, "labelled", reasons)
+    images = f"labelled images {metrics.labelled}, needed {config.min_images}"
+    return decide("labelled", (metrics.labelled >= config.min_images, images), (low > config.min_gain, text))
 
 
 def no_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    return Decision(True, "none", ["ok  no gate was asked for: every model passes"], UNCHECKED)
+    return decide("none", (True, "no gate was asked for: every model passes"), outcome=UNCHECKED)
 
 
 RULES = {"auto": automatic_gate, "labelled": labelled_gate, "label-free": label_free_gate, "none": no_gate}
-
-
-def line(passed: bool, text: str) -> str:
-    return f"{'ok' if passed else 'STOP'}  {text}"
 
 
 def against_champion(decision: Decision, by_champion: Decision | None) -> Decision:
@@ -174,10 +166,11 @@ def decision_text(decision: Decision) -> str:
 
 def as_markdown(decision: Decision, against: str) -> str:
     """The decision as a Markdown page for Kubeflow."""
-    title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
     if decision.outcome == NOTHING_KEPT:
         title = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
-    if decision.gate == "none":
+    elif decision.gate == "none":
         title = "# Passed: no gate"
+    else:
+        title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])

@@ -29,6 +29,11 @@ class Labelled:
     confidence: np.ndarray  # float64 [N]
     classes: int  # K
 
+    @property
+    def rights(self) -> dict[str, np.ndarray]:
+        """Bool [N] by the name of an accuracy: which images are right."""
+        return {"top1": self.correct, "top5": self.in_top}
+
 
 def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, classes: int) -> Labelled:
     """`chosen`: bool [N], the images that have a label."""
@@ -45,13 +50,15 @@ def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, cla
 
 
 def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
-    """top1, top5, mean_per_class (fractions), nll (nats), ece (fraction), confidence (mean).
+    """top1, top5, mean_per_class (fractions; of the classes that have images), nll (nats), ece (fraction), confidence.
 
     `weights` [N]: how often each image is in a bootstrap replicate; by default once.
     """
     w = np.ones(len(results.labels)) if weights is None else weights
     total = w.sum()
-    recall = class_recall(results, w)
+    support = np.bincount(results.labels, w, results.classes)
+    hits = np.bincount(results.labels, w * results.correct, results.classes)
+    recall = np.divide(hits, support, out=np.full(results.classes, np.nan), where=support > 0)
     return {
         "top1": float(w @ results.correct / total),
         "top5": float(w @ results.in_top / total),
@@ -62,19 +69,10 @@ def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict
     }
 
 
-def class_recall(results: Labelled, weights: np.ndarray) -> np.ndarray:
-    """Share of each class's images that are recognised, [K]; nan for a class without images."""
-    support = np.bincount(results.labels, weights, results.classes)
-    hits = np.bincount(results.labels, weights * results.correct, results.classes)
-    return np.divide(hits, support, out=np.full(results.classes, np.nan), where=support > 0)
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray | None = None) -> float:
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> float:
     """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
-    w = np.ones(len(confidence)) if weights is None else weights
-    bins = bin_numbers(confidence)
-    gap = np.bincount(bins, w * (correct - confidence), BINS)
-    return float(np.abs(gap).sum() / w.sum())
+    gap = np.bincount(bin_numbers(confidence), weights * (correct - confidence), BINS)
+    return float(np.abs(gap).sum() / weights.sum())
 
 
 def reliability(results: Labelled) -> list[dict[str, float]]:
@@ -131,22 +129,22 @@ def confused_pairs(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 REPLICATES = 1000
 
 
-def bootstrap(models: list[Labelled], replicates: int = REPLICATES) -> list[list[dict[str, float]]]:
-    """Metrics of resampled test sets: for each replicate, the metrics of each model.
+def bootstrap(models: list[Labelled], replicates: int = REPLICATES) -> dict[str, np.ndarray]:
+    """By metric, float [R, M]: of the M models on R resampled test sets.
 
     Sampling with replacement (Efron & Tibshirani 1993). A replicate has the same images for all models, so that the
     interval of a difference is that of paired results.
     """
     count = len(models[0].labels)
     generator = np.random.default_rng(0)
-    metrics = []
+    rows = []
     for _ in range(replicates):
         weights = np.bincount(generator.integers(0, count, count), minlength=count).astype(np.float64)
-        metrics.append([scalar_metrics(model, weights) for model in models])
-    return metrics
+        rows.append([scalar_metrics(model, weights) for model in models])
+    return {key: np.array([[model[key] for model in row] for row in rows]) for key in rows[0][0]}
 
 
-def interval(values: list[float]) -> Interval:
+def interval(values: np.ndarray) -> Interval:
     """The 95% percentile interval [low, high]."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -210,12 +210,6 @@ class RefinedLabels:
     def to_dict(self) -> dict[str, Any]:
         """The value of `refined` in metrics.json."""
         pairs = Counter(self.changed.values()).most_common(PAIRS_LISTED)
-        return {
-            "folder": self.folder,
-            "split": self.split,
-            "images": self.images,
-            "answers": self.answers,
-            "accepted": self.accepted,
-            "changed": len(self.changed),
-            "changes": [{"zero_shot": old, "refined": new, "images": count} for (old, new), count in pairs],
-        }
+        values = {name: getattr(self, name) for name in ("folder", "split", "images", "answers", "accepted")}
+        changes = [{"zero_shot": old, "refined": new, "images": count} for (old, new), count in pairs]
+        return values | {"changed": len(self.changed), "changes": changes}

@@ -74,8 +74,8 @@ def score_split(
     """
     lookup = {name: number for number, name in enumerate(classes)}
     samples: list[tuple[np.ndarray, ...]] = []
-    collectors = [Collector(len(classes)) for _ in models]
-    problem = ""
+    collected: list[list[tuple[np.ndarray, ...]]] = [[] for _ in models]
+    sums, problem = np.zeros((len(models), len(classes))), ""
     for model in models:
         model.to(world.device).eval()
     with (
@@ -91,17 +91,23 @@ def score_split(
                 break
             samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
             images = normalize(batch.pixels.to(world.device), source.preprocess)
-            for outputs, collector in zip(classify(models, images), collectors, strict=True):
-                collector.add(*outputs, labels)
+            for output, rows, total in zip(classify(models, images), collected, sums, strict=True):
+                *arrays, of_batch = score_batch(*output, labels)
+                rows.append(tuple(arrays))
+                total += of_batch
             progress.update(len(images))
-    parts = world.gather((samples, collectors, source.skipped, problem))
+    parts = world.gather((samples, collected, sums, source.skipped, problem))
     for *_, error_text in parts:
         require(not error_text, error_text)
-    skipped, batches = sum(part[2] for part in parts), [batch for part in parts for batch in part[0]]
+    skipped, batches = sum(part[3] for part in parts), [batch for part in parts for batch in part[0]]
     require(bool(batches), f"none of the split's {skipped} images can be decoded; check them: must index verify")
     numbers, labels, sources = concatenate(batches)
     order = np.argsort(numbers, kind="stable")
-    scores = [merge([part[1][i] for part in parts], order) for i in range(len(models))]
+    scores = []
+    for number, total in enumerate(np.sum([part[2] for part in parts], axis=0)):
+        columns = concatenate([batch for part in parts for batch in part[1][number]])
+        top, values, of_label, entropy, similarity = (column[order] for column in columns)
+        scores.append(Scores(top, values, of_label, entropy, similarity, total))
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
@@ -119,27 +125,18 @@ def classify(models: Sequence[MaskedViT | MemoryClassifier], images: Tensor) -> 
             yield logits, torch.full((len(images),), torch.nan)
 
 
-class Collector:
-    """Collects one model's Scores, batch by batch."""
-
-    def __init__(self, classes: int) -> None:
-        self.images: list[tuple[np.ndarray, ...]] = []
-        self.probability_sum = np.zeros(classes)
-
-    def add(self, logits: Tensor, similarity: Tensor, labels: np.ndarray) -> None:
-        """Logits [B, K], similarity [B] and class numbers [B] (NO_LABEL without a label)."""
-        log_probability = logits.float().log_softmax(dim=-1)
-        probability = log_probability.exp()
-        values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
-        index = torch.from_numpy(labels).to(logits.device)
-        of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
-        of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
-        entropy = -(probability * log_probability).sum(-1)
-        self.images.append(
-            (top.int().cpu().numpy(), *(v.cpu().numpy() for v in (values, of_label, entropy, similarity)))
-        )
-        exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
-        self.probability_sum += exact.sum(0).cpu().numpy()
+def score_batch(logits: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A batch's values of the fields of Scores. Logits [B, K], similarity [B], class numbers [B] or NO_LABEL."""
+    log_probability = logits.float().log_softmax(dim=-1)
+    probability = log_probability.exp()
+    values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
+    index = torch.from_numpy(labels).to(logits.device)
+    of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
+    of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
+    entropy = -(probability * log_probability).sum(-1)
+    exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
+    fields = (top.int(), values, of_label, entropy, similarity, exact.sum(0))
+    return tuple(field.cpu().numpy() for field in fields)
 
 
 def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources: Sequence[str]) -> np.ndarray:
@@ -157,11 +154,3 @@ def label_numbers(labels: Sequence[str | None], lookup: dict[str, int], sources:
 def concatenate(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     """The batches' arrays, each concatenated over the batches."""
     return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
-
-
-def merge(collectors: Sequence[Collector], order: np.ndarray | slice = slice(None)) -> Scores:
-    """The processes' scores of one model as one, in the given `order`."""
-    images = concatenate([batch for collector in collectors for batch in collector.images])
-    top, values, of_label, entropy, similarity = (array[order] for array in images)
-    total = np.sum([collector.probability_sum for collector in collectors], axis=0)
-    return Scores(top, values, of_label, entropy, similarity, total)

@@ -1,18 +1,21 @@
 """The small table at the end of `must evaluate`."""
 
+from itertools import zip_longest
+
 from must.base.text import printable
 from must.evaluation.result import Interval, Metrics
+from must.method.answers.estimate import Abstention
 
 CLASSES_LISTED = 20
+NOTHING = "\N{EN DASH}"
 NAME_SHOWN = 32  # characters of a class name
 
 
 def text_table(metrics: Metrics) -> str:
     """Aligned text: one row per metric, then one per class (with many classes: those that changed most)."""
     rows: list[tuple[str, ...]] = []
-    name = metrics.baseline_name
+    name, before = metrics.baseline_name, metrics.baseline
     if after := metrics.adapted:
-        before = metrics.baseline
         rows.append((f"{metrics.labelled} labelled images", *([name] if before else []), "adapted", "difference"))
         if metrics.tower:
             rows.append(metric_row("top-1 without memory", before.top1 if before else None, metrics.tower.top1, None))
@@ -30,32 +33,24 @@ def text_table(metrics: Metrics) -> str:
             rows.append(metric_row(title, getattr(baseline, key) if baseline else None, getattr(adapted, key), None))
         if compared := metrics.label_free.compared:
             rows.append((f"same class as {name}", "", percent(compared.agreement)))
-    return "\n".join([align(rows), *check_lines(metrics), *abstention_lines(metrics)])
+    lines = [align(rows)]
+    if (compared := metrics.label_free.compared) and (check := compared.check):
+        effective = f"{check.effective_before:.1f} classes before and {check.effective_after:.1f} after"
+        changed = f"check on {check.images:,} images: {percent(check.changed)} change class"
+        lines += ["", f"{changed}; effectively {effective}"]
+        lines += [f"warning: {printable(warning)}" for warning in check.warnings]
+    if metrics.abstention and metrics.labelled:
+        lines.append(describe_abstention(metrics.abstention))
+    return "\n".join(lines)
 
 
-def check_lines(metrics: Metrics) -> list[str]:
-    """The label-free check of the model against the baseline."""
-    compared = metrics.label_free.compared
-    if not compared or not (check := compared.check):
-        return []
-    text = (
-        f"check on {check.images:,} images: {percent(check.changed)} change class; effectively "
-        f"{check.effective_before:.1f} classes before and {check.effective_after:.1f} after"
-    )
-    return ["", text, *(f"warning: {printable(warning)}" for warning in check.warnings)]
-
-
-def abstention_lines(metrics: Metrics) -> list[str]:
+def describe_abstention(abstention: Abstention) -> str:
     """The threshold below which no class should be named, with its coverage and risk."""
-    abstention = metrics.abstention
-    if not abstention or not metrics.labelled:
-        return []
-    target = percent(abstention.target)
     if abstention.threshold is None:
-        return [f"abstention: no threshold for {target} wrong ({abstention.reason})"]
-    named, wrong, most = (percent(value or 0.0) for value in (abstention.coverage, abstention.risk, abstention.bound))
+        return f"abstention: no threshold for {percent(abstention.target)} wrong ({abstention.reason})"
+    named, wrong, most = map(percent, (abstention.coverage, abstention.risk, abstention.bound))
     below = f"abstention (predict --abstain -1) below {abstention.threshold:.6g}"
-    return [f"{below}: {named} get a class; {wrong} of those wrong, at most {most}"]
+    return f"{below}: {named} get a class; {wrong} of those wrong, at most {most}"
 
 
 def metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:
@@ -74,16 +69,15 @@ def class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     ]
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def percent(value: float | None, digits: int = 1) -> str:
+    return NOTHING if value is None else f"{100 * value:.{digits}f}%"
 
 
 def align(rows: list[tuple[str, ...]]) -> str:
     """Aligns the first column left, the others right; the fourth, which may have an interval, left."""
-    columns = max(len(row) for row in rows)
-    widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns)]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     lines = []
     for row in rows:
-        cells = [cell.ljust(widths[i]) if i == 0 or i == 3 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        cells = [cell.ljust(widths[i]) if i in (0, 3) else cell.rjust(widths[i]) for i, cell in enumerate(row)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -29,11 +29,10 @@ class WorkUri:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.shards, self.models = storage.join(uri, "shards"), storage.join(uri, "models")
-        self.every_runs_notes = storage.join(uri, "notes")
 
     def notes(self, run_id: str) -> str:
         """The notes of one run. Runs without an id share one folder."""
-        return storage.join(self.every_runs_notes, run_id or "run")
+        return storage.join(self.uri, "notes", run_id or "run")
 
     def classifier(self, key: str) -> str:
         return storage.join(self.uri, "classifiers", key)

@@ -8,6 +8,7 @@ facts needs no function here: `library` runs it.
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,25 +16,25 @@ from typing import Any, Literal
 
 from must.api.stages import call
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE
+from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
+from must.base.lock import RUN_ID
 from must.base.parameters import make_record, require
 from must.base.text import encoded
-from must.data.format.index import Index, load_index
+from must.data.format.index import load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
-from must.evaluation.result import read_metrics
+from must.evaluation.result import Metrics, read_metrics
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
 from must.runtime.check import sharding_settings, training_settings
-from must.runtime.evaluation import accuracy, evaluate, plain
 from must.runtime.inputs import inputs_fingerprint
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 from must.runtime.summary import NOTHING_NEW
-from must.runtime.training import decision_key, origin, train
+from must.runtime.training import origin, plain, train
 
 __all__ = ["champion", "classifier", "evaluate", "export", "gate", "library", "predict", "promote", "shard", "train"]
 logger = logging.getLogger(__name__)
@@ -136,14 +137,21 @@ def champion(
         version: of the champion; none before the first promotion.
         bundle: URI of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings and answers.
-        split: on which the run evaluates.
-        action: train, or nothing new.
+        split, action: on which the run evaluates; train, or nothing new.
     """
     work = WorkUri(work_uri)
     models = Registry(work.registry(registry_uri), name)
-    split = choose_split(load_index(work.shards, index_sha256), evaluate_split, gate)
+    index = load_index(work.shards, index_sha256)
+    split = evaluate_split or ("test" if "test" in index.splits else "train")
+    index.list_shards(split)  # refuses one that is not there
+    require(
+        gate != "labelled" or index.splits[split]["labelled"] > 0,
+        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
+    )
     latest = models.latest().version
-    key = decision_key(run_key(index_sha256, classifier, training_settings(settings, preset, epochs)), answers)
+    key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
+    if answers:
+        key += f"-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}"
     decided = models.decision(key) if only_new else None
     bundle = models.bundle(latest) if latest else ""
     facts.result = f"champion: {latest or 'none yet'}; evaluates on {split}"
@@ -159,14 +167,51 @@ def champion(
     return {"version": latest or "none", "bundle": bundle, "key": key, "split": split, "action": action}
 
 
-def choose_split(index: Index, name: str, gate: str) -> str:
-    split = name or ("test" if "test" in index.splits else "train")
-    index.list_shards(split)
-    require(
-        gate != "labelled" or index.splits[split]["labelled"] > 0,
-        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
-    )
-    return split
+def evaluate(
+    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str,
+    report: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows, and to the
+    run's notes, for the summary.
+
+    Returns:
+        top1: accuracy of the adapted model, 0..1; -1 without labels.
+        figures: the numbers on Kubeflow's page.
+        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes.
+    """
+    metrics: Metrics = call(
+        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
+        split=split, output=details,
+    )  # fmt: skip
+    page = storage.read_bytes(storage.join(details, REPORT_FILE))
+    facts.report = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
+    for uri in (report, facts.report):
+        storage.write_bytes(uri, page)
+    scores = accuracy(metrics)
+    facts.top1, facts.before = scores.get("top1"), scores.get("before")
+    facts.result = "no labels" if facts.top1 is None else f"top-1 {facts.top1:.1%}"
+    if len(scores) == 2:
+        facts.result += f", zero-shot {facts.before:.1%}"
+    matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
+    top1 = scores.get("top1", -1.0)
+    return {"top1": top1, "figures": figures(metrics), "classes": metrics.classes, "confusion": matrix}
+
+
+def figures(metrics: Metrics) -> dict[str, float]:
+    """The metrics of both models that are single numbers. The names put the gain first in Kubeflow's sorted table."""
+    scores = accuracy(metrics)
+    found: dict[str, Any] = {"accuracy": scores.get("top1"), "accuracy_zero_shot": scores.get("before")}
+    if len(scores) == 2:
+        found["accuracy_gain"] = scores["top1"] - scores["before"]
+    for model, each in (("adapted", metrics.adapted), ("zero_shot", metrics.baseline)):
+        found |= {f"{model}_{name}": value for name, value in (each.numbers if each else {}).items() if name != "top1"}
+    return plain(found)
+
+
+def accuracy(metrics: Metrics) -> dict[str, float]:
+    """Top-1 accuracy of the model (`top1`) and of its baseline (`before`), if there are labels."""
+    pair = {"top1": metrics.adapted, "before": metrics.baseline}
+    return {name: scores.top1 for name, scores in pair.items() if scores}
 
 
 def gate(
@@ -226,11 +271,8 @@ def promote(
     )  # fmt: skip
     registry = Registry(uri, model_name)
     registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
-    metadata = {
-        "version": latest.version,
-        "registry": registry.make_uri(latest.version),
-        **model_metadata(bundle, details),
-    }
+    place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
+    metadata = place | model_metadata(bundle, details)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(output).write_text(json.dumps(metadata, indent=1))
     again = latest.version == champion
@@ -259,8 +301,8 @@ def export(
 
 
 def predict(
-    facts: Facts, work_uri: str, *, part: str, index_sha256: str, onnx: str, output: str, settings: dict[str, Any]
-) -> None:  # fmt: skip
+    facts: Facts, work_uri: str, *, index_sha256: str, onnx: str, output: str, settings: dict[str, Any]
+) -> None:
     """`settings`: other parameters of `must predict`."""
     inputs = {"model": onnx, "shards": WorkUri(work_uri).shards, "index_sha256": index_sha256, "output": output}
-    library(facts, work_uri, stage="predict", values={**settings, **inputs, "part": part})
+    library(facts, work_uri, stage="predict", values={**settings, **inputs})

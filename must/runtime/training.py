@@ -1,10 +1,15 @@
-"""Training in one pod of the pipeline: its parameters, its checkpoint folder, its processes (with torchrun).
+"""Training in a pod of the pipeline: its parameters, its checkpoint folder, its processes (with torchrun).
+
+As a program it is one process of training on several nodes: torchrun -m must.runtime.training JOB. JOB is a folder or
+URI that every node can access. Its job.yaml holds the parameters of `must train`; the bundle is written to its folder
+bundle. Only paths below work_uri outlive the nodes.
 
 TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there.
 """
 
-import hashlib
 import logging
+import math
+import os
 import signal
 import subprocess
 import sys
@@ -20,16 +25,15 @@ import yaml
 
 from must.api.stages import call
 from must.base import storage
-from must.base.exits import BUG, PREEMPTED, format_error, handling
-from must.base.files import WEIGHTS_FILE
+from must.base.exits import BUG, PREEMPTED, exiting, format_error, handling
+from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import require
-from must.base.processes import check_processes, child_environment, every
+from must.base.processes import check_processes, child_environment, end_with_parent, every
 from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
-from must.runtime.evaluation import plain
 from must.runtime.notes import Facts
-from must.runtime.places import WorkUri
+from must.runtime.places import JobUri, WorkUri
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +123,6 @@ def job_values(
     return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
-def decision_key(key: str, answers: str) -> str:
-    """The key of a run's decision: that of its training, and the content of the file of answers if there is one."""
-    return f"{key}-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}" if answers else key
-
-
 def train(
     facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "", answers: str = "",
@@ -137,7 +136,7 @@ def train(
     with mirrored(f"{output}/tensorboard", curves):
         job |= {"classifier": classifier, "output": output}
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        facts.result = describe_run(summary)
+        facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
         if answers:
             refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
             facts.result += f"; {refined['answers']:,} answers"
@@ -160,18 +159,48 @@ def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[s
     return result
 
 
-def describe_run(summary: RunSummary, where: str = "") -> str:
-    """A short description of the run for the note."""
-    return f"{summary.steps:,} steps{where}, {summary.images_per_s} images/s"
+def plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """Removes None, NaN and infinite numbers, which Kubeflow refuses in the metadata of an artifact."""
+    return {
+        name: value
+        for name, value in facts.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def origin(bundle: str) -> dict[str, Any]:
     """The sha256 of the bundle's weights, and the revisions of its data and code."""
-    provenance = load_description(bundle).provenance
-    weights = storage.read_bytes(storage.join(bundle, WEIGHTS_FILE))
+    description = load_description(bundle)
+    provenance = description.provenance
     return {
-        "sha256": hashlib.sha256(weights).hexdigest(),
+        "sha256": description.weights_sha256,
         "index_sha256": provenance.index_sha256 or None,
         "index_revision": provenance.index_revision,
         "git_revision": provenance.git_revision,
     }
+
+
+def train_job(job: str) -> None:
+    """Trains; rank 0 then copies the bundle to JOB, its description last."""
+    storage.wait_for_credentials(job)  # the launcher has written there
+    content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
+    storage.wait_for_credentials(content["tensorboard"])
+    first = os.environ.get("RANK", "0") == "0"
+    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"] if first else ""):
+        call("train", **content["train"], output=folder)
+        if first and content["answers"]:
+            teach(content["train"], folder, content["answers"], storage.join(job, "labels"))
+        if first:
+            publish(Path(folder), JobUri(job).bundle)
+
+
+def publish(folder: Path, uri: str) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == DESCRIPTION_FILE):
+        storage.upload(path, storage.join(uri, str(path.relative_to(folder))))
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    with exiting("train"):
+        train_job(sys.argv[1])

@@ -1,8 +1,7 @@
 """The DAG: shard and classifier; then, if there are new images, train, evaluate, export and gate; then, if the model
 passes, promote and serve.
 
-A stage in several pods is a loop over its parts. Each part writes to the bucket, from which the next stage reads; the
-loop returns nothing.
+The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing.
 """
 
 from typing import Any
@@ -96,7 +95,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             inputs = add(
                 "inputs", labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
                 gate_settings=gate_settings, serve=serve, predict_uri=cluster.predict.uri,
-                predict_pods=cluster.predict.pods, tensorboard_uri=cluster.tensorboard, answers=answers, server=server,
+                tensorboard_uri=cluster.tensorboard, answers=answers, server=server,
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry, **names, **recipe,
             )  # fmt: skip
             weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
@@ -134,19 +133,16 @@ def make_pipeline(cluster: Cluster) -> Any:
                     "export", bundle=bundle, details=details, precision=precision, embeddings=embeddings, **shards
                 ).outputs["onnx"]
                 with dsl.If(decision["Output"] == "promote", name="passed the gate"):
-                    promoted = add(
+                    version = add(
                         "promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry
-                    ).outputs
-                    if cluster.predict.pods:
-                        with dsl.ParallelFor(list_parts(cluster.predict.pods), name="predict parts") as part:
-                            # The version is passed as an artifact: in a loop, kfp 2.17's local runner replaces every
-                            # parameter that comes from a task outside the loop by the loop's item.
-                            add(
-                                "predict", title="predict part", part=part, onnx=onnx, promoted=promoted["promoted"],
-                                predict_uri=cluster.predict.uri, settings=cluster.predict.settings, **shards,
-                            )  # fmt: skip
+                    ).outputs["Output"]
+                    if cluster.predict.uri:
+                        add(
+                            "predict", onnx=onnx, version=version, predict_uri=cluster.predict.uri,
+                            settings=cluster.predict.settings, **shards,
+                        )  # fmt: skip
                     with dsl.If(serve != "none", name="served"):
-                        add("serve", version=promoted["Output"], server=server, how=serve, **run, **registry)
+                        add("serve", version=version, server=server, how=serve, **run, **registry)
                     with dsl.Else(name="not served"):
                         end("serve is none: no server is written", "not served")
                 with dsl.Else(name="not promoted"):

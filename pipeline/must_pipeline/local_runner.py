@@ -41,19 +41,10 @@ def local_spec(pipeline: Path) -> str:
     return yaml.safe_dump_all([spec, *platform])
 
 
-class Literal:
-    """A task's output in a condition, as Python's text of a string: every character is escaped."""
-
-    def __init__(self, value: object) -> None:
-        self.value = str(value)
-
-    def __str__(self) -> str:
-        return "'" + "".join(f"\\U{ord(character):08x}" for character in self.value) + "'"
-
-
 def treat_outputs_as_data() -> None:
     """kfp before 2.18.1 puts outputs into a condition as they are and evaluates it, so that an output is a program
-    (GHSA-rhjm-6347-5x33). Numbers and true or false stay as they are; anything else becomes a literal."""
+    (GHSA-rhjm-6347-5x33). Numbers and true or false stay as they are; of anything else, which kfp puts between quotes,
+    each character is escaped."""
     import kfp
 
     if [int(part) for part in re.findall(r"\d+", kfp.__version__)[:3]] >= [2, 18, 1]:
@@ -64,8 +55,9 @@ def treat_outputs_as_data() -> None:
     if resolve.__module__ != __name__:  # not yet replaced
 
         def escape(*where: Any) -> Any:
-            value = resolve(*where)
-            return value if value is None or isinstance(value, int | float) else Literal(value)
+            if (value := resolve(*where)) is None or isinstance(value, int | float):
+                return value
+            return "".join(f"\\U{ord(character):08x}" for character in str(value))
 
         ConditionEvaluator._resolve_pipeline_channel = staticmethod(escape)
 

@@ -172,17 +172,13 @@ def switch(kfp: Kfp, action: str, name: str) -> None:
     if not runs:
         known = ", ".join(sorted(run.display_name for run in kfp.schedules())) or "none"
         raise UserError(f"{action} {name}: there is no such schedule; there are: {known}")
-    if action == "delete":
-        if not remove(kfp, runs):
-            return
-    else:
-        call = {
-            "pause": kfp.recurring.recurring_run_service_disable_recurring_run,
-            "resume": kfp.recurring.recurring_run_service_enable_recurring_run,
-        }[action]
-        with api_errors(kfp.host):
-            for run in runs if action == "pause" else runs[:1]:  # the others wait for the end of their run
-                call(run.recurring_run_id)
+    if action == "delete" and not remove(kfp, runs):
+        return
+    with api_errors(kfp.host):
+        for run in runs if action == "pause" else []:
+            kfp.recurring.recurring_run_service_disable_recurring_run(run.recurring_run_id)
+        if action == "resume":  # the newest one; the others wait for the end of their run
+            kfp.recurring.recurring_run_service_enable_recurring_run(runs[0].recurring_run_id)
     print(f"{name}: {action}d")
 
 

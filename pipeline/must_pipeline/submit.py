@@ -48,16 +48,7 @@ def submit(options: argparse.Namespace) -> int:
         body = copy_run(kfp, options.again)
     else:
         parameters = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        parameters = check_parameters(options.pipeline, parameters)
-        experiment = kfp.experiment(options.experiment)
-        pipeline, version, new = kfp.upload(options.pipeline, options.pipeline_name)
-        print(f"pipeline {options.pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
-        body = api.V2beta1Run(
-            experiment_id=experiment,
-            pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
-            runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
-            service_account=kfp.account or None,
-        )
+        body = make_run(kfp, options.pipeline, options.pipeline_name, options.experiment, parameters)
     body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
     run_id = start(kfp, body)
     if not options.wait:
@@ -72,6 +63,20 @@ def submit(options: argparse.Namespace) -> int:
         print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
         run_id = start(kfp, restarted)
     return ending.code
+
+
+def make_run(kfp: Kfp, file: Path, pipeline_name: str, experiment_name: str, parameters: dict[str, Any]) -> Any:
+    """A run of the compiled pipeline `file`, which is uploaded if it is new."""
+    parameters = check_parameters(file, parameters)
+    experiment = kfp.experiment(experiment_name)
+    pipeline, version, new = kfp.upload(file, pipeline_name)
+    print(f"pipeline {pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
+    return api.V2beta1Run(
+        experiment_id=experiment,
+        pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
+        runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
+        service_account=kfp.account or None,
+    )
 
 
 def start(kfp: Kfp, body: Any) -> str:

@@ -89,7 +89,6 @@ def test_it_exports(adapted, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"classes": "none.txt"}, "^classes none.txt: no such file"),
         ({"classes": ["one"]}, "needs at least two classes"),
         ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
         ({"classes": ["a", object()]}, "class 2 is .*, which is no name"),
@@ -117,25 +116,27 @@ def test_numpys_texts_are_names_and_prompts():
     assert read_classes(prompts)[1]
 
 
+def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits, tmp_path):
+    few = sorted(digits.images.glob("train/*/*.png"))[:12]
+    given = inputs(digits, tmp_path / "work", images=few, test_images="", train="no", workers="auto")
+    assert must.adapt(**given).metrics["images"] == 12
+
+
+def test_a_bucket_is_packed_by_its_uri(tmp_path, monkeypatch):
+    def call(name, **values):
+        if name == "shard":
+            raise must.UserError(str(values["source"]))
+
+    monkeypatch.setattr("must.api.adapt.call", call)
+    with pytest.raises(must.UserError, match=r"^gs://bucket/photos$"):
+        must.adapt("gs://bucket/photos", classes="cat,dog", model=asset_folder(), output=tmp_path / "work")
+
+
 def test_class_names_from_folder_names(digits, tmp_path):
     assert folder_names(digits.images / "train") == sorted(CLASSES)
     for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
         with pytest.raises(ValueError, match=r"^classes folders: "):
             must.adapt(images, classes="folders", output=tmp_path / "work")
-
-
-def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):
-    work, small = tmp_path / "work", sorted(digits.images.glob("train/*/*.png"))[:20]
-    wrong = {"images": "nowhere", "classes": ["a", "b"], "model": "ViT-Q", "test_images": "", "train": "no"}
-    for right, message in [
-        ({}, "ViT-Q"),
-        ({"model": asset_folder()}, "nowhere"),
-        ({"model": asset_folder(), "images": small[:3]}, "images: too few images .3.; at least 11 are needed"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            must.adapt(**inputs(digits, work, **wrong | right))
-    adapted = must.adapt(**inputs(digits, work, images=small, test_images="", train="no"))
-    assert adapted.metrics["images"] == 20 and adapted.metrics["labelled"] == 0 and adapted.classes == list(CLASSES)
 
 
 def pictures(count=4):

@@ -46,14 +46,6 @@ def help_of(stage, capsys):
     return capsys.readouterr().out
 
 
-def test_shard_needs_no_torch(tmp_path):
-    """The sharding image has none: importing it must not be tried."""
-    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
-    (tmp_path / "images").mkdir()  # empty: the stage gets as far as looking into it
-    result = must("shard", "--source", tmp_path / "images", "--output", tmp_path / "out", env={"PYTHONPATH": tmp_path})
-    assert result.returncode == 2 and "no images" in result.stderr and "was imported" not in result.stderr
-
-
 def test_a_wrong_stage_is_one_line(capfd):
     wrong = (("evaluates", "no such command; did you mean evaluate?"), ("--verison", "did you mean --version?"))
     for word, near in wrong:

@@ -12,12 +12,16 @@ import pytest
 
 import must
 from docs.stub import STUB, stub
+from must.api import cli
 from must.api.functions import ERRORS, NOT_STAGES, as_python
-from must.api.stages import STAGES
+from must.api.stages import STAGES, configure
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
+from must.data.format.index import load_index
 from must.method.distributed.process_group import Preempted
+from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer
+from must.method.train.recipe import resolve
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
 
@@ -98,13 +102,17 @@ def test_a_plan_says_what_training_would_cost(digits):
     assert planned.steps == 6 and planned.seconds > 0 and planned.plan["images_per_s"] == planned.images_per_s
 
 
-def test_what_is_passed_counts_though_it_is_the_default(digits, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(trainer, "train", lambda config: seen.append(config) or 1 / 0)
-    values = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path), "preset": "digits"}
-    with pytest.raises(ZeroDivisionError):
-        must.train(**values, epochs=30, model=None)
-    assert seen == [TrainConfig(**values)] and seen[0].passed == {*values, "epochs"}
+def test_what_is_passed_wins_over_a_preset_even_where_it_is_the_default(digits, monkeypatch):
+    """On the command line, from Python, and of a class whose caller names it."""
+    configs = []
+    monkeypatch.setattr(trainer, "train", configs.append)
+    values = {"shards": digits.shards, "classifier": digits.classifier, "output": "o", "preset": "digits", "epochs": 30}
+    cli.main(["train", *(part for name, value in values.items() for part in (f"--{name}", str(value)))])
+    configs += [configure("train", values), TrainConfig(**values, passed=frozenset(["epochs"]))]
+    for config in configs:
+        found = resolve(config, load_index(digits.shards), load_text_classifier(digits.classifier))
+        assert (found.config.epochs, found.config.alpha, found.config.lr) == (30, 1, 0.004)
+        assert "epochs" not in found.reasons and {"lr", "alpha"} <= found.reasons.keys()
 
 
 @pytest.mark.parametrize(

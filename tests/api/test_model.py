@@ -102,12 +102,9 @@ def test_a_transparent_picture_is_seen_on_white_in_memory_as_in_its_file(onnx, t
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"model": "ViT-B-16"}, "for the zero-shot answers of a CLIP model of that name say which classes"),
         ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "a model on a hub is hf-hub:TEAM/NAME"),
         ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
         ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
-        ({"model": asset_folder()}, "a CLIP model that was not adapted; say which classes there are"),
-        ({"classes": ["a", "b"]}, "has classes of its own; leave --classes out"),
     ],
 )
 def test_the_users_mistakes_are_one_line(exported, values, message):

@@ -78,8 +78,6 @@ def test_the_model_in_work_stands_for_work(tmp_path):
 @pytest.mark.parametrize(
     "stage, place, message",
     [
-        ("evaluate", "nowhere", "--model nowhere: no such folder; give a folder that `must adapt` made"),
-        ("export", "report/metrics.json", "--model report/metrics.json: no model of `must adapt` there"),
         ("export", "steps", "no model of `must train` or `must refine` is in it; make it, or name it with --model"),
         ("serve", "steps", "--model steps: no ONNX file of `must export` is in it; make it, or name it with --model"),
     ],

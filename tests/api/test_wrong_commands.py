@@ -50,10 +50,10 @@ refine work --model work                                                     | -
 refine work --answers nowhere                                                | --answers nowhere: no answers.jsonl there
 refine work --classifier classes.txt                                         | is damaged or no file of `must classifier`
 review work --add nowhere.csv                                                | --add nowhere.csv: no such file
-review work --add classes.txt                                                | --add classes.txt: there are no answers in it
+review work --add classes.txt                                                | --add classes.txt: the first line must name
 review work --add wrong.csv                                                  | the first line must name the columns image and class
 review work --add typo.csv                                                   | did you mean 'three'?
-review work --page                                                           | expected one argument
+review work --add                                                            | expected one argument
 evaluate work --split tset                                                   | hold no split 'tset'
 evaluate work --baseline model                                               | --baseline model: is a folder
 evaluate work --refined photos                                               | --refined photos/refined.json: no such file
@@ -81,6 +81,9 @@ promote work --registry reg --name 'my digits'                               | u
 {PROMOTE} --onnx photos                                                      | --onnx photos: no model.onnx there
 {PROMOTE} --version ../x                                                     | use small letters
 {PROMOTE} --to r1                                                            | --to goes with --rollback
+promote --model nowhere --registry reg --name digits                         | no model.json there
+promote --registry reg --name digits                                         | --model is missing: the bundle to promote
+promote --rollback --list --registry reg --name digits                       | give one of them
 promote --rollback --registry reg --name digits                              | no earlier champion to go back to
 promote --list --registry reg --name digit                                   | holds no model of this name
 train work                                                                   | work: unexpected

@@ -1,6 +1,6 @@
 """A Kubernetes API server for TrainJobs, with their controllers, as far as our launcher and the stage summary use them.
 
-A TrainJob that is created gets a JobSet and a pod a node (trainer.py). What the pods do is the test's business:
+A TrainJob that is created gets a pod a node (trainer.py). What the pods do is the test's business:
 `Pod.say`, `Api.exit`, `Api.finish`. Objects change when a request or a test changes them, so a test never waits.
 """
 
@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.components.trainer import RUNTIME, Pod, admit, build_job_set, now
+from tests.components.trainer import RUNTIME, Pod, admit, build_job, now
 from tests.local_server import Answer, LocalServer
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
@@ -25,7 +25,7 @@ class Api:
 
     def __init__(self):
         self.version, self.lag, self.queued, self.outage = "2.3", 2, False, 0
-        self.jobs, self.sets, self.pods, self.events, self.created = {}, {}, {}, [], []
+        self.jobs, self.parts, self.pods, self.events, self.created = {}, {}, {}, [], []
         self.workflows, self.launchers, self.deleted, self.calls, self.refuse = {}, {}, [], [], {}
         self.runtimes = {"clustertrainingruntimes/torch-distributed": RUNTIME}
         self.on_start = lambda api, name: None  # the job's pods are there
@@ -43,7 +43,7 @@ class Api:
         """The container of a node ends; what Kubernetes, JobSet and Trainer make of it."""
         pod = next(pod for pod in self.pods[name] if pod.node == node)
         pod.code = code
-        child = self.sets[name]["spec"]["replicatedJobs"][0]["template"]["spec"]
+        child = self.parts[name]["template"]["spec"]
         if code == 0:
             if all(other.code == 0 for other in self.pods[name]):
                 self.conclude(name, "Complete", "AllJobsCompleted", "jobset completed successfully")
@@ -102,7 +102,7 @@ class Api:
         assert f"{place}/{reference['name']}" in self.runtimes
         self.created.append(body)
         self.jobs[name] = job
-        self.sets[name] = build_job_set(job, self.runtimes[f"{place}/{reference['name']}"])
+        self.parts[name] = build_job(job, self.runtimes[f"{place}/{reference['name']}"])
         if not self.queued:
             self.start(name)
         return 201, job
@@ -112,8 +112,8 @@ class Api:
         counts = {"active": 1, "failed": 0, "ready": 1, "succeeded": 0, "suspended": 0}
         self.jobs[name]["spec"]["suspend"] = False
         self.jobs[name]["status"] = {"jobsStatus": [{"name": "node", **counts}]}
-        nodes = self.sets[name]["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"]
-        self.pods[name] = [Pod(self.sets[name], node) for node in range(nodes)]
+        nodes = self.parts[name]["template"]["spec"]["completions"]
+        self.pods[name] = [Pod(name, self.parts[name], node) for node in range(nodes)]
         self.on_start(self, name)
 
     def one(self, method, name, options):
@@ -134,7 +134,7 @@ class Api:
         return 200, job
 
     def forget(self, name):
-        for objects in (self.jobs, self.sets, self.pods):
+        for objects in (self.jobs, self.parts, self.pods):
             objects.pop(name, None)
 
     def select(self, selector):

@@ -13,7 +13,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 from tests.components.launching import nodes
-from tests.components.trainer import admit, build_job_set
+from tests.components.trainer import admit, build_job
 from tests.pipeline.compiled import compiled_for
 from tests.pod_security import violations
 
@@ -63,8 +63,8 @@ def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file
 @pytest.mark.parametrize("name", ["gke", "openshift"])
 def test_a_trainjobs_pods_are_admitted_and_mount_no_token(name):
     job = admit(make_manifest("must-train-1", nodes(name), "job", "r1", ""), "2.3", False)
-    made = build_job_set(job, yaml.safe_load((DEPLOY / "training-runtime.yaml").read_text()))
-    pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    made = build_job(job, yaml.safe_load((DEPLOY / "training-runtime.yaml").read_text()))
+    pod = made["template"]["spec"]["template"]["spec"]
     assert violations(pod) == [] and pod["automountServiceAccountToken"] is False
     assert {volume["name"] for volume in pod["volumes"]} >= {"shm"}
 

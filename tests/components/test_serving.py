@@ -120,12 +120,7 @@ def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, t
 @pytest.mark.parametrize(
     "status, answer, code, said",
     [
-        (
-            403,
-            {"message": "cannot patch"},
-            WRONG_INPUT,
-            "may not apply an InferenceService in vision; apply deploy/serving",
-        ),
+        (403, {"message": "cannot patch"}, WRONG_INPUT, "may not apply an InferenceService in vision; apply deploy/"),
         (404, {}, WRONG_INPUT, "this cluster has no InferenceService; install KServe"),
         (400, {"message": "admission denied"}, WRONG_INPUT, "refuses the InferenceService: 400 admission denied"),
         (503, {}, PREEMPTED, "answers 503"),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.runtime.evaluation import plain
 from must.runtime.notes import Facts
+from must.runtime.training import plain
 from must_components.cluster import Cluster
 from must_components.train_job import launch
 from must_components.train_job.launch import JobLog, Launch
@@ -30,35 +30,33 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(name
 
     cluster = load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml")
     manifest = make_manifest("must-train-1", nodes(name), "gs://b/jobs/r1", "r1", "digits")
-    job = models.TrainerV1alpha1TrainJob.from_dict(manifest)
-    assert job.spec.to_dict() == manifest["spec"]  # nothing that the published models do not know
-    assert job.spec.runtime_ref.name == cluster.training.runtime
-    assert job.spec.active_deadline_seconds == cluster.timeouts["train"]
-    trainer = job.spec.trainer
-    assert trainer.image == cluster.image("must-train") and trainer.num_nodes == cluster.training.nodes
-    limits = manifest["spec"]["trainer"]["resourcesPerNode"]["limits"]
+    spec = manifest["spec"]
+    assert models.TrainerV1alpha1TrainJob.from_dict(manifest).spec.to_dict() == spec  # no field that they do not know
+    trainer, limits = spec["trainer"], spec["trainer"]["resourcesPerNode"]["limits"]
+    assert spec["runtimeRef"]["name"] == cluster.training.runtime
+    assert spec["activeDeadlineSeconds"] == cluster.timeouts["train"]
+    assert trainer["image"] == cluster.image("must-train") and trainer["numNodes"] == cluster.training.nodes
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
-    assert trainer.command == ["python", "-m", "must.method.distributed.torchrun"]
-    module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.node gs://b/jobs/r1"
-    assert trainer.args == module.split()
-    (patch,) = job.spec.runtime_patches
-    (node,) = patch.training_runtime_spec.template.spec.replicated_jobs
-    template = node.template.spec.template
-    pod = template.spec
-    assert node.name == "node" and pod.service_account_name == cluster.service_account
-    assert pod.node_selector == cluster.gpu.node_selector
-    assert [t.key for t in pod.tolerations] == [t.key for t in cluster.gpu.tolerations]
-    assert [s.name for s in pod.image_pull_secrets or []] == cluster.pull_secrets
-    mounts = {mount.mount_path: mount.name for mount in pod.containers[0].volume_mounts}
-    volumes = {volume.name: volume for volume in pod.volumes}
-    assert volumes[mounts["/dev/shm"]].empty_dir.medium == "Memory"
+    assert trainer["command"] == ["python", "-m", "must.method.distributed.torchrun"]
+    module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.training gs://b/jobs/r1"
+    assert trainer["args"] == module.split()
+    (node,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    template = node["template"]["spec"]["template"]
+    metadata, pod = template["metadata"], template["spec"]
+    assert node["name"] == "node" and pod["serviceAccountName"] == cluster.service_account
+    assert pod["nodeSelector"] == cluster.gpu.node_selector
+    assert [one["key"] for one in pod["tolerations"]] == [one.key for one in cluster.gpu.tolerations]
+    assert [secret["name"] for secret in pod.get("imagePullSecrets", [])] == cluster.pull_secrets
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
     if cluster.volume.claim:
-        assert volumes[mounts[cluster.volume.mount]].persistent_volume_claim.claim_name == cluster.volume.claim
-    for labels in (job.metadata.labels, template.metadata.labels):
+        assert volumes[mounts[cluster.volume.mount]]["persistentVolumeClaim"]["claimName"] == cluster.volume.claim
+    for labels in (manifest["metadata"]["labels"], metadata["labels"]):
         assert cluster.labels.items() <= labels.items()
-    assert template.metadata.labels["sidecar.istio.io/inject"] == "false"
-    assert template.metadata.annotations["sidecar.istio.io/inject"] == "false"
+    for marks in (metadata["labels"], metadata["annotations"]):
+        assert marks["sidecar.istio.io/inject"] == "false"
 
 
 def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):

@@ -1,4 +1,4 @@
-"""What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet, its pods.
+"""What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet's job, its pods.
 
 `recorded/` holds the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0); test_stub.py compares
 them with these. Where the recording is silent it is written from the controllers' code.
@@ -51,12 +51,11 @@ def admit(body, version, queued):
     return job
 
 
-def build_job_set(job, runtime):
-    """The runtime's JobSet with the TrainJob's patches, its trainer, torchrun's variables, and JobSet's defaults."""
-    spec = copy.deepcopy(runtime["spec"]["template"]["spec"])
-    trainer, name = job["spec"].get("trainer", {}), job["metadata"]["name"]
+def build_job(job, runtime):
+    """The replicated job of the JobSet: the runtime's, the TrainJob's patches and trainer, torchrun's variables."""
+    (part,) = copy.deepcopy(runtime["spec"]["template"]["spec"]["replicatedJobs"])
+    trainer = job["spec"].get("trainer", {})
     nodes = trainer.get("numNodes") or runtime["spec"]["mlPolicy"]["numNodes"]
-    (part,) = spec["replicatedJobs"]
     part |= {"groupName": "default", "replicas": 1}
     child = part["template"]["spec"]
     child |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
@@ -65,31 +64,15 @@ def build_job_set(job, runtime):
             assert patched["name"] == part["name"]  # the webhook refuses others
             merge(child["template"], patched["template"]["spec"]["template"])
     (container,) = child["template"]["spec"]["containers"]
-    for field in ("args", "command", "image"):
-        if field in trainer:
-            container[field] = trainer[field]
+    container |= {field: trainer[field] for field in ("args", "command", "image") if field in trainer}
     container["resources"] = trainer.get("resourcesPerNode", container.get("resources", {}))
     limits = container["resources"].get("limits", {})
     processes = "auto" if any("gpu" in resource for resource in limits) else str(limits.get("cpu", "1"))
-    container["env"] = [*container.get("env", []), *trainer.get("env", []), *torchrun(name, nodes, processes)]
+    variables = torchrun(job["metadata"]["name"], nodes, processes)
+    container["env"] = [*container.get("env", []), *trainer.get("env", []), *variables]
     container["ports"] = [{"containerPort": 29500, "protocol": "TCP"}]
     child["template"]["spec"].setdefault("restartPolicy", "OnFailure")
-    spec |= {
-        "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-        "startupPolicy": {"startupPolicyOrder": "AnyOrder"},
-        "successPolicy": {"operator": "All"},
-        "suspend": job["spec"]["suspend"],
-    }
-    owner = {
-        "apiVersion": job["apiVersion"], "blockOwnerDeletion": True, "controller": True, "kind": "TrainJob",
-        "name": name, "uid": job["metadata"]["uid"],
-    }  # fmt: skip
-    metadata = {
-        "creationTimestamp": now(), "generation": 1, "name": name, "namespace": job["metadata"]["namespace"],
-        "ownerReferences": [owner], "resourceVersion": "1", "uid": str(uuid.uuid4()),
-    }  # fmt: skip
-    kind = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet"}
-    return {**kind, "metadata": metadata, "spec": spec, "status": {"restarts": 0}}
+    return part
 
 
 def torchrun(name, nodes, processes):
@@ -121,9 +104,8 @@ def merge(target, patch):
 class Pod:
     """One node. `say` is its log, `Api.exit` its container's end."""
 
-    def __init__(self, job_set, node):
-        self.job_set, self.node, self.created, self.uid = job_set, node, now(), str(uuid.uuid4())
-        self.job = job_set["metadata"]["name"]
+    def __init__(self, job, part, node):
+        self.job, self.part, self.node, self.created, self.uid = job, part, node, now(), str(uuid.uuid4())
         self.name = f"{self.job}-node-0-{node}-{self.uid[:5]}"
         self.lines, self.restarts, self.code = [], 0, None
 
@@ -133,8 +115,8 @@ class Pod:
             self.lines.append((f"{stamp}{len(self.lines) % 1000:03d}Z", line))
 
     def log(self, query):
-        """As Kubernetes' API gives it."""
-        lines = [(stamp, line) for stamp, line in list(self.lines) if stamp >= query.get("sinceTime", "")]
+        """As Kubernetes' API gives it: by whole seconds."""
+        lines = [(stamp, line) for stamp, line in list(self.lines) if stamp[:19] >= query.get("sinceTime", "")[:19]]
         return "".join(f"{stamp} {line}\n" if "timestamps" in query else f"{line}\n" for stamp, line in lines)
 
     def restart(self):
@@ -142,29 +124,18 @@ class Pod:
         self.restarts, self.lines, self.code = self.restarts + 1, [], None
 
     def to_dict(self):
-        (part,) = self.job_set["spec"]["replicatedJobs"]
-        template = copy.deepcopy(part["template"]["spec"]["template"])
-        index = {"batch.kubernetes.io/job-completion-index": str(self.node)}
+        template = copy.deepcopy(self.part["template"]["spec"]["template"])
         marks = {
-            "jobset.sigs.k8s.io/jobset-name": self.job,
-            "jobset.sigs.k8s.io/jobset-uid": self.job_set["metadata"]["uid"],
-            "jobset.sigs.k8s.io/replicatedjob-name": "node",
-            "jobset.sigs.k8s.io/restart-attempt": "0",
-            **index,
-        }
-        ended = {"terminated": {"exitCode": self.code, "reason": "Error" if self.code else "Completed"}}
-        state = ended if self.code is not None else {"running": {"startedAt": self.created}}
+            "jobset.sigs.k8s.io/jobset-name": self.job, "jobset.sigs.k8s.io/replicatedjob-name": "node",
+            "jobset.sigs.k8s.io/restart-attempt": "0", "batch.kubernetes.io/job-completion-index": str(self.node),
+        }  # fmt: skip
+        state = {"terminated": {"exitCode": self.code}} if self.code is not None else {"running": {}}
         container = {
             "containerID": f"containerd://{self.uid}-{self.restarts}", "image": "x", "imageID": "x", "lastState": {},
             "name": "node", "ready": self.code is None, "restartCount": self.restarts, "started": self.code is None,
             "state": state,
         }  # fmt: skip
-        given = template.get("metadata", {})
-        metadata = {
-            "name": self.name, "namespace": "vision", "creationTimestamp": self.created, "uid": self.uid,
-            "annotations": given.get("annotations", {}) | marks, "labels": given.get("labels", {}) | marks,
-        }  # fmt: skip
+        metadata = {"name": self.name, "creationTimestamp": self.created}
+        metadata["labels"] = template.get("metadata", {}).get("labels", {}) | marks
         spec = {"terminationGracePeriodSeconds": 30, "hostname": f"{self.job}-node-0-{self.node}", **template["spec"]}
-        phase = "Running" if self.code is None else "Failed" if self.code else "Succeeded"
-        status = {"phase": phase, "containerStatuses": [container]}
-        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
+        return {"metadata": metadata, "spec": spec, "status": {"containerStatuses": [container]}}

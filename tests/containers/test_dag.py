@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import docker
 import pytest
 import yaml
 
 from must.api.stages import call
+from must_pipeline.local_runner import run_container
 from must_pipeline.stages import ALWAYS
 from tests.containers.engine import UID, engine, image, own
 
@@ -72,7 +74,7 @@ def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     if folder := os.environ.get("TRANSCRIPTS"):
         Path(folder, "dag.txt").write_text(text)
     assert "run the same command to go on" in text and "going on after step" in text
-    for stage in set(ALWAYS) - {"close", "review"}:  # a run that promotes asks nobody
+    for stage in set(ALWAYS) - {"close"}:  # a run that promotes asks nobody
         assert f"== {stage} ==" in text
     same(metrics(output), made_here(output, tmp_path / "here"))
     artifacts = list((output / "latest").resolve().glob("*/*"))
@@ -81,6 +83,11 @@ def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     inside = json.loads(engine("image", "inspect", image("must-train")).stdout)[0]["Config"]["Labels"]
     assert description["provenance"]["git_revision"] == inside["org.opencontainers.image.revision"]
     assert not containers_of(output, "--all"), "containers were left behind"
+
+
+def test_a_missing_image_is_named():
+    with pytest.raises(ValueError, match=r"localhost:1/nobody:1 is not here .* make images"):
+        run_container(docker.from_env(), "localhost:1/nobody:1", ["true"], {})
 
 
 def test_a_failing_component_fails_the_run(demo, tmp_path):

@@ -1,7 +1,16 @@
 """What an evaluation of 200 labelled images found, for tests of those who read it."""
 
+import numpy as np
+import torch
+
 from must.evaluation.result import Accuracy, Compared, Data, LabelFree, Metrics, ModelFigures, Paired
+from must.evaluation.scores import Scores, score_batch
 from must.method.model.description import CheckResult
+
+
+def scores_of(logits, labels):
+    """One model's scores, of logits [N, K] and class numbers [N]."""
+    return Scores(*score_batch(torch.from_numpy(logits).float(), torch.ones(len(logits)), np.asarray(labels)))
 
 
 def accuracy(top1):

@@ -24,6 +24,7 @@ from must.method.answers.answers_file import append
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
+from must.method.model.masked_vit import MaskedViT
 from tests.evaluation.digits import decode_pixels, evaluation
 from tests.method.train.processes import on_ranks
 
@@ -53,6 +54,10 @@ def test_the_numbers_fit_together(evaluated):
     assert low < gain < high
     matrix = np.array(metrics["confusion"]["adapted"]["matrix"])
     assert np.trace(matrix) / matrix.sum() == pytest.approx(metrics["adapted"]["top1"])
+    bins = metrics["adapted"]["reliability"]
+    assert all(one["low"] < one["confidence"] <= one["high"] for one in bins)
+    right = sum(one["images"] * one["accuracy"] for one in bins) / sum(one["images"] for one in bins)
+    assert right == pytest.approx(metrics["adapted"]["top1"])
     with (output / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 120
@@ -148,13 +153,9 @@ def refined(digits, tmp_path_factory):
     pictures = [reader.description(number) for number in range(0, 140, 2)]
     lines = [{"sha256": one["sha256"], "label": one["label"], "sampled": "random"} for one in pictures]
     append(folder / "answers.jsonl", *lines)
-    values = {
-        "shards": digits.shards,
-        "classifier": digits.classifier,
-        "model": str(folder / "model"),
-        "answers": str(folder),
-    }
-    summary = refine(RefineConfig(**values, output=str(folder / "labels"), workers=0, device="cpu"))
+    places = {"shards": digits.shards, "classifier": digits.classifier, "answers": str(folder)}
+    places |= {"model": str(folder / "model"), "output": str(folder / "labels")}
+    summary = refine(RefineConfig(**places, workers=0, device="cpu"))
     finding = {"kind": "pair", "classes": ["<i>"], "images": 1, "examples": ["a.png"], "text": "<i> fits no image"}
     finding["samples"] = [0]
     (folder / "labels/refined.json").write_text(json.dumps(summary | {"misfits": [finding]}))
@@ -171,6 +172,27 @@ def test_a_model_with_a_memory_is_measured_as_it_is_used_and_without_it(digits, 
     assert metrics["tower"] == before["adapted"] and metrics["baseline"] == before["baseline"]
     assert metrics["adapted"] != metrics["tower"] and metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
     assert 0 < metrics["similarity"] < 1 and before["similarity"] is None and before["tower"] is None
+
+
+@pytest.mark.parametrize("name, passes", [("zero_shot", {"classify": 1}), ("adapted", {"classify": 1, "forward": 1})])
+def test_a_network_with_and_without_its_memory_runs_once(digits, refined, tmp_path, monkeypatch, name, passes):
+    """The report of a model that was not trained takes one pass."""
+    model, images = refined.parent / "model", Counter()
+    if name == "zero_shot":
+        model, places = tmp_path / "model", {"shards": digits.shards, "classifier": digits.classifier}
+        refine(RefineConfig(**places, model=str(model), output=str(tmp_path / "labels"), workers=0, device="cpu"))
+    for method in ("classify", "forward"):
+        original = getattr(MaskedViT, method)
+
+        def count(self, pixels, *more, method=method, original=original):
+            images[method] += len(pixels)
+            return original(self, pixels, *more)
+
+        monkeypatch.setattr(MaskedViT, method, count)
+    metrics = evaluate(evaluation(digits, tmp_path / "report", model=str(model)))
+    of_the_map = {"classify": 120}  # whose vectors are computed besides
+    assert images == {method: 120 * times + of_the_map.get(method, 0) for method, times in passes.items()}
+    assert (metrics.tower.top1 == metrics.baseline.top1) is (name == "zero_shot")
 
 
 def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, refined, tmp_path):
@@ -239,7 +261,7 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("must.evaluation.report.page.column", lambda title, check: 1 / 0)
+    monkeypatch.setattr("must.evaluation.report.page.class_chart", lambda metrics: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(evaluation(digits, tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "predictions.csv"}

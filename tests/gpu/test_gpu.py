@@ -40,6 +40,9 @@ WEIGHTS = 1e-3 if ON_GPU else 0.0  # of a resumed run's weights: a GPU's kernels
 FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the names of fused attention kernels
 
 
+SETTINGS: list[dict] = [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}]
+
+
 def config_of(digits, device: str = DEVICE, **changes) -> TrainConfig:
     values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "tensorboard": False}
     data = {"shards": digits.shards, "classifier": digits.classifier}
@@ -76,9 +79,7 @@ def test_compiled_blocks_give_the_same_losses(digits):
     np.testing.assert_allclose(ours, eager, rtol=COMPILED)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}, {"augment_device": "gpu"}], ids=str
-)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_host_waits_for_nothing_in_a_step(settings, digits):
     with trainer_of(digits, workers=1, **settings) as trainer:
         trainer.start_labels(StopSignal())

@@ -6,7 +6,7 @@ from tests.gpu import test_gpu as gpu
 
 
 def test_must_train_accepts_the_settings_of_the_gpu_tests(digits, tmp_path):
-    assert gpu.config_of(digits, "cpu").preset == "digits"
+    assert all(gpu.config_of(digits, "cpu", **settings).preset == "digits" for settings in gpu.SETTINGS)
     flags = gpu.command(digits, tmp_path, 1, **{"batch-size": 16})
     values = vars(build_parser().parse_args(flags[flags.index("train") :]))
     assert values.pop("config_file") is None

@@ -1,5 +1,6 @@
 """A Kubeflow Pipelines to ask, and must-pipeline's commands as a person types them."""
 
+import json
 import sys
 
 import pytest
@@ -30,3 +31,11 @@ def must_pipeline(monkeypatch):
         return 0
 
     return call
+
+
+def kubeconfig(folder, url):
+    """kubectl's configuration, for the Kubernetes API at `url`."""
+    config = {"current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}
+    config |= {"clusters": [{"name": "c", "cluster": {"server": url}}], "users": [{"name": "u", "user": {}}]}
+    (folder / "kubeconfig").write_text(json.dumps(config))
+    return str(folder / "kubeconfig")

@@ -28,28 +28,24 @@ COLLECTIONS = {  # path -> (field of a listing, the id's field)
     "runs": ("runs", "run_id"),
 }
 STATUS = {3: 400, 5: 404, 6: 409, 7: 403, 13: 500, 16: 401}  # by gRPC code
-KINDS = {
-    "STRING": (str, "requires type string, but the input parameter is not of string value type"),
-    "BOOLEAN": (bool, "requires type bool, but the input parameter is not of bool value type"),
-    "LIST": (list, "requires type list, but the input parameter is not of list value type"),
-    "STRUCT": (dict, "requires type struct, but the input parameter is not of struct value type"),
-}
-NUMBER = "requires type double or integer, but the parameter value is not of number value type"
+KINDS = {  # of parameters: the server's word, and the types of Python
+    "STRING": ("string", str), "BOOLEAN": ("bool", bool), "LIST": ("list", list), "STRUCT": ("struct", dict),
+    "NUMBER_INTEGER": ("double or integer", (int, float)), "NUMBER_DOUBLE": ("double or integer", (int, float)),
+}  # fmt: skip
 
 
 class KfpServer:
-    """`users`: for a multi-user installation, see Access. `states`: what a run goes through, a state a look at it;
-    `tasks`: the (name, state) of its tasks; `faults`: what happens to the next requests, "lost" or a status."""
+    """`users`: {Authorization header: namespaces}; None for an installation for a single user. `states`: what a run
+    goes through, a state a look at it; `tasks`: the (name, state) of its tasks; `faults`: what happens to the next
+    requests, "lost" or a status; `refuse`: (method, end of the path) -> (status, message)."""
 
     def __init__(self, users=None):
         self.stored = {name: {} for name in COLLECTIONS}
-        self.access = Access(users)
+        self.users = users
         self.seconds = itertools.count(1)  # the clock, looked at whenever something is made
         self.calls, self.uploads, self.faults = [], [], []
-        self.wanted_header = None
-        self.refuse = {}  # (method, end of the path) -> (status, message)
+        self.wanted_header, self.refuse, self.html = None, {}, False
         self.states, self.tasks = ["PENDING", "RUNNING", "SUCCEEDED"], []
-        self.html = False
         self.meanwhile = lambda run: None  # at each look at a run: what its stages do
         self.add("experiments", {"display_name": "Default", "description": "All runs without an experiment."})
         self.server = LocalServer(self.handle)
@@ -68,8 +64,7 @@ class KfpServer:
         if kind == "experiments":
             made |= {"storage_state": "AVAILABLE", "last_run_created_at": NEVER}
         if kind == "recurringruns":
-            status = "DISABLED" if made.get("mode") == "DISABLE" else "ENABLED"
-            made |= {"status": status, "updated_at": now}
+            made |= {"status": f"{made.get('mode', 'ENABLE')}D", "updated_at": now}
         if kind == "runs":
             made |= {"storage_state": "AVAILABLE", "scheduled_at": now, "finished_at": NEVER, "state": "PENDING"}
             made |= {"state_history": [{"update_time": now, "state": "PENDING"}], "run_details": {"task_details": []}}
@@ -86,10 +81,8 @@ class KfpServer:
             return Answer(0) if fault == "lost" else Answer(fault, b"<html>Bad Gateway</html>", HTML)
         if self.html:
             return Answer(200, b"<html>log in here</html>", HTML)
-        if self.wanted_header:
-            name, value = self.wanted_header
-            if request.headers.get(name) != value:
-                return Answer(401, {"message": "who are you?"})
+        if self.wanted_header and request.headers.get(self.wanted_header[0]) != self.wanted_header[1]:
+            return Answer(401, {"message": "who are you?"})
         try:
             who = request.headers.get("Authorization")
             return Answer(*self.answer(request.method, url.path, query, parse(request), who))
@@ -111,7 +104,7 @@ class KfpServer:
             parts = parts[2:]
         kind, (name, _, action) = parts[0], parts[1].partition(":")
         if name not in self.stored[kind]:
-            raise absent(kind, name)
+            raise RefusedError(5, f"{'Job' if kind == 'recurringruns' else kind[:-1].capitalize()} {name} not found")
         return self.one(method, kind, name, action)
 
     def upload(self, query, data):
@@ -126,9 +119,9 @@ class KfpServer:
     def listing(self, parts, query, who):
         kind, space = parts[-1], query.get("namespace", "")
         if kind != "versions":
-            self.access.check(kind, space, who)
+            self.check_access(kind, space, who)
         items = [item for item in self.stored[kind].values() if kind != "versions" or item["pipeline_id"] == parts[1]]
-        if self.access.users is not None and kind != "versions":
+        if self.users is not None and kind != "versions":
             items = [item for item in items if item.get("namespace", space) == space]
         if query.get("sort_by") == "created_at desc":  # versions of one second tie: the id decides
             items = sorted(items, key=lambda i: (i["created_at"], i[COLLECTIONS[kind][1]]), reverse=True)
@@ -139,13 +132,13 @@ class KfpServer:
 
     def create(self, kind, body, who):
         if kind in ("experiments", "pipelines"):
-            self.access.check(kind, body.get("namespace", ""), who, listing=False)
+            self.check_access(kind, body.get("namespace", ""), who)
             name = body.get("display_name") or body["name"]
-            check_length(kind[:-1].capitalize(), name, 128)
+            if len(name) > 128:
+                raise RefusedError(3, "Name length cannot exceed 128")
             if any(item["display_name"] == name for item in self.stored[kind].values()):
-                inner = f"Failed to create a new {kind[:-1]}. The name {name} already exists. Please specify a new name"
-                raise RefusedError(6, f"Failed to create a {kind[:-1]}: Already exist error: {inner}", inner)
-            if self.access.users is None:  # dropped without a word
+                raise RefusedError(6, f"Failed to create a new {kind[:-1]}. The name {name} already exists")
+            if self.users is None:  # dropped without a word
                 body = {key: value for key, value in body.items() if key != "namespace"}
             return 200, self.add(kind, body)
         body = self.with_experiment(kind, body, who)
@@ -158,24 +151,34 @@ class KfpServer:
     def with_experiment(self, kind, body, who):
         """A run belongs to its experiment's namespace, and to the default experiment without one."""
         given, space = body.get("experiment_id"), body.get("namespace", "")
-        if self.access.users is not None and not given:
+        if self.users is not None and not given:
             raise RefusedError(3, "Experiment id can not be empty in multi-user mode")
         experiment = self.stored["experiments"][given or next(iter(self.stored["experiments"]))]
         owner = experiment.get("namespace", "")
         if given and space and space != owner:
-            inner = f"Experiment {given} belongs to namespace '{owner}' instead of '{space}'"
-            raise RefusedError(3, f"Failed to create a recurring run: Invalid input error: {inner}", inner)
-        self.access.check(kind, owner, who, listing=False)
+            raise RefusedError(3, f"Experiment {given} belongs to namespace '{owner}' instead of '{space}'")
+        self.check_access(kind, owner, who)
         made = {**body, "experiment_id": experiment["experiment_id"]}
         if kind == "recurringruns":
             made["namespace"] = owner or space or "kubeflow"
         return made
 
+    def check_access(self, kind, namespace, who):
+        """Of a call that lists or makes something in `namespace`."""
+        if self.users is None:
+            return
+        if not namespace:
+            why = f"A {kind[:-1]} cannot have an empty namespace in multi-user mode"
+            raise RefusedError(7 if kind == "pipelines" else 3, why)
+        if who not in self.users:
+            raise RefusedError(16, "Failed to check authorization. User identity is empty in the request header")
+        if namespace not in self.users[who]:
+            raise RefusedError(7, "User 'somebody' is not authorized with reason:  (request: namespace)")
+
     def spec(self, body):
         version = body["pipeline_version_reference"]["pipeline_version_id"]
         if version not in self.stored["versions"]:
-            text = f"Failed to create a new run: ResourceNotFoundError: PipelineVersion {version} not found"
-            raise RefusedError(13, text, "Internal Server Error")
+            raise RefusedError(13, "Internal Server Error")
         return self.stored["versions"][version]["pipeline_spec"]
 
     def one(self, method, kind, name, action):
@@ -212,82 +215,34 @@ def parse(request):
 
 
 class RefusedError(Exception):
-    """`inner` is what the code at fault said, `message` what the layers above it made of that."""
+    """`code` is gRPC's, `why` what the code at fault says."""
 
-    def __init__(self, code, message, inner=None):
-        self.code, self.message, self.inner = code, message, inner or message
+    def __init__(self, code, why):
+        self.code, self.why = code, why
 
     def answer(self):
-        detail = {"@type": "type.googleapis.com/google.rpc.Status", "code": self.code, "message": self.inner}
-        return STATUS[self.code], {"code": self.code, "message": self.message, "details": [detail]}
+        detail = {"@type": "type.googleapis.com/google.rpc.Status", "code": self.code, "message": self.why}
+        return STATUS[self.code], {"code": self.code, "message": self.why, "details": [detail]}
 
 
 def check_parameters(spec, values):
     """In the order of the server's: each parameter of the pipeline, and then what it does not have."""
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     for name, one in known.items():
-        kind, value = one["parameterType"], values.get(name)
+        word, kinds = KINDS[one["parameterType"]]
+        value = values.get(name)
         if name not in values:
             if not one.get("isOptional") and "defaultValue" not in one:
-                return wrong(f"parameter {name} is not optional, yet has neither default value nor user provided value")
-        elif kind.startswith("NUMBER"):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                return wrong(f"input parameter {name} {NUMBER}")
-        elif not isinstance(value, KINDS[kind][0]):
-            return wrong(f"input parameter {name} {KINDS[kind][1]}")
+                raise RefusedError(3, f"parameter {name} is not optional, yet has neither default value nor user's")
+        elif not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise RefusedError(3, f"input parameter {name} requires type {word}")
     if extra := [name for name in values if name not in known]:
-        return wrong(f"parameter(s) provided are not required by pipeline: {', '.join(extra)}")
-    return None
-
-
-def wrong(inner):
-    start = "Failed to create a new run: Failed to generate the ExecutionSpec: invalid pipeline job inputs: "
-    raise RefusedError(3, f"{start}Invalid input error: {inner}", inner)
+        raise RefusedError(3, f"parameter(s) provided are not required by pipeline: {', '.join(extra)}")
 
 
 def check_schedule(body):
-    def refuse(inner):
-        start = "Failed to create a recurring run due to conversion error: Invalid input error: "
-        raise RefusedError(3, start + inner, inner)
-
     cron = body.get("trigger", {}).get("cron_schedule", {}).get("cron", "")
-    fields = len(cron.split())
-    if not cron.startswith("@") and fields not in (5, 6):
-        refuse(f"Schedule cron is not a supported format. Error: Expected 5 to 6 fields, found {fields}: {cron}")
-    if not 1 <= (most := int(body.get("max_concurrency", 0))) <= 10:
-        refuse(f"Max concurrency of a recurring run must be at least 1 and at most 10. Received {most}")
-
-
-def check_length(kind, name, limit):
-    if len(name) > limit:
-        raise RefusedError(3, f"Failed to create a {kind.lower()}: {kind}.Name length cannot exceed {limit}")
-
-
-def absent(kind, name):
-    what = {"runs": "Run", "recurringruns": "Job"}.get(kind, kind)
-    inner = f"{what} {name} not found"
-    return RefusedError(5, f"Failed to fetch {name}: ResourceNotFoundError: {inner}", inner)
-
-
-class Access:
-    """Who may do what. `users`: {Authorization header: namespaces}; None for an installation for a single user."""
-
-    def __init__(self, users=None):
-        self.users = users
-
-    def check(self, kind, namespace, who, listing=True):
-        """Of a call that lists or makes something in `namespace`."""
-        if self.users is None:
-            return
-        if not namespace:
-            code = 7 if kind == "pipelines" else 3
-            inner = f"A {kind[:-1]} cannot have an empty namespace in multi-user mode"
-        elif who not in self.users:
-            code, inner = 16, "Failed to check authorization. User identity is empty in the request header"
-        elif namespace not in self.users[who]:
-            code, inner = 7, f"User 'somebody' is not authorized with reason:  (request: namespace {namespace})"
-        else:
-            return
-        start = f"Failed to list {kind}" if listing else f"Failed to create a {kind[:-1]}"
-        where = f"Check if you have permission to access namespace {namespace}"
-        raise RefusedError(code, f"{start}: {start} due to authorization error. {where}: {inner}", inner)
+    if not cron.startswith("@") and len(cron.split()) not in (5, 6):
+        raise RefusedError(3, f"Schedule cron is not a supported format. Expected 5 to 6 fields: {cron}")
+    if not 1 <= int(body.get("max_concurrency", 0)) <= 10:
+        raise RefusedError(3, "Max concurrency of a recurring run must be at least 1 and at most 10")

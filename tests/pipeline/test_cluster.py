@@ -11,31 +11,11 @@ import yaml
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.placement import encode_nodes, encode_server
 from must_pipeline.cluster.rules import load_cluster, spot_warning
-from must_pipeline.files import CLUSTER, documents
+from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
-from tests.pipeline.compiled import compile_apart, compiled_for
+from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
-
-
-class Compiled:
-    """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
-
-    def __init__(self, file):
-        self.spec, platform = documents(file.read_text())
-        self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        self.tasks = {}
-        for dag in [self.spec["root"], *self.spec["components"].values()]:
-            self.tasks |= dag.get("dag", {}).get("tasks", {})
-
-    def container(self, stage):
-        return self.spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
-
-    def environment(self, stage):
-        return {one["name"]: one["value"] for one in self.container(stage).get("env", [])}
-
-    def constant(self, stage, parameter):
-        return self.tasks[stage]["inputs"]["parameters"][parameter]["runtimeValue"]["constant"]
 
 
 @cache
@@ -92,7 +72,7 @@ def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm
 def test_what_all_pods_of_a_cluster_have(name):
     cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
     retries, volume = cluster.retries, cluster.volume
-    for stage in [stage for stage, row in STAGES.items() if cluster.predict.pods or not row.optional]:
+    for stage in [stage for stage, row in STAGES.items() if cluster.predict.uri or not row.optional]:
         settings = found.platform[f"exec-{stage}"]
         assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
         assert [one["secretName"] for one in settings.get("imagePullSecret", [])] == cluster.pull_secrets
@@ -138,18 +118,13 @@ def test_one_node_may_be_a_trainjob_and_a_key_file_a_secret(tmp_path):
 
 def test_several_pods_are_a_loop_over_parts_and_nothing_is_collected_from_it():
     found = example("gke")
-    loops = {}
-    for name, task in found.tasks.items():
-        if "parameterIterator" in task:
-            dag = found.spec["components"][task["componentRef"]["name"]]["dag"]
-            (inside,) = dag["tasks"]
-            assert "outputs" not in dag and found.tasks[inside]["retryPolicy"]["maxRetryCount"] == 10
-            loops[inside] = name, yaml.safe_load(task["parameterIterator"]["items"]["raw"])
-    assert loops["shard-part"][1] == [f"{number}/8" for number in range(1, 9)]
-    assert loops["predict"][1] == ["1/4", "2/4", "3/4", "4/4"] and len(loops) == 2
-    assert found.tasks["shard"]["dependentTasks"] == [loops["shard-part"][0]]
+    ((name, loop),) = [(name, task) for name, task in found.tasks.items() if "parameterIterator" in task]
+    dag = found.spec["components"][loop["componentRef"]["name"]]["dag"]
+    assert "outputs" not in dag and list(dag["tasks"]) == ["shard-part"]
+    assert found.tasks["shard-part"]["retryPolicy"]["maxRetryCount"] == 10
+    assert yaml.safe_load(loop["parameterIterator"]["items"]["raw"]) == [f"{number}/8" for number in range(1, 9)]
+    assert found.tasks["shard"]["dependentTasks"] == [name]
     assert found.platform["exec-shard-part"] == found.platform["exec-shard"]
-    assert found.container("predict")["resources"]["resourceCpuRequest"] == "14"
 
 
 def test_the_examples_cover_every_setting():
@@ -203,20 +178,19 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
         ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),
         ("resources: {train: {cpu: 4, cpu_limit: 9m}}", "resources.train.cpu 4 contradicts resources.train.cpu_limit"),
-        ("resources: {train: {memory: lots}}", "resources.train 'lots': expected an amount of memory"),
+        ("resources: {train: {memory: lots}}", "resources.train.memory 'lots': expected an amount of memory"),
         ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
         ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
         ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
         ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
-        ("predict: {pods: 2}", "predict.pods needs predict.uri"),
-        ("predict: {uri: gs://b/p}", "predict.uri contradicts predict.pods 0"),
-        ("predict: {pods: 2, uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
-        ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
+        ("predict: {settings: {abstain: 0.5}}", "predict.settings needs predict.uri"),
+        ("predict: {uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
+        ("env: {MUST_RETRIES: x}", "env.MUST_RETRIES 'x': names that begin so are set by the pipeline"),
         ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
-        ("predict: {pods: 1, uri: gs://b/p, settings: {part: 1/2}}", "predict.settings.part: is set by the pipeline"),
-        ("predict: {pods: 1, uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
+        ("predict: {uri: gs://b/p, settings: {shards: x}}", "predict.settings.shards: is set by the pipeline"),
+        ("predict: {uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
         ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),

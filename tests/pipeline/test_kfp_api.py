@@ -10,6 +10,7 @@ from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
 from must_pipeline.server import wait
 from tests.local_server import Answer, LocalServer
+from tests.pipeline.conftest import kubeconfig
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
@@ -150,7 +151,7 @@ def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, file
 
 def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, submitter, scheduler, files, capsys):
     """Installed for a single user, who has no namespaces to choose from."""
-    server.access.users = None
+    server.users = None
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words in ((submitter, submit), (scheduler, apply)):
         assert command(*words) == 2
@@ -173,7 +174,7 @@ def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, sub
 def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
     monkeypatch.chdir(files)
     monkeypatch.delenv("KFP_TOKEN")
-    server.access.users = None
+    server.users = None
     (files / "token").write_text("secret\n")
     server.wanted_header = header
     assert scheduler("list") == 2
@@ -230,7 +231,7 @@ def test_a_service_account_that_pipelines_refuses_is_explained(
             return Answer(201, content | {"status": {"allowed": allowed}})
 
         cluster = LocalServer(review)
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(files / "kubeconfig", cluster.url)))
+        monkeypatch.setenv("KUBECONFIG", kubeconfig(files, cluster.url))
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words, kind in ((submitter, submit, "runs"), (scheduler, apply, "recurringruns")):
         server.refuse = {("POST", kind): (403, "service account must is not allowed")}
@@ -244,15 +245,6 @@ def test_a_service_account_that_pipelines_refuses_is_explained(
     (files / "cluster.yaml").write_text("{namespace: vision}")  # the default account
     server.refuse = {("POST", "runs"): (403, "no")}
     assert submitter(*submit) == 2 and "ask for access to the namespace" in capsys.readouterr().err
-
-
-def kubeconfig(path, url):
-    context = {"name": "here", "context": {"cluster": "here", "user": "me"}}
-    clusters, users = [{"name": "here", "cluster": {"server": url}}], [{"name": "me", "user": {"token": "t"}}]
-    path.write_text(
-        json.dumps({"current-context": "here", "clusters": clusters, "users": users, "contexts": [context]})
-    )
-    return path
 
 
 def test_a_server_that_cannot_be_reached_is_one_line(files, must_pipeline, capsys):

@@ -9,8 +9,8 @@ from kfp import compiler, dsl
 
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import documents
 from must_pipeline.run_local import run_local
+from tests.pipeline.compiled import Compiled
 
 ESCAPE = (  # an output that is a program where it is put into a condition as it is
     "x' == 'y' or [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
@@ -52,7 +52,4 @@ def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):
             compile_pipeline(cluster, tmp_path / "p.yaml")
         return
     compile_pipeline(cluster, tmp_path / "p.yaml")
-    spec, *_ = documents((tmp_path / "p.yaml").read_text())
-    dags = [part["dag"] for part in [spec["root"], *spec["components"].values()] if "dag" in part]
-    tasks = {name: task for dag in dags for name, task in dag["tasks"].items()}
-    assert "Always" in yaml.safe_dump(tasks["train"]["retryPolicy"])
+    assert "Always" in yaml.safe_dump(Compiled(tmp_path / "p.yaml").tasks["train"]["retryPolicy"])

@@ -17,27 +17,19 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, documents
 from must_pipeline.local_runner import StageOutput
 from must_pipeline.stages import ALWAYS, STAGES
-from tests.pipeline.compiled import compile_apart, compiled_for
+from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def spec():
-    return documents(COMPILED.read_text())[0]
+def compiled():
+    return Compiled(COMPILED)
 
 
-def tasks_of(spec):
-    """Every task of the DAG and of those inside it, by name."""
-    found, dags = {}, [spec["root"]["dag"]]
-    while dags:
-        for name, task in dags.pop()["tasks"].items():
-            component = spec["components"][task["componentRef"]["name"]]
-            if "dag" in component:
-                dags.append(component["dag"])
-            else:
-                found[name] = task
-    return found
+def tasks_of(compiled):
+    """Every task that is no group of others."""
+    return {name: task for name, task in compiled.tasks.items() if f"exec-{name}" in compiled.platform}
 
 
 def parse_stage(task):
@@ -51,8 +43,8 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
     assert documents(COMPILED.read_text()) == documents(compiled_for(CLUSTER).read_text()), "run `make compile`"
 
 
-def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(spec):
-    assert set(map(parse_stage, tasks_of(spec))) == set(ALWAYS)
+def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(compiled):
+    assert set(map(parse_stage, tasks_of(compiled))) == set(ALWAYS)
     for name, row in STAGES.items():
         component = getattr(our_components, name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
@@ -69,35 +61,33 @@ def test_the_example_schedule_trains_as_the_example_run():
     assert schedule["parameters"] == run | {"append": True, "only_new": True}
 
 
-def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(spec):
+def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
     """Kubeflow's cache believes in artifacts that are gone, and none but the classifier could ever be found there."""
-    executors = spec["deploymentSpec"]["executors"]
-    for name, task in tasks_of(spec).items():
+    for name, task in tasks_of(compiled).items():
         assert not task["cachingOptions"].get("enableCache"), name
         retried = STAGES[parse_stage(name)].retried
         assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is retried
-        environment = {one["name"]: one["value"] for one in executors[f"exec-{name}"]["container"].get("env", [])}
-        assert environment.get("MUST_RETRIES") == ("3,60,2" if retried else None)
+        assert compiled.environment(name).get("MUST_RETRIES") == ("3,60,2" if retried else None)
         if parse_stage(name) != "close":  # it leaves no note
             given = task["inputs"]["parameters"]["run_id"]
             assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
 
-def test_every_group_ends_in_something_that_runs(spec):
+def test_every_group_ends_in_something_that_runs(compiled):
     """Kubeflow takes a group for running for ever whose last step is a skipped condition: each has another way."""
-    branches = [one["dag"]["tasks"] for name, one in spec["components"].items() if "condition-branches" in name]
+    components = compiled.spec["components"]
+    branches = [one["dag"]["tasks"] for name, one in components.items() if "condition-branches" in name]
     assert len(branches) == 3
     for ways in branches:
         conditions = [way["triggerPolicy"]["condition"] for way in ways.values()]
         *others, last = sorted(conditions, key=lambda one: one.count("!("))
         asked = [one.rsplit(" && ", 1)[-1] for one in others]
         assert last == " && ".join(f"!({one})" for one in asked)  # what is left when no other way was taken
-    groups = [one["dag"]["tasks"] for one in [spec["root"], *spec["components"].values()] if "dag" in one]
-    assert sum(bool(re.fullmatch(r"condition-\d+", name)) for names in groups for name in names) == 6  # none alone
+    assert sum(bool(re.fullmatch(r"condition-\d+", name)) for names in compiled.groups for name in names) == 6
 
 
-def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(spec):
-    parameters = spec["root"]["inputDefinitions"]["parameters"]
+def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(compiled):
+    parameters = compiled.spec["root"]["inputDefinitions"]["parameters"]
     choices = {name: one["literals"] for name, one in parameters.items() if "literals" in one}
     assert choices.keys() == {"gate", "labels", "precision", "serve"}
     assert choices["gate"] == ["auto", "labelled", "label-free", "none"]
@@ -107,9 +97,10 @@ def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(spec):
     components.load_component_from_text(COMPILED.read_text())  # kfp's own loader takes it
 
 
-def test_the_whole_stays_far_below_kubeflows_limits(spec):
+def test_the_whole_stays_far_below_kubeflows_limits(compiled):
     """10,000 bytes of parameters a run (a MySQL column), and etcd's 1.5 MB for the workflow made of it."""
-    defaults = {n: p.get("defaultValue", "x" * 200) for n, p in spec["root"]["inputDefinitions"]["parameters"].items()}
+    parameters = compiled.spec["root"]["inputDefinitions"]["parameters"]
+    defaults = {name: one.get("defaultValue", "x" * 200) for name, one in parameters.items()}
     assert len(yaml.safe_dump(defaults)) < 2_000
     assert COMPILED.stat().st_size < 100_000
 

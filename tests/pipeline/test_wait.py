@@ -12,6 +12,7 @@ from must.runtime.notes import Facts, Note, write_note
 from must_components.cluster import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
+from tests.pipeline.conftest import kubeconfig
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
 
@@ -79,19 +80,6 @@ def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, cap
     out = capsys.readouterr().out
     assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
     assert "\nCommand to go on: must-pipeline submit --again " in out
-
-
-def test_what_never_started_after_a_promotion_is_printed(server, waiting, capsys):
-    """The notes know how many labelling pods there should be."""
-
-    def leave(run):
-        for stage, facts in (("inputs", Facts(then=["predict-1-of-3", "serve"])), ("promote", Facts(version="r7"))):
-            write_note(waiting.work, run["run_id"], Note(stage, "done", facts=facts))
-
-    play(server, "success")
-    server.meanwhile = leave
-    waiting()
-    assert "\nPromoted r7. Then broken off: predict-1-of-3 and 1 more never started\n" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -164,7 +152,7 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
     """A pod's projected token is replaced by the kubelet before it expires."""
     monkeypatch.delenv("KFP_TOKEN")
     (tmp_path / "token").write_text("first")
-    server.access.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
+    server.users = {"Bearer first": {"vision"}, "Bearer second": {"vision"}}
     server.wanted_header = ("Authorization", "Bearer first")
 
     def expire(run):
@@ -189,11 +177,7 @@ def cluster(tmp_path, monkeypatch):
 
     looks = []
     with serving(answer) as url:
-        user, cluster = {"name": "u", "user": {}}, {"name": "c", "cluster": {"server": url}}
-        config = {"current-context": "c", "clusters": [cluster], "users": [user]}
-        config |= {"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, url))
         yield looks
 
 

@@ -139,6 +139,6 @@ def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path, run):
 
 
 def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path, run):
-    values = run | {"predict_pods": 2.0, "serve": "write"}
+    values = run | {"predict_uri": f"{tmp_path}/predictions", "serve": "write"}
     check_in_cluster(facts := Facts(), str(tmp_path / "work"), parameters=values, server={}, runtime="")
-    assert facts.then == ["predict-1-of-2", "predict-2-of-2", "serve"] and facts.result
+    assert facts.then == ["predict", "serve"] and facts.result

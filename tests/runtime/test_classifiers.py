@@ -11,9 +11,9 @@ from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.config import ClassifierConfig
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import stages
-from must.runtime.evaluation import figures, plain
 from must.runtime.notes import Facts
-from must.runtime.stages import CLASSIFIER_JSON
+from must.runtime.stages import CLASSIFIER_JSON, figures
+from must.runtime.training import plain
 from tests.evaluation.measured import MEASURED
 
 

@@ -15,6 +15,7 @@ from must.runtime.check import check_service_name
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 from must_components.cluster import Cluster
+from must_components.pods import list_environment, list_volumes, place_pod
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +57,14 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
     restarts. Raises ValueError: Kubernetes does not permit this name.
     """
     check_service_name(name)
-    size, env = server["size"], dict(server["env"])
-    volumes: list[tuple[str, str, dict[str, Any]]] = [("scratch", "/tmp", {"emptyDir": {}})]
-    if server["secret"]:
-        env[server["secret_variable"]] = f"{server['secret_mount']}/{server['secret_key']}"
-        volumes.append(("key", server["secret_mount"], {"secret": {"secretName": server["secret"]}}))
-    if server["claim"]:
-        claim = {"claimName": server["claim"], "readOnly": True}
-        volumes.append(("data", server["mount"], {"persistentVolumeClaim": claim}))
+    size = server["size"]
+    volumes, mounts = list_volumes({"scratch": ("/tmp", {"emptyDir": {}})}, server, read_only=True)
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": server["image"],
         "args": ["must", "serve", "--registry", registry, "--name", name, "--host", "0.0.0.0", "--port", str(PORT)],
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
-        "env": [{"name": key, "value": value} for key, value in env.items()],
+        "env": list_environment(server),
         "startupProbe": probe("live", failureThreshold=60, periodSeconds=5),
         "readinessProbe": probe("ready", periodSeconds=5),
         "livenessProbe": probe("live", periodSeconds=15, timeoutSeconds=5),
@@ -84,16 +79,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [
-            {"name": volume, "mountPath": mount} | ({} if volume == "scratch" else {"readOnly": True})
-            for volume, mount, _ in volumes
-        ],
-    }
-    optional = {
-        "serviceAccountName": server["service_account"],
-        "imagePullSecrets": [{"name": secret} for secret in server["pull_secrets"]],
-        "nodeSelector": server["node_selector"],
-        "tolerations": server["tolerations"],
+        "volumeMounts": mounts,
     }
     predictor = {
         "minReplicas": size["replicas"],
@@ -101,8 +87,8 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_PERIOD,
         "containers": [container],
-        "volumes": [{"name": volume, **source} for volume, _, source in volumes],
-        **{key: value for key, value in optional.items() if value},
+        "volumes": volumes,
+        **place_pod(server),
     }
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -133,10 +119,9 @@ def keep_size(manifest: dict[str, Any], live: dict[str, Any]) -> str:
     if (replicas := running.get("minReplicas", predictor["minReplicas"])) != predictor["minReplicas"]:
         predictor["minReplicas"] = replicas
         changes.append(f"replicas {replicas}")
-    for container in running.get("containers", []):
-        current, configured = container.get("resources") or {}, predictor["containers"][0]["resources"]
-        if container.get("name") != CONTAINER or not current:
-            continue
+    containers = {each.get("name"): each.get("resources") for each in running.get("containers", [])}
+    if current := containers.get(CONTAINER):
+        configured = predictor["containers"][0]["resources"]
         if any(current.get(kind, {}).get(key) != size for kind in configured for key, size in configured[kind].items()):
             changes.append("resources " + json.dumps(current, sort_keys=True))
         predictor["containers"][0]["resources"] = current

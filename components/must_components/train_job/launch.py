@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -27,7 +27,7 @@ from must.base.text import one_line
 from must.method.model.description import summary_at
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
-from must.runtime.training import describe_bundle, describe_run, job_values
+from must.runtime.training import describe_bundle, job_values
 from must_components.cluster import RUN, Cluster, is_stopped
 from must_components.train_job.manifest import NODE, make_manifest
 
@@ -35,7 +35,7 @@ POLL_JOB = 5.0  # seconds between requests for the job's state and its new log l
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
 INDEX = "batch.kubernetes.io/job-completion-index"
-SECOND_LENGTH = len("2026-01-01T12:00:00")  # the beginning of a timestamp
+SECOND = len("2026-01-01T12:00:00")  # of the beginning of a timestamp
 LINES = 30  # of a failed job's log and of its events, for its last message
 
 
@@ -63,7 +63,7 @@ def train_on_nodes(
     Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id, job.bundle).run()
     copy_bundle(job.bundle, output)
     summary = summary_at(output)
-    facts.result = describe_run(summary, f" on {int(nodes['nodes'])} nodes")
+    facts.result = f"{summary.steps:,} steps on {int(nodes['nodes'])} nodes, {summary.images_per_s} images/s"
     return describe_bundle(output, summary)
 
 
@@ -74,6 +74,11 @@ def copy_bundle(uri: str, folder: str) -> None:
 
 class StoppedError(BaseException):
     """SIGTERM. Not an Exception, so that no handler of errors keeps it."""
+
+
+def stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # SIGTERM may come twice
+    raise StoppedError
 
 
 class Launch:
@@ -89,11 +94,6 @@ class Launch:
 
     def run(self) -> None:
         """Returns when the job is complete."""
-
-        def stop(number: int, frame: object) -> None:
-            signal.signal(number, signal.SIG_IGN)  # SIGTERM may come twice
-            raise StoppedError
-
         with handling(signal.SIGTERM, stop):
             try:
                 self.find_or_create()
@@ -226,8 +226,8 @@ class JobLog:
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
-        self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
-        self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
+        self.pod, self.container = "", ""
+        self.since, self.printed = "", list[str]()  # the newest timestamp of a line, and the lines of its second
         self.last: deque[str] = deque(maxlen=LINES)
 
     def print_new(self) -> None:
@@ -239,30 +239,23 @@ class JobLog:
                 if self.container:
                     event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
                     print(f"[{self.pod} {event}]", flush=True)
-                self.pod, self.container, self.since, self.printed = pod, container, "", Counter()
-            known = Counter(self.printed)
-            for line in filter(None, self.cluster.pod_log(pod, since=self.since).split("\n")):
-                if known[line]:
-                    known[line] -= 1
-                    continue
-                time, _, text = line.partition(" ")
+                self.pod, self.container, self.since, self.printed = pod, container, "", []
+            if not (lines := self.cluster.pod_log(pod, since=self.since).split("\n")[:-1]):
+                return
+            known = len(self.printed) if lines[: len(self.printed)] == self.printed else 0  # 0: the log was rotated
+            for text in [line.partition(" ")[2] for line in lines[known:]]:
                 print(text, flush=True)
                 self.last.append(text)
-                self.since = max(self.since, time)
-                self.printed[line] += 1
-            second = self.since[:SECOND_LENGTH]
-            self.printed = Counter(
-                {line: count for line, count in self.printed.items() if line[:SECOND_LENGTH] >= second}
-            )
+            self.since = max([self.since, *(line.partition(" ")[0] for line in lines)])
+            self.printed = [line for line in lines if line[:SECOND] >= self.since[:SECOND]]
 
     def find(self) -> tuple[str, str] | None:
         """The newest pod of the first node and its current container, once it runs."""
         for pod in self.cluster.node_pods(self.name):
             if pod["metadata"]["labels"].get(INDEX) == "0":
-                for status in pod.get("status", {}).get("containerStatuses", []):
-                    if status["name"] == NODE and status.get("containerID"):
-                        return pod["metadata"]["name"], status["containerID"]
-                return None
+                statuses = pod.get("status", {}).get("containerStatuses", [])
+                running = {status["name"]: status.get("containerID") for status in statuses}
+                return (pod["metadata"]["name"], running[NODE]) if running.get(NODE) else None
         return None
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from must_components.cluster import RUN, TRAINER
+from must_components.pods import list_environment, list_volumes, place_pod
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
 MODEL = "must/model"  # label: the model's name in the registry
@@ -11,7 +12,7 @@ NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's proces
 
 
 def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model: str) -> dict[str, Any]:
-    """The job that runs `must.runtime.node` for the folder `job` on every node; the runtime's kind is missing.
+    """The job that runs `must.runtime.training` for the folder `job` on every node; the runtime's kind is missing.
 
     `nodes`: from `encode_nodes` in must_pipeline/cluster/placement.py.
     """
@@ -22,8 +23,8 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
         "numNodes": int(nodes["nodes"]),
         "command": ["python", "-m", "must.method.distributed.torchrun"],
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
-        "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.node", job],
-        "env": [{"name": key, "value": value} for key, value in environment(nodes).items()],
+        "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.training", job],
+        "env": list_environment(nodes, PYTHONUNBUFFERED="1"),
     }
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}
     resources |= {key: nodes[key] for key in ("cpu", "memory") if nodes[key]}
@@ -46,43 +47,15 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
     }
 
 
-def environment(nodes: dict[str, Any]) -> dict[str, str]:
-    env = {"PYTHONUNBUFFERED": "1", **nodes["env"]}
-    if nodes["secret"]:
-        env[nodes["secret_variable"]] = f"{nodes['secret_mount']}/{nodes['secret_key']}"
-    return env
-
-
 def pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
     """Selector, tolerations, volumes and service account, at the depth where a TrainJob has them."""
-    volumes, mounts = list_volumes(nodes)
-    pod = {
-        "serviceAccountName": nodes["service_account"],
-        "nodeSelector": nodes["node_selector"],
-        "tolerations": nodes["tolerations"],
-        "imagePullSecrets": [{"name": secret} for secret in nodes["pull_secrets"]],
-        "volumes": volumes,
-        "containers": [{"name": NODE, "volumeMounts": mounts}] if mounts else [],
-    }
+    shm = {"shm": ("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": nodes["shm"]}})} if nodes["shm"] else {}
+    volumes, mounts = list_volumes(shm, nodes)
+    pod = place_pod(nodes) | (
+        {"volumes": volumes, "containers": [{"name": NODE, "volumeMounts": mounts}]} if mounts else {}
+    )
     # Istio reads the label, its older versions the annotation.
     metadata = {"labels": {**POD_LABELS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
-    template = {"metadata": metadata, "spec": {key: value for key, value in pod.items() if value}}
+    template = {"metadata": metadata, "spec": pod}
     job = {"name": NODE, "template": {"spec": {"template": template}}}
     return {"template": {"spec": {"replicatedJobs": [job]}}}
-
-
-def list_volumes(nodes: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    volumes: list[dict[str, Any]] = []
-    mounts: list[dict[str, Any]] = []
-
-    def add(name: str, mount: str, **source: Any) -> None:
-        volumes.append({"name": name, **source})
-        mounts.append({"name": name, "mountPath": mount})
-
-    if nodes["shm"]:
-        add("shm", "/dev/shm", emptyDir={"medium": "Memory", "sizeLimit": nodes["shm"]})
-    if nodes["claim"]:
-        add("data", nodes["mount"], persistentVolumeClaim={"claimName": nodes["claim"]})
-    if nodes["secret"]:
-        add("key", nodes["secret_mount"], secret={"secretName": nodes["secret"]})
-    return volumes, mounts

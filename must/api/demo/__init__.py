@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +27,22 @@ def demo(config: DemoConfig) -> Path:
     does not overwrite a changed classes.yaml or pipeline.yaml."""
     output = Path(config.output)
     require(not output.exists() or output.is_dir(), f"--output {output}: is a file; give a new folder")
-    mark = Path("model", MODEL_FOLDER_FILE)  # it is written first, and a folder with it is the example's
+    mark = output / "model" / MODEL_FOLDER_FILE  # it is written first, and a folder with it is the example's
     content = (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
-    is_demo = (output / mark).is_file() and (output / mark).read_bytes() == content
+    is_demo = mark.is_file() and mark.read_bytes() == content
     require(
         is_demo or not output.exists() or not any(output.iterdir()),
         f"--output {output}: holds files of yours, which the example would be mixed with; give a new folder, say "
         f"{output / 'demo'}",
     )
-    (output / "model").mkdir(parents=True, exist_ok=True)
-    (output / mark).write_bytes(content)
-    counts = write_images(output / "images")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_bytes(content)
+    parts = digit_parts()
+    for part in ("unlabeled", "test"):
+        for number, (image, label) in enumerate(parts[part]):
+            path = output / "images" / part / ("" if part == "unlabeled" else label) / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
     shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
     folder = output.resolve()
     pipeline = {  # parameters of the Kubeflow pipeline
@@ -56,7 +62,7 @@ def demo(config: DemoConfig) -> Path:
         else:
             (output / name).write_text(text)
     logger.info(
-        f"{output}: {counts['unlabeled']} unlabeled images, {counts['test']} labelled ones for reporting only, "
+        f"{output}: {len(parts['unlabeled'])} unlabeled images, {len(parts['test'])} labelled ones for reporting only, "
         "classes.yaml, the tiny CLIP in model/, and pipeline.yaml to run it all"
     )
     return output
@@ -83,26 +89,8 @@ def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
     table = np.loadtxt(DIGITS, delimiter=",")
     pixels = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     digits = table[:, -1].astype(int)
-    order = sorted(range(len(pixels)), key=lambda i: hashlib.sha256(pixels[i].tobytes()).digest())
-    parts, start = {}, 0
-    for part, count in SPLIT_SIZES.items():
-        chosen = order[start : start + count]
-        parts[part] = [(enlarge(pixels[i]), CLASSES[digits[i]]) for i in chosen]
-        start += count
-    assert start == len(pixels)
-    return parts
-
-
-def enlarge(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-
-
-def write_images(folder: Path) -> dict[str, int]:
-    """Writes PNG files, ``unlabeled/00000.png`` without and ``test/<class>/00000.png`` with labels; returns counts."""
-    digits = digit_parts()
-    for part in ("unlabeled", "test"):
-        for number, (image, label) in enumerate(digits[part]):
-            path = folder / part / ("" if part == "unlabeled" else label) / f"{number:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
-    return SPLIT_SIZES
+    images = [Image.fromarray(one).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for one in pixels]
+    order = iter(sorted(range(len(pixels)), key=lambda i: hashlib.sha256(pixels[i].tobytes()).digest()))
+    return {
+        part: [(images[i], CLASSES[digits[i]]) for i in islice(order, count)] for part, count in SPLIT_SIZES.items()
+    }

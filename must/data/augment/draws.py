@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,8 +22,6 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from must.base.errors import UserError
-from must.base.parameters import get_default
-from must.config import TrainConfig
 from must.data.image.decode import orientation
 from must.data.image.preprocess import Preprocess, resized
 
@@ -38,25 +36,19 @@ class Operation(NamedTuple):
     arguments: tuple[float, ...]
 
 
-def parameter(name: str) -> Any:
-    """A field with the default of this parameter of `must train`, as published."""
-    value = get_default(TrainConfig.__dataclass_fields__[name])
-    return field(default=tuple(value) if isinstance(value, list) else value)
-
-
 @dataclass(frozen=True)
 class ViewSettings:
     """The settings of the views, with the names of TrainConfig. `patch_size`: the model's, in pixels."""
 
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    patch_size: int = 16
-    mask_patch_size: int = parameter("mask_patch_size")
-    mask_ratio: float = parameter("mask_ratio")
-    weak_padding: int = parameter("weak_padding")
-    strong_scale: tuple[float, float] = parameter("strong_scale")
-    flip: float = parameter("flip")
-    randaugment: str = parameter("randaugment")
-    randaugment_ops: tuple[str, ...] = parameter("randaugment_ops")
+    preprocess: Preprocess
+    patch_size: int
+    mask_patch_size: int
+    mask_ratio: float
+    weak_padding: int
+    strong_scale: tuple[float, float]
+    flip: float
+    randaugment: str
+    randaugment_ops: tuple[str, ...]
 
     @property
     def masked_patches(self) -> int:

@@ -99,6 +99,13 @@ class Index:
         return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
+NO_INDEX = Index(
+    revision=-1, created_by="", source={}, settings={"max_pixels": 0}, shards=(), splits={}, labels=(), rejected=0,
+    reasons={}, duplicates=0, dropped=0,
+)  # fmt: skip
+"""What a folder without an index is: no shards, and an empty sha256."""
+
+
 def load_index(uri: str, sha256: str = "") -> Index:
     """Reads `uri`/index.json; `sha256` is the expected one, if given."""
     path = storage.join(uri, INDEX_FILE)

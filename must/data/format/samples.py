@@ -36,14 +36,14 @@ def load_offsets(uri: str, shard: Shard) -> np.ndarray:
     return parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
 
 
-def read_file(uri: str, name: str, sha256: str) -> bytes:
+def read_file(uri: str, name: str, sha256: str, hint: str = MAKE_AGAIN) -> bytes:
     path = storage.join(uri, name)
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; {MAKE_AGAIN}") from None
+        raise UserError(f"{path} is missing; {hint}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {MAKE_AGAIN}")
+        raise UserError(f"{path} is damaged: its sha256 is not the index's; {hint}")
     return data
 
 
@@ -120,10 +120,7 @@ def read_samples(path: Path, rows: np.ndarray) -> Iterator[Sample]:
 def read(descriptor: int, size: int, offset: int) -> bytes:
     """All of the `size` bytes at `offset`. Raises ValueError, OSError: the file is shorter, or `offset` is below 0."""
     data = os.pread(descriptor, size, offset)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += more
-    if len(data) != size:
-        raise UserError("the file is shorter")
+    require(len(data) == size, "the file is shorter")
     return data
 
 

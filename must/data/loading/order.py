@@ -16,12 +16,8 @@ SHARDS_ORDER, WINDOW_ORDER = 0, 1  # seeds of the two uses of the generator
 
 
 class EpochOrder:
-    """Sample numbers of one epoch by position.
-
-    Args:
-        sizes: samples of each shard, in index order; samples are numbered in this order.
-        window: shards that are shuffled together.
-    """
+    """Sample numbers of one epoch by position. `sizes`: samples of each shard, in index order, in which samples are
+    numbered; `window`: shards that are shuffled together."""
 
     def __init__(self, sizes: list[int], seed: int, epoch: int, window: int) -> None:
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -33,9 +29,6 @@ class EpochOrder:
         total = int(in_order.sum())
         self.window_ends = ends if len(ends) and ends[-1] == total else np.append(ends, total)
         self.samples = lru_cache(maxsize=2)(self.window_samples)
-
-    def __len__(self) -> int:
-        return int(self.window_ends[-1])
 
     def window_samples(self, number: int) -> np.ndarray:
         shards = self.shards[number * self.window : (number + 1) * self.window]
@@ -101,9 +94,9 @@ class GlobalBatches:
             for part in np.split(samples, self.micro_batches):
                 yield [(epoch, int(sample)) for sample in part]
 
-    def shard_range(self, step: int) -> tuple[int, int]:
-        """The positions [first, stop) of a step's windows in the run's sequence of shards."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+    def shard_range(self, number: int) -> tuple[int, int]:
+        """The positions [first, stop) in the run's sequence of shards of the windows of the n-th list of samples."""
+        epoch, step_of_epoch = divmod(self.first_step + number // self.micro_batches, self.steps_per_epoch)
         start, shards = step_of_epoch * self.batch_size, len(self.sizes)
         first, last = (self.order(epoch).window_at(position) for position in (start, start + self.batch_size - 1))
         return epoch * shards + first * self.window, epoch * shards + min((last + 1) * self.window, shards)

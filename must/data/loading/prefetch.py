@@ -25,10 +25,7 @@ def prefetch_batches(batches: GlobalBatches, reader: ShardReader, in_flight: int
         number = batches.shard_at(position)
         return None if number is None else reader.shards[number]
 
-    def shard_range(number: int) -> tuple[int, int]:
-        return batches.shard_range(batches.first_step + number // batches.micro_batches)
-
-    return prefetch(batches, reader, shard_at, batches.window, shard_range, in_flight)
+    return prefetch(batches, reader, shard_at, batches.window, batches.shard_range, in_flight)
 
 
 def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int) -> Iterator[int]:
@@ -62,11 +59,8 @@ def prefetch(
 
 class ShardPrefetcher:
     """Download threads of one process. The processes of a node share the cache, so no shard is downloaded twice.
-
-    Args:
-        shard_at: the shard at a position of the sequence in which shards are used; None past its end.
-        ahead: number of shards to prefetch, besides those in use.
-    """
+    `shard_at`: the shard at a position of the sequence in which shards are used, None past its end; `ahead`: number of
+    shards to prefetch, besides those in use."""
 
     def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
         self.cache, self.uri, self.shard_at, self.ahead = cache, uri, shard_at, ahead

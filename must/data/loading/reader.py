@@ -25,11 +25,7 @@ def open_reader(
     uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
 ) -> ShardReader:
     """A reader that reads remote shards through the cache in the folder `cache` ("" means the default folder).
-
-    Args:
-        sha256: the expected one of the index, if any.
-        window: shards that are read at the same time.
-    """
+    `sha256`: the expected one of the index, if any; `window`: shards that are read at the same time."""
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
     if storage.is_remote(uri):
         default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"

@@ -10,7 +10,6 @@ If several programs share the work (`--part`), each ends after its chunks; see w
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from must.base import storage
@@ -21,12 +20,14 @@ from must.base.parameters import require
 from must.base.processes import cores
 from must.base.progress import bar
 from must.base.text import printable
+from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.format import index
-from must.data.format.index import Index
+from must.data.format.index import NO_INDEX, Index
+from must.data.image.bounds import describe_exit
 from must.data.shards import commit
-from must.data.shards.assemble import Pool
+from must.data.shards.chunk import process_chunk
 from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import (
@@ -76,11 +77,12 @@ def shard(config: ShardConfig) -> Index | None:
             work.clear_up_to(task)
             return task
         work.start(task.run)
-        with Pool(max(1, min(config.workers or cores(), len(task.numbers)))) as pool:
+        workers = max(1, min(config.workers or cores(), len(task.numbers)))
+        with Workers(workers, process_chunk.__module__) as pool:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
-            write_part(Part(asdict(task.run), task.numbers, task.listing), work)
+            write_part(Part(task.run, task.numbers, task.listing), work)
             done = f"part {config.part} is done: {task.listing.items} files"
             logger.info(f"{done}; `must shard` without --part makes the shards")
             return None
@@ -89,19 +91,18 @@ def shard(config: ShardConfig) -> Index | None:
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources, or takes finished parts' listings. Returns the existing index if there is nothing to do."""
     before = storage.generation(storage.join(config.output, INDEX_FILE)) or 0
-    previous = index.load_index(config.output) if before else None
-    if previous is None or config.append:
+    previous = index.load_index(config.output) if before else NO_INDEX
+    if not before or config.append:
         refuse_unknown_files(config.output, previous)
-    if previous and config.append:
+    if before and config.append:
         resize = previous.settings["resize"]
         message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
         require(resize == config.resize, message)
-    adds_to = previous.sha256 if previous else ""
-    parts = finished_parts(config, adds_to) if work.root == config.output else []
-    history = History(config.output, previous if config.append else None)
-    if previous and not config.append:
+    parts = finished_parts(config, previous.sha256) if work.root == config.output else []
+    history = History(config.output, previous if config.append else NO_INDEX)
+    if before and not config.append:
         return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
-    work.first = previous.chunks if previous else 0
+    work.first = previous.chunks
     chunks: list[Chunk] = []
     if parts:
         work.use_parts(len(parts))
@@ -111,28 +112,40 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
-        if previous is None:
+        if not before:
             raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
-    run = make_run(config, adds_to, listing.key)
+    run = make_run(config, previous.sha256, listing.key)
     return Task(config, listing, chunks, numbers, previous, history, before, run)
 
 
-def process(task: Task, pool: Pool, work: Workdir) -> None:
-    """Processes those of the chunks that have no record."""
+def process(task: Task, pool: Workers, work: Workdir) -> None:
+    """Processes those of the chunks that have no record. If a file ends its worker, by time or a crash, its chunk is
+    redone without it.
+    Raises KilledWorkerError: something else has killed a worker; names the files that were being processed."""
     done = work.done([chunk.number for chunk in task.chunks])
     if done:
         logger.info(f"going on with an interrupted run: {len(done)} chunks are done already")
     remaining = [chunk for chunk in task.chunks if chunk.number not in done]
+
+    def retry(job: Job, exit_code: int | None, note: bytes) -> Job:
+        *others, bad = job
+        why, position = describe_exit(exit_code, task.config.max_pixels), int(note.split(b" ")[0] or -1)
+        if why and position >= 0 and position not in bad:
+            return (*others, {**bad, position: why})
+        names = [text.partition(b" ")[2].decode("utf-8", "surrogateescape") for text in pool.notes()]
+        raise KilledWorkerError(f"; it was at one of: {', '.join(sorted(names))}" if names else "")
+
+    jobs: list[Job] = [(chunk, task.config, work, {}) for chunk in remaining]
     rejected = 0
     with bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
-        for files, more_rejected in pool.process_chunks(remaining, task.config, work):
+        for files, more_rejected in pool.run(process_chunk, jobs, retry):
             rejected += more_rejected
             shown.update(files)
             shown.set_postfix({"rejected": rejected}, refresh=False)
 
 
-def finish(task: Task, pool: Pool, work: Workdir, check_lock: Callable[[], None]) -> Index:
+def finish(task: Task, pool: Workers, work: Workdir, check_lock: Callable[[], None]) -> Index:
     """Makes the shards of all chunks' tars, and the index, which does not change if nothing is new."""
     check_lock()
     work.fetch(task.numbers)
@@ -157,11 +170,11 @@ def refuse_source_in_output(config: ShardConfig) -> None:
         )
 
 
-def refuse_unknown_files(output: str, previous: Index | None) -> None:
+def refuse_unknown_files(output: str, previous: Index) -> None:
     """Raises ValueError for files with names of shards or tables that are not of the index there."""
     if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
         return
-    known = previous.files if previous else set()
+    known = previous.files if previous.sha256 else set()
     for entry in storage.list_files(output):
         require(
             entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),

@@ -1,7 +1,8 @@
-"""One chunk of the listing: reads and checks its files, and writes the valid ones to tars, one for each split.
+"""What the workers do: a chunk's valid files become tars, one for each split, and the chunks' tars become shards.
 
 A chunk depends only on its own files, so chunks are processed in any order by any number of processes, and after a kill
-only chunks without a record are processed again. A chunk's record is written after its tars.
+only chunks without a record are processed again. A chunk's record is written after its tars. A shard is a chunk's tar,
+renamed, or several small ones and those with dropped samples, joined.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import io
 import json
 import tarfile
 from array import array
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,18 +28,18 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.workers import write_note
 from must.config import ShardConfig
+from must.data.format.index import Shard
 from must.data.image import decode as images
 from must.data.image.bounds import deadline, limit_memory
-from must.data.shards.history import as_numbers, name_hash, source_place
-from must.data.shards.listing import Chunk, max_bytes, read_chunk
+from must.data.shards.history import as_numbers, name_hash, source_place, write_table
+from must.data.shards.listing import Chunk, max_bytes
+from must.data.shards.workdir import Workdir
 from must.data.sources.base import Item, UnreadableError
 
 # A member's header without its name, size and checksum. The constant part of the checksum is the sum of these bytes.
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
 TEMPLATE_HEAD, MIDDLE, TEMPLATE_TAIL = TEMPLATE[100:124], TEMPLATE[135:148], TEMPLATE[156:]
 CHECKSUM = sum(TEMPLATE_HEAD) + sum(MIDDLE) + sum(TEMPLATE_TAIL) + 8 * ord(" ")
-
-
 WRITE_BEHIND = 16 << 20  # bytes after which a tar is sent to the disk
 
 
@@ -50,11 +52,13 @@ class TarWriter:
     def __init__(self, file: BinaryIO) -> None:
         self.target, self.file = file, storage.HashingFile(file)
         self.offsets = array("q")  # of each sample: image offset, image size, json offset, json size
+        self.hashes = bytearray()  # the first 8 bytes of the sha256 of each sample's file
+        self.labelled = 0
         self.on_disk = 0  # bytes that the system has been told to write
 
     def add_sample(self, key: str, extension: str, image: bytes, text: bytes) -> None:
         """Members `key`.`extension` and `key`.json. The key must not have a dot: WebDataset's readers end it there."""
-        start = self.position + tarfile.BLOCKSIZE
+        start = self.position + BLOCKSIZE
         self.file.write(make_header(f"{key}.{extension}", len(image)))
         self.file.write(image)
         between = padding(image) + make_header(f"{key}.json", len(text))
@@ -65,12 +69,12 @@ class TarWriter:
 
     def add_raw(self, block: bytes) -> None:
         """Complete members, with headers and padding, copied from another tar; the caller keeps their offsets."""
-        assert len(block) % tarfile.BLOCKSIZE == 0
+        assert len(block) % BLOCKSIZE == 0
         self.file.write(block)
 
     def close(self) -> None:
         """Writes two empty blocks, as the format requires, and pads to a record of 20 blocks, as `tar` does."""
-        end = self.position + 2 * tarfile.BLOCKSIZE
+        end = self.position + 2 * BLOCKSIZE
         end += -end % tarfile.RECORDSIZE
         self.add_raw(bytes(end - self.position))
 
@@ -78,9 +82,12 @@ class TarWriter:
     def position(self) -> int:
         return self.file.size
 
+    def describe(self) -> dict[str, Any]:
+        return {"sha256": self.file.sha256, "bytes": self.position, "labelled": self.labelled}
+
 
 def padding(data: bytes) -> bytes:
-    return bytes(-len(data) % tarfile.BLOCKSIZE)
+    return bytes(-len(data) % BLOCKSIZE)
 
 
 def make_header(name: str, size: int) -> bytes:
@@ -93,78 +100,45 @@ def make_header(name: str, size: int) -> bytes:
     )
 
 
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
 READERS = 16  # threads that read from a bucket for one worker; each waits for the network most of the time
 AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
 
 
-META = ("number", "tars", "rejected", "other", "labels")  # fields of a chunk's result that are stored as JSON
-
-
 @dataclass
 class ChunkResult:
-    """The results for a chunk's files."""
+    """The results for a chunk's files. `arrays`: "names", uint64 [accepted], hashes of the files' names; of each split
+    "hashes.SPLIT", uint64 [samples], of the files' sha256, and "offsets.SPLIT", int64 [samples, 4], in the tar."""
 
     number: int
-    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # split -> uint64 [samples], of the files' sha256
-    offsets: dict[str, np.ndarray] = field(default_factory=dict)  # split -> int64 [samples, 4], in the tar
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     tars: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
-    names: np.ndarray = field(default_factory=lambda: np.empty(0))  # uint64 [accepted]: hashes of the files' names
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     other: int = 0  # files without a suffix that are no images
     labels: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
-        meta = json.dumps({name: getattr(self, name) for name in META}).encode()
-        arrays = {"meta": np.frombuffer(meta, np.uint8), "names": self.names}
-        arrays |= {f"hashes.{split}": values for split, values in self.hashes.items()}
-        arrays |= {f"offsets.{split}": values for split, values in self.offsets.items()}
+        others = {name: value for name, value in vars(self).items() if name != "arrays"}
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, others=np.frombuffer(json.dumps(others).encode(), np.uint8), **self.arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @staticmethod
     def read(path: Path) -> ChunkResult:
         with np.load(path, allow_pickle=False) as content:
-            meta = json.loads(content["meta"].tobytes())
-            splits = list(meta["tars"])
-            return ChunkResult(
-                hashes={split: content[f"hashes.{split}"] for split in splits},
-                offsets={split: content[f"offsets.{split}"] for split in splits},
-                names=content["names"],
-                **{name: meta[name] for name in META},
-            )
+            arrays = dict(content)
+        others = json.loads(arrays.pop("others").tobytes())
+        return ChunkResult(arrays=arrays, **others)
 
 
-def tar_name(number: int, split: str) -> str:
-    return f"chunk-{number:06d}.{split}.tar"
+def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: dict[int, str]) -> tuple[int, int]:
+    """Writes the chunk's tars and its record. Returns the numbers of its files and of the rejected ones.
 
-
-def record_name(number: int) -> str:
-    return f"chunk-{number:06d}.npz"
-
-
-def process_chunk(
-    chunk: Chunk, config: ShardConfig, work: str, records: Path, rejected: dict[int, str]
-) -> tuple[int, int]:
-    """Writes the chunk's tars to `work` and its record to `work` and to the local folder `records`.
-    Returns the numbers of its files and of the rejected ones.
-
-    The worker's note is "POSITION NAME" of the file that is being processed. An image that takes much more time than
-    its header may announce ends this process; one that takes much more memory is rejected.
-    `rejected`: position in the chunk -> reason, for files that have ended a process before.
-    """
+    The worker's note is "POSITION NAME" of the file that is being processed. An image that takes too much time ends
+    this process. `rejected`: position in the chunk -> reason, for files that have ended a process before."""
     limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
     record = ChunkResult(chunk.number)
     writers: dict[str, TarWriter] = {}
-    hashes: defaultdict[str, bytearray] = defaultdict(bytearray)  # by split, as `names` 8 bytes each
-    names, labels, labelled = bytearray(), set[str](), Counter[str]()
-    source = source_place(chunk.source.uri)
+    names, labels, source = bytearray(), set[str](), source_place(chunk.source.uri)
     with ExitStack() as stack:
         for position, (item, data) in enumerate(prefetched(chunk, config)):
             write_note(b"%d " % position + item.name.encode("utf-8", "surrogateescape"))
@@ -184,27 +158,23 @@ def process_chunk(
             digest = hashlib.sha256(data).digest()
             split = chunk.split or item.split or split_by_hash(digest, config.split)
             if split not in writers:
-                file = stack.enter_context(storage.open_write(storage.join(work, tar_name(chunk.number, split))))
+                file = stack.enter_context(storage.open_write(work.tar(chunk.number, split)))
                 writers[split] = TarWriter(file)
             text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
-            hashes[split] += digest[:8]
+            writers[split].hashes += digest[:8]
             names += name_hash(source, item.name)
             if item.label is not None:
                 labels.add(item.label)
-                labelled[split] += 1
+                writers[split].labelled += 1
         for split, writer in writers.items():
             writer.close()
-            record.offsets[split] = np.array(writer.offsets, np.int64).reshape(-1, 4)
-            record.hashes[split] = as_numbers(hashes[split])
-            tar = {"sha256": writer.file.sha256, "bytes": writer.position, "labelled": labelled[split]}
-            record.tars[split] = tar
-    record.labels, record.names = sorted(labels), as_numbers(names)
-    data = record.to_bytes()
-    if storage.is_remote(work):
-        storage.write_bytes(storage.join(work, record_name(chunk.number)), data)
-    storage.write_bytes(records / record_name(chunk.number), data)
+            record.arrays[f"offsets.{split}"] = np.array(writer.offsets, np.int64).reshape(-1, 4)
+            record.arrays[f"hashes.{split}"] = as_numbers(writer.hashes)
+            record.tars[split] = writer.describe()
+    record.labels, record.arrays["names"] = sorted(labels), as_numbers(names)
+    storage.write_bytes(work.record(chunk.number), record.to_bytes())
     return chunk.files, len(record.rejected)
 
 
@@ -215,8 +185,7 @@ def checked_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
     header = images.identify(data, config.max_pixels)
     if config.resize and min(header.size) > config.resize:
         return "jpg", resized(data, config)
-    if config.validate == "decode":
-        images.check(header)
+    images.check(header)
     return images.extension(header), data
 
 
@@ -224,8 +193,8 @@ def resized(data: bytes, config: ShardConfig) -> bytes:
     """A JPEG whose shorter side is `config.resize`, without orientation and transparency."""
     picture = images.decode(data, config.max_pixels, shorter_side=config.resize)
     scale = config.resize / min(picture.size)
-    width, height = (max(config.resize, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    size = [max(config.resize, round(side * scale)) for side in picture.size]
+    picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=config.quality)
     return buffer.getvalue()
@@ -256,14 +225,13 @@ def prefetched(chunk: Chunk, config: ShardConfig) -> Iterator[tuple[Item, bytes 
         except UserError as error:  # such as missing credentials
             raise UserError(f"{chunk.source.uri}: {item.name}: {error}") from None
 
-    items = read_chunk(chunk.plan, chunk.start, chunk.stop)
     if not chunk.source.may_be_remote:
-        yield from ((item, read(item)) for item in items)
+        yield from ((item, read(item)) for item in chunk.read())
         return
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[tuple[Item, Future[bytes | Exception]]] = deque()
         size = 0
-        for item in items:
+        for item in chunk.read():
             waiting.append((item, pool.submit(read, item)))
             size += item.size
             while len(waiting) >= 2 * READERS or (size > AHEAD and waiting):
@@ -291,3 +259,61 @@ def rejection_reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     return str(error)
+
+
+COPY = 8 << 20  # bytes per read while joining tars
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """The shard `name`: of these chunks, in order, the samples of one split."""
+
+    name: str
+    split: str
+    chunks: list[tuple[int, list[int]]]  # (chunk, positions of the samples that are dropped, ascending)
+
+
+def assemble(job: ShardJob, work: Workdir) -> Shard:
+    """Writes a shard and its table of offsets."""
+    (number, drop), *others = job.chunks
+    target = storage.join(work.output, job.name)
+    if drop or others:
+        tar, table = join_tars(job, work, target)
+    else:
+        record = ChunkResult.read(work.local_record(number))
+        tar, table = record.tars[job.split], record.arrays[f"offsets.{job.split}"]
+        move_tar(work.tar(number, job.split), target, tar["bytes"])
+    offsets = write_table(table, target.removesuffix(".tar") + ".npy")
+    return Shard(job.name, job.split, len(table), offsets_sha256=offsets["sha256"], **tar)
+
+
+def move_tar(source: str, target: str, size: int) -> None:
+    """Renames a tar, unless an earlier run has done so before it was killed."""
+    try:
+        storage.move(source, target)
+    except FileNotFoundError:
+        if not storage.exists(target) or storage.size(target) != size:
+            raise
+
+
+def join_tars(job: ShardJob, work: Workdir, target: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Writes the shard. Returns its sha256, bytes and labelled samples, and the table of offsets."""
+    tables = []
+    with storage.open_write(target) as file:
+        writer = TarWriter(file)
+        for number, drop in job.chunks:
+            record, tar = ChunkResult.read(work.local_record(number)), work.tar(number, job.split)
+            table = record.arrays[f"offsets.{job.split}"]
+            starts, stops = table[:, 0] - BLOCKSIZE, -(-(table[:, 2] + table[:, 3]) // BLOCKSIZE) * BLOCKSIZE
+            writer.labelled += record.tars[job.split]["labelled"]
+            for sample in drop:
+                text = storage.read_bytes(tar, int(table[sample, 2]), int(table[sample, 3]))
+                writer.labelled -= json.loads(text)["label"] is not None
+            samples = np.delete(np.arange(len(table)), drop)
+            for run in np.split(samples, np.flatnonzero(np.diff(samples) > 1) + 1):  # consecutive samples
+                start, stop = int(starts[run[0]]), int(stops[run[-1]])
+                tables.append(table[run] + np.array([1, 0, 1, 0]) * (writer.position - start))
+                for offset in range(start, stop, COPY):
+                    writer.add_raw(storage.read_bytes(tar, offset, min(COPY, stop - offset)))
+        writer.close()
+    return writer.describe(), np.concatenate(tables)

@@ -16,10 +16,10 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.text import printable
+from must.base.workers import Workers
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
-from must.data.shards.assemble import ChunkTar, Pool, ShardJob, plan_shards
-from must.data.shards.chunk import ChunkResult
+from must.data.shards.chunk import ChunkResult, ShardJob, assemble
 from must.data.shards.history import (
     Duplicates,
     History,
@@ -35,40 +35,36 @@ from must.data.shards.workdir import Run, Workdir
 
 @dataclass(frozen=True)
 class Task:
-    """The work of a run. `before`: the generation of the index that `previous` was read from."""
+    """The work of a run that adds to the index `previous`, whose generation is `before`."""
 
     config: ShardConfig
     listing: Listing
     chunks: list[Chunk]  # that this program processes
     numbers: list[int]  # of all chunks that become shards
-    previous: Index | None
+    previous: Index
     history: History
     before: storage.Generation
     run: Run
 
-    @property
-    def revision(self) -> int:
-        """Of the index that the run will write."""
-        return self.previous.revision + 1 if self.previous else 0
 
-
-def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
+def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     """Writes shards, tables and rejected.jsonl; the caller writes the index as the last file."""
-    config, listing, previous, numbers = task.config, task.listing, task.previous, task.numbers
-    records = Records(config, work, numbers)
-    splits = in_order({*records.splits, *(previous.splits if previous else ())}, config)
-    new = ((record.number, split, values) for record in records for split, values in record.hashes.items())
+    config, listing, previous = task.config, task.listing, task.previous
+    records = Records(task, work)
+    splits = in_order({*records.splits, *previous.splits}, config)
+    new = ((record.number, split, record.arrays[f"hashes.{split}"]) for record in records for split in record.tars)
     duplicates = find_duplicates(chain(task.history.hashes(), new), splits, config.drop_duplicates)
-    rejected = write_rejected(task, records, duplicates)
-    if previous and records.samples == len(duplicates.drops):
+    unchanged = records.samples == len(duplicates.drops)
+    rejected = write_rejected(records, duplicates, unchanged)
+    if unchanged:
         return previous
 
-    max_pixels = max(config.max_pixels, previous.max_pixels if previous else 0)  # of old images too
-    jobs = shard_jobs(task, splits, duplicates, records)
-    shards = (*(previous.shards if previous else ()), *pool.assemble(jobs, work))
-    tables = write_tables(jobs, records, task.revision)
+    max_pixels = max(config.max_pixels, previous.max_pixels)  # of old images too
+    jobs = shard_jobs(splits, duplicates, records)
+    made = {shard.name: shard for shard in pool.run(assemble, [(job, work) for job in jobs])}
+    shards, revision = (*previous.shards, *(made[job.name] for job in jobs)), previous.revision + 1
     return Index(
-        revision=task.revision,
+        revision=revision,
         created_by=f"must {__version__}",
         source={
             "uri": config.source,
@@ -76,17 +72,17 @@ def commit_shards(task: Task, work: Workdir, pool: Pool) -> Index:
             "fingerprint": fingerprint(listing.shares),
             "files": listing.items + len(listing.rejected),
         },
-        settings=task.run.settings | {"max_pixels": max_pixels},
+        settings=task.run["settings"] | {"max_pixels": max_pixels},
         shards=shards,
         splits=count_splits(shards, splits),
-        labels=tuple(sorted({*records.labels, *(previous.labels if previous else ())})),
+        labels=tuple(sorted({*records.labels, *previous.labels})),
         rejected=rejected.total(),
         reasons=dict(rejected.most_common()),
-        duplicates=duplicates.count + (previous.duplicates if previous else 0),
-        dropped=len(duplicates.drops) + (previous.dropped if previous else 0),
+        duplicates=duplicates.count + previous.duplicates,
+        dropped=len(duplicates.drops) + previous.dropped,
         skipped=dict(sorted((listing.skipped | ({NO_SUFFIX: records.other} if records.other else {})).items())),
-        tables=(*(previous.tables if previous else ()), *tables),
-        chunks=numbers[-1] + 1,
+        tables=(*previous.tables, *write_tables(jobs, records, revision)),
+        chunks=task.numbers[-1] + 1,
     )
 
 
@@ -98,8 +94,8 @@ MOST_LABELS = 100_000  # every process reads all of them with the index
 class Records:
     """The records of a run's chunks, read one at a time (that of 1000 samples has 80 kB), and sums over all of them."""
 
-    def __init__(self, config: ShardConfig, work: Workdir, numbers: list[int]) -> None:
-        self.work, self.numbers = work, numbers
+    def __init__(self, task: Task, work: Workdir) -> None:
+        self.task, self.work = task, work
         self.splits: set[str] = set()
         self.labels: set[str] = set()
         self.samples = self.other = 0
@@ -107,18 +103,22 @@ class Records:
             self.other += record.other
             self.splits |= set(record.tars)
             self.labels |= set(record.labels)
+            self.samples += sum(len(record.arrays[f"hashes.{split}"]) for split in record.tars)
             require(
                 len(self.labels) <= MOST_LABELS,
-                f"--labels {config.labels}: more than {MOST_LABELS} different labels, which the index would name one "
-                "by one; are these captions? Use --labels none",
+                f"--labels {task.config.labels}: more than {MOST_LABELS} different labels, which the index would name "
+                "one by one; are these captions? Use --labels none",
             )
-            self.samples += sum(len(values) for values in record.hashes.values())
 
     def __iter__(self) -> Iterator[ChunkResult]:
-        return map(self.read, self.numbers)
+        return map(self.read, self.task.numbers)
 
     def read(self, chunk: int) -> ChunkResult:
-        return ChunkResult.read(self.work.record(chunk))
+        return ChunkResult.read(self.work.local_record(chunk))
+
+    def rejected(self) -> Iterator[tuple[str, str]]:
+        """(name, reason) of the files that this run has rejected."""
+        return chain(self.task.listing.rejected, chain.from_iterable(record.rejected for record in self))
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
@@ -127,23 +127,29 @@ def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*known, *sorted(splits)]))
 
 
-def shard_jobs(task: Task, splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
-    previous = task.previous
-
-    work = records.work
-
-    def tars(split: str) -> Iterator[ChunkTar]:
-        for record in records:
-            if split in record.tars:
-                number, drop = record.number, duplicates.among(record.number, split)["sample"]
-                samples, files = len(record.hashes[split]) - len(drop), (work.tar(number, split), work.record(number))
-                yield ChunkTar(*files, number, split, samples, drop=tuple(drop.tolist()), **record.tars[split])
-
+def shard_jobs(splits: tuple[str, ...], duplicates: Duplicates, records: Records) -> list[ShardJob]:
+    """The samples of consecutive chunks are joined as long as they fit into a shard. Shards are numbered after those of
+    earlier revisions."""
     jobs: list[ShardJob] = []
     for split in splits:
-        old = previous.list_shards(split) if previous and split in previous.splits else ()
-        first = 1 + max((int(shard.name[len(split) + 1 : -len(".tar")]) for shard in old), default=-1)
-        jobs += plan_shards(tars(split), split, task.config.samples_per_shard, first)
+        groups: list[list[tuple[int, list[int]]]] = []
+        room = 0
+        for record in records:
+            drop = duplicates.among(record.number, split)["sample"].tolist()
+            samples = len(record.arrays.get(f"hashes.{split}", ())) - len(drop)
+            if samples > room:
+                groups.append([])
+                room = records.task.config.samples_per_shard
+            if samples:
+                groups[-1].append((record.number, drop))
+                room -= samples
+        old = (
+            int(shard.name[len(split) + 1 : -len(".tar")])
+            for shard in records.task.previous.shards
+            if shard.split == split
+        )
+        first = 1 + max(old, default=-1)
+        jobs += [ShardJob(f"{split}-{n:06d}.tar", split, chunks) for n, chunks in enumerate(groups, first)]
     return jobs
 
 
@@ -158,9 +164,11 @@ def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str
 def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[dict[str, str]]:
     """Writes the tables of this revision that --append reads."""
     output = records.work.output
-    names = np.sort(joined(record.names for record in records))
+    names = np.sort(joined(record.arrays["names"] for record in records))
     contents = joined(
-        np.delete(records.read(tar.chunk).hashes[tar.split], list(tar.drop)) for job in jobs for tar in job.tars
+        np.delete(records.read(number).arrays[f"hashes.{job.split}"], drop)
+        for job in jobs
+        for number, drop in job.chunks
     )
     tables = {"names": names, "contents": contents}
     return [write_table(values, storage.join(output, f"{name}-{revision:04d}.npy")) for name, values in tables.items()]
@@ -176,62 +184,47 @@ class Line:
     duplicate: bool = False
 
     def to_json(self) -> bytes:
-        return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode()
+        return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode() + b"\n"
 
 
-def write_rejected(task: Task, records: Records, duplicates: Duplicates) -> Counter[str]:
+def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) -> Counter[str]:
     """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
 
     If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
     them; the lines of earlier revisions stay."""
-    config, listing, previous = task.config, task.listing, task.previous
-    path = storage.join(config.output, REJECTED)
-    earlier = earlier_lines(path, previous) if previous else []
-    names = {name for name, _ in rejected_now(listing, records)} if earlier else set()
-    retried = names | accepted_now(earlier, listing, records)
-    kinds = Counter(
-        re.sub(r"\d+", "N", reason)
-        for reason in chain(
-            (line.reason for line in earlier if not line.duplicate and line.source not in retried),
-            (reason for _, reason in rejected_now(listing, records)),
-        )
-    )
-    examples = chain(rejected_now(listing, records), ((line.source, line.reason) for line in earlier))
-    refused = explain_refusal(config, records, kinds, examples, previous)
-    replaced = names if refused else retried
-    unchanged = previous and records.samples == len(duplicates.drops) and not refused
-    revision = previous.revision if previous and unchanged else task.revision
+    previous = records.task.previous
+    path = storage.join(records.work.output, REJECTED)
+    earlier = earlier_lines(path, previous) if previous.sha256 else []
     since = {line.source: line.revision for line in earlier if not line.duplicate}
-    lines = chain(
-        (line for line in earlier if line.duplicate or line.source not in replaced),
-        (Line(name, reason, since.get(name, revision)) for name, reason in rejected_now(listing, records)),
-        (
-            Line(name, reason, revision, duplicate=True)
-            for name, reason in (() if unchanged else dropped(duplicates, records))
-        ),
-    )
+    again = {name for name, _ in records.rejected() if name in since}
+    mended = accepted_now(earlier, records)
+    stay = [line for line in earlier if line.duplicate or line.source not in again]
+    left = [line for line in stay if line.duplicate or line.source not in mended]
+    reasons = chain((line.reason for line in left if not line.duplicate), (r for _, r in records.rejected()))
+    kinds = Counter(re.sub(r"\d+", "N", reason) for reason in reasons)
+    examples = chain(records.rejected(), ((line.source, line.reason) for line in earlier))
+    refused = explain_refusal(records, kinds, examples)
+    unchanged = unchanged and not refused
+    revision = previous.revision + (not unchanged)
     with storage.open_write(path) as file:
-        for line in lines:
-            file.write(line.to_json() + b"\n")
+        for line in stay if refused else left:
+            file.write(line.to_json())
+        for name, reason in records.rejected():
+            file.write(Line(name, reason, since.get(name, revision)).to_json())
+        for name, reason in () if unchanged else dropped(duplicates, records):
+            file.write(Line(name, reason, revision, duplicate=True).to_json())
     require(not refused, refused)
     return kinds
 
 
-def rejected_now(listing: Listing, records: Records) -> Iterator[tuple[str, str]]:
-    """(name, reason) of the files that this run has rejected."""
-    yield from listing.rejected
-    for record in records:
-        yield from record.rejected
-
-
 def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
     """(name, reason) of the dropped duplicates. The names are in the tars, which exist until the index is written."""
-    last, offsets = -1, {}
+    last, arrays = -1, {}
     for chunk, split, sample, kept_in in duplicates.drops.tolist():
         if chunk != last:
-            last, offsets = chunk, records.read(chunk).offsets
+            last, arrays = chunk, records.read(chunk).arrays
         name = duplicates.splits[split]
-        _, _, start, size = offsets[name][sample].tolist()
+        _, _, start, size = arrays[f"offsets.{name}"][sample].tolist()
         text = storage.read_bytes(records.work.tar(chunk, name), start, size)
         where = "" if kept_in == split else f" in the split {duplicates.splits[kept_in]}"
         yield json.loads(text)["source"], f"same content as another image{where}"
@@ -248,37 +241,29 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
     return [line for line in lines if line.revision <= previous.revision]
 
 
-def accepted_now(earlier: list[Line], listing: Listing, records: Records) -> set[str]:
+def accepted_now(earlier: list[Line], records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
     """
-    names = {
-        int.from_bytes(name_hash(source_place(uri), line.source), "big"): line.source
-        for uri in listing.uris
-        for line in earlier
-    }
+    places = [source_place(uri) for uri in records.task.listing.uris]
+    names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
     hashes = np.fromiter(names, np.uint64, len(names))
-    matches = (np.intersect1d(hashes, record.names) for record in records) if names else ()
+    matches = (np.intersect1d(hashes, record.arrays["names"]) for record in records) if names else ()
     return {names[int(value)] for values in matches for value in values}
 
 
-def explain_refusal(
-    config: ShardConfig,
-    records: Records,
-    kinds: Counter[str],
-    examples: Iterable[tuple[str, str]],
-    previous: Index | None,
-) -> str:
+def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tuple[str, str]]) -> str:
     """Why the run ends without an index, "" if it does not.
 
     The share is of all revisions: files that are rejected each time must not make every small append fail.
     """
-    old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped if previous else 0
+    config, previous = records.task.config, records.task.previous
+    old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped
     rejected = kinds.total()
     files = old + records.samples + rejected
     path = storage.join(config.output, REJECTED)
-    if records.samples == 0 and previous is None:
+    if records.samples == 0 and not previous.sha256:
         why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
         return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
     if rejected > max(FEW_REJECTED, config.max_rejected * files):

@@ -15,7 +15,9 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.parameters import require
 from must.data.format.index import Index
+from must.data.format.samples import read_file
 from must.data.sources.base import Item
 
 BATCH = 8192  # names that are searched at once
@@ -25,12 +27,12 @@ OLD = -1  # the chunk number of samples in shards of earlier revisions
 class History:
     """The tables of an index."""
 
-    def __init__(self, uri: str, index: Index | None) -> None:
+    def __init__(self, uri: str, index: Index) -> None:
         self.index = index
-        tables = {table["name"]: read_table(uri, table) for table in (index.tables if index else ())}
+        tables = {table["name"]: read_table(uri, table) for table in index.tables}
         self.names = np.sort(joined(values for name, values in tables.items() if name.startswith("names-")))
         self.contents = joined(values for name, values in tables.items() if name.startswith("contents-"))
-        if len(self.contents) != sum(shard.samples for shard in (index.shards if index else ())):
+        if len(self.contents) != sum(shard.samples for shard in index.shards):
             raise UserError(f"{uri}: the tables contents-*.npy have another number of images than the index")
 
     def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
@@ -48,7 +50,7 @@ class History:
     def hashes(self) -> Iterator[tuple[int, str, np.ndarray]]:
         """(OLD, split, uint64 [samples]) of each shard of the index."""
         start = 0
-        for shard in self.index.shards if self.index else ():
+        for shard in self.index.shards:
             yield OLD, shard.split, self.contents[start : start + shard.samples]
             start += shard.samples
 
@@ -59,18 +61,14 @@ def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 def read_table(uri: str, table: dict[str, str]) -> np.ndarray:
     """Raises ValueError: it is missing, or its checksum or format is wrong."""
-    file = storage.join(uri, table["name"])
-    damage = UserError(f"{file} is missing or damaged; without it --append cannot tell what is new")
+    hint = "without it --append cannot tell what is new"
+    data = read_file(uri, table["name"], table["sha256"], hint)
     try:
-        data = storage.read_bytes(file)
         values = np.load(io.BytesIO(data), allow_pickle=False)
-    except FileNotFoundError:
-        raise damage from None
+        require(values.ndim == 1 and values.dtype == np.uint64, "other numbers")
+        return values
     except Exception:  # numpy has no common class for errors in a header
-        raise damage from None
-    if hashlib.sha256(data).hexdigest() != table["sha256"] or values.ndim != 1 or values.dtype != np.uint64:
-        raise damage
-    return values
+        raise UserError(f"{storage.join(uri, table['name'])} is damaged; {hint}") from None
 
 
 def source_place(uri: str) -> str:
@@ -89,7 +87,7 @@ def as_numbers(data: bytes | bytearray) -> np.ndarray:
 
 
 def write_table(values: np.ndarray, uri: str) -> dict[str, str]:
-    """Writes a table. Returns its name and checksum for the index."""
+    """Writes a .npy file. Returns its name and checksum for the index."""
     with storage.open_write(uri) as file:
         table = storage.HashingFile(file)
         np.lib.format.write_array(table, values, allow_pickle=False)
@@ -126,11 +124,7 @@ def find_duplicates(
 
     Of identical images the first one is kept, in this order: in older shards, in the split `test`, in splits other than
     `train`, in `train`. So no test image is in the training data, and nothing is added that an older shard holds.
-
-    Args:
-        hashes: (chunk or OLD, split, uint64 [samples]) of every split of every chunk.
-        drop_all: drop repeated new images within a split, too.
-    """
+    `hashes`: (chunk or OLD, split, uint64 [samples]); `drop_all`: repeated new images within a split, too."""
     groups = sorted(hashes, key=lambda group: (group[0] != OLD, rank(group[1]), group[0]))
     ends = np.cumsum([len(values) for _, _, values in groups], dtype=np.int64)
     contents = joined(values for _, _, values in groups)

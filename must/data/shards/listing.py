@@ -7,6 +7,7 @@ chunks start, so that a worker reads only its own part.
 
 import hashlib
 import json
+import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -37,18 +38,14 @@ from must.data.sources.base import (
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
+logger = logging.getLogger(__name__)
+
 
 def open_source(
     uri: str, labels: str, option: str, exclude: str = "", image_column: str = "", label_column: str = ""
 ) -> Source:
-    """The source at `uri`.
-
-    Args:
-        labels: "folder", "csv" or "none", as `must shard --labels`.
-        option: the flag of the source, for messages.
-        exclude: a folder in the source that is not listed: the output.
-        image_column, label_column: names of a table's columns; "" for the usual names.
-    """
+    """The source at `uri`, with labels as of `must shard --labels`. `option`: the flag of the source, for messages;
+    `exclude`: a folder in it that is not listed, the output; the columns of a table: "" for the usual names."""
     if uri.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")):
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
@@ -61,31 +58,24 @@ def open_source(
         files = existing_files(uri, option)
         return Tables(uri, name_tables(zip(files, relative_names(files), strict=True)), labels, option, columns)
     if not storage.is_remote(uri):
-        path = storage.local(uri)
+        path, kinds = storage.local(uri), "a .csv or .jsonl manifest, a .tar or .zip archive, or a .parquet table"
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
         require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
-        require(
-            path.is_dir(),
-            f"{option} {uri}: expected a folder of images, a .csv or .jsonl manifest, a .tar or .zip archive, or a "
-            ".parquet table",
-        )
+        require(path.is_dir(), f"{option} {uri}: expected a folder of images, {kinds}")
     inside = below(uri, exclude)
-    archives: list[str] = []
-    tables: list[str] = []
+    found = []
     for entry in storage.list_files(uri):
         if (inside and entry.name.startswith(inside)) or find_kind(entry.name) == "hidden":
             continue
         if find_kind(entry.name) is None and "." in entry.name.rpartition("/")[2]:
             return Folder(uri, labels, exclude)
-        if ARCHIVE.search(entry.name):
-            archives.append(entry.name)
-        if is_table(entry.name):
-            tables.append(entry.name)
-    if archives:
-        files = [storage.join(uri, name) for name in sorted(archives)]
-        return Archives(uri, files, labels, option, sorted(archives), Folder(uri, labels, exclude, set(archives)))
-    if tables:
-        named = name_tables((storage.join(uri, name), name) for name in sorted(tables))
+        if ARCHIVE.search(entry.name) or is_table(entry.name):
+            found.append(entry.name)
+    if archives := sorted(filter(ARCHIVE.search, found)):
+        files = [storage.join(uri, name) for name in archives]
+        return Archives(uri, files, labels, option, archives, Folder(uri, labels, exclude, set(archives)))
+    if tables := sorted(filter(is_table, found)):
+        named = name_tables((storage.join(uri, name), name) for name in tables)
         return Tables(uri, named, labels, option, columns)
     require(not TABLE_FILE.search(uri), f"{option} {uri}: there is no such file, and no tables are below it")
     return Folder(uri, labels, exclude)
@@ -114,8 +104,9 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
     path, starts = folder / "plan.jsonl", array("Q", [0])
     with TemporaryFile(dir=folder) as listed, path.open("wb") as plan:
         for item in items:
-            line, order = json.dumps(item).encode() + b"\n", sort_key(item.name)
-            digest = int.from_bytes(hashlib.sha256(line).digest(), "big")
+            line, name = json.dumps(item).encode() + b"\n", item.name.encode("utf-8", "surrogateescape")
+            order = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
+            digest = int.from_bytes(hashlib.sha256(line).digest())
             total += digest
             if order % parts == number - 1:
                 share += digest
@@ -138,11 +129,6 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
         if size:
             starts.append(plan.tell())
     return Plan(path, starts, size, share, total)
-
-
-def sort_key(name: str) -> int:
-    """A hash of 8 bytes. Names that are not valid text are accepted as well."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
@@ -171,11 +157,9 @@ def fingerprint(sums: Iterable[int]) -> str:
 def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
     """The test source comes first, so that its shards do not depend on the size of the other source."""
     columns = (config.image_column, config.label_column)
-    sources = [(open_source(config.source, config.labels, "--source", config.output, *columns), "")]
-    if config.test_source:
-        test = open_source(config.test_source, config.labels, "--test-source", config.output, *columns)
-        sources.insert(0, (test, "test"))
-    return sources
+    given = [(config.test_source, "--test-source", "test")] if config.test_source else []
+    given.append((config.source, "--source", ""))
+    return [(open_source(uri, config.labels, flag, config.output, *columns), split) for uri, flag, split in given]
 
 
 def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, folder: Path) -> Listing:
@@ -191,6 +175,8 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         source.prepare(part_folder)
         items = history.unseen(source.uri, without_long_texts(source.items(problems), problems))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
+    if problems.unread_labels:
+        logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")
     first = part[0] == 1
     return Listing(
         uris=tuple(source.uri for source, _ in sources),
@@ -205,16 +191,21 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
 
 @dataclass(frozen=True)
 class Chunk:
-    """Chunk `number`: bytes [start, stop) of the file `plan`, which are `files` lines. `split` is the split of all
-    files; "" means by hash."""
+    """Some items of a plan."""
 
     number: int
     source: Source
     plan: Path
-    start: int
+    start: int  # in the file `plan`, bytes
     stop: int
     files: int
-    split: str
+    split: str  # of all files; "" means by hash
+
+    def read(self) -> Iterator[Item]:
+        with self.plan.open("rb") as file:
+            file.seek(self.start)
+            for line in file.read(self.stop - self.start).splitlines():
+                yield Item(*json.loads(line))
 
 
 def split_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
@@ -235,13 +226,6 @@ def max_bytes(config: ShardConfig) -> int:
 
 def settings_json(config: ShardConfig) -> dict[str, Any]:
     """The settings in the index, which determine the shards' bytes."""
-    names = ("labels", "samples_per_shard", "split", "resize", "quality", "validate", "max_pixels")
+    names = ("labels", "samples_per_shard", "split", "resize", "quality", "max_pixels")
     settings = {name: getattr(config, name) for name in names}
     return settings | {"max_bytes": max_bytes(config), "drop_duplicates": config.drop_duplicates}
-
-
-def read_chunk(path: Path, start: int, stop: int) -> Iterator[Item]:
-    with path.open("rb") as file:
-        file.seek(start)
-        for line in file.read(stop - start).splitlines():
-            yield Item(*json.loads(line))

@@ -5,8 +5,10 @@ I - 1, as a run in a folder of its own, `.shard-parts/I-of-N`, and needs no othe
 then makes the shards of the chunks of all parts, as if they were its own.
 """
 
+import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -21,13 +23,13 @@ from typing import Any, Self
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
-from must.base.lock import Kind
+from must.base.lock import Kind, pid_scope
 from must.base.names import TABLE
 from must.base.parameters import make_record, require
+from must.base.processes import is_running
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.format import index
-from must.data.shards.chunk import record_name, tar_name
 from must.data.shards.history import source_place
 from must.data.shards.listing import Listing, settings_json
 
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 WORK_FOLDER, RUN_FILE, DONE_FILE = ".shard", "run.json", "done.json"
 PARTS_FOLDER = ".shard-parts"
+PART_FILE = re.compile(rf"(?P<number>\d+)-of-(?P<parts>\d+)/{re.escape(WORK_FOLDER)}/(?P<file>.+)", re.DOTALL)
 SHARDS_LOCK = Kind("must shard", "--output", ".shard.lock")  # of the output, or of a part's folder
 READERS = 16  # records that are fetched from a bucket at the same time
 SHARD_FILE = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as in must.base.names, and its table
@@ -42,43 +45,33 @@ OF_INDEX = re.compile(rf"{SHARD_FILE.pattern}|{TABLE.pattern}")  # of no use wit
 WRITTEN_NAME = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything that determines the bytes of a run's chunks: the work of an equal run is resumed."""
-
-    source: str  # as history.source_place gives it
-    test_source: str
-    settings: dict[str, Any]
-    previous: str  # sha256 of the index to which the run adds; "" if there is none
-    listing: str  # Listing.key
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
-
-    def differences(self, content: dict[str, Any] | None) -> list[str]:
-        """The names of the fields in which `content`, that of run.json, is of another run."""
-        return [name for name, value in json.loads(self.to_json()).items() if (content or {}).get(name) != value]
+Run = dict[str, Any]
+"""run.json: everything that determines the bytes of a run's chunks. The work of an equal run is resumed."""
 
 
 def make_run(config: ShardConfig, previous: str, listing: str) -> Run:
-    test = source_place(config.test_source) if config.test_source else ""
-    return Run(source_place(config.source), test, settings_json(config), previous, listing)
+    """`previous`: sha256 of the index to which the run adds, "" if there is none; `listing`: Listing.key."""
+    return {
+        "source": source_place(config.source),
+        "test_source": source_place(config.test_source) if config.test_source else "",
+        "settings": settings_json(config),
+        "previous": previous,
+        "listing": listing,
+    }
 
 
 class Workdir:
     """The folders of one program of a run.
 
-    `uri` has the chunks' tars and records. `local` is a folder on this host for this program's lists, `records` one for
-    its records; if the output is a bucket, both are temporary. `folders`: where chunks are, that of part I at I - 1.
+    `uri` has the chunks' tars and records. `local` is a folder on this host for this program's lists; if the output is
+    a bucket, it is temporary and has copies of the records. `folders`: where chunks are, that of part I at I - 1.
     """
 
     def __init__(self, output: str, root: str = "") -> None:
         self.output, self.root = output, root or output
         self.uri = storage.join(self.root, WORK_FOLDER)
         self.remote = storage.is_remote(output)
-        lists = storage.join(self.uri, "lists")
-        self.local = Path(tempfile.mkdtemp(prefix="must-shard-")) if self.remote else storage.local(lists)
-        self.records = self.local if self.remote else storage.local(self.uri)
+        self.local = temporary_folder() if self.remote else storage.local(self.uri) / "lists"
         self.folders, self.first = [self.uri], 0
 
     def __enter__(self) -> Self:
@@ -97,11 +90,14 @@ class Workdir:
             shutil.rmtree(storage.local(self.uri), ignore_errors=True)  # there is nothing to resume
 
     def tar(self, number: int, split: str) -> str:
-        return storage.join(self.folder(number), tar_name(number, split))
+        return storage.join(self.folder(number), f"chunk-{number:06d}.{split}.tar")
 
-    def record(self, number: int) -> Path:
-        """The local file of a chunk's record; see `fetch`."""
-        return (self.records if self.remote else storage.local(self.folder(number))) / record_name(number)
+    def record(self, number: int) -> str:
+        return storage.join(self.folder(number), record_name(number))
+
+    def local_record(self, number: int) -> Path:
+        """The record or, if it is in a bucket, its copy by `fetch`."""
+        return self.local / record_name(number) if self.remote else storage.local(self.record(number))
 
     def use_parts(self, parts: int) -> None:
         """From now on the chunks are those of so many parts."""
@@ -114,12 +110,12 @@ class Workdir:
     def start(self, run: Run) -> None:
         """Resumes the work of an equal run; deletes the work of another one. The caller holds the lock."""
         content = self.run()
-        if run.differences(content):
+        if content != run:
             if content is not None:
                 self.discard()
-            storage.write_bytes(storage.join(self.uri, RUN_FILE), run.to_json())
+            storage.write_bytes(storage.join(self.uri, RUN_FILE), json.dumps(run, indent=1).encode() + b"\n")
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self) -> Run | None:
         """The content of run.json; None if there is none, {} if it is damaged."""
         try:
             data = storage.read_bytes(storage.join(self.uri, RUN_FILE))
@@ -153,10 +149,9 @@ class Workdir:
 
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
-        missing = [number for number in numbers if self.remote and not self.record(number).exists()]
-        uris = [storage.join(self.folder(number), record_name(number)) for number in missing]
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(storage.download, uris, map(self.record, missing)))
+        if self.remote:
+            with ThreadPoolExecutor(READERS) as pool:
+                list(pool.map(storage.download, map(self.record, numbers), map(self.local_record, numbers)))
 
     def clear_up_to(self, previous: index.Index) -> None:
         """Deletes finished work. The work of an interrupted run that adds to the index `previous` is kept."""
@@ -177,6 +172,20 @@ class Workdir:
         shutil.rmtree(self.local, ignore_errors=True)
 
 
+def record_name(number: int) -> str:
+    return f"chunk-{number:06d}.npz"
+
+
+def temporary_folder() -> Path:
+    """A folder for the time of this process. Removes those that killed processes of this container have left."""
+    prefix = f"must-shard-{hashlib.sha256(str(pid_scope()).encode()).hexdigest()[:12]}-"
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        process = path.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
+
+
 def work_root(config: ShardConfig) -> str:
     """The folder with the lock and the work of this program: the output, or that of a part."""
     number, parts = parse_part(config.part)
@@ -191,7 +200,7 @@ def part_folder(output: str, number: int, parts: int) -> str:
 class Part:
     """A finished part: its run, the numbers of its chunks, and what it has listed."""
 
-    run: dict[str, Any]
+    run: Run
     numbers: list[int]
     listing: Listing
 
@@ -207,37 +216,35 @@ def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
     folder = storage.join(config.output, PARTS_FOLDER)
     parts: dict[int, dict[int, Part]] = {}
     for entry in list(storage.list_existing(folder)):
-        name, *inside = entry.name.split("/")
-        position, _, total = name.partition("-of-")
-        if not (position.isdecimal() and total.isdecimal() and inside[:1] == [WORK_FOLDER]):  # such as a free lock
+        if (match := PART_FILE.fullmatch(entry.name)) is None:  # such as a free lock
             continue
-        of_count = parts.setdefault(int(total), {})
-        if inside[1:] == [DONE_FILE]:
+        of_count = parts.setdefault(int(match["parts"]), {})
+        if match["file"] == DONE_FILE:
             path = storage.join(folder, entry.name)
             damage = UserError(f"{path} is damaged; delete its folder and run that part again")
-            of_count[int(position)] = storage.read_object(path, partial(make_record, Part), damage)
-    done = list(chain.from_iterable(of_count.values() for of_count in parts.values()))
-    if any(part.run["previous"] != previous for part in done):
+            of_count[int(match["number"])] = storage.read_object(path, partial(make_record, Part), damage)
+    if any(part.run["previous"] != previous for of_count in parts.values() for part in of_count.values()):
         logger.info(f"{folder}: deleted, it is the work of an earlier run")
         storage.delete_folder(folder)
         return []
     if not parts:
         return []
     count = min(parts, key=lambda count: count - len(parts[count]))
-    missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in parts[count]]
+    numbers, run = range(1, count + 1), make_run(config, previous, "")
+    missing = [f"{number}/{count}" for number in numbers if number not in parts[count]]
     require(
         not missing,
         f"{folder} has parts of this work, and these are not done: --part {', '.join(missing)}; run them, or delete "
         "that folder to do all without parts",
     )
     for number, part in parts[count].items():
-        differences = make_run(config, previous, "").differences(part.run | {"listing": ""})
+        differences = [name for name in run if name != "listing" and part.run.get(name) != run[name]]
         require(
             not differences,
             f"part {number}/{count} in {folder} differs in: {', '.join(differences)}; run it again with the parameters "
             "of this command, or delete that folder",
         )
-    return [parts[count][number] for number in range(1, count + 1)]
+    return [parts[count][number] for number in numbers]
 
 
 def join_listings(parts: Iterable[Part]) -> Listing:

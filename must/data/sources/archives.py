@@ -46,11 +46,8 @@ LABEL_MEMBERS = ("cls", "json")  # members of a WebDataset sample that may have 
 class Archives:
     """One or more archives. Those in a bucket are downloaded, and compressed tars are decompressed, to the folder that
     `prepare` gets and for the time of the run, so that a member can be read without the members before it.
-
-    Args:
-        names: the archives' names in the source, if given, which are put before those of their members.
-        beside: the folder of the archives, whose other files may be images.
-    """
+    `names`: the archives' names in the source, if given, which are put before those of their members; `beside`: the
+    folder of the archives, whose other files may be images."""
 
     may_be_remote = False
 

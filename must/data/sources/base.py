@@ -66,6 +66,7 @@ class ListingReport:
     def __init__(self, reject: Callable[[str, str], None], max_bytes: float = inf) -> None:
         self.write, self.max_bytes = reject, max_bytes
         self.skipped: Counter[str] = Counter()  # number of files that are not images, by extension
+        self.unread_labels = 0  # of a manifest
 
     def accepts(self, name: str) -> bool:
         """Whether it may be an image, by its name; other files are counted."""

@@ -5,6 +5,7 @@ Listings are streamed; the workers read the images.
 
 import csv
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Any, BinaryIO
 
 from must.base import storage
@@ -40,13 +41,13 @@ class Folder(Source):
 class Manifest(Source):
     """A .csv, .tsv or .jsonl file with the columns path (or image), and optionally label (or class) and split.
 
+    Columns are separated by what the first line has most of: commas, semicolons or tabs.
     Paths are absolute, gs:// URIs, or relative to the manifest.
     """
 
     def __init__(self, uri: str, labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option
         self.may_be_remote = True  # its lines may have any path
-        self.base = uri.rpartition("/")[0] or ("" if not uri.startswith("/") else "/")
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         file = self.uri.rpartition("/")[2]
@@ -59,6 +60,7 @@ class Manifest(Source):
             if self.labels == "folder":
                 label = folder_label(path)
             elif self.labels == "none":
+                problems.unread_labels += label not in (None, "")
                 label = None
             yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
 
@@ -70,21 +72,22 @@ class Manifest(Source):
             if ending not in ("csv", "tsv"):
                 yield from ((n, storage.object_or_none(line, dict)) for n, line in enumerate(lines, 1) if line.strip())
                 return
-            table = csv.DictReader(lines, dialect="excel-tab" if ending == "tsv" else "excel")
+            first = next(lines, "")
+            delimiter = max("\t,;" if ending == "tsv" else ",;\t", key=first.count)
+            table = csv.DictReader(chain([first], lines), delimiter=delimiter)
             try:
                 table.fieldnames = [OTHER_COLUMNS.get(name, name) for name in table.fieldnames or ()]
                 require(
                     "path" in table.fieldnames,
                     f"{where}: the first line must name the columns path[,label][,split], not: "
-                    f"{brief(','.join(table.fieldnames))}",
+                    f"{brief(delimiter.join(table.fieldnames))}",
                 )
                 yield from ((table.line_num, row) for row in table)
             except csv.Error as error:
                 raise UserError(f"{where}: cannot be read after line {table.line_num}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
-        relative = self.base and not is_absolute(item.name)
-        return storage.read_bytes(storage.join(self.base, item.name) if relative else item.name, 0, limit)
+        return storage.read_bytes(beside(self.uri, item.name), 0, limit)
 
 
 def read_lines(file: BinaryIO, where: str) -> Iterator[str]:
@@ -128,9 +131,10 @@ def refusal(path: str) -> str:
     return ""
 
 
-def is_absolute(path: str) -> bool:
-    """Whether it does not depend on the folder of its list or table."""
-    return path.startswith("/") or "://" in path
+def beside(uri: str, path: str) -> str:
+    """A path in the list or table at `uri`, which is absolute or relative to its folder."""
+    folder, slash, _ = uri.rpartition("/")
+    return path if path.startswith("/") or "://" in path else folder + slash + path
 
 
 def is_split(name: object) -> bool:

@@ -24,7 +24,7 @@ from must.data.sources.base import (
     report_damage,
     utf8_size,
 )
-from must.data.sources.files import is_absolute, is_split, refusal
+from must.data.sources.files import beside, is_split, refusal
 
 Batches = Callable[[list[str]], Iterator[Any]]  # the columns with these names -> record batches of some rows
 USUAL_IMAGES = (
@@ -44,12 +44,7 @@ class Columns(NamedTuple):
 
 
 def choose(schema: Any, image_column: str, label_column: str, labels: str, where: str) -> Columns:
-    """The columns to read of a table with this pyarrow schema.
-
-    Args:
-        labels: "folder", "csv" or "none", as `must shard --labels`.
-        where: the option and file, for messages.
-    """
+    """The columns to read of a table with this pyarrow schema. `where`: the option and file, for messages."""
     types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
     hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(set(schema.names)) == len(schema.names), f"{where}: two columns have the same name; {hint}")
@@ -226,11 +221,8 @@ class Tables:
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
-            try:
-                with storage.local_copy(table.uri) as path, report_damage(where, "table"):
-                    yield from self.read_items(number, table, path, where, problems)
-            except FileNotFoundError:
-                raise UserError(f"{where}: there is no such file") from None
+            with storage.local_copy(table.uri) as path, report_damage(where, "table"):
+                yield from self.read_items(number, table, path, where, problems)
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         limit = min(problems.max_bytes, EXPANDED)
@@ -257,10 +249,10 @@ class Tables:
                 elif data is not None or not file_path:
                     problems.reject(name, "no image in this row")
                 elif reason := refusal(file_path):
-                    problems.reject(without_secrets(file_name(table, file_path)), reason)
+                    problems.reject(without_secrets(beside(table.name, file_path)), reason)
                 else:
                     self.may_be_remote = True
-                    yield Item(file_name(table, file_path), 0, label, split, [number, file_path])
+                    yield Item(beside(table.name, file_path), 0, label, split, [number, file_path])
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
@@ -280,16 +272,7 @@ class Tables:
         number, offset_or_path = item.locator
         if isinstance(offset_or_path, int):
             return storage.read_bytes(self.packed(number), offset_or_path, min(item.size, limit))
-        path, uri = offset_or_path, self.tables[number].uri
-        if not is_absolute(path) and "/" in uri:
-            path = storage.join(uri.rpartition("/")[0] or "/", path)
-        return storage.read_bytes(path, 0, limit)
-
-
-def file_name(table: Table, path: str) -> str:
-    """The name in the source of a file at a row's path, which is relative to the folder of the table."""
-    folder, slash, _ = table.name.rpartition("/")
-    return path if is_absolute(path) else folder + slash + path
+        return storage.read_bytes(beside(self.tables[number].uri, offset_or_path), 0, limit)
 
 
 def read_rows(batch: Any, columns: Columns) -> Iterator[tuple[bytes | None, str | None, Any, Any]]:

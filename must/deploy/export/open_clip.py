@@ -77,15 +77,12 @@ def export_folder(
         f"difference of a probability {of_probability:.1e}"
     )
     if bundle.memory:
-        logger.info(f"open_clip holds the tower alone, without the memory{memory_gain(metrics)}")
+        gain = "; `must export` without --to holds both"
+        if metrics and metrics.tower and metrics.adapted:
+            top1 = f"top-1 {metrics.tower.top1:.1%}, with the memory {metrics.adapted.top1:.1%}"
+            gain = f": {top1} (`must export` without --to)"
+        logger.info(f"open_clip holds the tower alone, without the memory{gain}")
     return result
-
-
-def memory_gain(metrics: Metrics | None) -> str:
-    """The accuracies without and with the memory, in words; "" if they were not measured."""
-    if not metrics or not metrics.tower or not metrics.adapted:
-        return "; `must export` without --to holds both"
-    return f": top-1 {metrics.tower.top1:.1%}, with the memory {metrics.adapted.top1:.1%} (`must export` without --to)"
 
 
 def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:

@@ -41,7 +41,6 @@ class BundleClassifier:
         self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
 
     def __call__(self, pixels: np.ndarray) -> Classified:
-        """Classifies uint8 [B, S, S, 3]."""
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
             probability, *similarity = (output.cpu().numpy() for output in self.network(images))

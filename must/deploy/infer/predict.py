@@ -33,20 +33,20 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
             not files and not is_work(model),
             f"--classes: the model in {model} has classes of its own; leave --classes out",
         )
-        return config, zero_shot()
+        return config, torch_opener(zero_shot=True)
     if DESCRIPTION_FILE in files:
-        return config, bundle()
+        return config, torch_opener()
     if ONNX_FILE in files or model.lower().endswith(".onnx"):
         return config, open_onnx
     if model.lower().endswith(".safetensors"):
-        return config, zero_shot()
-    for kind, opener in (("bundle", bundle), ("onnx", lambda: open_onnx), ("classifier", zero_shot)):
+        return config, torch_opener(zero_shot=True)
+    for kind in ("bundle", "onnx", "classifier"):
         if uri := find_part(model, kind):
             require(
                 kind != "classifier" or not storage.exists(storage.join(model, RECORD_FILE)),
                 f"--model {model}: its model is not there; the same `must adapt` again makes it",
             )
-            return replace(config, model=uri), opener()
+            return replace(config, model=uri), open_onnx if kind == "onnx" else torch_opener(kind == "classifier")
     require(
         not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
         f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
@@ -65,15 +65,9 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     )
 
 
-def bundle() -> Opener:
+def torch_opener(zero_shot: bool = False) -> Any:
+    """The opener of a bundle, or of a zero-shot model."""
     loading("predict")
-    from must.deploy.infer.bundle import open_bundle
+    from must.deploy.infer.bundle import open_bundle, open_zero_shot
 
-    return open_bundle
-
-
-def zero_shot() -> Any:
-    loading("predict")
-    from must.deploy.infer.bundle import open_zero_shot
-
-    return open_zero_shot
+    return open_zero_shot if zero_shot else open_bundle

@@ -20,7 +20,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, open_onnx, threshold
+from must.deploy.predict.session import Classifier, Opener, classify_readable, open_onnx, threshold
 from must.deploy.predict.shards import predict_shards
 from must.deploy.predict.writer import Options, Prediction, open_writer, rank_classes
 
@@ -38,12 +38,10 @@ def predict_images(
     if config.shards:
         return predict_shards(config, open_model)
     classifier = open_model(config)
-    unsure = threshold(config.abstain, classifier, config.model)
-    view, top = EvalView(classifier.preprocess), min(config.top_k, len(classifier.classes))
-    counts = {"images": 0, "unreadable": 0}
+    options = Options(config.top_k, threshold(config.abstain, classifier, config.model), config.batch_size)
+    view, counts = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}
     problems = ListingReport(lambda name, why: warn(name, why, counts))
     names = ((name, name) for name in find_images(config.images, problems))
-    options = Options(top, unsure, config.batch_size)
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
     with open_writer(config.output) as writer, progress:
         for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
@@ -78,14 +76,10 @@ def classify(
     remaining = iter(images)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(remaining, options.batch_size)):
-            decoded = list(pool.map(lambda pair: read(pair[1]), batch))
-            readable = [pixels for pixels, _ in decoded if pixels is not None]
-            rows = iter(zip(*classifier(np.stack(readable)), strict=True) if readable else ())
-            for (name, _), (pixels, reason) in zip(batch, decoded, strict=True):
-                if pixels is None:
-                    yield Unreadable(name, reason)
-                else:
-                    yield rank_classes(name, *next(rows), classifier.classes, options)
+            pixels, reasons = zip(*pool.map(lambda pair: read(pair[1]), batch), strict=True)
+            rows = classify_readable(classifier, pixels)
+            for (name, _), row, reason in zip(batch, rows, reasons, strict=True):
+                yield rank_classes(name, *row, classifier.classes, options) if row else Unreadable(name, reason)
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -71,11 +71,6 @@ class OnnxClassifier:
         self.metadata: dict[str, str] = metadata
         self.classes, self.preprocess = parse_metadata(metadata, where)
         self.where, self.sha256 = where, ""
-        self.check_shapes(where)
-        node = self.session.get_inputs()[0]
-        self.input_name, self.takes_pixels = node.name, "uint8" in node.type
-
-    def check_shapes(self, where: str) -> None:
         inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
         names = [node.name for node in outputs[1:]]
         require(
@@ -92,6 +87,7 @@ class OnnxClassifier:
             f"{where}: gives {classes} probabilities, its metadata name {len(self.classes)} classes",
         )
         self.output_names = [outputs[0].name, *([SIMILARITY] if SIMILARITY in names else [])]
+        self.input_name, self.takes_pixels = inputs[0].name, "uint8" in inputs[0].type
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         """Classifies uint8 [B, S, S, 3]."""
@@ -128,7 +124,6 @@ def check_onnx(uri: str) -> dict[str, str] | None:
 
 
 def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Preprocess]:
-    """Class names and preprocessing."""
     try:
         classes, preprocess = json.loads(metadata["classes"]), Preprocess.from_dict(json.loads(metadata["preprocess"]))
     except (ValueError, RecursionError) as error:
@@ -181,8 +176,16 @@ class Classifier(Protocol):
 Opener = Callable[[PredictConfig], Classifier]
 
 
+def classify_readable(
+    classifier: Classifier, batch: Sequence[np.ndarray | None]
+) -> Iterator[tuple[np.ndarray, float] | None]:
+    """(probabilities [K], similarity) of each image, uint8 [S, S, 3]; None where there is none."""
+    readable = [pixels for pixels in batch if pixels is not None]
+    rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
+    return (None if pixels is None else next(rows) for pixels in batch)
+
+
 def open_onnx(config: PredictConfig) -> OnnxClassifier:
-    """The ONNX file of --model."""
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,13 +72,26 @@ def make_row(prediction: Prediction) -> dict[str, Any]:
 
 @contextmanager
 def open_writer(output: str) -> Iterator[Callable[[Prediction], None]]:
-    """Yields a function that writes one prediction. `output`: FILE.csv, FILE.jsonl, or '' for the terminal."""
+    """Yields a function that writes one prediction. `output`: '' for the terminal; FILE.csv, which has the columns of
+    `make_row`, a cell empty for None, and 1 or 0 for a truth value; or FILE.jsonl, a line per image."""
     if not output:
         yield print_row
         return
     with storage.open_write(output) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
-        yield csv_writer(text) if output.lower().endswith(".csv") else jsonl_writer(text)
+        rows, header = Rows(text), list[str]()
+
+        def write_csv(prediction: Prediction) -> None:
+            row = make_row(prediction)
+            if not header:
+                header.extend(row)
+                rows.add(*header)
+            rows.add(*(format_cell(value, 4 if name == "similarity" else 6) for name, value in row.items()))
+
+        def write_json(prediction: Prediction) -> None:
+            text.write(json.dumps({"image": prediction.image, **make_json(prediction)}) + "\n")
+
+        yield write_csv if output.lower().endswith(".csv") else write_json
         text.flush()
         text.detach()
 
@@ -86,20 +99,6 @@ def open_writer(output: str) -> Iterator[Callable[[Prediction], None]]:
 def print_row(prediction: Prediction) -> None:
     classes = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
     logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
-
-
-def csv_writer(text: TextIO) -> Callable[[Prediction], None]:
-    """The columns of `make_row`; a cell is empty for None, and 1 or 0 for a truth value."""
-    rows, header = Rows(text), list[str]()
-
-    def write(prediction: Prediction) -> None:
-        row = make_row(prediction)
-        if not header:
-            header.extend(row)
-            rows.add(*header)
-        rows.add(*(format_cell(value, 4 if name == "similarity" else 6) for name, value in row.items()))
-
-    return write
 
 
 def format_cell(value: str | float | None, decimals: int) -> str:
@@ -128,12 +127,3 @@ def make_json(prediction: Prediction) -> dict[str, Any]:
     row: dict[str, Any] = {"class": prediction.name, "abstained": prediction.abstained}
     row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
     return row | {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in prediction.top]}
-
-
-def jsonl_writer(text: TextIO) -> Callable[[Prediction], None]:
-    """One line per image: its name, and `make_json`."""
-
-    def write(prediction: Prediction) -> None:
-        text.write(json.dumps({"image": prediction.image, **make_json(prediction)}) + "\n")
-
-    return write

@@ -87,7 +87,8 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         version = store(registry, config, description, version, facts)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
-    logger.info(f"{registry.uri}: LATEST is {version} now (before: {before}) -> {registry.make_uri(version)}")
+    state = "already" if version == current else f"now (before: {before})"
+    logger.info(f"{registry.uri}: LATEST is {version} {state} -> {registry.make_uri(version)}")
     if f"{ONNX_FOLDER}/{ONNX_FILE}" not in registry.checksums(version):
         work = find_work(PromoteConfig, {"model": config.model})
         export, flag = (f"must export {shlex.quote(work)}", "") if work else ("must export", " with --onnx")
@@ -149,7 +150,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
 def print_champion(registry: Registry) -> Latest:
     versions, latest = registry.versions(), registry.latest()
     for version in versions:
-        top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
+        top1 = ((version.get("metrics") or {}).get("adapted") or {}).get("top1")
         columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
         logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
     require_model(registry, bool(versions or latest.version))

@@ -76,9 +76,9 @@ class Registry:
 
     def versions(self) -> list[dict[str, Any]]:
         """The description of every complete version, the oldest first."""
-        names = [entry.name for entry in storage.list_existing(self.uri)]
-        files = [name for name in names if name.count("/") == 1 and name.endswith(f"/{VERSION_FILE}")]
-        return sorted((read_version(self.make_uri(file)) for file in files), key=lambda version: version["created"])
+        names = [entry.name.split("/") for entry in storage.list_existing(self.uri)]
+        versions = [name[0] for name in names if name[1:] == [VERSION_FILE]]
+        return sorted(map(self.describe, versions), key=lambda version: version["created"])
 
     def has(self, version: str) -> bool:
         return storage.exists(self.make_uri(version, VERSION_FILE))
@@ -86,12 +86,22 @@ class Registry:
     def bundle(self, version: str) -> str:
         return self.make_uri(version, BUNDLE_FOLDER)
 
-    def checksums(self, version: str) -> dict[str, Any]:
-        """{name: sha256} of a version's files."""
+    def describe(self, version: str) -> dict[str, Any]:
         uri = self.make_uri(version, VERSION_FILE)
-        return storage.read_object(
-            uri, lambda version: {name: fact["sha256"] for name, fact in version["files"].items()}, damaged(uri)
-        )
+
+        def check(content: dict[str, Any]) -> dict[str, Any]:
+            top1 = ((content.get("metrics") or {}).get("adapted") or {}).get("top1")
+            texts = [content["version"], content["created"], content.setdefault("backbone", "")]
+            texts += [fact["sha256"] for fact in content["files"].values()]
+            valid = all(isinstance(text, str) for text in texts) and isinstance(top1, float | None)
+            require(valid, "a value of another kind")
+            return content
+
+        return storage.read_object(uri, check, UserError(f"--registry {uri}: is damaged or of another kind"))
+
+    def checksums(self, version: str) -> dict[str, str]:
+        """{name: sha256} of a version's files."""
+        return {name: fact["sha256"] for name, fact in self.describe(version)["files"].items()}
 
     def add(self, version: str, files: Files, facts: dict[str, Any]) -> None:
         """Copies files to the version's folder; writes its description last. An existing version is not changed, except
@@ -113,7 +123,7 @@ class Registry:
         generation = storage.generation(uri) or 0
         description, missing = {"version": version, "created": now(), **facts, "files": {}}, files
         if generation:
-            description, missing = storage.read_json(uri, "--registry"), self.missing(version, files)
+            description, missing = self.describe(version), self.missing(version, files)
             if not missing:
                 return
         stored = description["files"] | {
@@ -159,7 +169,9 @@ class Registry:
                 f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
-        previous = before_last(version, old.previous) if back else (*old.previous, old.version)
+        previous = (*old.previous, old.version)
+        if back:  # to before the last time that `version` was champion
+            previous = old.previous[: len(old.previous) - 1 - old.previous[::-1].index(version)]
         new = Latest(version, tuple(v for v in previous if v)[-50:], now(), reason)
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
@@ -191,11 +203,6 @@ class Registry:
         return storage.join(self.uri, *parts)
 
 
-def before_last(version: str, previous: tuple[str, ...]) -> tuple[str, ...]:
-    """The champions before the last time that `version` was champion."""
-    return previous[: len(previous) - 1 - previous[::-1].index(version)]
-
-
 def parse_latest(data: bytes | None, uri: str) -> Latest:
     if data is None:
         return Latest()
@@ -210,22 +217,6 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
     command = f"must promote --model {bundle} --registry {registry} --name {name}"
     damage = f"{uri} is damaged; delete it, then promote the champion again: {command}"
     return storage.parse_object(data, parse, UserError(damage))
-
-
-def read_version(uri: str) -> dict[str, Any]:
-    """A version's description."""
-
-    def check(version: dict[str, Any]) -> dict[str, Any]:
-        top1 = ((version["metrics"] or {}).get("adapted") or {}).get("top1")
-        valid = all(isinstance(version[name], str) for name in ("version", "created", "backbone"))
-        require(valid and isinstance(top1, float | None), "a value of another kind")
-        return version
-
-    return storage.read_object(uri, check, damaged(uri))
-
-
-def damaged(uri: str) -> ValueError:
-    return UserError(f"--registry {uri}: is damaged or of another kind")
 
 
 def is_version_of(version: str, weights: str) -> bool:

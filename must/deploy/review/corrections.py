@@ -1,4 +1,4 @@
-"""`must review --add`: answers made elsewhere: the answers.jsonl of a page, or a CSV file with image and class."""
+"""`must review --add`: answers made elsewhere, as a CSV file with image and class."""
 
 import csv
 import io
@@ -15,57 +15,31 @@ from must.base.parameters import require
 from must.base.text import NONE_OF_THESE, brief, close_to, counted, uncell
 from must.config.evaluate import ReviewConfig
 from must.data.loading.reader import ShardReader
-from must.method.answers.answers_file import ADDED, RANDOM, Answer, add, append, read_answers
-from must.method.answers.review import Review, fingerprint
+from must.method.answers.answers_file import ADDED, RANDOM, Answer, append, read_answers
+from must.method.answers.review import fingerprint
 
 CORRECTION_COLUMNS = "image", "class"
 PREDICTED_ENDINGS = "probability", "zero_shot"  # of columns in tables of `must predict`, `evaluate` and `refine`
 NAMED = 3  # images or classes in a message
 
 
-def check_added(file: str, classes: list[str]) -> None:
-    """Raises UserError: --add is no file of answers or corrections, or one has another class. Checked before the
-    pictures are looked at, which takes longer."""
-    where = f"--add {file}"
-    require(storage.exists(file), f"{where}: no such file")
-    if file.lower().endswith(".csv"):
-        require(bool(read_corrections(file, where, classes)), f"{where}: has no row with an image and a class")
-    else:
-        require(bool(read_answers(file, classes)), f"{where}: there are no answers in it")
-
-
-def add_answers(config: ReviewConfig, review: Review, reader: ShardReader) -> str:
-    """Adds the answers in --add to OUTPUT/answers.jsonl; returns a line about them."""
-    if config.add.lower().endswith(".csv"):
-        return add_corrections(config, review.classes, reader)
-    answers = read_answers(config.add, review.classes).keys()
-    unknown = len(answers - {picture.sha256 for picture in review.pictures})
-    count = counted(len(answers), "answer")
-    require(unknown < len(answers), f"--add {config.add}: none of its {count} is about a picture of {config.output}")
-    new = add(storage.join(config.output, ANSWERS_FILE), storage.read_bytes(config.add))
-    other = f"; {counted(unknown, 'answer')} about other pictures" if unknown else ""
-    return f"{config.add}: {counted(new, 'new line')} of {count}{other}"
-
-
-def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReader) -> str:
-    """As `add_answers`. An answer about a picture that was drawn at random measures also when it is corrected."""
-    where = f"--add {config.add}"
-    labels = read_corrections(config.add, where, classes)
+def add_corrections(config: ReviewConfig, labels: dict[str, str | None], reader: ShardReader) -> str:
+    """Adds answers to OUTPUT/answers.jsonl; returns a line about them. An answer about a picture that was drawn at
+    random measures also when it is corrected. `labels`: from `read_corrections`."""
     pictures = PicturesByName(reader)
     numbers = {name: pictures.find(name) for name in labels}
     missing = [name for name, number in numbers.items() if number is None]
     require(
         not missing,
-        f"{where}: {named(missing)}: not in the split '{reader.split}' of the shards, or more than one picture there "
-        "has this name; write names as in predictions.csv",
+        f"--add {config.add}: {named(missing)}: not in the split '{reader.split}' of the shards, or more than one "
+        "picture there has this name; write names as in predictions.csv",
     )
     current, new = read_answers(config.output), dict[str, Answer]()
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     for name, number in numbers.items():
         assert number is not None
         sha256 = fingerprint(reader.image(number))
-        label = labels[name] if labels[name] in classes else None
-        before = current.get(sha256)
+        label, before = labels[name], current.get(sha256)
         sampled = RANDOM if before and before.sampled == RANDOM else ADDED
         if before and before.label == label and not before.unsure:
             continue
@@ -74,28 +48,31 @@ def add_corrections(config: ReviewConfig, classes: list[str], reader: ShardReade
     return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
 
 
-def read_corrections(uri: str, where: str, classes: list[str]) -> dict[str, str]:
-    """image -> class. Rows without a class are left out."""
-    labels, unknown, known = dict[str, str](), dict[str, int](), (*classes, NONE_OF_THESE)
-    for line, name, text in read_correction_rows(uri, where):
+def read_corrections(uri: str, classes: list[str]) -> dict[str, str | None]:
+    """image -> class, None for none of the classes. Rows without a class are left out."""
+    require(storage.exists(uri), f"--add {uri}: no such file")
+    labels, unknown, known = dict[str, str | None](), dict[str, int](), (*classes, NONE_OF_THESE)
+    for line, name, text in read_correction_rows(uri):
         if not text.strip():
             continue
         forms = text, text.strip(), uncell(text.strip())
         if (label := next((form for form in forms if form in known), None)) is None:
             unknown.setdefault(text.strip(), line)
         else:
-            labels[name] = label
+            labels[name] = label if label in classes else None
     if unknown:
         (first, line), *others = unknown.items()
         near = close_to(first, known)
         advice = f"did you mean '{near[0]}'?" if near else f"classes: {named(classes)}"
         also = f"; also unknown: {named([label for label, _ in others])}" if others else ""
-        raise UserError(f"{where}, line {line}: {brief(first)} is not a class of the model; {advice}{also}")
+        raise UserError(f"--add {uri}, line {line}: {brief(first)} is not a class of the model; {advice}{also}")
+    require(bool(labels), f"--add {uri}: has no row with an image and a class")
     return labels
 
 
-def read_correction_rows(uri: str, where: str) -> Iterator[tuple[int, str, str]]:
+def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
     """(line, image, class), '' where a cell is empty."""
+    where = f"--add {uri}"
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
         first = text.partition("\n")[0]

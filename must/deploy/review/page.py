@@ -1,40 +1,124 @@
-"""The page: three files, no build step, no external resources; or one file that contains its pictures.
+"""The page as a web application: three files, no build step, no external resources.
 
 Pictures are decoded with the usual limits and encoded again, so that no byte of an untrusted file reaches a browser.
 """
 
-import base64
-import hashlib
+import asyncio
+import hmac
 import io
-import json
+import sys
 import threading
+import traceback
 from importlib import resources
 from typing import Any
 
 from PIL import Image
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from must.base.errors import UserError
+from must.base.parameters import require
+from must.base.storage import parse_object
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
-from must.deploy.review.session import Session
+from must.deploy.review.session import ACTIONS, Session
+from must.deploy.serve.http import Json, Refusal
+from must.deploy.serve.protocol import Refused, expect
 
 SIDES = {"full": 4096, "large": 1024, "small": 160}  # pixels of the longer side, at most
 LOSSLESS_SIDE = 200  # pixels of the longer side up to which nothing is lost in compression
+STATIC = {"index.html": "text/html", "review.js": "text/javascript", "review.css": "text/css"}
+LARGEST_REQUEST = 1 << 16  # bytes of a request
+DECODING = 2  # pictures that are decoded at a time
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SAFE = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",  # the address has the token in it
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+CACHED = {"cache-control": "private, max-age=3600"}  # by the browser
 
 
-class Pictures:
-    """Sample number -> (bytes, media type), encoded on request. Thread-safe."""
+class App:
+    """An ASGI application. All addresses begin with the token, which the terminal prints.
 
-    def __init__(self, reader: ShardReader) -> None:
-        self.reader = reader
-        self.lock = threading.Lock()  # for the reader, whose open files are shared
+    GET  /TOKEN/                 the page; /TOKEN/review.js and review.css beside it
+    POST /TOKEN/start            -> {"classes", "who"}
+    POST /TOKEN/next             -> {"state", "picture"}
+    POST /TOKEN/show             {"number"} -> the same, of that picture
+    POST /TOKEN/answer           {"number", "also", "kind", "label", "grid"} -> as next, once the answer is on the disk
+    POST /TOKEN/undo             -> the same
+    POST /TOKEN/grid             {"label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
+    POST /TOKEN/end              -> {"state", "rows", "accepted", "classes", "changed", "relabelled", "commands", ...}
+    POST /TOKEN/leave            -> {}; the page is closed
+    GET  /TOKEN/full/NUMBER, /TOKEN/large/NUMBER, /TOKEN/small/NUMBER    a picture
 
-    def get(self, number: int, size: str) -> tuple[bytes, str]:
-        """`size` is one of SIDES."""
-        if not 0 <= number < len(self.reader):
-            raise UserError("there is no such picture")
-        side = SIDES[size]
-        with self.lock:
+    Every POST also has "page", "browser" and "who" (session.py). Until the first review is computed, the response to
+    each is {"wait": "why"}.
+    """
+
+    def __init__(self, session: Session | None, reader: ShardReader, token: str) -> None:
+        self.session, self.reader, self.token = session, reader, token
+        self.reading = threading.Lock()  # for the reader, whose open files are shared
+        self.wait = "Loading the model ..."  # the text that a page shows until there is a session
+        self.decoding = asyncio.Semaphore(DECODING)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await self.respond(Request(scope, receive))
+        except Refused as error:
+            response = Refusal(error)
+        except (ValueError, ClientDisconnect) as error:
+            response = Refusal(Refused(400, str(error)))
+        except OSError as error:  # e.g. a full disk: the answer is not stored, and the page shows that
+            response = Refusal(Refused(507, f"the answer could not be written: {error.strerror or error}"))
+        except Exception:  # a bug; the server continues
+            traceback.print_exc(file=sys.stderr)
+            response = Refusal(Refused(500, "internal error; the terminal has it"))
+        for name, value in SAFE.items():
+            response.headers.setdefault(name, value)
+        await response(scope, receive, send)
+
+    async def respond(self, request: Request) -> Response:
+        """Raises ValueError, Refused: the request is not valid."""
+        _, token, *parts = [*request.scope["path"].split("/"), ""][:8]
+        valid = hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
+        expect(valid, "there is nothing here; take the whole address from the terminal", 404)
+        parts = [part for part in parts if part]
+        if request.method in ("GET", "HEAD"):
+            return await self.get(parts)
+        expect(request.method == "POST" and len(parts) == 1, "no such address", 404)
+        values = await read_json(request)
+        action, session = parts[0], self.session
+        expect(action in ("start", *ACTIONS), "no such address", 404)
+        if session is None:
+            return Json({"wait": self.wait})
+        if action == "start":
+            return Json({"classes": session.review.classes, "who": session.who})
+        page = str(values.get("page"))[:64] or "?"
+        return Json(await asyncio.to_thread(session.act, action, page, values))
+
+    async def get(self, parts: list[str]) -> Response:
+        name = parts[0] if parts else "index.html"
+        if name in STATIC and len(parts) < 2:
+            data = resources.files("must.deploy.review").joinpath(name).read_bytes()
+            return Response(data, media_type=STATIC[name])
+        if len(parts) == 2 and name in SIDES and parts[1].isdecimal() and len(parts[1]) < 12:
+            async with self.decoding:
+                data, kind = await asyncio.to_thread(self.encode_picture, int(parts[1]), SIDES[name])
+            return Response(data, headers=CACHED, media_type=kind)
+        raise Refused(404, "no such address")
+
+    def encode_picture(self, number: int, side: int) -> tuple[bytes, str]:
+        """(bytes, media type) of a sample's picture, whose longer side has at most `side` pixels."""
+        require(number < len(self.reader), "there is no such picture")
+        with self.reading:
             data = self.reader.image(number)
         image = decode(data, self.reader.index.max_pixels, shorter_side=side)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -44,61 +128,9 @@ class Pictures:
         return file.getvalue(), f"image/{kind.lower()}"
 
 
-STATIC = {
-    "index.html": "text/html; charset=utf-8",
-    "review.js": "text/javascript; charset=utf-8",
-    "review.css": "text/css; charset=utf-8",
-}
-
-LARGEST_PAGE = 40_000_000  # characters of a page's pictures: about the limit of mail programs and browsers
-
-
-def static(name: str) -> bytes:
-    return resources.files("must.deploy.review").joinpath(name).read_bytes()
-
-
-def self_contained(session: Session, pictures: Pictures, most: int) -> tuple[bytes, int]:
-    """(the page with the first pending pictures, their number): at most `most`, and at most LARGEST_PAGE characters of
-    pictures. The page stores answers in the browser and saves them as answers.jsonl. A picture that cannot be decoded
-    is omitted among similar pictures, but still asked about in the order.
-    """
-    review, images = session.review, dict[str, str]()
-    shown: list[dict[str, Any]] = []
-    size_of_images = 0
-    for picture, stream in session.upcoming(most):
-        new = dict[str, str]()
-        for number, size in [(picture.number, "large"), *((other, "small") for other in picture.similar)]:
-            key = f"{size}/{number}"
-            if key not in images and (data := data_uri(pictures, number, size)):
-                new[key] = data
-        size_of_images += sum(map(len, new.values()))
-        if size_of_images > LARGEST_PAGE:
-            break
-        images |= new
-        shown.append({**session.describe(picture, stream), "image": picture.image, "sha256": picture.sha256})
-    key = hashlib.sha256("".join(picture["sha256"] for picture in shown).encode()).hexdigest()
-    content: dict[str, Any] = {"classes": review.classes, "who": session.who, "key": key}  # of its answers' storage
-    content |= {"pictures": shown, "images": images}
-    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    script, style = (static(name).decode() for name in ("review.js", "review.css"))
-    policy = (
-        f"default-src 'none'; img-src data:; script-src '{digest(script)}'; style-src '{digest(style)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    page = static("index.html").decode()
-    page = page.replace("<head>", f'<head>\n<meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
-    page = page.replace('<link rel="stylesheet" href="review.css">', f"<style>{style}</style>", 1)
-    carried = f'<script type="application/json" id="carried">{data}</script>\n<script>{script}</script>'
-    return page.replace('<script src="review.js"></script>', carried, 1).encode(), len(shown)
-
-
-def data_uri(pictures: Pictures, number: int, size: str) -> str:
-    try:
-        data, kind = pictures.get(number, size)
-    except ValueError:
-        return ""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+async def read_json(request: Request) -> dict[str, Any]:
+    data = b""
+    async for part in request.stream():
+        data += part
+        require(len(data) <= LARGEST_REQUEST, "the request is too long")
+    return parse_object(data, dict, UserError("the request must be a JSON object"))

@@ -1,7 +1,6 @@
 """Computes the review: one pass of the zero-shot and the adapted model over the images, then the effect of answers."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -51,7 +50,6 @@ SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
 LISTED_CLASSES = 30  # with more, the order by coverage prefers images like those that the model is not sure of
-NumberedLabels = list[tuple[int, int]]  # (number in the split, class number), in the order of the review
 
 
 def limit_threads() -> None:
@@ -107,16 +105,15 @@ class AnswerEffect:
 
     def __init__(self, images: Images) -> None:
         self.images = images
-        self.index = {number: index for index, number in enumerate(images.numbers.tolist())}
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
+        self.newest: dict[int, int] = {}
         self.last: Future[None] | None = None
-        self.newest: deque[NumberedLabels] = deque(maxlen=1)  # those before it need not be computed any more
         self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
 
-    def update(self, labels: NumberedLabels) -> None:
-        self.newest.append(labels)
-        self.last = self.thread.submit(self.work)
-        self.last.add_done_callback(log_failure)
+    def update(self, labels: dict[int, int]) -> None:
+        """`labels`: {number in the split: class number}."""
+        self.newest = labels
+        self.last = self.thread.submit(self.work, labels)
 
     def wait(self, seconds: float | None = None) -> None:
         with suppress(TimeoutError):
@@ -129,30 +126,23 @@ class AnswerEffect:
         answers, changed = self.changed
         return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
 
-    def work(self) -> None:
-        if self.newest:
-            labels = self.newest.pop()
-            changed = self.images.refined(dict(labels)).argmax(1) != self.images.initial_labels
-            changed[[self.index[number] for number, _ in labels if number in self.index]] = False
-            self.changed = len(labels), int(changed.sum())
-
-
-def log_failure(work: Future[None]) -> None:
-    if error := work.exception():
-        logger.error("the effect of the answers could not be computed", exc_info=error)
-
-
-def prepare(config: ReviewConfig) -> tuple[Review, Images]:
-    """The review of all images. Of several copies of a file, only the first that is drawn is asked about."""
-    *_, last = compute_reviews(config)
-    return last
+    def work(self, labels: dict[int, int]) -> None:
+        if labels is not self.newest:  # those are computed next
+            return
+        try:
+            changed = self.images.refined(labels).argmax(1) != self.images.initial_labels
+            answered = torch.tensor(list(labels), dtype=torch.int64)
+            self.changed = len(labels), int((changed & ~torch.isin(self.images.numbers, answered)).sum())
+        except Exception:  # a bug; the answers are stored nevertheless
+            logger.exception("the effect of the answers could not be computed")
 
 
 def compute_reviews(
     config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int], None] = lambda *_: None
 ) -> Iterator[tuple[Review, Images]]:
     """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
-    few images or a review was `saved`. The pictures of the earlier review come first.
+    few images or a review was `saved`. The pictures of the earlier review come first. Of several copies of a file, only
+    the first that is drawn is asked about.
     `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
     bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes

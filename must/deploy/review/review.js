@@ -1,6 +1,5 @@
 "use strict";
-// The page has two modes: served by `must review`, which writes every answer to its disk before it gives the next
-// picture; or a file that contains its pictures, keeps answers in this browser and saves them as answers.jsonl.
+// `must review` writes every answer to its disk before it gives the next picture.
 
 const $ = (id) => document.getElementById(id);
 // Invisible characters that change how text is shown: control characters, and those that change its direction.
@@ -27,78 +26,17 @@ function make(tag, properties = {}, ...children) {
 const named = (text) => make("bdi", { textContent: visible(text) });
 const key = (text) => make("kbd", { textContent: text });
 
-class Served {
-  constructor() {
-    this.page = kept("page", "sessionStorage"); // this tab
-    this.browser = kept("must-review-browser", "localStorage"); // all tabs: an undo takes back answers of any of them
-  }
-  async ask(address, request) {
-    const options = { method: "POST", body: JSON.stringify({ page: this.page, browser: this.browser, who: $("who").value.trim(), ...request }) };
-    let reply;
-    try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
-    const content = await reply.json();
-    if (!reply.ok) throw new Error(content.error);
-    return content;
-  }
-  leave() { navigator.sendBeacon("leave", JSON.stringify({ page: this.page })); }
-  source(size, number) { return `${size}/${number}`; }
+const page = kept("page", "sessionStorage"); // this tab
+const browser = kept("must-review-browser", "localStorage"); // all tabs: an undo takes back answers of any of them
+async function ask(address, request) {
+  const options = { method: "POST", body: JSON.stringify({ page, browser, who: $("who").value.trim(), ...request }) };
+  let reply;
+  try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
+  const content = await reply.json();
+  if (!reply.ok) throw new Error(content.error);
+  return content;
 }
 
-class Carried {
-  constructor(content) {
-    this.content = content;
-    this.pictures = new Map(content.pictures.map((picture) => [picture.sha256, picture]));
-    this.key = `must-review-${content.key}`;
-    this.lines = JSON.parse(stored(this.key) || "[]").filter(({ sha256 }) => this.pictures.has(sha256));
-  }
-  get answers() { // sha256 -> the line that counts, the newest last
-    const lines = new Map();
-    for (const line of this.lines) {
-      const earlier = (lines.get(line.sha256) || []).filter((one) => one.when !== line.undone);
-      lines.delete(line.sha256);
-      if (!line.undone) earlier.push(line);
-      if (earlier.length) lines.set(line.sha256, earlier);
-    }
-    return new Map([...lines].map(([sha256, answers]) => [sha256, answers.at(-1)]).sort(([, one], [, other]) => one.when < other.when ? -1 : 1));
-  }
-  find(number) { return this.content.pictures.find((picture) => picture.number === number); }
-  now(picture) {
-    const answers = this.answers, pending = this.content.pictures.filter((one) => !answers.has(one.sha256));
-    const text = `${counted(answers.size, "answer")}, ${pending.length.toLocaleString("en")} left in this file. Save answers.jsonl when you stop, and send it to whoever sent you this page.`;
-    const textOf = (line) => line.unsure ? "cannot tell" : line.label ?? "none of the classes";
-    const recent = [...answers.values()].reverse().slice(0, 12).map((line) => ({ number: this.pictures.get(line.sha256).number, answer: textOf(line) }));
-    const state = { text, recent, undo: recent.length > 0, verdict: "", gain: null, answers: answers.size, of: this.pictures.size };
-    const next = picture || pending[0];
-    return { picture: next ? { ...next, answer: answers.has(next.sha256) ? textOf(answers.get(next.sha256)) : "" } : null, state };
-  }
-  add(picture, rest) {
-    const { image, sha256 } = picture;
-    this.lines.push({ image, sha256, ...rest, who: $("who").value.trim(), when: new Date().toISOString() });
-    stored(this.key, JSON.stringify(this.lines));
-  }
-  async ask(action, request = {}) {
-    if (action === "start") return this.content;
-    if (action === "answer") {
-      const picture = this.find(request.number), { sampled } = picture;
-      this.add(picture, request.kind === "unsure" ? { unsure: true, sampled } : { label: request.kind === "label" ? request.label : null, sampled });
-    }
-    if (action === "show") return this.now(this.find(request.number));
-    if (action !== "undo") return { ...this.now(), rows: [], commands: [] };
-    const last = [...this.answers.values()].pop(), picture = this.pictures.get(last.sha256);
-    this.add(picture, { undone: last.when });
-    return { ...this.now(picture), undone: 1 };
-  }
-  leave() {}
-  source(size, number) { const { images } = this.content; return images[`${size}/${number}`] || images[`large/${number}`] || images[`small/${number}`] || ""; }
-  save() {
-    const escaped = (line) => JSON.stringify(line).replace(/[\u007f-\uffff]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
-    const link = make("a", { href: URL.createObjectURL(new Blob(this.lines.map((line) => escaped(line) + "\n"), { type: "application/jsonl" })), download: "answers.jsonl" });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  }
-}
-
-const carried = $("carried"), home = carried ? new Carried(JSON.parse(carried.textContent)) : new Served();
 const LETTERS = "1234567890-=qwrtyuipdhjklxvbm,", LISTED = 500; // keys of classes; classes that the list shows at most
 const KINDS = {
   random: "Drawn at random: your answer measures the accuracy.",
@@ -126,7 +64,7 @@ function look(name) {
 }
 
 function bar(state) {
-  $("question").textContent = carried ? "What do these pictures show?" : `Is the model better than zero-shot? ${state.verdict || "Not decided yet: no answers."}`;
+  $("question").textContent = `Is the model better than zero-shot? ${state.verdict || "Not decided yet: no answers."}`;
   $("progress").textContent = state.text;
   $("gauge").hidden = !state.gain;
   if (state.gain) {
@@ -146,7 +84,7 @@ function bar(state) {
 }
 
 function small(number) {
-  return make("img", { alt: "", onerror() { this.hidden = true; }, onmouseenter: () => { pointed = number; }, onmouseleave: () => { pointed = null; }, src: home.source("small", number) });
+  return make("img", { alt: "", onerror() { this.hidden = true; }, onmouseenter: () => { pointed = number; }, onmouseleave: () => { pointed = null; }, src: `small/${number}` });
 }
 
 function show({ state, picture: next }) {
@@ -157,7 +95,7 @@ function show({ state, picture: next }) {
   look("ask");
   $("broken").hidden = true;
   $("picture").hidden = $("zoom-in").hidden = false;
-  if ($("picture").dataset.number !== String(next.number)) $("picture").src = home.source("large", next.number);
+  if ($("picture").dataset.number !== String(next.number)) $("picture").src = `large/${next.number}`;
   $("picture").dataset.number = next.number;
   const marked = queue.length || grid && grid.asking, progress = `${(state.answers + 1).toLocaleString("en")} of ${state.of.toLocaleString("en")}`;
   $("place").textContent = marked ? `of those you marked, ${queue.length} left` : next.answer ? "answered before" : `picture ${progress}`;
@@ -169,9 +107,8 @@ function show({ state, picture: next }) {
   $("typed").value = "";
   if (keyed.length < classes.length) search();
   $("similar").hidden = !next.similar.length;
-  $("click").hidden = !!carried;
   $("strip").replaceChildren(...next.similar.map(({ number, open }) => {
-    const button = make("button", { disabled: !!carried || !open, aria: { pressed: "false", label: open ? "a similar picture: answer it too" : "a similar picture" } }, small(number));
+    const button = make("button", { disabled: !open, aria: { pressed: "false", label: open ? "a similar picture: answer it too" : "a similar picture" } }, small(number));
     button.dataset.number = number;
     button.onclick = () => mark(button, also);
     return button;
@@ -208,18 +145,18 @@ const say = (kind, label) => view === "ask" && picture && turn(async () => {
   $("typed").blur();
   if (kind === "label") giveKey(label);
   const marked = !!(grid && grid.asking);
-  const reply = await home.ask("answer", { number: picture.number, kind, label, also: [...also], grid: marked });
+  const reply = await ask("answer", { number: picture.number, kind, label, also: [...also], grid: marked });
   if (marked) await nextMarked(); else show(reply);
 });
 const undo = () => !$("undo").disabled && turn(async () => {
-  const reply = await home.ask("undo");
+  const reply = await ask("undo");
   if (view === "grid") await load(grid.label); else show(reply);
   $("note").textContent = `${counted(reply.undone, "answer")} taken back.`;
 });
-const again = (number) => turn(async () => show(await home.ask("show", { number })));
-const one = () => turn(async () => { grid = null; queue = []; show(await home.ask("next")); });
+const again = (number) => turn(async () => show(await ask("show", { number })));
+const one = () => turn(async () => { grid = null; queue = []; show(await ask("next")); });
 const finish = async (title) => {
-  const reply = await home.ask("end");
+  const reply = await ask("end");
   bar(reply.state);
   look("done");
   $("end").textContent = title;
@@ -238,17 +175,17 @@ const finish = async (title) => {
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "taken", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
     $("classes").replaceChildren(titles, ...reply.classes.map(({ class: name, light, images, accepted, answers, right, confused_with: other }) => make("tr", {},
-      make("th", { scope: "row" }, carried || !classes.includes(name) ? named(name) : make("button", { title: "its pictures", onclick: () => open(name) }, named(name))), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
+      make("th", { scope: "row" }, !classes.includes(name) ? named(name) : make("button", { title: "its pictures", onclick: () => open(name) }, named(name))), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
       cell(answers), cell(right ? `${percent(right[0])} (${percent(right[1])} to ${percent(right[2])})` : ""), make("td", {}, named(other)))));
   }
-  $("changed").textContent = carried || !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
+  $("changed").textContent = !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
   $("type-next").hidden = !reply.commands.length;
   $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
   $("back").hidden = title !== "So far";
 };
 
 async function load(label) {
-  const sort = $("sort").value, reply = await home.ask("grid", { label, sort });
+  const sort = $("sort").value, reply = await ask("grid", { label, sort });
   if (!reply.left && label && reply.counts.some(Boolean)) return load(null);
   grid = reply;
   wrong = new Set();
@@ -271,17 +208,17 @@ function accepting() {
   $("accept").hidden = !grid.pictures.length;
   $("accept-text").replaceChildren(...(right ? [`accept ${rest} as “`, named(grid.label), "”"] : ["name the marked ones"]));
 }
-const open = (label) => !carried && turn(() => load(label));
+const open = (label) => turn(() => load(label));
 const accept = () => grid && view === "grid" && grid.pictures.length && turn(async () => {
   const right = grid.pictures.map(({ number }) => number).filter((number) => !wrong.has(number));
-  if (right.length) await home.ask("answer", { kind: "label", label: grid.label, also: right, grid: true });
+  if (right.length) await ask("answer", { kind: "label", label: grid.label, also: right, grid: true });
   queue = [...wrong];
   await nextMarked();
 });
 async function nextMarked() {
   grid.asking = queue.length > 0;
   if (!grid.asking) return load(grid.label);
-  show(await home.ask("show", { number: queue.shift() }));
+  show(await ask("show", { number: queue.shift() }));
 }
 
 const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
@@ -319,7 +256,7 @@ $("typed").onkeydown = (event) => {
 function zoom() {
   const number = pointed ?? (document.activeElement.dataset.number ? Number(document.activeElement.dataset.number) : view === "ask" && picture ? picture.number : null);
   if (number === null) return;
-  $("full").src = home.source("full", number);
+  $("full").src = `full/${number}`;
   $("zoom").classList.remove("own");
   $("zoom").showModal();
 }
@@ -357,22 +294,20 @@ document.onkeydown = (event) => {
 };
 for (const [id, action] of Object.entries({
   none: KEYS.n, unsure: KEYS.c, undo, "grid-undo": undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: one,
-  "to-ask": one, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(), save: () => home.save(),
+  "to-ask": one, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
 })) $(id).onclick = action;
 $("class").onchange = $("sort").onchange = (event) => open(event.target.id === "class" ? event.target.value : grid.label);
 $("who").onchange = () => stored("must-review-who", $("who").value.trim());
-window.addEventListener("pagehide", () => home.leave());
-$("to-grid").hidden = !!carried;
-$("save").hidden = !carried;
+window.addEventListener("pagehide", () => navigator.sendBeacon("leave", JSON.stringify({ page })));
 
 turn(async () => {
-  let start = await home.ask("start");
-  for (; start.wait; start = await home.ask("start")) {
+  let start = await ask("start");
+  for (; start.wait; start = await ask("start")) {
     $("question").textContent = start.wait;
     await new Promise((done) => setTimeout(done, 500));
   }
   classes = start.classes;
   keyed = classes.length <= LETTERS.length ? classes : JSON.parse(stored("must-review-keys") || "[]").filter((name) => classes.includes(name));
   $("who").value = stored("must-review-who") || start.who;
-  show(await home.ask("next"));
+  show(await ask("next"));
 });

@@ -1,7 +1,6 @@
 """The stage `must review`: computes the review once, then serves a page until a signal ends it."""
 
 import asyncio
-import hmac
 import logging
 import os
 import secrets
@@ -9,34 +8,24 @@ import shlex
 import socket
 import sys
 import threading
-import traceback
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-
 from must.base import storage
-from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
-from must.base.parameters import require
 from must.base.progress import loading
-from must.base.storage import parse_object
 from must.base.text import cell, counted, format_csv, printable, printable_page
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
 from must.config.work import PARTS, find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
-from must.deploy.review.corrections import add_answers, check_added
-from must.deploy.review.page import SIDES, STATIC, Pictures, self_contained, static
+from must.deploy.review.corrections import add_corrections, read_corrections
+from must.deploy.review.page import App
 from must.deploy.review.session import Session
-from must.deploy.serve.http import Json, Refusal
-from must.deploy.serve.protocol import Refused, expect
 from must.deploy.serve.serve import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
 from must.method.model.description import load_description
@@ -46,29 +35,14 @@ logger = logging.getLogger(__name__)
 REVIEW = Kind("must review", "--output", ".review.lock")
 RELABELLED = "relabelled.csv"
 CONNECTIONS = 64  # of all browsers together, at most
-LARGEST_REQUEST = 1 << 16  # bytes of a request
-ACTIONS = ("start", "next", "show", "answer", "undo", "grid", "end", "leave")
-DECODING = 2  # pictures that are decoded at a time
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-SAFE = {
-    "content-security-policy": POLICY,
-    "referrer-policy": "no-referrer",  # the address has the token in it
-    "x-content-type-options": "nosniff",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
-CACHED = {"cache-control": "private, max-age=3600"}  # by the browser
-KEEP_ALIVE = 30.0  # seconds in which a browser must send a request's head, and read a response
+KEEP_ALIVE = 30  # seconds in which a browser must send a request's head, and read a response
 
 
 def review(config: ReviewConfig) -> None:
-    """Serves until SIGINT or SIGTERM, or writes --page. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
-    if config.add:
-        check_added(config.add, list(load_description(config.model).classes))
-    elif not config.page:
+    """Serves until SIGINT or SIGTERM. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
+    if config.add:  # before the pictures are looked at, which takes longer
+        labels = read_corrections(config.add, load_description(config.model).classes)
+    else:
         check_no_loop("must review")
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,158 +53,58 @@ def review(config: ReviewConfig) -> None:
         )
         if config.add:
             review = saved or prepare_review(config)
-            added = add_answers(config, review, reader)
+            added = add_corrections(config, labels, reader)
             logger.info(printable_page(f"{added}\n{review.text(review.answers(config.output))}"))
             return
-        pictures = Pictures(reader)
-        if config.page:
-            review = saved if saved and has_all_images(config) else prepare_review(config)
-            page, count = self_contained(Session(review, str(folder), config.signature), pictures, config.pictures)
-            storage.write_bytes(config.page, page)
-            size = f"{counted(count, 'picture')}, {len(page) / 1e6:.1f} MB"
-            logger.info(printable(f"{config.page}: {size}; it saves answers.jsonl"))
-            return
         with listen(config.host, config.port) as listener:
-            questions = Questions(config, App(None, pictures, secrets.token_urlsafe(18)), saved)
-            asyncio.run(serve_page(config, questions, listener))
-
-
-def has_all_images(config: ReviewConfig) -> bool:
-    """Whether the review in the folder is of all images, not only of the first ones."""
-    return storage.exists(storage.join(config.output, IMAGES_FILE))
+            asyncio.run(serve_page(config, App(None, reader, secrets.token_urlsafe(18)), saved, listener))
 
 
 def prepare_review(config: ReviewConfig) -> Review:
     loading("review")
-    from must.deploy.review.prepare import prepare  # imports torch
+    from must.deploy.review.prepare import compute_reviews  # imports torch
 
-    review, images = prepare(config)
+    *_, (review, images) = compute_reviews(config)
     review.save(config.output)
     images.save(config.output)
     return review
-
-
-class App:
-    """An ASGI application. All addresses begin with the token, which the terminal prints.
-
-    GET  /TOKEN/                 the page; /TOKEN/review.js and review.css beside it
-    POST /TOKEN/start            -> {"classes", "who"}
-    POST /TOKEN/next             -> {"state", "picture"}
-    POST /TOKEN/show             {"number"} -> the same, of that picture
-    POST /TOKEN/answer           {"number", "also", "kind", "label", "grid"} -> as next, once the answer is on the disk
-    POST /TOKEN/undo             -> the same
-    POST /TOKEN/grid             {"label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
-    POST /TOKEN/end              -> {"state", "rows", "accepted", "classes", "changed", "relabelled", "commands", ...}
-    POST /TOKEN/leave            -> {}; the page is closed
-    GET  /TOKEN/full/NUMBER, /TOKEN/large/NUMBER, /TOKEN/small/NUMBER    a picture
-
-    Every POST also has "page", "browser" and "who" (session.py). Until the first review is computed, the response to
-    each is {"wait": "why"}.
-    """
-
-    def __init__(self, session: Session | None, pictures: Pictures, token: str) -> None:
-        self.session, self.pictures, self.token = session, pictures, token
-        self.wait = "Loading the model ..."  # the text that a page shows until there is a session
-        self.decoding = asyncio.Semaphore(DECODING)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            response = await self.respond(Request(scope, receive))
-        except Refused as error:
-            response = Refusal(error)
-        except (ValueError, ClientDisconnect) as error:
-            response = Refusal(Refused(400, str(error)))
-        except OSError as error:  # e.g. a full disk: the answer is not stored, and the page shows that
-            response = Refusal(Refused(507, f"the answer could not be written: {error.strerror or error}"))
-        except Exception:  # a bug; the server continues
-            traceback.print_exc(file=sys.stderr)
-            response = Refusal(Refused(500, "internal error; the terminal has it"))
-        for name, value in SAFE.items():
-            response.headers.setdefault(name, value)
-        await response(scope, receive, send)
-
-    async def respond(self, request: Request) -> Response:
-        """Raises ValueError, Refused: the request is not valid."""
-        _, token, *parts = [*request.scope["path"].split("/"), ""][:8]
-        valid = hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
-        expect(valid, "there is nothing here; take the whole address from the terminal", 404)
-        parts = [part for part in parts if part]
-        if request.method in ("GET", "HEAD"):
-            return await self.get(parts)
-        expect(request.method == "POST" and len(parts) == 1, "no such address", 404)
-        values = await read_json(request)
-        expect(parts[0] in ACTIONS, "no such address", 404)
-        session = self.session
-        if session is None:
-            return Json({"wait": self.wait})
-        if parts[0] == "start":
-            return Json({"classes": session.review.classes, "who": session.who})
-        page = str(values.get("page"))[:64] or "?"
-        return Json(await asyncio.to_thread(getattr(session, parts[0]), page, values))
-
-    async def get(self, parts: list[str]) -> Response:
-        name = parts[0] if parts else "index.html"
-        if name in STATIC and len(parts) < 2:
-            return Response(static(name), media_type=STATIC[name])
-        if len(parts) == 2 and name in SIDES and parts[1].isdecimal() and len(parts[1]) < 12:
-            async with self.decoding:
-                data, kind = await asyncio.to_thread(self.pictures.get, int(parts[1]), name)
-            return Response(data, headers=CACHED, media_type=kind)
-        raise Refused(404, "no such address")
-
-
-async def read_json(request: Request) -> dict[str, Any]:
-    data = b""
-    async for part in request.stream():
-        data += part
-        require(len(data) <= LARGEST_REQUEST, "the request is too long")
-    return parse_object(data, dict, UserError("the request must be a JSON object"))
 
 
 class StoppedError(Exception):
     """The program ends."""
 
 
-class Questions:
-    """Computes the review in a thread: first of some images, so that questions can begin, then of all images."""
+def compute_questions(config: ReviewConfig, app: App, saved: Review | None, ending: threading.Event) -> None:
+    """Computes the review: first of some images, so that questions can begin, then of all images; or ends before, once
+    `ending` is set. Raises the errors of `compute_reviews`."""
 
-    def __init__(self, config: ReviewConfig, app: App, saved: Review | None) -> None:
-        self.config, self.app, self.saved = config, app, saved
-        self.stopped = False
+    def show(review: Review, effect: Any = None) -> None:
+        if app.session:
+            app.session.set_review(review, effect)
+        else:
+            app.session = Session(review, config.output, config.signature, effect, commands=list_commands(config))
 
-    def compute(self) -> None:
-        """Raises the errors of `compute_reviews`."""
-        complete = has_all_images(self.config)
-        if self.saved:
-            self.show(self.saved)
-        from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
-
-        limit_threads()
-        if self.saved and complete:
-            self.show(self.saved, AnswerEffect(Images.load(self.config.output)))
-            return
-        (Path(storage.local(self.config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
-        try:
-            for review, images in compute_reviews(self.config, self.saved, self.check_stopped):
-                review.save(self.config.output)
-                self.show(review, AnswerEffect(images))
-            images.save(self.config.output)  # last: this file marks the review as complete
-            logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
-        except StoppedError:
-            return
-
-    def show(self, review: Review, effect: Any = None) -> None:
-        if self.app.session:
-            self.app.session.set_review(review, effect)
-            return
-        config, commands = self.config, list_commands(self.config)
-        self.app.session = Session(review, config.output, config.signature, effect, commands=commands)
-
-    def check_stopped(self, done: int, part: int) -> None:
-        """Updates the page's text of progress. Raises StoppedError: the program ends."""
-        if self.stopped:
+    def pause(done: int, part: int) -> None:
+        if ending.is_set():
             raise StoppedError
-        self.app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
+        app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
+
+    complete = storage.exists(storage.join(config.output, IMAGES_FILE))
+    if saved:
+        show(saved)
+    from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
+
+    limit_threads()
+    if saved and complete:
+        show(saved, AnswerEffect(Images.load(config.output)))
+        return
+    (Path(storage.local(config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
+    with suppress(StoppedError):
+        for review, images in compute_reviews(config, saved, pause):
+            review.save(config.output)
+            show(review, AnswerEffect(images))
+        images.save(config.output)  # last: this file marks the review as complete
+        logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
 
 
 def review_at(config: ReviewConfig) -> Review | None:
@@ -246,9 +120,8 @@ def review_at(config: ReviewConfig) -> Review | None:
     return None
 
 
-async def serve_page(config: ReviewConfig, questions: Questions, listener: socket.socket) -> None:
-    """Serves until a signal. Raises the errors of `Questions.compute`."""
-    app = questions.app
+async def serve_page(config: ReviewConfig, app: App, saved: Review | None, listener: socket.socket) -> None:
+    """Serves until a signal. Raises the errors of `compute_questions`."""
     url = f"{format_url(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {url}"))
     logger.info(
@@ -257,14 +130,17 @@ async def serve_page(config: ReviewConfig, questions: Questions, listener: socke
     if config.browser and sys.stdout.isatty():
         threading.Thread(target=open_browser, args=(url,), daemon=True).start()
     serving = asyncio.ensure_future(
-        serve_until_signal(app, listener, KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5)
+        serve_until_signal(
+            app, listener, timeout_keep_alive=KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+        )
     )
-    computing = asyncio.ensure_future(asyncio.to_thread(questions.compute))
+    ending = threading.Event()
+    computing = asyncio.ensure_future(asyncio.to_thread(compute_questions, config, app, saved, ending))
     await asyncio.wait((serving, computing), return_when=asyncio.FIRST_COMPLETED)
     if computing.done():
         computing.result()
     await serving
-    questions.stopped = True
+    ending.set()
     await computing
     if app.session:
         logger.info(printable_page(summarize(config, app.session)))
@@ -294,7 +170,6 @@ def summarize(config: ReviewConfig, session: Session) -> str:
 
 
 def list_commands(config: ReviewConfig) -> list[str]:
-    """The commands to run with the answers."""
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
         is_default = Path(work, PARTS["answers"].path).resolve() == storage.local(config.output).resolve()
         return [shlex.join(["must", "refine", work, *([] if is_default else ["--answers", config.output])])]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
 BUTTONS = 30  # classes up to which each has a button
+ACTIONS = ("next", "show", "answer", "undo", "grid", "end", "leave")
 ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
 GRID_PICTURES = 60  # pictures of a class side by side
@@ -28,7 +29,7 @@ SORTS = ("sure", "doubtful", "differ")
 
 
 class Session:
-    """Thread-safe. `effect` computes the effect of the answers, if that is shown.
+    """`effect` computes the effect of the answers, if that is shown. Only `act` and `set_review` are thread-safe.
 
     The requests of a page hold `page`, the tab, for which a picture is reserved; `browser`, whose answers an undo takes
     back; and `who`, the person's name.
@@ -56,6 +57,13 @@ class Session:
             self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
             self.update_effect()
 
+    def act(self, action: str, page: str, request: dict[str, Any]) -> dict[str, Any]:
+        """One of ACTIONS: the method of this name."""
+        if action == "end" and self.effect is not None:
+            self.effect.wait(WAIT)
+        with self.lock:
+            return getattr(self, action)(page, request)
+
     @property
     def answers(self) -> dict[str, Answer]:
         """sha256 -> the answer that counts."""
@@ -64,8 +72,8 @@ class Session:
     def update_effect(self) -> None:
         if self.effect is not None:
             pictures, labels = self.review.truth(self.answers)
-            numbers = (picture.number for picture in pictures)
-            self.effect.update(list(zip(numbers, labels.tolist(), strict=True)))
+            numbers = [picture.number for picture in pictures]
+            self.effect.update(dict(zip(numbers, labels.tolist(), strict=True)))
 
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
@@ -110,16 +118,17 @@ class Session:
         require(type(number) is int and number in self.pictures, "there is no such picture")
         return self.pictures[number]
 
+    def reply(self, page: str, request: dict[str, Any] | None, picture: dict[str, Any] | None) -> dict[str, Any]:
+        return {"state": self.state(page, request), "picture": picture}
+
     def next(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The next picture to ask about that no other page shows."""
-        with self.lock:
-            return {"state": self.state(page, request), "picture": self.offer(page)}
+        return self.reply(page, request, self.offer(page))
 
     def leave(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The page is closed: other pages may show its picture."""
-        with self.lock:
-            self.shown = {sha256: shown for sha256, shown in self.shown.items() if shown[0] != page}
-            return {}
+        self.shown = {sha256: shown for sha256, shown in self.shown.items() if shown[0] != page}
+        return {}
 
     def pending(self, stream: str) -> list[Picture]:
         """The pictures of a stream that are still to be asked, in order. Those drawn at random hold also pictures that
@@ -145,22 +154,7 @@ class Session:
                     return self.describe(picture)
         return None
 
-    def upcoming(self, count: int) -> list[tuple[Picture, str]]:
-        """The next `count` pictures, or fewer, each once, with their streams: for a page that is not served."""
-        answered, streams = Counter(answer.sampled for answer in self.answers.values()), list[str]()
-        for _ in range(count):
-            streams.append(SCHEDULE.stream(answered[RANDOM], answered[COVERAGE]))
-            answered[streams[-1]] += 1
-        drawn = self.pending(RANDOM)[: streams.count(RANDOM)]
-        numbers = {picture.number for picture in drawn}
-        queues = {
-            RANDOM: iter(drawn),
-            COVERAGE: (picture for picture in self.pending(COVERAGE) if picture.number not in numbers),
-        }
-        pairs = ((next(queues[stream], None), stream) for stream in streams)
-        return [(picture, stream) for picture, stream in pairs if picture]
-
-    def describe(self, picture: Picture, stream: str = "") -> dict[str, Any]:
+    def describe(self, picture: Picture) -> dict[str, Any]:
         """A picture, and how it was chosen. `likely`: with many classes, the names to begin the list with, in the order
         of the classes, which does not hint at any model's prediction."""
         answers, classes = self.answers, self.review.classes
@@ -174,14 +168,11 @@ class Session:
             "likely": [classes[k] for k in sorted(picture.likely)] if len(classes) > BUTTONS else [],
             "similar": similar,
             "answer": format_answer(answer) if answer else "",
-            "sampled": stream or self.offered.get(picture.sha256, answer.sampled if answer else AGAIN),
+            "sampled": self.offered.get(picture.sha256, answer.sampled if answer else AGAIN),
         }
 
     def show(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """A picture again, to change its answer."""
-        with self.lock:
-            picture = self.picture(request.get("number"))
-            return {"state": self.state(page, request), "picture": self.describe(picture)}
+        return self.reply(page, request, self.describe(self.picture(request.get("number"))))
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Writes answers to the disk; returns the next picture.
@@ -194,26 +185,25 @@ class Session:
         few = isinstance(also, list) and len(also) <= GRID_PICTURES
         require(few, f"`also` must be a list of at most {GRID_PICTURES} numbers")
         browser, who = self.sender(page, request)
-        with self.lock:
-            answers = self.answers
-            others = [picture for picture in map(self.picture, also) if not measures(answers.get(picture.sha256))]
-            sampled = {picture.sha256: GRID if grid else SIMILAR for picture in others}
-            if shown is not None or not also:
-                sha256 = self.picture(shown).sha256
-                sampled[sha256] = self.how_sampled(sha256, grid)
-            when = datetime.now(UTC).isoformat(timespec="microseconds")
-            text = label if kind == "label" else None
-            new = [
-                Answer(sha256, text, kind == "unsure", self.by_sha256[sha256].image, who, when, how)
-                for sha256, how in sampled.items()
-            ]
-            answers_file.append(self.path, *(answer.line for answer in new))
-            for answer in new:
-                self.history[answer.sha256] = [*self.history.pop(answer.sha256, []), answer]
-                self.shown.pop(answer.sha256, None)
-            self.browsers[when] = browser
-            self.update_effect()
-            return {"state": self.state(page, request), "picture": None if grid else self.offer(page)}
+        answers = self.answers
+        others = [picture for picture in map(self.picture, also) if not measures(answers.get(picture.sha256))]
+        sampled = {picture.sha256: GRID if grid else SIMILAR for picture in others}
+        if shown is not None or not also:
+            sha256 = self.picture(shown).sha256
+            sampled[sha256] = self.how_sampled(sha256, grid)
+        when = datetime.now(UTC).isoformat(timespec="microseconds")
+        text = label if kind == "label" else None
+        new = [
+            Answer(sha256, text, kind == "unsure", self.by_sha256[sha256].image, who, when, how)
+            for sha256, how in sampled.items()
+        ]
+        answers_file.append(self.path, *(answer.line for answer in new))
+        for answer in new:
+            self.history[answer.sha256] = [*self.history.pop(answer.sha256, []), answer]
+            self.shown.pop(answer.sha256, None)
+        self.browsers[when] = browser
+        self.update_effect()
+        return self.reply(page, request, None if grid else self.offer(page))
 
     def how_sampled(self, sha256: str, grid: bool) -> str:
         """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
@@ -228,24 +218,22 @@ class Session:
     def undo(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Takes back the last answers of this browser, or else those of the same person in an earlier run; what was
         answered before them counts again. Shows the last of their pictures."""
-        with self.lock:
-            batches = self.find_batches(page, request)
-            require(bool(batches), "there is no answer to take back")
-            when, sha256s = batches.popitem()
-            pictures = [self.by_sha256[sha256] for sha256 in sha256s]
-            line = {"undone": when, "who": self.sender(page, request)[1]}
-            line["when"] = datetime.now(UTC).isoformat(timespec="microseconds")
-            answers_file.append(self.path, *({"image": p.image, "sha256": p.sha256} | line for p in pictures))
-            for sha256 in sha256s:
-                answers = self.history[sha256]
-                streams = [answer.sampled for answer in answers if answer.when == when]
-                if streams[-1] in (RANDOM, COVERAGE):
-                    self.offered[sha256] = streams[-1]
-                self.history[sha256] = answers_file.without(answers, when)
-            self.shown[sha256s[-1]] = page, self.clock()
-            self.update_effect()
-            shown = {"state": self.state(page, request), "picture": self.describe(pictures[-1])}
-            return shown | {"undone": len(pictures)}
+        batches = self.find_batches(page, request)
+        require(bool(batches), "there is no answer to take back")
+        when, sha256s = batches.popitem()
+        pictures = [self.by_sha256[sha256] for sha256 in sha256s]
+        line = {"undone": when, "who": self.sender(page, request)[1]}
+        line["when"] = datetime.now(UTC).isoformat(timespec="microseconds")
+        answers_file.append(self.path, *({"image": p.image, "sha256": p.sha256} | line for p in pictures))
+        for sha256 in sha256s:
+            answers = self.history[sha256]
+            streams = [answer.sampled for answer in answers if answer.when == when]
+            if streams[-1] in (RANDOM, COVERAGE):
+                self.offered[sha256] = streams[-1]
+            self.history[sha256] = answers_file.without(answers, when)
+        self.shown[sha256s[-1]] = page, self.clock()
+        self.update_effect()
+        return self.reply(page, request, self.describe(pictures[-1])) | {"undone": len(pictures)}
 
     def grid(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Unanswered pictures to which the model gives `label`, by default its most frequent class. `sort`: one of
@@ -253,47 +241,43 @@ class Session:
         """
         sort, classes = request.get("sort", "sure"), self.review.classes
         require(sort in SORTS, "no such order")
-        with self.lock:
-            answers = self.answers
-            unanswered = [picture for picture in self.review.pictures if picture.sha256 not in answers]
-            if sort == "differ":
-                unanswered = [picture for picture in unanswered if len(set(picture.classes)) > 1]
-            counts = Counter(picture.classes[MODEL] for picture in unanswered)
-            label = request.get("label") or (classes[counts.most_common(1)[0][0]] if counts else classes[0])
-            require(label in classes, "there is no such class")
-            members = [picture for picture in unanswered if picture.classes[MODEL] == self.review.class_numbers[label]]
-            members.sort(key=lambda picture: -picture.confidence if sort == "sure" else picture.confidence)
-            return {
-                "state": self.state(page, request),
-                "label": label,
-                "left": len(members),
-                "counts": [counts[number] for number in range(len(classes))],
-                "pictures": [
-                    {"number": picture.number, "predicted": [classes[number] for number in picture.classes]}
-                    for picture in members[:GRID_PICTURES]
-                ],
-            }
+        answers = self.answers
+        unanswered = [picture for picture in self.review.pictures if picture.sha256 not in answers]
+        if sort == "differ":
+            unanswered = [picture for picture in unanswered if len(set(picture.classes)) > 1]
+        counts = Counter(picture.classes[MODEL] for picture in unanswered)
+        label = request.get("label") or (classes[counts.most_common(1)[0][0]] if counts else classes[0])
+        require(label in classes, "there is no such class")
+        members = [picture for picture in unanswered if picture.classes[MODEL] == self.review.class_numbers[label]]
+        members.sort(key=lambda picture: -picture.confidence if sort == "sure" else picture.confidence)
+        return {
+            "state": self.state(page, request),
+            "label": label,
+            "left": len(members),
+            "counts": [counts[number] for number in range(len(classes))],
+            "pictures": [
+                {"number": picture.number, "predicted": [classes[number] for number in picture.classes]}
+                for picture in members[:GRID_PICTURES]
+            ],
+        }
 
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands;
         of the refined labels before any answer, which can be taken unseen, and a row for each class."""
-        if self.effect is not None:
-            self.effect.wait(WAIT)
-        with self.lock:
-            state, measured = self.state(page, request), self.review.measured(self.answers)
-            rows = []
-            if measured and measured.refined:
-                rows = [
-                    ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
-                    ["refined labels, without answers", *measured.refined],
-                ]  # fmt: skip
-            accepted, of_classes = self.review.accepted(self.answers)
-            return {
-                "state": state, "rows": rows, "measured": measured.answers if measured else 0,
-                "accepted": accepted.text() if accepted else "", "classes": of_classes, "lights": LIGHTS,
-                "changed": self.effect.changed if self.effect is not None else None,
-                "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
-            }  # fmt: skip
+        state, measured = self.state(page, request), self.review.measured(self.answers)
+        rows = []
+        if measured and measured.refined:
+            rows = [
+                ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
+                ["refined labels, without answers", *measured.refined],
+            ]  # fmt: skip
+        accepted, of_classes = self.review.accepted(self.answers)
+        return {
+            "state": state, "rows": rows, "measured": measured.answers if measured else 0,
+            "accepted": accepted.text() if accepted else "", "classes": of_classes, "lights": LIGHTS,
+            "changed": self.effect.changed if self.effect is not None else None,
+            "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
+        }  # fmt: skip
 
 
 def measures(answer: Answer | None) -> bool:

@@ -1,4 +1,4 @@
-"""The server's addresses, as a Starlette application.
+"""The server as a Starlette application: its addresses; admission of requests, and decoding of their images.
 
 POST /classify                 the body is an image file; returns class names as JSON
 POST /v2/models/NAME/infer     the open inference protocol, in JSON
@@ -9,11 +9,17 @@ GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
+from queue import PriorityQueue
 from typing import Any, TypeVar
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -22,18 +28,26 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import must
-from must.deploy.serve.models import ServedModel
+from must.base.processes import cores
+from must.config.predict import QUEUE, ServeConfig
+from must.deploy.predict.session import threshold
+from must.deploy.predict.writer import Options, rank_classes
+from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.models import Models, ServedModel, fail
 from must.deploy.serve.protocol import (
+    COST_OF_PIXELS,
     INPUT,
+    Cost,
     InferRequest,
+    Predictions,
     Refused,
     classification,
+    estimate_cost,
     expect,
-    output_tensor,
+    output_tensors,
     parse_request,
     read_parameters,
 )
-from must.deploy.serve.work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +56,10 @@ T = TypeVar("T")
 LARGE_JSON = 1 << 16  # bytes of JSON above which it is parsed in a thread, one request at a time
 LINGER = 2.0  # seconds in which the rest of a refused request is read, so that the client reads the response
 CLOSED = 499  # the status in the metrics of a request whose client has left
+SMALL = 1 << 18  # bytes of files up to which their headers are read in the event loop; above it in a thread
+PATIENCE = 30.0  # seconds that a client may take to send a request, and an answer may take
+DELAY = 0.5  # seconds by which each megapixel puts a picture back in the queue: small ones pass large ones
+FULL = "the queue of waiting images is full; try again later"
 
 
 class Json(JSONResponse):
@@ -58,7 +76,7 @@ class Refusal(Json):
     def __init__(self, refused: Refused, headers: dict[str, str] | None = None) -> None:
         self.unread = refused.unread
         more = {"connection": "close"} if self.unread else {}
-        retry = {"retry-after": "1"} if refused.retry else {}
+        retry = {"retry-after": "1"} if refused.status == 503 else {}
         super().__init__({"error": refused.reason}, refused.status, {**(headers or {}), **more, **retry})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,15 +92,55 @@ class Refusal(Json):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def make_app(work: Work, name: str) -> Starlette:
-    api, model = Api(work, name), f"/v2/models/{name}"
+@dataclass(eq=False)
+class PendingRequest:
+    """The images of one request that wait for their predictions."""
+
+    megapixels: float
+    futures: list[asyncio.Future[Any]]
+
+
+class Decoders:
+    """Threads that decode. `memory`: bytes for all pictures that are decoded at a time; a single one may take more."""
+
+    def __init__(self, threads: int, memory: int) -> None:
+        self.memory, self.used = memory, 0
+        self.queue: PriorityQueue[tuple[float, int, int, Callable[[], None]]] = PriorityQueue()
+        self.numbers, self.used_changed = count(), threading.Condition()
+        for number in range(threads):
+            threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
+
+    def put(self, memory: int, job: Callable[[], None], delay: float = 0) -> None:
+        """Thread-safe. `job` is called once, in one of the threads; its place in the queue is as if it had arrived
+        `delay` seconds later."""
+        self.queue.put((time.monotonic() + delay, next(self.numbers), memory, job))
+
+    def work(self) -> None:
+        while True:
+            *_, memory, job = self.queue.get()
+            with self.used_changed:
+                while self.used and self.used + memory > self.memory:
+                    self.used_changed.wait()
+                self.used += memory
+            try:
+                job()
+            except Exception:  # a bug; it is logged, and the other pictures continue
+                logger.exception("must serve: a picture failed")
+            finally:
+                with self.used_changed:
+                    self.used -= memory
+                    self.used_changed.notify_all()
+
+
+def make_app(api: "Api") -> Starlette:
+    model = f"/v2/models/{api.config.name}"
     routes = [
         Route("/classify", api.answer(api.classify), methods=["POST"]),
         Route(f"{model}/infer", api.answer(api.infer), methods=["POST"]),
         Route("/v2/health/live", api.live),
         Route("/v2/health/ready", api.ready),
         Route(f"{model}/ready", api.ready),
-        Route("/metrics", api.metrics),
+        Route("/metrics", api.show_metrics),
         Route("/", api.server),
         Route("/v2", api.server),
         Route(model, api.model),
@@ -93,10 +151,15 @@ def make_app(work: Work, name: str) -> Starlette:
 
 
 class Api:
-    """The functions behind the addresses."""
+    """The functions behind the addresses. Runs in the event loop; decodes in threads."""
 
-    def __init__(self, work: Work, name: str) -> None:
-        self.work, self.name, self.large_json = work, name, asyncio.Lock()
+    def __init__(self, config: ServeConfig, models: Models, metrics: Metrics) -> None:
+        self.config, self.models, self.metrics = config, models, metrics
+        self.loop, self.large_json = asyncio.get_running_loop(), asyncio.Lock()
+        self.decoders = Decoders(config.decoders or cores(), int(config.decoding_bytes))
+        self.requests: list[PendingRequest] = []  # that were admitted and have no predictions yet
+        self.held_bytes = 0  # of the bodies of requests
+        self.draining = False  # once it is true, only a new pod will be ready
 
     def answer(self, handler: Callable[[Request, bytes], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
         """Reads a request's body, and responds with what the handler makes of it, as JSON."""
@@ -116,40 +179,39 @@ class Api:
                 logger.exception("must serve: a request failed")
                 response = Refusal(Refused(500, "internal error"))
             finally:  # before the response is sent: a client that does not read it must not hold memory
-                self.work.held_bytes -= len(body)
-            self.work.metrics.requests.labels("http", str(response.status_code)).inc()
-            self.work.metrics.request_seconds.labels("http").observe(time.perf_counter() - start)
+                self.held_bytes -= len(body)
+            self.metrics.requests.labels("http", str(response.status_code)).inc()
+            self.metrics.request_seconds.labels("http").observe(time.perf_counter() - start)
             return self.close_if_draining(response)
 
         return respond
 
     def close_if_draining(self, response: Response) -> Response:
         """Tells clients that keep their connections to open another one, which reaches another pod."""
-        if self.work.draining:
+        if self.draining:
             response.headers["connection"] = "close"
         return response
 
     async def read_body(self, request: Request) -> bytes:
-        """The body; its size is added to `work.held_bytes`."""
-        config, size, parts = self.work.config, 0, list[bytes]()
-
-        def check(size: int) -> None:
-            expect(size <= config.max_body * 1e6, f"the body is above {config.max_body:g} MB", 413)
-
+        """The body; its size is added to `held_bytes`."""
+        config, size, parts = self.config, 0, list[bytes]()
+        large = f"the body is above {config.max_body:g} MB"
         try:
             plain = request.headers.get("content-encoding", "identity") == "identity"
             expect(plain, "send the body without compression", 415)
-            check(int(request.headers.get("content-length", "0")[:18]))
-            async with asyncio.timeout(config.patience):
+            expect(int(request.headers.get("content-length", "0")[:18]) <= config.max_body * 1e6, large, 413)
+            async with asyncio.timeout(PATIENCE):
                 async for part in request.stream():
-                    self.work.reserve(len(part))
+                    full = self.held_bytes + len(part) > config.body_bytes
+                    expect(not full, "the memory for request bodies is full; try again later", 503)
+                    self.held_bytes += len(part)
                     size += len(part)
-                    check(size)
+                    expect(size <= config.max_body * 1e6, large, 413)
                     parts.append(part)
         except BaseException as error:
-            self.work.held_bytes -= size
+            self.held_bytes -= size
             if isinstance(error, TimeoutError):
-                error = Refused(408, f"the body was not received within {config.patience:g} seconds")
+                error = Refused(408, f"the body was not received within {PATIENCE:g} seconds")
             if isinstance(error, Refused):
                 error.unread = True
             raise error from None
@@ -158,32 +220,33 @@ class Api:
     async def classify(self, request: Request, body: bytes) -> dict[str, Any]:
         """The body is an image file, the query has parameters: top_k, abstain."""
         inference = InferRequest([body], **read_query(request))
-        with self.work.models.borrow() as served:
-            predictions = await cancel_on_disconnect(self.work.predict(inference, served), request.receive)
-            return {"model": self.name, "version": served.version, **classification(predictions)}
+        with self.models.borrow() as served:
+            predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
+            return {"model": self.config.name, "version": served.version, **classification(predictions)}
 
     async def infer(self, request: Request, body: bytes) -> dict[str, Any]:
         binary = "inference-header-content-length" in request.headers
         expect(not binary, "this server takes no binary tensors; send JSON, with pictures as base64")
-        with self.work.models.borrow() as served:
+        with self.models.borrow() as served:
             inference = await self.parse(body, served)
-            predictions = await cancel_on_disconnect(self.work.predict(inference, served), request.receive)
-            outputs = [output_tensor(predictions, output) for output in inference.outputs]
-            answer = {"model_name": self.name, "model_version": served.version, "outputs": outputs}
+            predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
+            outputs = output_tensors(predictions, inference.outputs)
+            answer = {"model_name": self.config.name, "model_version": served.version, "outputs": outputs}
             return answer | ({"id": inference.id} if inference.id else {})
 
     async def parse(self, body: bytes, served: ServedModel) -> InferRequest:
-        limits = self.work.limits(served)
+        classifier = served.classifier
+        limits = self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels
         if len(body) <= LARGE_JSON:
-            return parse_request(body, limits)
-        # One at a time: its Python objects take up to thirty times its bytes, which max_memory does not count.
+            return parse_request(body, *limits)
+        # One at a time: its Python objects take up to thirty times its bytes, which --memory does not count.
         try:
-            async with asyncio.timeout(self.work.config.patience):
+            async with asyncio.timeout(PATIENCE):
                 await self.large_json.acquire()
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
         try:
-            return await asyncio.to_thread(parse_request, body, limits)
+            return await asyncio.to_thread(parse_request, body, *limits)
         finally:
             self.large_json.release()
 
@@ -191,18 +254,18 @@ class Api:
         return self.close_if_draining(Json({"live": True}))
 
     async def ready(self, request: Request) -> Response:
-        ready = self.work.ready
-        return self.close_if_draining(Json({"name": self.name, "ready": ready}, 200 if ready else 503))
+        ready = self.models.current is not None and not self.draining
+        return self.close_if_draining(Json({"name": self.config.name, "ready": ready}, 200 if ready else 503))
 
     async def server(self, request: Request) -> Response:
         return Json({"name": "must-serve", "version": must.__version__, "extensions": []})
 
     async def model(self, request: Request) -> Response:
         """The protocol's metadata of the model; -1 in a shape: the number of images, or top_k."""
-        with self.work.models.borrow() as served:
+        with self.models.borrow() as served:
             classes, size = served.classifier.classes, served.classifier.preprocess.size
             content = {
-                "name": self.name,
+                "name": self.config.name,
                 "versions": [served.version],
                 "platform": "onnxruntime_onnx",
                 "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
@@ -217,16 +280,15 @@ class Api:
             }
             return Json(content)
 
-    async def metrics(self, request: Request) -> Response:
-        work, metrics = self.work, self.work.metrics
-        metrics.waiting.set(work.waiting)
-        metrics.megapixels.set(work.megapixels)
-        metrics.body_bytes.set(work.held_bytes)
+    async def show_metrics(self, request: Request) -> Response:
+        metrics = self.metrics
+        metrics.waiting.set(self.waiting)
+        metrics.megapixels.set(self.megapixels)
+        metrics.body_bytes.set(self.held_bytes)
         return self.close_if_draining(Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"))
 
     async def refuse_address(self, request: Request, error: Any) -> Response:
-        """Of an address or a method that does not exist."""
-        known = f"images go to POST /classify, the model is at /v2/models/{self.name}"
+        known = f"images go to POST /classify, the model is at /v2/models/{self.config.name}"
         if error.status_code == 405 and request.url.path == "/classify":
             known = "POST the image file itself: curl --data-binary @photo.jpg ADDRESS/classify"
         headers, reason = dict(error.headers or {}), "no such address"
@@ -234,6 +296,80 @@ class Api:
             headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
             reason = f"only {headers['Allow']} is allowed here"
         return self.close_if_draining(Refusal(Refused(error.status_code, f"{reason}; {known}"), headers))
+
+    @property
+    def waiting(self) -> int:
+        """Images."""
+        return sum(len(request.futures) for request in self.requests)
+
+    @property
+    def megapixels(self) -> float:
+        return sum(request.megapixels for request in self.requests)
+
+    async def predict(self, request: InferRequest, served: ServedModel) -> Predictions:
+        costs = await self.estimate(request.images, served.max_pixels)
+        megapixels, limit = sum(size for size, _ in costs), self.config.request_pixels
+        cost = f"the pictures cost as much as {megapixels:.0f} megapixels"
+        expect(megapixels <= limit, f"{cost}; this server takes {limit:g} a request", 413)
+        pending = PendingRequest(megapixels, [self.loop.create_future() for _ in costs])
+        self.admit(pending)
+        try:
+            delay = 0.0
+            for image, (size, memory), future in zip(request.images, costs, pending.futures, strict=True):
+                delay += DELAY * size
+                self.decoders.put(memory, partial(self.prepare, image, future, served), delay)
+            async with asyncio.timeout(PATIENCE):
+                rows = np.stack([await future for future in pending.futures])
+        except TimeoutError:
+            raise Refused(504, f"no answer within {PATIENCE:g} seconds") from None
+        finally:
+            self.requests = [other for other in self.requests if other is not pending]
+            for future in pending.futures:
+                future.cancel()
+        probability = rows[:, :-1]
+        finite = bool(np.isfinite(probability).all())
+        expect(finite, "the model's output is not finite; remove NaN and infinity from the input", 422)
+        unsure = served.threshold
+        if request.abstain is not None:
+            unsure = threshold(request.abstain, served.classifier, served.version)
+        options = Options(request.top_k or self.config.top_k, unsure)
+        classes = served.classifier.classes
+        ranked = [rank_classes("", row[:-1], float(row[-1]), classes, options) for row in rows]
+        self.metrics.observe_predictions(ranked)
+        return Predictions(ranked, probability, unsure)
+
+    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[Cost]:
+        """The cost of each image, from its header."""
+        if isinstance(images, np.ndarray):
+            return [COST_OF_PIXELS] * len(images)
+        if sum(map(len, images)) <= SMALL:
+            return [estimate_cost(image, max_pixels) for image in images]
+        return await asyncio.to_thread(lambda: [estimate_cost(image, max_pixels) for image in images])
+
+    def admit(self, request: PendingRequest) -> None:
+        """Adds a request to the waiting ones; where there is no room, refuses costlier ones that already wait, or this
+        one if that would not make enough room."""
+        waiting, megapixels = self.waiting + len(request.futures), self.megapixels + request.megapixels
+        others, refused = sorted(self.requests, key=lambda other: -other.megapixels), list[PendingRequest]()
+        while waiting > QUEUE or megapixels > self.config.queue_pixels:
+            costly = others.pop(0) if others else request
+            if costly.megapixels <= request.megapixels:
+                raise Refused(503, FULL)
+            refused.append(costly)
+            waiting -= len(costly.futures)
+            megapixels -= costly.megapixels
+        self.requests = [*(other for other in self.requests if other not in refused), request]
+        for future in chain.from_iterable(other.futures for other in refused):
+            fail(future, Refused(503, FULL))
+
+    def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any], served: ServedModel) -> None:
+        """Runs in a decoder's thread: one image into the model's queue, or its error into `future`."""
+        if future.done():
+            return
+        try:
+            served.queue.put((served.row(image), future))
+        except Exception as error:
+            self.loop.call_soon_threadsafe(fail, future, error)
 
 
 async def refuse(request: Request, error: Any) -> Response:
@@ -254,19 +390,19 @@ def read_query(request: Request) -> dict[str, Any]:
 
 async def cancel_on_disconnect(coroutine: Coroutine[Any, Any, T], receive: Receive) -> T:
     """The coroutine's result; cancels the coroutine when the client disconnects. Raises ClientDisconnect."""
-    working = asyncio.ensure_future(coroutine)
 
     async def wait_for_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        working.cancel()
 
-    waiting = asyncio.create_task(wait_for_disconnect())
+    working, leaving = asyncio.ensure_future(coroutine), asyncio.ensure_future(wait_for_disconnect())
     try:
-        return await working
-    except asyncio.CancelledError:
-        if waiting.done() and not waiting.cancelled():
-            raise ClientDisconnect from None
-        raise
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.wait((working,))
+        raise ClientDisconnect
     finally:
-        waiting.cancel()
+        working.cancel()
+        leaving.cancel()

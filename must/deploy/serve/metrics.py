@@ -2,10 +2,9 @@
 
 from functools import partial
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from must.deploy.serve.protocol import Predictions
+from must.deploy.predict.writer import Prediction
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 IMAGE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -39,13 +38,13 @@ class Metrics:
         self.swaps = counter("must_model_swaps", "new versions loaded while serving")
         self.swap_failures = counter("must_model_swap_failures", "versions that could not be loaded")
 
-    def observe_predictions(self, predictions: Predictions) -> None:
-        self.images.inc(len(predictions.probability))
-        self.abstained.inc(int(predictions.abstained.sum()))
-        for value in predictions.probability.max(axis=1):
-            self.confidence.observe(value)
-        for value in predictions.similarity[~np.isnan(predictions.similarity)]:
-            self.similarity.observe(value)
+    def observe_predictions(self, predictions: list[Prediction]) -> None:
+        self.images.inc(len(predictions))
+        self.abstained.inc(sum(one.abstained for one in predictions))
+        for one in predictions:
+            self.confidence.observe(one.probability)
+            if one.similarity is not None:
+                self.similarity.observe(one.similarity)
 
     def observe_pass(self, images: int, seconds: float) -> None:
         self.batch.observe(images)

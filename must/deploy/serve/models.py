@@ -25,7 +25,7 @@ from must.base.parameters import require
 from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.config.work import PARTS
-from must.data.image.preprocess import EvalView, normalize_pixels
+from must.data.image.preprocess import EvalView
 from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
@@ -36,6 +36,10 @@ Row = tuple[np.ndarray, "asyncio.Future[Any]"]
 logger = logging.getLogger(__name__)
 
 ONNX, WEIGHTS = f"onnx/{ONNX_FILE}", f"bundle/{WEIGHTS_FILE}"  # below a version of the registry
+
+
+class NoModelError(UserError):
+    """No model was promoted yet."""
 
 
 class ServedModel:
@@ -51,17 +55,14 @@ class ServedModel:
         self.max_pixels = int(config.max_pixels * 1e6)
         self.threshold = threshold(config.abstain, classifier, version)
         self.users, self.retired = 0, False
+        # A future gets float32 [K + 1], the probabilities of its row and the similarity, or the error of the pass.
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
 
     def start(self, loop: asyncio.AbstractEventLoop, on_pass: Callable[[int, float], None]) -> None:
-        """Starts the thread. `loop`: of the futures that get the results; `on_pass`: called after every pass with the
-        number of images, seconds."""
+        """Starts the thread. `loop`: of the futures; `on_pass`: called after every pass with the number of images,
+        seconds."""
         self.loop, self.on_pass = loop, on_pass
         threading.Thread(target=self.work, name="forward", daemon=True).start()
-
-    def put(self, row: np.ndarray, future: asyncio.Future[Any]) -> None:
-        """From any thread: `future` will get the result for `row`, or the error of its pass."""
-        self.queue.put((row, future))
 
     def close_if_unused(self) -> None:
         """Ends the thread when the queue is processed, if the model is retired and no request uses it."""
@@ -70,28 +71,22 @@ class ServedModel:
 
     def work(self) -> None:
         while (first := self.queue.get()) is not None:
-            rows = [row for row in self.gather(first) if not row[1].cancelled()]
-            if rows:
+            rows = [first]
+            while len(rows) < self.batch_size and not self.queue.empty():
+                if (row := self.queue.get()) is None:
+                    self.queue.put(None)  # the end comes after this pass
+                    break
+                rows.append(row)
+            if rows := [(row, future) for row, future in rows if not future.cancelled()]:
                 self.forward(rows)
-
-    def gather(self, first: Row) -> list[Row]:
-        """The rows of one pass."""
-        rows = [first]
-        while len(rows) < self.batch_size and not self.queue.empty():
-            row = self.queue.get()
-            if row is None:  # the end comes after this pass
-                self.queue.put(None)
-                break
-            rows.append(row)
-        return rows
 
     def forward(self, rows: list[Row]) -> None:
         start = time.perf_counter()
         results: Any
         try:
-            results = self.run(np.stack([row for row, _ in rows]))
+            results = np.column_stack(self.classifier.run(np.stack([row for row, _ in rows])))
         except Exception as error:  # the images of this pass fail; the thread continues
-            results = error
+            results = [error] * len(rows)
         self.on_pass(len(rows), time.perf_counter() - start)
         self.loop.call_soon_threadsafe(deliver, [future for _, future in rows], results)
 
@@ -99,33 +94,22 @@ class ServedModel:
         """One image as the graph's input."""
         if not isinstance(image, np.ndarray):
             image = decode_pixels(image, self.view, self.max_pixels)
-        if image.dtype == np.uint8 and not self.classifier.takes_pixels:
-            return normalize_pixels(image[None], self.classifier.preprocess)[0]
-        return image
-
-    def run(self, rows: np.ndarray) -> np.ndarray:
-        """The graph's input [N, ...] -> float32 [N, K + 1]: probabilities, then the similarity."""
-        return np.column_stack(self.classifier.run(rows))
+        return self.classifier.prepare(image[None])[0] if image.dtype == np.uint8 else image
 
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs."""
         size = self.classifier.preprocess.size
-        blank = self.row(np.full((size, size, 3), 127, np.uint8))
         for images in (1, self.batch_size):
-            try:
-                total = float(self.run(np.stack([blank] * images))[:, :-1].sum()) / images
-            except Exception as error:  # onnxruntime's own exception classes are private
-                raise UserError(f"{self.version}: a forward pass fails: {' '.join(str(error).split())[:200]}") from None
+            total = float(self.classifier(np.full((images, size, size, 3), 127, np.uint8)).probability.sum()) / images
             require(abs(total - 1) < 1e-2, f"{self.version}: its probabilities add up to {total:.3f}")
 
 
 def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:
-    """In the event loop: each future gets its result, or all of them the error."""
-    for number, future in enumerate(futures):
-        if isinstance(results, Exception):
-            fail(future, results)
+    for future, result in zip(futures, results, strict=True):
+        if isinstance(result, Exception):
+            fail(future, result)
         elif not future.done():
-            future.set_result(results[number])
+            future.set_result(result)
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
@@ -134,79 +118,55 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.exception()  # asyncio logs those that nobody reads, as those after a request's first one
 
 
-class NoModelError(UserError):
-    """No model was promoted yet."""
-
-
-class OneModel:
-    """A folder with a model.onnx that does not change. As in Champion, `newest` returns the version to serve, and
-    `load` that version's model, complete and verified."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        self.uri, self.threads = model_uri(config.model), config.threads
-        with storage.local_copy(self.uri) as path:
-            self.version = storage.compute_sha256(path)[:12]
-
-    def newest(self) -> str:
-        return self.version
-
-    def load(self, version: str) -> OnnxClassifier:
-        with storage.local_copy(self.uri) as path:
-            classifier = OnnxClassifier(path, self.uri, self.threads, sleeping_threads=True)
-        description = Path(self.uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
-        if not storage.is_remote(self.uri) and description.is_file():  # of WORK: it may have another model by now
-            weights = storage.read_json(str(description), "--model").get("weights_sha256")
-            require(
-                classifier.metadata.get("weights_sha256") == weights,
-                f"{self.uri}: was exported from another model than {description.parent}; run `must export` again",
-            )
-        return classifier
-
-
-class Champion:
-    """The version in a registry's LATEST."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        self.registry, self.threads, self.root = Registry(config.registry, config.name), config.threads, config.registry
-
-    def newest(self) -> str:
-        """Raises NoModelError: there is none; the message names the registry's other models."""
-        if version := self.registry.latest().version:
-            return version
-        names = sorted(
-            entry.name.partition("/")[0]
-            for entry in storage.list_existing(self.root)
-            if entry.name.count("/") == 1 and entry.name.endswith(f"/{LATEST}")
+def load_file(config: ServeConfig) -> tuple[str, OnnxClassifier]:
+    """(version, classifier) of the file at --model, verified."""
+    uri = model_uri(config.model)
+    with storage.local_copy(uri) as path:
+        version = storage.compute_sha256(path)[:12]
+        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=True)
+    description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
+    if not storage.is_remote(uri) and description.is_file():  # of WORK: it may have another model by now
+        weights = storage.read_json(str(description), "--model").get("weights_sha256")
+        require(
+            classifier.metadata.get("weights_sha256") == weights,
+            f"{uri}: was exported from another model than {description.parent}; run `must export` again",
         )
+    return version, classifier
+
+
+def load_champion(registry: Registry, config: ServeConfig, current: str) -> tuple[str, OnnxClassifier] | None:
+    """As `load_file`, of the version in LATEST; None if that is `current`.
+    Raises NoModelError: there is none; the message names the registry's other models."""
+    root, version = config.registry, registry.latest().version
+    if not version:
+        marks = [entry.name for entry in storage.list_existing(root) if entry.name.count("/") == 1]
+        names = sorted(mark.removesuffix(f"/{LATEST}") for mark in marks if mark.endswith(f"/{LATEST}"))
         others = f"there are {', '.join(names[:20])}" if names else "there are no others"
-        raise NoModelError(
-            f"no model --name {self.registry.name} in {self.root}; {others}; waiting for the first promotion"
-        )
-
-    def load(self, version: str) -> OnnxClassifier:
-        uri = self.registry.make_uri(version, ONNX)
-        stored = self.registry.checksums(version)
-        require(ONNX in stored, f"{version} was promoted without its ONNX file (`must promote --onnx`)")
-        # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
-        with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
-            written = storage.HashingFile(file)
-            storage.copy(uri, written)
-            file.flush()
-            require(written.sha256 == stored[ONNX], f"{uri}: is not the file that was promoted: its checksum differs")
-            classifier = OnnxClassifier(
-                Path(f"/proc/self/fd/{file.fileno()}"), uri, self.threads, sleeping_threads=True
-            )
-        weights = stored.get(WEIGHTS, "")
-        same = not weights or classifier.metadata.get("weights_sha256") == weights
-        require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
-        return classifier
+        raise NoModelError(f"no model --name {config.name} in {root}; {others}; waiting for the first promotion")
+    if version == current:
+        return None
+    uri, stored = registry.make_uri(version, ONNX), registry.checksums(version)
+    require(ONNX in stored, f"{version} was promoted without its ONNX file (`must promote --onnx`)")
+    # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
+    with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+        written = storage.HashingFile(file)
+        storage.copy(uri, written)
+        file.flush()
+        require(written.sha256 == stored[ONNX], f"{uri}: is not the file that was promoted: its checksum differs")
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=True)
+    weights = stored.get(WEIGHTS, "")
+    same = not weights or classifier.metadata.get("weights_sha256") == weights
+    require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
+    return version, classifier
 
 
 class Models:
     """The current model and its replacement. All methods except `load` run in the event loop."""
 
-    def __init__(self, source: OneModel | Champion, config: ServeConfig, metrics: Metrics) -> None:
-        self.source, self.config, self.metrics = source, config, metrics
+    def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
+        self.config, self.metrics = config, metrics
+        self.registry = Registry(config.registry, config.name) if config.registry else None
         self.current: ServedModel | None = None
         self.last_log = ""
 
@@ -239,16 +199,17 @@ class Models:
             old.close_if_unused()
         self.log(f"serving {served.version}" + (f" in place of {old.version}" if old else ""))
 
-    def load(self, version: str) -> ServedModel | None:
-        """Runs in a thread. The newest version, tested; None if that is `version`."""
-        newest = self.source.newest()
-        if newest == version:
+    def load(self, current: str) -> ServedModel | None:
+        """Runs in a thread. The newest version, tested; None if that is `current`."""
+        config, registry = self.config, self.registry
+        loaded = load_champion(registry, config, current) if registry else load_file(config)
+        if loaded is None:
             return None
-        served = ServedModel(newest, self.source.load(newest), self.config)
+        served = ServedModel(*loaded, config)
         served.try_out()
         return served
 
-    async def follow(self, seconds: float) -> None:
+    async def follow(self) -> None:
         """Looks for a newer version for ever. Logs errors and tries again."""
         while True:
             try:
@@ -259,10 +220,9 @@ class Models:
                 self.metrics.swap_failures.inc()
                 current = f"; serving {self.current.version}" if self.current else ""
                 self.log(f"cannot load the newest version: {' '.join(str(error).split())}{current}")
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(self.config.poll)
 
     def log(self, line: str) -> None:
-        """Logs a line, unless it is the last one again."""
         if line != self.last_log:
             self.last_log = line
             logger.warning(f"must serve: {printable(line, 2000)}")

@@ -8,9 +8,8 @@ import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from must.data.image.cost import cost, detect_format, refusal
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.deploy.predict.session import STORED
-from must.deploy.predict.writer import Options, make_json, rank_classes
+from must.deploy.predict.writer import Prediction, make_json
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
 # Limits of JSON, whose parser blocks all threads: enough for one image of the model's size as numbers. Pictures as
@@ -36,8 +35,7 @@ MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads
 
 
 class Refused(Exception):  # noqa: N818, mostly an error of the client, not of the server
-    """`status`: of the HTTP response; `retry`: the same request may succeed later; `unread`: bytes of its body may
-    still come."""
+    """`status`: of the HTTP response; `unread`: bytes of its body may still come."""
 
     unread = False
 
@@ -45,25 +43,13 @@ class Refused(Exception):  # noqa: N818, mostly an error of the client, not of t
         self.status, self.reason = status, printable(reason, LONGEST_REASON)
         super().__init__(self.reason)
 
-    @property
-    def retry(self) -> bool:
-        return self.status == 503
-
 
 def expect(condition: bool, reason: str, status: int = 400) -> None:
-    """Raises Refused unless the condition holds."""
     if not condition:
         raise Refused(status, reason)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Limits:
-    max_images: int
-    size: int  # S, of the model's input
-    takes_floats: bool  # whether the graph takes normalised floats
-
-
 @dataclass(frozen=True)
 class InferRequest:
     """Images, as files or pixels, and the names of the requested outputs. None: the server's setting."""
@@ -75,9 +61,9 @@ class InferRequest:
     id: str = ""
 
 
-def parse_request(data: bytes, limits: Limits) -> InferRequest:
-    """The body of a request."""
-    request = parse_json(data, max(FEWEST_VALUES, VALUES_A_PIXEL * limits.size**2))
+def parse_request(data: bytes, max_images: int, size: int, takes_floats: bool) -> InferRequest:
+    """The body of a request. `size`: S, of the model's input; `takes_floats`: the graph takes normalised floats."""
+    request = parse_json(data, max(FEWEST_VALUES, VALUES_A_PIXEL * size**2))
     tensors: Any = request.get("inputs")
     name = request.get("id", "")
     expect(isinstance(tensors, list) and len(tensors) == 1, f'"inputs" must be a list of one tensor, named "{INPUT}"')
@@ -85,11 +71,11 @@ def parse_request(data: bytes, limits: Limits) -> InferRequest:
     expect(isinstance(name, str) and len(name) <= 200, '"id" must be a short string')
     parameters, outputs = request.get("parameters") or {}, read_outputs(request.get("outputs"))
     expect(isinstance(parameters, dict), '"parameters" must be an object')
-    return InferRequest(read_images(tensors[0], limits), outputs, **read_parameters(parameters), id=name)
+    images = read_images(tensors[0], max_images, size, takes_floats)
+    return InferRequest(images, outputs, **read_parameters(parameters), id=name)
 
 
 def parse_json(data: bytes, most: int = FEWEST_VALUES) -> dict[str, Any]:
-    """A JSON object."""
     few = data.count(b",") + data.count(b"[") <= most and data.count(b"{") <= OBJECTS
     expect(few, "JSON of too many values; send pictures as base64, or as files to /classify", 413)
     try:
@@ -100,19 +86,18 @@ def parse_json(data: bytes, most: int = FEWEST_VALUES) -> dict[str, Any]:
     return request
 
 
-def read_images(tensor: Mapping[str, Any], limits: Limits) -> list[bytes] | np.ndarray:
+def read_images(tensor: Mapping[str, Any], max_images: int, size: int, takes_floats: bool) -> list[bytes] | np.ndarray:
     """Files, or pixels: uint8 [N, S, S, 3], or float32 [N, 3, S, S]. The contents of files are checked later."""
-    datatype, shape, data, S = tensor.get("datatype"), tensor.get("shape"), tensor.get("data"), limits.size
-    where = f'input "{INPUT}"'
+    shape: Any = tensor.get("shape")
+    data: Any = tensor.get("data")
+    datatype, where, S = tensor.get("datatype"), f'input "{INPUT}"', size
     expect(tensor.get("name") == INPUT, f'the input must be named "{INPUT}"')
     expect(
         isinstance(shape, list) and 1 <= len(shape) <= 4 and all(type(n) is int and 0 < n < 1 << 31 for n in shape),
         f'{where}: "shape" must be a list of positive numbers, images first',
     )
-    assert isinstance(shape, list)
-    expect(shape[0] <= limits.max_images, f"{shape[0]} images; this server takes {limits.max_images} a request", 413)
+    expect(shape[0] <= max_images, f"{shape[0]} images; this server takes {max_images} a request", 413)
     expect(isinstance(data, list), f'{where}: "data" must be a list; binary tensors are not taken')
-    assert isinstance(data, list)
     if datatype == "BYTES":
         expect(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
         flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]  # ["a"] or [["a"]]
@@ -122,13 +107,12 @@ def read_images(tensor: Mapping[str, Any], limits: Limits) -> list[bytes] | np.n
         expect(shape[1:] == [S, S, 3], f"UINT8 pixels must be of shape [N, {S}, {S}, 3], not {shape}")
     else:
         expect(datatype == "FP32", 'the input\'s "datatype" must be BYTES (files), UINT8 (pixels) or FP32 (normalised)')
-        expect(limits.takes_floats, "this model takes pixels (UINT8) or files (BYTES); it normalises itself")
+        expect(takes_floats, "this model takes pixels (UINT8) or files (BYTES); it normalises itself")
         expect(shape[1:] == [3, S, S], f"FP32 must be of shape [N, 3, {S}, {S}], normalised, not {shape}")
     return from_json(data, str(datatype), shape, where)
 
 
 def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
-    """Numbers from JSON, flat or nested."""
     check_leaves(data, math.prod(shape), where)
     try:
         with np.errstate(all="raise"):
@@ -150,10 +134,9 @@ def check_leaves(data: Any, most: int, where: str) -> None:
     expect(kinds <= {int, float, bool}, f"{where}: expected numbers")
 
 
-def from_base64(text: object) -> bytes:
+def from_base64(text: Any) -> bytes:
     """A picture in JSON: base64, with or without the prefix "data:image/...;base64,"."""
     expect(isinstance(text, str), "a picture in JSON is a string of base64")
-    assert isinstance(text, str)
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):
@@ -161,7 +144,6 @@ def from_base64(text: object) -> bytes:
 
 
 def read_outputs(entries: Any) -> tuple[str, ...]:
-    """The names of the requested outputs, or DEFAULT_OUTPUTS."""
     valid = isinstance(entries, list | None) and all(isinstance(entry, dict) for entry in entries or [])
     names: list[Any] = [entry.get("name") for entry in entries or []] if valid else [None]
     expect(
@@ -172,7 +154,6 @@ def read_outputs(entries: Any) -> tuple[str, ...]:
 
 
 def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """top_k and abstain of a request."""
     top_k, abstain = values.get("top_k"), values.get("abstain")
     expect(top_k is None or (type(top_k) is int and 1 <= top_k < 1 << 31), "top_k must be a whole number from 1")
     if abstain is not None:
@@ -214,50 +195,38 @@ def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Predictions:
-    """`probability` float32 [N, K]; `similarity` float32 [N], NaN without a memory; `threshold` 0: never abstains."""
+class Predictions(NamedTuple):
+    """Of N images: the classes in their order; probability float32 [N, K]; the threshold below which the model
+    abstains, 0: never."""
 
-    classes: list[str]
+    ranked: list[Prediction]
     probability: np.ndarray
-    similarity: np.ndarray
     threshold: float
-    top_k: int
-
-    @cached_property
-    def best(self) -> np.ndarray:
-        """Class numbers, int [N, top_k], best first; ties in the order of the classes, as in `must predict`."""
-        return np.argsort(-self.probability, axis=1, kind="stable")[:, : self.top_k]
-
-    @cached_property
-    def abstained(self) -> np.ndarray:
-        """Bool [N]: the top probability is below the threshold."""
-        return self.probability.max(axis=1) < self.threshold
 
 
-def output_tensor(predictions: Predictions, name: str) -> dict[str, Any]:
-    """An output of OUTPUTS in the protocol's JSON: row-major, flat."""
-    best, probability = predictions.best, predictions.probability
-    if name == "class":  # an empty name: the model abstained
-        names = [
-            "" if abstained and rank == 0 else predictions.classes[number]
-            for row, abstained in zip(best, predictions.abstained, strict=True)
-            for rank, number in enumerate(row)
-        ]
-        return {"name": name, "datatype": "BYTES", "shape": list(best.shape), "data": names}
-    datatype, values = {
-        "top_probability": ("FP32", np.take_along_axis(probability, best, axis=1)),
-        "abstained": ("BOOL", predictions.abstained),
-        "probability": ("FP32", probability),
-        "similarity": ("FP32", np.nan_to_num(predictions.similarity, nan=-1.0)),  # -1: the model has no memory
-    }[name]
-    return {"name": name, "datatype": datatype, "shape": list(values.shape), "data": values.ravel().tolist()}
+def output_tensors(predictions: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Outputs of OUTPUTS in the protocol's JSON: row-major, flat."""
+    ranked, tensors = predictions.ranked, []
+    columns: dict[str, tuple[str, list[Any]]] = {
+        # an empty name: the model abstained
+        "class": ("BYTES", [["" if one.abstained else one.classes[0], *one.classes[1:]] for one in ranked]),
+        "top_probability": ("FP32", [one.probabilities for one in ranked]),
+        "abstained": ("BOOL", [one.abstained for one in ranked]),
+        "probability": ("FP32", predictions.probability.tolist()),
+        # -1: the model has no memory
+        "similarity": ("FP32", [-1.0 if one.similarity is None else one.similarity for one in ranked]),
+    }
+    for name in names:
+        datatype, rows = columns[name]
+        shape = [len(rows), len(rows[0])] if isinstance(rows[0], list) else [len(rows)]
+        data = list(chain.from_iterable(rows)) if len(shape) == 2 else rows
+        tensors.append({"name": name, "datatype": datatype, "shape": shape, "data": data})
+    return tensors
 
 
 def classification(predictions: Predictions) -> dict[str, Any]:
     """The first image's predictions as in JSONL of `must predict`; with the threshold if the model abstained."""
-    options = Options(predictions.top_k, predictions.threshold)
-    first = rank_classes("", predictions.probability[0], predictions.similarity[0], predictions.classes, options)
+    first = predictions.ranked[0]
     answer = make_json(first)
     rows = answer.pop("predictions")
     return answer | ({"threshold": round(predictions.threshold, 6)} if first.abstained else {}) | {"predictions": rows}

@@ -16,10 +16,9 @@ from must.base.console import TO_STDERR
 from must.base.errors import UserError
 from must.base.text import printable
 from must.config.predict import ServeConfig
-from must.deploy.serve.http import make_app
+from must.deploy.serve.http import PATIENCE, Api, make_app
 from must.deploy.serve.metrics import Metrics
-from must.deploy.serve.models import Champion, Models, OneModel
-from must.deploy.serve.work import Work
+from must.deploy.serve.models import Models
 
 logger = logging.getLogger(__name__)
 
@@ -38,46 +37,42 @@ def serve(config: ServeConfig) -> None:
     With --registry it starts also without a champion, is not ready then, and waits for the first one.
     """
     check_no_loop("must serve")
-    source = (Champion if config.registry else OneModel)(config)
-    listener = listen(config.host, config.port)
-    with listener:
+    with listen(config.host, config.port) as listener:
         loop_factory = uvicorn.Config(lambda: None, loop="auto", log_config=None).get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(serve_async(config, source, listener))
+            runner.run(serve_async(config, listener))
 
 
-async def serve_async(config: ServeConfig, source: OneModel | Champion, listener: socket.socket) -> None:
+async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
     metrics = Metrics()
-    models = Models(source, config, metrics)
-    work = Work(config, models, metrics)
+    models = Models(config, metrics)
+    api = Api(config, models, metrics)
     if not config.registry:
         await models.refresh()  # a wrong --model ends the program
-    following = asyncio.create_task(models.follow(config.poll)) if config.registry else None
+    following = asyncio.create_task(models.follow()) if config.registry else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
-    async def drain(ended: bool) -> None:
-        work.draining = True
+    async def drain() -> None:
+        api.draining = True
         logger.warning("must serve: not ready; answering the remaining requests")
-        await asyncio.sleep(0 if ended else config.drain)
+        await asyncio.sleep(config.drain)
 
     url = format_url(config.host, listener)
     logger.info(printable(f"must serve: {url} (model {config.name})"))
     logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=TO_STDERR)
     await serve_until_signal(
-        make_app(work, config.name),
+        make_app(api),
         listener,
-        config.patience,
         drain,
         date_header=False,
         timeout_keep_alive=IDLE,
-        timeout_graceful_shutdown=int(config.patience) + 1,
+        timeout_graceful_shutdown=int(PATIENCE) + 1,
     )
     if following:
         following.cancel()
-    work.decoders.close()
 
 
 class Bounded(HttpToolsProtocol):
@@ -152,16 +147,10 @@ def format_url(host: str, listener: socket.socket) -> str:
 
 
 async def serve_until_signal(
-    app: Any,
-    listener: socket.socket,
-    idle_timeout: float,
-    drain: Callable[[bool], Awaitable[None]] | None = None,
-    **settings: Any,
+    app: Any, listener: socket.socket, drain: Callable[[], Awaitable[None]] | None = None, **settings: Any
 ) -> None:
     """Serves an ASGI application until SIGTERM, SIGINT, or until the server ends by itself; returns when the last
-    request is answered. `idle_timeout`: seconds that an idle connection stays open, unless `settings`, which are of
-    uvicorn, have timeout_keep_alive; `drain`: called after the signal, while requests are still accepted, with whether
-    the server ended by itself."""
+    request is answered. `drain`: called after the signal, while requests are still accepted; `settings`: of uvicorn."""
     server = Server(
         uvicorn.Config(
             app,
@@ -174,7 +163,7 @@ async def serve_until_signal(
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            **{"timeout_keep_alive": int(idle_timeout), **settings},
+            **settings,
         )
     )
     serving = asyncio.create_task(server.serve([listener]))
@@ -184,8 +173,8 @@ async def serve_until_signal(
             loop.add_signal_handler(number, stop.set)
     serving.add_done_callback(lambda task: stop.set())
     await stop.wait()
-    if drain:
-        await drain(serving.done())
+    if drain and not serving.done():
+        await drain()
     server.should_exit = True
     with suppress(asyncio.CancelledError):
         await serving

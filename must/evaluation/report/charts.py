@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from must.evaluation.table import NOTHING
+
 CHART_WIDTH, CHART_HEIGHT = 320, 200
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26
 POINTS = 240  # of a line; more would not be visible
-NOTHING = "\N{EN DASH}"
 
 
 class Line(NamedTuple):
@@ -27,11 +28,11 @@ class Axes:
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = CHART_HEIGHT) -> None:
         self.x_range, self.y_range = x, y
-        self.bottom = height - MARGIN_BOTTOM
+        self.right, self.bottom = CHART_WIDTH - MARGIN_RIGHT, height - MARGIN_BOTTOM
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return round(MARGIN_LEFT + (CHART_WIDTH - MARGIN_LEFT - MARGIN_RIGHT) * (value - low) / ((high - low) or 1), 1)
+        return round(MARGIN_LEFT + (self.right - MARGIN_LEFT) * (value - low) / ((high - low) or 1), 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
@@ -39,9 +40,8 @@ class Axes:
 
     def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], percent: bool, percent_x: bool = False) -> str:
         parts = []
-        for value in y_ticks:
-            y = self.y(value)
-            parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" y1="{y}" x2="{CHART_WIDTH - MARGIN_RIGHT}" y2="{y}"/>')
+        for value, y in zip(y_ticks, map(self.y, y_ticks), strict=True):
+            parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" y1="{y}" x2="{self.right}" y2="{y}"/>')
             parts.append(f'<text x="{MARGIN_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{number(value, percent)}</text>')
         for value in x_ticks:
             text = number(value, percent_x)
@@ -66,8 +66,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     axes = Axes((0, 1), (0, 1), height=300)
     ticks = (0, 0.25, 0.5, 0.75, 1)
     parts = [axes.grid(ticks, ticks, percent=True, percent_x=True)]
-    diagonal = (axes.x(0), axes.y(0), axes.x(1), axes.y(1))
-    parts.append('<line class="ideal" x1="{}" y1="{}" x2="{}" y2="{}"/>'.format(*diagonal))
+    parts.append(f'<line class="ideal" x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"/>')
     for name, style, bins in models:
         total = sum(row["images"] for row in bins)
         points = [(row["confidence"], row["accuracy"]) for row in bins]
@@ -84,9 +83,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
 
 def polyline(line: Line, axes: Axes) -> str:
     step = max(1, math.ceil(len(line.points) / POINTS))
-    points = [*line.points[::step]]
-    if points[-1] != line.points[-1]:
-        points.append(line.points[-1])
+    points = [*line.points[:-1:step], line.points[-1]]
     path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in points)
     return f'<polyline class="{line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>'
 
@@ -116,10 +113,6 @@ def number(value: float, percent: bool) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return NOTHING if value is None else f"{100 * value:.{digits}f}%"
 
 
 def points(value: float | None) -> str:

@@ -14,9 +14,9 @@ from must.base.errors import MustError
 from must.config import EvaluateConfig
 from must.data.image.decode import decode
 from must.data.loading.reader import ShardReader
-from must.evaluation.report.charts import percent
 from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import Samples, Scores
+from must.evaluation.table import percent
 
 OF_KIND = 3  # pictures at most of one change or mistake, so that no frequent one fills the page
 IMAGES_SHOWN, CHANGES_SHOWN, RELABELLED_SHOWN = 18, 9, 24
@@ -52,16 +52,15 @@ class Pictures:
     def gallery(self) -> dict[str, Any]:
         """The most confident mistakes; without labels, the most confident changes from the baseline."""
         metrics, samples, after, before = self.metrics, self.samples, self.after, self.before
+        title, empty, kinds = "Most confident predictions", "", samples.labels
+        chosen = np.ones(len(samples.numbers), bool)
         if metrics.labelled:
             title, empty = "Most confident mistakes", "No mistakes on this split."
-            images = self.surest(samples.labelled & (after.prediction != samples.labels), samples.labels, IMAGES_SHOWN)
+            chosen = samples.labelled & (after.prediction != samples.labels)
         elif before is not None:
-            title, empty = "Most confident changes", "No prediction changed."
-            images = self.surest(after.prediction != before.prediction, before.prediction, IMAGES_SHOWN)
-        else:
-            title, empty = "Most confident predictions", ""
-            images = self.surest(np.ones(len(samples.numbers), bool), samples.labels, IMAGES_SHOWN)
-        return {"title": title, "empty": empty, "images": images}
+            title, empty, kinds = "Most confident changes", "No prediction changed.", before.prediction
+            chosen = after.prediction != before.prediction
+        return {"title": title, "empty": empty, "images": self.surest(chosen, kinds, IMAGES_SHOWN)}
 
     def changes(self) -> list[tuple[str, str, list[dict[str, Any]]]]:
         """(title, tone, most confident images) of the images that only the model, and only the baseline, has right."""
@@ -69,11 +68,13 @@ class Pictures:
         if before is None or not self.metrics.labelled:
             return []
         right, was_right = (samples.labelled & (scores.prediction == samples.labels) for scores in (after, before))
-        groups = []
-        for title, tone, rows in (("Right now", "good", right & ~was_right), ("Wrong now", "bad", was_right & ~right)):
-            images = self.surest(rows, before.prediction, CHANGES_SHOWN)
-            groups.append((f"{title}: {rows.sum():,}", tone, images))
-        return groups
+        return [
+            (f"{title}: {rows.sum():,}", tone, self.surest(rows, before.prediction, CHANGES_SHOWN))
+            for title, tone, rows in (
+                ("Right now", "good", right & ~was_right),
+                ("Wrong now", "bad", was_right & ~right),
+            )
+        ]
 
     def surest(self, chosen: np.ndarray, kinds: np.ndarray, limit: int) -> list[dict[str, Any]]:
         """Pictures of `chosen` images, bool [N], the most confident first; `kinds` [N]: their former classes."""
@@ -112,12 +113,9 @@ class Pictures:
         rows = [row for row, source in enumerate(sources) if source in changed]
         frequency = Counter(changed[sources[row]] for row in rows)
         rows.sort(key=lambda row: (-frequency[changed[sources[row]]], changed[sources[row]]))
-        images = []
-        for row in limit_kinds(rows, lambda row: changed[sources[row]], RELABELLED_SHOWN):
-            old, new = changed[sources[row]]
-            data = self.thumbnail(int(self.samples.numbers[row]))
-            images.append({"data": data, "zero_shot": old, "refined": new, "source": sources[row]})
-        return images
+        shown = limit_kinds(rows, lambda row: changed[sources[row]], RELABELLED_SHOWN)
+        names = ("zero_shot", "refined")
+        return [self.picture(row) | dict(zip(names, changed[sources[row]], strict=True)) for row in shown]
 
     def with_samples(self, rows: list[dict[str, Any]], side: int = SIDE) -> list[dict[str, Any]]:
         """Rows about unlabeled images, the first ones with `pictures`: those of their `samples`."""

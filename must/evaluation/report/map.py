@@ -39,20 +39,14 @@ def draw_map(pictures: Pictures, vectors: Vectors) -> dict[str, Any]:
     shown = np.linspace(0, len(vectors[0]) - 1, min(MAP_IMAGES, len(vectors[0]))).astype(int)
     rows, positions = vectors[0][shown].tolist(), lay_out(vectors[1][shown]).tolist()
     predictions, labels = pictures.after.prediction, pictures.samples.labels
-    frequent = [k for k, _ in Counter(predictions[rows].tolist()).most_common(COLOURS)]
+    frequent = Counter(predictions[rows].tolist()).most_common(COLOURS)
+    colours = {number: colour for colour, (number, _) in enumerate(frequent)}
     points = []
     for row, (x, y) in zip(rows, positions, strict=True):
-        predicted, label = int(predictions[row]), int(labels[row])
-        points.append(
-            {
-                "x": round(100 * x, 1),
-                "y": round(100 * y, 1),
-                "colour": frequent.index(predicted) if predicted in frequent else COLOURS,
-                "wrong": label >= 0 and label != predicted,
-                "image": pictures.picture(row, MAP_SIDE),
-            }
-        )
-    names = [(pictures.metrics.classes[k], colour) for colour, k in enumerate(frequent)]
+        wrong = labels[row] >= 0 and labels[row] != predictions[row]
+        point = {"x": round(100 * x, 1), "y": round(100 * y, 1), "colour": colours.get(predictions[row], COLOURS)}
+        points.append(point | {"wrong": wrong, "image": pictures.picture(row, MAP_SIDE)})
+    names = [(pictures.metrics.classes[number], colour) for number, colour in colours.items()]
     return {"points": points, "classes": names, "others": any(point["colour"] == COLOURS for point in points)}
 
 

@@ -1,8 +1,8 @@
 """A model's provenance: the training log in its bundle and its curves, tables, and the commands to type."""
 
-import json
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from must.base import storage
@@ -25,37 +25,19 @@ def training_log(bundle: str) -> list[dict[str, Any]]:
     Incomplete lines (after a kill) and lines without a step are skipped.
     """
     uri = storage.join(bundle, LOG_FILE)
-    if not storage.exists(uri):
-        return []
-    lines = []
-    for text in storage.read_bytes(uri).decode("utf-8", "replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and is_number(line.get("step")):
-            lines.append(line)
-    return lines
+    texts = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
+    lines = [storage.object_or_none(text, dict) for text in texts]
+    return [line for line in lines if line and is_number(line.get("step"))]
 
 
 def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Means over the last tenth of the training, on images of the training split; no label is involved.
-
-    - stability: share of images to which student and teacher give the same class.
-    - agreement: share of images to which the teacher gives the zero-shot class.
-    - log_lines: number of log lines.
-
-    None if no line has them, as of a bundle that was not trained.
-    """
+    """Means over the last tenth of the training, on images of the training split; no label is involved. `stability`:
+    share of images to which student and teacher give the same class; `agreement`: to which the teacher gives the
+    zero-shot class. None if no line has them, as of a bundle that was not trained."""
     lines = [line for line in lines if is_number(line.get("stability"))]
-    if not lines:
-        return None
     tail = [line for line in lines if line["step"] >= (1 - LAST_SHARE) * lines[-1]["step"]]
-    return {
-        "stability": sum(line["stability"] for line in tail) / len(tail),
-        "agreement": sum(line["agreement"] for line in tail) / len(tail),
-        "log_lines": len(tail),
-    }
+    means = {name: sum(line[name] for line in tail) / len(tail) for name in ("stability", "agreement") if tail}
+    return means | {"log_lines": len(tail)} if tail else None
 
 
 def is_number(value: Any) -> bool:
@@ -108,11 +90,12 @@ def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(title, [(key, short(v)) for key, v in flatten(values)]) for title, values in tables.items() if values]
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def short(value: Any) -> str:
@@ -131,35 +114,34 @@ def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tupl
     """(why, command) after a report whose headline has this tone."""
     uris = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
     model, baseline, shards = map(shlex.quote, uris.values())
-    inputs = f"--model {model} --baseline {baseline} --shards {shards}"
-    file = shlex.quote(storage.join(config.output, METRICS_FILE))
+    review = f"--model {model} --baseline {baseline} --shards {shards} --output review/"
     refine = f"--model {model} --classifier {baseline} --shards {shards} --output labels/"
-    arguments = {"review": f"{inputs} --output review/", "refine": refine}
-    arguments |= {"export": f"--model {model} --metrics {file} --output onnx/"}
+    export = f"--model {model} --metrics {shlex.quote(storage.join(config.output, METRICS_FILE))} --output onnx/"
     if work := find_adapted(config.model) or find_work(ReviewConfig, uris):
-        arguments, model = dict.fromkeys(arguments, shlex.quote(work)), shlex.quote(work)
-    predict = ("Name the classes of other images:", f"must predict --model {model} FOLDER --output predictions.csv")
-    export = ("Take the model elsewhere, as ONNX:", f"must export {arguments['export']}")
+        model = review = refine = export = shlex.quote(work)
     measured = metrics.model.selection and metrics.model.selection.measured
     more = "Measure it by more answers:" if measured else "Measure it by about fifty answers of yours:"
-    review = (more, f"must review {arguments['review']}")
-    less = ("Keep less of the training:", f"must refine {arguments['refine']} --alpha 0.2")
-    if not config.baseline.endswith(".safetensors"):  # those two start from a classifier file
-        return [predict, export]
-    worse = [less, review] if metrics.model.provenance.get("config") else [review]  # less of what was trained
-    return {"good": [predict, export], "bad": worse}.get(tone, [review, predict, export])
+    use = [
+        ("Name the classes of other images:", f"must predict --model {model} FOLDER --output predictions.csv"),
+        ("Take the model elsewhere, as ONNX:", f"must export {export}"),
+    ]
+    if not config.baseline.endswith(".safetensors") or tone == "good":  # the others start from a classifier file
+        return use
+    measure = (more, f"must review {review}")
+    if tone != "bad":
+        return [measure, *use]
+    less = ("Keep less of the training:", f"must refine {refine} --alpha 0.2")
+    return [less, measure] if metrics.model.provenance.get("config") else [measure]
 
 
 def command_line(stage: str, kind: type[StageConfig], values: dict[str, Any]) -> str:
     words = [f"must {stage}"]
     for parameter in list_parameters(kind):
-        value = values.get(parameter.name, get_default(parameter))
-        if value == get_default(parameter):
-            continue
-        name = flag(parameter.name)
-        if isinstance(value, bool):
+        default, name = get_default(parameter), flag(parameter.name)
+        value = values.get(parameter.name, default)
+        if isinstance(value, bool) and value != default:
             words.append(name if value else name.replace("--", "--no-", 1))
-        else:
+        elif value != default:
             text = ",".join(map(str, value)) if isinstance(value, list) else shorten_path(str(value))
             words.append(f"{name} {shlex.quote(text)}")
     return " ".join(words)

@@ -19,38 +19,36 @@ HELPS = " What helps: better class names or prompts, more images, or a model tha
 
 
 def verdict(metrics: Metrics) -> Verdict:
-    if metrics.adapted and metrics.baseline:
-        return with_labels(metrics, metrics.baseline.top1, metrics.adapted.top1)
-    if metrics.adapted:
-        top1 = metrics.adapted.top1
-        low, high = metrics.adapted.intervals["top1"]
-        text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
-        plain = f"{count_of(top1, metrics.labelled)} images are right."
-        return Verdict("open", f"{top1:.1%} top-1 accuracy", text, plain)
-    return without_labels(metrics)
+    model, baseline = metrics.adapted, metrics.baseline
+    if not model:
+        return without_labels(metrics)
+    if baseline:
+        return with_labels(metrics, baseline.top1, model.top1)
+    low, high = model.intervals["top1"]
+    text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
+    plain = f"{count_of(model.top1, metrics.labelled)} images are right."
+    return Verdict("open", f"{model.top1:.1%} top-1 accuracy", text, plain)
 
 
 def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
-    name = metrics.baseline_name
+    name, images = metrics.baseline_name, metrics.labelled
     low, high = metrics.intervals["top1"]
     changed, compared = metrics.paired, metrics.label_free.compared
     assert changed and compared
-    images = metrics.labelled
     were, are = count(before, images, after), count_of(after, images, before)
     guessing = 1 / len(metrics.classes)
     chance = f" Guessing would be right about {count(guessing)} times in 100." if after < 2 * guessing else ""
     if compared.agreement == 1:
-        text = f"All {metrics.labelled:,} images keep their class, so both have the same accuracy."
+        text = f"All {images:,} images keep their class, so both have the same accuracy."
         plain = f"{describe_same(metrics)} {are} images are right.{chance}"
         return Verdict("open", f"The same as {name}", text, plain + HELPS)
-    points = 100 * (after - before)
+    p = "< 0.001" if changed.mcnemar_p < 0.001 else f"= {changed.mcnemar_p:.3f}"
     facts = (
-        f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): {changed.fixed:,} images "
-        f"fixed, {changed.broken:,} broken, of {metrics.labelled:,}; McNemar's exact test: p "
-        f"{p_value(changed.mcnemar_p)}."
+        f"{100 * (after - before):+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): "
+        f"{changed.fixed:,} images fixed, {changed.broken:,} broken, of {images:,}; McNemar's exact test: p {p}."
     )
     now = f"{are} are right, before it was {were}.{chance}"
-    if metrics.labelled < FEWEST_LABELS:
+    if images < FEWEST_LABELS:
         text = f"{facts} Fewer than {FEWEST_LABELS} labelled images decide nothing."
         return Verdict("open", "Too few labels to tell", text, f"{now} These are too few images to tell.")
     if low > 0:
@@ -101,10 +99,10 @@ def without_labels(metrics: Metrics) -> Verdict:
         signs = "; ".join(check.warnings)
         return Verdict("bad", "Signs of harm", f"{text} But {signs}.", f"Do not use it: {signs}.")
     # facts and no warnings: the zero-shot model may predict classes that are absent, and miss others
-    text += list_classes(metrics, compared.vanished, "hardly predicted any more")
-    text += list_classes(
-        metrics, compared.dominant, "predicted more than three times as often, for over 20% of the images"
-    )
+    taking = "predicted more than three times as often, for over 20% of the images"
+    for numbers, words in ((compared.vanished, "hardly predicted any more"), (compared.dominant, taking)):
+        names = ", ".join(metrics.classes[i] for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+        text += f" Classes that are {words}: {names}." if numbers else ""
     if measured:
         return judge_answers(measured, text)
     changed = f"{count_of(1 - compared.agreement, metrics.images)} images have another class than before"
@@ -112,15 +110,6 @@ def without_labels(metrics: Metrics) -> Verdict:
     if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
     return Verdict("open", "No collapse, accuracy unknown", text, f"The model did not collapse: {changed}. {tell}")
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def list_classes(metrics: Metrics, numbers: list[int], words: str) -> str:
-    names = ", ".join(metrics.classes[i] for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
-    return f" Classes that are {words}: {names}." if numbers else ""
 
 
 def judge_answers(measured: AccuracyEstimate, text: str) -> Verdict:

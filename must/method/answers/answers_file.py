@@ -28,7 +28,6 @@ from must.base.text import brief
 
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
 LARGEST_LINE = 1 << 16  # bytes
-WRITE_ATTEMPTS = 5  # while other programs write to the same file
 NO_ANSWER = "is not the JSON object of an answer, with sha256 and label; delete the line, or restore an earlier copy"
 
 
@@ -144,20 +143,3 @@ def append(path: Path, *entries: dict[str, Any]) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def add(uri: str, data: bytes) -> int:
-    """Appends the lines of `data` that the file `uri` does not have yet; returns their number. An incomplete last line
-    is removed from both."""
-    for _ in range(WRITE_ATTEMPTS):
-        before, token = storage.read_versioned(uri)
-        *lines, last = (before or b"").split(b"\n")
-        lines += [last] if is_object(last) else []
-        known = set(lines)
-        new = [line for line in data.splitlines() if line.strip() and line not in known and is_object(line)]
-        try:
-            storage.write_bytes(uri, b"".join(line + b"\n" for line in [*lines, *new]), token)
-        except storage.ConflictError:
-            continue
-        return len(new)
-    raise UserError(f"{uri}: write conflict; try again")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from must.base.errors import UserError
-from must.base.exits import PREEMPTED, answers_signals
+from must.base.exits import PREEMPTED, answers_signals, is_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +158,13 @@ class StopSignal:
             return False, False
         stop, save = self._sums.pop(0).read()
         return stop > 0, save > 0
+
+    def check(self, activity: str) -> None:
+        """Raises Preempted after a signal. `activity`: what it stops."""
+        if self.received:
+            if is_first_rank():
+                logger.info(f"stopped by a signal while {activity}; run the same command to go on")
+            raise Preempted
 
     def restore(self) -> None:
         for number, handler in self._previous.items():

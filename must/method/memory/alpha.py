@@ -16,7 +16,8 @@ from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
 from must.config.defaults import ALPHA
 from must.method.answers.estimate import difference
-from must.method.model.bundle import Bundle, have_same_shape, load_bundle
+from must.method.model.bundle import Bundle, load_bundle
+from must.method.model.description import get_preprocess
 from must.method.model.masked_vit import MaskedViT
 
 CANDIDATES = (0.0, ALPHA, 1.0)
@@ -45,34 +46,29 @@ def load_trained(model: str) -> Bundle:
 
 
 def check_ends(model: str, trained: Bundle, zero_shot: Bundle) -> None:
-    """The zero-shot model must be one that the trained one may have begun with."""
+    """The zero-shot model must be one that the trained one may have begun with: of the same shapes and pixels."""
+    ends = trained, zero_shot
+    shapes, other_shapes = ({name: value.shape for name, value in b.model.state_dict().items()} for b in ends)
+    pixels, other_pixels = (get_preprocess(b.description) for b in ends)
     require(
-        have_same_shape(trained, zero_shot),
+        shapes == other_shapes and pixels == other_pixels,
         f"--classifier: is of {zero_shot.description.backbone}, --model {model} is a {trained.description.backbone} of "
         "another shape; take the classifier file that the model was trained with",
     )
 
 
 def interpolate(zero_shot: MaskedViT, trained: MaskedViT, alpha: float) -> MaskedViT:
-    """A network with the weights zero-shot + alpha (trained - zero-shot), and the trained one's logit factor and
-    training-only weights (decoder, mask token, patch norm)."""
+    """A network with the weights zero-shot + alpha (trained - zero-shot), at 0 and 1 exactly those of the ends, and the
+    trained one's logit factor and training-only weights (decoder, mask token, patch norm)."""
     network = copy.deepcopy(zero_shot)
     network.logit_factor = trained.logit_factor
-    start = start_weights(zero_shot.state_dict(), trained.state_dict())
-    network.load_state_dict(between(start, trained.state_dict(), alpha))
+    start, end = zero_shot.state_dict(), trained.state_dict()
+    start |= {name: value for name, value in end.items() if not name.startswith(CLASSIFIER_PREFIXES)}
+    weights = end if alpha else start
+    if alpha not in (0, 1):
+        weights = {
+            name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
+            for name, value in start.items()
+        }
+    network.load_state_dict(weights)
     return network.eval()
-
-
-def start_weights(zero_shot: Weights, trained: Weights) -> Weights:
-    """The zero-shot weights, with the trained training-only weights."""
-    return zero_shot | {name: value for name, value in trained.items() if not name.startswith(CLASSIFIER_PREFIXES)}
-
-
-def between(start: Weights, end: Weights, alpha: float) -> Weights:
-    """start + alpha (end - start); at 0 and 1 exactly `start` and `end`."""
-    if alpha in (0, 1):
-        return end if alpha else start
-    return {
-        name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
-        for name, value in start.items()
-    }

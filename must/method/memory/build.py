@@ -19,10 +19,8 @@ from must.method.model.vectors import nearest, neighbour_weights
 
 LARGEST_MEMORY = 10_000  # images, at even intervals
 LABELS_KEPT = 5
-FADE = (
-    0.01,
-    0.25,
-)  # quantiles of the memory's own cosines: votes count nothing below the first, fully above the second
+# Quantiles of the memory's own cosines: votes count nothing below the first, fully above the second.
+FADE = 0.01, 0.25
 FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
 
 

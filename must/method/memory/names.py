@@ -3,17 +3,18 @@
 Two kinds of findings, both from one pass of the zero-shot model over the unlabeled images:
 
 - group: similar images that are less similar to every name than images usually are. A class may be missing.
-- pair: two names that the model gives to the same images. They mean almost the same, or the model cannot tell them
-  apart.
+- pair: two names that the model gives to the same images, or whose texts are almost the same to its text encoder. They
+  mean almost the same, or the model cannot tell them apart.
 
 How often they are right was measured on spoilt lists (docs/memory.md).
 
-Shapes: N images, K classes, C neighbours of an image, V numbers a vector, G groups.
+Shapes: N images, K classes, D numbers of the joint space, C neighbours of an image, V numbers a vector, G groups.
 """
 
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 MISFIT = 1.25  # standard deviations of the images' best cosine, times the group's coherence
 OVERLAP = 0.8  # cosine of two names' probabilities over the images
+SAME_TEXT = 0.1  # 1 - cosine of two names' text embeddings, as a share of the names' median
 GROUPS_A_NAME = 2
 SMALLEST_GROUP, MEAN_GROUP = 8, 15  # images: that a finding is about, and of the groups at least on average
 GROUPED, GROUP_ROUNDS = 10_000, 15  # images that the groups are made from; rounds of k-means
@@ -62,21 +64,26 @@ class Finding:
         if self.kind == "group":
             text = f"{self.images:,} similar images fit none of the names well: is a class missing?"
         else:
-            text = f"“{names[0]}” and “{names[1]}” get the same images: give them other words, or join them"
+            text = (
+                f"“{names[0]}” and “{names[1]}” are almost the same to the model: give them other words, or join them"
+            )
         return {"kind": self.kind, "classes": names, "images": self.images, "examples": examples, "text": text}
 
 
-def find_misfits(probabilities: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]) -> list[Finding]:
+def find_misfits(
+    probabilities: Tensor, columns: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]
+) -> list[Finding]:
     """The strongest finding of each kind first, then the second ones, and so on.
 
     Args:
         probabilities: [N, K], of the zero-shot model.
+        columns: [D, K], unit text embeddings of the names.
         fit: float32 [N], the largest logit of each image.
         vectors: [N, V], unit vectors.
         near: as of `nearest(vectors)`.
     """
     P, fit = probabilities.to(vectors.device), fit.to(vectors.device)
-    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P)
+    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P, columns.to(P.device))
     ranked = [(rank, finding) for kind in kinds for rank, finding in enumerate(kind[:MOST])]
     return [finding for _, finding in sorted(ranked, key=lambda pair: pair[0])]
 
@@ -122,14 +129,16 @@ def make_groups(vectors: Tensor, names: int) -> Tensor:
     return values
 
 
-def find_pairs(probabilities: Tensor) -> list[Finding]:
-    """Pairs of names by the cosine of their columns of probabilities [N, K]."""
+def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
+    """Pairs of names by the cosine of their columns of probabilities [N, K], or by that of their texts [D, K]."""
     N, K = probabilities.shape
     product = torch.zeros(K, K, device=probabilities.device)
     for part in probabilities.split(max(1, BLOCK_NUMBERS // K)):
         product += part.float().T @ part.float()
     length = product.diagonal().sqrt().clamp(min=1e-12)
-    strength = (product / (length[:, None] * length)).triu(1) / OVERLAP
+    gap = (1 - columns.float().T @ columns.float()).clamp(min=1e-12)
+    usual = gap[~torch.eye(K, dtype=torch.bool, device=gap.device)].median() if K > 2 else 0.0
+    strength = torch.maximum(product / (length[:, None] * length) / OVERLAP, SAME_TEXT * usual / gap).triu(1)
     values, cells = strength.flatten().topk(min(MOST, K * K))
     findings = []
     for value, cell in zip(values.tolist(), cells.tolist(), strict=True):
@@ -157,7 +166,7 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     feature, vectors, sources = read_features(bundle.model, source, device)
     near, judged = nearest(vectors), []
     for names, column in zip((classifier.classes, class_set.names), columns, strict=True):
-        judged.append(judge_list(list(names), classifier.logit_scale * feature @ column, vectors, near, sources))
+        judged.append(judge_list(list(names), classifier.logit_scale, feature, column, vectors, near, sources))
     labels, tables, misfits = zip(*judged, strict=True)
     pairs = list(zip(*labels, strict=True))
     changes = Counter(pair for pair in pairs if pair[0] != pair[1])
@@ -178,27 +187,33 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
 @torch.inference_mode()
 def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
     """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory."""
-    features, flats, sources = list[Tensor](), list[Tensor](), list[str]()
-    for batch, _, _, feature, flat in run_model(model, source, device, "predictions"):
-        features.append(feature.cpu())
-        flats.append(flat.half().cpu())
-        sources += batch.sources
+    outputs = run_model(model, source, device, "predictions")
+    rows = ((feature.cpu(), flat.half().cpu(), batch.sources) for batch, _, _, feature, flat in outputs)
+    features, flats, sources = zip(*rows, strict=True)
     joined, flat = torch.cat(features), torch.cat(flats)
-    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined)), sources
+    vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined))
+    return joined, vectors, list(chain.from_iterable(sources))
 
 
 def judge_list(
-    names: list[str], logits: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor], sources: list[str]
+    names: list[str],
+    logit_scale: float,
+    feature: Tensor,
+    columns: Tensor,
+    vectors: Tensor,
+    near: tuple[Tensor, Tensor],
+    sources: list[str],
 ) -> tuple[list[str], dict[str, list[float]], list[dict[str, Any]]]:
     """(refined label of each image, {name: [images, agreement]}, misfits as of Finding.to_dict). The agreement is the
-    neighbours', beyond chance: 0 for as much as chance, 1 for always. `logits`: float32 [N, K]; `near`: as of
-    `nearest(vectors)`."""
-    P, weights = logits.softmax(1), neighbour_weights(near[1])
+    neighbours', beyond chance: 0 for as much as chance, 1 for always. `feature`: unit [N, D]; `columns`:
+    unit [D, K]; `near`: as of `nearest(vectors)`."""
+    logits, weights = logit_scale * feature @ columns, neighbour_weights(near[1])
+    P = logits.softmax(1)
     near_mean = torch.stack([w @ P[n] for n, w in zip(near[0], weights, strict=True)])
     mean, both = P.mean(0), P * near_mean
     agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
     labels = propagate(*near, P).labels.argmax(1)
-    misfits = [f.to_dict(names, sources) for f in find_misfits(P, logits.amax(1), vectors, near)]
+    misfits = [f.to_dict(names, sources) for f in find_misfits(P, columns, logits.amax(1), vectors, near)]
     counts = labels.bincount(minlength=len(names)).tolist()
     table = {name: [count, round(a, 3)] for name, count, a in zip(names, counts, agreement.tolist(), strict=True)}
     return [names[k] for k in labels.tolist()], table, misfits

@@ -73,30 +73,20 @@ def read_pool(
     others = tuple(other.to(device).eval() for other in others)
     if whitening is None and len(source.numbers) > KEPT_FLAT:
         whitening = fit_whitening(model, source, device, pause)
-    numbers, sources, flats, features = list[Tensor](), list[str](), list[Tensor](), list[Tensor]()
-    probabilities, other_probabilities, fits = list[Tensor](), list[Tensor](), list[Tensor]()
+    rows, sources = list[tuple[Tensor, ...]](), list[str]()
     for batch, images, logits, feature, flat in run_model(model, source, device, "predictions", pause):
         if whitening is not None:
-            features.append(join_vectors(whitening[0](flat), whitening[1](feature)).half().cpu())
-        else:
-            flats.append(flat.half().cpu())
-            features.append(feature.cpu())
-        numbers.append(batch.samples)
+            feature, flat = join_vectors(whitening[0](flat), whitening[1](feature)).half(), flat[:, :0]
+        stacked = torch.stack([logits.float(), *(other(images).float() for other in others)], 1)  # [B, 1 + M, K]
+        fit, probabilities = stacked[:, min(1, len(others))].amax(-1), stacked.softmax(-1).half()
+        rows.append((batch.samples, feature.cpu(), flat.half().cpu(), fit.cpu(), probabilities.cpu()))
         sources += batch.sources
-        probabilities.append(logits.float().softmax(-1).half().cpu())
-        of_others = [other(images).float() for other in others]
-        fits.append((of_others[0] if others else logits.float()).amax(-1).cpu())
-        if others:
-            other_probabilities.append(torch.stack(of_others).softmax(-1).half().cpu())
-    joined = torch.cat(features)
+    numbers, vectors, flats, fit, P = (torch.cat(parts) for parts in zip(*rows, strict=True))
     if whitening is None:
-        flat = torch.cat(flats)
-        whitening = Whitening.fit(flat), Whitening.fit(joined)
-        joined = join_vectors(whitening[0](flat), whitening[1](joined)).half()
-    P = torch.cat(probabilities)
-    Q = torch.cat(other_probabilities, 1) if others else P.new_zeros(0, *P.shape)
-    parts = whitening[0].cpu(), whitening[1].cpu()
-    return Pool(torch.cat(numbers), sources, joined, P, Q, torch.cat(fits), *parts)
+        whitening = Whitening.fit(flats), Whitening.fit(vectors)
+        vectors = join_vectors(whitening[0](flats), whitening[1](vectors)).half()
+    P = P.transpose(0, 1).contiguous()
+    return Pool(numbers, sources, vectors, P[0], P[1:], fit, whitening[0].cpu(), whitening[1].cpu())
 
 
 @torch.inference_mode()

@@ -136,7 +136,9 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         others = (zero_shot.model,) if bundle.description.provenance.config else ()
         pool = read_pool(bundle.model, source, world.device, others)
         answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
-        refined = refine_pool(pool, answers, world.device, config.memory_images, config.risk)
+        refined = refine_pool(
+            pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk
+        )
     origin, measured = bundle.description.provenance, refined.measured
     selection = origin.selection or (Selection() if origin.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
@@ -174,7 +176,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
         f"{f', using {len(answers.known):,} answers' if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
-        f"a memory of {refined.memory.images:,} images -> {config.model}"
+        f"a memory of {refined.memory.facts.images:,} images -> {config.model}"
     )
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
@@ -263,7 +265,10 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     return Answers(known, random)
 
 
-def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, risk: float) -> Refined:
+def refine_pool(
+    pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float
+) -> Refined:
+    """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
     near = find_neighbours(pool, device)
 
     def remember(known: dict[int, int]) -> tuple[Memory, Propagated]:
@@ -279,7 +284,7 @@ def refine_pool(pool: Pool, answers: Answers, device: torch.device, limit: int, 
         memory,
         measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
         answer_rows(answers.known, pool.numbers)[0],
-        find_misfits(zero_shot, pool.fit, pool.vectors.to(device), near),
+        find_misfits(zero_shot, columns, pool.fit, pool.vectors.to(device), near),
     )
 
 

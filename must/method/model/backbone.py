@@ -21,24 +21,10 @@ from must.base.errors import UserError
 from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief
 from must.data.image.preprocess import Preprocess
-from must.method.model.hub import (
-    HUB,
-    OLD_WEIGHTS_FILE,
-    OPEN_CLIP_WEIGHTS,
-    as_folder,
-    check_name,
-    ensure_local,
-    fetch_weights,
-    fetched,
-    first_line,
-    is_folder,
-    labelled,
-    parse_model_name,
-    patched_constants,
-)
+from must.method.model import hub
 from must.method.model.masked_vit import make_tower
-from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, read_weights, write_open_clip_folder
-from must.method.model.weights import AVERAGED, find_weights, from_transformers, weights_problem
+from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, write_open_clip_folder
+from must.method.model.weights import AVERAGED, find_weights, from_transformers, read_weights, weights_problem
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +51,20 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     """Loads `model` in float32 on the CPU: an open_clip name, ``hf-hub:...``, or a folder of open_clip or transformers.
 
     A folder, and a checkpoint file as `pretrained`, may be in a bucket."""
-    requested_model, tag = parse_model_name(model, pretrained)
-    model, pretrained = ensure_local(requested_model), ensure_local(tag)
+    requested_model, tag = hub.parse_model_name(model, pretrained)
+    model, pretrained = hub.ensure_local(requested_model), hub.ensure_local(tag)
     label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
     with open_model(requested_model, model, pretrained, label) as (name, transformers_folder, config):
         check_tower(requested_model, architecture_from(config))  # before gigabytes are downloaded
         options: dict[str, Any] = dict(quick_gelu_option(name, pretrained))
-        folder = Path(name.removeprefix("local-dir:")) if is_folder(name) else None
+        folder = Path(name.removeprefix("local-dir:")) if hub.is_folder(name) else None
         vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
         tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
         if folder and (folder / TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
             options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
-        if transformers_folder and model.startswith(HUB):
-            with labelled(label):
-                fetch_weights(model.removeprefix(HUB))
+        if transformers_folder and model.startswith(hub.HUB):
+            with hub.labelled(label):
+                hub.fetch_weights(model.removeprefix(hub.HUB))
         with hub_files_cached(name, pretrained, label):
             try:
                 with quiet_open_clip():
@@ -92,9 +78,9 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                     ) from error
                 lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
                 hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
-                raise UserError(f"{label}: cannot be loaded: {first_line(error)}{hint}") from error
+                raise UserError(f"{label}: cannot be loaded: {hub.first_line(error)}{hint}") from error
         set_activation(clip.visual, config["vision_cfg"])
-        with labelled(label):
+        with hub.labelled(label):
             preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
         return Backbone(
             clip=clip.eval(),
@@ -111,8 +97,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
 
 def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights."""
-    requested_model, pretrained = parse_model_name(model, pretrained)
-    model, pretrained = ensure_local(requested_model), ensure_local(pretrained)
+    requested_model, pretrained = hub.parse_model_name(model, pretrained)
+    model, pretrained = hub.ensure_local(requested_model), hub.ensure_local(pretrained)
     with open_model(requested_model, model, pretrained, f"--model {requested_model}") as (_, _, config):
         visual = check_tower(requested_model, architecture_from(config))
     tower, size = make_tower(visual), visual.image_size
@@ -127,18 +113,18 @@ def open_model(
     transformers folder the name is that of a temporary folder with its configuration and tokenizer, which is removed
     after the block."""
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
-        with labelled(label):
-            local = (as_folder(model.removeprefix(HUB)) if model.startswith(HUB) else "") or model
+        with hub.labelled(label):
+            local = (hub.as_folder(model.removeprefix(hub.HUB)) if model.startswith(hub.HUB) else "") or model
             folder = Path(local.removeprefix("local-dir:"))
             if folder.is_file():
                 hint = "give its folder, if it is a model's, or say which model's it is: --model NAME --pretrained FILE"
                 raise UserError(f"is a file; {hint}")
-            transformers_folder = folder if is_folder(local) and is_transformers(folder) else None
+            transformers_folder = folder if hub.is_folder(local) and is_transformers(folder) else None
             if transformers_folder:
                 write_open_clip_folder(transformers_folder, Path(scratch))
         name = open_clip_name(scratch if transformers_folder else model)
-        if not is_folder(name) and not name.startswith(HUB):
-            check_name(model)
+        if not hub.is_folder(name) and not name.startswith(hub.HUB):
+            hub.check_name(model)
             check_pretrained(model, pretrained)
         with hub_files_cached(name, pretrained, label, weights=False):
             config = read_config(requested_model, name, quick_gelu_option(name, pretrained))
@@ -150,7 +136,7 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
     file, loaded = Path(pretrained), None
     if transformers_folder:
         loaded = read_weights(transformers_folder), ""
-    elif file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not is_folder(name):
+    elif file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not hub.is_folder(name):
         loaded = find_weights(file)
     if loaded is None:
         return open_clip.create_model(name, pretrained=pretrained or None, **options)
@@ -185,25 +171,26 @@ def set_activation(visual: Any, vision_cfg: dict[str, Any]) -> Any:
 
 def open_clip_name(model: str) -> str:
     """open_clip's name of the model."""
-    if is_folder(model):
+    if hub.is_folder(model):
         return f"local-dir:{model.removeprefix('local-dir:')}"
-    return model if model.startswith(HUB) else model.replace("/", "-")
+    return model if model.startswith(hub.HUB) else model.replace("/", "-")
 
 
 @contextmanager
 def hub_files_cached(model: str, pretrained: str, label: str, weights: bool = True) -> Iterator[None]:
     """Downloads a model's configuration or weights into the hub's cache, if it is on a hub, before the block runs."""
     online = True
-    with labelled(label):
-        if model.startswith(HUB):
-            names = (OPEN_CLIP_WEIGHTS, OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
-            online = fetched(model.removeprefix(HUB), *names)
-        elif weights and not is_folder(model) and not Path(pretrained).is_file():
+    with hub.labelled(label):
+        if model.startswith(hub.HUB):
+            names = (hub.OPEN_CLIP_WEIGHTS, hub.OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
+            online = hub.fetched(model.removeprefix(hub.HUB), *names)
+        elif weights and not hub.is_folder(model) and not Path(pretrained).is_file():
             hf_hub = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"]
             repository, _, file = hf_hub.rpartition("/")
-            safe = str(Path(file).with_suffix(".safetensors")) if file else OPEN_CLIP_WEIGHTS
-            online = fetched(repository, *dict.fromkeys([safe, file or OLD_WEIGHTS_FILE]))
-    with nullcontext() if online else patched_constants(HF_HUB_OFFLINE=True):  # each request would wait for its timeout
+            safe = str(Path(file).with_suffix(".safetensors")) if file else hub.OPEN_CLIP_WEIGHTS
+            online = hub.fetched(repository, *dict.fromkeys([safe, file or hub.OLD_WEIGHTS_FILE]))
+    # If the hub is not online, each request would wait for its timeout.
+    with nullcontext() if online else hub.patched_constants(HF_HUB_OFFLINE=True):
         yield
 
 
@@ -248,7 +235,7 @@ def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, An
         architecture_from(config)
         return config
     except Exception as error:  # a damaged file, or any error of the hub
-        raise UserError(f"--model {model}: its configuration cannot be read: {first_line(error)}") from error
+        raise UserError(f"--model {model}: its configuration cannot be read: {hub.first_line(error)}") from error
 
 
 def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
@@ -264,8 +251,8 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
         with torch.device("meta"):
             visual = build_visual(architecture)
     except Exception as error:
-        raise UserError(f"--model {model}: the image tower cannot be built: {first_line(error)}") from error
-    with labelled(f"--model {model}"):
+        raise UserError(f"--model {model}: the image tower cannot be built: {hub.first_line(error)}") from error
+    with hub.labelled(f"--model {model}"):
         make_tower(visual)
     return visual
 

@@ -12,7 +12,7 @@ from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess
-from must.method.model.description import Description, get_preprocess, load_description, require_weights
+from must.method.model.description import Description, load_description, require_weights
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
@@ -149,9 +149,3 @@ def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> 
     classifier = text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()
     return untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
-
-
-def have_same_shape(first: Bundle, second: Bundle) -> bool:
-    """Whether two models can be interpolated: their weights have the same shapes, and their images the same pixels."""
-    shapes = [{name: value.shape for name, value in b.model.state_dict().items()} for b in (first, second)]
-    return shapes[0] == shapes[1] and get_preprocess(first.description) == get_preprocess(second.description)

@@ -24,7 +24,7 @@ from must.base.files import MODEL_FOLDER_FILE
 from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
-from must.base.text import close_to, without_secrets
+from must.base.text import close_to, one_line, without_secrets
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,7 @@ def labelled(label: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The message of an exception in one line, of at most 300 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return without_secrets(" ".join(lines))[:300] if lines else type(error).__name__
+    return without_secrets(one_line(error))[:300]
 
 
 def ensure_local(uri: str) -> str:
@@ -210,21 +209,16 @@ def ensure_local(uri: str) -> str:
     target = cache_folder() / hashlib.sha256(json.dumps([uri, contents]).encode()).hexdigest()[:32]
     with in_turn(target.with_suffix(".lock")):  # so that one process downloads it for all
         if not target.exists():
-            fetch(uris, target, PurePosixPath(uri).name)
+            logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
+            storage.remove_leftovers(target.parent)
+            unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
+            try:
+                for name, file_uri in uris.items():
+                    storage.download(file_uri, unfinished / (name or PurePosixPath(uri).name))
+                unfinished.replace(target)  # which appears only when it is complete
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     return str(target / PurePosixPath(uri).name) if single else str(target)
-
-
-def fetch(uris: dict[str, str], target: Path, single_name: str) -> None:
-    """Downloads the files to `target`, which appears only when it is complete."""
-    logger.info(f"fetching the model from {min(uris.values(), key=len)} ({len(uris)} files)")
-    storage.remove_leftovers(target.parent)
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=storage.TEMPORARY))
-    try:
-        for name, uri in uris.items():
-            storage.download(uri, unfinished / (name or single_name))
-        unfinished.replace(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def cache_folder() -> Path:

@@ -90,17 +90,12 @@ class MaskedViT(nn.Module):
 
         self.tower.forward_features(image[None], keep, None)
 
-    @property
-    def layers(self) -> int:
-        """Blocks of the tower."""
-        return len(self.tower.blocks)
-
     def find_layer(self, name: str) -> int:
-        """The layer of a parameter: 0 for embeddings and mask token, N + 1 for block N, layers + 1 for the rest."""
+        """The layer of a parameter: 0 for embeddings and mask token, N + 1 for block N, blocks + 1 for the rest."""
         if name == "mask_token":
             return 0
         tower_name = name.removeprefix("visual.")
-        return self.tower.find_layer(tower_name) if tower_name != name else self.layers + 1
+        return self.tower.find_layer(tower_name) if tower_name != name else len(self.tower.blocks) + 1
 
 
 def make_tower(visual: Any) -> Tower:

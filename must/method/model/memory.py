@@ -65,10 +65,6 @@ class Memory(nn.Module):
         total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
         return (as_probabilities(probability).log() + total).softmax(-1), similarity
 
-    @property
-    def images(self) -> int:
-        return len(self.vectors)
-
 
 class MemoryClassifier(nn.Module):
     """A model with its memory: images [B, 3, H, W], normalised -> log probabilities [B, K], as logits."""
@@ -103,28 +99,22 @@ def as_probabilities(values: Tensor) -> Tensor:
 
 
 def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedViT) -> Memory:
-    """Raises ValueError or KeyError: the tensors are no memory of the model."""
+    """Raises ValueError or KeyError: the tensors do not belong together, or to the model."""
     values = dict(tensors)
     parts = [
         Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")
     ]
     memory = Memory(parts[0], parts[1], {name: values.pop(name) for name in Memory.__annotations__}, facts)
     require(not values, "other tensors")
-    check_shapes(memory, model)
-    return memory.eval()
-
-
-def check_shapes(memory: Memory, model: MaskedViT) -> None:
-    """Raises ValueError: tensors that do not belong together, or to the model."""
     D, K = model.classifier.shape
     N, V = memory.vectors.shape
     require(memory.embedding.projection.shape[0] == D and memory.classes.shape == memory.lifts.shape, "shapes")
     require(len(memory.classes) == N > 0 and memory.fade.shape == (2,), "shapes")
     require(memory.tokens.projection.shape[0] % model.tower.width == 0 and memory.facts.images == N, "shapes")
-    parts = memory.tokens, memory.embedding
     require(all(part.projection.shape[1:] == part.offset.shape for part in parts), "shapes")
     require(sum(len(part.offset) for part in parts) == V, "shapes")
     require(memory.correction.shape in ((0, K), (K + V, K)), "shapes")
     require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < K, "classes")
     finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())
     require(finite and bool((memory.lifts >= 0).all()), "numbers")
+    return memory.eval()

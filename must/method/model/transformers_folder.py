@@ -16,16 +16,13 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.text import brief
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, FILTERS
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -271,26 +268,3 @@ def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         return model["vocab"] | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}, merges
     raise UserError("has no tokenizer: no tokenizer.json, nor vocab.json with merges.txt; save it to this folder")
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, by transformers' names."""
-    import torch
-    from safetensors.torch import load_file
-
-    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if name is None:
-        raise UserError(f"no {WEIGHT_FILES[0]} in this folder")
-    files = [name]
-    if name.endswith(".index.json"):
-        files = sorted(set((read(folder / name).get("weight_map") or {}).values()))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
-            raise UserError(f"no {brief(file)} in this folder, which {name} names")
-        try:
-            safe = file.endswith(".safetensors")
-            weights |= load_file(folder / file) if safe else torch.load(folder / file, weights_only=True, mmap=True)
-        except Exception as error:
-            raise UserError(f"its {file} is damaged ({type(error).__name__})") from error
-    return weights

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from must.base.errors import UserError
+from must.base.text import brief
+from must.method.model.transformers_folder import WEIGHT_FILES, read
 
 NAME_PAIRS = (  # patterns of open_clip's names, in this order, and transformers' names instead
     (r"^visual\.proj$", "visual_projection.weight"),
@@ -83,18 +86,39 @@ def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str
     return weights
 
 
+def read_file(file: Path, mmap: bool = False) -> Any:
+    """The content of a file of safetensors or torch."""
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # programs store their arguments as one
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's weights, by transformers' names."""
+    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"no {WEIGHT_FILES[0]} in this folder")
+    files = [name]
+    if name.endswith(".index.json"):
+        files = sorted(set((read(folder / name).get("weight_map") or {}).values()))
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise UserError(f"no {brief(file)} in this folder, which {name} names")
+        try:
+            weights |= read_file(folder / file, mmap=True)
+        except Exception as error:
+            raise UserError(f"its {file} is damaged ({type(error).__name__})") from error
+    return weights
+
+
 def find_weights(file: Path) -> tuple[dict[str, Tensor], str] | None:
     """(the model's weights, the name of the entry they were under); None for a file that is left to open_clip.
 
     The weights have open_clip's names or those of transformers."""
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(file)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # programs store their arguments as one
-                content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_file(file)
     except Exception:  # numpy arrays, TorchScript, or damaged: open_clip reports it
         return None
     keys = []

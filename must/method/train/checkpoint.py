@@ -35,22 +35,15 @@ FAILURES = 2  # failed writes in a row after which training stops: a full disk o
 class Checkpoints:
     """The checkpoints of one run in a folder or under a gs:// prefix. One process writes there.
 
-    Args:
-        keep: how many of the newest to keep.
-        keep_every: besides, never delete those whose step is a multiple of this; 0: none.
-    """
+    `keep`: how many of the newest to keep."""
 
-    def __init__(self, uri: str, keep: int = 2, keep_every: int = 0) -> None:
-        self.uri, self.keep, self.keep_every = uri, keep, keep_every
+    def __init__(self, uri: str, keep: int = 2) -> None:
+        self.uri, self.keep = uri, keep
         self.check_lock: Callable[[], None] = lambda: None  # raises LockLostError once another run writes here
-        self._snapshot = Snapshot()
+        self._buffers: list[Any] = []
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._failures: list[Exception] = []  # of the writes since the last successful one
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether to save a checkpoint after `step` steps, with one every `every`."""
-        return step % every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
     @property
     def busy(self) -> bool:
@@ -63,7 +56,20 @@ class Checkpoints:
         self._finish_pending()
         if len(self._failures) >= FAILURES or any(isinstance(error, LockLostError) for error in self._failures):
             raise self._failures[-1]
-        self._pending = self._writer.submit(self._try_to_write, step, self._snapshot.take(state))
+        self._pending = self._writer.submit(self._try_to_write, step, self._copy(state))
+
+    def _copy(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A deep copy with every tensor in host memory, which the next call overwrites: allocating memory takes longer
+        than the copy. For a GPU it is pinned, so that all copies are queued at once and the host waits a single time.
+        """
+        values, structure = tree_flatten(state)
+        buffers = self._buffers if len(self._buffers) == len(values) else [None] * len(values)
+        self._buffers = [copy_to(old, value) for old, value in zip(buffers, values, strict=True)]
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        elif torch.backends.mps.is_available():
+            torch.mps.synchronize()
+        return tree_unflatten(self._buffers, structure)
 
     def wait(self) -> None:
         """Returns when the last state is on disk. Raises the error of its write."""
@@ -108,8 +114,7 @@ class Checkpoints:
         damaged checkpoint was skipped). A state without a description is an incomplete write of a killed process."""
         files = self._files()
         complete = sorted(number for number, ending in files if ending == "json" and number <= step)
-        keep = {number for number in complete if self.keep_every and number % self.keep_every == 0}
-        for number in {number for number, _ in files} - keep - set(complete[-self.keep :]):
+        for number in {number for number, _ in files} - set(complete[-self.keep :]):
             self.remove(number)
 
     def _files(self) -> list[tuple[int, str]]:
@@ -185,25 +190,6 @@ class StateFile(storage.HashingFile):
         except OSError as error:
             self.error = error
             raise
-
-
-class Snapshot:
-    """Copies nested states of the same shape repeatedly into the same buffers: allocating memory takes longer than the
-    copy. For a GPU the buffers are pinned, so that all copies are queued at once and the host waits a single time."""
-
-    def __init__(self) -> None:
-        self._buffers: list[Any] = []
-
-    def take(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A deep copy with every tensor in host memory. It is overwritten by the next call."""
-        values, structure = tree_flatten(state)
-        buffers = self._buffers if len(self._buffers) == len(values) else [None] * len(values)
-        self._buffers = [copy_to(old, value) for old, value in zip(buffers, values, strict=True)]
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()
-        elif torch.backends.mps.is_available():
-            torch.mps.synchronize()
-        return tree_unflatten(self._buffers, structure)
 
 
 def copy_to(old: Any, value: Any) -> Any:

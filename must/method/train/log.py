@@ -4,7 +4,6 @@ summary at the end; and the conditions, checked with each log line, that stop a 
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,100 +81,111 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-class Meter:
-    """Sums values on the device; only `read` makes the host wait."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.total: Tensor | None = None
-        self.count = 0
-        self.since, self.steps_per_s = time.monotonic(), 0.0  # between the last two readings
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        stacked = torch.stack([value.detach() for value in values.values()])
-        self.names = list(values)
-        if stacked.device.type != "mps":  # MPS has no float64
-            stacked = stacked.double()
-        self.total = stacked if self.total is None else self.total + stacked
-        self.count += 1
-
-    def take_sums(self, names: Sequence[str]) -> list[float]:
-        """The sums of some values since the last call or `read`, which begin again from 0."""
-        if self.total is None:
-            return [0.0] * len(names)
-        positions = [self.names.index(name) for name in names]
-        sums = self.total[positions].tolist()
-        self.total[positions] = 0.0
-        return sums
-
-    def read(self) -> dict[str, float]:
-        """Means since the last call."""
-        assert self.total is not None
-        means = dict(zip(self.names, (self.total / self.count).tolist(), strict=True))
-        now = time.monotonic()
-        self.since, self.steps_per_s = now, self.count / (now - self.since)
-        self.total, self.count = None, 0
-        return means
-
-
 class TrainLog:
-    """The main process's log. A resumed run starts with the lines in its checkpoint, in any folder."""
+    """Every process of a run has one and calls its methods; the main process writes. A resumed run starts with the
+    lines in its checkpoint, in any folder. It ends a run with too many problems."""
 
-    def __init__(
-        self, folder: Path, steps: int, first_step: int, lines: list[dict[str, Any]], tensorboard: bool
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.steps, self.lines = steps, lines
-        path = folder / LOG_FILE
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self.file = path.open("a")
-        self.bar = bar(total=steps, initial=first_step, unit="step", leave=True)
-        self.started, self.first_step = time.monotonic(), first_step
-        self.last_line = 0.0
+    def __init__(self, folder: Path, reader: ShardReader, must_step: MustStep, state: TrainState, zero_shot: MaskedViT):
+        """`zero_shot`: the model before training, for the share of labels that changed."""
+        self.reader, self.must_step, self.state, self.zero_shot = reader, must_step, state, zero_shot
+        self.path, self.first_step, self.last_line = folder / LOG_FILE, state.progress.step, 0.0
+        self.started = self.since = time.monotonic()
+        self.names: list[str] = []
+        self.total: Tensor | None = None  # of the values of `count` steps, since the last line
+        self.count = 0
         self.writer: Any = None
-        if tensorboard:
+        is_main, config = must_step.world.is_main, must_step.config
+        self.bar = bar(total=must_step.steps, initial=self.first_step, unit="step", leave=True, quiet=not is_main)
+        if is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_lines))
+        if is_main and config.tensorboard and self.first_step < must_step.steps:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds
 
             # An earlier attempt's points from the first step on are hidden.
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=self.first_step or None)
 
-    def advance(self) -> None:
+    def add(self, values: dict[str, Tensor]) -> None:
+        """The values of a step. They are added up on the device: only reading the sums makes the host wait."""
+        stacked = torch.stack([value.detach() for value in values.values()])
+        if stacked.device.type != "mps":  # MPS has no float64
+            stacked = stacked.double()
+        self.names, self.count = list(values), self.count + 1
+        self.total = stacked if self.total is None else self.total + stacked
         self.bar.update()
 
-    def write(self, step: int, line: dict[str, Any]) -> None:
-        """`step`: number of the step just done, from 0."""
-        self.lines.append({"step": step, **line})
-        self.file.write(json.dumps(self.lines[-1]) + "\n")
-        self.file.flush()
+    def write(self, batch: TrainBatch) -> None:
+        """A line: the means since the last one, and other values of the step just taken, of which `batch` is a part."""
+        progress, must_step, step = self.state.progress, self.must_step, self.state.progress.step - 1
+        self.count_problems()
+        assert self.total is not None
+        means = zip(self.names, (self.total / self.count).tolist(), strict=True)
+        line: dict[str, Any] = {name: mean for name, mean in means if name not in COUNTS}
+        now, left = time.monotonic(), must_step.steps - step - 1
+        steps_per_s = self.count / (now - self.since)
+        self.since, self.total, self.count = now, None, 0
+        self.stop_on_problems()
+        line |= {
+            **must_step.agreement(self.zero_shot, batch),
+            "epoch": (step + 1) / must_step.steps_per_epoch,
+            "lr": must_step.learning_rate(step),
+            "ema_decay": must_step.ema_decay(step),
+            "skipped_steps": progress.skipped,
+            "replaced_samples": progress.replaced,
+            "images_per_s": steps_per_s * must_step.config.batch_size,
+        }
+        if not must_step.world.is_main:
+            return
+        self.state.log_lines.append({"step": step, **line})
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.state.log_lines[-1]) + "\n")
         if self.writer is not None:
             for name, value in line.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
         self.bar.set_postfix_str(brief(line))
-        now = time.monotonic()
-        if self.bar.disable and (now - self.last_line >= LINE_SECONDS or step + 1 == self.steps):
+        if self.bar.disable and (now - self.last_line >= LINE_SECONDS or not left):
             self.last_line = now
-            done = step + 1 - self.first_step
-            eta = (now - self.started) / done * (self.steps - step - 1)
-            logger.info(f"step {step + 1}/{self.steps}  {brief(line)}  eta {tqdm.format_interval(eta)}")
+            eta = (now - self.started) / (step + 1 - self.first_step) * left
+            logger.info(f"step {step + 1}/{must_step.steps}  {brief(line)}  eta {tqdm.format_interval(eta)}")
 
-    def close(self, finished: bool) -> None:
-        """`finished`: the run took its last step."""
+    def count_problems(self) -> None:
+        """Adds skipped steps and undecodable images to the progress, which checkpoints hold. Every process calls it."""
+        skipped = replaced = 0.0
+        if self.total is not None:
+            positions = [self.names.index(name) for name in COUNTS]
+            skipped, replaced = self.total[positions].tolist()
+            self.total[positions] = 0.0
+        self.state.progress.skipped += round(skipped)
+        self.state.progress.replaced += round(self.must_step.world.sum(replaced))
+
+    def stop_on_problems(self) -> None:
+        """Saves a checkpoint and raises UserError if too many images cannot be decoded, of all so far, but of at least
+        an epoch or 1000; or if too many steps were skipped: in a short run half of them, at its end."""
+        progress, config, steps = self.state.progress, self.must_step.config, self.must_step.steps
+        images = progress.step * config.batch_size
+        most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED
+        if progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader))):
+            reason = (
+                f"{progress.replaced} of {images:,} images could not be decoded, more than --max-replaced "
+                f"{config.max_replaced:g}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
+                "shard again with the packages of this machine, or allow more"
+            )
+        elif progress.skipped > min(most, MAX_SKIPPED):
+            skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"
+            reason = f"{skipped}; lower --lr, or use --precision fp32"
+        else:
+            return
+        self.state.save(self.must_step)
+        self.state.checkpoints.close()
+        raise UserError(f"stopped after step {progress.step}: {reason}")
+
+    def close(self) -> None:
         self.bar.close()
-        if finished and (warning := unlearned(self.lines)):
+        finished = self.must_step.world.is_main and self.state.progress.step == self.must_step.steps
+        if finished and (warning := unlearned(self.state.log_lines)):
             logger.info(warning)
-        self.file.close()
         if self.writer is not None:
             self.writer.close()
-
-
-class NoLog:
-    """The log of the other processes: writes nothing."""
-
-    def advance(self) -> None: ...
-
-    def write(self, step: int, line: dict[str, Any]) -> None: ...
-
-    def close(self, finished: bool) -> None: ...
 
 
 def brief(line: dict[str, Any]) -> str:
@@ -221,65 +231,3 @@ def in_words(summary: RunSummary) -> str:
         f"({summary.images_per_s} images/s, {waiting} of the time waiting for data, {saving} saving; "
         f"{summary.skipped_steps} steps skipped, {summary.replaced_samples} samples replaced)"
     )
-
-
-@dataclass
-class RunMonitor:
-    reader: ShardReader
-    must_step: MustStep
-    state: TrainState
-    zero_shot: MaskedViT  # the model before training, for the share of labels that changed
-
-    def check(self, meter: Meter, step: int, batch: TrainBatch) -> dict[str, Any]:
-        """The means since the last reading, with the other values of a log line. Every process calls this. Ends a run
-        with too many problems."""
-        progress, must_step = self.state.progress, self.must_step
-        self.count_problems(meter)
-        line: dict[str, Any] = {name: mean for name, mean in meter.read().items() if name not in COUNTS}
-        self.stop_on_problems()
-        return line | {
-            **self.agreement(batch),
-            "epoch": (step + 1) / must_step.steps_per_epoch,
-            "lr": must_step.learning_rate(step),
-            "ema_decay": must_step.ema_decay(step),
-            "skipped_steps": progress.skipped,
-            "replaced_samples": progress.replaced,
-            "images_per_s": meter.steps_per_s * must_step.config.batch_size,
-        }
-
-    def count_problems(self, meter: Meter) -> None:
-        """Adds skipped steps and undecodable images to the progress, which checkpoints hold. Every process calls it."""
-        skipped, replaced = meter.take_sums(COUNTS)
-        self.state.progress.skipped += round(skipped)
-        self.state.progress.replaced += round(self.must_step.world.sum(replaced))
-
-    def agreement(self, batch: TrainBatch) -> dict[str, float]:
-        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
-        process calls this, as parameters may be sharded."""
-        networks = (self.must_step.teacher, self.must_step.student, self.zero_shot)
-        teacher, student, zero_shot = (self.must_step.predict(network, batch.weak) for network in networks)
-        return {
-            "agreement": (teacher == zero_shot).float().mean().item(),
-            "stability": (teacher == student).float().mean().item(),
-        }
-
-    def stop_on_problems(self) -> None:
-        """Saves a checkpoint and raises UserError if too many images cannot be decoded, of all so far, but of at least
-        an epoch or 1000; or if too many steps were skipped: in a short run half of them, at its end."""
-        progress, config, steps = self.state.progress, self.must_step.config, self.must_step.steps
-        images = progress.step * config.batch_size
-        most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED
-        if progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader))):
-            reason = (
-                f"{progress.replaced} of {images:,} images could not be decoded, more than --max-replaced "
-                f"{config.max_replaced:g}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
-                "shard again with --validate decode, or allow more"
-            )
-        elif progress.skipped > min(most, MAX_SKIPPED):
-            skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"
-            reason = f"{skipped}; lower --lr, or use --precision fp32"
-        else:
-            return
-        self.state.save(self.must_step)
-        self.state.checkpoints.close()
-        raise UserError(f"stopped after step {progress.step}: {reason}")

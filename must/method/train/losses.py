@@ -5,28 +5,18 @@ the global batch: the self-training loss is a mean over the confident images of 
 that of the global batch. This needs one all-reduce of K + 6 numbers.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from must.config import TrainConfig
 from must.method.model.masked_vit import StudentOutput, patchify
 from must.method.model.towers import take
 
 MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The settings of the losses, with the names that they have in TrainConfig."""
-
-    fairness_weight: float
-    reconstruction_weight: float
-    align_weight: float
-    loss_reduction: Literal["global", "rank"]
 
 
 class PseudoLabels(NamedTuple):
@@ -47,15 +37,10 @@ class LossSums(NamedTuple):
 
 
 class GlobalSums(NamedTuple):
-    """The sums over the global batch that the losses need before they can be differentiated; detached."""
+    """What the losses need of the global batch before they can be differentiated; detached."""
 
-    cross_entropy: Tensor
-    confident: Tensor
-    images: Tensor
-    reconstruction: Tensor
-    alignment: Tensor
+    sums: LossSums
     rank_means: Tensor  # of the self-training loss, summed over processes
-    probability: Tensor  # [K]
     local_confident: Tensor  # of this process alone
 
 
@@ -78,7 +63,7 @@ def must_losses(
     labels: PseudoLabels,
     strong_images: Tensor,
     masked: Tensor,
-    objective: Objective,
+    config: TrainConfig,
     class_balance: Tensor | None = None,
     totals: GlobalSums | None = None,
     prior: Tensor | None = None,
@@ -90,38 +75,39 @@ def must_losses(
         labels: from the teacher on the weak views of the same images.
         strong_images: [B, 3, H, W], normalised; the reconstruction target.
         masked: [B, M] numbers of the masked patches, the same M for every image.
+        config: of which it uses the weights of the losses, and loss_reduction.
         class_balance: [K], running, of this epoch's earlier steps (512 classes and more); None or NaN: none yet.
         totals: of the global batch, if these images are only a micro-batch of it: the gradients of all micro-batches
             then add up to the batch's. Without it these images are this process's part of the batch.
         prior: [K], sum 1: the class balance's target; None: uniform.
     """
     terms = loss_sums(student, labels, strong_images, masked)
-    totals = totals or all_reduce_sums([terms])
+    sums, rank_means, local_confident = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
-    if objective.loss_reduction == "global":
-        self_training = world * terms.cross_entropy / totals.confident.clamp(min=1)
-        self_training_value = totals.cross_entropy / totals.confident.clamp(min=1)
+    if config.loss_reduction == "global":
+        self_training = world * terms.cross_entropy / sums.confident.clamp(min=1)
+        self_training_value = sums.cross_entropy / sums.confident.clamp(min=1)
     else:  # the mean is taken per process, then over processes, as published
-        self_training = terms.cross_entropy / totals.local_confident.clamp(min=1)
-        self_training_value = totals.rank_means / world
+        self_training = terms.cross_entropy / local_confident.clamp(min=1)
+        self_training_value = rank_means / world
     # The value is the global batch's; the gradient is that of these images, times `world`, which DDP's mean cancels.
-    balance, local = totals.probability / totals.images, world * terms.probability / totals.images
+    balance, local = sums.probability / sums.images, world * terms.probability / sums.images
     fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
-    pixels = objective.reconstruction_weight * terms.reconstruction + objective.align_weight * terms.alignment
-    total = self_training + objective.fairness_weight * fairness + world * pixels / totals.images
+    pixels = config.reconstruction_weight * terms.reconstruction + config.align_weight * terms.alignment
+    total = self_training + config.fairness_weight * fairness + world * pixels / sums.images
 
     values = {
         "loss_self_training": self_training_value,
         "loss_fairness": fairness.detach(),
-        "loss_reconstruction": totals.reconstruction / totals.images,
-        "loss_alignment": totals.alignment / totals.images,
-        "confident": totals.confident / totals.images,
+        "loss_reconstruction": sums.reconstruction / sums.images,
+        "loss_alignment": sums.alignment / sums.images,
+        "confident": sums.confident / sums.images,
     }
     values["loss"] = (
         values["loss_self_training"]
-        + objective.fairness_weight * values["loss_fairness"]
-        + objective.reconstruction_weight * values["loss_reconstruction"]
-        + objective.align_weight * values["loss_alignment"]
+        + config.fairness_weight * values["loss_fairness"]
+        + config.reconstruction_weight * values["loss_reconstruction"]
+        + config.align_weight * values["loss_alignment"]
     )
     return Losses(total, values, running)
 
@@ -145,13 +131,13 @@ def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tenso
 def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers."""
     local = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
-    *sums, probability = local
-    sums.append(local.cross_entropy / local.confident.clamp(min=1))
-    packed = torch.cat([torch.stack(sums), probability])
+    rank_mean = local.cross_entropy / local.confident.clamp(min=1)
+    packed = torch.cat([torch.stack([*local[:-1], rank_mean]), local.probability])
     if dist.is_initialized():
         dist.all_reduce(packed)
-    scalars, probability = packed.split([len(sums), len(probability)])
-    return GlobalSums(*scalars, probability, local.confident)  # type: ignore[call-arg]
+    values = packed[: len(local)]
+    sums = LossSums(*values[:-1], probability=packed[len(local) :])
+    return GlobalSums(sums, values[-1], local.confident)
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -104,7 +104,7 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     On a CPU a step of a large model may take minutes; then steps of a few images are measured instead."""
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
     local = config.batch_size // world.size
-    count = min(FEW, local) if world.device.type == "cpu" else local
+    count = min(FEW, trainer.micro_batch) if world.device.type == "cpu" else local
     ends, waited, micro_batches = list[float](), list[float](), list[TrainBatch]()  # after each step
     batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
     for micro_batches in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
@@ -122,7 +122,7 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
         if world.sum(len(ends) > FEWEST_TIMED and ends[-1] - ends[0] >= seconds):
             break
     began = time.monotonic()
-    trainer.monitor.agreement(micro_batches[0])
+    trainer.must_step.agreement(trainer.reference, micro_batches[0])
     reading = (time.monotonic() - began) / config.log_every
     times = [(after - before) * local / count + reading for before, after in itertools.pairwise(ends)]
     share = (waited[-1] - waited[0]) / (ends[-1] - ends[0])

@@ -107,7 +107,10 @@ class PropagatedLabels:
         top = torch.cat(list(labels)).topk(self.classes.shape[1])
         new = [torch.cat(list(samples)), top.indices, top.values]
         if world.size > 1:
-            new = [torch.cat(gathered(part, world)) for part in new]
+            for number, part in enumerate(new):
+                parts = [torch.empty_like(part) for _ in range(world.size)]
+                dist.all_gather(parts, part.contiguous())
+                new[number] = torch.cat(parts)
         numbers, classes, values = new
         first = (numbers[:, None] == numbers).int().argmax(1)  # place of the image's first Z
         once = first == torch.arange(len(first), device=first.device)
@@ -139,9 +142,3 @@ class PropagatedLabels:
 def count_bytes(images: int, classes: int) -> int:
     """Bytes of the state, in a checkpoint and on each device."""
     return images * 12 * (NEIGHBOURS + 2 * min(TOP, classes))  # int64 and float32
-
-
-def gathered(part: Tensor, world: World) -> list[Tensor]:
-    parts = [torch.empty_like(part) for _ in range(world.size)]
-    dist.all_gather(parts, part.contiguous())
-    return parts

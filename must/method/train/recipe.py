@@ -30,7 +30,7 @@ from must.config import TrainConfig
 from must.config.defaults import ALPHA
 from must.data.format.index import Index
 from must.method.model.classifier import TextClassifier
-from must.method.model.description import Provenance, RunSummary
+from must.method.model.description import Provenance
 
 Settings = dict[str, tuple[Any, str]]  # name -> (value, the reason for it)
 AUTO = "auto"
@@ -188,8 +188,8 @@ def decay(memory: float) -> float:
 # Parameters of how and where a run is executed; the result does not depend on them.
 RESUME_SAFE_FIELDS = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
-    | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "keep_every", "resume", "save", "alpha"}
-    | {"log_every", "tensorboard", "timeout", "accumulate", "parallel", "activation_checkpointing", "compile"}
+    | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "resume", "alpha", "log_every"}
+    | {"tensorboard", "timeout", "accumulate", "parallel", "activation_checkpointing", "compile"}
     | {"cache", "cache_gb", "max_replaced", "index_sha256"}
 )
 
@@ -212,29 +212,17 @@ def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def provenance(
-    config: TrainConfig,
-    index: Index,
-    processes: int,
-    summary: RunSummary,
-    prior: Sequence[float],
-    origin: dict[str, str],
-) -> Provenance:
-    """`prior`: [K], the class balance's target; empty for uniform. `origin`: `model_folder` and `model_sha256` of the
-    pretrained model, if known."""
+def provenance(config: TrainConfig, index: Index, **facts: Any) -> Provenance:
+    """`facts`: the other fields of Provenance, which only the trainer knows."""
     packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
+    versions = {"must": must.__version__, "python": platform.python_version()}
     return Provenance(
         index_sha256=index.sha256,
         index_revision=index.revision,
         config=config.to_dict(),
-        processes=processes,
-        summary=summary,
         git_revision=git_revision(),
-        versions={"must": must.__version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
-        class_shares=list(prior),
-        model_folder=origin.get("model_folder", ""),
-        model_sha256=origin.get("model_sha256", ""),
+        versions=versions | {name: metadata.version(name) for name in packages},
+        **facts,
     )
 
 

@@ -13,29 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from must.base.errors import UserError
-from must.base.parameters import make_part
 from must.base.text import one_line, printable
 from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
+from must.method.distributed import parallel
 from must.method.distributed.cpu import auto_precision
-from must.method.distributed.parallel import (
-    all_ranks,
-    apply_ddp,
-    apply_fsdp,
-    full_state_dict,
-    gradient_sync,
-    load_network,
-    load_optimizer,
-    to_local,
-)
 from must.method.distributed.process_group import World
 from must.method.model.masked_vit import MaskedViT, StudentOutput
 from must.method.train.losses import (
     GlobalSums,
     Losses,
-    Objective,
     PseudoLabels,
     all_reduce_sums,
     loss_sums,
@@ -73,7 +62,6 @@ class MustStep:
         prior: Sequence[float] = (),
     ) -> None:
         self.student, self.preprocess, self.config, self.world = student, preprocess, config, world
-        self.objective = make_part(config, Objective)
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.threshold = config.confidence_threshold  # of the teacher's probability; see --confident-share
         self.teacher = make_teacher(student)
@@ -81,21 +69,16 @@ class MustStep:
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
         self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
-        self.prepare()
+        if config.activation_checkpointing:
+            student.tower.checkpoint_activations()
+        if self.uses_fsdp:  # before the optimizer gets the parameters
+            for network in (student, self.teacher):
+                parallel.apply_fsdp(network, list(network.tower.blocks), self.precision == "bf16")
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
-        self.network = student if self.uses_fsdp else apply_ddp(student, world)
-
-    def prepare(self) -> None:
-        """Sets up activation checkpointing and FSDP, before the optimizer gets the parameters."""
-        if self.config.activation_checkpointing:
-            self.student.tower.checkpoint_activations()
-        for network in (self.student, self.teacher):
-            blocks = list(network.tower.blocks)
-            if self.uses_fsdp:
-                apply_fsdp(network, blocks, self.precision == "bf16")
+        self.network = student if self.uses_fsdp else parallel.apply_ddp(student, world)
 
     def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
@@ -122,10 +105,10 @@ class MustStep:
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
-            with gradient_sync(self.network, number == len(batches)):
+            with parallel.gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
                 losses = must_losses(
-                    output, label, strong, batch.masked, self.objective, self.class_balance, totals, self.prior
+                    output, label, strong, batch.masked, self.config, self.class_balance, totals, self.prior
                 )  # fmt: skip
                 losses.total.backward()
         return losses, labels
@@ -159,10 +142,14 @@ class MustStep:
         return all_reduce_sums(terms)
 
     @torch.no_grad()
-    def predict(self, network: nn.Module, pixels: Tensor) -> Tensor:
-        """Class numbers [B] that a network predicts for uint8 pixels [B, H, W, 3]."""
+    def agreement(self, zero_shot: MaskedViT, batch: TrainBatch) -> dict[str, float]:
+        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
+        process calls this, as parameters may be sharded."""
+        images = normalize(batch.weak.to(self.world.device), self.preprocess)
         with self.autocast():
-            return network(normalize(pixels.to(self.world.device), self.preprocess)).argmax(-1)
+            teacher, other, student = (net(images).argmax(-1) for net in (self.teacher, zero_shot, self.student))
+        shares = {"agreement": teacher == other, "stability": teacher == student}
+        return {name: same.float().mean().item() for name, same in shares.items()}
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the topmost layer."""
@@ -197,12 +184,12 @@ class MustStep:
         more: dict[str, Any] = {"class_balance": self.class_balance}
         if self.propagated is not None:
             more |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
-        return full_state_dict(state, self.world.is_main) | more
+        return parallel.full_state_dict(state, self.world.is_main) | more
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_network(self.student, state["student"])
-        load_network(self.teacher, state["teacher"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        parallel.load_network(self.student, state["student"])
+        parallel.load_network(self.teacher, state["teacher"])
+        parallel.load_optimizer(self.optimizer, state["optimizer"])
         balance = state["class_balance"]
         self.class_balance = None if balance is None else balance.to(self.world.device)
         if "propagated" in state:
@@ -210,8 +197,9 @@ class MustStep:
             self.threshold = state["threshold"]
 
 
-def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
-    """One group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer).
+def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, with a group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer). The
+    learning rate is set by `set_learning_rate` before every step.
 
     Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed.
     """
@@ -225,18 +213,12 @@ def parameter_groups(model: MaskedViT, layer_decay: float, weight_decay: float) 
             {
                 "name": f"layer_{number}_{'decay' if decayed else 'no_decay'}",
                 "params": [],
-                "lr_scale": layer_decay ** (model.layers + 1 - number),
+                "lr_scale": layer_decay ** (len(model.tower.blocks) + 1 - number),
                 "weight_decay": weight_decay if decayed else 0.0,
             },
         )
         group["params"].append(parameter)
-    return list(groups.values())
-
-
-def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; the learning rate is set by `set_learning_rate` before every step."""
-    groups = parameter_groups(model, layer_decay, weight_decay)
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=True)
+    return torch.optim.AdamW(list(groups.values()), lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -256,8 +238,9 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     The fused kernel skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not wait.
     After averaging, all processes have the same gradients, or their shards of the same."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = torch.isfinite(torch.stack(torch._foreach_norm([to_local(gradient) for gradient in gradients]))).all()
-    finite = all_ranks(finite, like=gradients[0])
+    norms = torch._foreach_norm([parallel.to_local(gradient) for gradient in gradients])
+    finite = torch.isfinite(torch.stack(norms)).all()
+    finite = parallel.all_ranks(finite, like=gradients[0])
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()
@@ -281,7 +264,8 @@ def make_teacher(student: Model) -> Model:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    average, current = ([to_local(parameter) for parameter in network.parameters()] for network in (teacher, student))
+    networks = teacher, student
+    average, current = ([parallel.to_local(weights) for weights in net.parameters()] for net in networks)
     torch._foreach_lerp_(average, current, 1 - decay)
 
 

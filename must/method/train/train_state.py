@@ -55,8 +55,8 @@ class TrainState:
             "image tower": weights_sha256(visual.parameters()),
         }
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
-        checkpoints = Checkpoints(uri, config.keep_checkpoints, config.keep_every)
-        return cls(checkpoints, run_identity(config, index.sha256, weights, classifier.shares))
+        identity = run_identity(config, index.sha256, weights, classifier.shares)
+        return cls(Checkpoints(uri, config.keep_checkpoints), identity)
 
     def save(self, must_step: MustStep) -> dict[str, Any]:
         """Starts writing a checkpoint in the background, and returns the networks' state. Every process calls this; the
@@ -103,10 +103,14 @@ def weights_sha256(tensors: Iterable[Tensor]) -> str:
 
 
 class RunTimer:
-    """Adds to `progress.seconds` and `progress.waited`, which checkpoints contain. It starts when it is created."""
+    """Adds to the times in `progress`, which checkpoints contain, and says when one is due by time: often enough that a
+    kill costs a minute, and rarely enough to cost little. It starts when it is created.
 
-    def __init__(self, progress: TrainProgress) -> None:
-        self.progress, self.since = progress, time.monotonic()
+    `seconds`: between two checkpoints; 0: none is due. Only the main process's counts."""
+
+    def __init__(self, progress: TrainProgress, seconds: float = 0) -> None:
+        self.progress, self.seconds, self.cost, self.requested = progress, seconds, 0.0, False
+        self.since = self.saved = time.monotonic()
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items; the time until each arrives counts as waiting for data."""
@@ -122,30 +126,17 @@ class RunTimer:
         self.progress.seconds += now - self.since
         self.since = now
 
-    def timed(self, function: Callable[..., Any], *arguments: Any) -> float:
-        """Calls the function, with `progress` up to date; returns its seconds, and adds them to `progress.saving`."""
-        self.read()
-        function(*arguments)
-        seconds = time.monotonic() - self.since
-        self.progress.saving += seconds
-        return seconds
-
-
-class CheckpointTimer:
-    """When a checkpoint is due by time: often enough that a kill costs a minute, and rarely enough to cost little. Only
-    the main process's counts. `seconds`: between two checkpoints; 0: never."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.cost = seconds, 0.0
-        self.since, self.requested = time.monotonic(), False
-
     def due(self, busy: bool) -> bool:
         """Whether to save now; true once per checkpoint. `busy`: the last checkpoint is still being written."""
         if not self.seconds or busy or self.requested:
             return False
-        self.requested = time.monotonic() - self.since >= max(self.seconds, SHARE * self.cost)
+        self.requested = time.monotonic() - self.saved >= max(self.seconds, SHARE * self.cost)
         return self.requested
 
-    def saved(self, cost: float) -> None:
-        """`cost`: seconds that it stopped training."""
-        self.since, self.cost, self.requested = time.monotonic(), cost, False
+    def save(self, save: Callable[[], object]) -> None:
+        """Calls `save`, with `progress` up to date, and adds its seconds to `progress.saving`."""
+        self.read()
+        save()
+        self.saved, self.requested = time.monotonic(), False
+        self.cost = self.saved - self.since
+        self.progress.saving += self.cost

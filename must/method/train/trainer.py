@@ -12,6 +12,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from must.base import storage
-from must.base.exits import is_first_rank
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import make_part
 from must.base.storage import UnreachableError
@@ -40,11 +40,11 @@ from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import Description, RunSummary, Selection, get_preprocess
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.checkpoint import exclusive_checkpoints
-from must.method.train.log import GB, Meter, NoLog, RunMonitor, Size, TrainLog, in_words, summarize_run
+from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
 from must.method.train.propagated import PropagatedLabels, count_bytes
 from must.method.train.recipe import provenance, resolve
 from must.method.train.step import MustStep, compile_blocks, make_teacher
-from must.method.train.train_state import CheckpointTimer, RunTimer, TrainState
+from must.method.train.train_state import RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,6 @@ class Trainer:
             self.batches.steps, self.batches.steps_per_epoch, self.prior,
         )  # fmt: skip
         self.state = TrainState.start(config, self.reader.index, classifier, self.reference.tower.visual)
-        self.monitor = RunMonitor(self.reader, self.must_step, self.state, self.reference)
         self.micro_batch = self.batches.local_size // config.accumulate  # images that this process takes at once
         self.loaders = 0  # processes; set by `choose`
 
@@ -124,16 +123,23 @@ class Trainer:
             logger.info(f"going on after step {step} of {uri}")
 
     def choose(self) -> None:
-        """Chooses the `auto` settings on this machine, after it is known whether the run resumes."""
-        config, step = self.config, self.must_step
+        """Chooses the `auto` settings on this machine, after it is known whether the run resumes: such a run keeps its
+        threads and its precision, as sums in another order differ in the last bits."""
+        config, step, progress = self.config, self.must_step, self.state.progress
+        on_cpu = self.world.device.type == "cpu"
         if config.workers != "auto":
             self.loaders = config.workers
-        elif self.world.device.type == "cpu":
+        elif on_cpu:
             self.loaders = division(step.work).loaders
         else:
             view_bytes = 2 * step.preprocess.size**2 * 3  # of an image's two views
             self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes)
-        self.choose_arithmetic()
+        if config.precision == "auto":
+            step.precision = progress.precision or self.world.gather(step.precision)[0]
+        progress.precision = step.precision
+        if on_cpu:
+            share_cores(min(progress.threads, own_cores()) or division(step.work).threads)
+            progress.threads = torch.get_num_threads()
         if config.compile:
             compile_blocks(step, self.masked, self.micro_batch)
 
@@ -143,7 +149,7 @@ class Trainer:
         if step.propagated is not None:  # from the checkpoint
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
-        pause = raise_if_stopped(stop, "predicting all images")
+        pause = partial(stop.check, "predicting all images")
         if config.pseudo_labels == "propagated":
             step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world, pause)
         elif config.confident_share:
@@ -151,74 +157,57 @@ class Trainer:
         if config.confident_share:
             step.threshold = self.world.gather(find_threshold(config.confident_share, confidence))[0]
 
-    def choose_arithmetic(self) -> None:
-        """Threads and precision; a resumed run keeps its own, as sums in another order differ in the last bits."""
-        must_step, progress = self.must_step, self.state.progress
-        if self.config.precision == "auto":
-            must_step.precision = progress.precision or self.world.gather(must_step.precision)[0]
-        progress.precision = must_step.precision
-        if self.world.device.type == "cpu":
-            share_cores(min(progress.threads, own_cores()) or division(must_step.work).threads)
-            progress.threads = torch.get_num_threads()
-
     def run(self, stop: StopSignal) -> RunSummary:
         self.choose()
         self.start_labels(stop)
         groups = self.groups(self.state.progress.step)
         if self.world.is_main:
             self.announce()
-        log = self.open_log()
+        log = TrainLog(Path(self.config.output), self.reader, self.must_step, self.state, self.reference)
         try:
-            stopped = self.take_steps(groups, log, stop)
+            self.take_steps(groups, log, stop)
         finally:
-            log.close(self.state.progress.step == self.batches.steps)
-        if stopped:
-            if self.world.is_main:
-                logger.info(f"stopped by a signal after step {self.state.progress.step}; run the same command to go on")
-            raise Preempted
+            log.close()
+        log.stop_on_problems()
         return self.finish(stop)
 
-    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog | NoLog, stop: StopSignal) -> bool:
-        """Returns whether a signal stopped the run; then its state is saved."""
+    def take_steps(self, groups: Iterator[list[TrainBatch]], log: TrainLog, stop: StopSignal) -> None:
+        """Raises Preempted: a signal stopped the run; its state is saved."""
         config, progress, checkpoints = self.config, self.state.progress, self.state.checkpoints
-        meter, timer, clock = Meter(), RunTimer(progress), CheckpointTimer(config.checkpoint_seconds)
+        timer = RunTimer(progress, config.checkpoint_seconds)
         for micro_batches in timer.waiting(groups):
-            step = progress.step
-            meter.add(self.must_step(step, micro_batches))
+            log.add(self.must_step(progress.step, micro_batches))
             progress.step += 1
-            log.advance()
             last = progress.step == self.batches.steps
             if last or progress.step % config.log_every == 0:
-                log.write(step, self.monitor.check(meter, step, micro_batches[0]))
+                log.write(micro_batches[0])
 
-            stopping, save = stop.agreed(self.world, self.world.is_main and clock.due(checkpoints.busy))
-            save |= checkpoints.due(progress.step, config.checkpoint_every or self.batches.steps_per_epoch)
+            stopping, save = stop.agreed(self.world, self.world.is_main and timer.due(checkpoints.busy))
+            save |= progress.step % self.checkpoint_every == 0
             if stopping or (save and not last):
-                self.monitor.count_problems(meter)
-                clock.saved(timer.timed(self.state.save, self.must_step))
+                log.count_problems()
+                timer.save(partial(self.state.save, self.must_step))
             if stopping:
                 checkpoints.close()
-                return True
+                if self.world.is_main:
+                    logger.info(f"stopped by a signal after step {progress.step}; run the same command to go on")
+                raise Preempted
         timer.read()
-        return False
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between two checkpoints."""
+        return self.config.checkpoint_every or self.batches.steps_per_epoch
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
         batches = train_batches(self.dataset, self.batches_from(first_step), self.loaders, self.world.device)
         return grouped(batches, self.config.accumulate)
 
-    def open_log(self) -> TrainLog | NoLog:
-        if not self.world.is_main:
-            return NoLog()
-        steps, first = self.batches.steps, self.state.progress.step
-        tensorboard = self.config.tensorboard and first < steps
-        return TrainLog(Path(self.config.output), steps, first, self.state.log_lines, tensorboard)
-
     def size(self) -> Size:
         """Of the run with the chosen settings."""
         config, batches, reader, step = self.config, self.batches, self.reader, self.must_step
         labels = count_bytes(len(reader), step.student.classifier.shape[1])
-        keep = min(config.keep_checkpoints, -(-batches.steps // (config.checkpoint_every or batches.steps_per_epoch)))
         total = sum(shard.bytes for shard in reader.shards)
         return Size(
             images=len(reader),
@@ -231,7 +220,7 @@ class Trainer:
             device=self.world.device.type,
             parameters=sum(p.numel() for p in step.student.parameters()),
             checkpoint_bytes=step.count_bytes() + (labels if config.pseudo_labels == "propagated" else 0),
-            checkpoints_kept=keep + (batches.steps // config.keep_every if config.keep_every else 0),
+            checkpoints_kept=min(config.keep_checkpoints, -(-batches.steps // self.checkpoint_every)),
             shards_bytes=total,
             cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,
             threads=self.state.progress.threads,
@@ -247,16 +236,16 @@ class Trainer:
     def finish(self, stop: StopSignal) -> RunSummary:
         """Writes the bundle; the last step's checkpoint is kept, so that a second run repeats no work."""
         progress, config = self.state.progress, self.config
-        self.monitor.stop_on_problems()
         summary = summarize_run(progress, config.batch_size)
         networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
-            origin = provenance(config, self.reader.index, self.world.size, summary, self.prior, self.origin)
-            values = origin.config | {"precision": progress.precision}
-            origin = replace(origin, threads=progress.threads or None, config=values)
+            origin = provenance(
+                replace(config, precision=progress.precision), self.reader.index, processes=self.world.size,
+                threads=progress.threads or None, summary=summary, class_shares=list(self.prior), **self.origin,
+            )  # fmt: skip
             description = replace(self.zero_shot.description, provenance=origin)
-            self.save_model(networks[config.save], description, raise_if_stopped(stop, "checking the model"))
+            self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
@@ -286,16 +275,6 @@ class Trainer:
         selection = Selection(alpha=alpha, by="--alpha", check=check)
         description = replace(description, provenance=replace(description.provenance, selection=selection))
         save_bundle(config.output, network.cpu(), description, memory)
-
-
-def raise_if_stopped(stop: StopSignal, activity: str) -> Callable[[], None]:
-    def check() -> None:
-        if stop.received:
-            if is_first_rank():
-                logger.info(f"stopped by a signal while {activity}; run the same command to go on")
-            raise Preempted
-
-    return check
 
 
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:

@@ -73,8 +73,7 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Prediction:
-    pods: int = 0  # no such stage
-    uri: str = ""
+    uri: str = ""  # no such stage
     settings: dict[str, str] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from kfp import dsl, kubernetes
 
 from must.base.parameters import require
 from must.runtime.supervise import Policy
-from must_pipeline.cluster.config import Cluster, Pool, Resources, Retries, Toleration
+from must_pipeline.cluster.config import Cluster, Pool, Resources, Toleration
 from must_pipeline.cluster.rules import parse_quantity
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
@@ -42,11 +42,10 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
     if gpu:
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
     # A launcher only waits and passes the model on; its nodes get cluster.yaml's resources of training.
-    set_resources(
-        task,
-        Resources() if launcher else cluster.resources.get(stage, Resources()),
-        STAGES["promote"].memory if launcher else estimate_limit(stage, cluster),
-    )
+    if launcher:
+        set_resources(task, Resources(), STAGES["promote"].memory)
+    else:
+        set_resources(task, cluster.resources.get(stage, Resources()), estimate_limit(stage, cluster))
     kubernetes.set_security_context(task, run_as_non_root=True)  # Pipelines 2.17 sets the rest of `restricted`
     if cluster.shm and row.loaders and not launcher:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
@@ -80,14 +79,14 @@ def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: i
 
 
 def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    credentials, volume = cluster.credentials, cluster.volume
+    credentials = cluster.credentials
     if credentials.kind == "secret":
         kubernetes.use_secret_as_volume(task, credentials.secret, KEY_FOLDER)
         task.set_env_variable(credentials.variable, f"{KEY_FOLDER}/{credentials.key}")
     for variable, value in cluster.env.items():
         task.set_env_variable(variable, value)
-    if volume.claim:
-        kubernetes.mount_pvc(task, volume.claim, volume.mount)
+    if cluster.volume.claim:
+        kubernetes.mount_pvc(task, cluster.volume.claim, cluster.volume.mount)
 
 
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
@@ -96,9 +95,13 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
         # also retry a stage that has given up, which then ends at once (must/runtime/supervise.py).
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
-        task.set_retry(
-            retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **retry_policy(retries)
+        when = {"policy": retries.policy} if retries.policy else {}
+        require(
+            not when or "policy" in inspect.signature(task.set_retry).parameters,  # new in kfp 2.18
+            f"retries.policy {retries.policy}: the installed kfp {kfp.__version__} cannot set it; install kfp 2.18, or "
+            "leave it out and apply deploy/argo-retries.yaml",
         )
+        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **when)
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.
@@ -113,24 +116,13 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launch
         kubernetes.set_timeout(task, seconds)
 
 
-def retry_policy(retries: Retries) -> dict[str, str]:
-    """The keyword argument of set_retry, new in kfp 2.18. Raises ValueError: the installed kfp has none."""
-    known = "policy" in inspect.signature(dsl.PipelineTask.set_retry).parameters
-    require(
-        known or not retries.policy,
-        f"retries.policy {retries.policy}: the installed kfp {kfp.__version__} cannot set it; install kfp 2.18, or "
-        "leave it out and apply deploy/argo-retries.yaml",
-    )
-    return {"policy": retries.policy} if retries.policy else {}
-
-
 def toleration_fields(toleration: Toleration) -> dict[str, Any]:
     return {name: value for name, value in vars(toleration).items() if value}
 
 
 def encode_nodes(cluster: Cluster) -> dict[str, Any]:
     """The launcher's parameter `nodes`."""
-    resources = cluster.resources.get("train")
+    resources = cluster.resources.get("train", Resources())
     return encode_pods(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
         "image": cluster.image(GPU_IMAGE),
         "nodes": cluster.training.nodes,
@@ -139,8 +131,8 @@ def encode_nodes(cluster: Cluster) -> dict[str, Any]:
         "gpus": cluster.gpu.count,
         "accelerator": cluster.gpu.accelerator,
         # A node's request is its limit.
-        "cpu": (resources.cpu_limit or resources.cpu) if resources else "",
-        "memory": (resources.memory_limit or resources.memory) if resources else "",
+        "cpu": resources.cpu_limit or resources.cpu,
+        "memory": resources.memory_limit or resources.memory,
         "shm": cluster.shm,
         "deadline": cluster.timeouts.get("train", cluster.retries.window),
     }

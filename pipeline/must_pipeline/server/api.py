@@ -115,20 +115,17 @@ class Kfp:
 
     def versions(self, pipeline: str) -> list[Any]:
         """The newest first."""
-        call = self.pipelines.pipeline_service_list_pipeline_versions
-        return sorted(
-            self.pages(call, "pipeline_versions", pipeline), key=lambda version: version.created_at, reverse=True
-        )
+        found = self.pages(self.pipelines.pipeline_service_list_pipeline_versions, "pipeline_versions", pipeline)
+        return sorted(found, key=lambda version: version.created_at, reverse=True)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment `name`, which is created if there is none. Runs get its namespace."""
         namespace, call = self.namespace or None, self.experiments.experiment_service_list_experiments
+        description = f"Runs of the pipeline must. {DESCRIPTION}"
+        body = api.V2beta1Experiment(display_name=name, description=description, namespace=namespace)
         with api_errors(self.host):
             experiment = next((item for item in self.pages(call, "experiments") if item.display_name == name), None)
-            if experiment is None:
-                description = f"Runs of the pipeline must. {DESCRIPTION}"
-                body = api.V2beta1Experiment(display_name=name, description=description, namespace=namespace)
-                experiment = self.experiments.experiment_service_create_experiment(body)
+            experiment = experiment or self.experiments.experiment_service_create_experiment(body)
         if namespace and not experiment.namespace:
             raise UserError(
                 f"namespace {namespace}: this Kubeflow Pipelines is installed for a single user and runs everything in "
@@ -263,8 +260,8 @@ def may_use(account: str, namespace: str) -> str:
         return ""
     from kubernetes import client
 
-    attributes = client.V1ResourceAttributes(namespace=namespace, verb="use", resource="serviceaccounts", name=account)
-    review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
+    attributes = {"namespace": namespace, "verb": "use", "resource": "serviceaccounts", "name": account}
+    review = {"spec": {"resourceAttributes": attributes}}
     try:
         answer = client.AuthorizationV1Api().create_self_subject_access_review(review, _request_timeout=10)
     except (client.ApiException, urllib3.exceptions.HTTPError, OSError, ValueError):

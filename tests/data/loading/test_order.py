@@ -5,8 +5,6 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from benchmarks import shuffle
-from must.config import TrainConfig
 from must.data.loading.order import EpochOrder, GlobalBatches
 
 SIZES = [7, 30, 1, 25, 60, 13, 24]  # 160 samples
@@ -40,7 +38,7 @@ def test_going_on_at_a_step_gives_the_rest(first_step):
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 100])
 def test_an_epoch_is_a_permutation_for_any_window(window):
     order = EpochOrder(SIZES, 1, 0, window)
-    whole = order.take(0, len(order))
+    whole = order.take(0, 160)
     assert sorted(whole) == list(range(160))
     np.testing.assert_array_equal(np.concatenate([order.take(i, i + 16) for i in range(0, 160, 16)]), whole)
     shards = set(order.shards[:window].tolist())
@@ -54,12 +52,5 @@ def test_batches_that_cannot_be_are_refused():
         GlobalBatches(SIZES, 10, 1, 0, 0, 3)
     with pytest.raises(ValueError, match="holds 160 images only"):
         GlobalBatches(SIZES, 161, 1, 0)
-
-
-def test_what_was_appended_is_mixed_by_the_default_window():
-    """By the statistic of benchmarks/shuffle.py, which is 1 for batches drawn at random."""
-    random, sizes = np.random.default_rng(0), [100] * 400
-    appended = np.concatenate([random.integers(0, 45, 36_000), random.integers(45, 50, 4000)])
-    window = TrainConfig(shards="s", classifier="c", output="o").shuffle_window
-    assert shuffle.mixing(appended, sizes, 64, 1)[0] > 1.4
-    assert shuffle.mixing(appended, sizes, 64, window)[0] < 1.2
+    with pytest.raises(ValueError, match="--accumulate 3: must divide the 8 images"):
+        GlobalBatches(SIZES, 8, 1, 0, micro_batches=3)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from must.config import ShardConfig
 from must.data.format.index import Index, load_index
 from must.data.format.samples import load_offsets
 from must.data.shards.build import shard
-from must.data.shards.listing import read_chunk, shuffle
-from must.data.sources.base import Item
 from tests import zoo
 
 ROOT = Path(__file__).parents[3]
@@ -232,15 +229,3 @@ def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Pat
     assert (large.size, large.format, tall.size, tall.format) == ((128, 192), "JPEG", (128, 384), "JPEG")
     expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(Image.Transpose.ROTATE_270))
     assert np.abs(expected.astype(int) - np.asarray(large)).mean() < 4
-
-
-def test_chunks_hold_every_item_once_and_mix_the_folders(tmp_path: Path) -> None:
-    items = [Item(f"folder-{number % 7}/{number}.jpg", number, None, None, 0) for number in range(1050)]
-    plan = shuffle(items, tmp_path, 100)
-    chunks = [list(read_chunk(plan.path, start, stop)) for start, stop in pairwise(plan.starts)]
-    assert [len(chunk) for chunk in chunks] == [100] * 10 + [50]
-    assert sorted(item for chunk in chunks for item in chunk) == sorted(items)
-    shares = [shuffle(items, tmp_path, 100, (number, 3)) for number in (1, 2, 3)]
-    assert sum(share.share for share in shares) == plan.share == plan.total == shares[0].total
-    assert all(300 < share.items < 400 for share in shares)
-    assert all(len({item.name.split("/")[0] for item in chunk}) == 7 for chunk in chunks)

@@ -18,7 +18,7 @@ from must.base.storage import TransientError
 from must.data.format.samples import verify
 from must.data.image import bounds
 from must.data.image import decode as images_module
-from must.data.shards.workdir import Workdir
+from must.data.shards.workdir import Workdir, temporary_folder
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, tree
 
@@ -51,7 +51,7 @@ def start(source: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
 KILLED = """
 import os, signal
 os.setsid()  # a group of its own, which is killed whole
-from must.data.shards import assemble, chunk
+from must.data.shards import chunk
 module, name = {function}
 whole, made = getattr(module, name), []
 
@@ -66,7 +66,7 @@ setattr(module, name, killing)
 """
 KILLED_DECODING = KILLED.format(function="chunk.storage, 'write_bytes'")
 """Code in front of a command: killed when the third chunk's tars are there and its record is not."""
-KILLED_ASSEMBLING = KILLED.format(function="assemble, 'move_tar'")
+KILLED_ASSEMBLING = KILLED.format(function="chunk, 'move_tar'")
 """Killed when two shards are there."""
 
 
@@ -211,3 +211,13 @@ def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(TransientError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
             run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5)
     assert run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5).splits["train"]["samples"] == 31
+
+
+def test_temporary_folders_of_killed_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for the lists of a run whose output is a bucket."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = temporary_folder()
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    Path(str(mine).replace(f"-{os.getpid()}-", f"-{dead.pid}-")).mkdir()
+    assert {mine, temporary_folder()} == set(tmp_path.iterdir())

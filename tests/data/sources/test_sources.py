@@ -23,18 +23,19 @@ def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
     return {name: content["label"] for name, (_, content) in samples(output, split).items()}
 
 
-@pytest.mark.parametrize("head", ["path,label,split", "image,class,split"])
-def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str) -> None:
+@pytest.mark.parametrize("head", ["path,label,split", "image,class,split", "path;label;split", "path\tlabel\tsplit"])
+def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str, capsys: pytest.CaptureFixture[str]) -> None:
     zoo.fill(tmp_path / "in", 6)
     (tmp_path / "elsewhere.png").write_bytes(zoo.encoded(zoo.picture(50)))
     rows = [
         head,
-        '"in/00000.png","a, quoted ""cat""",test',
-        "in/00001.png,dog,train",
-        "in/00002.png,,",
-        f"{tmp_path / 'elsewhere.png'},dog,validation",
-        "in/missing.png,dog,train",
+        '"in/00000.png"|"a, quoted ""cat"""|test',
+        "in/00001.png|dog|train",
+        "in/00002.png||",
+        f"{tmp_path / 'elsewhere.png'}|dog|validation",
+        "in/missing.png|dog|train",
     ]
+    rows = [row.replace("|", head[-6]) for row in rows]
     (tmp_path / "list.csv").write_text("\ufeff" + "\r\n".join(rows), encoding="utf-8")
     index = run(tmp_path / "list.csv", tmp_path / "out", labels="csv", max_rejected=0.5)
     assert labels_of(tmp_path / "out", "test") == {"in/00000.png": 'a, quoted "cat"'}
@@ -44,6 +45,7 @@ def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str) -> None:
     assert index.labels == ('a, quoted "cat"', "dog")
     run(tmp_path / "list.csv", tmp_path / "unlabelled", max_rejected=0.5)
     assert set(labels_of(tmp_path / "unlabelled").values()) == {None}
+    assert capsys.readouterr().out.count("4 labels are not read; --labels csv reads them") == 1
 
 
 def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> None:
@@ -212,23 +214,15 @@ def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) ->
     assert run(tmp_path / "in", tmp_path / "out", append=True).splits["train"]["samples"] == 5
 
 
-def test_hidden_files_beside_archives_are_no_archives(tmp_path: Path) -> None:
-    """As macOS leaves them on other machines' disks."""
-    make_zip(tmp_path / "in" / "images.zip", 0)
-    (tmp_path / "in" / "._images.zip").write_bytes(b"Mac OS X")
-    (tmp_path / "in" / "._x.png").write_bytes(b"Mac OS X")
-    (tmp_path / "in" / "list.txt").touch()
-    index = run(tmp_path / "in", tmp_path / "out")
-    assert set(labels_of(tmp_path / "out")) == {"images.zip/0.png"} and index.skipped == {"hidden": 2, ".txt": 1}
-
-
-def test_files_without_an_extension_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
+def test_other_files_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
+    """Hidden ones, as macOS leaves them on other machines' disks, and those without an extension."""
     make_zip(tmp_path / "in" / "cat" / "images.zip", 0)
-    (tmp_path / "in" / "README").write_text("Photos")
+    for name in ("._images.zip", "._x.png", "list.txt", "README"):
+        (tmp_path / "in" / name).write_text("Mac OS X")
     (tmp_path / "in" / "cat" / "5f2a").write_bytes(zoo.encoded(zoo.picture(1)))
     index = run(tmp_path / "in", tmp_path / "out", labels="folder")
     assert labels_of(tmp_path / "out") == {"cat/images.zip/0.png": None, "cat/5f2a": "cat"}
-    assert rejected(tmp_path / "out") == {} and index.skipped == {"without a suffix": 1}
+    assert rejected(tmp_path / "out") == {} and index.skipped == {"hidden": 2, ".txt": 1, "without a suffix": 1}
     (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
     run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}

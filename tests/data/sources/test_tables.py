@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import zoo
-from tests.data.shards.test_shard import refused, rejected, run, samples, tree
+from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.data.shards.test_shard_gcs import upload
 from tests.stores import Server
 
@@ -36,17 +36,6 @@ def test_a_table_gives_its_images_and_labels(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == dict(zip(PICTURES, NAMES, strict=True))
     assert set(samples(tmp_path / "out", "train")) == {f"a.parquet/{row}" for row in range(40)}
     assert index.labels == ("a dog", "cat") and [part.samples for part in index.shards] == [16, 16, 8]
-
-
-def test_the_bytes_depend_on_neither_workers_nor_on_row_groups(tmp_path: Path) -> None:
-    columns = {"image": PICTURES, "label": NAMES}
-    trees = []
-    for number, (workers, rows, codec) in enumerate([(1, 40, "none"), (3, 3, "zstd"), (2, 11, "snappy")]):
-        pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=rows, compression=codec)
-        output = tmp_path / f"out-{number}"
-        run(tmp_path / "a.parquet", output, labels="csv", workers=workers, samples_per_shard=8)
-        trees.append(tree(output))
-    assert trees[0] == trees[1] == trees[2]
 
 
 @pytest.mark.parametrize("source", ["", "{jan,feb}/meta.parquet"])

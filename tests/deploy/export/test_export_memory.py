@@ -77,8 +77,9 @@ def test_probabilities_and_similarity_are_pytorchs(made: tuple, tmp_path: Path, 
 def test_int8_leaves_the_memory_and_the_classifier_as_they_are(made: tuple, tmp_path: Path) -> None:
     _, graph, _ = made
     for calibration in (IMAGES[:16], None):
-        small, _ = quantize(graph, calibration, PREPROCESS, tmp_path)
+        small, arithmetic = quantize(graph, calibration, PREPROCESS, tmp_path)
         check_graph(small)
+        assert ("dynamic" in arithmetic) == (calibration is None)
         int8 = [set(value.dims) for value in small.graph.initializer if value.data_type == onnx.TensorProto.INT8]
         products = [sizes for sizes in int8 if WIDTH in sizes]
         assert products and not any(sizes & {len(IMAGES), CLASSES, len(IMAGES) // 4} for sizes in int8)

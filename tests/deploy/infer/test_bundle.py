@@ -25,11 +25,10 @@ def label(model, shards, output, **options):
     return predict(PredictConfig(**values | options))
 
 
-def test_a_folder_of_shards_in_parts(digits, exported, tmp_path):
-    """And two processes that decode beside torch."""
+def test_a_folder_of_shards(digits, exported, tmp_path):
+    """With two processes that decode beside torch."""
     label(exported[1], digits.shards, tmp_path / "onnx")
-    for part in ("2/2", "1/2"):
-        label(digits.adapted, digits.shards, tmp_path / "torch", part=part, workers=2)
+    label(digits.adapted, digits.shards, tmp_path / "torch", workers=2)
     for ours, theirs in zip(preset_rows(tmp_path / "torch"), preset_rows(tmp_path / "onnx"), strict=True):
         assert (ours["key"], ours["source"]) == (theirs["key"], theirs["source"])
         assert abs(ours["probability"] - theirs["probability"]) < 1e-5

@@ -1,5 +1,4 @@
-"""Labelling a whole folder of shards: the classes of single images, whoever does which part and however often: also
-killed, repeated, and in a bucket that fails."""
+"""Labelling a folder of shards: the classes of single images, also killed, repeated, and in a bucket that fails."""
 
 import csv
 import json
@@ -22,7 +21,8 @@ from must.data.format.index import load_index
 from must.data.shards.build import shard
 from must.deploy.predict.images import predict_images
 from must.deploy.predict.session import Classified
-from must.deploy.predict.shards import GROUP_ROWS, Decoded, Run, ShardWriter
+from must.deploy.predict.shards import GROUP_ROWS, Decoded, Run, make_rows, write_rows
+from must.deploy.predict.writer import Options
 from tests.data.shards.test_shard_gcs import upload
 
 
@@ -160,39 +160,35 @@ def test_an_image_that_cannot_be_decoded_is_a_row_with_a_reason(digits, exported
 def test_a_shard_of_any_number_of_rows(tmp_path, rows):
     """In order, in batches of 31, every seventh without an image; several row groups."""
     decoded = [Decoded(str(n), "s", np.zeros(1) if n % 7 else None, "" if n % 7 else "x") for n in range(rows)]
+
+    def classifier(pixels):
+        return Classified(np.tile(np.array([[0.25, 0.75]], np.float32), (len(pixels), 1)), np.full(len(pixels), 0.5))
+
+    batches = [decoded[start : start + 31] for start in range(0, rows, 31)]
     with storage.open_write(str(tmp_path / "x.parquet")) as file:
-        writer = ShardWriter(file, ["a", "b"], Run("m", "i", "", 1, 0.0))
-        for start in range(0, rows, 31):
-            batch = decoded[start : start + 31]
-            images = sum(item.pixels is not None for item in batch)
-            probability = np.tile(np.array([[0.25, 0.75]], np.float32), (images, 1))
-            writer.add(batch, Classified(probability, np.full(images, 0.5)))
-        stats = writer.close(SimpleNamespace(name="x.tar", sha256="s"))
+        made = make_rows(batches, classifier, ["a", "b"], Options(), lambda images: None)
+        stats = write_rows(file, made, SimpleNamespace(name="x.tar", sha256="s"), ["a", "b"], Run("m", "i", "", 1, 0.0))
     assert (stats["rows"], stats["unreadable"]) == (rows, -(-rows // 7))
     found = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["key"] for row in found] == [str(n) for n in range(rows)]
     assert [row["class"] for row in found] == ["b" if n % 7 else None for n in range(rows)]
     assert [row["reason"] for row in found] == [None if n % 7 else "x" for n in range(rows)]
-    assert pq.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups == (2 if rows > GROUP_ROWS else 1)
+    assert pq.ParquetFile(tmp_path / "x.parquet").metadata.num_row_groups == -(-rows // GROUP_ROWS)
 
 
 def test_wrong_inputs(digits, exported, tmp_path):
     ours = {"model": str(exported[1]), "shards": digits.shards, "output": str(tmp_path / "out")}
     (tmp_path / "foreign.onnx").write_bytes(b"no model")
     for changes, message in (
-        ({"part": "0/4"}, "--part 0/4: parts are numbered from 1 to 4"),
-        ({"part": "one"}, "--part one: expected I/N, such as 1/4"),
         ({"abstain": 1.5}, "--abstain must be from 0 to 1"),
         ({"output": ""}, "--shards needs --output"),
         ({"output": "out.csv"}, "with --shards it is a folder"),
-        ({"images": ["a.png"]}, "give one or the other"),
-        ({"shards": "", "images": ["a.png"], "output": "", "part": "1/2"}, "--part is for --shards"),
+        ({"shards": "", "images": ["a.png"], "output": "", "split": "test"}, "--split is for --shards"),
         ({"abstain": -0.5}, "or -1, for the threshold in the model"),
         ({"split": "none"}, "no split 'none'"),
         ({"shards": str(tmp_path)}, "holds no index.json"),
         ({"model": str(tmp_path)}, "no such file"),
         ({"model": str(tmp_path / "foreign.onnx")}, "onnxruntime cannot read it"),
-        ({"shards": "", "images": ["a.png"], "output": "found.txt"}, "must end in .csv or .jsonl"),
         ({"shards": "", "output": ""}, "no image given"),
         ({"top_k": 0}, "at least 1"),
         ({"index_sha256": "0" * 64}, "expected 000"),
@@ -232,75 +228,55 @@ def test_a_broken_shard_is_one_line_and_leaves_whole_files_alone(digits, exporte
 
 KILLED = """
 import os, signal, sys
+from pyarrow.parquet import ParquetWriter
 from must.config import PredictConfig
 from must.deploy.predict.images import predict_images
-from must.deploy.predict.shards import ShardWriter
 model, shards, output = sys.argv[1:]
-whole, made = ShardWriter.write_group, []
+whole, made = ParquetWriter.write_table, []
 
-def write_group(writer):
+def write_table(writer, *table):
     made.append(writer)
-    whole(writer)
+    whole(writer, *table)
     if len(made) == 2:  # the second shard's, without the file's end
         os.kill(os.getpid(), signal.SIGKILL)
 
-ShardWriter.write_group = write_group
-predict_images(PredictConfig(model=model, shards=shards, output=output, part="1/2", workers=2))
+ParquetWriter.write_table = write_table
+predict_images(PredictConfig(model=model, shards=shards, output=output, workers=2))
 """
 
 
 @pytest.fixture(scope="module")
-def alone(digits, exported, tmp_path_factory):
-    """What one program writes."""
-    folder = tmp_path_factory.mktemp("alone")
+def whole(digits, exported, tmp_path_factory):
+    """What an undisturbed run writes."""
+    folder = tmp_path_factory.mktemp("whole")
     assert label(exported, digits.shards, folder, workers=1) == {"images": 270, "unreadable": 0}
     return contents(folder)
 
 
-def test_parts_write_the_same_bytes(digits, exported, alone, tmp_path, capsys):
-    """The last part first; of seven parts two have nothing to do, as there are five shards."""
-    parts, images = 7, 0
-    for number in range(parts, 0, -1):
-        assert not (tmp_path / "predictions.json").exists()
-        images += label(exported, digits.shards, tmp_path, workers=1, part=f"{number}/{parts}")["images"]
-    assert images == 270 and contents(tmp_path) == alone
-    shown = capsys.readouterr().out.splitlines()
-    assert sum("are not done" in line for line in shown) == parts - 1 and "all 5 shards" in shown[-1]
-
-
 @pytest.mark.slow
-def test_a_part_killed_while_it_writes_is_done_by_another_program(digits, exported, alone, tmp_path):
-    label(exported, digits.shards, tmp_path, workers=1, part="2/2")
+def test_a_run_killed_while_it_writes_goes_on_at_the_first_missing_shard(digits, exported, whole, tmp_path):
     command = [sys.executable, "-c", KILLED, str(exported[1]), digits.shards, str(tmp_path)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob("*.parquet"))) == 3 and not (tmp_path / "predictions.json").exists()
+    assert len(list(tmp_path.glob("*.parquet"))) == 1 and not (tmp_path / "predictions.json").exists()
     # where a file that is being written needs a name, it is still there
     half = {path.name: path.read_bytes() for path in tmp_path.glob(f"{storage.TEMPORARY}*")}
-    label(exported, digits.shards, tmp_path, workers=2, part="1/2")
-    assert contents(tmp_path) == alone | half
+    label(exported, digits.shards, tmp_path, workers=2)
+    assert contents(tmp_path) == whole | half
 
 
 @pytest.mark.slow
-def test_two_programs_at_once_on_all_shards(digits, exported, alone, tmp_path):
-    arguments = ["--model", str(exported[1]), "--shards", digits.shards, "--output", str(tmp_path), "--workers", "1"]
-    command = [sys.executable, "-m", "must", "predict", *arguments]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0] and contents(tmp_path) == alone
-
-
-@pytest.mark.slow
-def test_a_failing_bucket_gets_the_bytes_of_a_folder(bucket_server, digits, exported, alone, tmp_path):
-    """Shards, model and output in it; two parts, and one of them again with nothing left to do."""
+def test_a_failing_bucket_gets_the_bytes_of_a_folder(bucket_server, digits, exported, whole):
+    """Shards, model and output in it; the second time with nothing left to do."""
     upload(Path(digits.shards), f"{bucket_server.uri}/shards")
     storage.upload(exported[1] / "model.onnx", f"{bucket_server.uri}/onnx/model.onnx")
     bucket_server.faults.plan = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
     places = {name: f"{bucket_server.uri}/{name}" for name in ("shards", "output")}
-    for part in ("1/2", "2/2", "1/2"):
-        predict_images(PredictConfig(model=f"{bucket_server.uri}/onnx", **places, part=part, workers=2))
+    for _ in range(2):
+        predict_images(PredictConfig(model=f"{bucket_server.uri}/onnx", **places, workers=2))
     bucket_server.faults.plan = []
     found = {entry.name for entry in storage.list_files(places["output"])}
-    assert {name: storage.read_bytes(f"{places['output']}/{name}") for name in found} == alone
-    assert json.loads(alone["predictions.json"])["rows"] == 270
+    assert {name: storage.read_bytes(f"{places['output']}/{name}") for name in found} == whole
+    assert json.loads(whole["predictions.json"])["rows"] == 270
     assert bucket_server.faults.done["503"] and bucket_server.faults.done["cut"]
 
 

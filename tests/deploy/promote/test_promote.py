@@ -195,22 +195,6 @@ def test_a_lost_answer_to_the_move_is_no_defeat(bucket_server, tmp_path):
     assert latest(registry).version.startswith("r0000-") and bucket_server.faults.done["lost"]
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--model", "nowhere"], "no model.json there"),
-        ([], "--model is missing: the bundle to promote"),
-        (["--rollback", "--list"], "give one of them"),
-        (["--to", "r1"], "--to goes with --rollback"),
-        (["--model", "x", "--version", "../y"], "--version ../y: use small letters"),
-        (["--model", "x", "--name", "A/B"], "--name A/B: use small letters"),
-    ],
-)
-def test_what_is_wrong_is_named(tmp_path, monkeypatch, capsys, flags, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, 2, "registry", *flags)
-
-
 @pytest.mark.parametrize("revision", [-1, 10**400, "7", 1.5, True, [1]], ids=range(6))
 def test_a_bundle_whose_data_have_no_revision_needs_a_name(registry, tmp_path, capsys, revision):
     bundle = make_bundle(tmp_path / "bundle", revision=revision)

@@ -12,9 +12,8 @@ import pytest
 import uvicorn
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.page import Pictures, self_contained
+from must.deploy.review.page import App
 from must.deploy.review.prepare import AnswerEffect, Images
-from must.deploy.review.review import App
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import format_url, listen
 from tests.deploy.review.conftest import labels_of
@@ -67,7 +66,7 @@ def serve():
 def place(review, folder, serve):
     """The address of a page, its session."""
     session = Session(review, str(folder), "ann", commands=["must refine work"])
-    return serve(App(session, pictures_of(review), "token")), session
+    return serve(App(session, reader_of(review), "token")), session
 
 
 @pytest.fixture
@@ -90,8 +89,8 @@ def visit(chromium):
     assert not raised
 
 
-def pictures_of(review):
-    return Pictures(ShardReader(review.shards, review.split))
+def reader_of(review):
+    return ShardReader(review.shards, review.split)
 
 
 def visit_again(page, url):
@@ -190,7 +189,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
 def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, serve, visit):
     effect = AnswerEffect(Images.load(str(folder)))
     session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
-    page = visit(serve(App(session, pictures_of(review), "token")))
+    page = visit(serve(App(session, reader_of(review), "token")))
     labels = labels_of(review)
     for picture in review.pictures[:12]:
         shown(page, picture.number)
@@ -270,7 +269,7 @@ def test_with_more_classes_those_in_use_get_a_key_that_they_keep(review, folder,
 
 
 def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(review, folder, serve, visit):
-    app = App(None, pictures_of(review), "token")
+    app = App(None, reader_of(review), "token")
     app.wait = "Looking at the first 128 of 20,000 images ..."
     url = serve(app)
     page = visit(url)
@@ -282,45 +281,6 @@ def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(re
     page.close(run_before_unload=True)
     third = visit(url)
     shown(third, review.pictures[0].number)
-
-
-def test_a_page_that_is_a_file_keeps_its_own_answers_and_saves_them(review, folder, tmp_path, visit):
-    session = Session(review, str(folder), "")
-    for name, count in (("page", 5), ("less", 3)):
-        (tmp_path / f"{name}.html").write_bytes(self_contained(session, pictures_of(review), count)[0])
-    page = visit((tmp_path / "page.html").as_uri())
-    numbers = [picture.number for picture in review.pictures]
-    for at, key in enumerate("12nc"):
-        shown(page, numbers[at])
-        page.keyboard.press(key)
-    shown(page, numbers[4])
-    expect(page.locator("#place")).to_have_text("picture 5 of 5")
-    page.reload()
-    shown(page, numbers[4])
-    page.locator("#recent button").last.click()
-    shown(page, numbers[0])
-    page.keyboard.press("3")
-    shown(page, numbers[4])
-    for number in (0, 3):  # the changed answer is the first one again, and then the last one is taken back
-        page.keyboard.press("z")
-        shown(page, numbers[number])
-        page.keyboard.press("o")
-    for key in "45":
-        page.keyboard.press(key)
-    expect(page.locator("#end")).to_have_text("All pictures are answered.")
-    other = page.context.new_page()
-    other.goto((tmp_path / "less.html").as_uri())
-    shown(other, numbers[0])
-    expect(other.locator("#place")).to_have_text("picture 1 of 3")
-    with page.expect_download() as download:
-        page.click("#save")
-    file = tmp_path / "answers.jsonl"
-    download.value.save_as(file)
-    shutil.copy(file, folder)
-    answers = review.answers(str(folder))
-    expected = [*review.classes[:2], None, *review.classes[3:5]]
-    assert [answers[one.sha256].label for one in review.pictures[:5]] == expected
-    assert review.measured(answers).answers == 5
 
 
 @pytest.mark.slow

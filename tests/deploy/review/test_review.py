@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.corrections import add_answers
-from must.deploy.review.page import Pictures, self_contained
-from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, prepare
+from must.deploy.review.corrections import read_corrections
+from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews
 from must.deploy.review.review import review as must_review
 from must.deploy.review.review import review_at
 from must.deploy.review.session import RESERVED_S, Session
@@ -248,26 +247,6 @@ def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, fold
     assert label(Session(review, str(folder), "")) == others
 
 
-def test_answers_made_elsewhere_are_added_once_and_those_about_nothing_here_are_refused(
-    folder, review, tmp_path, caplog
-):
-    lines = [{"sha256": one.sha256, "label": review.classes[0], "sampled": "random"} for one in review.pictures[:3]]
-    file = tmp_path / "theirs.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"sha256": "0" * 64, "label": None}]))
-    for new in ("3 new lines", "0 new lines"):
-        caplog.clear()
-        must_review(config_at(folder, add=str(file)))
-        text = caplog.text
-        assert "4 answers; 1 answer about other pictures" in text and "3 answers: zero-shot " in text
-        assert ("4 new lines" if new[0] == "3" else new) in text
-    assert len((folder / "answers.jsonl").read_text().splitlines()) == 4
-    file.write_text(json.dumps({"sha256": "0" * 64, "label": None}) + "\n")
-    with pytest.raises(ValueError, match="none of its 1 answer is about a picture of"):
-        must_review(config_at(folder, add=str(file)))
-    with pytest.raises(ValueError, match="no such file"):
-        must_review(config_at(folder, add=str(tmp_path / "none.jsonl")))
-
-
 def test_answers_change_similar_images_and_undoing_them_changes_them_back(review, folder):
     labels = labels_of(review)
     effect = AnswerEffect(Images.load(str(folder)))
@@ -326,6 +305,7 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
         (f"image,label\n{names[0]},one\n", "must name the columns image and class; it is: 'image,label'"),
         (f"image,class\n{names[0]},\n", "has no row with an image and a class"),
         ("image,class\n\ud8ff", "is no CSV file in UTF-8"),
+        ('{"sha256": "0"}\n', "the first line must name the columns image and class; it is: "),
     ):
         table.write_bytes(text.encode("utf-16" if "\ud8ff" in text else "utf-8", "surrogatepass"))
         with pytest.raises(ValueError, match=re.escape(why)) as error:
@@ -334,21 +314,19 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
     assert (folder / "answers.jsonl").read_bytes() == before
 
 
-def test_a_class_is_read_as_a_spreadsheet_writes_it(folder, review, tmp_path):
+def test_a_class_is_read_as_a_spreadsheet_writes_it(tmp_path):
     """With semicolons, with spaces around, and with the apostrophe that stands before a name like a formula."""
-    review.classes[0] = "-none"
-    names, cells = [picture.image for picture in review.pictures[:4]], ["'-none", "-none", " one ", '"two "']
-    (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{a};{b}\n" for a, b in zip(names, cells, strict=True)))
-    add_answers(config_at(folder, add=str(tmp_path / "c.csv")), review, ShardReader(review.shards, review.split))
-    labels = {answer.image: answer.label for answer in read_answers(str(folder)).values()}
-    assert [labels[name] for name in names] == ["-none", "-none", "one", "two"]
+    cells = ["'-none", "-none", " one ", '"two "', "none of these"]
+    (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{n}.png;{cell}\n" for n, cell in enumerate(cells)))
+    labels = read_corrections(str(tmp_path / "c.csv"), ["-none", "one", "two"])
+    assert list(labels.values()) == ["-none", "-none", "one", "two", None]
 
 
 def test_copies_of_a_file_are_asked_about_once_and_what_a_model_says_is_always_likely(monkeypatch, tmp_path):
     monkeypatch.setattr("must.deploy.review.prepare.LIKELY", 2)
     monkeypatch.setattr("must.deploy.review.session.BUTTONS", 5)
     monkeypatch.setattr("must.deploy.review.prepare.fingerprint", lambda data: f"{data[-20] % 7:064x}")
-    review, images = prepare(config_at(tmp_path))
+    *_, (review, images) = compute_reviews(config_at(tmp_path))
     assert len(review.pictures) <= 7 < len(images.numbers) == review.images == 150
     assert {*review.coverage} <= {picture.number for picture in review.pictures}
     session = Session(review, str(tmp_path), "")
@@ -368,23 +346,3 @@ def test_a_review_of_another_model_is_made_again_and_damaged_files_are_one_line(
         damage()
         with pytest.raises(ValueError, match=r"review\.safetensors: is missing or damaged; delete review\.json"):
             Images.load(str(folder))
-
-
-def test_a_page_that_carries_its_pictures_runs_nothing_of_theirs_and_has_a_bound(review, folder, monkeypatch):
-    review.classes[0] = hostile = '</script><img src=x onerror="alert(1)">'
-    session = Session(review, str(folder), "ann")
-    data, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
-    text = data.decode()
-    assert count == 12 and hostile not in text and text.count("</script>") == 2 and "data:image/" in text
-    assert "default-src 'none'" in text and not re.search(r"(src|href)=\"(?!data:)", text)
-    carried = json.loads(re.search(r'id="carried">(.*?)</script>', text, re.S)[1])
-    assert carried["classes"][0] == hostile and len(carried["pictures"]) == 12
-    assert not (folder / "answers.jsonl").exists()
-    assert {picture["sampled"] for picture in carried["pictures"]} == {"random"}
-    many = session.upcoming(40)
-    assert Counter(stream for _, stream in many) == {RANDOM: 27, COVERAGE: 13}
-    assert len({picture.number for picture, _ in many}) == 40
-    taken = sum(map(len, carried["images"].values()))
-    monkeypatch.setattr("must.deploy.review.page.LARGEST_PAGE", taken - 1)
-    less, count = self_contained(session, Pictures(ShardReader(review.shards, review.split)), 12)
-    assert count == 11 and len(less) < len(data)

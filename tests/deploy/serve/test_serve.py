@@ -99,10 +99,14 @@ def test_what_it_says_of_itself(server):
     assert "must_images_total" in text and "must_images_waiting 0.0" in text
 
 
-def test_a_wrong_model_and_a_port_that_is_taken_are_one_line(server, exported, tmp_path):
-    mistakes = {"model.onnx: no such file": (tmp_path, 0), "already in use": (exported[1], server.port)}
-    for message, (model, port) in mistakes.items():
-        found = command("serve", "--model", str(model), "--port", str(port))
+def test_a_wrong_model_name_or_port_is_one_line(server, exported, tmp_path):
+    mistakes = {
+        "model.onnx: no such file": ("--model", str(tmp_path), "--port", "0"),
+        "already in use": ("--model", str(exported[1]), "--port", str(server.port)),
+        "use small letters": ("--registry", str(tmp_path), "--name", "Photos", "--port", "0"),
+    }
+    for message, flags in mistakes.items():
+        found = command("serve", *flags)
         (line,) = found.stderr.splitlines()
         assert found.returncode == 2 and message in line
 

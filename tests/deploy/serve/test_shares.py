@@ -13,10 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from must.config import ServeConfig
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE_JSON, Api, cancel_on_disconnect
+from must.deploy.serve.http import LARGE_JSON, Api, Decoders, PendingRequest, cancel_on_disconnect
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
-from must.deploy.serve.work import Decoders, PendingRequest, Work
 from tests.deploy.serve.server import SILENCE
 
 
@@ -36,7 +35,6 @@ def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take
     for size in [60, 60, 30, 30, 250, 60, 10] * 5:
         decoders.put(size, partial(job, size))
     assert all(done.acquire(timeout=SILENCE) for _ in range(35)) and most[0] == 250
-    decoders.close()
 
 
 def test_cheap_pictures_pass_costly_ones_that_came_just_before():
@@ -47,22 +45,28 @@ def test_cheap_pictures_pass_costly_ones_that_came_just_before():
     decoders.put(0, done.set, 1000)
     begun.set()
     assert done.wait(SILENCE) and order == ["small", "many, first", "large", "many, last"]
-    decoders.close()
 
 
-def with_work(test, **values):
-    """Runs `await test(work)` with a Work of no model."""
+def test_memory_is_divided_among_bodies_decoding_and_waiting():
+    given = ServeConfig(model="none")
+    assert (given.body_bytes, given.decoding_bytes, given.queue_pixels, given.request_pixels) == (250e6, 1e9, 250, 64)
+    for values, message in (
+        ({"memory": 79}, "--max-body must not be above a fifth"),
+        ({"max_pixels": 157}, "--max-pixels must not be above an eighth"),
+        ({"max_images": 513}, "--max-images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ServeConfig(model="none", **values)
+
+
+def with_api(test):
+    """Runs `await test(api)` with an Api of no model."""
 
     def borrow():
         raise Refused(503, "no model is loaded yet")
 
     async def run():
-        config = ServeConfig(model="none", decoders=1, **values)
-        work = Work(config, SimpleNamespace(borrow=borrow), Metrics())
-        try:
-            await test(work)
-        finally:
-            work.decoders.close()
+        await test(Api(ServeConfig(model="none", decoders=1), SimpleNamespace(borrow=borrow), Metrics()))
 
     asyncio.run(run())
 
@@ -76,22 +80,24 @@ def with_work(test, **values):
         (0.2, 5, ["large", "small"]),  # more than the queue holds
     ],
 )
-def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay):
-    async def admit(work):
+def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay, monkeypatch):
+    monkeypatch.setattr("must.deploy.serve.http.QUEUE", 4)
+
+    async def admit(api):
         names = {}
         for name, size, count in (("large", 10, 1), ("small", 0.3, 3), ("new", megapixels, images)):
-            pending = PendingRequest(size, [work.loop.create_future() for _ in range(count)])
+            pending = PendingRequest(size, [api.loop.create_future() for _ in range(count)])
             names[pending] = name
             with suppress(Refused):
-                work.admit(pending)
-        assert [names[pending] for pending in work.requests] == stay
-        assert work.waiting == sum(len(pending.futures) for pending in work.requests)
-        assert work.megapixels == pytest.approx(sum(pending.megapixels for pending in work.requests))
-        refused = [pending for pending in names if pending not in work.requests and names[pending] != "new"]
+                api.admit(pending)
+        assert [names[pending] for pending in api.requests] == stay
+        assert api.waiting == sum(len(pending.futures) for pending in api.requests)
+        assert api.megapixels == pytest.approx(sum(pending.megapixels for pending in api.requests))
+        refused = [pending for pending in names if pending not in api.requests and names[pending] != "new"]
         errors = [future.exception() for pending in refused for future in pending.futures]
         assert all(isinstance(error, Refused) and error.status == 503 for error in errors)
 
-    with_work(admit, queue=4, max_images=4)
+    with_api(admit)
 
 
 BEGUN = [b"", b"POST /classify HTTP/1.1\r\nhost:", b"POST /classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n\xff"]
@@ -110,26 +116,45 @@ def test_health_and_pictures_are_answered_beside_silent_connections(server, pict
             client.close()
 
 
+SCOPE = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
+
+
 def test_a_requests_memory_is_released_before_its_answer_is_sent():
     seen = []
 
-    async def exchange(work):
+    async def exchange(api):
         async def receive():
             return {"type": "http.request", "body": b"[" * 1000, "more_body": False}
 
         async def send(message):
-            seen.append((message["type"], work.held_bytes))
+            seen.append((message["type"], api.held_bytes))
 
         async def infer(request, body):
-            seen.append(("handled", work.held_bytes))
+            seen.append(("handled", api.held_bytes))
             raise Refused(503, "no model is loaded yet")
 
-        scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
-        response = await Api(work, "digits").answer(infer)(Request(scope, receive))
-        await response(scope, receive, send)
+        response = await api.answer(infer)(Request(SCOPE, receive))
+        await response(SCOPE, receive, send)
 
-    with_work(exchange)
+    with_api(exchange)
     assert seen == [("handled", 1000), ("http.response.start", 0), ("http.response.body", 0)]
+
+
+def test_a_client_that_sends_its_body_slowly_is_ended(monkeypatch):
+    monkeypatch.setattr(http, "PATIENCE", 0.05)
+
+    async def exchange(api):
+        parts = iter([b"\xff\xd8"])
+
+        async def receive():
+            for part in parts:
+                return {"type": "http.request", "body": part, "more_body": True}
+            await asyncio.sleep(SILENCE)
+
+        response = await api.answer(None)(Request(SCOPE, receive))
+        assert (response.status_code, response.headers["connection"], api.held_bytes) == (408, "close", 0)
+
+    with_api(exchange)
 
 
 def test_work_for_a_client_that_has_left_is_cancelled():
@@ -168,19 +193,19 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json
         time.sleep(0.01)
         inside -= 1
 
-    async def parse_all(work):
-        api = Api(work, "digits")
+    async def parse_all(api):
+        monkeypatch.setattr(http, "PATIENCE", 0.05)
         async with api.large_json:
             with pytest.raises(Refused, match='"inputs" must be'):
                 await api.parse(small, served)
             with pytest.raises(Refused, match="other large requests") as refused:
                 await api.parse(large, served)
-        assert refused.value.retry
+        assert refused.value.status == 503
         with pytest.raises(Refused, match='"inputs" must be'):
             await api.parse(large, served)
-        work.config.patience = SILENCE
+        monkeypatch.setattr(http, "PATIENCE", SILENCE)
         monkeypatch.setattr(http, "parse_request", parse_slowly)
         await asyncio.gather(*[api.parse(large, served) for _ in range(5)])
 
-    with_work(parse_all, patience=0.05)
+    with_api(parse_all)
     assert most == 1 and threading.main_thread() not in threads

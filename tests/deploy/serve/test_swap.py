@@ -108,13 +108,14 @@ import os, signal, sys
 from must.config import ServeConfig
 from must.deploy.serve import models
 models.OnnxClassifier = lambda *values, **more: os.kill(os.getpid(), signal.SIGKILL)
-models.Champion(ServeConfig(registry=sys.argv[1], name=sys.argv[2])).load("v1")
+models.Models(ServeConfig(registry=sys.argv[1], name=sys.argv[2]), None).load("")
 """
 
 
 def test_a_server_that_is_killed_while_it_loads_leaves_no_model_behind(exported, tmp_path):
     """Out of memory, say: a pod's /tmp stays from one container to the next, and would fill up."""
     add_version(tmp_path / "registry", exported, "v1", tmp_path)
+    promote(tmp_path / "registry", "v1")
     (scratch := tmp_path / "scratch").mkdir()
     command = [sys.executable, "-c", KILLED_WHILE_LOADING, str(tmp_path / "registry"), NAME]
     killed = subprocess.run(command, env=os.environ | {"TMPDIR": str(scratch)}, check=False)

@@ -1,12 +1,11 @@
 """answers.jsonl: nothing that was confirmed is lost, and nothing half-written counts."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from must.method.answers.answers_file import Answer, add, append, read_answers
+from must.method.answers.answers_file import Answer, append, read_answers
+from tests.deploy.export.conftest import files_up_to
 
 A, B = "a" * 64, "b" * 64
 
@@ -33,18 +32,14 @@ def test_an_answer_that_is_taken_back_leaves_those_of_others(tmp_path):
         assert read_answers(str(file)).get(A) == (counts and Answer(A, counts, False, "x.png", "bob", "bob dog"))
 
 
-@pytest.mark.parametrize("programs", ["append", "add"])
 @pytest.mark.parametrize("torn", ['{"image": "y.png", "sha2', "{"])
-def test_an_incomplete_last_line_does_not_count_and_is_removed(tmp_path, torn, programs):
+def test_an_incomplete_last_line_does_not_count_and_is_removed(tmp_path, torn):
     file = tmp_path / "answers.jsonl"
     append(file, line(A, label="cat"))
     with file.open("a") as out:
         out.write(torn)
     assert read_answers(str(file)).keys() == {A}
-    if programs == "append":
-        append(file, line(B, label="dog"))
-    else:
-        assert add(str(file), json.dumps(line(B, label="dog")).encode() + b"\n" + torn.encode()) == 1
+    append(file, line(B, label="dog"))
     assert [json.loads(text)["sha256"] for text in file.read_text().splitlines()] == [A, B]
 
 
@@ -82,14 +77,11 @@ def test_a_line_that_is_no_answer_is_named(tmp_path, text, why):
 
 @pytest.mark.parametrize("before", ["", '{"image": "y.png", "sha2'])
 def test_of_a_write_that_fails_nothing_stays(tmp_path, before):
-    """In a process of its own, whose files may have 300 bytes at most: the first new lines would fit."""
+    """The first new lines would fit."""
     file = tmp_path / "answers.jsonl"
     append(file, line(A, label="cat"))
     saved = file.read_bytes()
     file.write_bytes(saved + before.encode())
-    code = "import resource, signal, sys; from pathlib import Path\n"
-    code += "from must.method.answers.answers_file import Answer, append\n"
-    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
-    code += "append(Path(sys.argv[1]), *[Answer('b' * 64, 'dog').line] * 3)"
-    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
-    assert "File too large" in done.stderr and file.read_bytes() == saved
+    with files_up_to(300), pytest.raises(OSError, match="File too large"):
+        append(file, *[Answer(B, "dog").line] * 3)
+    assert file.read_bytes() == saved

@@ -12,7 +12,7 @@ from must.method.distributed.process_group import pick_device
 from must.method.train.train_state import TrainProgress
 from must.method.train.trainer import Trainer
 from tests.method.train.lives import training
-from tests.method.train.test_step import ALONE
+from tests.method.train.step_ranks import ALONE
 
 config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
 

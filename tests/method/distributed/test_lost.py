@@ -1,11 +1,9 @@
 """Several processes of which one is lost, and the launcher that a pipeline's component uses."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -98,46 +96,24 @@ def test_nodes_that_do_not_see_the_same_checkpoints_are_refused(digits, tmp_path
         on_ranks(2, train_apart, values)
 
 
-LAUNCH = """
-import json, sys
-from must.runtime.training import launch
-values = json.loads(sys.argv[1])
-launch(values, 2)
-"""
-
-
-def launching(digits, output, **changes):
-    values = {**SETTINGS, "shards": digits.shards, "classifier": digits.classifier, "output": str(output), **changes}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(LAUNCH), json.dumps(values)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ENVIRONMENT,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_the_launcher_hands_on_the_users_error_as_one_line(digits, tmp_path):
-    process = launching(digits, tmp_path / "run", split="nothing")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert [line for line in err.splitlines() if "nothing" in line] == err.strip().splitlines()[-1:]
-    assert err.strip().splitlines()[-1].startswith("must train: ") and "Traceback" not in err
+    assert start(digits, tmp_path / "run", 2, split="nothing").wait(timeout=120) == 2
+    lines = log_of(tmp_path / "run").splitlines()
+    assert [line for line in lines if "nothing" in line] == lines[-1:]
+    assert lines[-1].startswith("must train: ") and "Traceback" not in log_of(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_the_launcher_hands_on_a_signal_and_says_that_a_retry_may_go_on(digits, tmp_path):
-    output = tmp_path / "run"
-    process = launching(digits, output, **LONG)
-    wait_for_checkpoint(process, output)
+    output, values = tmp_path / "run", {"shards": digits.shards, "classifier": digits.classifier}
+    values |= {**SETTINGS, **LONG, "output": str(output)}
+    code = f"from must.runtime.training import launch\nlaunch({values!r}, 2)"
+    with output.with_suffix(".log").open("ab") as log:
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=os.environ | ENVIRONMENT)
+    wait_for_step(process, output, 2)
     process.terminate()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    assert "run the same command to go on" in out
-    assert not (output / "model.json").exists()
-
-
-def wait_for_checkpoint(process, output):
-    deadline = time.monotonic() + 120
-    while not list((output / "checkpoints").glob("step-*.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    assert process.wait(timeout=120) == 75, log_of(output)
+    assert "run the same command to go on" in log_of(output) and not (output / "model.json").exists()

@@ -10,7 +10,7 @@ from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 from must.base.errors import UserError
 from must.config import ClassifierConfig, RefineConfig, ShardConfig
 from must.data.shards.build import shard
-from must.method.memory.names import find_groups
+from must.method.memory.names import find_groups, find_pairs
 from must.method.memory.refine import refine
 from must.method.model.classifier import classifier
 from must.method.model.vectors import nearest
@@ -53,6 +53,14 @@ def test_a_missing_class_is_a_group_and_a_second_name_is_a_pair(find):
     assert "nine two" in pair["classes"] and len(pair["examples"]) == 3
 
 
+@pytest.mark.parametrize(("distance", "found"), [(0.05, [(0, 5)]), (0.15, [])])
+def test_names_with_almost_the_same_text_are_a_pair_whichever_images_they_get(distance, found):
+    columns = torch.eye(6)
+    columns[:2, 5] = torch.tensor([1 - distance, (1 - (1 - distance) ** 2) ** 0.5])
+    columns[5, 5] = 0
+    assert [finding.classes for finding in find_pairs(torch.eye(6).repeat(5, 1), columns)] == found
+
+
 def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     (tmp_path / "new.yaml").write_text(
         yaml.safe_dump({"classes": [*CLASSES[:9], "nine two"], "templates": list(TEMPLATES)})
@@ -60,7 +68,7 @@ def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     with caplog.at_level("INFO"):
         result = find(list(CLASSES), tmp_path / "work", classes=str(tmp_path / "new.yaml"))
     assert 80 < result["changed"] < 130 and result["misfits"][0] == []
-    assert {finding["kind"] for finding in result["misfits"][1]} == {"group"}
+    assert {finding["kind"] for finding in result["misfits"][1]} == {"group", "pair"}
     old, new, count, examples = result["changes"][0]
     assert (old, new) == ("nine", "nine two") and count > 20 and len(examples) == 3
     assert "  nine -> nine two: " in caplog.text and "does not fit, " in caplog.text

@@ -5,7 +5,7 @@ import torch
 
 from must.method.memory import propagate as module
 from must.method.memory.propagate import RARE, VOTES, answer_rows, fit_correction, measure_sharing, propagate
-from must.method.model.memory import SMALLEST_PROBABILITY, apply_correction
+from must.method.model.memory import apply_correction
 from must.method.model.vectors import neighbour_weights
 
 PAIR = torch.tensor([[1], [0]])  # each is the other's neighbour
@@ -44,18 +44,6 @@ def test_neighbours_that_know_nothing_of_the_classes_change_next_to_nothing():
     assert (found.argmax(1) != P.argmax(1)).float().mean() < 0.05
 
 
-def test_an_image_among_others_of_a_class_takes_it():
-    """Two groups of five; one image of each is taken for the other's class, with less confidence."""
-    labels = torch.tensor([0] * 5 + [1] * 5)
-    neighbours = torch.tensor([[j for j in range(10) if j // 5 == i // 5 and j != i] for i in range(10)])
-    said, sure = labels.clone(), torch.full((10,), 0.9)
-    said[[0, 9]], sure[[0, 9]] = 1 - labels[[0, 9]], 0.55
-    P = (1 - sure)[:, None].repeat(1, 2)
-    P[range(10), said] = sure
-    found = propagate(neighbours, torch.ones(10, 4), P).labels
-    assert torch.equal(found.argmax(1), labels) and torch.allclose(found.sum(1), torch.ones(10), atol=1e-5)
-
-
 def test_answered_images_stay_at_their_class_and_none_of_the_classes_is_none():
     P = torch.full((2, 3), 1 / 3)
     found = propagate(PAIR, torch.ones(2, 1), P, torch.tensor([0, 1]), torch.tensor([2, -1])).labels
@@ -90,15 +78,6 @@ def test_answers_correct_the_images_that_are_like_them():
 @pytest.mark.parametrize("answered, labels", [([], []), ([0], [1]), ([0, 1], [0, 1])])
 def test_answers_that_do_not_predict_each_other_correct_nothing(answered, labels):
     assert fit_correction(P64, VALUES, torch.tensor(answered).long(), torch.tensor(labels).long()) is None
-
-
-def test_what_is_corrected_stays_probabilities():
-    generator = torch.Generator().manual_seed(2)
-    P = torch.randn(30, 4, generator=generator).mul(5).softmax(1)
-    values = torch.nn.functional.normalize(torch.randn(30, 8, generator=generator), dim=1)
-    correction = fit_correction(P, values, torch.arange(10), torch.full((10,), 2))
-    found = apply_correction(P, values, correction)
-    assert found.min() > SMALLEST_PROBABILITY / 4 and torch.allclose(found.sum(1), torch.ones(30), atol=1e-5)
 
 
 def test_answers_are_found_among_the_images_that_could_be_decoded():

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from must.api.demo import digit_parts
 from must.base import storage
@@ -27,6 +26,8 @@ from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, load_description
+from tests.method.train import lives
+from tests.method.train.lives import same
 
 
 def flags(digits, folder):
@@ -47,17 +48,13 @@ def trained(digits, folder):
     return folder
 
 
+def weights(folder):
+    """Those that classify."""
+    return lives.weights(folder, "visual.", "classifier")
+
+
 def selection(folder):
     return load_description(str(folder / "model")).provenance.selection
-
-
-def weights(folder):
-    tensors = load_file(f"{folder}/model.safetensors")
-    return {name: value for name, value in tensors.items() if name.startswith(("visual.", "classifier"))}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.fixture(scope="module")

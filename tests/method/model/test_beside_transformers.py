@@ -22,8 +22,8 @@ from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.method.model import transformers_folder
 from must.method.model.backbone import build_visual, load_backbone
-from tests.method.model.tiny import made
-from tests.method.model.transformers_clip import SIZE, TEXTS, classified, write_tokenizer
+from tests.method.model.tiny import made, make_classifier
+from tests.method.model.transformers_clip import SIZE, TEXTS, write_tokenizer
 
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None and not os.environ.get("REQUIRE_TRANSFORMERS"),
@@ -146,7 +146,7 @@ def test_the_logits_are_transformers_own(name, tmp_path, record_property):
     difference = (found - expected).abs().max().item()
     record_property("largest difference of a logit", difference)
     assert difference < 1e-4 and expected.std() > 0.01
-    kept, _ = classified(folder)
+    kept = make_classifier(folder.parent, str(folder))
     shutil.rmtree(folder)
     torch.testing.assert_close(logits_of_ours(Path(kept.model_folder)), found, atol=1e-5, rtol=0)
     again = load_backbone(kept.model_folder)

@@ -11,13 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from must.api.demo import asset_folder
-from must.config import ClassifierConfig
 from must.method.model.backbone import load_backbone, quick_gelu_option
 from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import (
     ClassSet,
     build_classifier,
-    classifier,
     load_class_set,
     load_text_classifier,
     read_header,
@@ -25,7 +23,7 @@ from must.method.model.classifier import (
 )
 from must.method.model.masked_vit import MaskedViT
 from tests.golden import facts, golden
-from tests.method.model.tiny import model_folder
+from tests.method.model.tiny import make_classifier, model_folder
 
 GOOD = "classes: [cat, dog]\ntemplates: ['a photo of a {}.']\n"
 
@@ -75,10 +73,9 @@ def write(tmp_path, text):
     return str(path)
 
 
-def made(tmp_path, text=GOOD, name="c.safetensors"):
+def made(tmp_path, text=GOOD):
     """(the classifier of a class file, the path of its own file), of the bundled model."""
-    values = {"classes": write(tmp_path, text), "model": str(asset_folder()), "output": str(tmp_path / name)}
-    return classifier(ClassifierConfig(**values)), values["output"]
+    return make_classifier(tmp_path, classes=write(tmp_path, text)), str(tmp_path / "c.safetensors")
 
 
 def test_own_prompts_and_number_names(tmp_path):
@@ -171,9 +168,8 @@ def test_a_tokenizer_of_another_text_tower_is_refused(tmp_path):
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = len(weights["token_embedding.weight"])
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    places = {"classes": "cat,dog", "model": str(folder), "output": str(tmp_path / "c.safetensors"), "device": "cpu"}
     with pytest.raises(ValueError, match=r"its tokenizer gives the number (\d+), its text tower has \1 embeddings"):
-        classifier(ClassifierConfig(**places))
+        make_classifier(tmp_path, str(folder))
 
 
 def test_the_file_comes_back_as_it_was(tmp_path):

@@ -1,8 +1,6 @@
 """The model folder beside a classifier: whole, shared, found wherever it goes, and all that later stages read."""
 
-import resource
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +13,11 @@ from safetensors.torch import load_file, save_file
 from must.api.demo import asset_folder
 from must.api.preflight import preflight
 from must.api.stages import configure
-from must.config import ClassifierConfig
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import zero_shot_bundle
-from must.method.model.classifier import classifier, load_text_classifier, read_header
-from tests.method.model.tiny import FAMILIES, SIZE, model_folder
-
-CLASSES = "classes: [cat, dog]\n"
-
-
-def make(folder, model="", name="c.safetensors", **values):
-    model = model or str(asset_folder())
-    folder.mkdir(exist_ok=True)
-    (folder / "classes.yaml").write_text(CLASSES)
-    values = {"classes": str(folder / "classes.yaml"), "model": model, "output": str(folder / name), **values}
-    return classifier(ClassifierConfig(**values)), values["output"]
+from must.method.model.classifier import load_text_classifier, read_header
+from tests.deploy.export.conftest import files_up_to
+from tests.method.model.tiny import FAMILIES, SIZE, make_classifier, model_folder
 
 
 def logits(bundle):
@@ -41,7 +29,7 @@ def logits(bundle):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_open_clip_alone_loads_the_folder_as_the_same_model(family, tmp_path):
     given = model_folder(family, tmp_path / "given")
-    made, _ = make(tmp_path / "w", given)
+    made = make_classifier(tmp_path / "w", given)
     ours = load_backbone(given)
     theirs, *_ = open_clip.create_model_and_transforms(f"local-dir:{made.model_folder}")
     for name, value in ours.clip.state_dict().items():
@@ -58,7 +46,7 @@ def test_open_clip_alone_loads_the_folder_as_the_same_model(family, tmp_path):
 
 def test_what_begins_at_random_does_not_depend_on_where_the_model_is_read(tmp_path):
     """Mask token and decoder are drawn after the model is made: a run with a seed is what it was with the name."""
-    made, _ = make(tmp_path / "w")
+    made = make_classifier(tmp_path / "w")
     networks = []
     for one in (made, replace(made, model_folder="")):
         torch.manual_seed(0)
@@ -67,39 +55,32 @@ def test_what_begins_at_random_does_not_depend_on_where_the_model_is_read(tmp_pa
 
 
 def test_classifiers_of_one_model_share_a_folder_and_of_another_do_not(tmp_path):
-    first, _ = make(tmp_path / "w")
+    first = make_classifier(tmp_path / "w")
     weights = Path(first.model_folder) / "open_clip_model.safetensors"
     written = weights.stat().st_mtime_ns
-    second, _ = make(tmp_path / "w", name="d.safetensors")
+    second = make_classifier(tmp_path / "w", output=str(tmp_path / "w/d.safetensors"))
     assert second.model_folder == first.model_folder and weights.stat().st_mtime_ns == written
-    make(tmp_path / "w", model_folder("clip", tmp_path / "assets"), name="e.safetensors")
+    make_classifier(tmp_path / "w", model_folder("clip", tmp_path / "assets"))
     assert len(list((tmp_path / "w" / "models").iterdir())) == 2
     assert weights.stat().st_mode == weights.with_name("open_clip_config.json").stat().st_mode  # other users' pods read
     expected = weights.read_bytes()
     weights.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
-    make(tmp_path / "w")
+    make_classifier(tmp_path / "w")
     assert weights.read_bytes() == expected  # what is damaged is written anew
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    try:
-        with pytest.raises(ValueError, match=r"models: the model cannot be written: .*"):
-            make(tmp_path / "w")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, before)
-    assert [path.name for path in (tmp_path / "w").rglob("*") if path.is_file()] == ["classes.yaml"]
+    with files_up_to(100_000), pytest.raises(ValueError, match=r"models: the model cannot be written: .*"):
+        make_classifier(tmp_path / "w")
+    assert [path.name for path in (tmp_path / "w").rglob("*") if path.is_file()] == []
 
 
 def test_half_precision_is_kept_where_it_loses_nothing_and_only_there(tmp_path):
     given = Path(model_folder("clip", tmp_path / "given")) / "open_clip_model.safetensors"
-    make(tmp_path / "w", str(given.parent))
+    make_classifier(tmp_path / "w", str(given.parent))
     full = sum(path.stat().st_size for path in (tmp_path / "w").rglob("open_clip_model.safetensors"))
     save_file({name: value.half() for name, value in load_file(given).items()}, given)
-    made, _ = make(tmp_path / "half", str(given.parent))
+    made = make_classifier(tmp_path / "half", str(given.parent))
     assert (Path(made.model_folder) / given.name).stat().st_size < 0.6 * full
     ours, kept = load_backbone(str(given.parent)), load_backbone(made.model_folder)
     assert all(torch.equal(value, kept.clip.state_dict()[name]) for name, value in ours.clip.state_dict().items())
@@ -108,7 +89,7 @@ def test_half_precision_is_kept_where_it_loses_nothing_and_only_there(tmp_path):
 def test_a_classifier_made_with_a_relative_path_works_in_another_folder(tmp_path, monkeypatch):
     shutil.copytree(asset_folder(), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    made, _ = make(Path("w"), "model", model_store="w/other")
+    made = make_classifier(Path("w"), "model", model_store="w/other")
     expected = logits(zero_shot_bundle(made))
     shutil.rmtree("model")
     (tmp_path / "elsewhere").mkdir()
@@ -117,7 +98,7 @@ def test_a_classifier_made_with_a_relative_path_works_in_another_folder(tmp_path
 
 
 def test_the_folder_is_found_beside_a_file_that_moved_else_where_it_was(tmp_path):
-    made, output = make(tmp_path / "w")
+    made, output = make_classifier(tmp_path / "w"), str(tmp_path / "w/c.safetensors")
     shutil.copy(output, tmp_path / "alone.safetensors")
     assert load_text_classifier(str(tmp_path / "alone.safetensors")).model_folder == made.model_folder
     (tmp_path / "w").rename(tmp_path / "moved")
@@ -131,7 +112,7 @@ def test_the_folder_is_found_beside_a_file_that_moved_else_where_it_was(tmp_path
 
 @pytest.mark.parametrize("damage", ["cut", "other numbers", "gone"])
 def test_damaged_weights_are_refused(tmp_path, damage):
-    made, output = make(tmp_path / "w")
+    made, output = make_classifier(tmp_path / "w"), str(tmp_path / "w/c.safetensors")
     weights = Path(made.model_folder) / "open_clip_model.safetensors"
     if damage == "gone":
         weights.unlink()
@@ -144,12 +125,12 @@ def test_damaged_weights_are_refused(tmp_path, damage):
 
 def test_in_a_bucket(bucket_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    made, _ = make(tmp_path / "w", model_store=f"{bucket_server.uri}/work/models")
+    made = make_classifier(tmp_path / "w", model_store=f"{bucket_server.uri}/work/models")
     assert (
         made.model_folder.startswith(f"{bucket_server.uri}/work/models/assets-")
         and not (tmp_path / "w/models").exists()
     )
-    again, _ = make(tmp_path / "w", made.model_folder, output=f"{bucket_server.uri}/work/c.safetensors")
+    again = make_classifier(tmp_path / "w", made.model_folder, output=f"{bucket_server.uri}/work/c.safetensors")
     assert again.model_folder == made.model_folder
     for file in (str(tmp_path / "w/c.safetensors"), f"{bucket_server.uri}/work/c.safetensors"):
         np.testing.assert_array_equal(
@@ -158,7 +139,7 @@ def test_in_a_bucket(bucket_server, tmp_path, monkeypatch):
 
 
 def test_no_stage_begins_without_the_model(digits, tmp_path):
-    made, output = make(tmp_path / "w")
+    made, output = make_classifier(tmp_path / "w"), str(tmp_path / "w/c.safetensors")
     shutil.rmtree(made.model_folder)
     places = {"shards": digits.shards, "output": str(tmp_path / "out")}
     for stage, values in {

@@ -20,7 +20,7 @@ from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import load_description
 from must.method.model.masked_vit import MaskedViT
-from must.method.train.step import parameter_groups
+from must.method.train.step import build_optimizer
 from must.method.train.trainer import train
 from tests.method.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 
@@ -125,7 +125,7 @@ def test_every_parameter_learns_and_has_its_layer(family):
         *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
     }
     assert {"classifier", "decoder.weight", "ln_patch.weight"} <= {n for n in layers if layers[n] == LAYERS + 1}
-    scales = {group["lr_scale"] for group in parameter_groups(model, 0.5, 0.05)}
+    scales = {group["lr_scale"] for group in build_optimizer(model, 0.5, 0.05).param_groups}
     assert scales == {0.5**power for power in range(LAYERS + 2)}
 
 

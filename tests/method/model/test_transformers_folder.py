@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,8 +16,9 @@ from must.data.image.preprocess import Preprocess
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from tests.method.model.tiny import model_config, model_folder, named_model
-from tests.method.model.transformers_clip import SIZE, TEXTS, by_hand, classified
+from tests.method.model.tiny import make_classifier, model_config, model_folder, named_model
+from tests.method.model.transformers_clip import SIZE, TEXTS, by_hand
+from tests.method.train.lives import same
 
 
 @pytest.fixture
@@ -31,12 +31,8 @@ def folder(ours, tmp_path):
     return by_hand(ours, tmp_path / "theirs")
 
 
-def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in found.items())
-
-
 def test_the_classifier_keeps_it_as_a_model_folder(folder):
-    kept, _ = classified(folder)
+    kept = make_classifier(folder.parent, str(folder))
     shutil.rmtree(folder)
     found = load_backbone(kept.model_folder)
     assert (Path(kept.model_folder) / "bpe.txt.gz").is_file()
@@ -127,7 +123,7 @@ def test_a_file_where_its_folder_is_meant(folder, tmp_path):
         ValueError, match=r"^--model \S+: is a file; give its folder, .* --model NAME --pretrained FILE$"
     ):
         load_backbone(str(folder / "model.safetensors"))
-    bundle = zero_shot_bundle(classified(folder)[0])
+    bundle = zero_shot_bundle(make_classifier(tmp_path, str(folder)))
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
     for place in (folder, tmp_path / "bundle"):
         with pytest.raises(ValueError, match=f"is a part of a model; give its folder, {place}$"):
@@ -189,34 +185,18 @@ OPENAI = {
 }  # fmt: skip
 
 
-def random_state(name: str) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    clip = open_clip.create_model(name)
-    return {key: torch.randn_like(value) for key, value in clip.state_dict().items()}
-
-
-def assert_loads(name: str, file: Path, expected: dict[str, torch.Tensor]) -> None:
-    found = load_backbone(name, str(file), with_tokenizer=False).clip.state_dict()
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value.float(), msg=key)
-
-
-def test_openais_names(tmp_path, monkeypatch):
-    """Half precision, as their file has it; and the names that LAION's training checkpoints give the same tensors."""
-    name = named_model(model_config("clip"), tmp_path, monkeypatch)
+def test_the_names_are_openais_and_laions_training_checkpoints_give_them_too(ours, named, tmp_path):
+    """Half precision, as OpenAI's file has it."""
+    state = {name: value.half() for name, value in load_file(ours / "open_clip_model.safetensors").items()}
     blocks = [f"visual.transformer.resblocks.{n}." for n in (0, 1)] + ["transformer.resblocks.0."]
-    state = {key: value.half() for key, value in random_state(name).items()}
-    assert state.keys() == OPENAI | {prefix + one for prefix in blocks for one in BLOCK}
-    torch.save(state, tmp_path / "openai.pt")
-    assert_loads(name, tmp_path / "openai.pt", state)
-    laion = {"epoch": 32, "name": "run", "state_dict": {f"module.{key}": value for key, value in state.items()}}
-    torch.save(laion, tmp_path / "laion.pt")
-    assert_loads(name, tmp_path / "laion.pt", state)
+    assert state.keys() == OPENAI | {prefix + name for prefix in blocks for name in BLOCK}
+    for number, content in enumerate((state, {"epoch": 32, "name": "run", "state_dict": prefixed(state, "module.")})):
+        torch.save(content, tmp_path / f"{number}.pt")
+        found = load_backbone(named, str(tmp_path / f"{number}.pt"), with_tokenizer=False).clip.state_dict()
+        assert same(found, {name: value.float() for name, value in state.items()})
 
 
-def test_openais_own_file_is_a_program_and_that_is_said(tmp_path, monkeypatch):
-    name = named_model(model_config("clip"), tmp_path, monkeypatch)
+def test_openais_own_file_is_a_program_and_that_is_said(named, tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-16.pt"))
     with pytest.raises(ValueError, match=r"ViT-B-16.pt: is a TorchScript program, .* --pretrained openai"):
-        load_backbone(name, str(tmp_path / "ViT-B-16.pt"), with_tokenizer=False)
+        load_backbone(named, str(tmp_path / "ViT-B-16.pt"), with_tokenizer=False)

@@ -16,6 +16,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from must.api.demo import asset_folder
+from must.config import ClassifierConfig
+from must.method.model.classifier import TextClassifier, classifier
 
 SIZE, PATCH, WIDTH, EMBED, LAYERS = 32, 8, 32, 24, 2
 CLIP = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "layers": LAYERS, "head_width": 16}
@@ -114,3 +116,9 @@ def model_folder(family: str, folder: Path) -> str:
     weights = {name: value.contiguous() for name, value in clip.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     return str(folder)
+
+
+def make_classifier(folder: Path, model: str = "", classes: str = "cat,dog", **values: Any) -> TextClassifier:
+    """`must classifier` of the bundled model or another one; the file is c.safetensors in the folder."""
+    given = {"classes": classes, "model": model or str(asset_folder()), "output": str(folder / "c.safetensors")}
+    return classifier(ClassifierConfig(**{**given, **values}))

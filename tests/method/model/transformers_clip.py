@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from must.api.demo import asset_folder
-from must.config import ClassifierConfig
-from must.method.model.classifier import TextClassifier, classifier
 from tests.method.model.tiny import COMMON
 
 SIZE = COMMON["img_size"]
@@ -82,9 +80,3 @@ def by_hand(folder: Path, target: Path) -> Path:
     prepared = {"size": {"shortest_edge": SIZE}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (target / "preprocessor_config.json").write_text(json.dumps(prepared))
     return target
-
-
-def classified(folder: Path) -> tuple[TextClassifier, str]:
-    """(a classifier of a model folder, its file)."""
-    values = {"classes": "cat,dog", "model": str(folder), "output": str(folder.with_name("c.safetensors"))}
-    return classifier(ClassifierConfig(**values, device="cpu")), values["output"]

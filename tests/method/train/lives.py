@@ -9,9 +9,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -140,33 +139,22 @@ def live_and_die(digits: Any, output: Path, processes: int, number: int, chance:
     return f"{signal.Signals(number).name} while {where}" if alive else "had ended before"
 
 
-@contextlib.contextmanager
-def sigterm_when(condition: Callable[[], bool]) -> Iterator[None]:
-    """In the block, this process gets a SIGTERM as soon as the condition holds."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # should it come when the block's own handler is gone
-    ended = threading.Event()
+def weights(folder: Path | str, *prefixes: str) -> dict[str, torch.Tensor]:
+    """A bundle's weights, without its memory; with `prefixes`, those whose names begin with one."""
+    values = load_file(f"{folder}/model.safetensors")
+    chosen = prefixes or tuple(name for name in values if not name.startswith("memory."))
+    return {name: value for name, value in values.items() if name.startswith(chosen)}
 
-    def send() -> None:
-        while not condition():
-            if ended.wait(0.001):
-                return
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        signal.signal(signal.SIGTERM, previous)
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def difference(folder: Path, other: Path) -> float:
     """Relative distance of two runs' final weights, over all tensors; 0.0 only for the same bits."""
     ours, theirs = (load_file(place / "model.safetensors") for place in (folder, other))
     assert ours.keys() == theirs.keys()
-    if all(torch.equal(ours[name], theirs[name]) for name in ours):
+    if same(ours, theirs):
         return 0.0
     distance = sum((ours[name].double() - theirs[name].double()).square().sum().item() for name in ours)
     return math.sqrt(distance / sum(value.double().square().sum().item() for value in theirs.values()))

@@ -1,9 +1,9 @@
 """A few steps of MustStep on made batches, in this process or as one rank of several."""
 
+from unittest.mock import patch
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
@@ -12,20 +12,11 @@ from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as method_step
-from must.method.train.losses import Objective, must_losses, pseudo_labels
-from must.method.train.step import (
-    MustStep,
-    build_optimizer,
-    compile_blocks,
-    ema_decay,
-    learning_rate,
-    make_teacher,
-    set_learning_rate,
-    update_teacher,
-)
+from must.method.train.step import MustStep, compile_blocks
 from tests.golden import golden_batch, golden_model
 
 IMAGES, STEPS = 8, 3
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def made_batch(step: int, images: range) -> TrainBatch:
@@ -45,6 +36,13 @@ def recorded_model(classes: int = 0, dtype: torch.dtype = torch.float32) -> Mask
         weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
         model.classifier = torch.nn.Parameter(weights)
     return model
+
+
+def recorded_config(reduction: str = "global") -> TrainConfig:
+    """The settings of the recorded steps."""
+    weights = {"fairness_weight": 0.2, "reconstruction_weight": 1.0, "align_weight": 0.5}
+    schedules = {"batch_size": 8, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
+    return TrainConfig(shards="-", classifier="-", output="-", loss_reduction=reduction, **weights, **schedules)
 
 
 def run_steps(processes: World, state: dict | None = None, steps: range = range(STEPS), **settings) -> dict:
@@ -78,43 +76,25 @@ def run_steps_on_a_rank(state=None, steps=(STEPS,), **settings):
         return run_steps(processes, state=state, steps=range(*steps), **settings)
 
 
-THRESHOLD = 0.7
-
-
-def four_steps(part=slice(None), reduction="global", classes=0, dtype=torch.float32):
+def four_steps(world, part=slice(None), reduction="global", classes=0, dtype=torch.float32):
     """Trains on the samples `part` of each recorded batch: (first gradients, values of each step, student, teacher)."""
-    student = recorded_model(classes, dtype)
-    teacher = make_teacher(student)
-    network = DistributedDataParallel(student) if dist.is_initialized() else student
-    optimizer = build_optimizer(student, 0.65, 0.05)
-    gradients, values, balance = {}, [], None
-    for step in range(4):
-        weak, strong, masked = (value[part] for value in golden_batch(step, dtype))
-        set_learning_rate(optimizer, learning_rate(step, 4, 0.032, 1e-6, 8))
-        with torch.no_grad():
-            labels = pseudo_labels(teacher(weak).softmax(-1), THRESHOLD)
-        balance = None if step % 2 == 0 else balance
-        objective = Objective(0.2, 1.0, 0.5, reduction)
-        losses = must_losses(network(strong, masked), labels, strong, masked, objective, balance)
-        balance = losses.class_balance
-        optimizer.zero_grad()
-        losses.total.backward()
-        gradients = gradients or {name: p.grad.clone() for name, p in student.named_parameters()}
-        optimizer.step()
-        update_teacher(teacher, student, ema_decay(step, 0.9, 0.99, 3))
-        values.append({name: value.item() for name, value in losses.values.items()})
-    return gradients, values, student, teacher
+    config, gradients, values = recorded_config(reduction), {}, []
+    method = MustStep(recorded_model(classes, dtype), Preprocess(size=32), config, world, 4, 2)
+    with patch.object(method_step, "normalize", lambda images, _: images):  # recorded images are normalised
+        for step in range(4):
+            weak, strong, masked = (value[part] for value in golden_batch(step, dtype))
+            batch = TrainBatch(weak, strong, masked, torch.arange(len(weak)), torch.tensor(0))
+            values.append({name: value.item() for name, value in method(step, [batch]).items()})
+            gradients = gradients or {name: p.grad.clone() for name, p in method.student.named_parameters()}
+    return gradients, values, method.student, method.teacher
 
 
-def states_after_four_steps(*arguments):
-    gradients, values, student, teacher = four_steps(*arguments)
+def states_after_four_steps(world, *arguments):
+    gradients, values, student, teacher = four_steps(world, *arguments)
     return gradients, values, student.state_dict(), teacher.state_dict()
 
 
 def four_steps_on_a_rank(parts, reduction, classes):
     """`parts[rank]` are the samples of this process."""
-    dist.init_process_group("gloo")
-    try:
-        return states_after_four_steps(parts[dist.get_rank()], reduction, classes)
-    finally:
-        dist.destroy_process_group()
+    with init_distributed("cpu", 60) as processes:
+        return states_after_four_steps(processes, parts[processes.rank], reduction, classes)

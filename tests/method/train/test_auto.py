@@ -95,13 +95,6 @@ def resolved(values):
     return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
 
 
-@pytest.mark.parametrize("named", [{}, {"preset": ""}])
-def test_must_train_takes_it_if_none_is_named(digits, named):
-    config = resolved(list_values(digits, **named))
-    expected = chosen(150, 10, *TOWERS["tiny"])
-    assert {name: getattr(config, name) for name in expected} == expected
-
-
 def test_a_threshold_that_is_given_is_used(digits):
     config = resolved(list_values(digits, confidence_threshold="0.7"))
     assert (config.confidence_threshold, config.confident_share) == (0.7, 0)
@@ -128,10 +121,3 @@ def test_published_settings_are_what_they_were(digits):
     assert (config.fairness_weight, config.align_weight, config.flip, config.alpha) == (1, 0.2, 0.5, 1.0)
     assert (config.randaugment, config.logit_factor) == ("rand-m9-mstd0.5-inc1", "100")
     assert (config.mask_token, config.loss_reduction, config.confident_share) == ("random", "global", 0)
-
-
-def test_a_classifier_file_elsewhere_names_the_model(digits):
-    """--model and --pretrained stand in for the classifier's, as in training."""
-    model = resolved(list_values(digits, model="ViT-B-16", pretrained="openai"))
-    assert model.mask_patch_size == 32 and model.weak_padding == 0
-    assert resolved(list_values(digits)).mask_patch_size == 8

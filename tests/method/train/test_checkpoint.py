@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -20,15 +18,27 @@ from must.method.train import checkpoint as checkpoint_module
 from must.method.train.checkpoint import CHECKPOINTS_LOCK, Checkpoints, DamagedError, load_state
 from must.method.train.trainer import train
 from tests.base.test_lock import hold
+from tests.deploy.export.conftest import files_up_to
 from tests.method.train.lives import newest_state, training
 from tests.method.train.processes import on_ranks
 from tests.stores import be_impatient
 
-ROOT = Path(__file__).parents[3]
-
 
 def state(step, size=1000):
     return {"weights": {"a": torch.full((size,), float(step)), "b": torch.tensor(step)}, "progress": {"step": step}}
+
+
+def saved(place, *steps, keep=2):
+    """Checkpoints of these steps, all of them written."""
+    checkpoints = Checkpoints(str(place), keep)
+    for step in steps:
+        checkpoints.save(step, state(step))
+    checkpoints.wait()
+    return checkpoints
+
+
+def newest_step(checkpoints):
+    return newest_state(checkpoints)["progress"]["step"]
 
 
 def names(folder):
@@ -40,16 +50,11 @@ def place(request, tmp_path):
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket_server").uri + "/run"
 
 
-def test_the_last_k_and_every_nth_stay(place):
-    checkpoints = Checkpoints(place, keep=2, keep_every=6)
-    for step in range(2, 17, 2):
-        checkpoints.save(step, state(step))
-    checkpoints.close()
-    assert checkpoints.steps() == [6, 12, 14, 16]
+def test_the_last_k_stay(place):
+    assert saved(place, *range(2, 17, 2)).steps() == [14, 16]
     assert storage.read_bytes(storage.join(place, "LAST")) == b"step-000000016"
-    assert {entry.name.split(".")[0] for entry in storage.list_files(place)} == {
-        "LAST", "step-000000006", "step-000000012", "step-000000014", "step-000000016",
-    }  # fmt: skip
+    stems = {entry.name.split(".")[0] for entry in storage.list_files(place)}
+    assert stems == {"LAST", "step-000000014", "step-000000016"}
     newest = newest_state(Checkpoints(place))
     assert newest["progress"] == {"step": 16} and torch.equal(newest["weights"]["a"], torch.full((1000,), 16.0))
 
@@ -67,13 +72,8 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path):
 
 def test_a_run_that_starts_afresh_leaves_nothing_of_its_former_life(tmp_path):
     """Else the new run's checkpoints would be the oldest ones, and be removed as such."""
-    old = Checkpoints(str(tmp_path), keep=3)
-    for step in (10, 20, 30):
-        old.save(step, state(step))
-    old.close()
-    new = Checkpoints(str(tmp_path), keep=3)
-    new.save(5, state(5))
-    new.close()
+    saved(tmp_path, 10, 20, 30, keep=3)
+    new = saved(tmp_path, 5, keep=3)
     assert new.steps() == [5] and names(tmp_path) == ["LAST", "step-000000005.json", "step-000000005.pt"]
 
 
@@ -83,111 +83,55 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.remove_leftovers()
     assert newest_state(checkpoints) is None
-    checkpoints.save(4, state(4))
-    checkpoints.close()
+    saved(tmp_path, 4)
     assert names(tmp_path) == ["LAST", "step-000000004.json", "step-000000004.pt"]
 
 
 def test_the_times_of_files_mean_nothing(tmp_path):
     """A clock that jumped: the newest checkpoint looks the oldest, another one comes from the future."""
-    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    saved(tmp_path, 1, 2, 3, keep=3)
     for step, date in [(1, time.time()), (2, time.time() + 10**9), (3, 0.0)]:
-        checkpoints.save(step, state(step))
-        checkpoints.wait()
         for path in tmp_path.glob(f"step-{step:09d}.*"):
             os.utime(path, (date, date))
-    checkpoints.save(4, state(4))
-    checkpoints.close()
-    assert checkpoints.steps() == [2, 3, 4] and newest_state(checkpoints)["progress"]["step"] == 4
+    checkpoints = saved(tmp_path, 4, keep=3)
+    assert checkpoints.steps() == [2, 3, 4] and newest_step(checkpoints) == 4
 
 
-def test_a_failed_write_is_told_at_once_and_the_second_one_ends_it(tmp_path, capsys):
-    folder = tmp_path / "checkpoints"
-    checkpoints = Checkpoints(str(folder))
-    checkpoints.save(1, state(1))
-    checkpoints.wait()
-    folder.rename(tmp_path / "away")
-    folder.write_text("a file where the folder was")
-    checkpoints.save(2, state(2))
-    checkpoints._finish_pending()
-    assert capsys.readouterr().err.startswith("the checkpoint of step 2 could not be written: ")
-    checkpoints.save(3, state(3))
-    with pytest.raises(ValueError, match="cannot be written"):
-        checkpoints.save(4, state(4))
-    folder.unlink()
-    (tmp_path / "away").rename(folder)
-    assert newest_state(Checkpoints(str(folder)))["progress"]["step"] == 1
-
-
-def test_a_write_that_succeeds_makes_up_for_one_that_failed(tmp_path):
-    checkpoints = Checkpoints(str(tmp_path / "f"))
-    for round in (1, 2):
-        (tmp_path / "f").write_text("in the way")
-        checkpoints.save(2 * round, state(1))
+def test_a_failed_write_is_told_at_once_and_a_second_one_in_a_row_ends_it(tmp_path, capsys):
+    folder, away = tmp_path / "checkpoints", tmp_path / "away"
+    checkpoints = saved(folder, 1)
+    for step in (2, 4):
+        folder.rename(away)
+        folder.write_text("a file where the folder was")
+        checkpoints.save(step, state(step))
         checkpoints._finish_pending()
-        (tmp_path / "f").unlink()
-        checkpoints.save(2 * round + 1, state(2 * round + 1))
-        checkpoints.wait()
-        saved = newest_state(checkpoints)["progress"]["step"]
-        assert saved == 2 * round + 1
-        (tmp_path / "f").rename(tmp_path / f"aside-{round}")
+        assert capsys.readouterr().err.startswith(f"the checkpoint of step {step} could not be written: ")
+        if step == 2:  # the next one makes up for it
+            folder.unlink()
+            away.rename(folder)
+            checkpoints.save(3, state(3))
+            checkpoints.wait()
+    checkpoints.save(5, state(5))
+    with pytest.raises(ValueError, match="cannot be written"):
+        checkpoints.save(6, state(6))
+    folder.unlink()
+    away.rename(folder)
+    assert newest_step(Checkpoints(str(folder))) == 3
 
 
-FILL = """
-import logging, sys, torch
-logging.basicConfig()
-from must.method.train.checkpoint import Checkpoints
-checkpoints = Checkpoints(sys.argv[1], keep=9)
-try:
-    for step in range(1, 9):
-        checkpoints.save(step, {"weights": torch.zeros(100_000), "progress": {"step": step}})
-    checkpoints.close()
-except ValueError as error:
-    print("STOPPED", error)
-import os
-print("FILES", sorted(os.listdir(sys.argv[1])))
-with Checkpoints(sys.argv[1]).newest() as path:
-    print("NEWEST", torch.load(path)["progress"]["step"])
-"""
-
-
-@pytest.mark.slow
-def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path):
-    """On a real file system of 1 MB, which holds two of these checkpoints."""
-    mount = "mount -t tmpfs -o size=1m none"
-    shell = f'{mount} "$1" && exec "$2" -c "$3" "$1"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell, "sh"]
-    if subprocess.run([*command[:4], "sh", "-c", f'{mount} "$1"', "sh", tmp_path], capture_output=True).returncode:
-        pytest.skip("this machine does not let a user mount a file system of his own")
-    result = subprocess.run([*command, tmp_path, sys.executable, FILL], capture_output=True, text=True, cwd=ROOT)
-    lines = dict(line.split(" ", 1) for line in result.stdout.splitlines())
-    assert "the disk is full; free some space" in lines["STOPPED"], result.stderr
-    assert "the checkpoint of step 3 could not be written" in result.stderr
-    assert lines["NEWEST"] == "2" and "tmp" not in lines["FILES"]
-
-
-def test_a_bucket_that_is_gone_for_a_while_costs_nothing(bucket_server):
-    checkpoints = Checkpoints(bucket_server.uri + "/run", keep=3)
-    checkpoints.save(1, state(1))
-    checkpoints.wait()
-    bucket_server.faults.plan = ["503"]
-    checkpoints.save(2, state(2))  # comes back, though nothing gets through before the plan is changed below
-    deadline = time.monotonic() + 60
-    while bucket_server.faults.done["503"] < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    bucket_server.faults.plan = ["", "lost"]
-    checkpoints.save(3, state(3))
-    checkpoints.close()
-    assert bucket_server.faults.done["lost"]
-    assert checkpoints.steps() == [1, 2, 3] and newest_state(checkpoints)["progress"]["step"] == 3
+def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, capsys):
+    checkpoints = saved(tmp_path, 1)
+    with files_up_to(100_000):
+        checkpoints.save(2, state(2, size=100_000))
+        with pytest.raises(ValueError, match=r"step-000000002\.pt: larger than a file"):
+            checkpoints.close()
+    assert "the checkpoint of step 2 could not be written" in capsys.readouterr().err
+    assert names(tmp_path) == ["LAST", "step-000000001.json", "step-000000001.pt"] and newest_step(checkpoints) == 1
 
 
 def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bucket_server, monkeypatch, capsys):
     uri = bucket_server.uri + "/run"
-    checkpoints = Checkpoints(uri)
-    checkpoints.save(1, state(1))
-    checkpoints.wait()
+    checkpoints = saved(uri, 1)
     be_impatient(monkeypatch, 0.3)
     bucket_server.faults.plan = ["503"]
     checkpoints.save(2, state(2))
@@ -195,7 +139,7 @@ def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bu
         checkpoints.close()
     assert "\n" not in str(error.value) and "the checkpoint of step 2" in capsys.readouterr().err
     bucket_server.faults.plan = []
-    assert newest_state(Checkpoints(uri))["progress"]["step"] == 1
+    assert newest_step(Checkpoints(uri)) == 1
 
 
 @pytest.mark.parametrize(
@@ -210,14 +154,11 @@ def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bu
     ids=["truncated", "other bytes", "no state", "description cut off", "no description"],
 )
 def test_a_damaged_checkpoint_is_passed_over(place, damage, warnings_told):
-    checkpoints = Checkpoints(place)
-    for step in (1, 2):
-        checkpoints.save(step, state(step))
-    checkpoints.close()
+    saved(place, 1, 2)
     damage(*(storage.join(place, f"step-000000002.{ending}") for ending in ("pt", "json")))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert newest_state(Checkpoints(place))["progress"]["step"] == 1
+        assert newest_step(Checkpoints(place)) == 1
     assert ["checkpoint skipped" in str(warning.message) for warning in told] == [True] * warnings_told
 
 
@@ -235,11 +176,7 @@ def test_another_file_with_the_right_checksum_is_one_line(tmp_path, other):
 def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, monkeypatch):
     """Going on from an older one would throw the newer ones away."""
     uri = bucket_server.uri + "/run"
-    checkpoints = Checkpoints(uri)
-    for step in (1, 2):
-        checkpoints.save(step, state(step))
-    checkpoints.close()
-    listed = checkpoints.steps()
+    listed = saved(uri, 1, 2).steps()
     monkeypatch.setattr(Checkpoints, "steps", lambda self: listed)  # the bucket goes away after the listing
     be_impatient(monkeypatch, 0.2)
     bucket_server.faults.plan = ["503"]
@@ -319,10 +256,7 @@ def test_all_processes_of_a_refused_run_end(tmp_path):
 @pytest.mark.slow
 def test_a_machine_makes_one_copy_of_a_remote_checkpoint(bucket_server, tmp_path):
     uri = bucket_server.uri + "/run"
-    checkpoints = Checkpoints(uri)
-    for step in (1, 2):
-        checkpoints.save(step, state(step))
-    checkpoints.close()
+    saved(uri, 1, 2)
     for read in on_ranks(2, read_on_a_rank, dict(os.environ), uri, str(tmp_path)):
         assert read["copies"] == 1 and torch.equal(read["weights"]["a"], state(2)["weights"]["a"])
     assert not list(tmp_path.glob("must-*/copy"))

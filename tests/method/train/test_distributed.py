@@ -6,7 +6,7 @@ import torch
 
 from tests.golden import golden, our_name, tensors
 from tests.method.train.processes import on_ranks
-from tests.method.train.step_ranks import four_steps_on_a_rank, states_after_four_steps
+from tests.method.train.step_ranks import ALONE, four_steps_on_a_rank, states_after_four_steps
 from tests.method.train.test_golden import TERMS
 
 
@@ -47,7 +47,7 @@ def test_n_processes_are_one_process_on_the_global_batch(world, classes, uneven,
         assert 0 < confident < 8
         parts = [order[:confident], order[confident:]]
     gradients, values, student, teacher = on_ranks(world, four_steps_on_a_rank, parts, "global", classes)
-    expected = states_after_four_steps(slice(None), "global", classes)  # without any process group
+    expected = states_after_four_steps(ALONE, slice(None), "global", classes)  # without any process group
     record_property("relative deviation of the gradient", relative(gradients, expected[0]))
     record_property("relative deviation of the student", relative(student, expected[2]))
     assert relative(gradients, expected[0]) < 1e-5

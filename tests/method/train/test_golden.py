@@ -7,19 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.method.train.losses import Objective, fairness_loss, must_losses, pseudo_labels
+from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
 from must.method.train.step import (
     build_optimizer,
     ema_decay,
     learning_rate,
     make_teacher,
-    parameter_groups,
     set_learning_rate,
 )
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
-from tests.method.train.step_ranks import four_steps
+from tests.method.train.step_ranks import ALONE, four_steps, recorded_config
 
-OBJECTIVE = Objective(0.2, 1.0, 0.5, "global")
+CONFIG = recorded_config()
 TERMS = {
     "loss_st": "loss_self_training",
     "loss_fair": "loss_fairness",
@@ -37,12 +36,12 @@ def first_step(dtype=torch.float32):
         teacher_logits = make_teacher(student)(weak)
     labels = pseudo_labels(teacher_logits.softmax(-1), 0.7)
     output = student(strong, masked)
-    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, OBJECTIVE), masked
+    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, CONFIG), masked
 
 
 @pytest.fixture(scope="module")
 def float32_run():
-    return four_steps()
+    return four_steps(ALONE)
 
 
 def test_first_step_teacher(record_property):
@@ -99,7 +98,7 @@ def largest_deviation(values, dtype):
 
 
 def test_trajectory_in_float64_is_the_rounding_free_one(record_property):
-    _, values, *_ = four_steps(dtype=torch.float64)
+    _, values, *_ = four_steps(ALONE, dtype=torch.float64)
     worst = largest_deviation(values, "f64")
     record_property("largest deviation", worst)
     assert worst < 1e-8
@@ -137,13 +136,13 @@ def test_parameter_groups_are_the_published_ones():
     expected = {our_name(row["name"]): row for row in facts()["param_table"]}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert set(names.values()) == set(expected)
-    for group in parameter_groups(model, 0.65, 0.05):
+    optimizer = build_optimizer(model, 0.65, 0.05)
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             row = expected[names[id(parameter)]]
             assert group["weight_decay"] == row["weight_decay"], row["name"]
             assert group["lr_scale"] == pytest.approx(row["lr_scale"], rel=1e-12), row["name"]
             assert model.find_layer(names[id(parameter)]) == row["layer_id"], row["name"]
-    optimizer = build_optimizer(model, 0.65, 0.05)
     assert {group["name"] for group in optimizer.param_groups} == {row["group"] for row in facts()["param_table"]}
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
 
@@ -205,7 +204,7 @@ def test_a_batch_without_a_confident_image_trains_on():
     weak, strong, masked = golden_batch(0)
     labels = pseudo_labels(student(weak).softmax(-1), 1.0)
     assert not labels.confident.any()
-    losses = must_losses(student(strong, masked), labels, strong, masked, OBJECTIVE)
+    losses = must_losses(student(strong, masked), labels, strong, masked, CONFIG)
     losses.total.backward()
     assert losses.values["loss_self_training"].item() == 0
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())

@@ -1,23 +1,25 @@
 """Going on under circumstances: checkpoints on a bucket, shards that cannot be reached, a signal that comes twice."""
 
 import signal
+import time
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from must.base import storage
 from must.base.exits import ending_on_sigterm
 from must.base.processes import METHOD
 from must.data.loading.reader import ShardReader
-from must.method.distributed.process_group import StopSignal, World, init_distributed
+from must.method.distributed.process_group import StopSignal, init_distributed
 from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
-from must.method.train.train_state import SHARE, CheckpointTimer
+from must.method.train.train_state import SHARE, RunTimer, TrainProgress
 from must.method.train.trainer import train
-from tests.method.train.lives import difference, sigterm_when, training
+from tests.method.train import lives
+from tests.method.train.lives import difference, finish, log_of, start, training, undisturbed
 from tests.method.train.processes import on_ranks
+from tests.method.train.step_ranks import ALONE
 
 STEPS = 12
 config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=2, seed=1, log_every=2)
@@ -25,30 +27,31 @@ config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=
 
 @pytest.mark.slow
 def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, bucket_server, tmp_path):
-    uri = bucket_server.uri + "/run"
-    with (
-        sigterm_when(lambda: storage.exists(f"{uri}/LAST")),
-        ending_on_sigterm("train"),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        train(config(digits, tmp_path / "first", checkpoints=uri))
-    assert stopped.value.code == 75
-    assert 0 < Checkpoints(uri).steps()[-1] < STEPS
-    train(config(digits, tmp_path / "second", checkpoints=uri))
-    train(config(digits, tmp_path / "undisturbed"))
-    assert difference(tmp_path / "second", tmp_path / "undisturbed") == 0.0
+    uri, first, second = bucket_server.uri + "/run", tmp_path / "first", tmp_path / "second"
+    process = start(digits, first, checkpoints=uri)
+    while not storage.exists(f"{uri}/LAST"):
+        assert process.poll() is None, log_of(first)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75, log_of(first)
+    assert 0 < Checkpoints(uri).steps()[-1] < lives.STEPS
+    finish(start(digits, second, checkpoints=uri), second)
+    assert difference(second, undisturbed(digits, 1)) == 0.0
 
 
-def test_a_signal_that_arrives_twice_is_one_signal():
+@pytest.fixture
+def stop():
+    with ending_on_sigterm("test"):
+        signals = StopSignal()
+        yield signals
+        signals.restore()
+
+
+def test_a_signal_that_arrives_twice_is_one_signal(stop):
     """Ctrl-C reaches the processes from the terminal, and again from torchrun, which hands it on."""
-    with ending_on_sigterm("train"):
-        stop = StopSignal()
-        try:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            assert stop.received
-        finally:
-            stop.restore()
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert stop.received
 
 
 def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, monkeypatch, capsys):
@@ -82,26 +85,27 @@ def clock(monkeypatch):
 
 
 def test_one_is_due_after_its_seconds_and_is_asked_for_once(clock):
-    asked = CheckpointTimer(60)
+    timer = RunTimer(TrainProgress(), 60)
     clock.now = 59.9
-    assert not asked.due(busy=False)
+    assert not timer.due(busy=False)
     clock.now = 60.0
-    assert not asked.due(busy=True)  # saving would wait for the one before
-    assert asked.due(busy=False) and not asked.due(busy=False)  # on a GPU the answer comes a step later
-    asked.saved(cost=0.1)
+    assert not timer.due(busy=True)  # saving would wait for the one before
+    assert timer.due(busy=False) and not timer.due(busy=False)  # on a GPU the answer comes a step later
+    timer.save(lambda: None)
     clock.now = 119.9
-    assert not asked.due(busy=False)
+    assert not timer.due(busy=False)
     clock.now = 120.0
-    assert asked.due(busy=False)
+    assert timer.due(busy=False)
 
 
 def test_saving_that_costs_much_is_done_less_often(clock):
-    asked = CheckpointTimer(60)
-    asked.saved(cost=10.0)
-    clock.now = 10 * SHARE - 0.1
-    assert not asked.due(busy=False)
-    clock.now = 10 * SHARE
-    assert asked.due(busy=False)
+    timer = RunTimer(TrainProgress(), 60)
+    timer.save(lambda: vars(clock).update(now=10.0))
+    assert timer.progress.saving == 10.0
+    clock.now = 10 + 10 * SHARE - 0.1
+    assert not timer.due(busy=False)
+    clock.now = 10 + 10 * SHARE
+    assert timer.due(busy=False)
 
 
 @pytest.mark.slow
@@ -143,15 +147,10 @@ def test_the_main_process_learns_what_another_one_wants(signalled, due, first, s
     assert on_ranks(2, agreements, signalled, due) == [first, second, signalled is not None]
 
 
-def test_alone_there_is_nobody_to_ask():
-    with ending_on_sigterm("test"):
-        stop = StopSignal()
-        try:
-            assert stop.agreed(World(0, 1, torch.device("cpu")), due=True) == (False, True)
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.agreed(World(0, 1, torch.device("cpu"))) == (True, False)
-        finally:
-            stop.restore()
+def test_alone_there_is_nobody_to_ask(stop):
+    assert stop.agreed(ALONE, due=True) == (False, True)
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.agreed(ALONE) == (True, False)
 
 
 def test_outside_of_a_must_program_signals_are_left_alone():

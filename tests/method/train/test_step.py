@@ -7,11 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches
-from must.method.distributed.process_group import World
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
 from must.method.train.losses import fairness_loss
@@ -19,10 +17,9 @@ from must.method.train.step import MustStep
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks
-from tests.method.train.step_ranks import IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
+from tests.method.train.step_ranks import ALONE, IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
 from tests.method.train.test_distributed import relative
 
-ALONE = World(0, 1, torch.device("cpu"))
 PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())  # shares of the classes that are known
 
 
@@ -128,13 +125,6 @@ def test_micro_batches_are_the_batches_in_pieces():
     )
     assert len(pieces) == 12 and all(len(piece) == 2 for piece in pieces)
     assert [pieces[i] + pieces[i + 1] for i in range(0, 12, 2)] == batches
-
-
-def test_micro_batches_must_divide():
-    with pytest.raises(ValueError, match="--accumulate 3: must divide the 8 images"):
-        GlobalBatches([20], 8, 1, seed=0, micro_batches=3)
-    with pytest.raises(ValueError, match="--accumulate must be at least 1"):
-        load(TrainConfig, {"shards": "-", "classifier": "-", "output": "-", "accumulate": 0})
 
 
 @pytest.mark.parametrize("classes", [10, 600])

@@ -21,7 +21,7 @@ from must.method.train import trainer
 from must.method.train.checkpoint import load_state
 from must.method.train.log import unlearned
 from must.method.train.trainer import train
-from tests.method.train.lives import difference, log_of, start, training, wait_for_step
+from tests.method.train.lives import difference, log_of, same, start, training, wait_for_step, weights
 
 SETTINGS = {
     "epochs": 3, "batch_size": 25, "workers": 1, "checkpoint_every": 3, "keep_checkpoints": 2, "log_every": 2,
@@ -189,15 +189,6 @@ def test_a_run_that_learned_nothing_of_the_classes_says_so():
 
 
 half_way = partial(training, epochs=2, batch_size=50, workers=0, seed=1, log_every=2, alpha=0.5)
-
-
-def weights(folder):
-    values = load_file(f"{folder}/model.safetensors")
-    return {name: value for name, value in values.items() if not name.startswith("memory.")}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-"""Coverage-guided fuzzing of what parses foreign bytes; see README.md."""
