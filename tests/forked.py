@@ -59,13 +59,6 @@ class Must:
         self.send_signal(signal.SIGKILL)
 
 
-def is_running(pid: int) -> bool:
-    """A zombie counts as ended."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    return False
-
-
 def run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

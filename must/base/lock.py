@@ -204,7 +204,7 @@ class BucketLock:
             return False
         try:
             pid = int(owner["pid"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, OverflowError, TypeError):
             return True
         return not is_running(pid) or pid == os.getpid()  # or this process has the number of an owner that has ended
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from must.base.processes import is_running
 from must.runtime import supervise
 from must.runtime.notes import read_notes
 from must.runtime.stages import library
@@ -16,7 +17,6 @@ from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
 from tests import supervised as endings
 from tests.deploy.promote.bundles import make_bundle
-from tests.forked import is_running
 
 ROOT = Path(__file__).parents[2]
 

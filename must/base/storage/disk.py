@@ -205,6 +205,9 @@ class HashingFile:
             self.file.write(data)
         return len(data)
 
+    def flush(self) -> None:  # torch.save calls it
+        self.file.flush()
+
 
 def compute_sha256(path: Path) -> str:
     """The SHA-256 of a local file."""

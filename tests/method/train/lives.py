@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from must.base.parameters import load
+from must.base.processes import is_running
 from must.config import TrainConfig
 from must.method.train.checkpoint import Checkpoints, load_state
-from tests.forked import Must, is_running
+from tests.forked import Must
 from tests.once import made_once
 
 SETTINGS = {
