@@ -123,11 +123,11 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
         return remote(uri).read_bytes(str(uri), start, length)
-    with open_regular(str(uri).removeprefix("file://")) as file:
+    with io.BufferedReader(open_regular(str(uri).removeprefix("file://"))) as file:
         available = max(0, os.fstat(file.fileno()).st_size - start)
         file.seek(start)
         # With the exact size: a read of "at most N bytes" first allocates N bytes.
-        return io.BufferedReader(file).read(available if length is None else min(length, available))
+        return file.read(available if length is None else min(length, available))
 
 
 def read_versioned(uri: str | Path) -> tuple[bytes | None, Generation]:
