@@ -52,8 +52,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
 
 
 def describe_default(stage: type[StageConfig], parameter: Field[Any]) -> str:
-    """What a value of the parameter is if it is not given. For one that presets choose: its value in the preset auto
-    (by_preset has "" if it is computed), and the published one."""
+    """The parameter's value if it is not given, for its help."""
     name, default = parameter.name, get_default(parameter)
     if is_required(parameter):
         return "required without WORK" if parameter.metadata["work"] and name != "model" else "required"
@@ -62,11 +61,13 @@ def describe_default(stage: type[StageConfig], parameter: Field[Any]) -> str:
         value = ",".join(f"{key}={item:g}" for key, item in default.items())
     elif isinstance(default, list):
         value = ",".join(map(str, default))
-    if name not in stage.by_preset:
-        return value
-    auto = stage.by_preset[name]
+    return preset_text(stage.by_preset[name], value) if name in stage.by_preset else value
+
+
+def preset_text(auto: str, published: str) -> str:
+    """The default of a parameter that presets choose: its value in the preset auto ("" if computed), and published."""
     first = f"auto: {auto}" if auto not in ("", "auto") else auto or "by preset"
-    return first + (f"; published: {value}" if value else "")
+    return first + (f"; published: {published}" if published else "")
 
 
 def is_switch(kind: Any) -> bool:
