@@ -7,7 +7,7 @@ from must.base.parameters import StageConfig, flag, param, require
 from must.config import defaults
 
 OF_SHARDS = ("split", "index_sha256", "workers")  # only valid with --shards
-QUEUE = 512  # images that may wait in the server; more are refused with 503
+MOST_WAITING = 512  # images that may wait in the server; more are refused with 503
 SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 
@@ -108,7 +108,7 @@ class ServeConfig(StageConfig):
     threads: int = defaults.threads()
     decoders: int = param("threads that decode images; 0 means one a core", 0, at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
-    max_images: int = param("images of a request", 64, between=(1, QUEUE))
+    max_images: int = param("images of a request", 64, between=(1, MOST_WAITING))
     max_pixels: float = param(
         "megapixels of an image; of a request's images together 1.6 times as many, where costly forms count more",
         40.0,

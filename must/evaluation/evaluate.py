@@ -10,11 +10,12 @@ import torch
 from must import __version__
 from must.base import storage
 from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.base.text import cell, encoded, format_csv, printable
+from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
-from must.data.format.index import load_index
+from must.data.format.index import Index, load_index
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
+from must.data.shards.history import read_contents
 from must.evaluation.metrics import (
     REPLICATES,
     Labelled,
@@ -35,7 +36,7 @@ from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Accuracy, Data, Interval, LabelFree, Metrics, Model, RefinedLabels, write_metrics
-from must.evaluation.scores import Samples, Scores, score_split
+from must.evaluation.scores import NO_LABEL, Samples, Scores, score_split
 from must.evaluation.table import text_table
 from must.method.answers.estimate import abstention, difference, share
 from must.method.distributed.process_group import World, init_distributed
@@ -68,6 +69,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             require_classes(f"--baseline {config.baseline}", description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
         samples, after, before, tower = score(config, bundle, baseline, world)
+        samples = replace(samples, answered=find_answered(samples, config, index, (bundle, baseline)))
         metrics = measure(samples, after, before, tower, description.classes)
         if not world.is_main:
             return metrics
@@ -99,7 +101,21 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
             logger.info(f"{samples.skipped} images could not be decoded and were left out")
+        if metrics.answered:
+            images = counted(metrics.answered, "labelled image")
+            logger.info(f"{images} not measured: people's answers about them are in the model")
         return metrics
+
+
+def find_answered(
+    samples: Samples, config: EvaluateConfig, index: Index, bundles: tuple[Bundle | None, ...]
+) -> np.ndarray | None:
+    """Bool [N], the images that one of the models has an answer about, by their content; None without answers."""
+    answered = [bundle.memory.answered.numpy() for bundle in bundles if bundle and bundle.memory]
+    if not any(len(values) for values in answered):
+        return None
+    contents = read_contents(config.shards, index, config.split)[samples.numbers].view(np.int64)
+    return np.isin(contents, np.concatenate(answered))
 
 
 def load_baseline(uri: str) -> Bundle:
@@ -155,6 +171,7 @@ def measure(
     metrics = Metrics(
         images=len(samples.numbers),
         labelled=int(chosen.sum()),
+        answered=int((samples.labels != NO_LABEL).sum() - chosen.sum()),
         skipped=samples.skipped,
         classes=classes,
         similarity=round(float(after.similarity.mean()), 4) if has_memory else None,

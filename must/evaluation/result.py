@@ -123,6 +123,7 @@ class Metrics:
     baseline: Accuracy | None = None
     tower: Accuracy | None = None  # the model without its memory; None if it has none
     similarity: float | None = None  # mean of the images', to those that the model remembers
+    answered: int = 0  # labelled images that measure nothing, as people's answers about them are in the model
     intervals: dict[str, Interval] = field(default_factory=dict)  # of the differences, adapted - baseline
     paired: Paired | None = None
     per_class: list[dict[str, Any]] = field(default_factory=list)

@@ -28,11 +28,13 @@ class Samples:
     labels: np.ndarray  # int64 [N], class numbers, NO_LABEL without a label
     sources: np.ndarray  # object [N], where each image came from
     skipped: int = 0  # images that could not be decoded
+    answered: np.ndarray | None = None  # bool [N], images whose answers are in a model: their labels measure nothing
 
     @property
     def labelled(self) -> np.ndarray:
-        """bool [N]"""
-        return self.labels != NO_LABEL
+        """bool [N], the images that accuracies are measured on"""
+        labelled = self.labels != NO_LABEL
+        return labelled if self.answered is None else labelled & ~self.answered
 
 
 @dataclass

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from must.base import storage
-from must.base.errors import UserError
 from must.base.parameters import make_record
 from must.runtime.places import WorkUri
 
@@ -74,9 +73,8 @@ parse_note = partial(make_record, Note)
 def read_note(work_uri: str, run_id: str, stage: str) -> Note | None:
     """None if there is none, or it cannot be read."""
     with suppress(ValueError, OSError):
-        return storage.read_object(
-            storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json"), parse_note, UserError()
-        )
+        data = storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json"))
+        return storage.object_or_none(data, parse_note)
     return None
 
 

@@ -166,6 +166,14 @@ def with_memory(folder, digits, output, **changes):
     return evaluation(digits, output, **{"model": str(folder.parent / "model"), "refined": str(folder)} | changes)
 
 
+def test_an_image_whose_answer_is_in_the_model_measures_nothing(digits, refined, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        metrics = evaluate(with_memory(refined, digits, tmp_path, split="train"))
+    assert (metrics.answered, metrics.labelled) == (70, metrics.images - 70)
+    assert "70 labelled images not measured: people's answers about them are in the model" in caplog.text
+    assert "70, not measured" in (tmp_path / "report.html").read_text()
+
+
 def test_a_model_with_a_memory_is_measured_as_it_is_used_and_without_it(digits, refined, evaluated, tmp_path):
     metrics = evaluate(with_memory(refined, digits, tmp_path)).to_dict()
     before, _ = evaluated

@@ -35,7 +35,7 @@ POLL_JOB = 5.0  # seconds between requests for the job's state and its new log l
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
 INDEX = "batch.kubernetes.io/job-completion-index"
-SECOND = len("2026-01-01T12:00:00")  # of the beginning of a timestamp
+SECOND_LENGTH = len("2026-01-01T12:00:00")  # of the beginning of a timestamp
 LINES = 30  # of a failed job's log and of its events, for its last message
 
 
@@ -247,7 +247,7 @@ class JobLog:
                 print(text, flush=True)
                 self.last.append(text)
             self.since = max([self.since, *(line.partition(" ")[0] for line in lines)])
-            self.printed = [line for line in lines if line[:SECOND] >= self.since[:SECOND]]
+            self.printed = [line for line in lines if line[:SECOND_LENGTH] >= self.since[:SECOND_LENGTH]]
 
     def find(self) -> tuple[str, str] | None:
         """The newest pod of the first node and its current container, once it runs."""

@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 
 import must
 from must.base.processes import cores
-from must.config.predict import QUEUE, ServeConfig
+from must.config.predict import MOST_WAITING, ServeConfig
 from must.deploy.predict.session import threshold
 from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.metrics import Metrics
@@ -57,7 +57,7 @@ LARGE_JSON = 1 << 16  # bytes of JSON above which it is parsed in a thread, one 
 LINGER = 2.0  # seconds in which the rest of a refused request is read, so that the client reads the response
 CLOSED = 499  # the status in the metrics of a request whose client has left
 SMALL = 1 << 18  # bytes of files up to which their headers are read in the event loop; above it in a thread
-PATIENCE = 30.0  # seconds that a client may take to send a request, and an answer may take
+CLIENT_TIMEOUT = 30.0  # seconds that a client may take to send a request, and an answer may take
 DELAY = 0.5  # seconds by which each megapixel puts a picture back in the queue: small ones pass large ones
 FULL = "the queue of waiting images is full; try again later"
 
@@ -200,7 +200,7 @@ class Api:
             plain = request.headers.get("content-encoding", "identity") == "identity"
             expect(plain, "send the body without compression", 415)
             expect(int(request.headers.get("content-length", "0")[:18]) <= config.max_body * 1e6, large, 413)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CLIENT_TIMEOUT):
                 async for part in request.stream():
                     full = self.held_bytes + len(part) > config.body_bytes
                     expect(not full, "the memory for request bodies is full; try again later", 503)
@@ -211,7 +211,7 @@ class Api:
         except BaseException as error:
             self.held_bytes -= size
             if isinstance(error, TimeoutError):
-                error = Refused(408, f"the body was not received within {PATIENCE:g} seconds")
+                error = Refused(408, f"the body was not received within {CLIENT_TIMEOUT:g} seconds")
             if isinstance(error, Refused):
                 error.unread = True
             raise error from None
@@ -241,7 +241,7 @@ class Api:
             return parse_request(body, *limits)
         # One at a time: its Python objects take up to thirty times its bytes, which --memory does not count.
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CLIENT_TIMEOUT):
                 await self.large_json.acquire()
         except TimeoutError:
             raise Refused(503, "the server is busy with other large requests; try again") from None
@@ -318,10 +318,10 @@ class Api:
             for image, (size, memory), future in zip(request.images, costs, pending.futures, strict=True):
                 delay += DELAY * size
                 self.decoders.put(memory, partial(self.prepare, image, future, served), delay)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CLIENT_TIMEOUT):
                 rows = np.stack([await future for future in pending.futures])
         except TimeoutError:
-            raise Refused(504, f"no answer within {PATIENCE:g} seconds") from None
+            raise Refused(504, f"no answer within {CLIENT_TIMEOUT:g} seconds") from None
         finally:
             self.requests = [other for other in self.requests if other is not pending]
             for future in pending.futures:
@@ -351,7 +351,7 @@ class Api:
         one if that would not make enough room."""
         waiting, megapixels = self.waiting + len(request.futures), self.megapixels + request.megapixels
         others, refused = sorted(self.requests, key=lambda other: -other.megapixels), list[PendingRequest]()
-        while waiting > QUEUE or megapixels > self.config.queue_pixels:
+        while waiting > MOST_WAITING or megapixels > self.config.queue_pixels:
             costly = others.pop(0) if others else request
             if costly.megapixels <= request.megapixels:
                 raise Refused(503, FULL)

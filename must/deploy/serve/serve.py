@@ -16,7 +16,7 @@ from must.base.console import TO_STDERR
 from must.base.errors import UserError
 from must.base.text import printable
 from must.config.predict import ServeConfig
-from must.deploy.serve.http import PATIENCE, Api, make_app
+from must.deploy.serve.http import CLIENT_TIMEOUT, Api, make_app
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.models import Models
 
@@ -69,7 +69,7 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
         drain,
         date_header=False,
         timeout_keep_alive=IDLE,
-        timeout_graceful_shutdown=int(PATIENCE) + 1,
+        timeout_graceful_shutdown=int(CLIENT_TIMEOUT) + 1,
     )
     if following:
         following.cancel()

@@ -78,6 +78,8 @@ def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     facts |= {
         f"split {name}": f"{c['samples']:,} images, {c['labelled']:,} labelled" for name, c in data.splits.items()
     }
+    if metrics.answered:
+        facts |= {"labelled, but with an answer": f"{metrics.answered:,}, not measured"}
     facts |= {"rejected": f"{data.rejected:,}", "duplicates": f"{data.duplicates:,}"}
     facts |= {"not decodable here": f"{metrics.skipped:,}", "index sha256": data.index_sha256}
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")

@@ -51,6 +51,7 @@ def build_memory(
         "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
         "fade": measure_fade(cosines),
         "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
+        "answered": torch.zeros(0, dtype=torch.int64),  # set by `must refine`
     }
     facts = MemoryFacts(images=len(rows), answers=len(answered), shared=round(refined.shared, 4))
     return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined

@@ -25,7 +25,7 @@ from must.base.text import cell, counted, encoded, format_csv
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.data.shards.history import History
+from must.data.shards.history import read_contents
 from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
 from must.method.answers.estimate import (
     Abstention,
@@ -139,6 +139,9 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         refined = refine_pool(
             pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk
         )
+    if answers.known:
+        contents = read_contents(config.shards, source.index, config.split)
+        refined.memory.answered = torch.from_numpy(contents[list(answers.known)].view(np.int64))
     origin, measured = bundle.description.provenance, refined.measured
     selection = origin.selection or (Selection() if origin.config else Selection(alpha=0.0, by="not trained"))
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
@@ -246,9 +249,8 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     longer there is left out, and so is one about an image that is not in the shards."""
     if not config.answers:
         return Answers({}, {})
-    history = History(config.shards, load_index(config.shards))
-    contents = [values for _, split, values in history.hashes() if split == config.split]
-    numbers = {int(value): number for number, value in enumerate(np.concatenate([np.empty(0, np.uint64), *contents]))}
+    contents = read_contents(config.shards, load_index(config.shards), config.split)
+    numbers = {int(value): number for number, value in enumerate(contents)}
     known, random, others = dict[int, int](), dict[int, int](), 0
     for sha256, answer in read_answers(config.answers).items():
         number = numbers.get(int(sha256[:16], 16))

@@ -40,6 +40,7 @@ class Memory(nn.Module):
     lifts: Tensor  # float16 [N, S], VOTES log((1 - r + r Z / M) / (1 - r)) times n / (n + 5), 0 or more
     fade: Tensor  # float32 [2], the cosines where votes begin to count, and count fully
     correction: Tensor  # float16 [K + V, K] of `fit_correction`; [0, K] without answers
+    answered: Tensor  # int64 [A], the first 8 bytes of the sha256 of the answered images, which measure nothing
 
     def __init__(self, tokens: Whitening, embedding: Whitening, buffers: dict[str, Tensor], facts: MemoryFacts) -> None:
         super().__init__()

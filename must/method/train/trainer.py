@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import make_part
 from must.base.storage import UnreachableError
@@ -32,10 +33,10 @@ from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
-from must.method.memory.alpha import Weights, interpolate
+from must.method.memory.alpha import Weights, interpolate, load_trained
 from must.method.memory.build import LARGEST_MEMORY, build_memory
 from must.method.memory.pool import Predicted, compare_predictions, read_pool, subsample
-from must.method.model.bundle import Bundle, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import Description, RunSummary, Selection, get_preprocess
 from must.method.model.masked_vit import MaskedViT
@@ -245,9 +246,22 @@ class Trainer:
                 threads=progress.threads or None, summary=summary, class_shares=list(self.prior), **self.origin,
             )  # fmt: skip
             description = replace(self.zero_shot.description, provenance=origin)
-            self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
+            if self.is_saved(networks["teacher"]):
+                logger.info(f"{config.output}: has the model of this training, which stays as it is")
+            else:
+                self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
+
+    def is_saved(self, weights: Weights) -> bool:
+        """Whether the output has the model of these weights: then `must refine` may have taught it answers."""
+        try:
+            alpha = load_bundle(self.config.output).description.provenance.config.get("alpha")
+            saved = load_trained(self.config.output).model.state_dict()
+        except UserError:  # none, or a damaged one
+            return False
+        same = saved.keys() == weights.keys() and all(torch.equal(saved[k], w.cpu()) for k, w in weights.items())
+        return same and alpha == self.config.alpha
 
     def save_model(self, weights: Weights, description: Description, pause: Callable[[], None]) -> None:
         """Writes the model interpolated at `--alpha`, with a memory of the images, and beside it the fully trained one.

@@ -81,7 +81,7 @@ def with_api(test):
     ],
 )
 def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay, monkeypatch):
-    monkeypatch.setattr("must.deploy.serve.http.QUEUE", 4)
+    monkeypatch.setattr("must.deploy.serve.http.MOST_WAITING", 4)
 
     async def admit(api):
         names = {}
@@ -141,7 +141,7 @@ def test_a_requests_memory_is_released_before_its_answer_is_sent():
 
 
 def test_a_client_that_sends_its_body_slowly_is_ended(monkeypatch):
-    monkeypatch.setattr(http, "PATIENCE", 0.05)
+    monkeypatch.setattr(http, "CLIENT_TIMEOUT", 0.05)
 
     async def exchange(api):
         parts = iter([b"\xff\xd8"])
@@ -194,7 +194,7 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json
         inside -= 1
 
     async def parse_all(api):
-        monkeypatch.setattr(http, "PATIENCE", 0.05)
+        monkeypatch.setattr(http, "CLIENT_TIMEOUT", 0.05)
         async with api.large_json:
             with pytest.raises(Refused, match='"inputs" must be'):
                 await api.parse(small, served)
@@ -203,7 +203,7 @@ def test_large_json_is_parsed_one_at_a_time_beside_the_event_loop_and_small_json
         assert refused.value.status == 503
         with pytest.raises(Refused, match='"inputs" must be'):
             await api.parse(large, served)
-        monkeypatch.setattr(http, "PATIENCE", SILENCE)
+        monkeypatch.setattr(http, "CLIENT_TIMEOUT", SILENCE)
         monkeypatch.setattr(http, "parse_request", parse_slowly)
         await asyncio.gather(*[api.parse(large, served) for _ in range(5)])
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from must.config import ShardConfig, TrainConfig
+from must.config import RefineConfig, ShardConfig, TrainConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
+from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import load_description
@@ -105,6 +106,14 @@ def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits
     again = train(config(digits, output, epochs=1, workers=0))
     assert again.seconds == pytest.approx(one_epoch[1].seconds, abs=0.5)
     assert (output / "model.safetensors").read_bytes() == before
+    places = {"shards": digits.shards, "classifier": digits.classifier, "model": str(output)}
+    refine(RefineConfig(**places, output=str(tmp_path / "labels"), alpha=0.2, workers=0, device="cpu"))
+    taught = (output / "model.safetensors").read_bytes()
+    train(config(digits, output, epochs=1, workers=0))
+    assert (output / "model.safetensors").read_bytes() == taught != before, "what `must refine` added stays"
+    (output / "model.safetensors").write_bytes(taught[:-1])
+    train(config(digits, output, epochs=1, workers=0))
+    assert len((output / "model.safetensors").read_bytes()) == len(before), "a damaged model is made anew"
     with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
         train(config(digits, output, epochs=2, lr=0.001))
     with pytest.raises(ValueError, match=r"other settings: sha256 of the image tower \("):
