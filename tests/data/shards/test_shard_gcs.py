@@ -105,6 +105,6 @@ shard(ShardConfig(source={source!r}, output={output!r}, workers=1, max_rejected=
     assert killed.returncode == -signal.SIGKILL
     assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
     run(source, output, max_rejected=0.1, **OPTIONS)
-    assert "1 chunks are done already" in capsys.readouterr().out
+    assert "2 chunks are done already" in capsys.readouterr().out
     run(source, bucket_server.uri + "/whole", max_rejected=0.1, **OPTIONS)
     assert tree(output) == tree(bucket_server.uri + "/whole")
