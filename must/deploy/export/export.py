@@ -29,6 +29,7 @@ from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, Onnx
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.description import Selection, get_preprocess, require_same_model
+from must.method.model.memory import SAME_IMAGE_INT8
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def export_onnx(
         begin("outputs of PyTorch")
         expected, features = reference(bundle, pixels, config.embeddings)
         begin("the graph")
+        if config.precision == "int8" and bundle.memory:
+            bundle.memory.same_image = SAME_IMAGE_INT8
         graph = to_graph(bundle, uint8=config.input == "uint8", embeddings=config.embeddings)
         begin(config.precision)
         if config.precision == "int8":

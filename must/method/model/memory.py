@@ -29,6 +29,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.model.vectors import NEIGHBOURS, Whitening, flatten_tokens, join_vectors, neighbour_weights
 
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
+SAME_IMAGE_INT8 = 0.97  # the same for vectors of an int8 tower, which differ a little from those in the memory
 SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 
 
@@ -45,6 +46,7 @@ class Memory(nn.Module):
     def __init__(self, tokens: Whitening, embedding: Whitening, buffers: dict[str, Tensor], facts: MemoryFacts) -> None:
         super().__init__()
         self.tokens, self.embedding, self.facts = tokens, embedding, facts
+        self.same_image = SAME_IMAGE
         for name, value in buffers.items():
             self.register_buffer(name, value)
 
@@ -55,7 +57,7 @@ class Memory(nn.Module):
     def forward(self, probability: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities float32 [B, K], similarity float32 [B] from 0 to 1)."""
         cosines = vectors @ F.normalize(self.vectors.float(), dim=1).T  # half precision changes their length
-        cosines = torch.where(cosines > SAME_IMAGE, -1.0, cosines)
+        cosines = torch.where(cosines > self.same_image, -1.0, cosines)
         cosines, rows = cosines.topk(min(NEIGHBOURS, self.vectors.shape[0]), dim=1)
         weights = neighbour_weights(cosines)
         distance = (weights * cosines).sum(1)

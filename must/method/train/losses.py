@@ -136,7 +136,7 @@ def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     if dist.is_initialized():
         dist.all_reduce(packed)
     values = packed[: len(local)]
-    sums = LossSums(*values[:-1], probability=packed[len(local) :])
+    sums = LossSums._make([*values[:-1], packed[len(local) :]])
     return GlobalSums(sums, values[-1], local.confident)
 
 
