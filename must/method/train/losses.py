@@ -135,9 +135,8 @@ def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     packed = torch.cat([torch.stack([*local[:-1], rank_mean]), local.probability])
     if dist.is_initialized():
         dist.all_reduce(packed)
-    values = packed[: len(local)]
-    sums = LossSums._make([*values[:-1], packed[len(local) :]])
-    return GlobalSums(sums, values[-1], local.confident)
+    values, probability = packed[: len(local)], packed[len(local) :]
+    return GlobalSums(LossSums._make([*values[:-1], probability]), values[-1], local.confident)
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

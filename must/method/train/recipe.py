@@ -212,14 +212,13 @@ def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def provenance(config: TrainConfig, index: Index, **facts: Any) -> Provenance:
-    """`facts`: the other fields of Provenance, which only the trainer knows."""
+def provenance(index: Index, **facts: Any) -> Provenance:
+    """`facts`: the fields of Provenance that only the trainer knows."""
     packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
     versions = {"must": must.__version__, "python": platform.python_version()}
     return Provenance(
         index_sha256=index.sha256,
         index_revision=index.revision,
-        config=config.to_dict(),
         git_revision=git_revision(),
         versions=versions | {name: metadata.version(name) for name in packages},
         **facts,

@@ -242,8 +242,9 @@ class Trainer:
         if self.world.is_main:
             self.state.checkpoints.close()
             origin = provenance(
-                replace(config, precision=progress.precision), self.reader.index, processes=self.world.size,
-                threads=progress.threads or None, summary=summary, class_shares=list(self.prior), **self.origin,
+                self.reader.index, config=config.to_dict() | {"precision": progress.precision},
+                processes=self.world.size, threads=progress.threads or None, summary=summary,
+                class_shares=list(self.prior), **self.origin,
             )  # fmt: skip
             description = replace(self.zero_shot.description, provenance=origin)
             if self.is_saved(networks["teacher"]):
