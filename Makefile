@@ -42,7 +42,7 @@ setup: $(VENV)/installed  ## Create the virtual environment (other commands do i
 demo: $(VENV)/demo  ## Adapt the bundled model to the bundled digits
 	@$(BIN)/must demo --output $(DEMO)
 	@$(BIN)/must adapt $(DEMO)/images/unlabeled --classes $(DEMO)/classes.yaml --model $(DEMO)/model \
-		--test-images $(DEMO)/images/test --output $(DEMO)/work
+		--test-images $(DEMO)/images/test --output $(DEMO)/work --train yes
 	@echo "the command must is in this environment: . $(VENV)/bin/activate"
 
 .PHONY: pipeline

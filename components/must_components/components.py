@@ -149,11 +149,13 @@ def champion(
     epochs: int = 0,
     only_new: bool = False,
     gate: str = "auto",
+    gate_settings: dict = {},  # noqa: B006
     evaluate_split: str = "",
     answers: str = "",
 ) -> str:
     """Reads the registry: the champion's version, or none, and its bundle; checks that the run can be evaluated. `key`
-    identifies the run's data, classes, settings and answers; `split` is evaluated on. Returns train, or nothing new."""
+    identifies the run's data, classes, settings, answers and gate; `split` is evaluated on. Returns train, or nothing
+    new."""
     from pathlib import Path
 
     from must.runtime import stages
@@ -162,7 +164,7 @@ def champion(
     best = supervised(
         "champion", stages.champion, run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
-        only_new=only_new, gate=gate, evaluate_split=evaluate_split, answers=answers,
+        only_new=only_new, gate=gate, gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers,
     )  # fmt: skip
     for path, name in ((version, "version"), (bundle_uri, "bundle"), (key, "key"), (split, "split")):
         Path(path).write_text(best[name])

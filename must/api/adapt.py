@@ -7,7 +7,6 @@ A call with the same words goes on where it was stopped, and does what is new si
 (must/api/work_state.py). Everything is checked before anything is written.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -146,7 +145,7 @@ def steps(
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
     wanted = parse_settings(settings)
     check_device(device)
-    file, content = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
+    file, content, class_key = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
@@ -157,7 +156,7 @@ def steps(
         inputs = {
             "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
             "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
-            "classes": hashlib.sha256(content).hexdigest() if content else file,
+            "classes": class_key,
             "model": identify_model(model),
             "pretrained": identify_model(pretrained),
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},

@@ -68,11 +68,13 @@ class Adapted:
         """A notebook shows the page of the report."""
         return iframe(self.report.read_text(encoding="utf-8"))
 
-    def predict(self, images: Any, *, top_k: int = 5, batch_size: int = 32, device: str = "auto") -> Predictions:
-        """As `Model.predict` of `must.load`, with the model's own threshold."""
+    def predict(
+        self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32, device: str = "auto"
+    ) -> Predictions:
+        """As `Model.predict` of `must.load`."""
         if device not in self._models:
             self._models[device] = load(self.bundle, device=device)
-        return self._models[device].predict(images, top_k=top_k, batch_size=batch_size)
+        return self._models[device].predict(images, top_k=top_k, abstain=abstain, batch_size=batch_size)
 
     def to_open_clip(self) -> OpenClip:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.

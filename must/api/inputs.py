@@ -20,7 +20,7 @@ from must.data.image.decode import decode, identify, orientation, upright
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
 from must.data.sources.files import Folder, Manifest
-from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, load_class_set, make_class_set
+from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (
     "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
@@ -96,6 +96,8 @@ def list_items(images: Any) -> Iterator[Any]:
     require(images is not None and not isinstance(images, bytes), f"images: expected {ACCEPTED}")
     if hasattr(images, "column_names"):
         images = find_image_column(images)
+    elif hasattr(images, "columns"):
+        raise UserError(f"images: a table; give one of its columns, such as images=table[{str(images.columns[0])!r}]")
     elif hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         images = map(images.__getitem__, range(len(images)))
     require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
@@ -162,20 +164,25 @@ def as_image(item: Any, where: str) -> Image.Image:
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def read_classes(classes: Any) -> tuple[str, bytes]:
-    """(file name, content) of a class file. For names and prompts from Python the file name is '' and the content is
-    that of a class file with them."""
+def read_classes(classes: Any) -> tuple[str, bytes, str]:
+    """(file name, content, key) of a class file. For names and prompts from Python the file name is '' and the content
+    is that of a class file with them. The key is equal for the same names and prompts."""
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
         if file == BUNDLED_SET:
-            return file, b""
+            return file, b"", file
         class_set = load_class_set(file)
         if storage.exists(file):
-            return file, storage.read_bytes(file)
+            return file, storage.read_bytes(file), hash_classes(class_set)
         classes = list(class_set.names)  # cat,dog,horse
     entries = make_entries(classes)
-    make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
-    return "", yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
+    class_set = make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
+    content = yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
+    return "", content, hash_classes(class_set)
+
+
+def hash_classes(class_set: ClassSet) -> str:
+    return hashlib.sha256(repr(class_set).encode(errors="surrogateescape")).hexdigest()
 
 
 def make_entries(classes: Any) -> list[Any]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from functools import partial
 from typing import Any, NoReturn
 
@@ -66,7 +67,9 @@ def find_exit_code(error: BaseException) -> int:
 
 def format_error(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, LONGEST_LINE)
+        full = "; free some space, then run the same command again" if error.errno in (ENOSPC, EDQUOT) else ""
+        where = f"{error.filename}: " if error.filename else ""
+        return printable(f"{where}{error.strerror}{full}", LONGEST_LINE)
     text = str(error).strip()
     if isinstance(error, MemoryError):
         text = f"memory is full; give it more, or less to read{text and ': '}{text}"

@@ -77,6 +77,10 @@ class ShardConfig(StageConfig):
     def check_values(self) -> None:
         defaults.parse_part(self.part)
         require(
+            not self.test_source or self.labels != "none",
+            "--test-source: test images need labels to measure with; give --labels folder or csv",
+        )
+        require(
             bool(self.split) and all(share >= 0 for share in self.split.values()), "--split needs shares of 0 or more"
         )
         total = sum(self.split.values())

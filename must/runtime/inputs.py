@@ -65,7 +65,7 @@ def check_writable(name: str, uri: str) -> None:
 def check_answers(uri: str, classes: list[str]) -> None:
     require(uri.endswith(".jsonl"), f"answers {uri}: expected {ANSWERS_FILE} of `must review`")
     require(storage.exists(uri), f"answers {uri}: no such file")
-    require(bool(read_answers(uri, classes)), f"answers {uri}: there are no answers in it")
+    require(bool(read_answers(uri, classes)), f"answers {uri}: there are no answers in it with a class of this run")
 
 
 def check_model(model: str, pretrained: str) -> None:

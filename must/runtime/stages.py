@@ -125,18 +125,19 @@ def cached_classifier(folder: str, weights: str) -> ClassifierRecord | None:
 
 def champion(
     facts: Facts, work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
-    settings: dict[str, Any], epochs: int, only_new: bool, gate: str, evaluate_split: str = "", answers: str = "",
+    settings: dict[str, Any], epochs: int, only_new: bool, gate: str, gate_settings: dict[str, Any] | None = None,
+    evaluate_split: str = "", answers: str = "",
 ) -> dict[str, str]:  # fmt: skip
     """Reads the registry, which may be empty, and checks before the training that the run can be evaluated.
 
     Args:
-        only_new: do not train if there is a decision on a run with the same data, classes, settings and answers.
+        only_new: do not train if there is a decision on a run with the same data, classes, settings, answers and gate.
         evaluate_split: '' for test, or for train if the shards have no split test.
 
     Returns:
         version: of the champion; none before the first promotion.
         bundle: URI of the model to compare with; '' if there is none, or it has other classes.
-        key: of this run's data, settings and answers.
+        key: of this run's data, settings, answers and gate.
         split, action: on which the run evaluates; train, or nothing new.
     """
     work = WorkUri(work_uri)
@@ -152,6 +153,8 @@ def champion(
     key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
     if answers:
         key += f"-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}"
+    rules = json.dumps([gate, gate_settings or {}, split], sort_keys=True).encode()
+    key += f"-{hashlib.sha256(rules).hexdigest()[:8]}"
     decided = models.decision(key) if only_new else None
     bundle = models.bundle(latest) if latest else ""
     facts.result = f"champion: {latest or 'none yet'}; evaluates on {split}"

@@ -86,10 +86,13 @@ class Outcome(NamedTuple):
 
 def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
-    if (failed := find_failed(notes)) is not None:
-        return Outcome(False, FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage))
     facts = {note.stage: note.facts for note in notes}
-    if headline := describe_decision(facts):
+    headline = describe_decision(facts)
+    if (failed := find_failed(notes)) is not None:
+        failure = FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage)
+        beside = failed.stage == "export" and headline  # `export` does not wait for the gate
+        return Outcome(False, f"{headline}. {failure}" if beside else failure)
+    if headline:
         # After every gate comes `export`; after a promotion what the stage inputs found in cluster.yaml and the run.
         due = facts.get("inputs", Facts()).then if "promote" in facts else ["export"] * ("gate" in facts)
         if missing := [stage for stage in due if stage not in facts]:

@@ -110,7 +110,8 @@ def make_pipeline(cluster: Cluster) -> Any:
             index_sha256 = add("shard", after=previous, **images).outputs["Output"]
             champion = add(
                 "champion", index_sha256=index_sha256, classifier=weights, only_new=only_new, gate=gate,
-                evaluate_split=evaluate_split, answers=answers, **run, **registry, **recipe,
+                gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers, **run, **registry,
+                **recipe,
             ).outputs  # fmt: skip
             shards = {"index_sha256": index_sha256, **run}
             with dsl.If(champion["Output"] == "train", name="something new"):

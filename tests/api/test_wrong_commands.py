@@ -68,6 +68,7 @@ predict --model work photos --classes cat,dog                                | t
 predict --model ViT-B-16 --classes cat,dog photos                            | write ViT-B-16/WEIGHTS, such as ViT-B-16/openai
 predict --model model photos                                                 | say which classes there are
 predict --model work/model/model.safetensors photos                          | give its folder, work/model
+predict --model work photos --output work/labels/predictions.csv             | work/labels holds refined.json of another command
 predict --model work --shards work photos                                    | give one or the other
 serve wrok                                                                   | --model wrok/model.onnx: no such file
 serve --model work --registry reg --name digits                              | cannot both be given
@@ -98,6 +99,7 @@ train work                                                                   | w
 shard photos --output work                                                   | --output work: is a folder of `must adapt`
 shard photos --output work/shards --append --resize 30                       | were made with --resize 0; give the same
 shard fotos --output new                                                     | --source fotos: there is no such folder
+shard photos --output new --test-source photos                               | test images need labels to measure with
 shard photos --output new --split train=0.5,test=0.6                         | --split must add up to 1
 classifier --classes imagenet --model ViT-B-16 --output c.safetensors        | ViT-B-16: names no weights; write ViT-B-16/WEIGHTS
 classifier --classes classes.txt --model model --output work                 | --output must end in .safetensors

@@ -71,7 +71,13 @@ def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_pat
 
 @pytest.mark.parametrize(
     "change",
-    [{"splits": {"train": {"samples": 9, "labelled": 9}}}, {"settings": {"lr": 2.0}}, {"classes": ("cat", "fox")}],
+    [
+        {"splits": {"train": {"samples": 9, "labelled": 9}}},
+        {"settings": {"lr": 2.0}},
+        {"classes": ("cat", "fox")},
+        {"gate": "none"},
+        {"gate_settings": {"min_gain": 0.1}},
+    ],
 )
 def test_new_data_settings_or_classes_are_new(place, tmp_path, change):
     place.decide(ask(place, tmp_path)["key"], "stopped", [])

@@ -187,8 +187,14 @@ def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
 
 EXPORTS = [
     ([], "# Not promoted: stopped by the gate (too few images). Then broken off: export never started"),
-    ([Note("export", "failed", started=9, code=2)], "# Run failed: export: the input is wrong"),
-    ([Note("export", "running", started=9, signalled=12.0)], "# Run stopped from outside, during export"),
+    (
+        [Note("export", "failed", started=9, code=2)],
+        "# Not promoted: stopped by the gate (too few images). Run failed: export: the input is wrong",
+    ),
+    (
+        [Note("export", "running", started=9, signalled=12.0)],
+        "# Not promoted: stopped by the gate (too few images). Run stopped from outside, during export",
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
+from must.base.files import DESCRIPTION_FILE, INDEX_FILE, METRICS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import printable
@@ -26,6 +27,8 @@ from must.deploy.predict.writer import Options, Prediction, open_writer, rank_cl
 
 logger = logging.getLogger(__name__)
 
+OTHERS_FILES = REFINED_FILE, METRICS_FILE, DESCRIPTION_FILE, INDEX_FILE
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or names?
 
 
@@ -37,6 +40,7 @@ def predict_images(
     `take`: is called with each prediction; then no table is printed. `open_model`: by default opens an ONNX file."""
     if config.shards:
         return predict_shards(config, open_model)
+    require_own_place(config.output)
     classifier = open_model(config)
     options = Options(config.top_k, threshold(config.abstain, classifier, config.model), config.batch_size)
     view, counts = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}
@@ -58,6 +62,16 @@ def predict_images(
         missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
         logger.info(f"{counts['images']} images{missing} -> {config.output}")
     return counts
+
+
+def require_own_place(output: str) -> None:
+    """Refuses a file among those of another stage, such as the labels of WORK, which have the same name."""
+    folder = output.rpartition("/")[0] or "."
+    for name in OTHERS_FILES if output else ():
+        require(
+            not storage.exists(storage.join(folder, name)),
+            f"--output {output}: {folder} holds {name} of another command; write to another folder",
+        )
 
 
 class Unreadable(NamedTuple):
@@ -108,6 +122,8 @@ def find_images(arguments: list[str], problems: ListingReport) -> Iterator[str]:
             if not matches:
                 problems.reject(name, "matches no file")
             yield from matches
+        elif name.endswith(ARCHIVES):
+            problems.reject(name, "is an archive; unpack it, or make shards of it with `must shard` and give --shards")
         else:
             yield name
 

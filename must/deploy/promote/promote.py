@@ -80,6 +80,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         "git_revision": provenance.git_revision,
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
+    require_onnx(registry, config, version, current)
     if not config.version and expected not in (None, current) and is_version_of(current, version):
         logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
         version = current
@@ -90,11 +91,27 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     state = "already" if version == current else f"now (before: {before})"
     logger.info(f"{registry.uri}: LATEST is {version} {state} -> {registry.make_uri(version)}")
     if f"{ONNX_FOLDER}/{ONNX_FILE}" not in registry.checksums(version):
-        work = find_work(PromoteConfig, {"model": config.model})
-        export, flag = (f"must export {shlex.quote(work)}", "") if work else ("must export", " with --onnx")
         lack = f"without an ONNX file `must serve` cannot serve {version}"
-        logger.warning(f"{registry.uri}: {lack}: run `{export}`, then promote again{flag}")
+        logger.warning(f"{registry.uri}: {lack}: {export_first(config)}")
     return latest
+
+
+def require_onnx(registry: Registry, config: PromoteConfig, version: str, current: str) -> None:
+    """A champion that `must serve` can serve is not replaced by a model without an ONNX file."""
+    file = f"{ONNX_FOLDER}/{ONNX_FILE}"
+    same = version if registry.has(version) else current if is_version_of(current, version) else ""
+    served = bool(current) and registry.has(current) and file in registry.checksums(current)
+    require(
+        bool(config.onnx) or not served or (bool(same) and file in registry.checksums(same)),
+        f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
+        f"{export_first(config)}",
+    )
+
+
+def export_first(config: PromoteConfig) -> str:
+    work = find_work(PromoteConfig, {"model": config.model})
+    export, flag = (f"must export {shlex.quote(work)}", "") if work else ("must export", " with --onnx")
+    return f"run `{export}`, then promote again{flag}"
 
 
 def store(

@@ -38,10 +38,12 @@ async function ask(address, request) {
 }
 
 const LETTERS = "1234567890-=qwrtyuipdhjklxvbm,", LISTED = 500; // keys of classes; classes that the list shows at most
+const NUMBERS = "zero one two three four five six seven eight nine".split(" ");
 const KINDS = {
   random: "Drawn at random: your answer measures the accuracy.",
   coverage: "Chosen to teach: unlike the pictures answered so far. It corrects labels and does not measure.",
 };
+let keys = [...LETTERS]; // of `keyed`, in its order
 let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far
 let classes = [], view = "", picture = null, grid = null, busy = false, chosen = 0, listed = [], pointed = null;
 let also = new Set(), wrong = new Set(), queue = []; // similar pictures; marked ones of the grid, and those still to be named
@@ -120,7 +122,13 @@ function buttons() {
   $("names").hidden = !keyed.length;
   if ($("names").children.length === keyed.length) return;
   $("names").className = keyed.length > 12 ? "many most" : keyed.length > 5 ? "many" : "";
-  $("names").replaceChildren(...keyed.map((name, place) => make("button", { onclick: () => say("label", name) }, key(LETTERS[place]), named(name))));
+  $("names").replaceChildren(...keyed.map((name, place) => make("button", { onclick: () => say("label", name) }, key(keys[place]), named(name))));
+}
+function keysOf(names) { // classes that are digits have these as keys, and then no other class has a digit
+  const digits = names.map((name) => NUMBERS.includes(name.toLowerCase()) ? String(NUMBERS.indexOf(name.toLowerCase())) : name);
+  const own = digits.map((digit, place) => /^[0-9]$/.test(digit) && digits.indexOf(digit) === place);
+  const others = [...LETTERS].filter((letter) => !own.includes(true) || !/[0-9]/.test(letter));
+  return digits.map((digit, place) => own[place] ? digit : others.shift() ?? "");
 }
 function giveKey(label) { // with many classes: to one that is used for the first time
   if (keyed.includes(label) || keyed.length === LETTERS.length) return;
@@ -286,7 +294,7 @@ document.onkeydown = (event) => {
     return;
   }
   if (event.key.startsWith("Arrow") && view !== "grid") return;
-  const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key, place = pressed.length === 1 ? LETTERS.indexOf(pressed) : -1;
+  const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key, place = pressed.length === 1 ? keys.indexOf(pressed) : -1;
   const action = view === "ask" && picture && place >= 0 && place < keyed.length ? () => say("label", keyed[place]) : KEYS[pressed];
   if (!action) return;
   event.preventDefault();
@@ -307,6 +315,7 @@ turn(async () => {
     await new Promise((done) => setTimeout(done, 500));
   }
   classes = start.classes;
+  if (classes.length <= LETTERS.length) keys = keysOf(classes);
   keyed = classes.length <= LETTERS.length ? classes : JSON.parse(stored("must-review-keys") || "[]").filter((name) => classes.includes(name));
   $("who").value = stored("must-review-who") || start.who;
   show(await ask("next"));

@@ -24,7 +24,6 @@ from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
-from must.base.text import brief
 
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
 LARGEST_LINE = 1 << 16  # bytes
@@ -63,18 +62,18 @@ def hash_answers(uri: str) -> str:
 
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:
-    """sha256 -> the answer that counts. No file: no answers."""
+    """sha256 -> the answer that counts. No file: no answers. With `classes`, without those of a class that is gone."""
     return {sha256: answers[-1] for sha256, answers in read_history(uri, classes).items()}
 
 
 def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[Answer]]:
     """sha256 -> its answers that were not taken back, the one that counts last; in the order of their last lines. An
-    incomplete last line, of a killed program, is skipped. Every label must be one of `classes`, if they are given."""
+    incomplete last line, of a killed program, is skipped. With `classes`, images whose answer is none of them are left
+    out: classes are removed and renamed, and the answers stay in the file."""
     try:
         data = storage.read_bytes(answers_file(uri))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    known = None if classes is None else set(classes)
     history: dict[str, list[Answer]] = {}
     *lines, last = data.split(b"\n")
     for number, line in enumerate([*lines, last] if is_object(last) else lines, 1):
@@ -90,13 +89,14 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
                 require(bool(when) and isinstance(when, str), "undone must be a time")
                 answers = without(answers, when)
             else:
-                answers = [*answers, parse_answer(entry, sha256, known)]
+                answers = [*answers, parse_answer(entry, sha256)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = str(error) if isinstance(error, UserError) else NO_ANSWER
             raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
         if answers:
             history[sha256] = answers
-    return history
+    known = None if classes is None else {None, *classes}
+    return {sha256: answers for sha256, answers in history.items() if known is None or answers[-1].label in known}
 
 
 def without(answers: list[Answer], when: str) -> list[Answer]:
@@ -105,11 +105,10 @@ def without(answers: list[Answer], when: str) -> list[Answer]:
     return [answer for number, answer in enumerate(answers) if number != last]
 
 
-def parse_answer(entry: dict[str, Any], sha256: str, classes: set[str] | None) -> Answer:
+def parse_answer(entry: dict[str, Any], sha256: str) -> Answer:
     unsure = entry.get("unsure") is True
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
-    require(label is None or classes is None or label in classes, f"{brief(label)} is none of the model's classes")
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
     return Answer(sha256, label, unsure, **texts)
 

@@ -132,6 +132,8 @@ def make_groups(vectors: Tensor, names: int) -> Tensor:
 def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
     """Pairs of names by the cosine of their columns of probabilities [N, K], or by that of their texts [D, K]."""
     N, K = probabilities.shape
+    if N < SMALLEST_GROUP:
+        return []
     product = torch.zeros(K, K, device=probabilities.device)
     for part in probabilities.split(max(1, BLOCK_NUMBERS // K)):
         product += part.float().T @ part.float()

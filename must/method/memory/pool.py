@@ -13,6 +13,7 @@ from torch import Tensor
 from must.base.exits import is_first_rank
 from must.base.parameters import require
 from must.base.progress import bar
+from must.base.text import counted, printable
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalBatch, EvalSource
 from must.method.model.description import CheckResult
@@ -86,6 +87,9 @@ def read_pool(
         whitening = Whitening.fit(flats), Whitening.fit(vectors)
         vectors = join_vectors(whitening[0](flats), whitening[1](vectors)).half()
     P = P.transpose(0, 1).contiguous()
+    bad = [sources[row] for row in (~P.isfinite().all(2).all(0)).nonzero().flatten().tolist()]
+    images, example = counted(len(bad), "image"), printable("".join(bad[:1]))
+    require(not bad, f"the model's probabilities of {images} are not finite numbers, such as of {example}")
     return Pool(numbers, sources, vectors, P[0], P[1:], fit, whitening[0].cpu(), whitening[1].cpu())
 
 

@@ -130,6 +130,9 @@ def test_a_champion_that_cannot_be_served_is_announced(registry, tmp_path, capsy
     for flags in (["--onnx", tmp_path / "onnx"], []):  # a version keeps the file that it has
         promote(registry, "--model", tmp_path / "model", *flags)
         assert capsys.readouterr().err == ""
+    served = latest(registry).version
+    line = refused(capsys, 2, registry, "--model", make_bundle(tmp_path / "new", seed=5))
+    assert f"can serve the champion, {served}, and not this model" in line and latest(registry).version == served
 
 
 def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(registry, tmp_path):
