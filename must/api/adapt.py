@@ -155,7 +155,9 @@ def steps(
         source = to_source(images, scratch)
         inputs = {
             "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
-            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output) if test_images else "",
+            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output, 1)
+            if test_images
+            else "",
             "classes": class_key,
             "model": identify_model(model),
             "pretrained": identify_model(pretrained),

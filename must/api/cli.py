@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.close()
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            print(f"must {command}: interrupted", file=sys.stderr)
+            print(f"must {command}: interrupted; the same command again goes on", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
 
 
@@ -81,6 +81,7 @@ NEXT = {
 NEXT_IN_WORK = {
     "refine": "must evaluate {work}; must export {work}",
     "evaluate": "must gate {work}; must export {work}",
+    "review": "must refine {work}",
 }
 """The same for a stage that read and wrote in WORK."""
 

@@ -292,7 +292,7 @@ def abstention(target: float, confidence: np.ndarray, correct: np.ndarray, by: s
     steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, named, strict=True)]
     last = find_last(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
     if not last:
-        reason = "the surest images alone do not keep the target with so many labels"
+        reason = "too few labels, or too many wrong classes among the surest images"
         return Abstention(target, reason=reason, images=images)
     risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
     return Abstention(target, by, floor(last.threshold), last.answers / images, risk, bound, "", images)

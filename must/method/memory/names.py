@@ -228,12 +228,13 @@ def printable_table(result: dict[str, Any], file: str) -> str:
     names = sorted(
         {**now, **new}, key=lambda n: (n in now and n in new, -abs(new.get(n, absent)[1] - now.get(n, absent)[1]))
     )
-    lines = [f"{result['images']:,} images, zero-shot; nothing is written", "", "name: images, neighbours' agreement"]
+    head = "name: images, neighbours' agreement; - : not in this list"
+    lines = [f"{result['images']:,} images, zero-shot; nothing is written", "", head]
     for name in names[:SHOWN]:
         cells = [f"{each[name][0]:,}, {each[name][1]:.0%}" if name in each else "-" for each in (now, new)]
         lines.append(f"  {name}: {cells[0]} -> {cells[1]}")
     if len(names) > SHOWN:
-        lines.append(f"  and {len(names) - SHOWN} names that change less")
+        lines.append(f"  and {counted(len(names) - SHOWN, 'name')} with smaller changes")
     lines.append(f"{counted(result['changed'], 'image')} of {result['images']:,} with another label")
     lines += [f"  {a} -> {b}: {count:,} ({', '.join(shown)})" for a, b, count, shown in result["changes"]]
     for title, findings in zip(("present list", file), result["misfits"], strict=True):
