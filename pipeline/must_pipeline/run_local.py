@@ -22,6 +22,7 @@ import must_components
 from must.base.errors import UserError
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.flags import OneLineParser
+from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
 from must.evaluation.result import read_metrics
 from must.evaluation.table import text_table
@@ -31,6 +32,8 @@ from must_pipeline.server.parameters import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
 SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
+
+RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
 def main() -> None:
@@ -53,7 +56,9 @@ def main() -> None:
     runner = None
     if options.runner == "docker":
         runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
-    artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with locked(str(options.output), RUN_LOCK):
+        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
     print(summary(artifacts, time.monotonic() - started))
 
 
@@ -71,14 +76,13 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     from kfp import components, local
 
     treat_outputs_as_data()
-    output.mkdir(parents=True, exist_ok=True)
     dag = components.load_component_from_text(local_spec(pipeline))
     warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
     warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*SOURCE_FOLDERS, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
     root = output / "runs"
-    root.mkdir(exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     local.init(runner=runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
     previous = set(root.glob("*"))
     try:
