@@ -88,8 +88,8 @@ def read_pool(
         vectors = join_vectors(whitening[0](flats), whitening[1](vectors)).half()
     P = P.transpose(0, 1).contiguous()
     bad = [sources[row] for row in (~P.isfinite().all(2).all(0)).nonzero().flatten().tolist()]
-    images, example = counted(len(bad), "image"), printable("".join(bad[:1]))
-    require(not bad, f"the model's probabilities of {images} are not finite numbers, such as of {example}")
+    count, example = counted(len(bad), "image"), printable("".join(bad[:1]))
+    require(not bad, f"the model's probabilities of {count} are not finite numbers, such as of {example}")
     return Pool(numbers, sources, vectors, P[0], P[1:], fit, whitening[0].cpu(), whitening[1].cpu())
 
 
