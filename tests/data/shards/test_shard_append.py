@@ -190,10 +190,10 @@ def test_what_is_tested_on_is_never_trained_on(tmp_path: Path) -> None:
 
 
 def test_new_test_images_that_were_trained_on_are_not_tested_on(tmp_path: Path) -> None:
-    sharded(tmp_path, 10)
+    sharded(tmp_path, 10, labels="folder")
     zoo.fill(tmp_path / "labelled", 4, start=200)
     (tmp_path / "labelled" / "seen.png").write_bytes((tmp_path / "in" / "00001.png").read_bytes())
-    run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "labelled"), append=True)
+    run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "labelled"), labels="folder", append=True)
     assert "seen.png" not in samples(tmp_path / "out", "test") and len(samples(tmp_path / "out", "test")) == 4
     assert rejected(tmp_path / "out") == {"seen.png": "same content as another image in the split train"}
 

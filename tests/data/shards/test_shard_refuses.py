@@ -41,7 +41,7 @@ def test_images_are_not_sharded_into_their_own_folder(tmp_path: Path) -> None:
     for source in (photos, photos / "deep"):
         refused(source, photos, f"--source {source}: is inside --output")
     message = f"--test-source {photos}: is inside --output"
-    refused(webdataset(tmp_path / "other"), photos, message, test_source=str(photos))
+    refused(webdataset(tmp_path / "other"), photos, message, test_source=str(photos), labels="folder")
 
 
 def test_shards_may_lie_among_their_images(tmp_path: Path) -> None:
